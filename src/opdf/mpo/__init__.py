@@ -1,0 +1,19 @@
+"""Matrix product operators: tensors in, tensors out. Knows no module and no optimizer."""
+
+from opdf.mpo.contract import contract, contract_segments, pullback, shape_of
+from opdf.mpo.decompose import Decomposition, decompose, decompose_with_errors
+from opdf.mpo.gauge import match_gauge
+from opdf.mpo.shape import MPOShape, plan_shape
+
+__all__ = [
+    "Decomposition",
+    "MPOShape",
+    "contract",
+    "contract_segments",
+    "decompose",
+    "decompose_with_errors",
+    "match_gauge",
+    "plan_shape",
+    "pullback",
+    "shape_of",
+]

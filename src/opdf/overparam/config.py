@@ -1,0 +1,72 @@
+"""Which matrices of a model are over-parameterized, and how far."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from opdf.mpo import MPOShape, plan_shape
+
+METHODS = ("mpo", "svd")
+LR_SCALINGS = ("match-dense", "none")
+PRESETS = ("blocks", "all-linear")
+
+Factors = tuple[Sequence[int], Sequence[int]]
+
+
+@dataclass(frozen=True)
+class OverParamConfig:
+    """How to over-parameterize a model.
+
+    Args:
+        method: "mpo" puts 1x1 sites between two outer cores; "svd" has the two outer cores only (the paper's baseline).
+        ones: number L of 1x1 sites, for method "mpo". 3 when neither `scale` nor `shapes` says otherwise.
+        scale: instead of `ones`, the wanted ratio of training to dense parameters of each matrix.
+        shapes: explicit factors by name pattern, `{pattern: (row_factors, col_factors)}`; other matrices follow
+            `ones` or `scale`. Rows are output features.
+        targets: "blocks" takes the attention and feed-forward matrices of transformer blocks; "all-linear" every
+            Linear and Conv1D that is not tied; or name patterns. A pattern is a module's full name with shell
+            wildcards, or the end of it after a dot: "query", "*.layer.0.*", "conv1".
+        exclude: name patterns to leave out.
+        lr_scaling: "match-dense" scales the cores' learning rate so that the first step moves every matrix as far as
+            the same optimizer would move it densely; "none" uses the group's rate on the cores, as the paper does.
+
+    Raises:
+        ValueError, TypeError: a field holds what it cannot.
+    """
+
+    method: str = "mpo"
+    ones: int | None = None
+    scale: float | None = None
+    shapes: Mapping[str, Factors] | None = None
+    targets: str | Sequence[str] = "blocks"
+    exclude: Sequence[str] = field(default_factory=tuple)
+    lr_scaling: str = "match-dense"
+
+    def __post_init__(self) -> None:
+        _one_of("method", self.method, METHODS)
+        _one_of("lr_scaling", self.lr_scaling, LR_SCALINGS)
+        if self.method == "svd" and (self.ones or self.scale is not None):
+            raise ValueError(f"method 'svd' has no 1x1 sites; remove ones={self.ones} and scale={self.scale}")
+        if isinstance(self.targets, str):
+            _one_of("targets", self.targets, PRESETS, hint="or a list of name patterns")
+        if isinstance(self.exclude, str):
+            raise TypeError(f"exclude is the string {self.exclude!r}; give a list of name patterns")
+        plan_shape(4, 4, ones=self.ones, scale=self.scale)  # checks their types, ranges and that only one is given
+        for pattern, factors in (self.shapes or {}).items():
+            if len(factors) != 2:
+                raise ValueError(f"shapes[{pattern!r}] is {factors!r}; give (row_factors, col_factors)")
+            MPOShape(*(tuple(f) for f in factors))
+
+    def plan(self, rows: int, cols: int, factors: Factors | None = None) -> MPOShape:
+        """The shape of one matrix of `rows` x `cols`; `factors` are the explicit ones, when a pattern names it."""
+        if factors is not None:
+            return MPOShape(tuple(factors[0]), tuple(factors[1]))
+        if self.method == "svd":
+            return plan_shape(rows, cols, ones=0)
+        return plan_shape(rows, cols, ones=self.ones, scale=self.scale)
+
+
+def _one_of(name: str, value: object, allowed: Sequence[str], hint: str = "") -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, allowed))} {hint}".rstrip())

@@ -1,0 +1,216 @@
+"""Over-parameterizing a model: which matrices, in which shapes, with which optimizer and constraint."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from opdf.mpo import MPOShape, decompose
+from opdf.mpo.contract import shape_of
+from opdf.overparam.alignment import Alignment, LayerMap, build_alignment
+from opdf.overparam.config import OverParamConfig
+from opdf.overparam.optimizer import OverParameterizedOptimizer, Spec
+from opdf.overparam.select import Matrix, as_matrix, find_matrices, matches
+
+
+@dataclass(frozen=True)
+class TargetMatrix:
+    """One over-parameterized weight: where it is and the shape it is trained in."""
+
+    matrix: Matrix
+    shape: MPOShape
+
+    @property
+    def name(self) -> str:
+        """The parameter's name in the model."""
+        return self.matrix.name
+
+
+class OverParameterization:
+    """A model's matrices in their over-parameterized form. The model itself stays dense and unchanged.
+
+    Attributes:
+        model: the student.
+        config: what was asked for.
+        matrices: the over-parameterized weights, in the model's order.
+    """
+
+    def __init__(self, model: nn.Module, config: OverParamConfig, matrices: Iterable[TargetMatrix]) -> None:
+        self.model = model
+        self.config = config
+        self.matrices = tuple(matrices)
+        self._alignment: Alignment | None = None
+        self._optimizer: OverParameterizedOptimizer | None = None
+        self._initial_cores: dict[str, list[Tensor]] = {}
+
+    @property
+    def inference_params(self) -> int:
+        """Parameters of the model as it is saved and served."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    @property
+    def train_params(self) -> int:
+        """Parameters of the model while it trains: cores in place of their matrices."""
+        return self.inference_params + sum(target.shape.added_params for target in self.matrices)
+
+    def align(
+        self,
+        teacher: nn.Module,
+        *,
+        layer_map: LayerMap = "last",
+        weight: float = 1.0,
+        gauge: str = "matched",
+        normalize: str = "relative",
+    ) -> None:
+        """Pull auxiliary cores towards the teacher's (OPDF, equation 5) in every step of the optimizer made next.
+
+        Args:
+            teacher: a model with the same kind of blocks, of the student's width or wider.
+            layer_map: "last" (student block s follows the last of its group of teacher blocks), "first", or an
+                explicit `{student block: teacher block}` or `{student name: teacher name}`.
+            weight: factor of the constraint loss.
+            gauge: "matched" or "raw", see `opdf.mpo.match_gauge`.
+            normalize: "relative" or "mse", see `opdf.overparam.Alignment`.
+
+        Raises:
+            ValueError: matrices cannot be paired, or an option is unknown.
+            RuntimeError: the optimizer exists already.
+        """
+        if self._optimizer is not None:
+            raise RuntimeError("align() was called after optimizer(); call it before")
+        targets = {t.name: (t.matrix, t.shape) for t in self.matrices}
+        self._alignment = build_alignment(
+            self.model, targets, teacher, layer_map=layer_map, weight=weight, gauge=gauge, normalize=normalize
+        )
+
+    def optimizer(
+        self,
+        inner: type[Optimizer] = torch.optim.AdamW,
+        params: Iterable[Any] | None = None,
+        **options: Any,
+    ) -> OverParameterizedOptimizer:
+        """The optimizer that trains the cores of `matrices` and all other parameters as they are.
+
+        Args:
+            inner: a torch optimizer class.
+            params: parameters, named parameters or groups of either; default all that require a gradient. Parameters
+                that are not the model's (a projection of the loss, say) are stepped densely.
+            **options: options of `inner`: lr, betas, weight_decay, ...
+        """
+        self._optimizer = self._make_optimizer(inner, params, options)
+        return self._optimizer
+
+    def summary(self) -> str:
+        """A table of the shapes with their counts and parameters, and the totals."""
+        counts = Counter((t.matrix.rows, t.matrix.cols, t.shape) for t in self.matrices)
+        lines = [f"{'matrices':>8}  {'size':<12} {'parameters':>12}  {'scale':>6}  shape"]
+        for (rows, cols, shape), count in counts.items():
+            size = f"{rows}x{cols}"
+            lines.append(f"{count:>8}  {size:<12} {shape.num_params:>12,}  {shape.scale:>5.2f}x  {shape}")
+        lines.append(f"parameters: {self.train_params:,} while training, {self.inference_params:,} at inference")
+        return "\n".join(lines)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The cores, as `{parameter name}.core{k}`; of weights that have not been stepped, their decomposition."""
+        state = {}
+        for target in self.matrices:
+            cores = self._optimizer.cores(target.name) if self._optimizer else self._initial_cores.get(target.name)
+            if cores is None:
+                weight = self.model.get_parameter(target.name)
+                cores = decompose(as_matrix(weight, target.matrix.kind), target.shape)
+            state.update({f"{target.name}.core{k}": core.detach().clone() for k, core in enumerate(cores)})
+        return state
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Take the cores of `state_dict` and write their products into the model; moments start over.
+
+        Raises:
+            KeyError: a core is missing or belongs to no matrix.
+            ValueError: the cores of a matrix have other shapes than this configuration gives.
+        """
+        expected = {f"{t.name}.core{k}" for t in self.matrices for k in range(t.shape.sites)}
+        for problem, keys in (("misses", expected - state_dict.keys()), ("has unknown", state_dict.keys() - expected)):
+            if keys:
+                raise KeyError(
+                    f"state_dict {problem} {len(keys)} cores, e.g. {min(keys)}; use the same OverParamConfig"
+                )
+        loaded = {t.name: [state_dict[f"{t.name}.core{k}"] for k in range(t.shape.sites)] for t in self.matrices}
+        for target in self.matrices:
+            if (found := shape_of(loaded[target.name])) != target.shape:
+                raise ValueError(f"{target.name} is {found} in state_dict and {target.shape} here; use its config")
+        self._initial_cores = loaded
+        optimizer = self._optimizer or self._make_optimizer(torch.optim.SGD, None, {"lr": 0.0})
+        for name, cores in loaded.items():
+            optimizer.set_cores(name, cores)
+
+    def _make_optimizer(
+        self, inner: type[Optimizer], params: Iterable[Any] | None, options: dict[str, Any]
+    ) -> OverParameterizedOptimizer:
+        return OverParameterizedOptimizer(
+            self._named(self.model.parameters() if params is None else params),
+            inner,
+            {t.name: self._spec(t) for t in self.matrices},
+            lr_scaling=self.config.lr_scaling,
+            alignment=self._alignment,
+            initial_cores=self._initial_cores,
+            **options,
+        )
+
+    def _spec(self, target: TargetMatrix) -> Spec:
+        shape = target.shape
+        weight = self.model.get_parameter(target.name)
+        return Spec(target.matrix.kind, tuple(weight.shape), shape.row_factors, shape.col_factors, shape._bonds)
+
+    def _named(self, params: Iterable[Any]) -> list[Any]:
+        """The same parameters or groups with every parameter as `(name, parameter)`."""
+        names = {p: name for name, p in self.model.named_parameters()}
+        unnamed = iter(range(10**9))
+
+        def named(entry: Any) -> tuple[str, Tensor]:
+            p = entry[1] if isinstance(entry, tuple) else entry
+            return names.get(p) or f"extra.{next(unnamed)}", p
+
+        entries: list[Any] = list(params)
+        if entries and isinstance(entries[0], dict):
+            return [{**group, "params": [named(p) for p in group["params"]]} for group in entries]
+        return [named(p) for p in entries if (p[1] if isinstance(p, tuple) else p).requires_grad]
+
+
+def overparameterize(model: nn.Module, config: OverParamConfig | None = None) -> OverParameterization:
+    """Plan the over-parameterized training of a model. The model, its class and its state dict do not change.
+
+    >>> overparam = opdf.overparameterize(student, opdf.OverParamConfig(ones=3))
+    >>> optimizer = overparam.optimizer(torch.optim.AdamW, lr=2e-5)
+
+    Args:
+        model: any module; tied weights are handled once, or refused when named explicitly.
+        config: default `OverParamConfig()`.
+
+    Raises:
+        ValueError: the configuration matches nothing, or explicit factors do not multiply up to a matrix's size.
+        TypeError: a weight is quantized or not floating-point.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; give a torch.nn.Module")
+    config = OverParamConfig() if config is None else config
+    found = find_matrices(model, config.targets, config.exclude)
+    return OverParameterization(model, config, [TargetMatrix(m, _shape(m, config)) for m in found])
+
+
+def _shape(matrix: Matrix, config: OverParamConfig) -> MPOShape:
+    for pattern, factors in (config.shapes or {}).items():
+        if matches(matrix, pattern):
+            shape = config.plan(matrix.rows, matrix.cols, factors)
+            if (shape.rows, shape.cols) != (matrix.rows, matrix.cols):
+                raise ValueError(
+                    f"shapes[{pattern!r}] gives a {shape.rows}x{shape.cols} matrix; {matrix.name} is "
+                    f"{matrix.rows}x{matrix.cols}"
+                )
+            return shape
+    return config.plan(matrix.rows, matrix.cols)

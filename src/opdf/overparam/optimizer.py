@@ -1,0 +1,389 @@
+"""An optimizer that trains the cores of matrices whose model stays dense.
+
+`step` turns a dense gradient into core gradients (the exact vector-Jacobian product of the contraction), lets a torch
+optimizer step the cores, and writes the contracted result into the weight. That is the training that rebuilding every
+weight from its cores in each forward pass would give, at one contraction per step.
+
+What it keeps to, so that schedulers, GradScaler, accelerate, checkpoints and resuming work:
+ - parameter groups hold the model's dense parameters and nothing else; cores live in `state`, made at the first step;
+ - state is contiguous tensors, numbers and dicts, in float32 (float64 for float64 weights) whatever the parameter is;
+ - what does not move is not rewritten: a step of rate 0, or with nothing to do, leaves weights bit-identical;
+ - gradient clipping and GradScaler act on the dense gradients, weight decay on the cores.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from opdf.mpo import MPOShape, contract, decompose, pullback
+from opdf.overparam.alignment import Alignment
+from opdf.overparam.select import as_matrix, as_weight
+
+FORMAT = 1
+"""Version of the state's layout, saved in every group and checked on load."""
+
+_EXTERNAL = -1
+"""Recorded version of a weight that was not written by the last step: compare before trusting the cores."""
+
+
+class Spec(NamedTuple):
+    """How one parameter is over-parameterized; plain values, so that it can be saved in a parameter group."""
+
+    kind: str
+    weight_shape: tuple[int, ...]
+    row_factors: tuple[int, ...]
+    col_factors: tuple[int, ...]
+    bond_dims: tuple[int, ...]
+
+    @property
+    def shape(self) -> MPOShape:
+        return MPOShape(self.row_factors, self.col_factors, self.bond_dims)
+
+
+class OverParameterizedOptimizer(Optimizer):
+    """A torch optimizer on the cores of some parameters and on all others as they are.
+
+    Made by `OverParameterization.optimizer`. Its groups, learning rates and schedulers are used as with any optimizer.
+
+    Args:
+        params: named parameters, or groups of them.
+        inner: the optimizer class that steps cores and remaining parameters (AdamW, SGD, any elementwise torch one).
+        specs: over-parameterized parameters by name.
+        lr_scaling: "match-dense" or "none", see `OverParamConfig`.
+        alignment: the constraint loss, or None.
+        initial_cores: cores by name to start from instead of decomposing the weights.
+        **inner_options: options of `inner`: lr, betas, weight_decay, ...
+
+    Raises:
+        TypeError: `inner` is not an elementwise torch optimizer class, or an option is not one of its own.
+        ValueError: an over-parameterized parameter is in no group.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        inner: type[Optimizer],
+        specs: Mapping[str, Spec],
+        *,
+        lr_scaling: str = "match-dense",
+        alignment: Alignment | None = None,
+        initial_cores: Mapping[str, list[Tensor]] | None = None,
+        **inner_options: Any,
+    ) -> None:
+        if not (isinstance(inner, type) and issubclass(inner, Optimizer)):
+            raise TypeError(f"inner is {inner!r}; give an optimizer class such as torch.optim.AdamW")
+        if inner in (torch.optim.LBFGS, torch.optim.SparseAdam):
+            raise TypeError(
+                f"{inner.__name__} cannot step cores; use an elementwise optimizer such as torch.optim.AdamW"
+            )
+        self._inner_class = inner
+        self._inner_options = inner_options
+        self._specs = dict(specs)
+        self._lr_scaling = lr_scaling
+        self._alignment = alignment
+        self._initial_cores = dict(initial_cores or {})
+        self._logs: dict[str, Tensor] = {}
+        super().__init__(params, {**self._make_inner({}).defaults, "opdf_format": FORMAT})
+        missing = self._specs.keys() - {name for group in self.param_groups for name in group["param_names"]}
+        if missing:
+            raise ValueError(
+                f"{len(missing)} over-parameterized weights are in no parameter group, e.g. {min(missing)}; "
+                "pass all of the model's parameters, or exclude these in OverParamConfig"
+            )
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        if "param_names" not in group:
+            raise TypeError("parameters came without names; pass model.named_parameters() or (name, parameter) pairs")
+        group["opdf_specs"] = tuple(self._specs.get(name) and tuple(self._specs[name]) for name in group["param_names"])
+
+    @property
+    def constraint_logs(self) -> dict[str, float]:
+        """Of the last step: the unweighted constraint loss, and weight * |its gradient| over the distillation's.
+
+        Both norms are over the cores of all matrices. Empty without a constraint. Reading it waits for the device.
+        """
+        if not self._logs:
+            return {}
+        logs = {name: float(value) for name, value in self._logs.items()}
+        ratio = logs["constraint"] / logs["distillation"] if logs["distillation"] else float("inf")
+        return {"constraint_loss": logs["loss"], "constraint_grad_ratio": ratio**0.5}
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step; `closure` re-evaluates the model and returns the loss, as for any torch optimizer."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._logs = {}
+        with _full_precision():
+            for group in self.param_groups:
+                inner = self._make_inner(group)
+                plain = [p for p, spec in _members(group) if spec is None and p.grad is not None]
+                if plain:
+                    _run(inner, plain, self.state, group["lr"])
+                for name, p, spec in self._over_parameterized(group):
+                    if p.grad is not None:
+                        self._step_matrix(inner, group, name, p, spec)
+        return loss
+
+    def cores(self, name: str) -> list[Tensor] | None:
+        """The current cores of a weight, or None before its first step."""
+        for group in self.param_groups:
+            for other, p, spec in self._over_parameterized(group):
+                if other == name:
+                    return _cores_of(self.state[p], spec.shape) if self.state.get(p) else None
+        raise KeyError(f"{name!r} is not an over-parameterized weight of this optimizer")
+
+    @torch.no_grad()
+    def set_cores(self, name: str, cores: list[Tensor]) -> None:
+        """Take these cores for a weight, write their product into it, and forget its moments."""
+        for group in self.param_groups:
+            for other, p, spec in self._over_parameterized(group):
+                if other == name:
+                    self.state[p] = {f"core{k}": _working(core, p) for k, core in enumerate(cores)}
+                    with _full_precision():
+                        self._write(p, spec, self.state[p])
+                    return
+        raise KeyError(f"{name!r} is not an over-parameterized weight of this optimizer")
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state dict; cores and moments keep their saved precision, and the cores are the truth.
+
+        Raises:
+            ValueError: it was saved with other factors, another format version, or by another optimizer.
+        """
+        self._check_compatible(state_dict)
+        super().load_state_dict(state_dict)
+        saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        current = chain.from_iterable(group["params"] for group in self.param_groups)
+        for key, p in zip(saved, current, strict=True):
+            if key in state_dict["state"]:
+                self.state[p] = _moved(state_dict["state"][key], p.device)
+        for group in self.param_groups:
+            for name, p, spec in self._over_parameterized(group):
+                if self.state.get(p):
+                    self._restore_weight(name, p, spec)
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = ("_inner_class", "_inner_options", "_specs", "_lr_scaling", "_alignment", "_initial_cores", "_logs")
+        return super().__getstate__() | {name: self.__dict__[name] for name in own}
+
+    def _over_parameterized(self, group: dict[str, Any]) -> Iterator[tuple[str, Tensor, Spec]]:
+        for name, (p, spec) in zip(group["param_names"], _members(group), strict=True):
+            if spec is not None:
+                yield name, p, spec
+
+    def _make_inner(self, group: Mapping[str, Any]) -> Optimizer:
+        """An optimizer of the inner class with the group's current options, to be pointed at any tensors."""
+        inner = self._inner_class([torch.empty(0)], **self._inner_options)
+        inner.param_groups[0].update({k: group[k] for k in inner.defaults if k in group})
+        return inner
+
+    def _step_matrix(self, inner: Optimizer, group: dict[str, Any], name: str, p: Tensor, spec: Spec) -> None:
+        _check_is_matrix(name, p, spec)
+        shape, state = spec.shape, self.state[p]
+        if "core0" not in state:
+            self._start(name, p, spec, state)
+        elif p._version != state["version"]:
+            self._reconcile(name, p, spec, state)
+        cores = _cores_of(state, shape)
+        assert p.grad is not None
+        grad = as_matrix(p.grad, spec.kind).to(cores[0].dtype)
+        grads = pullback(cores, grad)
+        idle = group["lr"] == 0 or not grad.any()
+        before = [core.clone() for core in cores] if idle else None
+        if self._lr_scaling == "match-dense" and "lr_scale" not in state and not idle:
+            state["lr_scale"] = _dense_over_cores(inner, cores, grads, grad)
+        self._constrain(name, shape, cores, grads, state)
+        states: dict[Tensor, dict[str, Any]] = {core: state.get(f"inner{k}", {}) for k, core in enumerate(cores)}
+        for core, g in zip(cores, grads, strict=True):
+            core.grad = g
+        _run(inner, cores, states, group["lr"] * state.get("lr_scale", 1.0))
+        for k, core in enumerate(cores):
+            core.grad = None
+            if states[core]:
+                state[f"inner{k}"] = states[core]
+        if before is None or any(not torch.equal(b, core) for b, core in zip(before, cores, strict=True)):
+            self._write(p, spec, state)
+
+    def _start(self, name: str, p: Tensor, spec: Spec, state: dict[str, Any]) -> None:
+        """Decompose the weight without writing it back: nothing has moved yet."""
+        cores = self._initial_cores.pop(name, None) or decompose(as_matrix(p, spec.kind), spec.shape)
+        for k, core in enumerate(cores):
+            state[f"core{k}"] = _working(core, p)
+        state["version"] = p._version
+
+    def _reconcile(self, name: str, p: Tensor, spec: Spec, state: dict[str, Any]) -> None:
+        """Someone else wrote the weight since the last step: if its values changed, they win over the cores."""
+        if _deviation(p, spec, state) > _tolerance(p):
+            warnings.warn(
+                f"{name} was changed outside the optimizer; its cores are decomposed anew and its moments start over. "
+                "Load weights before creating the optimizer, or load the optimizer's state dict with them",
+                stacklevel=4,
+            )
+            for key in [k for k in state if k != "lr_scale"]:
+                del state[key]
+            self._start(name, p, spec, state)
+        state["version"] = p._version
+
+    def _constrain(
+        self, name: str, shape: MPOShape, cores: list[Tensor], grads: list[Tensor], state: dict[str, Any]
+    ) -> None:
+        alignment = self._alignment
+        if alignment is None or name not in alignment.pairs:
+            return
+        if "aligned" not in state:
+            # Kept in the state: a resumed run cannot match gauges with the student's first cores again.
+            state.update({f"target{k}": core for k, core in alignment.targets(name, cores).items()}, aligned=1)
+        targets = {k: state[f"target{k}"] for k in range(shape.sites) if f"target{k}" in state}
+        loss, extra = alignment.gradients(shape, cores, targets)
+        self._log("loss", loss)
+        self._log("distillation", _squared_norm(grads))
+        self._log("constraint", _squared_norm(extra.values()) * alignment.weight**2)
+        for k, gradient in extra.items():
+            grads[k] = grads[k].add_(gradient, alpha=alignment.weight)
+
+    def _log(self, key: str, value: Tensor) -> None:
+        self._logs[key] = self._logs[key] + value.to(self._logs[key].device) if key in self._logs else value
+
+    def _write(self, p: Tensor, spec: Spec, state: dict[str, Any]) -> None:
+        p.copy_(as_weight(contract(_cores_of(state, spec.shape)), spec.kind, p.shape))
+        state["version"] = p._version
+
+    def _restore_weight(self, name: str, p: Tensor, spec: Spec) -> None:
+        state = self.state[p]
+        state["version"] = _EXTERNAL
+        with torch.no_grad(), _full_precision():
+            if _deviation(p, spec, state) > _tolerance(p):
+                warnings.warn(
+                    f"{name} did not hold the product of the loaded cores and was set to it; "
+                    "load the model's weights from the same checkpoint",
+                    stacklevel=3,
+                )
+                self._write(p, spec, state)
+
+    def _check_compatible(self, state_dict: Mapping[str, Any]) -> None:
+        groups = state_dict["param_groups"]
+        if not state_dict["state"] and all("opdf_format" not in group for group in groups):
+            return
+        for saved, ours in zip(groups, self.param_groups, strict=False):
+            if "opdf_format" not in saved:
+                raise ValueError(
+                    "the state dict was saved by an optimizer without over-parameterization; "
+                    "start from the model's weights alone, or train on without over-parameterization"
+                )
+            if saved["opdf_format"] != FORMAT:
+                raise ValueError(f"the state dict has format {saved['opdf_format']}; this version reads {FORMAT}")
+            theirs = [spec and Spec(*spec) for spec in saved["opdf_specs"]]
+            for name, mine, other in zip(ours["param_names"], _group_specs(ours), theirs, strict=False):
+                if mine != other:
+                    raise ValueError(
+                        f"the state dict has {name} as {other.shape if other else 'dense'}, this run as "
+                        f"{mine.shape if mine else 'dense'}; use the OverParamConfig that it was saved with"
+                    )
+
+
+def _group_specs(group: Mapping[str, Any]) -> list[Spec | None]:
+    return [Spec(spec[0], *map(tuple, spec[1:])) if spec else None for spec in group["opdf_specs"]]
+
+
+def _members(group: Mapping[str, Any]) -> Iterator[tuple[Tensor, Spec | None]]:
+    return zip(group["params"], _group_specs(group), strict=True)
+
+
+def _run(inner: Optimizer, tensors: list[Tensor], state: Any, lr: float | Tensor) -> None:
+    group = inner.param_groups[0]
+    group["params"], group["lr"], inner.state = tensors, lr, state
+    inner.step()
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """No autocast and no TF32 while cores are contracted: the start would not be exact."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+def _working(tensor: Tensor, p: Tensor) -> Tensor:
+    dtype = torch.float64 if p.dtype == torch.float64 else torch.float32
+    return tensor.detach().to(device=p.device, dtype=dtype, copy=True).contiguous()
+
+
+def _cores_of(state: Mapping[str, Any], shape: MPOShape) -> list[Tensor]:
+    return [state[f"core{k}"] for k in range(shape.sites)]
+
+
+def _check_is_matrix(name: str, p: Tensor, spec: Spec) -> None:
+    if tuple(p.shape) != spec.weight_shape:
+        raise RuntimeError(
+            f"{name} has shape {tuple(p.shape)} in the optimizer and {spec.weight_shape} in the model: its engine has "
+            "flattened or partitioned it (FSDP1, DeepSpeed ZeRO). Matrices must stay whole: use DDP or FSDP2"
+        )
+
+
+def _deviation(p: Tensor, spec: Spec, state: Mapping[str, Any]) -> float:
+    """Relative Frobenius distance between a weight and the product of its cores."""
+    product = contract(_cores_of(state, spec.shape))
+    weight = as_matrix(p, spec.kind).to(product.dtype)
+    norm = float(product.norm())
+    return float((weight - product).norm()) / norm if norm else float(weight.norm())
+
+
+def _tolerance(p: Tensor) -> float:
+    return 50 * torch.finfo(p.dtype).eps
+
+
+def _squared_norm(tensors: Iterable[Tensor]) -> Tensor:
+    return torch.stack([t.square().sum() for t in tensors]).sum()
+
+
+def _dense_over_cores(inner: Optimizer, cores: list[Tensor], grads: list[Tensor], grad: Tensor) -> float:
+    """How much further one step of `inner` on the dense matrix moves it than the same step on its cores.
+
+    The second is linear in the rate for small rates: the derivative of the contraction along the cores' updates.
+    """
+    dense = _unit_updates(inner, [grad])[0].norm()
+    updates = _unit_updates(inner, grads)
+    moved: Tensor = torch.func.jvp(lambda *c: contract(c), tuple(cores), tuple(updates))[1]
+    through_cores = moved.norm()
+    return float(dense / through_cores) if through_cores > 0 else 1.0
+
+
+def _unit_updates(inner: Optimizer, grads: list[Tensor]) -> list[Tensor]:
+    """What the first step of `inner` adds to tensors with these gradients, at rate 1 and without decay."""
+    tensors = [torch.zeros_like(g) for g in grads]
+    for tensor, g in zip(tensors, grads, strict=True):
+        tensor.grad = g.clone()
+    options = inner.param_groups[0]
+    kept = options.get("weight_decay")
+    if kept is not None:
+        options["weight_decay"] = 0.0
+    _run(inner, tensors, {t: {} for t in tensors}, 1.0)
+    if kept is not None:
+        options["weight_decay"] = kept
+    return [t.detach() for t in tensors]
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """A copy of a state value on a device, in its own precision; step counters stay where they were saved."""
+    if isinstance(value, Tensor):
+        return value.detach().to(device=device if value.dim() else value.device, copy=True).contiguous()
+    if isinstance(value, dict):
+        return {key: _moved(item, device) for key, item in value.items()}
+    return value

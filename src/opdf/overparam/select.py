@@ -1,0 +1,179 @@
+"""Finding the matrices of a model, and each kind's view as rows (output features) by columns (input features)."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One weight of a model seen as a matrix.
+
+    Attributes:
+        name: the parameter's name in the model.
+        kind: "plain" (Linear, attention input projections, convolutions: rows first) or "transposed" (GPT-2's Conv1D).
+        rows, cols: output features, input features (times the kernel's size for a convolution).
+        stack: name of the list of transformer blocks that holds it, or "" outside of any.
+        block: its index in that list.
+        role: the rest of the name, alike in every block.
+    """
+
+    name: str
+    kind: str
+    rows: int
+    cols: int
+    stack: str = ""
+    block: int = 0
+    role: str = ""
+
+    @property
+    def module(self) -> str:
+        return self.name.rpartition(".")[0]
+
+
+def as_matrix(weight: Tensor, kind: str) -> Tensor:
+    """A parameter or its gradient as `[rows, cols]`."""
+    return weight.mT if kind == "transposed" else weight.flatten(1)
+
+
+def as_weight(matrix: Tensor, kind: str, shape: torch.Size) -> Tensor:
+    """Inverse of `as_matrix`."""
+    return matrix.mT if kind == "transposed" else matrix.reshape(shape)
+
+
+def find_matrices(
+    model: nn.Module, targets: str | Sequence[str], exclude: Sequence[str], *, trainable_only: bool = True
+) -> list[Matrix]:
+    """The matrices of `model` that `targets` names, in the model's order, tied ones once, frozen ones if asked.
+
+    Raises:
+        ValueError: nothing matches, a pattern matches nothing, or an explicitly named weight is tied to one that is
+            not a target (an embedding, say).
+        TypeError: a matching weight is quantized or not floating-point.
+    """
+    candidates = list(_candidates(model))
+    chosen = [m for m in candidates if not _matches_any(m, exclude)]
+    if targets == "blocks":
+        chosen = [m for m in chosen if m.stack]
+        if not chosen:
+            raise ValueError(
+                f"targets='blocks' found no attention blocks in {type(model).__name__}; "
+                "use targets='all-linear' or name patterns, e.g. targets=['*.conv1', '*.conv2']"
+            )
+    elif targets == "all-linear":
+        chosen = [m for m in chosen if not isinstance(model.get_submodule(m.module), nn.modules.conv._ConvNd)]
+    else:
+        _check_patterns(targets, candidates)
+        chosen = [m for m in chosen if _matches_any(m, targets)]
+    _check_patterns(exclude, candidates, "exclude")
+    chosen = _untie(model, chosen, explicit=not isinstance(targets, str))
+    if trainable_only:
+        chosen = [m for m in chosen if model.get_parameter(m.name).requires_grad]
+    if not chosen:
+        raise ValueError(f"targets={targets!r} with exclude={list(exclude)} leaves no trainable matrix")
+    for matrix in chosen:
+        _check_weight(matrix.name, model.get_parameter(matrix.name))
+    return chosen
+
+
+def matches(matrix: Matrix, pattern: str) -> bool:
+    """Whether a pattern names a matrix: its module's or parameter's full name, or the end of it after a dot."""
+    return any(fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}") for name in (matrix.module, matrix.name))
+
+
+def _matches_any(matrix: Matrix, patterns: Sequence[str]) -> bool:
+    return any(matches(matrix, pattern) for pattern in patterns)
+
+
+def _check_patterns(patterns: Sequence[str], candidates: Sequence[Matrix], argument: str = "targets") -> None:
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise TypeError(f"{argument} holds {pattern!r}; give name patterns as strings")
+        if not any(matches(m, pattern) for m in candidates):
+            leaves = sorted({m.module.rpartition(".")[2] for m in candidates})
+            close = difflib.get_close_matches(pattern.rpartition(".")[2], leaves, n=1, cutoff=0.5)
+            meant = f"; did you mean {close[0]!r}?" if close else ""
+            raise ValueError(
+                f"{argument} pattern {pattern!r} matches no matrix{meant} Names end in: {', '.join(leaves)}"
+            )
+
+
+def _candidates(model: nn.Module) -> Iterator[Matrix]:
+    stacks = _block_stacks(model)
+    for module_name, module in model.named_modules():
+        for parameter_name, kind in _weights_of(module):
+            weight = getattr(module, parameter_name)
+            shape = as_matrix(weight, kind).shape
+            name = f"{module_name}.{parameter_name}" if module_name else parameter_name
+            yield Matrix(name, kind, shape[0], shape[1], *_place(name, stacks))
+
+
+def _weights_of(module: nn.Module) -> list[tuple[str, str]]:
+    if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return [("weight", "plain")]
+    if isinstance(module, nn.MultiheadAttention):
+        return [(n, "plain") for n in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+                if getattr(module, n) is not None]  # fmt: skip
+    # transformers.pytorch_utils.Conv1D, recognised without importing transformers.
+    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
+        return [("weight", "transposed")]
+    return []
+
+
+def _block_stacks(model: nn.Module) -> list[str]:
+    """Names of the lists whose every element contains attention and no further such list: transformer blocks.
+
+    That takes T5's `block` and not the `layer` list inside a block, and Swin's `blocks` and not its stages.
+    """
+    lists = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList | nn.Sequential) and len(module) and all(map(_has_attention, module))
+    }
+    return [name for name in lists if not any(other.startswith(f"{name}.") for other in lists)]
+
+
+def _has_attention(module: nn.Module) -> bool:
+    return any("attention" in type(m).__name__.lower() for m in module.modules())
+
+
+def _place(name: str, stacks: Sequence[str]) -> tuple[str, int, str]:
+    for stack in stacks:
+        if name.startswith(f"{stack}."):
+            index, _, role = name[len(stack) + 1 :].partition(".")
+            return stack, int(index), role
+    return "", 0, name
+
+
+def _untie(model: nn.Module, chosen: list[Matrix], explicit: bool) -> list[Matrix]:
+    names_of: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names_of.setdefault(id(parameter), []).append(name)
+    kinds = {m.name: m.kind for m in chosen}
+    kept: list[Matrix] = []
+    seen: set[int] = set()
+    for matrix in chosen:
+        key = id(model.get_parameter(matrix.name))
+        strangers = [n for n in names_of.get(key, []) if kinds.get(n) != matrix.kind]
+        if strangers and explicit:
+            raise ValueError(
+                f"{matrix.name} shares its tensor with {strangers[0]}, which is not a target; "
+                f"add {matrix.module!r} to exclude, or untie the two"
+            )
+        if not strangers and key not in seen:
+            seen.add(key)
+            kept.append(matrix)
+    return kept
+
+
+def _check_weight(name: str, weight: Tensor) -> None:
+    if not weight.is_floating_point() or weight.dtype.itemsize < 2:
+        raise TypeError(f"{name} is {weight.dtype}; over-parameterization needs float weights (load it unquantized)")
+    if not weight.is_meta and not torch.isfinite(weight).all():
+        raise ValueError(f"{name} holds NaN or infinite entries; repair the weights before over-parameterizing")

@@ -25,7 +25,7 @@ class Decomposition:
 
     Attributes:
         cores: core k of shape `[..., d_{k-1}, i_k, j_k, d_k]`.
-        bond_errors: `[..., n-1]`, the Frobenius norm e_k that truncation dropped at each inner bond.
+        bond_errors: `[..., n-1]`, float64, the Frobenius norm e_k that truncation dropped at each inner bond.
     """
 
     cores: list[Tensor]
@@ -33,12 +33,12 @@ class Decomposition:
 
     @property
     def bound(self) -> Tensor:
-        """`[...]`, the bound on the Frobenius error: sqrt(sum_k e_k^2), equation (S.5)."""
+        """`[...]`, float64, the bound on the Frobenius error before rounding: sqrt(sum_k e_k^2), equation (S.5)."""
         return torch.linalg.vector_norm(self.bond_errors, dim=-1)
 
     def error(self, matrix: Tensor) -> Tensor:
-        """`[...]`, the Frobenius norm of `matrix - contract(cores)`."""
-        return torch.linalg.matrix_norm(matrix.to(self.cores[0].dtype) - contract(self.cores))
+        """`[...]`, float64, the Frobenius norm of `matrix - contract(cores)`."""
+        return torch.linalg.matrix_norm(matrix.double() - contract(self.cores).double())
 
 
 def decompose(matrix: Tensor, shape: MPOShape, *, gauge: str = "symmetric") -> list[Tensor]:
@@ -69,7 +69,7 @@ def decompose_with_errors(matrix: Tensor, shape: MPOShape, *, gauge: str = "symm
     lead = work.shape[:-2]
     # Powers of 4 leave mantissas alone and have an exact square root for the two ends to share.
     scale = _power_of_four(work)
-    rest = from_matrix(work / scale[..., None, None], shape).double()
+    rest = from_matrix(work / scale[..., None, None], shape)
     split = _split_svd if work.dtype == torch.float64 else _split_gram
     previous = rest.new_ones((*lead, 1))
     cores: list[Tensor] = []
@@ -91,10 +91,8 @@ def decompose_with_errors(matrix: Tensor, shape: MPOShape, *, gauge: str = "symm
     errors = torch.stack(dropped, -1) if dropped else rest.new_zeros((*lead, 0))
     ends = (0, -1) if gauge == "symmetric" and shape.sites > 1 else (-1,)
     for k in ends:
-        cores[k] = cores[k] * scale.double().pow(1 / len(ends))[..., None, None, None, None]
-    return Decomposition(
-        [core.to(work.dtype).contiguous() for core in cores], (errors * scale[..., None]).to(work.dtype)
-    )
+        cores[k] = cores[k] * scale.pow(1 / len(ends))[..., None, None, None, None]
+    return Decomposition([core.to(work.dtype).contiguous() for core in cores], errors * scale[..., None])
 
 
 Split = tuple[Tensor, Tensor, Tensor]
@@ -146,9 +144,9 @@ def _checked(matrix: Tensor, shape: MPOShape, gauge: str) -> Tensor:
 
 
 def _power_of_four(matrix: Tensor) -> Tensor:
-    """`[...]`, a power of four near the largest entry; 1 for a zero matrix."""
-    largest = matrix.abs().amax(dim=(-2, -1))
-    exponent = torch.frexp(largest).exponent
+    """`[...]`, float64, a power of four near the largest entry; 1 for a zero matrix."""
+    largest = matrix.abs().amax(dim=(-2, -1)).double()
+    exponent = torch.frexp(largest).exponent.clamp(max=1022)  # 2^1024 is infinite
     return torch.where(largest > 0, torch.ldexp(torch.ones_like(largest), exponent - exponent % 2), 1.0)
 
 

@@ -106,6 +106,11 @@ class OverParameterization:
         self._optimizer = self._make_optimizer(inner, params, options)
         return self._optimizer
 
+    @property
+    def constraint_logs(self) -> dict[str, float]:
+        """The last step's constraint loss and gradient ratio, see `OverParameterizedOptimizer.constraint_logs`."""
+        return self._optimizer.constraint_logs if self._optimizer else {}
+
     def summary(self) -> str:
         """A table of the shapes with their counts and parameters, and the totals."""
         counts = Counter((t.matrix.rows, t.matrix.cols, t.shape) for t in self.matrices)

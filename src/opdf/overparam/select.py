@@ -105,7 +105,7 @@ def _check_patterns(patterns: Sequence[str], candidates: Sequence[Matrix], argum
 
 
 def _candidates(model: nn.Module) -> Iterator[Matrix]:
-    stacks = _block_stacks(model)
+    stacks = block_stacks(model)
     for module_name, module in model.named_modules():
         for parameter_name, kind in _weights_of(module):
             weight = getattr(module, parameter_name)
@@ -126,7 +126,7 @@ def _weights_of(module: nn.Module) -> list[tuple[str, str]]:
     return []
 
 
-def _block_stacks(model: nn.Module) -> list[str]:
+def block_stacks(model: nn.Module) -> list[str]:
     """Names of the lists whose every element contains attention and no further such list: transformer blocks.
 
     That takes T5's `block` and not the `layer` list inside a block, and Swin's `blocks` and not its stages.

@@ -1,0 +1,18 @@
+"""What a student learns from a teacher, and the trainer that does it."""
+
+from opdf.distill.hidden import HiddenDistillation
+from opdf.distill.logits import LogitsDistillation
+from opdf.distill.objective import Losses, Objective
+from opdf.distill.students import keep_layers
+from opdf.distill.trainer import Constraint, DistillationArguments, DistillationTrainer
+
+__all__ = [
+    "Constraint",
+    "DistillationArguments",
+    "DistillationTrainer",
+    "HiddenDistillation",
+    "LogitsDistillation",
+    "Losses",
+    "Objective",
+    "keep_layers",
+]

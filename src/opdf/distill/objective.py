@@ -1,0 +1,115 @@
+"""What a student learns from a teacher: the interface that every distillation method fills in.
+
+An objective owns the forward passes of a training micro-batch, so that a method may run teacher and student as it
+needs (hybrid layers, gradients with respect to inputs, cached teacher outputs). The trainer knows no method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from opdf.distill.trainer import DistillationTrainer
+
+Batch = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The loss of one micro-batch.
+
+    Attributes:
+        total: scalar with a gradient: a sum over this micro-batch's items, divided by the number of items of the whole
+            accumulation window. Summed over the window it is the mean, however the window is split.
+        parts: detached scalars by name, normalised alike, for the log.
+    """
+
+    total: Tensor
+    parts: dict[str, Tensor]
+
+
+class Objective:
+    """Base of all methods. Only `losses` must be filled in."""
+
+    def prepare(self, student: nn.Module, teacher: nn.Module | None) -> None:
+        """Check that student and teacher fit and build what training needs; called once, before any step.
+
+        Raises:
+            ValueError: they do not fit; the message names both sizes.
+        """
+
+    def losses(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, num_items: Tensor) -> Losses:
+        """The loss of one micro-batch; `num_items` counts the items of the whole accumulation window."""
+        raise NotImplementedError
+
+    def count_items(self, student: nn.Module, batch: Batch) -> Tensor:
+        """Items that the loss of this micro-batch sums over: examples, or kept tokens of a language model."""
+        return count_items(student, batch)
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Modules of the method's own that are trained and checkpointed with the student, and dropped after."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values beyond `modules` that a resumed run needs (a schedule's position, say)."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+
+    def on_train_begin(self, trainer: DistillationTrainer) -> None:
+        """Before the first step of a run, new or resumed."""
+
+    def before_optimizer_step(self, trainer: DistillationTrainer) -> None:
+        """After the last micro-batch of a step; gradients are complete and clipped."""
+
+    def after_optimizer_step(self, trainer: DistillationTrainer) -> None:
+        """After the optimizer's and before the scheduler's step."""
+
+    def on_train_end(self, trainer: DistillationTrainer) -> None:
+        """After the last step."""
+
+
+def forward(model: nn.Module, batch: Batch, **options: Any) -> Any:
+    """A model's outputs without its own loss. Encoder-decoders keep the labels, from which they make decoder inputs."""
+    needs_labels = getattr(config_of(model), "is_encoder_decoder", False)
+    inputs = {k: v for k, v in batch.items() if needs_labels or k != "labels"}
+    return model(**inputs, **options)
+
+
+def teacher_forward(teacher: nn.Module, batch: Batch, **options: Any) -> Any:
+    """A frozen teacher's outputs, without gradient.
+
+    Raises:
+        RuntimeError: the teacher is in training mode, which would make its targets random.
+    """
+    if teacher.training:
+        raise RuntimeError("the teacher is in training mode; something called teacher.train(). Keep it in eval mode")
+    with torch.no_grad():
+        return forward(teacher, batch, **options)
+
+
+def config_of(model: nn.Module) -> Any:
+    """The configuration of a transformers model, also inside a DDP or compiled wrapper."""
+    while not hasattr(model, "config") and hasattr(model, "module"):
+        model = model.module  # type: ignore[assignment]
+    return getattr(model, "config", None)
+
+
+def is_causal(model: nn.Module) -> bool:
+    """Whether logits at one position predict the label of the next, so that both have to be shifted."""
+    return not getattr(config_of(model), "is_encoder_decoder", False)
+
+
+def count_items(student: nn.Module, batch: Batch) -> Tensor:
+    """Examples of a batch; kept tokens (label not -100, shifted as the model does) where labels are `[batch, tokens]`."""
+    labels = batch.get("labels")
+    if labels is not None and labels.dim() == 2 and not labels.is_floating_point():
+        return (labels[:, 1:] if is_causal(student) else labels).ne(-100).sum()
+    first = labels if labels is not None else next(iter(batch.values()))
+    return torch.tensor(first.shape[0], device=first.device)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from opdf.distill.logits import LogitsDistillation
 from opdf.distill.objective import Batch, Losses, config_of, count_items, forward, teacher_forward
 
-Pairs = str | Sequence[tuple[int, int]]
+Pairs = Sequence[tuple[int, int]]
 
 
 class HiddenDistillation(LogitsDistillation):
@@ -35,7 +35,7 @@ class HiddenDistillation(LogitsDistillation):
         alpha: float = 0.9,
         hidden_weight: float = 1.0,
         attention_weight: float = 0.0,
-        pairs: Pairs = "uniform",
+        pairs: str | Pairs = "uniform",
         normalize: str | None = None,
     ) -> None:
         super().__init__(temperature, alpha)
@@ -48,7 +48,8 @@ class HiddenDistillation(LogitsDistillation):
             raise ValueError(f"normalize is {normalize!r}; expected 'cls' or None")
         self.hidden_weight = hidden_weight
         self.attention_weight = attention_weight
-        self.pairs = pairs
+        self._wanted_pairs = pairs
+        self.pairs: Pairs = []
         self.normalize = normalize
         self.projections = nn.ModuleDict()
 
@@ -57,7 +58,7 @@ class HiddenDistillation(LogitsDistillation):
             raise ValueError("hidden-state distillation needs a teacher; pass one")
         super().prepare(student, teacher)
         ours, theirs = config_of(student), config_of(teacher)
-        self.pairs = _resolve(self.pairs, ours.num_hidden_layers, theirs.num_hidden_layers)
+        self.pairs = _resolve(self._wanted_pairs, ours.num_hidden_layers, theirs.num_hidden_layers)
         if ours.hidden_size != theirs.hidden_size:
             for s, t in self.pairs:
                 self.projections[f"{s}-{t}"] = nn.Linear(ours.hidden_size, theirs.hidden_size, bias=False)
@@ -90,7 +91,7 @@ class HiddenDistillation(LogitsDistillation):
         """`[batch]`, the mean over pairs of every example's mean squared error."""
         errors = []
         for s, t in self.pairs:
-            mine, target = ours[s], theirs[t]  # type: ignore[index]
+            mine, target = ours[s], theirs[t]
             if f"{s}-{t}" in self.projections:
                 mine = self.projections[f"{s}-{t}"](mine)
             if mine.shape != target.shape:
@@ -113,11 +114,11 @@ class HiddenDistillation(LogitsDistillation):
         for s, t in self.pairs:
             if s == 0:  # the embeddings have no attention
                 continue
-            mine, target = ours[s - 1].float(), theirs[t - 1].float()  # type: ignore[operator]
+            mine, target = ours[s - 1].float(), theirs[t - 1].float()
             if mine.shape != target.shape:
                 raise ValueError(
-                    f"attention maps of student block {s - 1} have shape {tuple(mine.shape)}, of teacher block "  # type: ignore[operator]
-                    f"{t - 1} {tuple(target.shape)}; attention_weight needs equally many heads"  # type: ignore[operator]
+                    f"attention maps of student block {s - 1} have shape {tuple(mine.shape)}, of teacher block "
+                    f"{t - 1} {tuple(target.shape)}; attention_weight needs equally many heads"
                 )
             error = (mine - target).square().mean(1)
             if mask is not None:
@@ -137,7 +138,7 @@ def _masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
     return (values * real).sum(-1) / real.sum(-1)
 
 
-def _resolve(pairs: Pairs, ours: int, theirs: int) -> list[tuple[int, int]]:
+def _resolve(pairs: str | Pairs, ours: int, theirs: int) -> list[tuple[int, int]]:
     if pairs == "last":
         return [(ours, theirs)]
     if pairs == "uniform":
@@ -146,7 +147,8 @@ def _resolve(pairs: Pairs, ours: int, theirs: int) -> list[tuple[int, int]]:
                 f"{ours} student blocks do not divide the teacher's {theirs}; give pairs=[(student, teacher)]"
             )
         return [(s + 1, (s + 1) * theirs // ours) for s in range(ours)]
-    resolved = [(int(s), int(t)) for s, t in pairs]  # type: ignore[misc]
+    assert not isinstance(pairs, str)
+    resolved = [(int(s), int(t)) for s, t in pairs]
     for s, t in resolved:
         if not (0 <= s <= ours and 0 <= t <= theirs):
             raise ValueError(f"pairs holds ({s}, {t}); the student has states 0 to {ours}, the teacher 0 to {theirs}")

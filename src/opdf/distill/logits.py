@@ -24,7 +24,7 @@ def soft_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
 
 def soft_binary_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """T^2 times the divergence of every label's sigmoid(teacher / T) from the student's; mean over labels, sum over items."""
+    """The same for several labels at once, each a sigmoid: mean over labels, summed over items."""
     target, scaled = torch.sigmoid(teacher / temperature), teacher / temperature
     cross = F.binary_cross_entropy_with_logits(student / temperature, target, reduction="none")
     entropy = F.binary_cross_entropy_with_logits(scaled, target, reduction="none")
@@ -112,7 +112,7 @@ def distillation_loss(student: nn.Module, ours: Tensor, theirs: Tensor, batch: B
     if kind == "tokens":
         labels = batch.get("labels", torch.zeros(ours.shape[:2], dtype=torch.long, device=ours.device))
         kept = _kept_tokens(student, torch.cat([ours, theirs], -1), labels)[0]
-        ours, theirs = kept.split(ours.shape[-1], dim=-1)
+        ours, theirs = kept.chunk(2, dim=-1)
     return soft_loss(ours, theirs, temperature)
 
 

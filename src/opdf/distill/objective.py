@@ -107,7 +107,7 @@ def is_causal(model: nn.Module) -> bool:
 
 
 def count_items(student: nn.Module, batch: Batch) -> Tensor:
-    """Examples of a batch; kept tokens (label not -100, shifted as the model does) where labels are `[batch, tokens]`."""
+    """Examples of a batch; kept tokens (label not -100, shifted as the model does) where labels are per token."""
     labels = batch.get("labels")
     if labels is not None and labels.dim() == 2 and not labels.is_floating_point():
         return (labels[:, 1:] if is_causal(student) else labels).ne(-100).sum()

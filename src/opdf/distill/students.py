@@ -34,8 +34,8 @@ def keep_layers(teacher: nn.Module, layers: int | Sequence[int]) -> Any:
     stacks = block_stacks(teacher)
     if hasattr(config, "depths") or not stacks or len(stacks) > 2:
         raise ValueError(
-            f"{type(teacher).__name__} has {len(stacks)} stacks of blocks ({', '.join(stacks)}); keep_layers handles one "
-            "stack, or an encoder and a decoder. Build the student from a smaller config instead"
+            f"{type(teacher).__name__} has {len(stacks)} stacks of blocks ({', '.join(stacks)}); keep_layers handles "
+            "one stack, or an encoder and a decoder. Build the student from a smaller config instead"
         )
     config = copy.deepcopy(config)
     kept = {}
@@ -44,7 +44,8 @@ def keep_layers(teacher: nn.Module, layers: int | Sequence[int]) -> Any:
         kept[stack] = _chosen(layers, depth)
         _set_depth(config, stack, depth, kept[stack])
     with torch.random.fork_rng():
-        student = type(teacher)._from_config(config, dtype=next(teacher.parameters()).dtype)  # type: ignore[operator]
+        make: Any = type(teacher)
+        student = make._from_config(config, dtype=next(teacher.parameters()).dtype)
     student.load_state_dict(_renumbered(teacher.state_dict(), student.state_dict(), kept))
     return student.to(next(teacher.parameters()).device)
 

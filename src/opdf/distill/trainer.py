@@ -111,15 +111,17 @@ class DistillationTrainer(Trainer):
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         extra = [p for module in self.objective.modules().values() for p in module.parameters()]
-        if self.optimizer is None and (self.overparameterization is not None or extra):
+        current: torch.optim.Optimizer | None = self.optimizer
+        if current is None and (self.overparameterization is not None or extra):
             student = self.model if model is None else model
             inner, options = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, student)
             groups = self._parameter_groups(student, extra)
             if self.overparameterization is None:
-                self.optimizer = inner(groups, **options)
+                current = inner(groups, **options)
             else:
-                self.optimizer = self.overparameterization.optimizer(inner, groups, **options)
-            return self.optimizer
+                current = self.overparameterization.optimizer(inner, groups, **options)
+            self.optimizer = current
+            return current
         return super().create_optimizer(model)
 
     def _parameter_groups(self, student: nn.Module, extra: list[nn.Parameter]) -> list[dict[str, Any]]:

@@ -88,7 +88,9 @@ class DistillationTrainer(Trainer):
         self.objective = objective if objective is not None else LogitsDistillation()
         self.overparameterization: OverParameterization | None = None
         self._parts: dict[str, Tensor] = {}
+        self._parts_since = 0
         self._teacher = teacher
+        self.optimizer: torch.optim.Optimizer | None = None
         self.objective.prepare(model, teacher)
         if overparam is not None:
             self.overparameterization = overparameterize(model, overparam)
@@ -164,10 +166,10 @@ class DistillationTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._parts:
-            steps = max(1, self.state.global_step - self._globalstep_last_logged)
+            steps = max(1, self.state.global_step - self._parts_since)
             for name, value in self._parts.items():
                 logs[f"{name}_loss"] = float(self.accelerator.reduce(value, "sum")) / steps
-            self._parts = {}
+            self._parts, self._parts_since = {}, self.state.global_step
             if self.overparameterization is not None:
                 logs.update(self.overparameterization.constraint_logs)
         super().log(logs, start_time)
@@ -207,7 +209,7 @@ class _ObjectiveHooks(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.trainer._parts = {}
+        self.trainer._parts, self.trainer._parts_since = {}, state.global_step
         self.trainer.objective.on_train_begin(self.trainer)
 
     def on_pre_optimizer_step(

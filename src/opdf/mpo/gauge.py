@@ -15,7 +15,7 @@ from torch import Tensor
 from opdf.mpo.contract import shape_of
 
 SWEEPS = 4
-"""Passes over the bonds when more than one of them is free; one bond is solved exactly by one pass."""
+"""Passes over single cores when more than one bond is free; a single free bond is solved exactly before them."""
 
 
 @torch.no_grad()
@@ -42,20 +42,15 @@ def match_gauge(cores: Sequence[Tensor], reference: Sequence[Tensor]) -> list[Te
         )
     rotated = list(cores)
     groups = _bond_groups([core.shape[-4:] for core in cores])
-    for _ in range(SWEEPS if len(groups) > 1 else 1):
+    # A side of a bond, multiplied out, does not depend on the gauge of the bonds inside it. Comparing sides first
+    # finds all bonds at once; comparing single cores only, the sweeps over a long chain can get stuck.
+    left, right = _overlaps_of_sides(cores, reference)
+    for first, last in groups:
+        _rotate_bonds(rotated, first, last, left[first] + right[last])
+    for _ in range(SWEEPS if len(groups) > 1 else 0):
         for first, last in groups:
-            left, right = rotated[first - 1], rotated[last]
-            overlap = left.new_zeros((*left.shape[:-4], left.shape[-1], left.shape[-1]))
-            if left.shape == reference[first - 1].shape:
-                overlap = overlap + left.flatten(-4, -2).mT @ reference[first - 1].flatten(-4, -2)
-            if right.shape == reference[last].shape:
-                overlap = overlap + right.flatten(-3) @ reference[last].flatten(-3).mT
-            u, _s, vh = torch.linalg.svd(overlap)
-            rotation = u @ vh
-            rotated[first - 1] = _rotate_right(left, rotation)
-            rotated[last] = _rotate_left(right, rotation)
-            for k in range(first, last):
-                rotated[k] = _rotate_right(_rotate_left(rotated[k], rotation), rotation)
+            overlap = _left_overlap(rotated[first - 1], reference[first - 1])
+            _rotate_bonds(rotated, first, last, overlap + _right_overlap(rotated[last], reference[last]))
     return [core.contiguous() for core in rotated]
 
 
@@ -69,6 +64,41 @@ def _bond_groups(shapes: Sequence[torch.Size]) -> list[tuple[int, int]]:
         else:
             groups.append((bond, bond))
     return groups
+
+
+def _overlaps_of_sides(cores: Sequence[Tensor], reference: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """For bonds 0..n, `[..., d, d]`: the overlap of what lies left of the bond, and of what lies right of it."""
+    lead = cores[0].shape[:-4]
+    left, right = [cores[0].new_ones((*lead, 1, 1))], [cores[0].new_ones((*lead, 1, 1))]
+    for core, other in zip(cores, reference, strict=True):
+        left.append(_left_overlap(_rotate_left(core, left[-1]), other))
+    for core, other in zip(reversed(cores), reversed(reference), strict=True):
+        right.append(_right_overlap(_rotate_right(core, right[-1]), other))
+    return left, right[::-1]
+
+
+def _left_overlap(core: Tensor, other: Tensor) -> Tensor:
+    """`[..., d, d]` at the right bond of two cores; zero where their factors differ."""
+    if core.shape != other.shape:
+        return core.new_zeros((*core.shape[:-4], core.shape[-1], core.shape[-1]))
+    return core.flatten(-4, -2).mT @ other.flatten(-4, -2)
+
+
+def _right_overlap(core: Tensor, other: Tensor) -> Tensor:
+    """`[..., d, d]` at the left bond of two cores; zero where their factors differ."""
+    if core.shape != other.shape:
+        return core.new_zeros((*core.shape[:-4], core.shape[-4], core.shape[-4]))
+    return core.flatten(-3) @ other.flatten(-3).mT
+
+
+def _rotate_bonds(cores: list[Tensor], first: int, last: int, overlap: Tensor) -> None:
+    """Turn bonds `first` to `last` by the orthogonal matrix nearest to `overlap`, in place of the list."""
+    u, _s, vh = torch.linalg.svd(overlap)
+    rotation = u @ vh
+    cores[first - 1] = _rotate_right(cores[first - 1], rotation)
+    cores[last] = _rotate_left(cores[last], rotation)
+    for k in range(first, last):
+        cores[k] = _rotate_right(_rotate_left(cores[k], rotation), rotation)
 
 
 def _rotate_right(core: Tensor, rotation: Tensor) -> Tensor:

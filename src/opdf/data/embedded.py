@@ -1,0 +1,122 @@
+"""Datasets by name that need no hub.
+
+The text sets are the four corpora of Hutto and Gilbert, "VADER: A Parsimonious Rule-based Model for Sentiment
+Analysis of Social Media Text" (ICWSM 2014): sentences with the mean of about twenty human ratings from -4 to 4.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import struct
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+
+from opdf.data import packages
+from opdf.data.splits import split
+from opdf.data.task import Task
+
+SOURCES = {"movie": False, "amazon": True, "tweet": False, "nyt": True}
+"""The text sources, and whether their sentences come from documents that must not be torn between splits."""
+
+MIN_RATING = 0.5
+"""Sentences rated closer to neutral than this are left out of the binary task."""
+
+FASHION_LABELS = (
+    "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
+)  # fmt: skip
+DIGITS = tuple(map(str, range(10)))
+
+Loader = Callable[[int], tuple[DatasetDict, Task]]
+
+
+def names() -> list[str]:
+    """The names that `load_data` knows."""
+    return list(_LOADERS)
+
+
+def load(name: str, seed: int) -> tuple[DatasetDict, Task]:
+    """An embedded dataset with its splits train, validation and test, and its task."""
+    return _LOADERS[name](seed)
+
+
+def _snippets(source: str) -> tuple[list[str], list[float], list[str]]:
+    """Sentences, ratings from -4 to 4, and the document that each sentence comes from."""
+    raw = gzip.decompress((files("opdf.data") / "snippets" / f"{source}.tsv.gz").read_bytes()).decode()
+    rows = list(csv.reader(raw.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE))
+    by_document = SOURCES[source]
+    documents = [key.rpartition("_")[0] if by_document else key for key, _, _ in rows]
+    return [text for _, _, text in rows], [float(score) for _, score, _ in rows], documents
+
+
+def _sentiment(source: str) -> Loader:
+    def load_it(seed: int) -> tuple[DatasetDict, Task]:
+        rows = [row for row in zip(*_snippets(source), strict=True) if abs(row[1]) >= MIN_RATING]
+        labels = ("negative", "positive")
+        data = Dataset.from_dict(
+            {"text": [r[0] for r in rows], "label": [int(r[1] > 0) for r in rows]},
+            features=Features({"text": Value("string"), "label": ClassLabel(names=list(labels))}),
+        )
+        return split(data, seed, groups=[r[2] for r in rows]), Task("classification", ("text",), "label", labels)
+
+    return load_it
+
+
+def _scores(source: str) -> Loader:
+    def load_it(seed: int) -> tuple[DatasetDict, Task]:
+        texts, scores, documents = _snippets(source)
+        data = Dataset.from_dict({"text": texts, "label": scores})
+        return split(data, seed, groups=documents), Task("regression", ("text",), "label", ())
+
+    return load_it
+
+
+def _images(pixels: np.ndarray, labels: np.ndarray, names_: tuple[str, ...]) -> Dataset:
+    """`pixels` of shape `[images, height, width]`, uint8."""
+    features = Features({"image": Image(), "label": ClassLabel(names=list(names_))})
+    return Dataset.from_dict({"image": list(pixels), "label": labels.astype(int).tolist()}, features=features)
+
+
+def _digits(seed: int) -> tuple[DatasetDict, Task]:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    data = _images((digits.images * 15).astype(np.uint8), digits.target, DIGITS)
+    return split(data, seed), Task("image-classification", ("image",), "label", DIGITS)
+
+
+def _mnist_5k(seed: int) -> tuple[DatasetDict, Task]:
+    table = np.loadtxt(packages.mnist_5k(), delimiter=",", dtype=np.uint8)
+    data = _images(table[:, :-1].reshape(-1, 28, 28), table[:, -1], DIGITS)
+    return split(data, seed), Task("image-classification", ("image",), "label", DIGITS)
+
+
+def _fashion_mnist(seed: int) -> tuple[DatasetDict, Task]:
+    folder = packages.fashion_mnist()
+    parts = {}
+    for name, prefix in (("train", "train"), ("test", "t10k")):
+        pixels = _read_idx(folder / f"{prefix}-images-idx3-ubyte.gz")
+        parts[name] = _images(pixels, _read_idx(folder / f"{prefix}-labels-idx1-ubyte.gz"), FASHION_LABELS)
+    train = split(parts["train"], seed, test=0.0)
+    data = DatasetDict(train=train["train"], validation=train["validation"], test=parts["test"])
+    return data, Task("image-classification", ("image",), "label", FASHION_LABELS)
+
+
+def _read_idx(path: Path) -> np.ndarray:
+    raw = gzip.decompress(path.read_bytes())
+    dimensions = raw[3]
+    shape = struct.unpack(f">{dimensions}I", raw[4 : 4 + 4 * dimensions])
+    return np.frombuffer(raw, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
+
+
+_LOADERS: dict[str, Loader] = {
+    **{f"{source}-sentiment": _sentiment(source) for source in SOURCES},
+    **{f"{source}-scores": _scores(source) for source in SOURCES},
+    "digits": _digits,
+    "mnist-5k": _mnist_5k,
+    "fashion-mnist": _fashion_mnist,
+}

@@ -1,0 +1,26 @@
+"""`opdf distill CONFIG.yaml [--key value ...]`"""
+
+from __future__ import annotations
+
+from opdf.cli.config import DistillConfig, parse
+
+DESCRIPTION = """Distill a student from a teacher.
+
+opdf distill CONFIG.yaml reads the options below from a file; any of them can be given or overridden on the command
+line, e.g. --overparam.ones 3 --training.learning_rate 1e-4 --output runs/mine. recipes/ has files to start from."""
+
+
+def main(argv: list[str]) -> None:
+    config = parse(argv, DistillConfig, "opdf distill", DESCRIPTION)
+    from opdf.cli import job
+
+    job.quiet()
+    metrics = job.run(config)
+    for who in ("teacher", "student"):
+        shown = ", ".join(f"{part} {metrics[who][part][metrics['metric']]:.4f}" for part in ("validation", "test"))
+        print(f"{who}: {metrics['metric']} {shown}")
+    print(
+        f"parameters: {metrics['train_params']:,} while training, {metrics['inference_params']:,} at inference; "
+        f"{metrics['steps']} steps in {metrics['train_seconds']} s"
+    )
+    print(f"saved: {config.output}/student (loads with plain transformers), metrics.json, config.yaml, train.log")

@@ -1,0 +1,68 @@
+"""`opdf eval MODEL --data.name DATA`: score a saved student."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from opdf.cli import UserError
+from opdf.cli.config import DataConfig, DistillConfig, TeacherConfig, parse, read_yaml
+
+DESCRIPTION = """Score a model on a dataset.
+
+opdf eval RUN scores the student of an output folder of opdf distill on the data that it was distilled with;
+opdf eval MODEL --data.name DATA scores any saved model."""
+
+
+@dataclass
+class EvalConfig:
+    """Options.
+
+    Args:
+        model: output folder of opdf distill, a saved model's folder, or a hub name.
+        data: the data; an output folder brings its own.
+        batch: examples at a time.
+        json: print JSON instead of lines.
+    """
+
+    model: str
+    data: DataConfig = field(default_factory=DataConfig)
+    batch: int = 128
+    json: bool = False
+
+
+def main(argv: list[str]) -> None:
+    run = Path(argv[0]) if argv else Path()
+    if (run / "config.yaml").is_file() and (run / "student").is_dir():
+        data = read_yaml(str(run / "config.yaml"))["data"]
+        given = [
+            f"--data.{k}={'null' if v is None else json.dumps(v)}" for k, v in data.items() if not isinstance(v, str)
+        ]
+        given += [f"--data.{k}={v}" for k, v in data.items() if isinstance(v, str)]
+        argv = [str(run / "student"), *given, *argv[1:]]
+    config = parse(argv, EvalConfig, "opdf eval", DESCRIPTION, positional="model")
+    from transformers import Trainer
+
+    from opdf.cli import job
+
+    job.quiet()
+    prepared = job.prepare_data(DistillConfig(data=config.data, teacher=TeacherConfig(model=config.model)))
+    model, missing = job.load_model(config.model, prepared.task)
+    if missing:
+        raise UserError(
+            f"{config.model} is not trained for this task ({missing[0]} is missing); give a fine-tuned model"
+        )
+    arguments = job.training_arguments({"per_device_eval_batch_size": config.batch}, Path("unused"), 0)
+    trainer = Trainer(
+        model, arguments, data_collator=prepared.collator, compute_metrics=prepared.task.compute_metrics()
+    )
+    for callback in list(trainer.callback_handler.callbacks):
+        trainer.remove_callback(callback)
+    result = job.scores(trainer, prepared)
+    if config.json:
+        print(json.dumps(result, indent=2))
+        return
+    for part, metrics in result.items():
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name != "examples")
+        print(f"{part} ({metrics['examples']} examples): {shown}")

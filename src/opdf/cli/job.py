@@ -1,0 +1,308 @@
+"""The steps of a distillation from the command line: data, teacher, student, training, scores."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import platform
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from datasets import DatasetDict, disable_progress_bars
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    Trainer,
+    set_seed,
+)
+
+import opdf
+from opdf.cli import UserError
+from opdf.cli.config import DistillConfig, TeacherConfig, fill, write_yaml
+from opdf.cli.progress import show
+from opdf.data import Task, encode, load_data, minilm
+from opdf.distill import (
+    Constraint,
+    DistillationArguments,
+    DistillationTrainer,
+    HiddenDistillation,
+    LogitsDistillation,
+    Objective,
+    keep_layers,
+)
+
+OBJECTIVES: dict[str, type[Objective]] = {"logits": LogitsDistillation, "hidden": HiddenDistillation}
+
+
+@dataclass
+class Prepared:
+    """Data as the Trainer takes it, and what encodes it."""
+
+    data: DatasetDict
+    task: Task
+    processor: Any
+    collator: Any
+
+
+def quiet() -> None:
+    """No chatter of libraries between the command's own lines."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    disable_progress_bars()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def run(config: DistillConfig) -> dict[str, Any]:
+    """Distill as the configuration says; returns what metrics.json holds."""
+    objective = build_objective(config)
+    student_training = training_arguments(config.training, Path(config.output) / "checkpoints", config.seed)
+    output = claim(config.output, overwrite=config.overwrite, resume=config.resume)
+    write_yaml(config, output / "config.yaml")
+    prepared = prepare_data(config)
+    teacher, teacher_scores = prepare_teacher(config, prepared, output)
+    set_seed(config.seed)
+    student = build_student(config, teacher, prepared.task)
+    trainer = DistillationTrainer(
+        student,
+        student_training,
+        teacher=teacher,
+        objective=objective,
+        overparam=config.overparam,
+        constraint=Constraint(**vars(config.constraint)) if config.constraint else None,
+        train_dataset=prepared.data["train"],
+        eval_dataset=prepared.data["validation"],
+        data_collator=prepared.collator,
+        compute_metrics=prepared.task.compute_metrics(),
+    )
+    show(trainer, "distilling", output / "train.log")
+    start = time.perf_counter()
+    trainer.train(resume_from_checkpoint=last_checkpoint(output) if config.resume else None)
+    seconds = time.perf_counter() - start
+    save(student, prepared.processor, output / "student")
+    over = trainer.overparameterization
+    inference = sum(p.numel() for p in student.parameters())
+    metrics = {
+        "metric": prepared.task.metric,
+        "teacher": teacher_scores,
+        "student": scores(trainer, prepared),
+        "train_params": over.train_params if over else inference,
+        "inference_params": inference,
+        "train_seconds": round(seconds, 1),
+        "steps": trainer.state.global_step,
+        "seed": config.seed,
+        "versions": versions(),
+    }
+    write_json(metrics, output / "metrics.json")
+    return metrics
+
+
+def claim(path: str, *, overwrite: bool, resume: bool) -> Path:
+    """An output folder that nothing is lost in.
+
+    Raises:
+        FileExistsError: it holds something and neither `overwrite` nor `resume` was asked for.
+    """
+    folder = Path(path)
+    if resume and not (folder / "checkpoints").is_dir():
+        raise FileNotFoundError(f"{folder} has no checkpoints to resume from; start without resume")
+    if folder.exists() and any(folder.iterdir()) and not resume:
+        if not overwrite:
+            raise FileExistsError(f"output {folder} is not empty; choose another, or set --overwrite true")
+        if not (folder / "config.yaml").is_file() and not (folder / "results.json").is_file():
+            raise FileExistsError(f"output {folder} was not written by opdf and is not overwritten; choose another")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def last_checkpoint(output: Path) -> str:
+    found = transformers.trainer_utils.get_last_checkpoint(str(output / "checkpoints"))
+    if found is None:
+        raise FileNotFoundError(
+            f"{output / 'checkpoints'} holds no checkpoint; set training.save_strategy and start anew"
+        )
+    return str(found)
+
+
+def prepare_data(config: DistillConfig) -> Prepared:
+    options = config.data
+    data, task = load_data(
+        options.name, task=options.task, inputs=options.inputs, label=options.label, validation=options.validation,
+        test=options.test, train_limit=options.train_limit, seed=options.seed,
+    )  # fmt: skip
+    processor = load_processor(config.teacher, task)
+    encoded, collator = encode(data, task, processor, max_length=options.max_length)
+    return Prepared(encoded, task, processor, collator)
+
+
+def load_processor(teacher: TeacherConfig, task: Task) -> Any:
+    """The tokenizer or image processor that goes with the teacher, and so with the student."""
+    if task.is_image and teacher.model in (None, "minilm"):
+        size = (teacher.config or {}).get("image_size", 28)
+        mean = std = [0.5] * 3
+        return transformers.ViTImageProcessorPil(size={"height": size, "width": size}, image_mean=mean, image_std=std)
+    if teacher.model is None:
+        raise UserError("teacher.config needs a tokenizer as well; give teacher.model for text")
+    if task.is_image:
+        return AutoImageProcessor.from_pretrained(local(teacher.model), trust_remote_code=False)
+    return AutoTokenizer.from_pretrained(local(teacher.model), trust_remote_code=False)
+
+
+def local(model: str) -> str:
+    """The folder of an embedded model; other names as they are.
+
+    Raises:
+        UserError: a folder without safetensors weights.
+    """
+    if model == "minilm":
+        return str(minilm())
+    folder = Path(model)
+    if folder.is_dir() and not list(folder.glob("*.safetensors")):
+        pickled = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth")]
+        reason = f"it has {pickled[0]}, and pickled weights are not loaded" if pickled else "it has no weights"
+        raise UserError(f"{model} cannot be loaded: {reason}. Save the model as safetensors")
+    if not folder.exists() and (model.startswith((".", "/", "~")) or model.count("/") > 1):
+        raise FileNotFoundError(f"model folder {model} does not exist")
+    return model
+
+
+def load_model(name: str, task: Task) -> tuple[Any, list[str]]:
+    """A pretrained model with a head for the task, and the names of weights that its checkpoint lacks."""
+    auto = AutoModelForImageClassification if task.is_image else AutoModelForSequenceClassification
+    try:
+        model, info = auto.from_pretrained(
+            local(name), use_safetensors=True, trust_remote_code=False, output_loading_info=True, **head_of(task)
+        )
+    except OSError as error:
+        raise UserError(f"model {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+    return model, sorted(info["missing_keys"])
+
+
+def head_of(task: Task) -> dict[str, Any]:
+    """Configuration of the head that a task needs."""
+    if task.kind == "regression":
+        return {"num_labels": 1, "problem_type": "regression"}
+    names = dict(enumerate(task.labels))
+    return {
+        "id2label": names,
+        "label2id": {v: k for k, v in names.items()},
+        "problem_type": "single_label_classification",
+    }
+
+
+def from_config(fields: dict[str, Any], task: Task) -> Any:
+    fields = copy.deepcopy(fields)
+    kind = fields.pop("model_type", None)
+    if kind is None:
+        raise UserError("the model's config has no model_type; add one, e.g. model_type: vit")
+    auto = AutoModelForImageClassification if task.is_image else AutoModelForSequenceClassification
+    return auto.from_config(AutoConfig.for_model(kind, **fields, **head_of(task)))
+
+
+def prepare_teacher(config: DistillConfig, prepared: Prepared, output: Path) -> tuple[Any, dict[str, Any]]:
+    """The teacher, fine-tuned first if asked, and its scores."""
+    saved = output / "teacher"
+    options = config.teacher
+    set_seed(config.seed)
+    if config.resume and (saved / "config.json").is_file():
+        teacher, missing = load_model(str(saved), prepared.task)
+    elif options.config is not None:
+        teacher, missing = from_config(options.config, prepared.task), ["all weights"]
+    elif options.model is not None:
+        teacher, missing = load_model(options.model, prepared.task)
+    else:
+        raise UserError("teacher has neither model nor config; give one")
+    if missing and not options.finetune:
+        raise UserError(
+            f"teacher {options.model or 'config'} is not trained for this task ({missing[0]} is missing); "
+            "set teacher.finetune: true, or give a fine-tuned teacher"
+        )
+    arguments = training_arguments(options.training, output / "teacher-checkpoints", config.seed)
+    trainer = Trainer(
+        teacher, arguments, train_dataset=prepared.data["train"], eval_dataset=prepared.data["validation"],
+        data_collator=prepared.collator, compute_metrics=prepared.task.compute_metrics(),
+    )  # fmt: skip
+    show(trainer, "fine-tuning the teacher", output / "teacher.log")
+    if options.finetune and not (saved / "config.json").is_file():
+        trainer.train()
+        save(teacher, prepared.processor, saved)
+        shutil.rmtree(output / "teacher-checkpoints", ignore_errors=True)
+    return teacher, scores(trainer, prepared)
+
+
+def build_student(config: DistillConfig, teacher: nn.Module, task: Task) -> Any:
+    options = config.student
+    given = [k for k, v in vars(options).items() if v is not None]
+    if len(given) != 1:
+        raise UserError(f"student has {given or 'nothing'}; give exactly one of layers, model, config")
+    if options.layers is not None:
+        return keep_layers(teacher, options.layers)
+    if options.model is not None:
+        return load_model(options.model, task)[0]
+    fields = teacher.config.to_dict() | (options.config or {})  # type: ignore[union-attr,operator]
+    known = {k: v for k, v in fields.items() if k not in head_of(task) and not k.startswith("_")}
+    for unknown in ("transformers_version", "architectures", "id2label", "label2id", "problem_type", "num_labels"):
+        known.pop(unknown, None)
+    return from_config(known, task)
+
+
+def build_objective(config: DistillConfig) -> Objective:
+    name = config.objective.name
+    if name not in OBJECTIVES:
+        raise UserError(f"objective.name is {name!r}; expected one of {', '.join(OBJECTIVES)}")
+    built: Objective = fill(OBJECTIVES[name], config.objective.options, f"objective {name}")
+    return built
+
+
+def training_arguments(options: dict[str, Any], folder: Path, seed: int) -> DistillationArguments:
+    defaults: dict[str, Any] = {
+        "output_dir": str(folder), "seed": seed, "save_strategy": "no", "disable_tqdm": True, "save_total_limit": 2,
+        "per_device_train_batch_size": 32, "per_device_eval_batch_size": 128, "lr_scheduler_type": "linear",
+        "warmup_steps": 0.1, "dataloader_pin_memory": torch.cuda.is_available(), "logging_steps": 20,
+    }  # fmt: skip
+    arguments: DistillationArguments = fill(DistillationArguments, options, "training", **defaults)
+    return arguments
+
+
+def scores(trainer: Trainer, prepared: Prepared) -> dict[str, Any]:
+    """Metrics on validation and test, with the number of examples."""
+    result: dict[str, Any] = {}
+    for part in ("validation", "test"):
+        metrics = trainer.evaluate(prepared.data[part], metric_key_prefix=part)
+        names = ("accuracy", "f1", "matthews", "pearson", "spearman", "pearson_spearman")
+        result[part] = {n: metrics[f"{part}_{n}"] for n in names if f"{part}_{n}" in metrics}
+        result[part]["examples"] = len(prepared.data[part])
+    return result
+
+
+def save(model: Any, processor: Any, folder: Path) -> None:
+    """A plain transformers folder, complete or absent."""
+    scratch = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(scratch, ignore_errors=True)
+    model.save_pretrained(scratch)
+    processor.save_pretrained(scratch)
+    shutil.rmtree(folder, ignore_errors=True)
+    scratch.rename(folder)
+
+
+def write_json(content: Any, path: Path) -> None:
+    scratch = path.with_name(f".{path.name}.partial")
+    scratch.write_text(json.dumps(content, indent=2) + "\n")
+    scratch.rename(path)
+
+
+def versions() -> dict[str, str]:
+    return {
+        "opdf": opdf.__version__, "torch": torch.__version__, "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }  # fmt: skip

@@ -1,0 +1,142 @@
+"""`opdf plan MODEL`: what over-parameterization would do, before anything runs."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from opdf.cli import UserError
+from opdf.cli.config import parse
+from opdf.overparam import OverParamConfig, OverParameterization, overparameterize
+
+DESCRIPTION = """Show every matrix that would be over-parameterized: shape, bond dimensions, parameters, scale,
+and the extra time and memory of training. Only the model's configuration is read; no weights are loaded.
+
+opdf plan MODEL, a hub name, a local folder or "minilm", the embedded all-MiniLM-L6-v2."""
+
+
+@dataclass
+class PlanConfig:
+    """Options.
+
+    Args:
+        model: hub name, local folder, or minilm.
+        layers: plan for a student with this many of the model's blocks.
+        overparam: over-parameterization, as in opdf distill.
+        batch: examples a micro-batch.
+        tokens: tokens (or patches) an example.
+        accumulation: micro-batches an optimizer step.
+        json: print JSON instead of a table.
+    """
+
+    model: str
+    layers: int | None = None
+    overparam: OverParamConfig = field(default_factory=OverParamConfig)
+    batch: int = 32
+    tokens: int = 128
+    accumulation: int = 1
+    json: bool = False
+
+
+def main(argv: list[str]) -> None:
+    config = parse(argv, PlanConfig, "opdf plan", DESCRIPTION, positional="model")
+    planned = overparameterize(_meta_model(config), config.overparam)
+    report = summarize(planned, config)
+    if config.json:
+        print(json.dumps(report, indent=2))
+    else:
+        _print(report)
+
+
+def summarize(planned: OverParameterization, config: PlanConfig) -> dict[str, Any]:
+    """Every matrix, the totals, and the expected cost of a step.
+
+    The step's arithmetic is 3 contractions a matrix and optimizer step; the model's own is 6 operations per parameter
+    and token. Memory is cores, two moments and one gradient of the largest matrix, in float32.
+    """
+    matrices = [
+        {"name": t.name, "rows": t.shape.rows, "cols": t.shape.cols, "shape": str(t.shape),
+         "bonds": list(t.shape.bond_dims or ()), "params": t.shape.num_params, "scale": round(t.shape.scale, 3)}
+        for t in planned.matrices
+    ]  # fmt: skip
+    extra = sum(3 * t.shape.contract_flops for t in planned.matrices)
+    dense = sum(t.shape.rows * t.shape.cols for t in planned.matrices)
+    model = 6 * dense * config.batch * config.tokens * config.accumulation
+    rate = _matmul_rate()
+    cores = sum(t.shape.num_params for t in planned.matrices)
+    return {
+        "matrices": matrices,
+        "train_params": planned.train_params,
+        "inference_params": planned.inference_params,
+        "scale": planned.train_params / planned.inference_params,
+        "extra_gflop_per_step": extra / 1e9,
+        "extra_seconds_per_step": extra / rate,
+        "expected_step_ratio": 1 + extra / model,
+        "measured_gflops": rate / 1e9,
+        "extra_megabytes": 4 * (3 * cores + max(t.shape.num_params for t in planned.matrices)) / 1e6,
+        "batch": config.batch, "tokens": config.tokens, "accumulation": config.accumulation,
+    }  # fmt: skip
+
+
+def _meta_model(config: PlanConfig) -> Any:
+    import torch
+    from transformers import AutoConfig, AutoModel
+
+    from opdf.cli.job import local, quiet
+
+    quiet()
+    try:
+        model_config = AutoConfig.from_pretrained(local(config.model), trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model {config.model!r} cannot be read: {str(error).splitlines()[0]}") from error
+    if config.layers is not None:
+        if config.layers < 1:
+            raise UserError(f"layers is {config.layers}; it must be at least 1")
+        model_config.num_hidden_layers = config.layers
+    with torch.device("meta"):
+        return AutoModel.from_config(model_config)
+
+
+def _matmul_rate(size: int = 768) -> float:
+    """Floating-point operations per second of float32 matrix products here, measured in about 0.1 s."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    a = torch.randn(size, size, device=device)
+    best = 0.0
+    for _ in range(5):
+        start = time.perf_counter()
+        float((a @ a)[0, 0])
+        best = max(best, 2 * size**3 / (time.perf_counter() - start))
+    return best
+
+
+def _print(report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for title, justify in (
+        ("matrix", "left"),
+        ("shape", "left"),
+        ("bond", "right"),
+        ("params", "right"),
+        ("x", "right"),
+    ):
+        table.add_column(title, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for m in report["matrices"]:
+        name = m["name"].removesuffix(".weight")
+        table.add_row(name, m["shape"], str(max(m["bonds"])), f"{m['params']:,}", f"{m['scale']:.2f}")
+    console = Console()
+    console.print(table, highlight=False)
+    print(
+        f"\nparameters  {report['train_params']:,} while training ({report['scale']:.2f}x), "
+        f"{report['inference_params']:,} at inference\n"
+        f"arithmetic  {report['extra_gflop_per_step']:.1f} GFLOP more an optimizer step, "
+        f"about {report['extra_seconds_per_step']:.2f} s here ({report['measured_gflops']:.0f} GFLOP/s)\n"
+        f"step        about {report['expected_step_ratio']:.2f} times plain training's at {report['accumulation']} x "
+        f"{report['batch']} x {report['tokens']} tokens\n"
+        f"memory      {report['extra_megabytes']:.0f} MB more with AdamW (cores and moments in float32)"
+    )

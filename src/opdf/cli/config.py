@@ -215,7 +215,9 @@ def _check_keys(given: dict[str, Any], cls: type, where: str) -> None:
 
 def _suggest(key: str, known: Any) -> str:
     close = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}"
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known are {', '.join(known)}" if len(known) < 15 else f"; {len(known)} are known, see the documentation"
 
 
 def _plain(value: Any) -> Any:

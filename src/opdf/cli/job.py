@@ -64,19 +64,26 @@ def quiet() -> None:
 
 def run(config: DistillConfig) -> dict[str, Any]:
     """Distill as the configuration says; returns what metrics.json holds."""
-    objective = build_objective(config)
-    student_training = training_arguments(config.training, Path(config.output) / "checkpoints", config.seed)
+    build_objective(config)
+    training_arguments(config.training, Path(config.output) / "checkpoints", config.seed)
     output = claim(config.output, overwrite=config.overwrite, resume=config.resume)
     write_yaml(config, output / "config.yaml")
     prepared = prepare_data(config)
     teacher, teacher_scores = prepare_teacher(config, prepared, output)
+    metrics = train_student(config, prepared, teacher, output, "distilling") | {"teacher": teacher_scores}
+    write_json(metrics, output / "metrics.json")
+    return metrics
+
+
+def train_student(config: DistillConfig, prepared: Prepared, teacher: Any, output: Path, title: str) -> dict[str, Any]:
+    """Distill one student, save it under `output`, and return its metrics."""
     set_seed(config.seed)
     student = build_student(config, teacher, prepared.task)
     trainer = DistillationTrainer(
         student,
-        student_training,
+        training_arguments(config.training, output / "checkpoints", config.seed),
         teacher=teacher,
-        objective=objective,
+        objective=build_objective(config),
         overparam=config.overparam,
         constraint=Constraint(**vars(config.constraint)) if config.constraint else None,
         train_dataset=prepared.data["train"],
@@ -84,16 +91,15 @@ def run(config: DistillConfig) -> dict[str, Any]:
         data_collator=prepared.collator,
         compute_metrics=prepared.task.compute_metrics(),
     )
-    show(trainer, "distilling", output / "train.log")
+    show(trainer, title, output / "train.log")
     start = time.perf_counter()
     trainer.train(resume_from_checkpoint=last_checkpoint(output) if config.resume else None)
     seconds = time.perf_counter() - start
     save(student, prepared.processor, output / "student")
     over = trainer.overparameterization
     inference = sum(p.numel() for p in student.parameters())
-    metrics = {
+    return {
         "metric": prepared.task.metric,
-        "teacher": teacher_scores,
         "student": scores(trainer, prepared),
         "train_params": over.train_params if over else inference,
         "inference_params": inference,
@@ -102,8 +108,6 @@ def run(config: DistillConfig) -> dict[str, Any]:
         "seed": config.seed,
         "versions": versions(),
     }
-    write_json(metrics, output / "metrics.json")
-    return metrics
 
 
 def claim(path: str, *, overwrite: bool, resume: bool) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -117,7 +118,7 @@ def _print(report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for title, justify in (
         ("matrix", "left"),
         ("shape", "left"),
@@ -126,8 +127,10 @@ def _print(report: dict[str, Any]) -> None:
         ("x", "right"),
     ):
         table.add_column(title, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    prefix = os.path.commonpath([m["name"].replace(".", "/") for m in report["matrices"]]).replace("/", ".")
+    print(f"{len(report['matrices'])} matrices of {prefix or 'the model'}\n")
     for m in report["matrices"]:
-        name = m["name"].removesuffix(".weight")
+        name = m["name"].removesuffix(".weight").removeprefix(f"{prefix}.")
         table.add_row(name, m["shape"], str(max(m["bonds"])), f"{m['params']:,}", f"{m['scale']:.2f}")
     console = Console()
     console.print(table, highlight=False)

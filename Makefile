@@ -1,0 +1,82 @@
+# Set-up, demo, tests. `make help` lists the targets.
+
+PYTHON ?= python3.11
+VENV := .venv
+RUN := $(VENV)/bin/python
+READY := $(VENV)/.ready
+PIP_INSTALL := $(RUN) -m pip install --disable-pip-version-check -c constraints.txt
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# One line for every package of a megabyte or more; pip's warnings and errors come through as they are.
+SHOW_PROGRESS := sed -unE 's/^ *Downloading (.* MB\)).*/    \1/p; s/^Installing collected packages.*/    unpacking/p'
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: $(READY) ## Create .venv and install everything (again when pyproject.toml or constraints.txt changed)
+
+$(READY): pyproject.toml constraints.txt
+	@test -e $@ || $(MAKE) --no-print-directory venv
+	@echo "Installing torch"
+	@$(PIP_INSTALL) torch | $(SHOW_PROGRESS)
+	@echo "Installing opdf and what it needs"
+	@$(PIP_INSTALL) -e '.[distill,dev]' | $(SHOW_PROGRESS)
+	@touch $@
+
+# Always from scratch: a half-made environment, or one of another interpreter, is not worth saving.
+.PHONY: venv
+venv:
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python 3.11 or newer" \
+	    "(Debian: apt-get install python3 python3-venv) or name yours: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is" \
+	    "$$($(PYTHON) -V), but 3.11 or newer is needed; name another one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "error: $(PYTHON) cannot create virtual" \
+	    "environments; install its venv module (Debian: apt-get install python3-venv)" >&2; exit 1; }
+	@echo "Creating $(VENV) with $$($(PYTHON) -V)"
+	@$(PYTHON) -m venv --clear $(VENV)
+
+.PHONY: data
+data: $(READY) ## Fetch the data and the pretrained model (once, into the cache)
+	@echo "Data and model (84 MB are fetched on the first run):"
+	@$(RUN) -m opdf.data
+
+.PHONY: demo
+demo: data ## Distill on real text: plain, SVD and OPDF side by side
+	@$(VENV)/bin/opdf demo
+
+.PHONY: demo-images
+demo-images: data ## The same on images
+	@$(VENV)/bin/opdf demo --images
+
+.PHONY: test
+test: data ## Run the fast tests and report coverage
+	@$(RUN) -m pytest --cov=opdf --cov-report=term:skip-covered
+
+.PHONY: test-slow
+test-slow: data ## Run the tests that take minutes
+	@$(RUN) -m pytest -m slow
+
+.PHONY: lint
+lint: $(READY) ## Check style and types
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+	@$(RUN) -m mypy
+
+.PHONY: format
+format: $(READY) ## Apply ruff's fixes and format
+	@$(RUN) -m ruff check --fix .
+	@$(RUN) -m ruff format .
+
+.PHONY: bench
+bench: $(READY) ## Run the benchmarks (some of them: make bench BENCH="step memory")
+	@$(RUN) -m benchmarks $(BENCH)
+
+.PHONY: clean
+clean: ## Remove .venv, caches and build leftovers; results stay
+	@rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov
+	@find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -1,0 +1,64 @@
+"""The slow, obviously right engine: cores are parameters, every weight is rebuilt from them in each forward pass.
+
+It shares no code with the product beyond the starting cores: the contraction is an einsum over all digits, gradients
+come from autograd, and the optimizer is torch's own on the cores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from opdf.mpo import decompose
+from opdf.overparam import OverParameterization
+
+
+def rebuild(cores: list[Tensor]) -> Tensor:
+    """W[i_1..i_n, j_1..j_n] = sum over bonds of the product of the cores, by one einsum."""
+    n = len(cores)
+    bonds, rows, cols = range(n + 1), range(n + 1, 2 * n + 1), range(2 * n + 1, 3 * n + 1)
+    operands: list[object] = []
+    for k, core in enumerate(cores):
+        operands += [core, [bonds[k], rows[k], cols[k], bonds[k + 1]]]
+    full = torch.einsum(*operands, [*rows, *cols])
+    size = 1
+    for core in cores:
+        size *= core.shape[1]
+    return full.reshape(size, -1)
+
+
+class RebuildInForward:
+    """Trains `model` with the cores of `overparam`'s matrices as parameters."""
+
+    def __init__(self, model: nn.Module, overparam: OverParameterization) -> None:
+        self.model = model
+        self.kinds = {t.name: t.matrix.kind for t in overparam.matrices}
+        self.cores: dict[str, list[Tensor]] = {}
+        for target in overparam.matrices:
+            weight = model.get_parameter(target.name).detach()
+            matrix = weight.T if target.matrix.kind == "transposed" else weight.reshape(target.shape.rows, -1)
+            self.cores[target.name] = [c.requires_grad_() for c in decompose(matrix, target.shape)]
+        self.rest = {n: p for n, p in model.named_parameters() if n not in self.cores}
+
+    def weights(self) -> dict[str, Tensor]:
+        result = {}
+        for name, cores in self.cores.items():
+            matrix = rebuild(cores)
+            shape = self.model.get_parameter(name).shape
+            result[name] = matrix.T if self.kinds[name] == "transposed" else matrix.reshape(shape)
+        return result
+
+    def __call__(self, *args: Tensor) -> Tensor:
+        return functional_call(self.model, self.weights(), args)
+
+    def optimizer(self, inner: type[torch.optim.Optimizer], scales: dict[str, float], **options: float) -> torch.optim.Optimizer:
+        lr = options.pop("lr")
+        groups = [{"params": list(self.rest.values()), "lr": lr}]
+        groups += [{"params": cores, "lr": lr * scales.get(name, 1.0)} for name, cores in self.cores.items()]
+        return inner(groups, **options)
+
+
+Loss = Callable[[Tensor, Tensor], Tensor]

@@ -51,7 +51,7 @@ demo: data ## Distill on real text: plain, SVD and OPDF side by side
 
 .PHONY: demo-images
 demo-images: data ## The same on images
-	@$(VENV)/bin/opdf demo --images
+	@$(VENV)/bin/opdf demo --task images
 
 .PHONY: test
 test: data ## Run the fast tests and report coverage

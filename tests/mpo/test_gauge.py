@@ -93,7 +93,6 @@ def test_no_rotation_of_a_single_bond_brings_cores_nearer(shape):
         left = matched[bond - 1].flatten(0, 2).T @ reference[bond - 1].flatten(0, 2)
         overlap = left + matched[bond].flatten(1) @ reference[bond].flatten(1).T
         asymmetry = float((overlap - overlap.T).norm() / overlap.norm())
-        print(asymmetry)
         assert asymmetry < 1e-3
         assert torch.linalg.eigvalsh(overlap + overlap.T).min() > -1e-3 * overlap.norm()
 

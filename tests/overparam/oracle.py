@@ -6,7 +6,7 @@ come from autograd, and the optimizer is torch's own on the cores.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ def rebuild(cores: list[Tensor]) -> Tensor:
     """W[i_1..i_n, j_1..j_n] = sum over bonds of the product of the cores, by one einsum."""
     n = len(cores)
     bonds, rows, cols = range(n + 1), range(n + 1, 2 * n + 1), range(2 * n + 1, 3 * n + 1)
-    operands: list[object] = []
+    operands: list[Any] = []
     for k, core in enumerate(cores):
         operands += [core, [bonds[k], rows[k], cols[k], bonds[k + 1]]]
     full = torch.einsum(*operands, [*rows, *cols])
@@ -51,14 +51,13 @@ class RebuildInForward:
             result[name] = matrix.T if self.kinds[name] == "transposed" else matrix.reshape(shape)
         return result
 
-    def __call__(self, *args: Tensor) -> Tensor:
-        return functional_call(self.model, self.weights(), args)
+    def __call__(self, *args: Tensor, **kwargs: Any) -> Any:
+        return functional_call(self.model, self.weights(), args, kwargs)
 
-    def optimizer(self, inner: type[torch.optim.Optimizer], scales: dict[str, float], **options: float) -> torch.optim.Optimizer:
-        lr = options.pop("lr")
-        groups = [{"params": list(self.rest.values()), "lr": lr}]
-        groups += [{"params": cores, "lr": lr * scales.get(name, 1.0)} for name, cores in self.cores.items()]
-        return inner(groups, **options)
-
-
-Loss = Callable[[Tensor, Tensor], Tensor]
+    def optimizer(
+        self, inner: type[torch.optim.Optimizer], lr: float, scales: dict[str, float] | None = None, **options: Any
+    ) -> torch.optim.Optimizer:
+        """torch's own optimizer on cores and remaining parameters; `scales` multiplies the rate of a weight's cores."""
+        groups: list[dict[str, Any]] = [{"params": list(self.rest.values()), "lr": lr}]
+        groups += [{"params": c, "lr": lr * (scales or {}).get(name, 1.0)} for name, c in self.cores.items()]
+        return inner(groups, lr=lr, **options)

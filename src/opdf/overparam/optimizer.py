@@ -33,6 +33,9 @@ FORMAT = 1
 _EXTERNAL = -1
 """Recorded version of a weight that was not written by the last step: compare before trusting the cores."""
 
+_UNKNOWN = 0.0
+"""Learning rate factor before the first step that moves anything; a state's keys do not depend on it being known."""
+
 
 class Spec(NamedTuple):
     """How one parameter is over-parameterized; plain values, so that it can be saved in a parameter group."""
@@ -203,13 +206,13 @@ class OverParameterizedOptimizer(Optimizer):
         grads = pullback(cores, grad)
         idle = group["lr"] == 0 or not grad.any()
         before = [core.clone() for core in cores] if idle else None
-        if self._lr_scaling == "match-dense" and "lr_scale" not in state and not idle:
+        if state.get("lr_scale") == _UNKNOWN and not idle:
             state["lr_scale"] = _dense_over_cores(inner, cores, grads, grad)
         self._constrain(name, shape, cores, grads, state)
         states: dict[Tensor, dict[str, Any]] = {core: state.get(f"inner{k}", {}) for k, core in enumerate(cores)}
         for core, g in zip(cores, grads, strict=True):
             core.grad = g
-        _run(inner, cores, states, group["lr"] * state.get("lr_scale", 1.0))
+        _run(inner, cores, states, group["lr"] * (state.get("lr_scale") or 1.0))
         for k, core in enumerate(cores):
             core.grad = None
             if states[core]:
@@ -223,6 +226,8 @@ class OverParameterizedOptimizer(Optimizer):
         for k, core in enumerate(cores):
             state[f"core{k}"] = _working(core, p)
         state["version"] = p._version
+        if self._lr_scaling == "match-dense":
+            state.setdefault("lr_scale", _UNKNOWN)
 
     def _reconcile(self, name: str, p: Tensor, spec: Spec, state: dict[str, Any]) -> None:
         """Someone else wrote the weight since the last step: if its values changed, they win over the cores."""

@@ -1,0 +1,502 @@
+"""What schedulers, GradScaler, accelerate, checkpoints and users may expect of the optimizer."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR, ReduceLROnPlateau
+
+from opdf.mpo import contract
+from opdf.overparam import OverParamConfig, OverParameterizedOptimizer, overparameterize
+
+CONFIG = OverParamConfig(ones=2, targets=["0", "2"])
+
+
+def net(dtype: torch.dtype = torch.float32) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(12, 24), nn.Tanh(), nn.Linear(24, 6)).to(dtype)
+
+
+def make(
+    model: nn.Module, config: OverParamConfig = CONFIG, inner: Any = torch.optim.AdamW, lr: float = 1e-2, **options: Any
+) -> OverParameterizedOptimizer:
+    return overparameterize(model, config).optimizer(inner, lr=lr, **options)
+
+
+def backward(model: nn.Module, seed: int = 0) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    dtype = next(model.parameters()).dtype
+    model(torch.randn(16, 12, generator=generator).to(dtype)).float().square().mean().backward()
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, start: int = 0) -> None:
+    for step in range(start, start + steps):
+        optimizer.zero_grad()
+        backward(model, step)
+        optimizer.step()
+
+
+def weights(model: nn.Module) -> list[Tensor]:
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def assert_equal(left: list[Tensor], right: list[Tensor]) -> None:
+    for a, b in zip(left, right, strict=True):
+        assert torch.equal(a, b)
+
+
+# Identity: a real optimizer over the model's own parameters.
+
+
+def test_groups_hold_the_dense_parameters_and_nothing_else() -> None:
+    model = net()
+    optimizer = make(model)
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    assert [id(p) for p in held] == [id(p) for p in model.parameters()]
+    train(model, optimizer, 1)
+    assert [id(p) for group in optimizer.param_groups for p in group["params"]] == [id(p) for p in held]
+
+
+def test_no_state_before_the_first_step() -> None:
+    model = net()
+    optimizer = make(model)
+    backward(model)
+    assert len(optimizer.state) == 0
+
+
+def test_parameters_may_be_replaced_before_the_first_step() -> None:
+    """As accelerate does under FSDP2: entries of the groups are swapped one for one."""
+    model, reference = net(), net()
+    optimizer, expected = make(model), make(reference)
+    for name, p in list(model.named_parameters()):
+        module, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(module), attribute, nn.Parameter(p.detach().clone()))
+    optimizer.param_groups[0]["params"] = list(model.parameters())
+    train(model, optimizer, 3)
+    train(reference, expected, 3)
+    assert_equal(weights(model), weights(reference))
+
+
+def test_grad_scaler_sees_no_amp_scaling_support_and_no_forwarding() -> None:
+    optimizer = make(net(), fused=True)
+    assert not hasattr(optimizer, "_step_supports_amp_scaling")
+    assert "__getattr__" not in vars(OverParameterizedOptimizer)
+    assert not hasattr(optimizer, "train")
+    assert not hasattr(optimizer, "eval")
+
+
+def test_closure_is_evaluated_with_gradients() -> None:
+    model, reference = net(), net()
+    optimizer, expected = make(model), make(reference)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = model(torch.ones(2, 12)).square().mean()
+        loss.backward()
+        return loss
+
+    loss = optimizer.step(closure)
+    reference(torch.ones(2, 12)).square().mean().backward()
+    expected.step()
+    assert loss is not None
+    assert_equal(weights(model), weights(reference))
+
+
+def test_step_hooks_run_once() -> None:
+    model = net()
+    optimizer = make(model)
+    calls: list[int] = []
+    optimizer.register_step_post_hook(lambda *_: calls.append(1))
+    train(model, optimizer, 2)
+    assert calls == [1, 1]
+
+
+# Learning rate and groups.
+
+
+@pytest.mark.parametrize("make_scheduler", [
+    lambda o: LambdaLR(o, lambda step: 0.5**step), lambda o: CosineAnnealingLR(o, 4),
+    lambda o: OneCycleLR(o, max_lr=0.1, total_steps=6), ReduceLROnPlateau,
+])  # fmt: skip
+def test_schedulers_drive_the_cores(make_scheduler: Any) -> None:
+    model, reference = net(), net()
+    optimizer, by_hand = make(model), make(reference)
+    scheduler = make_scheduler(optimizer)
+    for step in range(4):
+        for group, other in zip(optimizer.param_groups, by_hand.param_groups, strict=True):
+            other.update({k: group[k] for k in ("lr", "betas") if k in group})
+        train(model, optimizer, 1, step)
+        train(reference, by_hand, 1, step)
+        scheduler.step(*([0.0] if isinstance(scheduler, ReduceLROnPlateau) else []))
+    assert_equal(weights(model), weights(reference))
+
+
+def test_groups_keep_their_own_options() -> None:
+    model = net()
+    groups = [{"params": model[0].parameters(), "lr": 0.0}, {"params": model[2].parameters(), "weight_decay": 0.1}]
+    optimizer = overparameterize(model, CONFIG).optimizer(torch.optim.AdamW, groups, lr=1e-2)
+    before = weights(model)
+    train(model, optimizer, 2)
+    after = weights(model)
+    assert_equal(before[:2], after[:2])
+    assert not torch.equal(before[2], after[2])
+    assert optimizer.param_groups[1]["weight_decay"] == 0.1
+
+
+def test_a_group_added_later_is_stepped_densely() -> None:
+    model, extra = net(), nn.Parameter(torch.ones(3))
+    optimizer = make(model)
+    optimizer.add_param_group({"params": [("extra", extra)]})
+    extra.grad = torch.ones(3)
+    train(model, optimizer, 1)
+    extra.grad = torch.ones(3)
+    optimizer.step()
+    assert not torch.equal(extra, torch.ones(3))
+
+
+@pytest.mark.parametrize("ones", [0, 1, 3, 8])
+def test_matched_rate_moves_weights_as_far_as_dense_adamw(ones: int) -> None:
+    torch.manual_seed(0)
+    over = nn.Linear(64, 96)
+    dense = copy.deepcopy(over)
+    optimizer = make(over, OverParamConfig(ones=ones, targets=["weight"]), lr=1e-6)
+    reference = torch.optim.AdamW(dense.parameters(), lr=1e-6)
+    start = over.weight.detach().clone().double()
+    for model, stepper in ((over, optimizer), (dense, reference)):
+        model(torch.linspace(-1, 1, 640).reshape(10, 64)).square().sum().backward()
+        stepper.step()
+    moved = [float((m.weight.detach().double() - start).norm()) for m in (over, dense)]
+    assert moved[0] == pytest.approx(moved[1], rel=0.01)
+
+
+# Numerics.
+
+
+def test_clipping_acts_on_dense_gradients() -> None:
+    model, reference = net(), net()
+    optimizer, expected = make(model, inner=torch.optim.SGD), make(reference, inner=torch.optim.SGD)
+    backward(model)
+    backward(reference)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+    for p in reference.parameters():
+        p.grad.mul_(1e-3 / (norm + 1e-6))
+    optimizer.step()
+    expected.step()
+    for a, b in zip(weights(model), weights(reference), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_grad_scaler_unscales_clips_and_skips() -> None:
+    model, reference = net(), net()
+    optimizer, expected = make(model), make(reference)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for step in range(3):
+        optimizer.zero_grad()
+        generator = torch.Generator().manual_seed(step)
+        scaler.scale(model(torch.randn(16, 12, generator=generator)).square().mean()).backward()
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+    train(reference, expected, 3)
+    for a, b in zip(weights(model), weights(reference), strict=True):
+        torch.testing.assert_close(a, b)
+    before, count = weights(model), float(optimizer.state[model[0].weight]["inner0"]["step"])
+    scaler.scale(model(torch.full((1, 12), torch.inf)).square().mean()).backward()
+    scaler.step(optimizer)
+    assert_equal(before, weights(model))
+    assert float(optimizer.state[model[0].weight]["inner0"]["step"]) == count
+
+
+def test_cores_are_float32_masters_of_bf16_weights() -> None:
+    model = net(torch.bfloat16)
+    optimizer = make(model, lr=1e-5)
+    train(model, optimizer, 20)
+    state = optimizer.state[model[0].weight]
+    assert state["core0"].dtype == state["inner0"]["exp_avg"].dtype == torch.float32
+    product = contract([state[f"core{k}"] for k in range(4)])
+    assert torch.equal(product.bfloat16(), model[0].weight)
+
+
+def test_step_ignores_autocast_and_matmul_precision() -> None:
+    model, reference = net(), net()
+    optimizer, expected = make(model), make(reference)
+    backward(model)
+    backward(reference)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            optimizer.step()
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    expected.step()
+    assert_equal(weights(model), weights(reference))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("how", ["rate 0", "zero gradient", "no gradient"])
+def test_what_does_not_move_is_not_rewritten(dtype: torch.dtype, how: str) -> None:
+    model = net(dtype)
+    optimizer = make(model, lr=0.0 if how == "rate 0" else 1e-2, weight_decay=0.0)
+    before = weights(model)
+    if how != "no gradient":
+        backward(model)
+        if how == "zero gradient":
+            for p in model.parameters():
+                p.grad.zero_()
+    optimizer.step()
+    assert_equal(before, weights(model))
+
+
+def test_momentum_moves_weights_on_a_zero_gradient() -> None:
+    model = net()
+    optimizer = make(model)
+    train(model, optimizer, 1)
+    before = weights(model)
+    for p in model.parameters():
+        p.grad.zero_()
+    optimizer.step()
+    assert not torch.equal(before[0], model[0].weight)
+
+
+def test_writes_are_in_place() -> None:
+    model = net()
+    optimizer = make(model)
+    pointer, version = model[0].weight.data_ptr(), model[0].weight._version
+    train(model, optimizer, 1)
+    assert model[0].weight.data_ptr() == pointer
+    assert model[0].weight._version == version + 1
+
+
+# Weights that someone else writes.
+
+
+@pytest.mark.parametrize("write", ["in place", "load_state_dict"])
+def test_external_change_is_decomposed_anew(write: str) -> None:
+    model = net()
+    optimizer = make(model)
+    train(model, optimizer, 2)
+    changed = {k: v + 0.1 for k, v in model.state_dict().items()}
+    if write == "in place":
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                p.copy_(changed[name])
+    else:
+        model.load_state_dict(changed)
+    optimizer.param_groups[0]["lr"] = 0.0
+    with pytest.warns(UserWarning, match="changed outside the optimizer"):
+        train(model, optimizer, 1)
+    assert_equal(weights(model), list(changed.values()))
+    product = contract([optimizer.state[model[0].weight][f"core{k}"] for k in range(4)])
+    torch.testing.assert_close(product, changed["0.weight"])
+
+
+def test_swapping_weights_out_and_back_is_no_change() -> None:
+    model, reference = net(), net()
+    optimizer, expected = make(model), make(reference)
+    train(model, optimizer, 2)
+    kept = {k: v.clone() for k, v in model.state_dict().items()}
+    model.load_state_dict({k: torch.zeros_like(v) for k, v in kept.items()})
+    model.load_state_dict(kept)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        train(model, optimizer, 2, 2)
+    train(reference, expected, 4)
+    assert_equal(weights(model), weights(reference))
+
+
+# State dicts and checkpoints.
+
+
+def through_file(state: Any) -> Any:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("inner", [torch.optim.AdamW, torch.optim.SGD])
+def test_resume_is_bit_exact(dtype: torch.dtype, inner: Any) -> None:
+    options = {"momentum": 0.9} if inner is torch.optim.SGD else {}
+    model = net(dtype)
+    optimizer = make(model, inner=inner, **options)
+    train(model, optimizer, 3)
+    saved_model, saved = copy.deepcopy(model.state_dict()), through_file(optimizer.state_dict())
+    train(model, optimizer, 3, 3)
+    resumed = net(dtype)
+    resumed.load_state_dict(saved_model)
+    again = make(resumed, inner=inner, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        again.load_state_dict(state_dict=saved)
+        train(resumed, again, 3, 3)
+    assert_equal(weights(model), weights(resumed))
+
+
+def test_loaded_cores_win_over_other_weights() -> None:
+    model = net()
+    optimizer = make(model)
+    train(model, optimizer, 2)
+    other = net()
+    again = make(other)
+    with pytest.warns(UserWarning, match="set to it"):
+        again.load_state_dict(optimizer.state_dict())
+    torch.testing.assert_close(other[0].weight, model[0].weight)
+
+
+def test_state_is_contiguous_tensors_numbers_and_dicts() -> None:
+    model = net()
+    optimizer = make(model)
+    train(model, optimizer, 2)
+
+    def check(value: Any) -> None:
+        assert isinstance(value, Tensor | int | float | dict)
+        if isinstance(value, Tensor):
+            assert value.is_contiguous()
+            assert not value.requires_grad
+        for item in value.values() if isinstance(value, dict) else ():
+            check(item)
+
+    for state in optimizer.state.values():
+        check(dict(state))
+
+
+def test_empty_state_round_trip_changes_nothing() -> None:
+    model, reference = net(), net()
+    optimizer, expected = make(model), make(reference)
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert len(optimizer.state) == 0
+    train(model, optimizer, 2)
+    train(reference, expected, 2)
+    assert_equal(weights(model), weights(reference))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
+def test_copies_continue_alike(copied: Any) -> None:
+    model = net()
+    optimizer = make(model)
+    train(model, optimizer, 2)
+    other, again = copied((model, optimizer))
+    train(model, optimizer, 2, 2)
+    train(other, again, 2, 2)
+    assert_equal(weights(model), weights(other))
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_distributed_checkpoint_state_round_trip(flat: bool) -> None:
+    model = net()
+    optimizer = make(model)
+    train(model, optimizer, 3)
+    options = StateDictOptions(flatten_optimizer_state_dict=flat)
+    saved = copy.deepcopy(get_optimizer_state_dict(model, optimizer, options=options))
+    resumed = copy.deepcopy(model)
+    again = make(resumed)
+    train(model, optimizer, 2, 3)
+    set_optimizer_state_dict(resumed, again, optim_state_dict=saved, options=options)
+    train(resumed, again, 2, 3)
+    assert_equal(weights(model), weights(resumed))
+
+
+def test_other_factors_are_refused_with_both() -> None:
+    model = net()
+    optimizer = make(model)
+    train(model, optimizer, 1)
+    with pytest.raises(ValueError, match=r"T\(6,1,1,4 / 4,1,1,3\), this run as T\(6,1,4 / 4,1,3\)"):
+        make(net(), OverParamConfig(ones=1, targets=["0", "2"])).load_state_dict(optimizer.state_dict())
+
+
+def test_state_of_a_plain_optimizer_is_refused() -> None:
+    model = net()
+    plain = torch.optim.AdamW(model.parameters())
+    train(model, plain, 1)
+    with pytest.raises(ValueError, match="without over-parameterization"):
+        make(net()).load_state_dict(plain.state_dict())
+
+
+def test_other_format_is_refused() -> None:
+    model = net()
+    optimizer = make(model)
+    train(model, optimizer, 1)
+    state = optimizer.state_dict()
+    state["param_groups"][0]["opdf_format"] = 99
+    with pytest.raises(ValueError, match="format 99"):
+        make(net()).load_state_dict(state)
+
+
+# Wrappers.
+
+
+def test_accelerate_prepares_steps_and_resumes(tmp_path: Path) -> None:
+    accelerator = Accelerator(cpu=True)
+    model = net()
+    prepared, optimizer = accelerator.prepare(model, make(model))
+    train(prepared, optimizer, 2)
+    accelerator.save_state(str(tmp_path / "state"))
+    train(prepared, optimizer, 2, 2)
+    final = weights(model)
+    accelerator.load_state(str(tmp_path / "state"))
+    train(prepared, optimizer, 2, 2)
+    assert_equal(final, weights(model))
+
+
+def test_compiled_model_keeps_one_graph() -> None:
+    from torch._dynamo.testing import CompileCounter
+
+    model = net()
+    optimizer, counter = make(model), CompileCounter()
+    compiled = torch.compile(model, backend=counter)
+    for step in range(4):
+        optimizer.zero_grad()
+        compiled(torch.full((2, 12), float(step))).square().mean().backward()
+        optimizer.step()
+    assert counter.frame_count == 1
+
+
+def test_flattened_parameters_are_refused() -> None:
+    """What FSDP1 and ZeRO leave in the groups."""
+    model = net()
+    optimizer = make(model)
+    flat = nn.Parameter(model[0].weight.detach().flatten())
+    flat.grad = torch.ones_like(flat)
+    optimizer.param_groups[0]["params"][0] = flat
+    with pytest.raises(RuntimeError, match="use DDP or FSDP2"):
+        optimizer.step()
+
+
+# Bad arguments.
+
+
+@pytest.mark.parametrize(
+    ("inner", "options", "error", "message"),
+    [
+        ("AdamW", {}, TypeError, "give an optimizer class"),
+        (torch.optim.LBFGS, {}, TypeError, "LBFGS cannot step cores"),
+        (torch.optim.AdamW, {"momentum": 0.9}, TypeError, "momentum"),
+        (torch.optim.AdamW, {"lr": -1.0}, ValueError, "Invalid learning rate"),
+    ],
+)
+def test_bad_arguments(inner: Any, options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        overparameterize(net(), CONFIG).optimizer(inner, **options)
+
+
+def test_a_target_that_is_in_no_group_is_refused() -> None:
+    model = net()
+    with pytest.raises(ValueError, match=r"in no parameter group, e\.g\. 2\.weight"):
+        overparameterize(model, CONFIG).optimizer(torch.optim.AdamW, model[0].parameters(), lr=1e-3)

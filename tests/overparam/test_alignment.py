@@ -1,0 +1,215 @@
+"""The constraint loss: pairs, gradient, gauges, logs, resuming. Its training is held to autograd in test_oracle."""
+
+from __future__ import annotations
+
+import copy
+import io
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import BertConfig, BertModel
+
+from opdf.distill import keep_layers
+from opdf.mpo import decompose, plan_shape
+from opdf.overparam import OverParamConfig, OverParameterizedOptimizer, overparameterize
+from opdf.overparam.alignment import Alignment, Pair, build_alignment, teacher_shape
+from opdf.overparam.select import Matrix
+
+
+def bert(layers: int = 4, width: int = 16, seed: int = 0) -> BertModel:
+    torch.manual_seed(seed)
+    return BertModel(
+        BertConfig(vocab_size=30, hidden_size=width, num_hidden_layers=layers, num_attention_heads=2,
+                   intermediate_size=2 * width, max_position_embeddings=12, hidden_dropout_prob=0.0,
+                   attention_probs_dropout_prob=0.0)
+    )  # fmt: skip
+
+
+def pairs(student: nn.Module, teacher: nn.Module, **options: Any) -> dict[str, str]:
+    overparam = overparameterize(student, OverParamConfig(ones=1))
+    matrices = {t.name: (t.matrix, t.shape) for t in overparam.matrices}
+    return {k: v.teacher for k, v in build_alignment(student, matrices, teacher, **options).pairs.items()}
+
+
+def step(model: nn.Module, optimizer: OverParameterizedOptimizer) -> None:
+    optimizer.zero_grad()
+    model(torch.arange(8).reshape(1, 8)).last_hidden_state.square().mean().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("layer_map", "expected"),
+    [("last", [1, 3]), ("first", [0, 2]), ({0: 3, 1: 0}, [3, 0])],
+)
+def test_pairs_by_block_and_role(layer_map: Any, expected: list[int]) -> None:
+    found = pairs(bert(2), bert(4), layer_map=layer_map)
+    assert len(found) == 12
+    for ours, theirs in found.items():
+        block = int(ours.split(".")[2])
+        assert theirs == ours.replace(f"layer.{block}.", f"layer.{expected[block]}.")
+
+
+def test_a_partial_map_leaves_the_rest_free() -> None:
+    assert all(".layer.1." in name for name in pairs(bert(2), bert(4), layer_map={1: 0}))
+
+
+def test_explicit_names() -> None:
+    names = {"encoder.layer.0.output.dense.weight": "encoder.layer.3.output.dense.weight"}
+    assert pairs(bert(2), bert(4), layer_map=names) == names
+
+
+def test_last_pairs_a_student_of_kept_layers_with_its_origin() -> None:
+    teacher = bert(4)
+    student = keep_layers(teacher, 2)
+    overparam = overparameterize(student, OverParamConfig(ones=3))
+    overparam.align(teacher)
+    optimizer = overparam.optimizer(torch.optim.SGD, lr=0.0)
+    step(student, optimizer)
+    assert optimizer.constraint_logs["constraint_loss"] < 1e-9
+
+
+def test_gauge_matching_undoes_a_rotation_that_raw_cores_suffer_from() -> None:
+    teacher = bert(2)
+    student = copy.deepcopy(teacher)
+    with torch.no_grad():
+        for p in student.parameters():
+            p += 0.02 * p.abs().mean() * torch.randn_like(p)
+    losses = {}
+    for gauge in ("matched", "raw"):
+        overparam = overparameterize(student, OverParamConfig(ones=2))
+        overparam.align(teacher, gauge=gauge)
+        optimizer = overparam.optimizer(torch.optim.SGD, lr=0.0)
+        step(student, optimizer)
+        losses[gauge] = optimizer.constraint_logs["constraint_loss"]
+    assert losses["matched"] < 0.05 * losses["raw"]
+
+
+@pytest.mark.parametrize("normalize", ["relative", "mse"])
+def test_gradient_is_autograds_and_spares_the_central_core(normalize: str) -> None:
+    torch.manual_seed(0)
+    shape = plan_shape(12, 18, ones=2)
+    cores = decompose(torch.randn(12, 18, dtype=torch.float64), shape)
+    others = decompose(torch.randn(12, 18, dtype=torch.float64), shape)
+    cores = [c + 0.1 * torch.randn_like(c) for c in cores]
+    targets = {k: others[k] for k in shape.auxiliary}
+    pair = Pair("weight", "weight", "plain", shape)
+    loss, gradients = Alignment({"weight": pair}, {}, 1.0, "raw", normalize).gradients(shape, cores, targets)
+    leaves = [c.clone().requires_grad_() for c in cores]
+    errors = [(leaves[k] - others[k]).square() for k in shape.auxiliary]
+    if normalize == "relative":
+        expected = sum(e.sum() / others[k].square().sum() for e, k in zip(errors, shape.auxiliary, strict=True))
+    else:
+        expected = sum(e.mean() for e in errors) / len(errors)
+    exact = torch.autograd.grad(expected, leaves, allow_unused=True)
+    assert float(loss) == pytest.approx(float(expected.detach()))
+    assert exact[shape.center] is None
+    assert shape.center not in gradients
+    for k in shape.auxiliary:
+        torch.testing.assert_close(gradients[k], exact[k])
+
+
+def test_logs_are_the_loss_and_the_ratio_of_gradient_norms() -> None:
+    student, teacher = bert(1), bert(1, seed=1)
+    overparam = overparameterize(student, OverParamConfig(ones=1, targets=["query"]))
+    overparam.align(teacher, weight=3.0)
+    optimizer = overparam.optimizer(torch.optim.SGD, lr=0.0)
+    step(student, optimizer)
+    name = overparam.matrices[0].name
+    cores, state = optimizer.cores(name), optimizer.state[student.get_parameter(name)]
+    assert cores is not None
+    ends = [(cores[k], state[f"target{k}"]) for k in (0, 2)]
+    loss = sum(float((c - t).square().sum() / t.square().sum()) for c, t in ends)
+    gradient = sum(float((2 * 3.0 * (c - t) / t.square().sum()).square().sum()) for c, t in ends) ** 0.5
+    leaves = [c.clone().requires_grad_() for c in cores]
+    weight = torch.einsum("aijb,bklc,cmnd->ikmjln", *leaves).reshape(16, 16)
+    grads = torch.autograd.grad((weight * student.get_parameter(name).grad).sum(), leaves)
+    distillation = sum(float(g.square().sum()) for g in grads) ** 0.5
+    assert optimizer.constraint_logs["constraint_loss"] == pytest.approx(loss, rel=1e-4)
+    assert optimizer.constraint_logs["constraint_grad_ratio"] == pytest.approx(gradient / distillation, rel=1e-4)
+
+
+def test_weight_of_order_one_pulls_the_student_to_the_teacher() -> None:
+    """Without any distillation gradient the auxiliary cores approach the teacher's."""
+    student, teacher = bert(1), bert(1, seed=1)
+    overparam = overparameterize(student, OverParamConfig(ones=2))
+    overparam.align(teacher)
+    optimizer = overparam.optimizer(torch.optim.AdamW, lr=1e-2, weight_decay=0.0)
+    losses = []
+    for _ in range(10):
+        for p in student.parameters():
+            p.grad = torch.full_like(p, 1e-12)
+        optimizer.step()
+        losses.append(optimizer.constraint_logs["constraint_loss"])
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_resuming_keeps_the_targets_bit_for_bit() -> None:
+    student, teacher = bert(2), bert(4, seed=1)
+
+    def start(model: nn.Module) -> OverParameterizedOptimizer:
+        overparam = overparameterize(model, OverParamConfig(ones=2))
+        overparam.align(teacher)
+        return overparam.optimizer(torch.optim.AdamW, lr=1e-2)
+
+    optimizer = start(student)
+    for _ in range(3):
+        step(student, optimizer)
+    buffer = io.BytesIO()
+    torch.save(optimizer.state_dict(), buffer)
+    buffer.seek(0)
+    resumed = copy.deepcopy(student)
+    again = start(resumed)
+    again.load_state_dict(torch.load(buffer, weights_only=True))
+    for model, stepper in ((student, optimizer), (resumed, again)):
+        for _ in range(3):
+            step(model, stepper)
+    for a, b in zip(student.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_wider_teacher_shares_the_outer_factors() -> None:
+    student, teacher = bert(2, 16), bert(4, 32)
+    overparam = overparameterize(student, OverParamConfig(ones=1))
+    overparam.align(teacher)
+    optimizer = overparam.optimizer(torch.optim.AdamW, lr=1e-2)
+    losses = []
+    for _ in range(8):
+        step(student, optimizer)
+        losses.append(optimizer.constraint_logs["constraint_loss"])
+    assert losses[-1] < losses[0]
+
+
+def test_a_wider_teacher_of_the_students_own_matrix_is_at_no_distance() -> None:
+    """A teacher [[W, 0], [0, 0]]-like by its central factor: kron(e1, W) has the student's own outer cores."""
+    torch.manual_seed(0)
+    shape = plan_shape(12, 12, ones=1)
+    student = torch.randn(12, 12, dtype=torch.float64)
+    wide = teacher_shape(Matrix("s", "plain", 12, 12), shape, Matrix("t", "plain", 24, 12))
+    assert (wide.row_factors, wide.col_factors) == ((4, 2, 3), (4, 1, 3))
+    digits = student.reshape(4, 1, 3, 12)
+    teacher = torch.cat([digits, torch.zeros_like(digits)], dim=1).reshape(24, 12)
+    ours, theirs = decompose(student, shape), decompose(teacher, wide)
+    for k in shape.auxiliary:
+        torch.testing.assert_close(ours[k], theirs[k])
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "options", "message"),
+    [
+        (bert(3), bert(4), {}, "3 student blocks do not divide the teacher's 4"),
+        (bert(2), bert(4), {"layer_map": "middle"}, "layer_map is 'middle'"),
+        (bert(2), bert(4), {"layer_map": {0: 4}}, "sends block 0 to 4; the teacher has blocks 0 to 3"),
+        (bert(2), bert(4), {"layer_map": {5: 0}}, "pairs none of the 12 matrices"),
+        (bert(2), bert(4), {"layer_map": {"x": "y"}}, "'x', which is not an over-parameterized matrix"),
+        (bert(2), bert(4), {"gauge": "none"}, "gauge is 'none'"),
+        (bert(2), bert(4), {"normalize": "sum"}, "normalize is 'sum'"),
+        (bert(2), bert(4), {"weight": -1.0}, "weight is -1.0"),
+        (bert(2, 16), bert(4, 12), {}, "are not a multiple of"),
+        (bert(2, 32), bert(4, 16), {}, "larger than|are not a multiple"),
+    ],
+)
+def test_what_cannot_be_paired_is_refused(student: Any, teacher: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        pairs(student, teacher, **options)

@@ -1,0 +1,117 @@
+"""Planning, counting, and the cores as a state dict."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import opdf
+from opdf.mpo import contract
+from opdf.overparam import OverParamConfig, overparameterize
+
+CONFIG = OverParamConfig(ones=2, targets="all-linear", lr_scaling="none")
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(12, 24), nn.Tanh(), nn.Linear(24, 6))
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad()
+    model(torch.ones(2, 12)).square().sum().backward()
+    optimizer.step()
+
+
+def test_import_needs_torch_alone() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys, opdf; print(*sys.modules)"], capture_output=True, text=True, check=True
+    )
+    assert not {"transformers", "datasets", "accelerate", "scipy", "sklearn"} & set(done.stdout.split())
+
+
+def test_parameter_counts() -> None:
+    model = net()
+    overparam = overparameterize(model, CONFIG)
+    optimizer = overparam.optimizer(torch.optim.SGD, lr=0.1)
+    step(model, optimizer)
+    cores = sum(core.numel() for t in overparam.matrices for core in optimizer.cores(t.name) or [])
+    biases = 24 + 6
+    assert overparam.train_params == cores + biases
+    assert overparam.inference_params == sum(p.numel() for p in model.parameters())
+    assert f"{overparam.train_params:,} while training" in overparam.summary()
+
+
+def test_cores_as_a_state_dict_before_and_after_steps() -> None:
+    model = net()
+    overparam = overparameterize(model, CONFIG)
+    for _ in range(2):
+        state = overparam.state_dict()
+        product = contract([state[f"0.weight.core{k}"] for k in range(4)])
+        torch.testing.assert_close(product, model[0].weight.detach())
+        step(model, overparam.optimizer(torch.optim.SGD, lr=0.1))
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_loading_cores_sets_the_weights_and_training_goes_on_from_them(started: bool) -> None:
+    model = net()
+    overparam = overparameterize(model, CONFIG)
+    optimizer = overparam.optimizer(torch.optim.SGD, lr=0.1)
+    step(model, optimizer)
+    state = overparam.state_dict()
+    other = net()
+    again = overparameterize(other, CONFIG)
+    if started:
+        step(other, again.optimizer(torch.optim.SGD, lr=0.5))
+    again.load_state_dict(state)
+    other[0].bias = copy.deepcopy(model[0].bias)
+    other[2].bias = copy.deepcopy(model[2].bias)
+    assert torch.equal(other[0].weight, model[0].weight)
+    step(model, optimizer)
+    step(other, again.optimizer(torch.optim.SGD, lr=0.1))
+    torch.testing.assert_close(other[0].weight, model[0].weight)
+
+
+def test_loading_wrong_cores_is_refused() -> None:
+    state = overparameterize(net(), CONFIG).state_dict()
+    with pytest.raises(KeyError, match="misses 2 cores"):
+        overparameterize(net(), OverParamConfig(ones=3, targets="all-linear")).load_state_dict(state)
+    with pytest.raises(KeyError, match="has unknown 2 cores"):
+        overparameterize(net(), OverParamConfig(ones=1, targets="all-linear")).load_state_dict(state)
+    for k in range(4):
+        left, right = slice(None, -1 if k > 0 else None), slice(None, -1 if k < 3 else None)
+        state[f"0.weight.core{k}"] = state[f"0.weight.core{k}"][left, :, :, right]
+    with pytest.raises(ValueError, match=r"0\.weight is .* in state_dict"):
+        overparameterize(net(), CONFIG).load_state_dict(state)
+
+
+def test_explicit_shapes_by_pattern() -> None:
+    config = OverParamConfig(ones=1, targets="all-linear", shapes={"0": ((4, 6), (3, 4))})
+    shapes = [str(t.shape) for t in overparameterize(net(), config).matrices]
+    assert shapes == ["T(4,6 / 3,4)", "T(3,1,2 / 6,1,4)"]
+    wrong = OverParamConfig(targets="all-linear", shapes={"0": ((4, 5), (3, 4))})
+    with pytest.raises(ValueError, match=r"shapes\['0'\] gives a 20x12 matrix; 0\.weight is 24x12"):
+        overparameterize(net(), wrong)
+
+
+def test_not_a_module_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"model is a dict; give a torch\.nn\.Module"):
+        overparameterize({})  # type: ignore[arg-type]
+
+
+def test_align_after_optimizer_is_refused() -> None:
+    overparam = overparameterize(net(), CONFIG)
+    overparam.optimizer(torch.optim.SGD, lr=0.1)
+    with pytest.raises(RuntimeError, match="call it before"):
+        overparam.align(net())
+
+
+def test_trainer_is_reached_through_the_package() -> None:
+    assert opdf.DistillationTrainer.__name__ == "DistillationTrainer"
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        opdf.nothing  # noqa: B018

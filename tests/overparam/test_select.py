@@ -1,0 +1,98 @@
+"""Which weights are taken, and what is said when none or the wrong ones are."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from opdf.overparam.select import as_matrix, as_weight, find_matrices
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(10, 8)
+        self.conv = nn.Conv2d(3, 4, 3, groups=1)
+        self.mix = nn.Linear(8, 8)
+        self.out = nn.Linear(8, 10)
+        self.wide = Conv1D(6, 8)
+
+
+def names(targets: object, exclude: object = (), model: nn.Module | None = None) -> list[str]:
+    return [m.name for m in find_matrices(model or Small(), targets, exclude)]  # type: ignore[arg-type]
+
+
+def test_all_linear_takes_linear_and_conv1d() -> None:
+    assert names("all-linear") == ["mix.weight", "out.weight", "wide.weight"]
+
+
+@pytest.mark.parametrize("pattern", ["conv", "conv.weight", "c*v"])
+def test_patterns(pattern: str) -> None:
+    assert names([pattern]) == ["conv.weight"]
+
+
+def test_suffix_matches_after_a_dot_only() -> None:
+    model = nn.ModuleDict({"a_mix": nn.Linear(2, 2), "block": nn.ModuleDict({"mix": nn.Linear(2, 2)})})
+    assert names(["mix"], model=model) == ["block.mix.weight"]
+
+
+def test_exclude() -> None:
+    assert names("all-linear", ["out"]) == ["mix.weight", "wide.weight"]
+
+
+@pytest.mark.parametrize("module", [nn.Linear(6, 4), nn.Conv2d(3, 4, 2), nn.Conv2d(6, 4, 1), Conv1D(4, 6)])
+def test_matrix_view_round_trip(module: nn.Module) -> None:
+    model = nn.ModuleDict({"m": module})
+    (matrix,) = find_matrices(model, ["m"], ())
+    weight = model.get_parameter("m.weight")
+    view = as_matrix(weight, matrix.kind)
+    assert view.shape == (matrix.rows, matrix.cols)
+    assert matrix.rows == 4
+    assert torch.equal(as_weight(view, matrix.kind, weight.shape), weight)
+
+
+def test_tied_to_an_embedding_is_left_alone_or_refused_when_named() -> None:
+    model = Small()
+    model.out.weight = model.embedding.weight
+    assert "out.weight" not in names("all-linear", model=model)
+    with pytest.raises(ValueError, match=r"out\.weight shares its tensor with embedding\.weight"):
+        names(["out"], model=model)
+
+
+def test_tied_targets_are_handled_once() -> None:
+    model = nn.ModuleDict({"a": nn.Linear(4, 4), "b": nn.Linear(4, 4)})
+    model["b"].weight = model["a"].weight
+    assert names("all-linear", model=model) == ["a.weight"]
+
+
+def test_frozen_weights_are_left_alone() -> None:
+    model = Small()
+    model.mix.requires_grad_(False)
+    assert "mix.weight" not in names("all-linear", model=model)
+
+
+@pytest.mark.parametrize(
+    ("targets", "exclude", "message"),
+    [
+        ("blocks", (), "found no attention blocks in Small; use targets='all-linear'"),
+        (["mx"], (), "pattern 'mx' matches no matrix; did you mean 'mix'"),
+        ("all-linear", ["nothing"], "exclude pattern 'nothing' matches no matrix"),
+        (["mix"], ["mix"], "leaves no trainable matrix"),
+    ],
+)
+def test_errors(targets: object, exclude: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        names(targets, exclude)
+
+
+def test_nan_and_integer_weights_are_refused() -> None:
+    model = Small()
+    with torch.no_grad():
+        model.mix.weight[0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"mix\.weight holds NaN"):
+        names(["mix"], model=model)
+    model.out.weight = nn.Parameter(torch.zeros(10, 8, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(TypeError, match="int8; over-parameterization needs float weights"):
+        find_matrices(model, ["out"], (), trainable_only=False)

@@ -1,4 +1,4 @@
-"""The trainer on small real models: equal to plain training where it must be, independent of accumulation, resumable."""
+"""The trainer on small real models: plain where it must be, independent of accumulation, resumable."""
 
 from __future__ import annotations
 

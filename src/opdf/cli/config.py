@@ -151,6 +151,9 @@ def parse(argv: list[str], cls: type[Config], prog: str, description: str, posit
     leading = argv[0] if argv and not argv[0].startswith("-") else None
     if leading is None and positional is not None and not {"-h", "--help"} & set(argv):
         raise UserError(f"{prog} needs {positional.upper()} as its first argument; see {prog} --help")
+    if {"-h", "--help"} & set(argv):
+        parser.print_help()
+        raise SystemExit(0)
     given: dict[str, Any] = {}
     if leading is not None and positional is not None:
         given = {positional: leading}

@@ -174,6 +174,26 @@ class DistillationTrainer(Trainer):
                 logs.update(self.overparameterization.constraint_logs)
         super().log(logs, start_time)
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        self._load_student(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        self._load_student(self.state.best_model_checkpoint)
+
+    def _load_student(self, checkpoint: str, model: Any = None) -> None:
+        """Load weights as `from_pretrained` does.
+
+        The Trainer matches the names in the file with the model's and skips those that differ, and transformers saves
+        some models (ViT) under other names than they have in memory: their blocks would silently stay as they were.
+        """
+        student = self.accelerator.unwrap_model(self.model if model is None else model)
+        if not hasattr(student, "from_pretrained"):
+            super()._load_from_checkpoint(checkpoint, student)
+            return
+        with torch.random.fork_rng():
+            loaded = type(student).from_pretrained(checkpoint, use_safetensors=True, dtype=student.dtype)
+        student.load_state_dict(loaded.state_dict())
+
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         weights = self._objective_weights()

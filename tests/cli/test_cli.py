@@ -1,0 +1,232 @@
+"""Commands as a user runs them, on real data and small models."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
+
+from opdf.cli import main
+from opdf.cli.config import DistillConfig, fill, parse
+from opdf.cli.demo import VARIANTS, judge
+from opdf.cli.job import build_objective
+from opdf.distill import DistillationArguments
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+QUICK = ["--data.train_limit", "64", "--training.max_steps", "2", "--teacher.training.max_steps", "2"]
+DIGITS = {
+    "data": {"name": "digits"},
+    "teacher": {"model": None, "finetune": True, "config": {
+        "model_type": "vit", "image_size": 8, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 4,
+        "num_attention_heads": 2, "intermediate_size": 32,
+    }, "training": {"max_steps": 3}},
+    "student": {"layers": 2},
+    "overparam": {"ones": 1},
+    "constraint": {"weight": 1.0},
+    "training": {"max_steps": 4, "learning_rate": "1e-3", "save_strategy": "steps", "save_steps": 2},
+}  # fmt: skip
+
+
+def configuration(folder: Path, **changes: Any) -> str:
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(DIGITS | {"output": str(folder / "out")} | changes))
+    return str(path)
+
+
+def test_distill_leaves_what_a_user_needs(tmp_path: Path, capsys: Any) -> None:
+    assert main(["distill", configuration(tmp_path)]) == 0
+    out = tmp_path / "out"
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["train_params"] > metrics["inference_params"]
+    assert 0 <= metrics["student"]["test"]["accuracy"] <= 1
+    assert metrics["student"]["test"]["examples"] == 360
+    resolved = yaml.safe_load((out / "config.yaml").read_text())
+    assert resolved["overparam"]["lr_scaling"] == "match-dense"
+    assert all(json.loads(line) for line in (out / "train.log").read_text().splitlines())
+    assert (out / "student" / "preprocessor_config.json").is_file()
+    assert "while training" in capsys.readouterr().out
+
+    # The student loads with plain transformers where opdf cannot be imported.
+    code = (
+        "import sys; sys.modules['opdf'] = None\n"
+        "from transformers import AutoModelForImageClassification as A\n"
+        f"print(A.from_pretrained({str(out / 'student')!r}).config.num_hidden_layers)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "2"
+
+    assert main(["eval", str(out), "--json", "true"]) == 0
+    scored = json.loads(capsys.readouterr().out)
+    assert scored["test"] == metrics["student"]["test"]
+
+    assert main(["distill", configuration(tmp_path)]) == 2
+    assert "is not empty" in capsys.readouterr().err
+    assert main(["distill", configuration(tmp_path), "--overwrite", "true"]) == 0
+
+
+def test_resume_gives_the_uninterrupted_student(tmp_path: Path) -> None:
+    weights = []
+    for name, stops in (("whole", [4]), ("halves", [2, 4])):
+        for turn, steps in enumerate(stops):
+            # The schedule must not depend on where the first part stops.
+            training = {"max_steps": steps, "lr_scheduler_type": "constant", "save_strategy": "steps", "save_steps": 2}
+            argv = ["--output", str(tmp_path / name), "--resume", str(turn > 0).lower()]
+            assert main(["distill", configuration(tmp_path, training=training), *argv]) == 0
+        weights.append(load_file(tmp_path / name / "student" / "model.safetensors"))
+    for key, value in weights[0].items():
+        assert torch.equal(value, weights[1][key]), key
+
+
+@pytest.mark.parametrize("changes", [
+    {"data": {"name": "amazon-sentiment", "max_length": 24},
+     "objective": {"name": "hidden", "options": {"hidden_weight": 2}}},
+    {"data": {"name": "amazon-scores", "max_length": 24}, "overparam": {"method": "svd"}, "constraint": None},
+])  # fmt: skip
+def test_text_tasks(tmp_path: Path, changes: dict[str, Any]) -> None:
+    text = {"teacher": {"model": "minilm", "finetune": True}, "training": {}, "student": {"layers": [0]}}
+    assert main(["distill", configuration(tmp_path, **(text | changes)), *QUICK]) == 0
+    student = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out" / "student")
+    assert student.config.num_hidden_layers == 1
+
+
+def test_untrained_student_by_configuration(tmp_path: Path) -> None:
+    student = {"config": {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 1}}
+    argv = [configuration(tmp_path, student=student), "--constraint", "null", "--objective.name", "hidden"]
+    assert main(["distill", *argv]) == 0
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["fly"], "unknown command 'fly'; choose from distill"),
+        (["distill", "no.yaml"], "configuration file no.yaml does not exist"),
+        (["plan"], "needs MODEL as its first argument"),
+        (["plan", "./nowhere"], "model folder ./nowhere does not exist"),
+        (["plan", "minilm", "--overparam.ones", "-1"], "ones is -1"),
+        (["plan", "minilm", "--layers", "0"], "layers is 0"),
+        (["plan", "minilm", "--overparam.targets", '["qery"]'], "did you mean 'query'"),
+        (["demo", "--task", "sound"], "task is 'sound'"),
+        (["demo", "--seeed", "1"], "seeed"),
+        (["eval", "minilm", "--data.name", "digit"], "did you mean 'digits'"),
+        (["eval", "minilm", "--data.name", "amazon-sentiment"], "not trained for this task"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(argv: list[str], message: str, capsys: Any) -> None:
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"techer": {}}, "no option 'techer'; did you mean 'teacher'"),
+        ({"overparam": {"onse": 3}}, "no option 'onse'; did you mean 'ones'"),
+        ({"training": {"learning_rat": 1}}, "training has no option 'learning_rat'; did you mean 'learning_rate'"),
+        ({"objective": {"name": "logit"}}, "objective.name is 'logit'"),
+        ({"objective": {"options": {"temprature": 1}}}, "no option 'temprature'; did you mean 'temperature'"),
+        ({"objective": {"options": {"alpha": 2}}}, "alpha is 2"),
+        ({"student": {}}, "give exactly one of layers, model, config"),
+        ({"student": {"layers": 9}}, "layers is 9; the teacher has 4 blocks"),
+        ({"student": {"layers": 3}}, "3 student blocks do not divide the teacher's 4"),
+        ({"teacher": {"model": None}}, "teacher has neither model nor config"),
+        ({"overparam": None}, "constraint needs overparam"),
+        ({"data": {"name": "none.csv"}}, "none.csv does not exist"),
+        ({"seed": "x"}, "seed"),
+    ],
+)
+def test_bad_configurations(tmp_path: Path, changes: dict[str, Any], message: str, capsys: Any) -> None:
+    assert main(["distill", configuration(tmp_path, **changes)]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "out" / "student").exists()
+
+
+def test_hostile_yaml_is_not_run(tmp_path: Path, capsys: Any) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(f"output: !!python/object/apply:os.mkdir ['{tmp_path / 'made'}']\n")
+    assert main(["distill", str(path)]) == 2
+    assert "not valid YAML" in capsys.readouterr().err
+    assert not (tmp_path / "made").exists()
+
+
+def test_pickled_weights_are_refused(tmp_path: Path, capsys: Any) -> None:
+    model = BertForSequenceClassification(
+        BertConfig(vocab_size=30522, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    )
+    model.config.save_pretrained(tmp_path / "model")
+    torch.save(model.state_dict(), tmp_path / "model" / "pytorch_model.bin")
+    assert main(["eval", str(tmp_path / "model"), "--data.name", "amazon-sentiment"]) == 2
+    assert "pickled weights are not loaded" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_not_ours_is_never_overwritten(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("years of work")
+    assert main(["distill", configuration(tmp_path), "--overwrite", "true"]) == 2
+    assert "was not written by opdf" in capsys.readouterr().err
+    assert (tmp_path / "out" / "thesis.txt").exists()
+
+
+def test_plan(capsys: Any) -> None:
+    assert main(["plan", "minilm", "--layers", "3", "--overparam.ones", "3"]) == 0
+    table = capsys.readouterr().out
+    assert max(map(len, table.splitlines())) <= 100
+    assert "T(48,1,1,1,32 / 24,1,1,1,16)" in table
+    assert main(["plan", "minilm", "--json", "true"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert len(report["matrices"]) == 36
+    assert report["train_params"] - report["inference_params"] == sum(
+        m["params"] - m["rows"] * m["cols"] for m in report["matrices"]
+    )
+
+
+@pytest.mark.parametrize("command", [[], ["distill"], ["plan"], ["eval"], ["demo"]])
+def test_help(command: list[str], capsys: Any) -> None:
+    try:
+        status = main([*command, "--help"])
+    except SystemExit as stop:
+        status = stop.code  # type: ignore[assignment]
+    assert status == 0
+    assert "opdf" in capsys.readouterr().out
+
+
+def test_demo(tmp_path: Path, capsys: Any) -> None:
+    argv = ["--task", "images", "--data", "digits", "--train_limit", "32", "--output", str(tmp_path / "demo")]
+    assert main(["demo", *argv]) == 0
+    printed = capsys.readouterr().out
+    assert "Did OPDF gain on plain KD here?" in printed
+    folder = tmp_path / "demo-images"
+    results = json.loads((folder / "results.json").read_text())["results"]
+    assert set(results) == {"teacher", *VARIANTS}
+    assert results["KD + OPDF"]["train_params"] > results["KD + SVD"]["train_params"] > results["KD"]["train_params"]
+    assert all((folder / name / "student" / "model.safetensors").is_file() for name in ("kd", "kd-svd", "kd-opdf"))
+    assert (folder / "results.md").read_text() in printed
+
+
+@pytest.mark.parametrize(
+    ("ours", "plain", "verdict"),
+    [(0.80, 0.79, "No difference found: +1.00 points"), (0.90, 0.70, "Yes: +20.00"), (0.6, 0.8, "No, it lost: -20.00")],
+)
+def test_verdict_is_plain(ours: float, plain: float, verdict: str) -> None:
+    scores = {
+        n: {"student": {"test": {"accuracy": s, "examples": 1000}}} for n, s in (("KD + OPDF", ours), ("KD", plain))
+    }
+    assert verdict in judge(scores, "accuracy")
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipes_are_valid(recipe: Path) -> None:
+    config = parse([str(recipe)], DistillConfig, "opdf distill", "")
+    build_objective(config)
+    fill(DistillationArguments, config.training, "training", output_dir="unused")

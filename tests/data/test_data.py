@@ -1,0 +1,143 @@
+"""Embedded sets as they are counted in the documentation, files of every kind, and what is said of bad ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from PIL import Image
+from scipy.stats import pearsonr
+from transformers import AutoTokenizer, EvalPrediction, ViTImageProcessorPil
+
+from opdf.data import embedded_names, encode, load_data, minilm, standard_error
+from opdf.data.embedded import _snippets
+from opdf.data.task import Task
+
+ROWS = {
+    "movie-sentiment": 10072, "amazon-sentiment": 2985, "tweet-sentiment": 3432, "nyt-sentiment": 2970,
+    "movie-scores": 10605, "amazon-scores": 3708, "tweet-scores": 4200, "nyt-scores": 5190,
+    "digits": 1797, "mnist-5k": 5000,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_embedded_sets(name: str) -> None:
+    data, task = load_data(name)
+    assert sum(len(part) for part in data.values()) == ROWS[name]
+    assert list(data) == ["train", "validation", "test"]
+    assert len(data["train"]) > len(data["test"]) > len(data["validation"])
+    assert task.kind == (
+        "regression" if "scores" in name else "classification" if "senti" in name else "image-classification"
+    )
+    assert name in embedded_names()
+
+
+def test_splits_do_not_change_and_follow_the_seed() -> None:
+    first, again, other = (load_data("digits", seed=s)[0]["test"]["label"] for s in (0, 0, 1))
+    assert list(first) == list(again) != list(other)
+
+
+def test_sentences_of_a_document_stay_together() -> None:
+    texts, _, documents = _snippets("amazon")
+    owner = dict(zip(texts, documents, strict=True))
+    data, _ = load_data("amazon-scores")
+    parts = [{owner[t] for t in part["text"]} for part in data.values()]
+    unique = {t for t in texts if texts.count(t) == 1}
+    parts = [{owner[t] for t in part["text"] if t in unique} for part in data.values()]
+    assert not parts[0] & parts[1]
+    assert not parts[0] & parts[2]
+
+
+def test_train_limit() -> None:
+    data, _ = load_data("movie-sentiment", train_limit=50)
+    assert len(data["train"]) == 50
+    assert len(data["test"]) == 2015
+
+
+GOOD = {"text": ["a"] * 9, "label": [0, 1, 2] * 3}
+
+
+def write(folder: Path, kind: str, **columns: Any) -> str:
+    path = folder / f"data.{kind}"
+    data = Dataset.from_dict(columns)
+    {"csv": data.to_csv, "jsonl": data.to_json, "parquet": data.to_parquet}[kind](str(path))
+    return str(path)
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_files_with_named_classes(tmp_path: Path, kind: str) -> None:
+    name = write(tmp_path, kind, sentence=[f"s {i}" for i in range(40)], label=["no", "yes"] * 20)
+    data, task = load_data(name)
+    assert task == Task("classification", ("sentence",), "label", ("no", "yes"))
+    assert [len(p) for p in data.values()] == [28, 4, 8]
+    assert set(data["train"]["label"]) == {0, 1}
+
+
+def test_pairs_and_regression(tmp_path: Path) -> None:
+    name = write(tmp_path, "csv", a=["x"] * 20, b=["y"] * 20, score=[i / 2 for i in range(20)])
+    data, task = load_data(name, label="score", validation=0.2)
+    assert (task.kind, task.inputs, task.num_labels) == ("regression", ("a", "b"), 1)
+    assert len(data["validation"]) == 4
+
+
+def test_image_folder(tmp_path: Path) -> None:
+    for label in ("cat", "dog"):
+        (tmp_path / label).mkdir()
+        for i in range(10):
+            Image.fromarray(np.full((8, 8), 20 * i, np.uint8)).save(tmp_path / label / f"{i}.png")
+    data, task = load_data(str(tmp_path))
+    assert (task.kind, task.labels) == ("image-classification", ("cat", "dog"))
+    processor = ViTImageProcessorPil(size={"height": 8, "width": 8})
+    encoded, collate = encode(data, task, processor)
+    batch = collate([encoded["train"][k] for k in range(3)])
+    assert batch["pixel_values"].shape == (3, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("columns", "options", "error", "message"),
+    [
+        ({"text": ["a"] * 9, "label": ["x"] * 9}, {}, ValueError, r"the one class \('x',\)"),
+        ({"text": ["a"] * 9, "labl": [0, 1, 2] * 3}, {}, ValueError, "no column is called 'label'"),
+        (GOOD, {"inputs": ["txt"]}, ValueError, "no column 'txt'; did you mean 'text'"),
+        (GOOD, {"task": "ranking"}, ValueError, "task is 'ranking'"),
+        (GOOD | {"label": [0.5, 1, 2] * 3}, {"task": "classification"}, ValueError, "set task to 'regression'"),
+        (GOOD, {"validation": 0.9, "test": 0.2}, ValueError, "validation is 0.9"),
+        (GOOD, {"train_limit": 0}, ValueError, "train_limit is 0"),
+    ],
+)  # fmt: skip
+def test_bad_data(tmp_path: Path, columns: Any, options: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        load_data(write(tmp_path, "csv", **columns), **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("moive-sentiment", "did you mean 'movie-sentiment'"), ("none.csv", "none.csv does not exist")],
+)
+def test_missing_data(name: str, message: str) -> None:
+    with pytest.raises(FileNotFoundError, match=message):
+        load_data(name)
+
+
+def test_tokens_are_padded_to_the_longest_of_a_batch() -> None:
+    data, task = load_data("movie-sentiment", train_limit=8)
+    encoded, collate = encode(data, task, AutoTokenizer.from_pretrained(minilm()), max_length=32)
+    rows = [encoded["train"][k] for k in range(4)]
+    batch = collate([dict(r) for r in rows])
+    assert batch["input_ids"].shape == (4, max(len(r["input_ids"]) for r in rows))
+    assert batch["input_ids"].shape[1] <= 32
+    assert set(batch) >= {"input_ids", "attention_mask", "labels"}
+
+
+def test_metrics_against_formulas() -> None:
+    guesses, labels = np.array([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]]), np.array([1, 0, 0, 0])
+    found = Task("classification", ("t",), "l", ("a", "b")).compute_metrics()(EvalPrediction(guesses, labels))
+    assert found == pytest.approx({"accuracy": 0.75, "f1": 2 / 3, "matthews": 1 / 3**0.5})
+    x, y = np.array([[0.1], [0.4], [0.3]]), np.array([1.0, 3.0, 4.0])
+    found = Task("regression", ("t",), "l", ()).compute_metrics()(EvalPrediction(x, y))
+    assert found["pearson"] == pytest.approx(pearsonr(x[:, 0], y)[0])
+    assert found["spearman"] == pytest.approx(0.5)
+    assert standard_error(0.8, 1600) == pytest.approx(0.01)

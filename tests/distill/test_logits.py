@@ -1,0 +1,107 @@
+"""Losses on logits against torch's own, closed forms and limits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
+
+from opdf.distill.logits import LogitsDistillation, check_same_outputs, soft_binary_loss, soft_loss, squared_loss
+
+
+def logits(seed: int, items: int = 6, classes: int = 5) -> torch.Tensor:
+    return torch.randn(items, classes, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_soft_loss_is_torchs_divergence(temperature: float) -> None:
+    student, teacher = logits(0), logits(1)
+    expected = F.kl_div(
+        (student / temperature).log_softmax(-1), (teacher / temperature).softmax(-1), reduction="batchmean"
+    )
+    torch.testing.assert_close(soft_loss(student, teacher, temperature) / 6, expected * temperature**2)
+
+
+def test_nothing_to_learn_from_an_equal_teacher() -> None:
+    student = logits(0).requires_grad_()
+    for loss in (soft_loss, soft_binary_loss):
+        value = loss(student, student.detach(), 2.0)
+        assert float(value) == pytest.approx(0, abs=1e-12)
+        (gradient,) = torch.autograd.grad(value, student)
+        assert float(gradient.abs().max()) < 1e-12
+
+
+def test_gradient_at_high_temperature_is_the_centred_difference() -> None:
+    student, teacher = logits(0).requires_grad_(), logits(1)
+    (gradient,) = torch.autograd.grad(soft_loss(student, teacher, 1e4), student)
+    difference = (student - teacher).detach()
+    torch.testing.assert_close(gradient, (difference - difference.mean(-1, keepdim=True)) / 5, rtol=1e-3, atol=1e-4)
+
+
+def test_regression_loss() -> None:
+    assert float(squared_loss(torch.tensor([[1.0], [3.0]]), torch.tensor([0.0, 1.0]))) == 5.0
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"alpha": -0.1}, {"alpha": 1.1}])
+def test_bad_arguments(options: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(options))} is"):
+        LogitsDistillation(**options)
+
+
+def bert(**options: object) -> BertForSequenceClassification:
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8,
+                        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **options)  # fmt: skip
+    return BertForSequenceClassification(config)
+
+
+@pytest.mark.parametrize(
+    ("options", "labels"),
+    [
+        ({"num_labels": 3}, torch.tensor([0, 2, 1, 1])),
+        ({"num_labels": 1}, torch.tensor([0.5, -1.0, 2.0, 0.0])),
+        ({"num_labels": 3, "problem_type": "multi_label_classification"}, torch.eye(4, 3)),
+    ],
+)
+def test_task_loss_is_the_models_own(options: dict[str, object], labels: torch.Tensor) -> None:
+    model = bert(**options)
+    batch = {"input_ids": torch.arange(16).reshape(4, 4), "labels": labels}
+    losses = LogitsDistillation(alpha=0.0).losses(model, None, batch, torch.tensor(4))
+    torch.testing.assert_close(losses.total, model(**batch).loss)
+
+
+def test_token_loss_is_the_models_own_and_masks_padding() -> None:
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=1, n_positions=8)).eval()
+    ids = torch.arange(12).reshape(2, 6)
+    labels = ids.clone()
+    labels[0, :3] = -100
+    batch = {"input_ids": ids, "labels": labels}
+    objective = LogitsDistillation(alpha=0.5)
+    items = objective.count_items(model, batch)
+    assert int(items) == 3 + 5
+    teacher = GPT2LMHeadModel(GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=1, n_positions=8)).eval()
+    losses = objective.losses(model, teacher, batch, items)
+    torch.testing.assert_close(losses.parts["task"], model(**batch).loss.detach())
+    kept = labels[:, 1:] != -100
+    ours, theirs = (m(input_ids=ids).logits[:, :-1][kept] for m in (model, teacher))
+    torch.testing.assert_close(losses.parts["distillation"], (soft_loss(ours, theirs, 2.0) / 8).detach())
+
+
+def test_missing_labels_need_alpha_one() -> None:
+    batch = {"input_ids": torch.arange(16).reshape(4, 4)}
+    with pytest.raises(ValueError, match="set alpha=1"):
+        LogitsDistillation().losses(bert(), bert().eval(), batch, torch.tensor(4))
+    assert LogitsDistillation(alpha=1.0).losses(bert(), bert().eval(), batch, torch.tensor(4)).parts.keys() == {
+        "distillation"
+    }
+
+
+def test_outputs_that_mean_different_things_are_refused() -> None:
+    names = [{"id2label": dict(enumerate(n))} for n in (["bad", "good"], ["good", "bad"])]
+    with pytest.raises(ValueError, match="give both in the same order"):
+        check_same_outputs(bert(**names[0]), bert(**names[1]))
+    small, large = (GPT2LMHeadModel(GPT2Config(vocab_size=v, n_embd=8, n_layer=1, n_head=1)) for v in (20, 21))
+    with pytest.raises(ValueError, match="20 tokens and the teacher's 21"):
+        check_same_outputs(small, large)

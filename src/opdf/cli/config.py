@@ -80,7 +80,7 @@ class ObjectiveConfig:
     """What the student learns.
 
     Args:
-        name: logits or hidden.
+        name: logits, hidden or theseus.
         options: of the objective, e.g. temperature and alpha.
     """
 

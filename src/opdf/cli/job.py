@@ -38,10 +38,15 @@ from opdf.distill import (
     HiddenDistillation,
     LogitsDistillation,
     Objective,
+    Theseus,
     keep_layers,
 )
 
-OBJECTIVES: dict[str, type[Objective]] = {"logits": LogitsDistillation, "hidden": HiddenDistillation}
+OBJECTIVES: dict[str, type[Objective]] = {
+    "logits": LogitsDistillation,
+    "hidden": HiddenDistillation,
+    "theseus": Theseus,
+}
 
 
 @dataclass

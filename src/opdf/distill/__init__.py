@@ -4,6 +4,7 @@ from opdf.distill.hidden import HiddenDistillation
 from opdf.distill.logits import LogitsDistillation
 from opdf.distill.objective import Losses, Objective
 from opdf.distill.students import keep_layers
+from opdf.distill.theseus import Theseus
 from opdf.distill.trainer import Constraint, DistillationArguments, DistillationTrainer
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "LogitsDistillation",
     "Losses",
     "Objective",
+    "Theseus",
     "keep_layers",
 ]

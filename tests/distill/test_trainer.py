@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    EarlyStoppingCallback,
     GPT2Config,
     GPT2LMHeadModel,
     Trainer,
@@ -179,6 +180,24 @@ def test_losses_are_logged_apart(tmp_path: Path) -> None:
         assert log["loss"] == pytest.approx(parts, rel=1e-4)
         assert log["constraint_loss"] > 0
         assert log["constraint_grad_ratio"] > 0
+
+
+def test_early_stopping_tensorboard_and_the_best_checkpoint(tmp_path: Path) -> None:
+    training = {
+        "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "max_steps": 20,
+        "load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "report_to": "tensorboard",
+        "learning_rate": 0.3, "lr_scheduler_type": "constant",
+    }  # fmt: skip
+    student = keep_layers(bert(), 2)
+    trainer = DistillationTrainer(
+        student, arguments(tmp_path, **training), teacher=bert(), overparam=OverParamConfig(ones=1),
+        train_dataset=sentences(), eval_dataset=sentences(8), callbacks=[EarlyStoppingCallback(2)],
+    )  # fmt: skip
+    trainer.train()
+    losses = [log["eval_loss"] for log in trainer.state.log_history if "eval_loss" in log]
+    assert len(losses) < 20
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(min(losses), rel=1e-6)
+    assert list(tmp_path.rglob("events.out.tfevents*"))
 
 
 def test_teacher_stays_frozen_and_out_of_the_student(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from opdf.mpo import MPOShape, contract, decompose, pullback
@@ -202,7 +203,7 @@ class OverParameterizedOptimizer(Optimizer):
             self._reconcile(name, p, spec, state)
         cores = _cores_of(state, shape)
         assert p.grad is not None
-        grad = as_matrix(p.grad, spec.kind).to(cores[0].dtype)
+        grad = as_matrix(_whole(p.grad), spec.kind).to(cores[0].dtype)
         grads = pullback(cores, grad)
         idle = group["lr"] == 0 or not grad.any()
         before = [core.clone() for core in cores] if idle else None
@@ -222,7 +223,7 @@ class OverParameterizedOptimizer(Optimizer):
 
     def _start(self, name: str, p: Tensor, spec: Spec, state: dict[str, Any]) -> None:
         """Decompose the weight without writing it back: nothing has moved yet."""
-        cores = self._initial_cores.pop(name, None) or decompose(as_matrix(p, spec.kind), spec.shape)
+        cores = self._initial_cores.pop(name, None) or decompose(as_matrix(_whole(p), spec.kind), spec.shape)
         for k, core in enumerate(cores):
             state[f"core{k}"] = _working(core, p)
         state["version"] = p._version
@@ -263,7 +264,7 @@ class OverParameterizedOptimizer(Optimizer):
         self._logs[key] = self._logs[key] + value.to(self._logs[key].device) if key in self._logs else value
 
     def _write(self, p: Tensor, spec: Spec, state: dict[str, Any]) -> None:
-        p.copy_(as_weight(contract(_cores_of(state, spec.shape)), spec.kind, p.shape))
+        _assign(p, as_weight(contract(_cores_of(state, spec.shape)), spec.kind, p.shape))
         state["version"] = p._version
 
     def _restore_weight(self, name: str, p: Tensor, spec: Spec) -> None:
@@ -334,6 +335,18 @@ def _cores_of(state: Mapping[str, Any], shape: MPOShape) -> list[Tensor]:
     return [state[f"core{k}"] for k in range(shape.sites)]
 
 
+def _whole(tensor: Tensor) -> Tensor:
+    """A tensor that FSDP2 has sharded, gathered; every rank must visit the same ones in the same order."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _assign(p: Tensor, value: Tensor) -> None:
+    """Write a weight in place, under FSDP2 this rank's part of it. All ranks hold the same value: nothing is sent."""
+    if isinstance(p, DTensor):
+        value = distribute_tensor(value.to(p.dtype), p.device_mesh, p.placements, src_data_rank=None)
+    p.copy_(value)
+
+
 def _check_is_matrix(name: str, p: Tensor, spec: Spec) -> None:
     if tuple(p.shape) != spec.weight_shape:
         raise RuntimeError(
@@ -345,7 +358,7 @@ def _check_is_matrix(name: str, p: Tensor, spec: Spec) -> None:
 def _deviation(p: Tensor, spec: Spec, state: Mapping[str, Any]) -> float:
     """Relative Frobenius distance between a weight and the product of its cores."""
     product = contract(_cores_of(state, spec.shape))
-    weight = as_matrix(p, spec.kind).to(product.dtype)
+    weight = as_matrix(_whole(p), spec.kind).to(product.dtype)
     norm = float(product.norm())
     return float((weight - product).norm()) / norm if norm else float(weight.norm())
 

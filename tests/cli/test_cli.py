@@ -229,4 +229,4 @@ def test_verdict_is_plain(ours: float, plain: float, verdict: str) -> None:
 def test_recipes_are_valid(recipe: Path) -> None:
     config = parse([str(recipe)], DistillConfig, "opdf distill", "")
     build_objective(config)
-    fill(DistillationArguments, config.training, "training", output_dir="unused")
+    fill(DistillationArguments, config.training, "training", output_dir="unused", use_cpu=True)

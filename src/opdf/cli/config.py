@@ -80,7 +80,7 @@ class ObjectiveConfig:
     """What the student learns.
 
     Args:
-        name: logits, hidden or theseus.
+        name: logits, hidden, theseus or adkd.
         options: of the objective, e.g. temperature and alpha.
     """
 

@@ -32,6 +32,7 @@ from opdf.cli.config import DistillConfig, TeacherConfig, fill, write_yaml
 from opdf.cli.progress import show
 from opdf.data import Task, encode, load_data, minilm
 from opdf.distill import (
+    AttributionDistillation,
     Constraint,
     DistillationArguments,
     DistillationTrainer,
@@ -46,6 +47,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "logits": LogitsDistillation,
     "hidden": HiddenDistillation,
     "theseus": Theseus,
+    "adkd": AttributionDistillation,
 }
 
 

@@ -1,5 +1,6 @@
 """What a student learns from a teacher, and the trainer that does it."""
 
+from opdf.distill.adkd import AttributionDistillation
 from opdf.distill.hidden import HiddenDistillation
 from opdf.distill.logits import LogitsDistillation
 from opdf.distill.objective import Losses, Objective
@@ -8,6 +9,7 @@ from opdf.distill.theseus import Theseus
 from opdf.distill.trainer import Constraint, DistillationArguments, DistillationTrainer
 
 __all__ = [
+    "AttributionDistillation",
     "Constraint",
     "DistillationArguments",
     "DistillationTrainer",

@@ -19,6 +19,7 @@ from opdf.cli.config import DistillConfig, fill, parse
 from opdf.cli.demo import VARIANTS, judge
 from opdf.cli.job import build_objective
 from opdf.distill import DistillationArguments
+from opdf.overparam import OverParamConfig
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 QUICK = ["--data.train_limit", "64", "--training.max_steps", "2", "--teacher.training.max_steps", "2"]
@@ -114,7 +115,8 @@ def test_untrained_student_by_configuration(tmp_path: Path) -> None:
         (["plan", "minilm", "--layers", "0"], "layers is 0"),
         (["plan", "minilm", "--overparam.targets", '["qery"]'], "did you mean 'query'"),
         (["demo", "--task", "sound"], "task is 'sound'"),
-        (["demo", "--seeed", "1"], "seeed"),
+        (["demo", "--seeed", "1"], "no option 'seeed'; did you mean 'seed'"),
+        (["demo", "extra"], "options are written --name value"),
         (["eval", "minilm", "--data.name", "digit"], "did you mean 'digits'"),
         (["eval", "minilm", "--data.name", "amazon-sentiment"], "not trained for this task"),
     ],
@@ -150,6 +152,17 @@ def test_bad_configurations(tmp_path: Path, changes: dict[str, Any], message: st
     assert message in error
     assert len(error.strip().splitlines()) == 1
     assert not (tmp_path / "out" / "student").exists()
+
+
+def test_the_command_line_overrides_the_file(tmp_path: Path) -> None:
+    argv = ["--overparam.lr_scaling", "none", "--overparam.ones=4", "--training.learning_rate", "3e-5", "--overwrite"]
+    config = parse([configuration(tmp_path), *argv], DistillConfig, "opdf distill", "")
+    assert config.overparam == OverParamConfig(ones=4, lr_scaling="none")
+    assert config.training["learning_rate"] == 3e-5
+    assert config.training["max_steps"] == 4
+    assert config.overwrite
+    none = parse([configuration(tmp_path), "--overparam", "null"], DistillConfig, "opdf distill", "")
+    assert none.overparam is None
 
 
 def test_hostile_yaml_is_not_run(tmp_path: Path, capsys: Any) -> None:
@@ -210,7 +223,9 @@ def test_demo(tmp_path: Path, capsys: Any) -> None:
     results = json.loads((folder / "results.json").read_text())["results"]
     assert set(results) == {"teacher", *VARIANTS}
     assert results["KD + OPDF"]["train_params"] > results["KD + SVD"]["train_params"] > results["KD"]["train_params"]
-    assert all((folder / name / "student" / "model.safetensors").is_file() for name in ("kd", "kd-svd", "kd-opdf"))
+    assert all(
+        (folder / name / "student" / "model.safetensors").is_file() for name in ("kd", "kd-svd", "kd-mpo", "kd-opdf")
+    )
     assert (folder / "results.md").read_text() in printed
 
 

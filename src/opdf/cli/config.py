@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,7 +100,7 @@ class ConstraintConfig:
         normalize: relative or mse.
     """
 
-    weight: float = 1.0
+    weight: float = 0.1
     layer_map: str | dict[int, int] = "last"
     gauge: str = "matched"
     normalize: str = "relative"
@@ -159,11 +160,10 @@ def parse(argv: list[str], cls: type[Config], prog: str, description: str, posit
         given = {positional: leading}
     elif leading is not None:
         given = read_yaml(leading)
+    _override(given, argv[1:] if leading is not None else argv)
     _check_keys(given, cls, leading or prog)
     try:
-        base = parser.parse_object(given)
-        parsed = parser.parse_args(argv[1:] if leading else argv, namespace=base)
-        return cls(**vars(parser.instantiate(parsed)))
+        return cls(**vars(parser.instantiate(parser.parse_object(given))))
     except jsonargparse.ArgumentError as error:
         raise UserError(_short(str(error))) from error
 
@@ -179,6 +179,35 @@ def read_yaml(path: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} holds {type(content).__name__}; expected keys such as data: and student:")
     return content
+
+
+def _override(given: dict[str, Any], argv: list[str]) -> None:
+    """Put `--a.b value`, `--a.b=value` and the switch `--a.b` into nested mappings; values are read as YAML."""
+    words = list(argv)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--"):
+            raise UserError(f"{word!r} is no option; options are written --name value")
+        name, equals, text = word[2:].partition("=")
+        if not equals:
+            text = words.pop(0) if words and not words[0].startswith("--") else "true"
+        *parents, last = name.split(".")
+        place = given
+        for parent in parents:
+            if not isinstance(place.get(parent), dict):
+                place[parent] = {}
+            place = place[parent]
+        place[last] = _value(text)
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)  # reads 3e-5 as a number, which YAML does not
+    except json.JSONDecodeError:
+        try:
+            return yaml.safe_load(text)
+        except yaml.YAMLError:
+            return text
 
 
 def write_yaml(config: Any, path: Path) -> None:

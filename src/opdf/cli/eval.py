@@ -36,11 +36,7 @@ def main(argv: list[str]) -> None:
     run = Path(argv[0]) if argv else Path()
     if (run / "config.yaml").is_file() and (run / "student").is_dir():
         data = read_yaml(str(run / "config.yaml"))["data"]
-        given = [
-            f"--data.{k}={'null' if v is None else json.dumps(v)}" for k, v in data.items() if not isinstance(v, str)
-        ]
-        given += [f"--data.{k}={v}" for k, v in data.items() if isinstance(v, str)]
-        argv = [str(run / "student"), *given, *argv[1:]]
+        argv = [str(run / "student"), *(f"--data.{k}={json.dumps(v)}" for k, v in data.items()), *argv[1:]]
     config = parse(argv, EvalConfig, "opdf eval", DESCRIPTION, positional="model")
     from transformers import Trainer
 

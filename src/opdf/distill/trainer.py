@@ -38,7 +38,7 @@ class DistillationArguments(TrainingArguments):
 class Constraint:
     """The constraint loss (OPDF, equation 5); the fields are those of `OverParameterization.align`."""
 
-    weight: float = 1.0
+    weight: float = 0.1
     layer_map: LayerMap = "last"
     gauge: str = "matched"
     normalize: str = "relative"

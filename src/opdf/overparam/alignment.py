@@ -91,7 +91,7 @@ def build_alignment(
     teacher: nn.Module,
     *,
     layer_map: LayerMap = "last",
-    weight: float = 1.0,
+    weight: float = 0.1,
     gauge: str = "matched",
     normalize: str = "relative",
 ) -> Alignment:

@@ -64,7 +64,7 @@ class OverParameterization:
         teacher: nn.Module,
         *,
         layer_map: LayerMap = "last",
-        weight: float = 1.0,
+        weight: float = 0.1,
         gauge: str = "matched",
         normalize: str = "relative",
     ) -> None:

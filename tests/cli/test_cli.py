@@ -116,7 +116,7 @@ def test_untrained_student_by_configuration(tmp_path: Path) -> None:
         (["plan", "minilm", "--overparam.targets", '["qery"]'], "did you mean 'query'"),
         (["demo", "--task", "sound"], "task is 'sound'"),
         (["demo", "--seeed", "1"], "no option 'seeed'; did you mean 'seed'"),
-        (["demo", "extra"], "options are written --name value"),
+        (["demo", "--task", "text", "extra"], "options are written --name value"),
         (["eval", "minilm", "--data.name", "digit"], "did you mean 'digits'"),
         (["eval", "minilm", "--data.name", "amazon-sentiment"], "not trained for this task"),
     ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from opdf.mpo import MPOShape, plan_shape
 
@@ -40,7 +40,7 @@ class OverParamConfig:
     scale: float | None = None
     shapes: Mapping[str, Factors] | None = None
     targets: str | Sequence[str] = "blocks"
-    exclude: Sequence[str] = field(default_factory=tuple)
+    exclude: Sequence[str] = ()
     lr_scaling: str = "match-dense"
 
     def __post_init__(self) -> None:
@@ -52,6 +52,7 @@ class OverParamConfig:
             _one_of("targets", self.targets, PRESETS, hint="or a list of name patterns")
         if isinstance(self.exclude, str):
             raise TypeError(f"exclude is the string {self.exclude!r}; give a list of name patterns")
+        object.__setattr__(self, "exclude", tuple(self.exclude))
         plan_shape(4, 4, ones=self.ones, scale=self.scale)  # checks their types, ranges and that only one is given
         for pattern, factors in (self.shapes or {}).items():
             if len(factors) != 2:

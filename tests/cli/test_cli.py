@@ -98,6 +98,78 @@ def test_text_tasks(tmp_path: Path, changes: dict[str, Any]) -> None:
     assert student.config.num_hidden_layers == 1
 
 
+TEXT = {
+    "data": {"name": "amazon-sentiment", "max_length": 16},
+    "teacher": {"model": "minilm", "finetune": True},
+    "student": {"layers": 1},
+    "training": {"per_device_train_batch_size": 8},
+    "overparam": None,
+    "constraint": None,
+}
+VARIANT = {
+    "kd": {},
+    "svd": {"overparam": {"method": "svd"}},
+    "opdf": {"overparam": {"ones": 1}, "constraint": {"weight": 0.5}},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANT)
+@pytest.mark.parametrize("method", ["theseus", "lgtm", "dbkd", "adkd"])
+def test_every_method_with_every_variant(tmp_path: Path, method: str, variant: str) -> None:
+    changes = TEXT | VARIANT[variant] | {"objective": {"name": method}}
+    assert main(["distill", configuration(tmp_path, **changes), *QUICK]) == 0
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert (metrics["train_params"] > metrics["inference_params"]) == (variant != "kd")
+    assert (tmp_path / "out" / "trained-teacher").is_dir() == (method == "lgtm")
+    assert (tmp_path / "out" / "decisions.safetensors").is_file() == (method == "dbkd")
+
+
+@pytest.mark.parametrize("variant", VARIANT)
+def test_students_learn_from_a_stored_teacher(tmp_path: Path, variant: str, capsys: Any) -> None:
+    options = {"store": str(tmp_path / "store"), "top_k": 4, "noise": True, "epochs": 2}
+    changes = VARIANT["kd"] | {"overparam": None, "constraint": None} | VARIANT[variant]
+    argv = [configuration(tmp_path, objective={"name": "sparse-logits", "options": options}, **changes)]
+    argv += ["--data.train_limit", "48"]
+    assert main(["distill", *argv]) == 2
+    assert "write them with opdf cache-teacher" in capsys.readouterr().err
+    assert main(["cache-teacher", *argv, "--output", str(tmp_path / "unused")]) == 0
+    assert "96 outputs (48 examples, 2 epochs)" in capsys.readouterr().out
+    assert main(["distill", *argv, "--overwrite", "true"]) == 0
+    assert not (tmp_path / "unused").exists()
+    assert main(["distill", *argv, "--overwrite", "true", "--data.seed", "3"]) == 2
+    assert "has data" in capsys.readouterr().err
+
+
+def test_a_student_can_be_blocks_of_another_model(tmp_path: Path) -> None:
+    changes = TEXT | {"student": {"model": "minilm", "layers": [0]}}
+    assert main(["distill", configuration(tmp_path, **changes), *QUICK]) == 0
+
+
+def test_a_probe_is_fitted_to_frozen_features(tmp_path: Path, capsys: Any) -> None:
+    assert main(["distill", configuration(tmp_path)]) == 0
+    capsys.readouterr()
+    assert main(["eval", str(tmp_path / "out"), "--probe", "true", "--json", "true"]) == 0
+    probe = json.loads(capsys.readouterr().out)["linear probe"]
+    # An untrained ViT's features tell digits apart far better than chance; its own head does not yet.
+    assert 0.3 < probe["top1"] < probe["top5"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "its folder in objective.options.store"),
+        ({"store": "FOLDER"}, "holds mine.txt, which is not ours"),
+        ({"store": "FOLDER/new", "noise": True}, "noise is for images"),
+    ],
+)
+def test_bad_stores(tmp_path: Path, capsys: Any, options: dict[str, Any], message: str) -> None:
+    (tmp_path / "mine.txt").write_text("keep")
+    options = {k: v.replace("FOLDER", str(tmp_path)) if isinstance(v, str) else v for k, v in options.items()}
+    changes = TEXT | {"objective": {"name": "sparse-logits", "options": options}}
+    assert main(["cache-teacher", configuration(tmp_path, **changes), *QUICK]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_untrained_student_by_configuration(tmp_path: Path) -> None:
     student = {"config": {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 1}}
     argv = [configuration(tmp_path, student=student), "--constraint", "null", "--objective.name", "hidden"]

@@ -8,6 +8,7 @@ from importlib import import_module
 COMMANDS = {
     "distill": "distill a student from a teacher as a YAML file says",
     "plan": "show what over-parameterization would do to a model, before anything runs",
+    "cache-teacher": "run the teacher once and keep its outputs, for any number of students",
     "eval": "score a saved student on a dataset",
     "demo": "fine-tune a teacher on embedded data and distill it plain, with SVD and with OPDF",
 }
@@ -35,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     if argv[0] not in COMMANDS:
         return _refuse(f"unknown command {argv[0]!r}; choose from {', '.join(COMMANDS)}")
     try:
-        import_module(f"opdf.cli.{argv[0]}").main(argv[1:])
+        import_module(f"opdf.cli.{argv[0].replace('-', '_')}").main(argv[1:])
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("opdf"):
             raise

@@ -63,11 +63,11 @@ class TeacherConfig:
 
 @dataclass
 class StudentConfig:
-    """The student; one of the three.
+    """The student: layers, model or config.
 
     Args:
-        layers: keep blocks of the teacher: how many, or which.
-        model: hub name or local folder of a pretrained student.
+        layers: keep blocks of the teacher, or of `model` if that is given too: how many, or which.
+        model: hub name or local folder of a pretrained student, or "minilm".
         config: fields of the teacher's configuration to change; the student starts untrained.
     """
 
@@ -81,7 +81,7 @@ class ObjectiveConfig:
     """What the student learns.
 
     Args:
-        name: logits, hidden, theseus or adkd.
+        name: logits, hidden, theseus, lgtm, dbkd, adkd or sparse-logits.
         options: of the objective, e.g. temperature and alpha.
     """
 

@@ -98,7 +98,7 @@ def main(argv: list[str]) -> None:
         folder = output / name.lower().replace(" + ", "-")
         folder.mkdir()
         results[name] = job.train_student(replace(config, **changes), prepared, teacher, folder, name)
-    verdict = judge(results, prepared.task.metric)
+    verdict = judge(results, prepared.task.metric) + _about_constraint(results["KD + OPDF"])
     seconds = time.perf_counter() - start
     job.write_json({"results": results, "verdict": verdict, "seconds": seconds}, output / "results.json")
     table = markdown(results, prepared.task.metric)
@@ -117,6 +117,17 @@ def judge(results: dict[str, Any], metric: str) -> str:
     if abs(gain) < 2 * error:
         return f"Did OPDF gain on plain KD here? No difference found: {facts}."
     return f"Did OPDF gain on plain KD here? {'Yes' if gain > 0 else 'No, it lost'}: {facts}."
+
+
+def _about_constraint(result: dict[str, Any]) -> str:
+    """Why the constraint loss did nothing, where it did nothing."""
+    ratio = result.get("constraint_grad_ratio")
+    if ratio is None or ratio > 0.01:
+        return ""
+    return (
+        f" The constraint loss had {ratio:.0e} of the distillation loss's gradient: this student starts as the "
+        "teacher's own blocks, which is what the constraint asks for."
+    )
 
 
 def markdown(results: dict[str, Any], metric: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,12 +24,14 @@ class EvalConfig:
         model: output folder of opdf distill, a saved model's folder, or a hub name.
         data: the data; an output folder brings its own.
         batch: examples at a time.
+        probe: also train a linear classifier on the frozen features and score it on the test split.
         json: print JSON instead of lines.
     """
 
     model: str
     data: DataConfig = field(default_factory=DataConfig)
     batch: int = 128
+    probe: bool = False
     json: bool = False
 
 
@@ -41,6 +44,7 @@ def main(argv: list[str]) -> None:
     from transformers import Trainer
 
     from opdf.cli import job
+    from opdf.distill.probe import linear_probe
 
     job.quiet()
     prepared = job.prepare_data(DistillConfig(data=config.data, teacher=TeacherConfig(model=config.model)))
@@ -49,13 +53,16 @@ def main(argv: list[str]) -> None:
         raise UserError(
             f"{config.model} is not trained for this task ({missing[0]} is missing); give a fine-tuned model"
         )
-    arguments = job.training_arguments({"per_device_eval_batch_size": config.batch}, Path("unused"), 0)
-    trainer = Trainer(
-        model, arguments, data_collator=prepared.collator, compute_metrics=prepared.task.compute_metrics()
-    )
-    for callback in list(trainer.callback_handler.callbacks):
-        trainer.remove_callback(callback)
-    result = job.scores(trainer, prepared)
+    with tempfile.TemporaryDirectory() as unused:  # the Trainer makes its output folder
+        arguments = job.training_arguments({"per_device_eval_batch_size": config.batch}, Path(unused), 0)
+        trainer = Trainer(
+            model, arguments, data_collator=prepared.collator, compute_metrics=prepared.task.compute_metrics()
+        )
+        for callback in list(trainer.callback_handler.callbacks):
+            trainer.remove_callback(callback)
+        result = job.scores(trainer, prepared)
+    if config.probe:
+        result["linear probe"] = linear_probe(model, prepared.data, prepared.collator, batch=config.batch)
     if config.json:
         print(json.dumps(result, indent=2))
         return

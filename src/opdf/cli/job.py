@@ -8,13 +8,13 @@ import os
 import platform
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from datasets import DatasetDict, disable_progress_bars
+from datasets import disable_progress_bars
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -29,16 +29,21 @@ from transformers import (
 import opdf
 from opdf.cli import UserError
 from opdf.cli.config import DistillConfig, TeacherConfig, fill, write_yaml
+from opdf.cli.prepared import Prepared
 from opdf.cli.progress import show
+from opdf.cli.targets import training_rows
 from opdf.data import Task, encode, load_data, minilm
 from opdf.distill import (
+    LGTM,
     AttributionDistillation,
     Constraint,
+    DecisionDistillation,
     DistillationArguments,
     DistillationTrainer,
     HiddenDistillation,
     LogitsDistillation,
     Objective,
+    SparseLogitsDistillation,
     Theseus,
     keep_layers,
 )
@@ -47,18 +52,11 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "logits": LogitsDistillation,
     "hidden": HiddenDistillation,
     "theseus": Theseus,
+    "lgtm": LGTM,
+    "dbkd": DecisionDistillation,
     "adkd": AttributionDistillation,
+    "sparse-logits": SparseLogitsDistillation,
 }
-
-
-@dataclass
-class Prepared:
-    """Data as the Trainer takes it, and what encodes it."""
-
-    data: DatasetDict
-    task: Task
-    processor: Any
-    collator: Any
 
 
 def quiet() -> None:
@@ -86,14 +84,15 @@ def train_student(config: DistillConfig, prepared: Prepared, teacher: Any, outpu
     """Distill one student, save it under `output`, and return its metrics."""
     set_seed(config.seed)
     student = build_student(config, teacher, prepared.task)
+    objective = build_objective(config)
     trainer = DistillationTrainer(
         student,
         training_arguments(config.training, output / "checkpoints", config.seed),
         teacher=teacher,
-        objective=build_objective(config),
+        objective=objective,
         overparam=config.overparam,
         constraint=Constraint(**vars(config.constraint)) if config.constraint else None,
-        train_dataset=prepared.data["train"],
+        train_dataset=training_rows(objective, config, prepared, teacher, output),
         eval_dataset=prepared.data["validation"],
         data_collator=prepared.collator,
         compute_metrics=prepared.task.compute_metrics(),
@@ -103,13 +102,17 @@ def train_student(config: DistillConfig, prepared: Prepared, teacher: Any, outpu
     trainer.train(resume_from_checkpoint=last_checkpoint(output) if config.resume else None)
     seconds = time.perf_counter() - start
     save(student, prepared.processor, output / "student")
+    if objective.trains_teacher:
+        save(teacher, prepared.processor, output / "trained-teacher")
     over = trainer.overparameterization
+    ratios = [entry["constraint_grad_ratio"] for entry in trainer.state.log_history if "constraint_grad_ratio" in entry]
     inference = sum(p.numel() for p in student.parameters())
     return {
         "metric": prepared.task.metric,
         "student": scores(trainer, prepared),
         "train_params": over.train_params if over else inference,
         "inference_params": inference,
+        "constraint_grad_ratio": max(ratios, default=None),
         "train_seconds": round(seconds, 1),
         "steps": trainer.state.global_step,
         "seed": config.seed,
@@ -153,7 +156,7 @@ def prepare_data(config: DistillConfig) -> Prepared:
     )  # fmt: skip
     processor = load_processor(config.teacher, task)
     encoded, collator = encode(data, task, processor, max_length=options.max_length)
-    return Prepared(encoded, task, processor, collator)
+    return Prepared(data, encoded, task, processor, collator)
 
 
 def load_processor(teacher: TeacherConfig, task: Task) -> Any:
@@ -222,8 +225,9 @@ def from_config(fields: dict[str, Any], task: Task) -> Any:
 
 def prepare_teacher(config: DistillConfig, prepared: Prepared, output: Path) -> tuple[Any, dict[str, Any]]:
     """The teacher, fine-tuned first if asked, and its scores."""
-    saved = output / "teacher"
-    options = config.teacher
+    saved, options, objective = output / "teacher", config.teacher, build_objective(config)
+    if isinstance(objective, SparseLogitsDistillation) and (Path(objective.store) / "teacher").is_dir():
+        saved, config = Path(objective.store) / "teacher", replace(config, resume=True)
     set_seed(config.seed)
     if config.resume and (saved / "config.json").is_file():
         teacher, missing = load_model(str(saved), prepared.task)
@@ -233,7 +237,7 @@ def prepare_teacher(config: DistillConfig, prepared: Prepared, output: Path) -> 
         teacher, missing = load_model(options.model, prepared.task)
     else:
         raise UserError("teacher has neither model nor config; give one")
-    if missing and not options.finetune:
+    if missing and not options.finetune and not objective.trains_teacher:
         raise UserError(
             f"teacher {options.model or 'config'} is not trained for this task ({missing[0]} is missing); "
             "set teacher.finetune: true, or give a fine-tuned teacher"
@@ -254,10 +258,12 @@ def prepare_teacher(config: DistillConfig, prepared: Prepared, output: Path) -> 
 def build_student(config: DistillConfig, teacher: nn.Module, task: Task) -> Any:
     options = config.student
     given = [k for k, v in vars(options).items() if v is not None]
-    if len(given) != 1:
-        raise UserError(f"student has {given or 'nothing'}; give exactly one of layers, model, config")
+    if len(given) != 1 and given != ["layers", "model"]:
+        raise UserError(
+            f"student has {given or 'nothing'}; give exactly one of layers, model, config, or layers and model"
+        )
     if options.layers is not None:
-        return keep_layers(teacher, options.layers)
+        return keep_layers(load_model(options.model, task)[0] if options.model else teacher, options.layers)
     if options.model is not None:
         return load_model(options.model, task)[0]
     fields = teacher.config.to_dict() | (options.config or {})  # type: ignore[union-attr,operator]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -22,25 +22,21 @@ def encode(data: DatasetDict, task: Task, processor: Any, *, max_length: int = 1
         processor: a tokenizer, or an image processor for image tasks.
         max_length: of a text (or pair), in tokens.
     """
+    encoded = data.map(
+        lambda rows: encode_rows(rows, task, processor, max_length=max_length),
+        batched=True, batch_size=256, remove_columns=data["train"].column_names, desc="encoding",
+    )  # fmt: skip
     if task.is_image:
-        return _encode_images(data, task, processor), default_data_collator
-
-    def tokenize(rows: dict[str, list[Any]]) -> dict[str, Any]:
-        encoded = processor(*(rows[c] for c in task.inputs), truncation=True, max_length=max_length)
-        target = torch.float if task.kind == "regression" else torch.long
-        encoded["labels"] = torch.tensor(rows[task.label], dtype=target).tolist()
-        return dict(encoded)
-
-    encoded = data.map(tokenize, batched=True, remove_columns=data["train"].column_names, desc="tokenizing")
+        return encoded.with_format("torch"), default_data_collator
     return encoded, DataCollatorWithPadding(processor)
 
 
-def _encode_images(data: DatasetDict, task: Task, processor: Any) -> DatasetDict:
-    def pixels(rows: dict[str, list[Any]]) -> dict[str, Any]:
+def encode_rows(rows: Mapping[str, Any], task: Task, processor: Any, *, max_length: int = 128) -> dict[str, Any]:
+    """Columns of raw rows to columns of model inputs and "labels"."""
+    if task.is_image:
         images = [image.convert("RGB") for image in rows[task.inputs[0]]]
-        return {"pixel_values": processor(images, return_tensors="np")["pixel_values"], "labels": rows[task.label]}
-
-    encoded = data.map(
-        pixels, batched=True, batch_size=256, remove_columns=data["train"].column_names, desc="processing images"
-    )
-    return encoded.with_format("torch")
+        encoded = {"pixel_values": processor(images, return_tensors="np")["pixel_values"]}
+    else:
+        encoded = dict(processor(*(rows[c] for c in task.inputs), truncation=True, max_length=max_length))
+    target = torch.float if task.kind == "regression" else torch.long
+    return encoded | {"labels": torch.tensor(rows[task.label], dtype=target).tolist()}

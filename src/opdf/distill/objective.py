@@ -6,7 +6,7 @@ needs (hybrid layers, gradients with respect to inputs, cached teacher outputs).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,15 @@ class Losses:
 
 
 class Objective:
-    """Base of all methods. Only `losses` must be filled in."""
+    """Base of all methods. Only `losses` must be filled in.
+
+    Attributes:
+        columns: columns of the training data, beside inputs and labels, that `losses` reads.
+        trains_teacher: whether the teacher is trained too, and so need not have been fine-tuned.
+    """
+
+    columns: tuple[str, ...] = ()
+    trains_teacher: bool = False
 
     def prepare(self, student: nn.Module, teacher: nn.Module | None) -> None:
         """Check that student and teacher fit and build what training needs; called once, before any step.
@@ -42,6 +50,10 @@ class Objective:
         Raises:
             ValueError: they do not fit; the message names both sizes.
         """
+
+    def training_data(self, dataset: Any) -> Any:
+        """What to train on, of the dataset that the trainer was given; called once, before any step."""
+        return dataset
 
     def losses(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, num_items: Tensor) -> Losses:
         """The loss of one micro-batch; `num_items` counts the items of the whole accumulation window."""
@@ -62,8 +74,28 @@ class Objective:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`."""
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Tensors that a resumed run needs: by default the weights of `modules`."""
+        return {
+            f"{name}.{key}": value
+            for name, module in self.modules().items()
+            for key, value in module.state_dict().items()
+        }
+
+    def load_tensors(self, saved: Mapping[str, Tensor]) -> None:
+        """Inverse of `tensors`."""
+        with torch.no_grad():
+            for name, tensor in self.tensors().items():
+                tensor.copy_(saved[name])
+
     def on_train_begin(self, trainer: DistillationTrainer) -> None:
         """Before the first step of a run, new or resumed."""
+
+    def on_epoch_begin(self, trainer: DistillationTrainer) -> None:
+        """Before the first batch of an epoch is drawn."""
+
+    def before_forward(self, trainer: DistillationTrainer, batches: Sequence[Batch], num_items: Tensor) -> None:
+        """Before the forward passes of a step; `batches` are its micro-batches, with `num_items` items in all."""
 
     def before_optimizer_step(self, trainer: DistillationTrainer) -> None:
         """After the last micro-batch of a step; gradients are complete and clipped."""
@@ -75,11 +107,19 @@ class Objective:
         """After the last step."""
 
 
-def forward(model: nn.Module, batch: Batch, **options: Any) -> Any:
-    """A model's outputs without its own loss. Encoder-decoders keep the labels, from which they make decoder inputs."""
+TARGETS = ("decision_logits", "teacher_logits", "teacher_classes", "teacher_probabilities")
+"""Columns with what a teacher said; no model takes them as inputs."""
+
+
+def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    """What of a batch goes into a model: not the labels, unless an encoder-decoder makes decoder inputs of them."""
     needs_labels = getattr(config_of(model), "is_encoder_decoder", False)
-    inputs = {k: v for k, v in batch.items() if needs_labels or k != "labels"}
-    return model(**inputs, **options)
+    return {k: v for k, v in batch.items() if k not in TARGETS and (needs_labels or k != "labels")}
+
+
+def forward(model: nn.Module, batch: Batch, **options: Any) -> Any:
+    """A model's outputs without its own loss."""
+    return model(**model_inputs(model, batch), **options)
 
 
 def teacher_forward(teacher: nn.Module, batch: Batch, **options: Any) -> Any:

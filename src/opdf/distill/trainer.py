@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from opdf.distill.objective import Objective
 from opdf.overparam import OverParamConfig, OverParameterization, overparameterize
 from opdf.overparam.alignment import LayerMap
 
-OBJECTIVE_WEIGHTS = "objective.safetensors"
+OBJECTIVE_TENSORS = "objective.safetensors"
 OBJECTIVE_STATE = "objective.json"
 
 
@@ -97,6 +96,8 @@ class DistillationTrainer(Trainer):
             if constraint is not None:
                 assert teacher is not None
                 self.overparameterization.align(teacher, **vars(constraint))
+        if kwargs.get("train_dataset") is not None:
+            kwargs["train_dataset"] = self.objective.training_data(kwargs["train_dataset"])
         super().__init__(model=model, args=args, **kwargs)
         # This class normalises its loss over the whole accumulation window by itself, see compute_loss.
         self.model_accepts_loss_kwargs = False
@@ -143,7 +144,14 @@ class DistillationTrainer(Trainer):
         if not samples:
             return samples, None
         items = torch.stack([self.objective.count_items(self.model, s).to(device) for s in samples]).sum()
-        return samples, self.accelerator.reduce(items, "sum")
+        items = self.accelerator.reduce(items, "sum")
+        self.objective.before_forward(self, samples, items)
+        return samples, items
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        known: Any = self._signature_columns
+        self._signature_columns: list[str] = list(dict.fromkeys([*known, *self.objective.columns]))
 
     def compute_loss(
         self,
@@ -196,11 +204,10 @@ class DistillationTrainer(Trainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        weights = self._objective_weights()
-        if self.args.should_save and weights:
-            save_file(
-                {k: v.detach().cpu().contiguous() for k, v in weights.items()}, Path(output_dir, OBJECTIVE_WEIGHTS)
-            )
+        tensors = self.objective.tensors() if self.args.should_save else {}
+        if tensors:
+            own = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
+            save_file(own, Path(output_dir, OBJECTIVE_TENSORS))
         if self.args.should_save and (state := self.objective.state_dict()):
             Path(output_dir, OBJECTIVE_STATE).write_text(json.dumps(state))
 
@@ -208,18 +215,11 @@ class DistillationTrainer(Trainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
-        if weights := self._objective_weights():
-            saved = load_file(os.path.join(checkpoint, OBJECTIVE_WEIGHTS))
-            with torch.no_grad():
-                for name, tensor in weights.items():
-                    tensor.copy_(saved[name])
+        if self.objective.tensors():
+            self.objective.load_tensors(load_file(Path(checkpoint, OBJECTIVE_TENSORS)))
         state = Path(checkpoint, OBJECTIVE_STATE)
         if state.is_file():
             self.objective.load_state_dict(json.loads(state.read_text()))
-
-    def _objective_weights(self) -> dict[str, Tensor]:
-        modules = self.objective.modules().items()
-        return {f"{name}.{key}": value for name, module in modules for key, value in module.state_dict().items()}
 
 
 class _ObjectiveHooks(TrainerCallback):
@@ -231,6 +231,9 @@ class _ObjectiveHooks(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.trainer._parts, self.trainer._parts_since = {}, state.global_step
         self.trainer.objective.on_train_begin(self.trainer)
+
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.trainer.objective.on_epoch_begin(self.trainer)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

@@ -161,6 +161,20 @@ class OverParameterizedOptimizer(Optimizer):
                     return
         raise KeyError(f"{name!r} is not an over-parameterized weight of this optimizer")
 
+    def realign(self) -> None:
+        """Take the constraint's targets from the teacher as it is now, at the next step: for a teacher that moves."""
+        for state in self.state.values():
+            state.pop("aligned", None)
+
+    @torch.no_grad()
+    def start(self) -> None:
+        """Make the cores of every weight that has none yet; `step` does it for those that it moves."""
+        with _full_precision():
+            for group in self.param_groups:
+                for name, p, spec in self._over_parameterized(group):
+                    if "core0" not in self.state[p]:
+                        self._start(name, p, spec, self.state[p])
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict; cores and moments keep their saved precision, and the cores are the truth.
 
@@ -298,6 +312,30 @@ class OverParameterizedOptimizer(Optimizer):
                         f"the state dict has {name} as {other.shape if other else 'dense'}, this run as "
                         f"{mine.shape if mine else 'dense'}; use the OverParamConfig that it was saved with"
                     )
+
+
+@contextmanager
+def rolled_back(optimizer: Optimizer) -> Iterator[None]:
+    """Inside, steps can be tried; afterwards weights and the optimizer's state are, bit for bit, what they were.
+
+    Gradients are the caller's. Any torch optimizer; of an over-parameterized one the cores are rolled back too.
+    """
+    if isinstance(optimizer, OverParameterizedOptimizer):
+        optimizer.start()
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    weights = [p.detach().clone() for p in params]
+    known = [p._version == optimizer.state.get(p, {}).get("version") for p in params]
+    state = {p: _moved(values, p.device) for p, values in optimizer.state.items()}
+    try:
+        yield
+    finally:
+        optimizer.state.clear()
+        optimizer.state.update(state)
+        with torch.no_grad():
+            for p, weight, was_known in zip(params, weights, known, strict=True):
+                p.copy_(weight)
+                if was_known:
+                    optimizer.state[p]["version"] = p._version
 
 
 def _group_specs(group: Mapping[str, Any]) -> list[Spec | None]:

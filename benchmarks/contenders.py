@@ -56,13 +56,15 @@ def batch(name: str, examples: int = 16, tokens: int = 32) -> Batch:
 
 def plain(model: nn.Module, data: Batch, ones: int) -> Step:
     """Distillation of the dense student."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     return _stepper(lambda ids: model(input_ids=ids).logits, optimizer, data)
 
 
 def ours(model: nn.Module, data: Batch, ones: int) -> Step:
     """Dense model, cores in the optimizer."""
-    optimizer = opdf.overparameterize(model, opdf.OverParamConfig(ones=ones)).optimizer(torch.optim.AdamW, lr=1e-5)
+    optimizer = opdf.overparameterize(model, opdf.OverParamConfig(ones=ones)).optimizer(
+        torch.optim.AdamW, lr=1e-5, fused=True
+    )
     return _stepper(lambda ids: model(input_ids=ids).logits, optimizer, data)
 
 
@@ -73,7 +75,7 @@ def rebuild(model: nn.Module, data: Batch, ones: int) -> Step:
         weight = model.get_parameter(target.name)
         cores[target.name] = [c.requires_grad_() for c in decompose(weight, target.shape)]
     rest = [p for n, p in model.named_parameters() if n not in cores]
-    optimizer = torch.optim.AdamW([*rest, *(c for chain in cores.values() for c in chain)], lr=1e-5)
+    optimizer = torch.optim.AdamW([*rest, *(c for chain in cores.values() for c in chain)], lr=1e-5, fused=True)
 
     def forward(ids: Tensor) -> Tensor:
         weights = {name: _tensordot(chain) for name, chain in cores.items()}
@@ -86,7 +88,7 @@ def parametrized(model: nn.Module, data: Batch, ones: int) -> Step:
     """`torch.nn.utils.parametrize` with the product's own contraction."""
     for target in opdf.overparameterize(model, opdf.OverParamConfig(ones=ones)).matrices:
         parametrize.register_parametrization(model.get_submodule(target.matrix.module), "weight", _Chain(target.shape))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     return _stepper(lambda ids: model(input_ids=ids).logits, optimizer, data)
 
 
@@ -107,7 +109,7 @@ def tensorly_torch(model: nn.Module, data: Batch, ones: int) -> Step:
             factorized.bias.copy_(linear.bias)
         parent, _, child = target.matrix.module.rpartition(".")
         setattr(model.get_submodule(parent), child, factorized)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     return _stepper(lambda ids: model(input_ids=ids).logits, optimizer, data)
 
 

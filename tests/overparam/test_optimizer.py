@@ -500,3 +500,29 @@ def test_a_target_that_is_in_no_group_is_refused() -> None:
     model = net()
     with pytest.raises(ValueError, match=r"in no parameter group, e\.g\. 2\.weight"):
         overparameterize(model, CONFIG).optimizer(torch.optim.AdamW, model[0].parameters(), lr=1e-3)
+
+
+@pytest.mark.parametrize("change", ["nothing", "set_cores", "load", "weight"])
+def test_kept_products_change_nothing(change: str) -> None:
+    """The products of the last contraction serve the next gradient only while the cores are the same."""
+    found = []
+    for keep in (True, False):
+        model = net()
+        config = OverParamConfig(ones=2, targets=["0", "2"], keep_products=keep)
+        optimizer = make(model, config)
+        train(model, optimizer, 2)
+        assert bool(optimizer._products) == keep
+        if change == "set_cores":
+            optimizer.set_cores("0.weight", [core * 0.9 for core in optimizer.cores("0.weight") or ()])
+        elif change == "load":
+            optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        elif change == "weight":
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                model[0].weight.mul_(0.5)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            train(model, optimizer, 2, start=2)
+        found.append(weights(model))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)

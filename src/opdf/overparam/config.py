@@ -30,6 +30,8 @@ class OverParamConfig:
         exclude: name patterns to leave out.
         lr_scaling: "match-dense" scales the cores' learning rate so that the first step moves every matrix as far as
             the same optimizer would move it densely; "none" uses the group's rate on the cores, as the paper does.
+        keep_products: keep the products of a step's contraction for the next step's gradient: a fifth to a quarter of
+            the matrix products less, for about the cores' size in memory. None keeps them on CPUs only.
 
     Raises:
         ValueError, TypeError: a field holds what it cannot.
@@ -42,6 +44,7 @@ class OverParamConfig:
     targets: str | Sequence[str] = "blocks"
     exclude: Sequence[str] = ()
     lr_scaling: str = "match-dense"
+    keep_products: bool | None = None
 
     def __post_init__(self) -> None:
         _one_of("method", self.method, METHODS)

@@ -164,6 +164,7 @@ class OverParameterization:
             lr_scaling=self.config.lr_scaling,
             alignment=self._alignment,
             initial_cores=self._initial_cores,
+            keep_products=self.config.keep_products,
             **options,
         )
 

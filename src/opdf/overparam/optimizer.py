@@ -25,6 +25,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from opdf.mpo import MPOShape, contract, decompose, pullback
+from opdf.mpo.contract import Segments, contract_segments
 from opdf.overparam.alignment import Alignment
 from opdf.overparam.select import as_matrix, as_weight
 
@@ -64,6 +65,7 @@ class OverParameterizedOptimizer(Optimizer):
         lr_scaling: "match-dense" or "none", see `OverParamConfig`.
         alignment: the constraint loss, or None.
         initial_cores: cores by name to start from instead of decomposing the weights.
+        keep_products: see `OverParamConfig`.
         **inner_options: options of `inner`: lr, betas, weight_decay, ...
 
     Raises:
@@ -80,6 +82,7 @@ class OverParameterizedOptimizer(Optimizer):
         lr_scaling: str = "match-dense",
         alignment: Alignment | None = None,
         initial_cores: Mapping[str, list[Tensor]] | None = None,
+        keep_products: bool | None = None,
         **inner_options: Any,
     ) -> None:
         if not (isinstance(inner, type) and issubclass(inner, Optimizer)):
@@ -94,6 +97,8 @@ class OverParameterizedOptimizer(Optimizer):
         self._lr_scaling = lr_scaling
         self._alignment = alignment
         self._initial_cores = dict(initial_cores or {})
+        self._keep_products = keep_products
+        self._products: dict[Tensor, tuple[list[Tensor], list[int], Segments]] = {}
         self._logs: dict[str, Tensor] = {}
         super().__init__(params, {**self._make_inner({}).defaults, "opdf_format": FORMAT})
         missing = self._specs.keys() - {name for group in self.param_groups for name in group["param_names"]}
@@ -194,8 +199,9 @@ class OverParameterizedOptimizer(Optimizer):
                     self._restore_weight(name, p, spec)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_inner_class", "_inner_options", "_specs", "_lr_scaling", "_alignment", "_initial_cores", "_logs")
-        return super().__getstate__() | {name: self.__dict__[name] for name in own}
+        own = ("_inner_class", "_inner_options", "_specs", "_lr_scaling", "_alignment", "_initial_cores", "_logs",
+               "_keep_products")  # fmt: skip
+        return super().__getstate__() | {name: self.__dict__[name] for name in own} | {"_products": {}}
 
     def _over_parameterized(self, group: dict[str, Any]) -> Iterator[tuple[str, Tensor, Spec]]:
         for name, (p, spec) in zip(group["param_names"], _members(group), strict=True):
@@ -218,7 +224,7 @@ class OverParameterizedOptimizer(Optimizer):
         cores = _cores_of(state, shape)
         assert p.grad is not None
         grad = as_matrix(_whole(p.grad), spec.kind).to(cores[0].dtype)
-        grads = pullback(cores, grad)
+        grads = pullback(cores, grad, self._known_products(p, cores))
         idle = group["lr"] == 0 or not grad.any()
         before = [core.clone() for core in cores] if idle else None
         if state.get("lr_scale") == _UNKNOWN and not idle:
@@ -278,8 +284,18 @@ class OverParameterizedOptimizer(Optimizer):
         self._logs[key] = self._logs[key] + value.to(self._logs[key].device) if key in self._logs else value
 
     def _write(self, p: Tensor, spec: Spec, state: dict[str, Any]) -> None:
-        _assign(p, as_weight(contract(_cores_of(state, spec.shape)), spec.kind, p.shape))
+        cores = _cores_of(state, spec.shape)
+        matrix, products = contract_segments(cores, spec.shape)
+        if self._keep_products or (self._keep_products is None and p.device.type == "cpu"):
+            self._products[p] = cores, [core._version for core in cores], products
+        _assign(p, as_weight(matrix, spec.kind, p.shape))
         state["version"] = p._version
+
+    def _known_products(self, p: Tensor, cores: list[Tensor]) -> Segments | None:
+        """The products of the last contraction, if the cores are still those that were contracted."""
+        contracted, versions, products = self._products.pop(p, ([], [], None))
+        same = [core is other for core, other in zip(cores, contracted, strict=False)]
+        return products if all(same) and versions == [core._version for core in cores] else None
 
     def _restore_weight(self, name: str, p: Tensor, spec: Spec) -> None:
         state = self.state[p]

@@ -12,16 +12,16 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
+from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification, BertModel
 
-from opdf.cli import main
-from opdf.cli.config import DistillConfig, fill, parse
+from opdf.cli import UserError, main
+from opdf.cli.config import DistillConfig, fill, parse, read_yaml
 from opdf.cli.demo import VARIANTS, judge
-from opdf.cli.job import build_objective
+from opdf.cli.job import build_objective, build_student, from_config, load_model, prepare_data
 from opdf.distill import DistillationArguments
-from opdf.overparam import OverParamConfig
+from opdf.overparam import OverParamConfig, overparameterize
 
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
 QUICK = ["--data.train_limit", "64", "--training.max_steps", "2", "--teacher.training.max_steps", "2"]
 DIGITS = {
     "data": {"name": "digits"},
@@ -316,4 +316,49 @@ def test_verdict_is_plain(ours: float, plain: float, verdict: str) -> None:
 def test_recipes_are_valid(recipe: Path) -> None:
     config = parse([str(recipe)], DistillConfig, "opdf distill", "")
     build_objective(config)
-    fill(DistillationArguments, config.training, "training", output_dir="unused", use_cpu=True)
+    for options in (config.training, config.teacher.training):
+        fill(DistillationArguments, options | {"bf16": False}, "training", output_dir="unused", use_cpu=True)
+
+
+@pytest.mark.parametrize("recipe", [p for p in RECIPES if p.parent.name == "glue"], ids=lambda path: path.stem)
+def test_glue_recipes_train_the_papers_parameters(recipe: Path) -> None:
+    """Base parameters and those of every 1x1 site: OPDF's tables 1 and S3, in millions, without the head."""
+    config = parse([str(recipe)], DistillConfig, "opdf distill", "")
+    blocks = 4 if config.student.layers == [0, 1, 2, 3] else 6
+    with torch.device("meta"):
+        student = BertModel(BertConfig(num_hidden_layers=blocks))
+    assert config.overparam is not None
+    trained = overparameterize(student, config.overparam).train_params / 1e6
+    start, each = {4: (68.7, 15.9), 6: (90.8, 23.9)}[blocks]
+    assert trained == pytest.approx(start + each * (config.overparam.ones or 0), rel=2e-3)
+
+
+@pytest.mark.parametrize("recipe", [p for p in RECIPES if p.stem.startswith(("text", "images"))], ids=lambda p: p.stem)
+def test_recipes_on_embedded_data_build(recipe: Path) -> None:
+    config = parse([str(recipe), "--data.train_limit", "50"], DistillConfig, "opdf distill", "")
+    prepared = prepare_data(config)
+    options = config.teacher
+    teacher = from_config(options.config, prepared.task) if options.config else load_model("minilm", prepared.task)[0]
+    student = build_student(config, teacher, prepared.task)
+    build_objective(config).prepare(student, teacher)
+    assert config.overparam is not None
+    planned = overparameterize(student, config.overparam)
+    assert planned.train_params > 1.3 * planned.inference_params
+    if config.constraint:
+        planned.align(teacher, **vars(config.constraint))
+
+
+def test_files_build_on_files(tmp_path: Path) -> None:
+    (tmp_path / "under").mkdir()
+    (tmp_path / "under" / "a.yaml").write_text("seed: 1\nstudent: {layers: 2}\ntraining: {max_steps: 5, bf16: true}\n")
+    (tmp_path / "b.yaml").write_text("base: under/a.yaml\ntraining: {max_steps: 6}\noutput: x\n")
+    (tmp_path / "c.yaml").write_text("base: b.yaml\nseed: 2\n")
+    assert read_yaml(str(tmp_path / "c.yaml")) == {
+        "seed": 2, "student": {"layers": 2}, "training": {"max_steps": 6, "bf16": True}, "output": "x"
+    }  # fmt: skip
+    (tmp_path / "under" / "a.yaml").write_text("base: ../c.yaml\n")
+    with pytest.raises(UserError, match="leads back to itself"):
+        read_yaml(str(tmp_path / "c.yaml"))
+    (tmp_path / "b.yaml").write_text("base: none.yaml\n")
+    with pytest.raises(FileNotFoundError, match=r"none\.yaml does not exist"):
+        read_yaml(str(tmp_path / "c.yaml"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,8 +17,10 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from opdf.overparam import OverParamConfig, overparameterize
+from opdf.overparam.owner import balance
 
 STEPS, ROWS = 4, 12
+SAME = {"0.weight": "0.weight", "2.weight": "2.weight"}
 
 
 def net() -> nn.Sequential:
@@ -25,39 +28,96 @@ def net() -> nn.Sequential:
     return nn.Sequential(nn.Linear(12, 24), nn.Tanh(), nn.Linear(24, 6))
 
 
-def train(wrapper: str, rank: int, world: int) -> dict[str, torch.Tensor]:
-    """Whole weights after some steps; rank r sees every world-th row from r on."""
+def train(
+    wrapper: str, placement: str, rank: int, world: int, saved: str | None = None, steps: int = STEPS
+) -> tuple[dict[str, torch.Tensor], Any]:
+    """Whole weights after some steps, and the optimizer; rank r sees every world-th row from r on."""
     model = net()
     module: nn.Module = model
     if wrapper == "fsdp2":
         fully_shard(model, mesh=init_device_mesh("cpu", (world,)))
-    overparam = overparameterize(model, OverParamConfig(ones=2, targets=["0", "2"]))
+    overparam = overparameterize(model, OverParamConfig(ones=2, targets=["0", "2"], placement=placement))
+    torch.manual_seed(1)
+    overparam.align(nn.Sequential(nn.Linear(12, 24), nn.Tanh(), nn.Linear(24, 6)), layer_map=SAME, weight=0.3)
     optimizer = overparam.optimizer(torch.optim.AdamW, lr=1e-2)
+    start = 0
+    if saved is not None:
+        content = torch.load(saved, weights_only=True)
+        start = content["step"]
+        model.load_state_dict(content["model"])
+        optimizer.load_state_dict(content["optimizer"])
     if wrapper == "ddp":
         module = DistributedDataParallel(model)
-    for step in range(STEPS):
+    for step in range(start, steps):
         optimizer.zero_grad()
         data = torch.randn(ROWS, 12, generator=torch.Generator().manual_seed(step))
         module(data[rank::world]).square().mean().backward()
         optimizer.step()
     state = {n: p.full_tensor() if isinstance(p, DTensor) else p for n, p in model.named_parameters()}
-    return {n: p.detach().clone() for n, p in state.items()}
+    return {n: p.detach().clone() for n, p in state.items()}, optimizer
 
 
-def worker(rank: int, world: int, wrapper: str, folder: str) -> None:
+def worker(rank: int, world: int, wrapper: str, placement: str, folder: str, task: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
-    torch.save(train(wrapper, rank, world), f"{folder}/{rank}.pt")
+    saved = f"{folder}/saved.pt" if task == "resume" else None
+    found, optimizer = train(wrapper, placement, rank, world, saved, STEPS // 2 if task == "save" else STEPS)
+    facts = {"weights": found, "logs": optimizer.constraint_logs, "cores": sum(
+        value.numel() for state in optimizer.state.values() for key, value in state.items() if key.startswith("core")
+    )}  # fmt: skip
+    torch.save(facts, f"{folder}/{rank}.pt")
+    if task == "save":
+        if placement == "owner":
+            with pytest.raises(RuntimeError, match="consolidate_state_dict"):
+                optimizer.state_dict()
+            optimizer.consolidate_state_dict()
+        if rank == 0:
+            content = {"step": STEPS // 2, "model": found, "optimizer": optimizer.state_dict()}
+            torch.save(content, f"{folder}/saved.pt")
     dist.barrier()
     dist.destroy_process_group()
     os._exit(0)  # gloo's threads may still be ending, and now and then abort the interpreter's own teardown
 
 
+def launch(folder: Path, world: int, wrapper: str, placement: str, task: str = "train") -> list[dict[str, Any]]:
+    (folder / "rendezvous").unlink(missing_ok=True)
+    mp.spawn(worker, (world, wrapper, placement, str(folder), task), nprocs=world)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]
+
+
+def check(ranks: list[dict[str, Any]]) -> None:
+    """Every process has the weights of an undistributed run, and logs the whole constraint."""
+    weights, optimizer = train("none", "replicate", 0, 1)
+    for name, expected in weights.items():
+        torch.testing.assert_close(ranks[0]["weights"][name], expected, rtol=1e-4, atol=1e-6)
+        assert all(torch.equal(ranks[0]["weights"][name], other["weights"][name]) for other in ranks[1:])
+    for rank in ranks:
+        assert rank["logs"] == pytest.approx(optimizer.constraint_logs, rel=1e-3)
+
+
 @pytest.mark.parametrize("world", [2, 3])
 @pytest.mark.parametrize("wrapper", ["ddp", "fsdp2"])
-def test_several_processes_equal_one(tmp_path: Path, wrapper: str, world: int) -> None:
-    mp.spawn(worker, (world, wrapper, str(tmp_path)), nprocs=world)
-    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(world)]
-    for name, expected in train("none", 0, 1).items():
-        torch.testing.assert_close(ranks[0][name], expected, rtol=1e-4, atol=1e-6)
-        assert all(torch.equal(ranks[0][name], other[name]) for other in ranks[1:])
+@pytest.mark.parametrize("placement", ["replicate", "owner"])
+def test_several_processes_equal_one(tmp_path: Path, wrapper: str, world: int, placement: str) -> None:
+    ranks = launch(tmp_path, world, wrapper, placement)
+    check(ranks)
+    shapes = [t.shape.num_params for t in overparameterize(net(), OverParamConfig(ones=2, targets=["0", "2"])).matrices]
+    held = sorted(rank["cores"] for rank in ranks)
+    assert held == (sorted([*shapes, *[0] * (world - 2)]) if placement == "owner" else [sum(shapes)] * world)
+
+
+def test_a_checkpoint_does_not_depend_on_the_number_of_processes(tmp_path: Path) -> None:
+    launch(tmp_path, 2, "ddp", "owner", "save")
+    check(launch(tmp_path, 3, "ddp", "owner", "resume"))
+    weights, _ = train("none", "replicate", 0, 1, saved=str(tmp_path / "saved.pt"))
+    expected, _ = train("none", "replicate", 0, 1)
+    for name, value in expected.items():
+        torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_costs_are_balanced() -> None:
+    owners = balance([5, 1, 3, 3, 4], 2)
+
+    loads = [sum(c for c, o in zip([5, 1, 3, 3, 4], owners, strict=True) if o == rank) for rank in (0, 1)]
+    assert max(loads) == 8
+    assert balance([1.0], 3) == [0]

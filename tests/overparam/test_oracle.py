@@ -68,7 +68,7 @@ def train_both(
     overparam = overparameterize(model, OverParamConfig(ones=ones, targets=TARGETS, lr_scaling=lr_scaling))
     if constraint is not None:
         names = {t.name: t.name for t in overparam.matrices}
-        overparam.align(_Blocks(teacher), layer_map={n: f"blocks.0.{n}" for n in names}, **constraint)
+        overparam.align(teacher, layer_map=names, **constraint)
     optimizer = overparam.optimizer(inner, lr=lr, **options)
     oracle = RebuildInForward(oracle_model, overparam)
     targets = _targets(overparam, oracle, teacher, constraint) if constraint else None
@@ -93,19 +93,6 @@ def train_both(
     ]
     differences += [float(((model.get_parameter(n) - p).norm() / p.norm()).detach()) for n, p in oracle.rest.items()]
     return max(differences)
-
-
-class _Blocks(nn.Module):
-    """A teacher whose matrices lie in a block with attention, where align looks for them."""
-
-    def __init__(self, body: nn.Module) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList([body])
-        body.add_module("attention", _Attention())
-
-
-class _Attention(nn.Identity):
-    pass
 
 
 Targets = dict[str, dict[int, Tensor]]

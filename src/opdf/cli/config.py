@@ -169,7 +169,25 @@ def parse(argv: list[str], cls: type[Config], prog: str, description: str, posit
 
 
 def read_yaml(path: str) -> dict[str, Any]:
-    """A YAML mapping, read without any of YAML's object tags."""
+    """A YAML mapping, read without any of YAML's object tags, over the file that its key `base` names, if any."""
+    content = _read_mapping(path)
+    seen = [Path(path).resolve()]
+    while (base := content.pop("base", None)) is not None:
+        file = seen[-1].parent / str(base)
+        if file.resolve() in seen:
+            raise UserError(f"{path}: base {base} leads back to itself")
+        seen.append(file.resolve())
+        content = _merged(_read_mapping(str(file)), content)
+    return content
+
+
+def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` on top of `under`; mappings in both are merged, so that a file says only what it changes."""
+    both = {k: _merged(under[k], v) for k, v in over.items() if isinstance(v, dict) and isinstance(under.get(k), dict)}
+    return under | over | both
+
+
+def _read_mapping(path: str) -> dict[str, Any]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"configuration file {path} does not exist")
     try:

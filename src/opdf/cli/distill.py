@@ -7,7 +7,9 @@ from opdf.cli.config import DistillConfig, parse
 DESCRIPTION = """Distill a student from a teacher.
 
 opdf distill CONFIG.yaml reads the options below from a file; any of them can be given or overridden on the command
-line, e.g. --overparam.ones 3 --training.learning_rate 1e-4 --output runs/mine. recipes/ has files to start from."""
+line, e.g. --overparam.ones 3 --training.learning_rate 1e-4 --output runs/mine. recipes/ has files to start from.
+
+On several devices: torchrun --nproc-per-node 4 -m opdf.cli distill CONFIG.yaml, or accelerate launch."""
 
 
 def main(argv: list[str]) -> None:
@@ -16,6 +18,8 @@ def main(argv: list[str]) -> None:
 
     job.quiet()
     metrics = job.run(config)
+    if not job.is_main():
+        return
     for who in ("teacher", "student"):
         shown = ", ".join(f"{part} {metrics[who][part][metrics['metric']]:.4f}" for part in ("validation", "test"))
         print(f"{who}: {metrics['metric']} {shown}")

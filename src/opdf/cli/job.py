@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate import PartialState
 from datasets import disable_progress_bars
 from torch import nn
 from transformers import (
@@ -72,12 +73,20 @@ def run(config: DistillConfig) -> dict[str, Any]:
     build_objective(config)
     training_arguments(config.training, Path(config.output) / "checkpoints", config.seed)
     output = claim(config.output, overwrite=config.overwrite, resume=config.resume)
-    write_yaml(config, output / "config.yaml")
-    prepared = prepare_data(config)
+    if is_main():
+        write_yaml(config, output / "config.yaml")
+    with PartialState().main_process_first():  # the others find the cache filled
+        prepared = prepare_data(config)
     teacher, teacher_scores = prepare_teacher(config, prepared, output)
     metrics = train_student(config, prepared, teacher, output, "distilling") | {"teacher": teacher_scores}
-    write_json(metrics, output / "metrics.json")
+    if is_main():
+        write_json(metrics, output / "metrics.json")
     return metrics
+
+
+def is_main() -> bool:
+    """Whether this process writes and prints: one does, of those that torchrun or accelerate started."""
+    return bool(PartialState().is_main_process)
 
 
 def train_student(config: DistillConfig, prepared: Prepared, teacher: Any, output: Path, title: str) -> dict[str, Any]:
@@ -101,9 +110,10 @@ def train_student(config: DistillConfig, prepared: Prepared, teacher: Any, outpu
     start = time.perf_counter()
     trainer.train(resume_from_checkpoint=last_checkpoint(output) if config.resume else None)
     seconds = time.perf_counter() - start
-    save(student, prepared.processor, output / "student")
-    if objective.trains_teacher:
-        save(teacher, prepared.processor, output / "trained-teacher")
+    if is_main():
+        save(student, prepared.processor, output / "student")
+        if objective.trains_teacher:
+            save(teacher, prepared.processor, output / "trained-teacher")
     over = trainer.overparameterization
     ratios = [entry["constraint_grad_ratio"] for entry in trainer.state.log_history if "constraint_grad_ratio" in entry]
     inference = sum(p.numel() for p in student.parameters())
@@ -134,8 +144,13 @@ def claim(path: str, *, overwrite: bool, resume: bool) -> Path:
             raise FileExistsError(f"output {folder} is not empty; choose another, or set --overwrite true")
         if not (folder / "config.yaml").is_file() and not (folder / "results.json").is_file():
             raise FileExistsError(f"output {folder} was not written by opdf and is not overwritten; choose another")
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    state = PartialState()
+    state.wait_for_everyone()  # all have seen the folder as it was
+    if state.is_main_process:
+        if folder.exists() and not resume:
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+    state.wait_for_everyone()
     return folder
 
 
@@ -250,8 +265,9 @@ def prepare_teacher(config: DistillConfig, prepared: Prepared, output: Path) -> 
     show(trainer, "fine-tuning the teacher", output / "teacher.log")
     if options.finetune and not (saved / "config.json").is_file():
         trainer.train()
-        save(teacher, prepared.processor, saved)
-        shutil.rmtree(output / "teacher-checkpoints", ignore_errors=True)
+        if is_main():
+            save(teacher, prepared.processor, saved)
+            shutil.rmtree(output / "teacher-checkpoints", ignore_errors=True)
     return teacher, scores(trainer, prepared)
 
 

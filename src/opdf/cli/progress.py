@@ -24,7 +24,8 @@ class Bar(TrainerCallback):
         self.task = self.progress.add_task(title, loss="")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.progress.start()
+        if state.is_world_process_zero:
+            self.progress.start()
         self.progress.update(self.task, total=state.max_steps, completed=state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from rich.progress import Progress
 from safetensors.torch import load_file, save_file
 from transformers import BatchEncoding
@@ -41,14 +42,14 @@ def with_decisions(
     if prepared.task.kind == "regression":
         raise UserError("objective dbkd is for classification: a regression has no decisions to count")
     examples = list(zip(*(prepared.raw["train"][c] for c in prepared.task.inputs), strict=True))
-    if cache.is_file():
-        counts = load_file(cache)["counts"].numpy()
-    else:
-        counts = count_decisions(
-            Decisions(teacher, prepared, config.data.max_length), examples, prepared.task.num_labels,
-            _example_noise(prepared, objective.noise), copies=objective.copies, seed=objective.seed,
-        )  # fmt: skip
-        save_file({"counts": torch.from_numpy(counts)}, cache)
+    with PartialState().main_process_first():
+        if not cache.is_file():
+            counts = count_decisions(
+                Decisions(teacher, prepared, config.data.max_length), examples, prepared.task.num_labels,
+                _example_noise(prepared, objective.noise), copies=objective.copies, seed=objective.seed,
+            )  # fmt: skip
+            save_file({"counts": torch.from_numpy(counts)}, cache)
+    counts = load_file(cache)["counts"].numpy()
     found = decision_logits(counts, solver=objective.solver).astype(np.float32)
     train = prepared.data["train"]
     fmt = train.format

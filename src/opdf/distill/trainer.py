@@ -16,6 +16,7 @@ from opdf.distill.logits import LogitsDistillation
 from opdf.distill.objective import Objective
 from opdf.overparam import OverParamConfig, OverParameterization, overparameterize
 from opdf.overparam.alignment import LayerMap
+from opdf.overparam.owner import OwnerOptimizer
 
 OBJECTIVE_TENSORS = "objective.safetensors"
 OBJECTIVE_STATE = "objective.json"
@@ -203,6 +204,9 @@ class DistillationTrainer(Trainer):
         student.load_state_dict(loaded.state_dict())
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        if isinstance(optimizer, OwnerOptimizer):
+            optimizer.consolidate_state_dict()
         super()._save_optimizer_and_scheduler(output_dir)
         tensors = self.objective.tensors() if self.args.should_save else {}
         if tensors:

@@ -115,7 +115,7 @@ def build_alignment(
         raise ValueError(f"normalize is {normalize!r}; expected one of {NORMALIZATIONS}")
     if not weight >= 0:
         raise ValueError(f"weight is {weight}; it must be 0 or more")
-    candidates = {m.name: m for m in find_matrices(teacher, "blocks", (), trainable_only=False)}
+    candidates = _teacher_matrices(teacher, layer_map)
     students = {name: matrix for name, (matrix, _) in matrices.items()}
     names = _pair_names(model, students, teacher, candidates, layer_map)
     pairs = {}
@@ -163,6 +163,17 @@ def teacher_shape(student: Matrix, shape: MPOShape, teacher: Matrix) -> MPOShape
     return MPOShape(factors[0], factors[1], bonds)
 
 
+def _teacher_matrices(teacher: nn.Module, layer_map: LayerMap) -> dict[str, Matrix]:
+    """The block matrices, or those that a map of names names: these can be anywhere in any module."""
+    targets: str | list[str] = "blocks"
+    if isinstance(layer_map, Mapping) and all(isinstance(k, str) for k in layer_map):
+        known = dict(teacher.named_parameters())
+        targets = [str(name) for name in layer_map.values() if name in known]
+        if not targets:
+            return {}
+    return {m.name: m for m in find_matrices(teacher, targets, (), trainable_only=False)}
+
+
 def _pair_names(
     model: nn.Module,
     students: Mapping[str, Matrix],
@@ -176,7 +187,7 @@ def _pair_names(
             if ours not in students:
                 raise ValueError(f"layer_map names {ours!r}, which is not an over-parameterized matrix of {owner}")
             if theirs not in teachers:
-                raise ValueError(f"layer_map maps {ours!r} to {theirs!r}, which is no block matrix of the teacher")
+                raise ValueError(f"layer_map maps {ours!r} to {theirs!r}, which is no matrix of the teacher")
         return {str(k): str(v) for k, v in layer_map.items()}
     by_place = {(m.stack, m.block, m.role): m.name for m in teachers.values()}
     stacks = _pair_stacks(_depths(model, students), _depths(teacher, teachers))

@@ -16,6 +16,7 @@ from opdf.mpo.contract import shape_of
 from opdf.overparam.alignment import Alignment, LayerMap, build_alignment
 from opdf.overparam.config import OverParamConfig
 from opdf.overparam.optimizer import OverParameterizedOptimizer, Spec
+from opdf.overparam.owner import OwnerOptimizer
 from opdf.overparam.select import Matrix, as_matrix, find_matrices, matches
 
 
@@ -157,7 +158,8 @@ class OverParameterization:
     def _make_optimizer(
         self, inner: type[Optimizer], params: Iterable[Any] | None, options: dict[str, Any]
     ) -> OverParameterizedOptimizer:
-        return OverParameterizedOptimizer(
+        cls = OwnerOptimizer if self.config.placement == "owner" else OverParameterizedOptimizer
+        return cls(
             self._named(self.model.parameters() if params is None else params),
             inner,
             {t.name: self._spec(t) for t in self.matrices},

@@ -135,16 +135,29 @@ class OverParameterizedOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._logs = {}
-        with _full_precision():
+        with full_precision():
             for group in self.param_groups:
                 inner = self._make_inner(group)
-                plain = [p for p, spec in _members(group) if spec is None and p.grad is not None]
+                plain = [p for p, spec in members(group) if spec is None and p.grad is not None]
                 if plain:
-                    _run(inner, plain, self.state, group["lr"])
+                    run_inner(inner, plain, self.state, group["lr"])
                 for name, p, spec in self._over_parameterized(group):
                     if p.grad is not None:
+                        check_is_matrix(name, p, spec)
                         self._step_matrix(inner, group, name, p, spec)
         return loss
+
+    def _whole_weight(self, p: Tensor) -> Tensor:
+        return whole(p)
+
+    def _whole_grad(self, p: Tensor) -> Tensor:
+        assert p.grad is not None
+        return whole(p.grad)
+
+    def _put(self, p: Tensor, value: Tensor) -> None:
+        """Write a new weight; where that is done later, `state["version"]` is set then."""
+        assign(p, value)
+        self.state[p]["version"] = p._version
 
     def cores(self, name: str) -> list[Tensor] | None:
         """The current cores of a weight, or None before its first step."""
@@ -161,7 +174,7 @@ class OverParameterizedOptimizer(Optimizer):
             for other, p, spec in self._over_parameterized(group):
                 if other == name:
                     self.state[p] = {f"core{k}": _working(core, p) for k, core in enumerate(cores)}
-                    with _full_precision():
+                    with full_precision():
                         self._write(p, spec, self.state[p])
                     return
         raise KeyError(f"{name!r} is not an over-parameterized weight of this optimizer")
@@ -174,7 +187,7 @@ class OverParameterizedOptimizer(Optimizer):
     @torch.no_grad()
     def start(self) -> None:
         """Make the cores of every weight that has none yet; `step` does it for those that it moves."""
-        with _full_precision():
+        with full_precision():
             for group in self.param_groups:
                 for name, p, spec in self._over_parameterized(group):
                     if "core0" not in self.state[p]:
@@ -192,7 +205,7 @@ class OverParameterizedOptimizer(Optimizer):
         current = chain.from_iterable(group["params"] for group in self.param_groups)
         for key, p in zip(saved, current, strict=True):
             if key in state_dict["state"]:
-                self.state[p] = _moved(state_dict["state"][key], p.device)
+                self.state[p] = moved(state_dict["state"][key], p.device)
         for group in self.param_groups:
             for name, p, spec in self._over_parameterized(group):
                 if self.state.get(p):
@@ -204,7 +217,7 @@ class OverParameterizedOptimizer(Optimizer):
         return super().__getstate__() | {name: self.__dict__[name] for name in own} | {"_products": {}}
 
     def _over_parameterized(self, group: dict[str, Any]) -> Iterator[tuple[str, Tensor, Spec]]:
-        for name, (p, spec) in zip(group["param_names"], _members(group), strict=True):
+        for name, (p, spec) in zip(group["param_names"], members(group), strict=True):
             if spec is not None:
                 yield name, p, spec
 
@@ -215,15 +228,13 @@ class OverParameterizedOptimizer(Optimizer):
         return inner
 
     def _step_matrix(self, inner: Optimizer, group: dict[str, Any], name: str, p: Tensor, spec: Spec) -> None:
-        _check_is_matrix(name, p, spec)
         shape, state = spec.shape, self.state[p]
         if "core0" not in state:
             self._start(name, p, spec, state)
         elif p._version != state["version"]:
             self._reconcile(name, p, spec, state)
         cores = _cores_of(state, shape)
-        assert p.grad is not None
-        grad = as_matrix(_whole(p.grad), spec.kind).to(cores[0].dtype)
+        grad = as_matrix(self._whole_grad(p), spec.kind).to(cores[0].dtype)
         grads = pullback(cores, grad, self._known_products(p, cores))
         idle = group["lr"] == 0 or not grad.any()
         before = [core.clone() for core in cores] if idle else None
@@ -233,7 +244,7 @@ class OverParameterizedOptimizer(Optimizer):
         states: dict[Tensor, dict[str, Any]] = {core: state.get(f"inner{k}", {}) for k, core in enumerate(cores)}
         for core, g in zip(cores, grads, strict=True):
             core.grad = g
-        _run(inner, cores, states, group["lr"] * (state.get("lr_scale") or 1.0))
+        run_inner(inner, cores, states, group["lr"] * (state.get("lr_scale") or 1.0))
         for k, core in enumerate(cores):
             core.grad = None
             if states[core]:
@@ -243,7 +254,8 @@ class OverParameterizedOptimizer(Optimizer):
 
     def _start(self, name: str, p: Tensor, spec: Spec, state: dict[str, Any]) -> None:
         """Decompose the weight without writing it back: nothing has moved yet."""
-        cores = self._initial_cores.pop(name, None) or decompose(as_matrix(_whole(p), spec.kind), spec.shape)
+        matrix = as_matrix(self._whole_weight(p), spec.kind)
+        cores = self._initial_cores.pop(name, None) or decompose(matrix, spec.shape)
         for k, core in enumerate(cores):
             state[f"core{k}"] = _working(core, p)
         state["version"] = p._version
@@ -252,7 +264,7 @@ class OverParameterizedOptimizer(Optimizer):
 
     def _reconcile(self, name: str, p: Tensor, spec: Spec, state: dict[str, Any]) -> None:
         """Someone else wrote the weight since the last step: if its values changed, they win over the cores."""
-        if _deviation(p, spec, state) > _tolerance(p):
+        if _deviation(self._whole_weight(p), spec, state) > _tolerance(p):
             warnings.warn(
                 f"{name} was changed outside the optimizer; its cores are decomposed anew and its moments start over. "
                 "Load weights before creating the optimizer, or load the optimizer's state dict with them",
@@ -288,8 +300,7 @@ class OverParameterizedOptimizer(Optimizer):
         matrix, products = contract_segments(cores, spec.shape)
         if self._keep_products or (self._keep_products is None and p.device.type == "cpu"):
             self._products[p] = cores, [core._version for core in cores], products
-        _assign(p, as_weight(matrix, spec.kind, p.shape))
-        state["version"] = p._version
+        self._put(p, as_weight(matrix, spec.kind, p.shape))
 
     def _known_products(self, p: Tensor, cores: list[Tensor]) -> Segments | None:
         """The products of the last contraction, if the cores are still those that were contracted."""
@@ -300,8 +311,8 @@ class OverParameterizedOptimizer(Optimizer):
     def _restore_weight(self, name: str, p: Tensor, spec: Spec) -> None:
         state = self.state[p]
         state["version"] = _EXTERNAL
-        with torch.no_grad(), _full_precision():
-            if _deviation(p, spec, state) > _tolerance(p):
+        with torch.no_grad(), full_precision():
+            if _deviation(self._whole_weight(p), spec, state) > _tolerance(p):
                 warnings.warn(
                     f"{name} did not hold the product of the loaded cores and was set to it; "
                     "load the model's weights from the same checkpoint",
@@ -341,7 +352,7 @@ def rolled_back(optimizer: Optimizer) -> Iterator[None]:
     params = [p for group in optimizer.param_groups for p in group["params"]]
     weights = [p.detach().clone() for p in params]
     known = [p._version == optimizer.state.get(p, {}).get("version") for p in params]
-    state = {p: _moved(values, p.device) for p, values in optimizer.state.items()}
+    state = {p: moved(values, p.device) for p, values in optimizer.state.items()}
     try:
         yield
     finally:
@@ -358,18 +369,18 @@ def _group_specs(group: Mapping[str, Any]) -> list[Spec | None]:
     return [Spec(spec[0], *map(tuple, spec[1:])) if spec else None for spec in group["opdf_specs"]]
 
 
-def _members(group: Mapping[str, Any]) -> Iterator[tuple[Tensor, Spec | None]]:
+def members(group: Mapping[str, Any]) -> Iterator[tuple[Tensor, Spec | None]]:
     return zip(group["params"], _group_specs(group), strict=True)
 
 
-def _run(inner: Optimizer, tensors: list[Tensor], state: Any, lr: float | Tensor) -> None:
+def run_inner(inner: Optimizer, tensors: list[Tensor], state: Any, lr: float | Tensor) -> None:
     group = inner.param_groups[0]
     group["params"], group["lr"], inner.state = tensors, lr, state
     inner.step()
 
 
 @contextmanager
-def _full_precision() -> Iterator[None]:
+def full_precision() -> Iterator[None]:
     """No autocast and no TF32 while cores are contracted: the start would not be exact."""
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
@@ -389,19 +400,19 @@ def _cores_of(state: Mapping[str, Any], shape: MPOShape) -> list[Tensor]:
     return [state[f"core{k}"] for k in range(shape.sites)]
 
 
-def _whole(tensor: Tensor) -> Tensor:
+def whole(tensor: Tensor) -> Tensor:
     """A tensor that FSDP2 has sharded, gathered; every rank must visit the same ones in the same order."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def _assign(p: Tensor, value: Tensor) -> None:
+def assign(p: Tensor, value: Tensor) -> None:
     """Write a weight in place, under FSDP2 this rank's part of it. All ranks hold the same value: nothing is sent."""
     if isinstance(p, DTensor):
         value = distribute_tensor(value.to(p.dtype), p.device_mesh, p.placements, src_data_rank=None)
     p.copy_(value)
 
 
-def _check_is_matrix(name: str, p: Tensor, spec: Spec) -> None:
+def check_is_matrix(name: str, p: Tensor, spec: Spec) -> None:
     if tuple(p.shape) != spec.weight_shape:
         raise RuntimeError(
             f"{name} has shape {tuple(p.shape)} in the optimizer and {spec.weight_shape} in the model: its engine has "
@@ -409,10 +420,10 @@ def _check_is_matrix(name: str, p: Tensor, spec: Spec) -> None:
         )
 
 
-def _deviation(p: Tensor, spec: Spec, state: Mapping[str, Any]) -> float:
+def _deviation(weight: Tensor, spec: Spec, state: Mapping[str, Any]) -> float:
     """Relative Frobenius distance between a weight and the product of its cores."""
     product = contract(_cores_of(state, spec.shape))
-    weight = as_matrix(_whole(p), spec.kind).to(product.dtype)
+    weight = as_matrix(weight, spec.kind).to(product.dtype)
     norm = float(product.norm())
     return float((weight - product).norm()) / norm if norm else float(weight.norm())
 
@@ -446,16 +457,16 @@ def _unit_updates(inner: Optimizer, grads: list[Tensor]) -> list[Tensor]:
     kept = options.get("weight_decay")
     if kept is not None:
         options["weight_decay"] = 0.0
-    _run(inner, tensors, {t: {} for t in tensors}, 1.0)
+    run_inner(inner, tensors, {t: {} for t in tensors}, 1.0)
     if kept is not None:
         options["weight_decay"] = kept
     return [t.detach() for t in tensors]
 
 
-def _moved(value: Any, device: torch.device) -> Any:
+def moved(value: Any, device: torch.device) -> Any:
     """A copy of a state value on a device, in its own precision; step counters stay where they were saved."""
     if isinstance(value, Tensor):
         return value.detach().to(device=device if value.dim() else value.device, copy=True).contiguous()
     if isinstance(value, dict):
-        return {key: _moved(item, device) for key, item in value.items()}
+        return {key: moved(item, device) for key, item in value.items()}
     return value

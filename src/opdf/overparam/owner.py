@@ -1,0 +1,215 @@
+"""Owner-computes: every matrix's cores and moments live on one process, which sends the others the new weight.
+
+Gradients are averaged by the model's wrapper (DDP, FSDP2) as ever, and stay of dense size on the wire. A step is:
+gather what FSDP2 has sharded; every process steps its own matrices; weights are sent from their owners. Memory for
+cores and the time of their step fall with the number of processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from opdf.overparam.optimizer import (
+    OverParameterizedOptimizer,
+    Spec,
+    assign,
+    check_is_matrix,
+    full_precision,
+    members,
+    moved,
+    run_inner,
+    whole,
+)
+
+LOGS = ("loss", "distillation", "constraint")
+
+
+def balance(costs: Sequence[float], processes: int) -> list[int]:
+    """The process for each item, so that sums of costs are about equal: the next dearest goes where least is."""
+    loads, owners = [0.0] * processes, [0] * len(costs)
+    for item in sorted(range(len(costs)), key=lambda k: (-costs[k], k)):
+        owners[item] = loads.index(min(loads))
+        loads[owners[item]] += costs[item]
+    return owners
+
+
+class OwnerOptimizer(OverParameterizedOptimizer):
+    """An `OverParameterizedOptimizer` that holds the cores of its own matrices only.
+
+    All processes make the same calls. Before `state_dict`, `consolidate_state_dict` brings all cores to one process;
+    what that saves does not depend on the number of processes, and any number can load it.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._grads: dict[Tensor, Tensor] = {}
+        self._weights: dict[Tensor, Tensor] = {}
+        self._results: dict[Tensor, Tensor] = {}
+        self._seen: dict[Tensor, int] = {}
+        self._consolidated: dict[str, Any] | None = None
+        super().__init__(*args, **kwargs)
+
+    @property
+    def owners(self) -> dict[str, int]:
+        """The owning process of every over-parameterized weight."""
+        names = list(self._specs)
+        costs = [self._specs[name].shape.contract_flops + self._specs[name].shape.num_params for name in names]
+        return dict(zip(names, balance(costs, _processes()), strict=True))
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._logs, self._consolidated = {}, None
+        owners, me = self.owners, _process()
+        with full_precision():
+            moving = [
+                (group, name, p, spec)
+                for group in self.param_groups
+                for name, p, spec in self._over_parameterized(group)
+                if p.grad is not None
+            ]
+            for _, name, p, spec in moving:
+                check_is_matrix(name, p, spec)
+                self._gather(p, mine=owners[name] == me)
+            for group in self.param_groups:
+                inner = self._make_inner(group)
+                plain = [p for p, spec in members(group) if spec is None and p.grad is not None]
+                if plain:
+                    run_inner(inner, plain, self.state, group["lr"])
+                for other, name, p, spec in moving:
+                    if other is group and owners[name] == me:
+                        self._step_matrix(inner, group, name, p, spec)
+            for _, name, p, _ in moving:
+                self._publish(p, owners[name])
+        self._grads, self._weights = {}, {}
+        self._sum_logs(moving[0][2].device if moving else torch.device("cpu"))
+        return loss
+
+    def _gather(self, p: Tensor, *, mine: bool) -> None:
+        """Bring a gradient, and a weight that is new or was changed, to its owner; every process takes part."""
+        assert p.grad is not None
+        grad = whole(p.grad)
+        weight = whole(p) if p._version != self._seen.get(p) else None
+        if mine:
+            self._grads[p] = grad
+            if weight is not None:
+                self._weights[p] = weight
+
+    def _whole_weight(self, p: Tensor) -> Tensor:
+        return self._weights[p] if p in self._weights else whole(p)
+
+    def _whole_grad(self, p: Tensor) -> Tensor:
+        return self._grads[p]
+
+    def _put(self, p: Tensor, value: Tensor) -> None:
+        if p in self._grads:  # in a step: sent to all at its end
+            self._results[p] = value.to(p.dtype)
+        else:
+            super()._put(p, value)
+
+    def _publish(self, p: Tensor, owner: int) -> None:
+        """Send a weight from its owner, if the owner moved it."""
+        mine = owner == _process()
+        value = self._results.pop(p, None)
+        if _processes() > 1:
+            sent = torch.tensor(int(value is not None), device=p.device)
+            dist.broadcast(sent, owner)
+            if sent:
+                value = (
+                    value.contiguous() if value is not None else torch.empty(p.shape, dtype=p.dtype, device=p.device)
+                )
+                dist.broadcast(value, owner)
+        if value is not None:
+            assign(p, value)
+        if mine:
+            self.state[p]["version"] = p._version
+        self._seen[p] = p._version
+
+    def _sum_logs(self, device: torch.device) -> None:
+        if self._alignment is None or _processes() == 1:
+            return
+        zero = torch.zeros((), device=device)
+        total = torch.stack([self._logs.get(key, zero).double() for key in LOGS])
+        dist.all_reduce(total)
+        self._logs = dict(zip(LOGS, total, strict=True))
+
+    def cores(self, name: str) -> list[Tensor] | None:
+        """The current cores of one of this process's weights.
+
+        Raises:
+            RuntimeError: another process owns it.
+        """
+        if self.owners.get(name, _process()) != _process():
+            raise RuntimeError(f"the cores of {name} are on process {self.owners[name]}, this is {_process()}")
+        return super().cores(name)
+
+    def set_cores(self, name: str, cores: list[Tensor]) -> None:
+        super().set_cores(name, cores)
+        self._forget_others()
+
+    def start(self) -> None:
+        super().start()
+        self._forget_others()
+
+    def consolidate_state_dict(self, to: int = 0) -> None:
+        """Copy all cores and moments to the memory of process `to`, whose `state_dict` is then whole. Collective."""
+        owned = {n: moved(self.state[p], torch.device("cpu")) for n, p, _ in self._all() if self.state.get(p)}
+        parts: list[Any] | None = [None] * _processes() if _process() == to else None
+        if _processes() > 1:
+            dist.gather_object(owned, parts, dst=to)
+        elif parts is not None:
+            parts = [owned]
+        self._consolidated = {k: v for part in parts for k, v in part.items()} if parts is not None else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The whole state.
+
+        Raises:
+            RuntimeError: `consolidate_state_dict` was not called for this process after the last step.
+        """
+        found = super().state_dict()
+        if _processes() == 1:
+            return found
+        if self._consolidated is None:
+            raise RuntimeError(
+                "this process has only its own cores; call consolidate_state_dict(to=rank) on every process first"
+            )
+        numbers = {p: k for k, p in enumerate(chain.from_iterable(group["params"] for group in self.param_groups))}
+        for name, p, _ in self._all():
+            if name in self._consolidated:
+                found["state"][numbers[p]] = self._consolidated[name]
+        return found
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._seen, self._consolidated = {}, None
+        self._forget_others()
+
+    def __getstate__(self) -> dict[str, Any]:
+        empty: dict[str, Any] = {"_grads": {}, "_weights": {}, "_results": {}, "_seen": {}, "_consolidated": None}
+        return super().__getstate__() | empty
+
+    def _all(self) -> list[tuple[str, Tensor, Spec]]:
+        return [entry for group in self.param_groups for entry in self._over_parameterized(group)]
+
+    def _forget_others(self) -> None:
+        owners = self.owners
+        for name, p, _ in self._all():
+            if owners[name] != _process():
+                self.state.pop(p, None)
+
+
+def _processes() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _process() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0

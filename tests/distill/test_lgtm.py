@@ -207,7 +207,7 @@ def test_the_split_of_a_step_into_micro_batches_does_not_matter(tmp_path: Path) 
     runs = [trainer(tmp_path, objectives[0]), trainer(tmp_path, objectives[1], **split)]
     for run, objective in zip(runs, objectives, strict=True):
         objective._held_out_batch = lambda t, o=objective: t._prepare_inputs(  # type: ignore[method-assign]
-            t.data_collator([o._held_out[row] for row in range(4)])  # type: ignore[arg-type,index]
+            t.data_collator([o._held_out[row] for row in range(len(o._held_out))])  # type: ignore[arg-type,index]
         )
         run.train()
     for one, other in ((runs[0].model, runs[1].model), (runs[0].teacher, runs[1].teacher)):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import json
 import os
+import pickle
 import platform
 import shutil
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +18,7 @@ import torch
 import transformers
 from accelerate import PartialState
 from datasets import disable_progress_bars
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -155,12 +158,36 @@ def claim(path: str, *, overwrite: bool, resume: bool) -> Path:
 
 
 def last_checkpoint(output: Path) -> str:
-    found = transformers.trainer_utils.get_last_checkpoint(str(output / "checkpoints"))
-    if found is None:
-        raise FileNotFoundError(
-            f"{output / 'checkpoints'} holds no checkpoint; set training.save_strategy and start anew"
-        )
-    return str(found)
+    """The newest checkpoint that is whole; a run can be killed while it writes one.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    steps = {int(p.name[11:]): p for p in (output / "checkpoints").glob("checkpoint-*") if p.name[11:].isdigit()}
+    for step in sorted(steps, reverse=True):
+        problem = damage(steps[step])
+        if problem is None:
+            return str(steps[step])
+        print(f"opdf: warning: {steps[step]} is not used: {problem}", file=sys.stderr)
+    raise FileNotFoundError(
+        f"{output / 'checkpoints'} holds no whole checkpoint; set training.save_strategy and start anew"
+    )
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, or None. The Trainer writes trainer_state.json last."""
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text())
+        for path in sorted(checkpoint.glob("*.safetensors")):
+            with safe_open(path, "pt"):
+                pass
+        for path in sorted(checkpoint.glob("*.pt")):
+            torch.load(path, weights_only=True, map_location="meta")
+    except FileNotFoundError:
+        return "it is incomplete"
+    except (json.JSONDecodeError, SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError, OSError) as error:
+        return f"it is damaged ({str(error).splitlines()[0]})"
+    return None
 
 
 def prepare_data(config: DistillConfig) -> Prepared:

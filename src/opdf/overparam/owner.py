@@ -176,7 +176,7 @@ class OwnerOptimizer(OverParameterizedOptimizer):
             RuntimeError: `consolidate_state_dict` was not called for this process after the last step.
         """
         found = super().state_dict()
-        if _processes() == 1:
+        if _processes() == 1 or not (self._seen or self.state):  # nothing is kept elsewhere yet
             return found
         if self._consolidated is None:
             raise RuntimeError(

@@ -1,0 +1,116 @@
+"""The command line under torchrun: two real processes, one killed, and runs that go on with another number."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+CONFIG = {
+    "data": {"name": "digits", "train_limit": 256},
+    "teacher": {"model": None, "finetune": True, "config": {
+        "model_type": "vit", "image_size": 8, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 4,
+        "num_attention_heads": 2, "intermediate_size": 32,
+    }, "training": {"max_steps": 3, "use_cpu": True}},
+    "student": {"layers": 2},
+    "overparam": {"ones": 1},
+    "constraint": {"weight": 1.0},
+    "training": {
+        "max_steps": 40, "learning_rate": 1e-3, "save_strategy": "steps", "save_steps": 20, "use_cpu": True,
+        "per_device_train_batch_size": 8,
+    },
+}  # fmt: skip
+
+
+def command(folder: Path, processes: int, *more: str, **changes: Any) -> list[str]:
+    folder.mkdir(exist_ok=True)
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(CONFIG | {"output": str(folder / "out")} | changes))
+    start = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
+    return [*start, "-m", "opdf.cli", "distill", str(path), *more]
+
+
+def run(argv: list[str]) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(argv, capture_output=True, text=True, env=environment, timeout=200)
+
+
+def student(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "out" / "student" / "model.safetensors")
+
+
+@pytest.mark.parametrize("placement", ["replicate", "owner"])
+def test_two_processes_distill_and_one_goes_on(tmp_path: Path, placement: str) -> None:
+    over = {"ones": 1, "placement": placement}
+    done = run(command(tmp_path, 2, overparam=over))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("while training") == 1  # one process talks
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["steps"] == 40
+    assert metrics["student"]["test"]["examples"] == 360
+    log = [json.loads(line) for line in (tmp_path / "out" / "train.log").read_text().splitlines()]
+    assert all("constraint_grad_ratio" in entry for entry in log if "constraint_loss" in entry)
+    before = student(tmp_path)
+    # One process takes the checkpoint of two; there is nothing left to do, and nothing changes.
+    done = run(command(tmp_path, 1, "--resume", "true", overparam=over))
+    assert done.returncode == 0, done.stderr
+    after = student(tmp_path)
+    assert all(torch.equal(before[name], value) for name, value in after.items())
+
+
+def test_a_killed_process_ends_the_run_and_resuming_completes_it(tmp_path: Path) -> None:
+    training = CONFIG["training"] | {"max_steps": 300, "save_steps": 50}  # type: ignore[operator]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert run(command(whole, 2, training=training)).returncode == 0
+    argv = command(killed, 2, training=training)
+    process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    try:
+        deadline = time.monotonic() + 120
+        while not (killed / "out" / "checkpoints" / "checkpoint-100" / "trainer_state.json").is_file():
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.01)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(children[-1]), signal.SIGKILL)
+        start = time.monotonic()
+        _, messages = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode != 0
+    assert time.monotonic() - start < 60
+    assert "SIGKILL" in messages or "exitcode: -9" in messages
+    assert not (killed / "out" / "metrics.json").exists()
+    done = run(command(killed, 2, "--resume", "true", training=training))
+    assert done.returncode == 0, done.stderr
+    expected, found = student(whole), student(killed)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("damage", ["no state", "half a file", "altered"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path: Path, damage: str) -> None:
+    argv = command(tmp_path, 1)
+    assert run(argv).returncode == 0
+    before = student(tmp_path)
+    last = tmp_path / "out" / "checkpoints" / "checkpoint-40"
+    if damage == "no state":
+        (last / "trainer_state.json").unlink()
+    elif damage == "half a file":
+        content = (last / "model.safetensors").read_bytes()
+        (last / "model.safetensors").write_bytes(content[: len(content) // 2])
+    else:
+        (last / "optimizer.pt").write_bytes(b"PK" + b"\0" * 100)
+    done = run([*argv, "--resume", "true"])
+    assert done.returncode == 0, done.stderr
+    assert f"{last} is not used" in done.stderr
+    assert all(torch.equal(before[name], value) for name, value in student(tmp_path).items())

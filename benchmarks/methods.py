@@ -108,31 +108,31 @@ def run(method: str, seed: int) -> Iterator[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """One line a method and variant at its best rate on validation: test mean and spread over the seeds."""
-    heads = ("method", "variant", "rate", "validation", "test", "gain on plain, paired", "seconds")
+    """One line a method and variant at its best rate on validation: test mean and spread over the seeds so far."""
+    heads = ("method", "variant", "seeds", "rate", "validation", "test", "gain on plain, paired", "seconds")
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for method, (_, _, rates) in METHODS.items():
+        seeds = [seed for seed in SEEDS if sum((r["method"], r["seed"]) == (method, seed) for r in rows)
+                 == len(rates) * len(VARIANTS)]  # fmt: skip
         plain: list[float] = []
-        for variant in VARIANTS:
-            runs = {rate: sorted((r for r in rows if (r["method"], r["variant"], r["rate"]) == (method, variant, rate)),
-                                 key=lambda r: r["seed"]) for rate in rates}  # fmt: skip
-            if not all(runs.values()):
-                continue
+        for variant in VARIANTS if seeds else ():
+            key = {(r["method"], r["variant"], r["rate"], r["seed"]): r for r in rows}
+            runs = {rate: [key[method, variant, rate, seed] for seed in seeds] for rate in rates}
             best = max(rates, key=lambda rate: statistics.mean(r["validation"] for r in runs[rate]))
             test = [100 * r["test"] for r in runs[best]]
             plain = test if variant == "plain" else plain
             gains = [a - b for a, b in zip(test, plain, strict=True)]
-            gain = "" if variant == "plain" else f"{statistics.mean(gains):+.2f} ± {_spread(gains):.2f}"
+            gain = "" if variant == "plain" else f"{statistics.mean(gains):+.2f}{_spread(gains)}"
             validation = statistics.mean(100 * r["validation"] for r in runs[best])
-            score = f"{statistics.mean(test):.2f} ± {_spread(test):.2f}"
-            seconds = f"{statistics.mean(r['seconds'] for r in runs[best]):.0f}"
-            cells = (method, variant, f"{best:g}", f"{validation:.2f}", score, gain, seconds)
+            score = f"{statistics.mean(test):.2f}{_spread(test)}"
+            seconds = f"{statistics.median(r['seconds'] for r in runs[best]):.0f}"
+            cells = (method, variant, str(len(seeds)), f"{best:g}", f"{validation:.2f}", score, gain, seconds)
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _spread(values: list[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else 0.0
+def _spread(values: list[float]) -> str:
+    return f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
 
 
 def main(methods: list[str]) -> None:

@@ -82,7 +82,8 @@ def run(method: str, seed: int) -> Iterator[dict[str, Any]]:
         config = replace(config, data=replace(config.data, seed=seed))
         prepared = job.prepare_data(config)
         # LGTM's own teacher is not fine-tuned in the paper; here all methods start from the same one.
-        teacher, scores = job.prepare_teacher(config, prepared, folder)
+        teacher = job.prepare_teacher(config, prepared, folder)
+        scores = job.scores(job.evaluator(teacher, prepared), prepared)
         objective = job.build_objective(config)
         if isinstance(objective, SparseLogitsDistillation):
             write_store(objective, config, prepared, teacher)

@@ -27,7 +27,7 @@ def main(repeats: int = 7) -> None:
                          objective=ObjectiveConfig("sparse-logits", options))  # fmt: skip
         job.quiet()
         prepared = job.prepare_data(config)
-        teacher, _ = job.prepare_teacher(config, prepared, Path(scratch))
+        teacher = job.prepare_teacher(config, prepared, Path(scratch))
         objective = job.build_objective(config)
         assert isinstance(objective, SparseLogitsDistillation)
         store = write_store(objective, config, prepared, teacher)

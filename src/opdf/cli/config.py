@@ -161,7 +161,27 @@ def parse(argv: list[str], cls: type[Config], prog: str, description: str, posit
     elif leading is not None:
         given = read_yaml(leading)
     _override(given, argv[1:] if leading is not None else argv)
-    _check_keys(given, cls, leading or prog)
+    return build(given, cls, leading or prog, parser)
+
+
+def build(
+    given: dict[str, Any], cls: type[Config], where: str, parser: jsonargparse.ArgumentParser | None = None
+) -> Config:
+    """A mapping as a dataclass, its types checked.
+
+    Args:
+        given: nested mappings.
+        cls: of the result.
+        where: the mapping comes from, for messages.
+        parser: one that has the arguments of `cls` already.
+
+    Raises:
+        UserError: a key is unknown, or a value has the wrong type.
+    """
+    if parser is None:
+        parser = jsonargparse.ArgumentParser(exit_on_error=False)
+        parser.add_class_arguments(cls)
+    _check_keys(given, cls, where)
     try:
         return cls(**vars(parser.instantiate(parser.parse_object(given))))
     except jsonargparse.ArgumentError as error:
@@ -177,13 +197,13 @@ def read_yaml(path: str) -> dict[str, Any]:
         if file.resolve() in seen:
             raise UserError(f"{path}: base {base} leads back to itself")
         seen.append(file.resolve())
-        content = _merged(_read_mapping(str(file)), content)
+        content = merged(_read_mapping(str(file)), content)
     return content
 
 
-def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """`over` on top of `under`; mappings in both are merged, so that a file says only what it changes."""
-    both = {k: _merged(under[k], v) for k, v in over.items() if isinstance(v, dict) and isinstance(under.get(k), dict)}
+    both = {k: merged(under[k], v) for k, v in over.items() if isinstance(v, dict) and isinstance(under.get(k), dict)}
     return under | over | both
 
 
@@ -230,7 +250,7 @@ def _value(text: str) -> Any:
 
 def write_yaml(config: Any, path: Path) -> None:
     """The resolved configuration, every default written out."""
-    path.write_text(yaml.safe_dump(_plain(config), sort_keys=False))
+    path.write_text(yaml.safe_dump(plain(config), sort_keys=False))
 
 
 def fill(cls: type, options: dict[str, Any], where: str, **fixed: Any) -> Any:
@@ -270,13 +290,13 @@ def _suggest(key: str, known: Any) -> str:
     return f"; known are {', '.join(known)}" if len(known) < 15 else f"; {len(known)} are known, see the documentation"
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
+        return {k: plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     return value
 
 

@@ -92,7 +92,8 @@ def main(argv: list[str]) -> None:
     prepared = job.prepare_data(config)
     rows = len(prepared.data["train"]), len(prepared.data["test"])
     print(f"{config.data.name}: {rows[0]} training and {rows[1]} test examples. Students go to {output}/", flush=True)
-    teacher, teacher_scores = job.prepare_teacher(config, prepared, output)
+    teacher = job.prepare_teacher(config, prepared, output)
+    teacher_scores = job.scores(job.evaluator(teacher, prepared), prepared)
     results: dict[str, Any] = {"teacher": {"student": teacher_scores, "inference_params": _count(teacher)}}
     for name, changes in VARIANTS.items():
         folder = output / name.lower().replace(" + ", "-")

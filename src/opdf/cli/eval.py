@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,8 +40,6 @@ def main(argv: list[str]) -> None:
         data = read_yaml(str(run / "config.yaml"))["data"]
         argv = [str(run / "student"), *(f"--data.{k}={json.dumps(v)}" for k, v in data.items()), *argv[1:]]
     config = parse(argv, EvalConfig, "opdf eval", DESCRIPTION, positional="model")
-    from transformers import Trainer
-
     from opdf.cli import job
     from opdf.distill.probe import linear_probe
 
@@ -53,14 +50,7 @@ def main(argv: list[str]) -> None:
         raise UserError(
             f"{config.model} is not trained for this task ({missing[0]} is missing); give a fine-tuned model"
         )
-    with tempfile.TemporaryDirectory() as unused:  # the Trainer makes its output folder
-        arguments = job.training_arguments({"per_device_eval_batch_size": config.batch}, Path(unused), 0)
-        trainer = Trainer(
-            model, arguments, data_collator=prepared.collator, compute_metrics=prepared.task.compute_metrics()
-        )
-        for callback in list(trainer.callback_handler.callbacks):
-            trainer.remove_callback(callback)
-        result = job.scores(trainer, prepared)
+    result = job.scores(job.evaluator(model, prepared, config.batch), prepared)
     if config.probe:
         result["linear probe"] = linear_probe(model, prepared.data, prepared.collator, batch=config.batch)
     if config.json:

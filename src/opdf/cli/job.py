@@ -9,6 +9,7 @@ import pickle
 import platform
 import shutil
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -80,7 +81,8 @@ def run(config: DistillConfig) -> dict[str, Any]:
         write_yaml(config, output / "config.yaml")
     with PartialState().main_process_first():  # the others find the cache filled
         prepared = prepare_data(config)
-    teacher, teacher_scores = prepare_teacher(config, prepared, output)
+    teacher = prepare_teacher(config, prepared, output)
+    teacher_scores = scores(evaluator(teacher, prepared), prepared)
     metrics = train_student(config, prepared, teacher, output, "distilling") | {"teacher": teacher_scores}
     if is_main():
         write_json(metrics, output / "metrics.json")
@@ -94,6 +96,31 @@ def is_main() -> bool:
 
 def train_student(config: DistillConfig, prepared: Prepared, teacher: Any, output: Path, title: str) -> dict[str, Any]:
     """Distill one student, save it under `output`, and return its metrics."""
+    trainer = student_trainer(config, prepared, teacher, output, title)
+    start = time.perf_counter()
+    trainer.train(resume_from_checkpoint=last_checkpoint(output) if config.resume else None)
+    seconds = time.perf_counter() - start
+    if is_main():
+        save(trainer.model, prepared.processor, output / "student")
+        if trainer.objective.trains_teacher:
+            save(teacher, prepared.processor, output / "trained-teacher")
+    ratios = [entry["constraint_grad_ratio"] for entry in trainer.state.log_history if "constraint_grad_ratio" in entry]
+    return {
+        "metric": prepared.task.metric,
+        "student": scores(trainer, prepared),
+        **parameters(trainer),
+        "constraint_grad_ratio": max(ratios, default=None),
+        "train_seconds": round(seconds, 1),
+        "steps": trainer.state.global_step,
+        "seed": config.seed,
+        "versions": versions(),
+    }
+
+
+def student_trainer(
+    config: DistillConfig, prepared: Prepared, teacher: Any, output: Path, title: str
+) -> DistillationTrainer:
+    """A new student with all that trains it; its log goes to `output`."""
     set_seed(config.seed)
     student = build_student(config, teacher, prepared.task)
     objective = build_objective(config)
@@ -110,27 +137,14 @@ def train_student(config: DistillConfig, prepared: Prepared, teacher: Any, outpu
         compute_metrics=prepared.task.compute_metrics(),
     )
     show(trainer, title, output / "train.log")
-    start = time.perf_counter()
-    trainer.train(resume_from_checkpoint=last_checkpoint(output) if config.resume else None)
-    seconds = time.perf_counter() - start
-    if is_main():
-        save(student, prepared.processor, output / "student")
-        if objective.trains_teacher:
-            save(teacher, prepared.processor, output / "trained-teacher")
+    return trainer
+
+
+def parameters(trainer: DistillationTrainer) -> dict[str, int]:
+    """Of the student, while it trains and at inference."""
     over = trainer.overparameterization
-    ratios = [entry["constraint_grad_ratio"] for entry in trainer.state.log_history if "constraint_grad_ratio" in entry]
-    inference = sum(p.numel() for p in student.parameters())
-    return {
-        "metric": prepared.task.metric,
-        "student": scores(trainer, prepared),
-        "train_params": over.train_params if over else inference,
-        "inference_params": inference,
-        "constraint_grad_ratio": max(ratios, default=None),
-        "train_seconds": round(seconds, 1),
-        "steps": trainer.state.global_step,
-        "seed": config.seed,
-        "versions": versions(),
-    }
+    inference = sum(p.numel() for p in trainer.model.parameters())
+    return {"train_params": over.train_params if over else inference, "inference_params": inference}
 
 
 def claim(path: str, *, overwrite: bool, resume: bool) -> Path:
@@ -265,15 +279,15 @@ def from_config(fields: dict[str, Any], task: Task) -> Any:
     return auto.from_config(AutoConfig.for_model(kind, **fields, **head_of(task)))
 
 
-def prepare_teacher(config: DistillConfig, prepared: Prepared, output: Path) -> tuple[Any, dict[str, Any]]:
-    """The teacher, fine-tuned first if asked, and its scores."""
+def prepare_teacher(config: DistillConfig, prepared: Prepared, output: Path) -> Any:
+    """The teacher, fine-tuned first if asked."""
     saved, options, objective = output / "teacher", config.teacher, build_objective(config)
     if isinstance(objective, SparseLogitsDistillation) and (Path(objective.store) / "teacher").is_dir():
         saved, config = Path(objective.store) / "teacher", replace(config, resume=True)
     set_seed(config.seed)
     if config.resume and (saved / "config.json").is_file():
-        teacher, missing = load_model(str(saved), prepared.task)
-    elif options.config is not None:
+        return load_model(str(saved), prepared.task)[0]
+    if options.config is not None:
         teacher, missing = from_config(options.config, prepared.task), ["all weights"]
     elif options.model is not None:
         teacher, missing = load_model(options.model, prepared.task)
@@ -284,18 +298,30 @@ def prepare_teacher(config: DistillConfig, prepared: Prepared, output: Path) -> 
             f"teacher {options.model or 'config'} is not trained for this task ({missing[0]} is missing); "
             "set teacher.finetune: true, or give a fine-tuned teacher"
         )
-    arguments = training_arguments(options.training, output / "teacher-checkpoints", config.seed)
-    trainer = Trainer(
-        teacher, arguments, train_dataset=prepared.data["train"], eval_dataset=prepared.data["validation"],
-        data_collator=prepared.collator, compute_metrics=prepared.task.compute_metrics(),
-    )  # fmt: skip
-    show(trainer, "fine-tuning the teacher", output / "teacher.log")
-    if options.finetune and not (saved / "config.json").is_file():
+    if options.finetune:
+        arguments = training_arguments(options.training, output / "teacher-checkpoints", config.seed)
+        trainer = Trainer(
+            teacher, arguments, train_dataset=prepared.data["train"], eval_dataset=prepared.data["validation"],
+            data_collator=prepared.collator,
+        )  # fmt: skip
+        show(trainer, "fine-tuning the teacher", output / "teacher.log")
         trainer.train()
         if is_main():
             save(teacher, prepared.processor, saved)
             shutil.rmtree(output / "teacher-checkpoints", ignore_errors=True)
-    return teacher, scores(trainer, prepared)
+    return teacher
+
+
+def evaluator(model: Any, prepared: Prepared, batch: int = 128) -> Trainer:
+    """A Trainer that only scores and predicts."""
+    with tempfile.TemporaryDirectory() as unused:  # the Trainer makes its output folder
+        arguments = training_arguments({"per_device_eval_batch_size": batch}, Path(unused), 0)
+        trainer = Trainer(
+            model, arguments, data_collator=prepared.collator, compute_metrics=prepared.task.compute_metrics()
+        )
+    for callback in list(trainer.callback_handler.callbacks):
+        trainer.remove_callback(callback)
+    return trainer
 
 
 def build_student(config: DistillConfig, teacher: nn.Module, task: Task) -> Any:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import PartialState
+from datasets import DatasetDict
 from rich.progress import Progress
 from safetensors.torch import load_file, save_file
 from transformers import BatchEncoding
@@ -51,9 +53,24 @@ def with_decisions(
             save_file({"counts": torch.from_numpy(counts)}, cache)
     counts = load_file(cache)["counts"].numpy()
     found = decision_logits(counts, solver=objective.solver).astype(np.float32)
+    return _with_column(prepared.data["train"], "decision_logits", found)
+
+
+def with_teacher_logits(prepared: Prepared, teacher: Any) -> Prepared:
+    """The data with the teacher's logits beside its training examples, so that no teacher has to run with a student."""
     train = prepared.data["train"]
-    fmt = train.format
-    return train.with_format(None).add_column("decision_logits", list(found)).with_format(fmt["type"])
+    logits = [
+        teacher_logits(teacher, prepared, [train[k] for k in range(start, min(start + BATCH, len(train)))])
+        for start in range(0, len(train), BATCH)
+    ]
+    return replace(
+        prepared,
+        data=DatasetDict({**prepared.data, "train": _with_column(train, "teacher_logits", torch.cat(logits).numpy())}),
+    )
+
+
+def _with_column(data: Any, name: str, values: np.ndarray) -> Any:
+    return data.with_format(None).add_column(name, list(values)).with_format(data.format["type"])
 
 
 class Decisions:

@@ -8,8 +8,12 @@ from typing import Any
 
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+from sklearn.metrics import f1_score, matthews_corrcoef
 
+CORRELATIONS = {"pearson": (pearsonr,), "spearman": (spearmanr,), "pearson_spearman": (pearsonr, spearmanr)}
+"""Metrics of a regression, each the mean of some coefficients."""
+
+CLASS_METRICS = ("accuracy", "f1", "matthews")
 KINDS = ("classification", "regression", "image-classification")
 
 
@@ -48,7 +52,28 @@ class Task:
 
     def compute_metrics(self) -> Callable[[Any], dict[str, float]]:
         """A function of transformers' EvalPrediction for the Trainer."""
-        return _regression_metrics if self.kind == "regression" else _classification_metrics
+        return lambda prediction: self.metrics(self.answers(prediction.predictions), np.asarray(prediction.label_ids))
+
+    def answers(self, predictions: Any) -> np.ndarray:
+        """A model's outputs `[examples, classes or 1]` as class numbers or values `[examples]`."""
+        outputs = np.asarray(predictions[0] if isinstance(predictions, tuple) else predictions)
+        return outputs.reshape(-1) if self.kind == "regression" else outputs.argmax(-1)
+
+    def metrics(self, answers: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        """Every metric of the task, higher is better; `metric` names the one that counts."""
+        names = CORRELATIONS if self.kind == "regression" else CLASS_METRICS
+        return {name: self.score(answers, labels, name) for name in names}
+
+    def score(self, answers: np.ndarray, labels: np.ndarray, metric: str = "") -> float:
+        """One metric, by default the one that the task is judged by."""
+        if self.kind == "regression":
+            return _correlation(answers, labels.reshape(-1), metric or self.metric)
+        if (metric or self.metric) == "matthews":
+            return float(matthews_corrcoef(labels, answers))
+        if (metric or self.metric) == "f1":
+            average = "binary" if len(self.labels) == 2 else "macro"
+            return float(f1_score(labels, answers, average=average))
+        return float(np.mean(answers == labels))
 
 
 def standard_error(score: float, examples: int) -> float:
@@ -56,23 +81,7 @@ def standard_error(score: float, examples: int) -> float:
     return float(np.sqrt(score * (1 - score) / examples))
 
 
-def _logits(predictions: Any) -> np.ndarray:
-    return np.asarray(predictions[0] if isinstance(predictions, tuple) else predictions)
-
-
-def _classification_metrics(prediction: Any) -> dict[str, float]:
-    guesses, labels = _logits(prediction.predictions).argmax(-1), np.asarray(prediction.label_ids)
-    binary = _logits(prediction.predictions).shape[-1] == 2
-    return {
-        "accuracy": float(accuracy_score(labels, guesses)),
-        "f1": float(f1_score(labels, guesses, average="binary" if binary else "macro")),
-        "matthews": float(matthews_corrcoef(labels, guesses)),
-    }
-
-
-def _regression_metrics(prediction: Any) -> dict[str, float]:
-    guesses, labels = _logits(prediction.predictions).reshape(-1), np.asarray(prediction.label_ids).reshape(-1)
-    if np.ptp(guesses) == 0:  # a constant has no correlation
-        return {"pearson": 0.0, "spearman": 0.0, "pearson_spearman": 0.0}
-    pearson, spearman = float(pearsonr(guesses, labels)[0]), float(spearmanr(guesses, labels)[0])
-    return {"pearson": pearson, "spearman": spearman, "pearson_spearman": (pearson + spearman) / 2}
+def _correlation(answers: np.ndarray, labels: np.ndarray, metric: str) -> float:
+    if np.ptp(answers) == 0:  # a constant has no correlation
+        return 0.0
+    return float(np.mean([coefficient(answers, labels)[0] for coefficient in CORRELATIONS[metric]]))

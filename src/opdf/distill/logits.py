@@ -40,12 +40,15 @@ class LogitsDistillation(Objective):
     """(1 - alpha) task + alpha distillation.
 
     The task decides the two terms: cross-entropy and `soft_loss` for classes and (shifted, unmasked) tokens, squared
-    errors for a regression, binary cross-entropies for several labels at once. A vision model is a classifier.
+    errors for a regression, binary cross-entropies for several labels at once. A vision model is a classifier. The
+    teacher runs on every batch, unless the data brings its logits in a column "teacher_logits".
 
     Args:
         temperature: T, above 0; useful from 1 to 8. Not used in a regression.
         alpha: weight of the distillation term, from 0 (plain training) to 1 (labels are not used).
     """
+
+    columns: tuple[str, ...] = ("teacher_logits",)
 
     def __init__(self, temperature: float = 2.0, alpha: float = 0.9) -> None:
         if not temperature > 0:
@@ -63,7 +66,11 @@ class LogitsDistillation(Objective):
 
     def losses(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, num_items: Tensor) -> Losses:
         ours = forward(student, batch).logits
-        theirs = teacher_forward(teacher, batch).logits if teacher is not None and self.alpha else None
+        theirs = None
+        if self.alpha and "teacher_logits" in batch:
+            theirs = batch["teacher_logits"].to(ours.device)
+        elif self.alpha and teacher is not None:
+            theirs = teacher_forward(teacher, batch).logits
         return self.combine(student, ours, theirs, batch, num_items)
 
     def combine(

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import top_k_accuracy_score
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.utils.data import DataLoader
@@ -37,14 +37,18 @@ def features(model: nn.Module, data: Any, collator: Any, *, batch: int = 128) ->
     return np.concatenate(rows), np.concatenate(labels)
 
 
-def linear_probe(model: nn.Module, data: Any, collator: Any, *, batch: int = 128) -> dict[str, float]:
-    """Top-1 and, from six classes on, top-5 accuracy on data["test"] of a classifier fitted to data["train"].
+def fit_probe(model: nn.Module, data: Any, collator: Any, *, batch: int = 128) -> Pipeline:
+    """A classifier on the model's features of `data`: scikit-learn's logistic regression on standardised features.
 
-    Features are standardised; the classifier is scikit-learn's logistic regression with its defaults, so nothing is
-    chosen on any split.
+    With its defaults, so that nothing is chosen on any split.
     """
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-    probe.fit(*features(model, data["train"], collator, batch=batch))
+    return probe.fit(*features(model, data, collator, batch=batch))
+
+
+def linear_probe(model: nn.Module, data: Any, collator: Any, *, batch: int = 128) -> dict[str, float]:
+    """Top-1 and, from six classes on, top-5 accuracy on data["test"] of a `fit_probe` of data["train"]."""
+    probe = fit_probe(model, data["train"], collator, batch=batch)
     inputs, labels = features(model, data["test"], collator, batch=batch)
     result = {"top1": float(probe.score(inputs, labels)), "examples": len(labels)}
     if len(probe.classes_) > 5:

@@ -235,9 +235,9 @@ class SparseLogitsDistillation(LogitsDistillation):
             raise ValueError("a regression has no classes; store plain values with top_k=0")
 
     def losses(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, num_items: Tensor) -> Losses:
-        ours = forward(student, batch).logits
         if "teacher_logits" in batch:
-            return self.combine(student, ours, batch["teacher_logits"].to(ours.device), batch, num_items)
+            return super().losses(student, None, batch, num_items)
+        ours = forward(student, batch).logits
         if "teacher_probabilities" not in batch:
             raise ValueError("the batch has no stored teacher outputs; train on a StoredDataset")
         if kind_of(student, ours) != "classes":

@@ -124,14 +124,18 @@ class OverParameterization:
 
     def state_dict(self) -> dict[str, Tensor]:
         """The cores, as `{parameter name}.core{k}`; of weights that have not been stepped, their decomposition."""
-        state = {}
-        for target in self.matrices:
-            cores = self._optimizer.cores(target.name) if self._optimizer else self._initial_cores.get(target.name)
-            if cores is None:
-                weight = self.model.get_parameter(target.name)
-                cores = decompose(as_matrix(weight, target.matrix.kind), target.shape)
-            state.update({f"{target.name}.core{k}": core.detach().clone() for k, core in enumerate(cores)})
-        return state
+        return {
+            f"{target.name}.core{k}": core.detach().clone()
+            for target in self.matrices
+            for k, core in enumerate(self.cores(target))
+        }
+
+    def cores(self, target: TargetMatrix) -> list[Tensor]:
+        """The current cores of one of `matrices`, `[d_{k-1}, i_k, j_k, d_k]`; not copied."""
+        cores = self._optimizer.cores(target.name) if self._optimizer else self._initial_cores.get(target.name)
+        if cores is None:
+            cores = decompose(as_matrix(self.model.get_parameter(target.name), target.matrix.kind), target.shape)
+        return cores
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
         """Take the cores of `state_dict` and write their products into the model; moments start over.

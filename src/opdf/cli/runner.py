@@ -1,0 +1,125 @@
+"""Single runs of a study: data and teacher made once, a student trained, its answers kept."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+
+from opdf.cli import job
+from opdf.cli.config import DistillConfig, ObjectiveConfig, plain
+from opdf.cli.prepared import Prepared
+from opdf.cli.targets import with_teacher_logits, write_store
+from opdf.distill import LogitsDistillation, SparseLogitsDistillation
+from opdf.distill.probe import features, fit_probe
+from opdf.study import Cell, Outcome, Recorder
+
+
+class Runner:
+    """Trains the students of a study, one after the other; a teacher and what it says are made once for all.
+
+    Args:
+        configuration: of a setting and a variant.
+        folder: for teachers; several processes may share it.
+        probe: judge students by a linear classifier on their frozen features instead of their own head.
+        spectra_seed: with this seed, the cores' singular values are recorded.
+    """
+
+    def __init__(
+        self, configuration: Callable[[str, str], DistillConfig], folder: Path, *, probe: bool, spectra_seed: int
+    ) -> None:
+        self.configuration = configuration
+        self.folder = folder
+        self.probe = probe
+        self.spectra_seed = spectra_seed
+        self._ready: tuple[str, Taught] | None = None
+
+    def run(self, cell: Cell) -> Outcome:
+        """One run: its validation score, its answers on the test split, and what it cost."""
+        config = self._configured(cell)
+        taught = self._taught(config)
+        prepared = taught.prepared
+        with tempfile.TemporaryDirectory() as scratch:
+            teacher = copy.deepcopy(taught.teacher)  # some methods train it
+            trainer = job.student_trainer(self._stored(config, taught), prepared, teacher, Path(scratch), str(cell))
+            recorder = Recorder(spectra=cell.seed == self.spectra_seed)
+            recorder.attach(trainer)
+            start = time.perf_counter()
+            trainer.train()
+            seconds = time.perf_counter() - start
+        answers = self._answers(trainer, prepared)
+        labels = prepared.data["validation"].with_format("numpy")["labels"]
+        return Outcome(
+            validation=prepared.task.score(answers["validation"], labels),
+            predictions=answers["test"].tolist(),
+            seconds=round(seconds, 2),
+            **job.parameters(trainer),
+            facts={"teacher": taught.scores, "steps": trainer.state.global_step, **recorder.facts},
+        )
+
+    def _configured(self, cell: Cell) -> DistillConfig:
+        config = self.configuration(cell.setting, cell.variant)
+        training = config.training | {"learning_rate": cell.rate, "save_strategy": "no"}
+        return replace(config, seed=cell.seed, data=replace(config.data, seed=cell.seed), training=training)
+
+    def _taught(self, config: DistillConfig) -> Taught:
+        """Data and teacher of a run, shared with all that agree in these; a teacher is trained by one process."""
+        cached = type(job.build_objective(config)) is LogitsDistillation
+        key = digest([plain(config.data), plain(config.teacher), cached])
+        if self._ready is None or self._ready[0] != key:
+            folder = self.folder / digest([plain(config.data), plain(config.teacher)])
+            folder.mkdir(parents=True, exist_ok=True)
+            prepared, scored = job.prepare_data(config), folder / "scores.json"
+            with FileLock(folder / "lock"):
+                teacher = job.prepare_teacher(replace(config, resume=True), prepared, folder)
+                if not scored.is_file():
+                    job.write_json(job.scores(job.evaluator(teacher, prepared), prepared), scored)
+            if cached:
+                prepared = with_teacher_logits(prepared, teacher)
+            self._ready = key, Taught(prepared, teacher, json.loads(scored.read_text()), folder)
+        return self._ready[1]
+
+    def _stored(self, config: DistillConfig, taught: Taught) -> DistillConfig:
+        """The configuration with a store of the teacher's outputs, written if need be, if its objective reads one."""
+        objective = job.build_objective(config)
+        if not isinstance(objective, SparseLogitsDistillation):
+            return config
+        options = config.objective.options
+        folder = taught.folder / f"store-{digest({k: v for k, v in options.items() if k != 'store'})}"
+        config = replace(config, objective=ObjectiveConfig("sparse-logits", options | {"store": str(folder)}))
+        with FileLock(taught.folder / "lock"):
+            write_store(job.build_objective(config), config, taught.prepared, taught.teacher)  # type: ignore[arg-type]
+        return config
+
+    def _answers(self, trainer: Any, prepared: Prepared) -> dict[str, np.ndarray]:
+        """Class numbers or values on validation and test."""
+        parts = ("validation", "test")
+        if self.probe:
+            probe = fit_probe(trainer.model, prepared.data["train"], prepared.collator)
+            return {p: probe.predict(features(trainer.model, prepared.data[p], prepared.collator)[0]) for p in parts}
+        evaluator = job.evaluator(trainer.model, prepared)
+        return {p: prepared.task.answers(evaluator.predict(prepared.data[p]).predictions) for p in parts}
+
+
+@dataclass(frozen=True)
+class Taught:
+    """Data and a teacher that is ready, with its scores, and the folder that is theirs."""
+
+    prepared: Prepared
+    teacher: Any
+    scores: dict[str, Any]
+    folder: Path
+
+
+def digest(content: Any) -> str:
+    """A short name for JSON content."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

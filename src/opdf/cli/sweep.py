@@ -1,0 +1,214 @@
+"""`opdf sweep STUDY.yaml [--key value ...]`"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from opdf.cli import UserError, job
+from opdf.cli.config import DistillConfig, build, merged, parse, plain, write_yaml
+from opdf.cli.runner import Runner, digest
+from opdf.data import load_data
+from opdf.study import Plan, Store, conclude
+
+DESCRIPTION = """Compare variants of a distillation at equal effort.
+
+Every variant is trained with every learning rate on every task and seed. Rates are chosen on the validation split; the
+test split is looked at once, for the chosen runs. A stopped sweep goes on where it was; nothing is run twice. To share
+the work between machines, start the same command on each, with the same --storage (an Optuna database URL).
+
+opdf report FOLDER then makes a page of the results. studies/ has files to start from."""
+
+
+@dataclass
+class StudyConfig:
+    """A study.
+
+    Args:
+        common: what all runs share: a configuration of opdf distill.
+        tasks: by name, what is particular to a task (data, teacher, student): changes to `common`.
+        train_sizes: numbers of training examples, each tried on every task; null leaves the tasks' own.
+        variants: by name, what is compared: changes to the task's configuration.
+        baseline: the variant that the others are compared with; the first when null.
+        learning_rates: every variant is trained with each of them.
+        seeds: of splits, initialisation and data order. Comparisons are paired by seed.
+        probe: judge students by a linear classifier on their frozen features instead of their own head.
+        output: folder for the store, the teachers and results.json.
+        storage: URL of Optuna's database; null is a SQLite file in the output folder.
+        workers: processes; each gets its share of the CPU's cores.
+    """
+
+    common: dict[str, Any] = field(default_factory=dict)
+    tasks: dict[str, Any] = field(default_factory=lambda: {"task": {}})
+    train_sizes: list[int] | None = None
+    variants: dict[str, Any] = field(default_factory=dict)
+    baseline: str | None = None
+    learning_rates: list[float] = field(default_factory=lambda: [5e-5, 1e-4, 2e-4])
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
+    probe: bool = False
+    output: str = "runs/study"
+    storage: str | None = None
+    workers: int = 1
+
+
+def main(argv: list[str]) -> None:
+    study = parse(argv, StudyConfig, "opdf sweep", DESCRIPTION)
+    sweep = Sweep(study)
+    job.quiet()
+    folder = Path(study.output)
+    if folder.exists() and any(folder.iterdir()) and not (folder / "study.yaml").is_file():
+        raise FileExistsError(f"output {folder} was not written by opdf sweep; choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    store = sweep.store()
+    write_yaml(study, folder / "study.yaml")
+    store.enqueue()
+    _run_workers(study, sweep, store)
+    results = sweep.results()
+    job.write_json(results, folder / "results.json")
+    for entry in results["effects"]:
+        if entry["at"] == "best":
+            print(f"{entry['variant']} on {entry['setting']}: {entry['verdict']}")
+    print(f"saved: {folder}/results.json; make a page of it with opdf report {folder}")
+
+
+class Sweep:
+    """A study's configuration, resolved: what each of its runs is.
+
+    Raises:
+        UserError: something in it is unknown or cannot be.
+    """
+
+    def __init__(self, study: StudyConfig) -> None:
+        if not study.variants:
+            raise UserError("variants is empty; name at least two, e.g. {KD: {}, OPDF: {overparam: {ones: 3}}}")
+        if study.workers < 1:
+            raise UserError(f"workers is {study.workers}; give at least 1")
+        self.study = study
+        self._settings = dict(_settings(study))
+        self.plan = Plan(
+            tuple(self._settings), tuple(study.variants), tuple(study.learning_rates), tuple(study.seeds),
+            study.baseline or next(iter(study.variants)),
+        )  # fmt: skip
+        for setting in self.plan.settings:
+            for variant in self.plan.variants:
+                self.config(setting, variant)
+
+    def config(self, setting: str, variant: str) -> DistillConfig:
+        """What the runs of a variant on a setting have in common."""
+        where = f"variant {variant!r} of {setting!r}"
+        changes = self.study.variants[variant] or {}
+        given = merged(self._settings[setting], _mapping(changes, where))
+        for key in ("output", "overwrite", "resume", "seed"):
+            if key in given:
+                raise UserError(f"{where}: {key} is set by the study itself; remove it")
+        return build(given, DistillConfig, where)
+
+    def store(self) -> Store:
+        folder = Path(self.study.output)
+        url = self.study.storage or f"sqlite:///{folder / 'study.db'}"
+        digests = {
+            (setting, variant): digest([plain(self.config(setting, variant)), self.study.probe])
+            for setting in self.plan.settings
+            for variant in self.plan.variants
+        }
+        return Store(url, folder.name, self.plan, digests)
+
+    def results(self) -> dict[str, Any]:
+        """The content of results.json."""
+
+        @lru_cache
+        def loaded(setting: str, seed: int) -> Any:
+            options = self.config(setting, self.plan.baseline).data
+            return load_data(**_load_options(options, seed))
+
+        def labels(setting: str, seed: int) -> Any:
+            data, task = loaded(setting, seed)
+            return data["test"].with_format("numpy")[task.label]
+
+        first = self.plan.seeds[0]
+        tasks = {setting: loaded(setting, first)[1] for setting in self.plan.settings}
+        concluded = conclude(
+            self.plan, self.store().outcomes(), labels, {setting: task.score for setting, task in tasks.items()}
+        )
+        return {
+            "plan": asdict(self.plan),
+            "metrics": {setting: task.metric for setting, task in tasks.items()},
+            "study": plain(self.study),
+            "versions": job.versions(),
+            **concluded,
+        }
+
+
+def _settings(study: StudyConfig) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Names and configurations of tasks, one for every size if sizes are given."""
+    for name, changes in study.tasks.items():
+        given = merged(_mapping(study.common, "common"), _mapping(changes or {}, f"task {name!r}"))
+        for size in study.train_sizes or ():
+            yield f"{name}/{size}", merged(given, {"data": {"train_limit": size}})
+        if not study.train_sizes:
+            yield name, given
+
+
+def _mapping(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UserError(f"{where} is {value!r}; expected keys of a configuration such as data: and student:")
+    return value
+
+
+def _load_options(options: Any, seed: int) -> dict[str, Any]:
+    return {k: v for k, v in vars(options).items() if k != "max_length"} | {"seed": seed}
+
+
+def _run_workers(study: StudyConfig, sweep: Sweep, store: Store) -> None:
+    """Processes that work until the queue is empty; this one shows how far they are."""
+
+    total = len(list(sweep.plan.cells()))
+    if not store.missing():
+        return
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_worker, args=(study, k), daemon=True) for k in range(study.workers)]
+    console = Console(file=sys.stderr)
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
+               TimeRemainingColumn())  # fmt: skip
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("runs", total=total, completed=total - store.missing())
+        for worker in workers:
+            worker.start()
+        while any(worker.is_alive() for worker in workers):
+            time.sleep(1)
+            progress.update(bar, completed=total - store.missing())
+    failed = [k for k, worker in enumerate(workers) if worker.exitcode]
+    if failed or store.missing():
+        log = _worker_log(study, (failed or [0])[0])
+        reason = log.read_text().strip().splitlines()[-1:] if log.is_file() else []
+        raise UserError(
+            f"{store.missing()} of {total} runs are missing; {''.join(reason)} (see {log}). Run again to go on"
+        )
+
+
+def _worker_log(study: StudyConfig, number: int) -> Path:
+    return Path(study.output) / f"worker-{number}.log"
+
+
+def _worker(study: StudyConfig, number: int) -> None:
+
+    with _worker_log(study, number).open("w", buffering=1) as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // study.workers))
+        job.quiet()
+        sweep = Sweep(study)
+        teachers = Path(study.output) / "teachers"
+        runner = Runner(sweep.config, teachers, probe=study.probe, spectra_seed=sweep.plan.seeds[0])
+        sweep.store().work(runner.run)

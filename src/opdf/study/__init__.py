@@ -1,0 +1,8 @@
+"""Studies: a grid of runs with the same effort for every variant, and what can be concluded from it."""
+
+from opdf.study.plan import Cell, Plan
+from opdf.study.recorder import Recorder
+from opdf.study.results import conclude
+from opdf.study.store import Outcome, Store
+
+__all__ = ["Cell", "Outcome", "Plan", "Recorder", "Store", "conclude"]

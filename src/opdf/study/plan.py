@@ -1,0 +1,63 @@
+"""What a study runs: every variant with every learning rate, on every setting and seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One training run."""
+
+    seed: int
+    setting: str
+    variant: str
+    rate: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A grid of runs in which every variant has the same tuning budget.
+
+    Args:
+        settings: names of the tasks (with a number of training examples, say).
+        variants: names of what is compared.
+        rates: learning rates; one is chosen for every setting and variant on the validation split.
+        seeds: of splits, initialisation and data order; comparisons are paired by them.
+        baseline: the variant that the others are compared with.
+
+    Raises:
+        ValueError: a list is empty or repeats itself, a rate is not above 0, or the baseline is no variant.
+    """
+
+    settings: tuple[str, ...]
+    variants: tuple[str, ...]
+    rates: tuple[float, ...]
+    seeds: tuple[int, ...]
+    baseline: str
+
+    def __post_init__(self) -> None:
+        for name in ("settings", "variants", "rates", "seeds"):
+            _check_list(name, getattr(self, name))
+        for rate in self.rates:
+            if not rate > 0:
+                raise ValueError(f"rates holds {rate}; learning rates are above 0")
+        if self.baseline not in self.variants:
+            raise ValueError(f"baseline is {self.baseline!r}; expected one of {', '.join(self.variants)}")
+
+    def cells(self) -> Iterator[Cell]:
+        """All runs, one seed after the other, so that a study that was stopped early can still be compared."""
+        for seed in self.seeds:
+            for setting in self.settings:
+                for rate in self.rates:
+                    for variant in self.variants:
+                        yield Cell(seed, setting, variant, rate)
+
+
+def _check_list(name: str, values: Sequence[Any]) -> None:
+    if not values:
+        raise ValueError(f"{name} is empty; give at least one")
+    if len(set(values)) != len(values):
+        raise ValueError(f"{name} is {list(values)}; every entry may stand there once")

@@ -1,0 +1,61 @@
+"""What is kept of a run beside its scores: the curve of its losses, and how the cores' spectra move."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from opdf.distill import DistillationTrainer
+from opdf.overparam import OverParameterization
+
+CURVE_POINTS, SPECTRUM_POINTS, SPECTRUM_STEPS = 40, 24, 5
+
+
+class Recorder(TrainerCallback):
+    """Collects facts of one run.
+
+    Args:
+        spectra: also record the singular values of the first over-parameterized matrix's cores.
+
+    Attributes:
+        facts: JSON. "curve": logged losses by step; "spectra": by step one list of singular values a core, largest
+            first, thinned out to 24; a core is seen as the matrix [d_left i j, d_right], the last as [d_left, i j].
+    """
+
+    def __init__(self, *, spectra: bool) -> None:
+        self.facts: dict[str, Any] = {}
+        self._spectra = spectra
+        self._trainer: DistillationTrainer | None = None
+
+    def attach(self, trainer: DistillationTrainer) -> None:
+        self._trainer = trainer
+        trainer.add_callback(self)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        assert self._trainer is not None
+        over = self._trainer.overparameterization
+        wanted = {1, *(round(state.max_steps * k / SPECTRUM_STEPS) for k in range(1, SPECTRUM_STEPS + 1))}
+        if self._spectra and over is not None and state.global_step in wanted:
+            entry = {"step": state.global_step, "cores": spectra(over)}
+            self.facts.setdefault("spectra", {"matrix": over.matrices[0].name, "steps": []})["steps"].append(entry)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        losses = [entry for entry in state.log_history if "loss" in entry]
+        every = -(-len(losses) // CURVE_POINTS) or 1
+        self.facts["curve"] = [
+            {k: round(v, 5) for k, v in entry.items() if k == "step" or k.endswith("loss")} for entry in losses[::every]
+        ]
+
+
+def spectra(over: OverParameterization) -> list[list[float]]:
+    """Thinned singular values of every core of the first matrix."""
+    cores = over.cores(over.matrices[0])
+    matrices = [core.flatten(0, 2) for core in cores[:-1]] + [cores[-1].flatten(1)]
+    return [_thinned(torch.linalg.svdvals(matrix)) for matrix in matrices]
+
+
+def _thinned(values: torch.Tensor) -> list[float]:
+    places = torch.linspace(0, len(values) - 1, min(len(values), SPECTRUM_POINTS)).round().long()
+    return [round(float(v), 5) for v in values[places]]

@@ -1,0 +1,104 @@
+"""From runs to conclusions: the content of a study's results.json, which reports are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from opdf.study.plan import Cell, Plan
+from opdf.study.statistics import Differences, Effect, Metric, Pair, chosen_rate, complete_seeds, differences, effect
+from opdf.study.store import Outcome
+
+Labels = Callable[[str, int], np.ndarray]
+"""A setting and a seed to the labels of its test split."""
+
+POOLED = "all settings"
+
+
+def conclude(
+    plan: Plan, outcomes: Mapping[Cell, Outcome], labels: Labels, metrics: Mapping[str, Metric]
+) -> dict[str, Any]:
+    """Choose rates, score the chosen runs on the test split, and compare every variant with the baseline.
+
+    Test labels are looked at for two rates of a variant: its own best one and the baseline's best one, both chosen by
+    the validation score. Only seeds with which all variants have run at all rates count.
+
+    Args:
+        plan: the study's.
+        outcomes: the runs so far.
+        labels: see `Labels`.
+        metrics: by setting.
+
+    Returns:
+        JSON: "seeds" and "rates" by setting (and variant), "runs" (one entry a run, `test` null where it was not
+        looked at), "effects" (one entry a setting or all, variant, and "best" or "equal" rate).
+    """
+    test: dict[Cell, float] = {}
+    seeds, rates, samples = {}, {}, {}
+    validation = {cell: outcome.validation for cell, outcome in outcomes.items()}
+    for setting in plan.settings:
+        seeds[setting] = complete_seeds(plan, outcomes, setting)
+        if not seeds[setting]:
+            continue
+        truth = {seed: labels(setting, seed) for seed in seeds[setting]}
+        rates[setting] = {v: chosen_rate(plan, validation, setting, v, seeds[setting]) for v in plan.variants}
+        opened = {(v, rate) for v in plan.variants for rate in (rates[setting][v], rates[setting][plan.baseline])}
+        for variant, rate in opened:
+            for seed in seeds[setting]:
+                cell = Cell(seed, setting, variant, rate)
+                test[cell] = metrics[setting](np.asarray(outcomes[cell].predictions), truth[seed])
+        samples[setting] = _samples(plan, outcomes, setting, rates[setting], truth, metrics[setting])
+    return {
+        "seeds": seeds,
+        "rates": rates,
+        "runs": [_run(cell, outcome, test.get(cell)) for cell, outcome in outcomes.items()],
+        "effects": list(_effects(plan, samples)),
+    }
+
+
+Compared = tuple[str, str]
+"""A variant, and "best" (each at its own best rate) or "equal" (both at the baseline's)."""
+
+
+def _samples(
+    plan: Plan, outcomes: Mapping[Cell, Outcome], setting: str, rates: Mapping[str, float],
+    truth: Mapping[int, np.ndarray], metric: Metric,
+) -> dict[Compared, Differences]:  # fmt: skip
+    base = rates[plan.baseline]
+
+    def compare(variant: str, rate: float) -> Differences:
+        def seen(name: str, at: float, seed: int) -> np.ndarray:
+            return np.asarray(outcomes[Cell(seed, setting, name, at)].predictions)
+
+        pairs = [Pair(seen(variant, rate, s), seen(plan.baseline, base, s), truth[s]) for s in truth]
+        return differences(pairs, metric)
+
+    found = {}
+    for variant in plan.variants:
+        if variant != plan.baseline:
+            found[variant, "best"] = compare(variant, rates[variant])
+            same = rates[variant] == base
+            found[variant, "equal"] = found[variant, "best"] if same else compare(variant, base)
+    return found
+
+
+def _effects(plan: Plan, samples: Mapping[str, Mapping[Compared, Differences]]) -> Sequence[dict[str, Any]]:
+    entries = []
+    for compared in next(iter(samples.values()), {}):
+        for setting, found in samples.items():
+            entries.append(_entry(setting, compared, effect([found[compared]])))
+        if len(samples) > 1:
+            entries.append(_entry(POOLED, compared, effect([found[compared] for found in samples.values()])))
+    return entries
+
+
+def _entry(setting: str, compared: Compared, found: Effect) -> dict[str, Any]:
+    return {"setting": setting, "variant": compared[0], "at": compared[1], **asdict(found), "verdict": found.verdict}
+
+
+def _run(cell: Cell, outcome: Outcome, test: float | None) -> dict[str, Any]:
+    kept = {k: v for k, v in asdict(outcome).items() if k != "predictions"}
+    return {**asdict(cell), "test": test, **kept}

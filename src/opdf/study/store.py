@@ -1,0 +1,127 @@
+"""The runs of a study in an Optuna storage: who runs what, what was seen; killed and continued, on several machines."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import optuna
+from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.trial import FrozenTrial, TrialState
+
+from opdf.study.plan import Cell, Plan
+
+HEARTBEAT, GRACE = 10, 40
+"""Seconds between two signs of life of a run, and after how many without one it is given to someone else."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run left.
+
+    Attributes:
+        validation: score on the validation split, by which rates are chosen.
+        predictions: on the test split, class numbers or values. They are compared with the labels only if this run's
+            rate is chosen, so that the test split decides nothing.
+        seconds: of training.
+        train_params, inference_params: of the student.
+        facts: anything else worth keeping: curves, spectra, the teacher's scores. JSON.
+    """
+
+    validation: float
+    predictions: list[float]
+    seconds: float
+    train_params: int
+    inference_params: int
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Store:
+    """A study's runs.
+
+    Args:
+        url: of the database: sqlite:///FILE, or a server's for several machines.
+        name: of the study in it.
+        plan: what is to be run; runs that are there already are not repeated.
+        digests: by setting and variant a digest of their configuration.
+
+    Raises:
+        ValueError: the store holds runs of a setting and variant that were configured in another way.
+    """
+
+    def __init__(self, url: str, name: str, plan: Plan, digests: Mapping[tuple[str, str], str]) -> None:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        storage = RDBStorage(
+            url,
+            heartbeat_interval=HEARTBEAT,
+            grace_period=GRACE,
+            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
+        )
+        self.study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
+        self.plan = plan
+        self.digests = digests
+        self._check_configurations()
+
+    def enqueue(self) -> None:
+        """Put what is missing into the queue; called by one process before the work begins."""
+        self.study.set_user_attr("digests", self._known_digests() | {"\n".join(k): v for k, v in self.digests.items()})
+        there = {_cell(t) for t in self._trials() if t.state != TrialState.FAIL}
+        for cell in self.plan.cells():
+            if cell not in there:
+                self.study.add_trial(optuna.create_trial(state=TrialState.WAITING, user_attrs={"cell": asdict(cell)}))
+
+    def work(self, run: Callable[[Cell], Outcome]) -> None:
+        """Run what is queued, until all is done or what is left has failed; several processes share the queue.
+
+        An exception in `run` ends the work; `enqueue` queues that run again the next time.
+        """
+
+        def objective(trial: optuna.Trial) -> float:
+            if "cell" not in trial.user_attrs:  # someone else took the last one of the queue, and this is a new one
+                raise optuna.TrialPruned
+            outcome = run(Cell(**trial.user_attrs["cell"]))
+            trial.set_user_attr("outcome", asdict(outcome))
+            return outcome.validation
+
+        while self.missing():
+            states = {t.state for t in self._trials()}
+            if TrialState.WAITING in states:
+                self.study.optimize(objective, n_trials=1)
+            elif TrialState.RUNNING in states:
+                time.sleep(HEARTBEAT / 4)
+                optuna.storages.fail_stale_trials(self.study)
+            else:
+                return
+
+    def outcomes(self) -> dict[Cell, Outcome]:
+        """Everything that has been run of the plan."""
+        done = {_cell(t): t for t in self._trials() if t.state == TrialState.COMPLETE}
+        return {cell: Outcome(**done[cell].user_attrs["outcome"]) for cell in self.plan.cells() if cell in done}
+
+    def missing(self) -> int:
+        """How many runs are not done yet."""
+        done = {_cell(t) for t in self._trials() if t.state == TrialState.COMPLETE}
+        return sum(cell not in done for cell in self.plan.cells())
+
+    def _trials(self) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False)
+
+    def _known_digests(self) -> dict[str, str]:
+        return dict(self.study.user_attrs.get("digests", {}))
+
+    def _check_configurations(self) -> None:
+        known = self._known_digests()
+        for (setting, variant), digest in self.digests.items():
+            if known.get(f"{setting}\n{variant}", digest) != digest:
+                raise ValueError(
+                    f"variant {variant!r} on {setting!r} was run with another configuration in this store; rename it, "
+                    "or give the study another output folder"
+                )
+
+
+def _cell(trial: FrozenTrial) -> Cell | None:
+    return Cell(**trial.user_attrs["cell"]) if "cell" in trial.user_attrs else None

@@ -1,0 +1,101 @@
+"""`opdf sweep` on real data with a tiny model: equal effort, resumable, the test split looked at once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from opdf.cli import main
+from opdf.study import Store
+
+STUDY: dict[str, Any] = {
+    "common": {
+        "teacher": {"model": None, "finetune": True, "training": {"max_steps": 6, "learning_rate": 1e-3}, "config": {
+            "model_type": "vit", "image_size": 8, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "intermediate_size": 32,
+        }},
+        "student": {"layers": 1},
+        "training": {"max_steps": 4},
+    },
+    "tasks": {"digits": {"data": {"name": "digits"}}},
+    "train_sizes": [64],
+    "variants": {
+        "KD": {},
+        "OPDF": {"overparam": {"ones": 1}, "constraint": {"weight": 0.1}},
+    },
+    "learning_rates": [1e-3, 1e-2],
+    "seeds": [0, 1],
+}  # fmt: skip
+
+
+def study(folder: Path, **changes: Any) -> str:
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(STUDY | {"output": str(folder / "out")} | changes))
+    return str(path)
+
+
+def test_a_study_from_one_file(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main(["sweep", study(tmp_path), "--workers", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "OPDF on digits/64: " in printed
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    runs = results["runs"]
+    assert len(runs) == 2 * 2 * 2
+    looked_at = {(r["variant"], r["rate"]) for r in runs if r["test"] is not None}
+    chosen = results["rates"]["digits/64"]
+    assert looked_at == {(v, rate) for v in chosen for rate in (chosen[v], chosen["KD"])}
+    mean = {v: sum(r["test"] for r in runs if (r["variant"], r["rate"]) == (v, chosen[v])) / 2 for v in chosen}
+    best = next(e for e in results["effects"] if e["at"] == "best")
+    assert best["mean"] == pytest.approx(mean["OPDF"] - mean["KD"])
+    assert best["low"] <= best["mean"] <= best["high"]
+    over = next(r for r in runs if r["variant"] == "OPDF" and r["seed"] == 0)
+    assert over["train_params"] > over["inference_params"]
+    assert over["facts"]["spectra"]["steps"][0]["step"] == 1
+    assert len(list((tmp_path / "out" / "teachers").iterdir())) == 2  # one a seed, shared by variants and rates
+
+    # A larger study adds to what is there; a finished one is not run again.
+    monkeypatch.setattr(Store, "work", lambda *_: pytest.fail("something was run twice"))
+    assert main(["sweep", study(tmp_path)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"variants": {}}, "variants is empty"),
+        ({"variants": {"KD": {"overparm": None}}}, "variant 'KD' of 'digits/64' has no option 'overparm'; did you mean"),
+        ({"variants": {"KD": {"seed": 3}}}, "seed is set by the study itself"),
+        ({"variants": {"KD": 3}}, "expected keys of a configuration"),
+        ({"baseline": "kd"}, "baseline is 'kd'"),
+        ({"seeds": []}, "seeds is empty"),
+        ({"learning_rates": [-1.0]}, "rates holds -1.0"),
+        ({"workers": 0}, "workers is 0"),
+        ({"sizes": [3]}, "no option 'sizes'"),
+    ],
+)
+def test_bad_studies(tmp_path: Path, capsys: Any, changes: dict[str, Any], message: str) -> None:
+    assert main(["sweep", study(tmp_path, **changes)]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_failing_run_is_told_and_the_rest_goes_on_later(tmp_path: Path, capsys: Any) -> None:
+    impossible = STUDY["variants"] | {"wide": {"student": {"layers": 2}, "overparam": {"targets": ["nothing"]}}}
+    assert main(["sweep", study(tmp_path, variants=impossible, seeds=[0], learning_rates=[1e-3])]) == 2
+    error = capsys.readouterr().err
+    assert "runs are missing" in error
+    assert "matches no matrix" in error
+    assert "Run again to go on" in error
+
+
+def test_a_foreign_folder_is_not_written_to(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("years of work")
+    assert main(["sweep", study(tmp_path)]) == 2
+    assert "was not written by opdf sweep" in capsys.readouterr().err
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["thesis.txt"]

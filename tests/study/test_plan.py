@@ -1,0 +1,36 @@
+"""The grid of a study."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from opdf.study.plan import Plan
+
+GOOD: dict[str, Any] = {
+    "settings": ("a", "b"), "variants": ("KD", "OPDF"), "rates": (1e-4, 1e-3), "seeds": (0, 1, 2), "baseline": "KD"
+}  # fmt: skip
+
+
+def test_every_variant_has_the_same_number_of_runs_and_seeds_come_one_after_the_other() -> None:
+    cells = list(Plan(**GOOD).cells())
+    assert len(set(cells)) == len(cells) == 24
+    assert set(Counter(c.variant for c in cells).values()) == {12}
+    assert [c.seed for c in cells] == sorted(c.seed for c in cells)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"settings": ()}, "settings is empty"),
+        ({"seeds": (1, 1)}, "every entry may stand there once"),
+        ({"rates": (0.0,)}, "rates holds 0.0"),
+        ({"rates": (float("nan"),)}, "rates holds nan"),
+        ({"baseline": "kd"}, "baseline is 'kd'; expected one of KD, OPDF"),
+    ],
+)
+def test_bad_plans(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Plan(**(GOOD | change))

@@ -1,0 +1,81 @@
+"""Intervals against a closed form and by how often they cover the truth."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from opdf.study.plan import Cell, Plan
+from opdf.study.statistics import Effect, Pair, chosen_rate, complete_seeds, differences, effect
+
+PLAN = Plan(("a",), ("KD", "OPDF"), (1e-4, 1e-3), (0, 1, 2), "KD")
+
+
+def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
+    return float((predictions == labels).mean())
+
+
+def pair(rng: np.random.Generator, gain: float, examples: int = 400, spread: float = 0.0) -> Pair:
+    """Two classifiers of accuracy 0.7 and 0.7 + gain that err on different examples; `spread` moves both seeds."""
+    labels = rng.integers(2, size=examples)
+    shift = rng.normal(0, spread) if spread else 0.0
+    right = rng.random(examples) < 0.7 + gain + shift, rng.random(examples) < 0.7
+    ours, theirs = (np.where(r, labels, 1 - labels) for r in right)
+    return Pair(ours, theirs, labels)
+
+
+def test_one_seed_has_the_interval_of_a_paired_difference() -> None:
+    one = pair(np.random.default_rng(0), 0.05, examples=2000)
+    found = effect([differences([one], accuracy)])
+    each = (one.variant == one.labels).astype(float) - (one.baseline == one.labels)
+    error = each.std() / np.sqrt(len(each))
+    assert found.mean == pytest.approx(each.mean())
+    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.1)
+
+
+def test_intervals_cover_the_truth_with_five_seeds() -> None:
+    rng = np.random.default_rng(1)
+    covered = [
+        found.low <= 0.02 <= found.high
+        for found in (
+            effect([differences([pair(rng, 0.02, 200, spread=0.02) for _ in range(5)], accuracy)]) for _ in range(60)
+        )
+    ]
+    assert stats.binomtest(sum(covered), len(covered), 0.95).pvalue > 0.001
+
+
+def test_pooling_halves_the_interval_of_four_equal_settings() -> None:
+    rng = np.random.default_rng(2)
+    settings = [differences([pair(rng, 0.03) for _ in range(4)], accuracy) for _ in range(4)]
+    single, pooled = effect(settings[:1]), effect(settings)
+    assert pooled.mean == pytest.approx(np.mean([s.mean for s in settings]))
+    assert pooled.seeds == 16
+    assert 0.3 < (pooled.high - pooled.low) / (single.high - single.low) < 0.75
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (Effect(0.004, 0.002, 0.006, 5), "gain of 0.4 ± 0.2"),
+        (Effect(-0.01, -0.02, -0.001, 5), "loss of 1.0 ± 0.9"),
+        (Effect(-0.001, -0.006, 0.004, 5), "no difference found (-0.1 ± 0.5)"),
+    ],
+)
+def test_verdicts(found: Effect, words: str) -> None:
+    assert found.verdict == words
+
+
+def test_the_rate_is_chosen_by_the_mean_over_seeds() -> None:
+    validation = {cell: cell.rate for cell in PLAN.cells()}
+    validation[Cell(0, "a", "OPDF", 1e-4)] = 0.5  # one lucky seed counts with the others
+    assert chosen_rate(PLAN, validation, "a", "KD", PLAN.seeds) == 1e-3
+    assert chosen_rate(PLAN, validation, "a", "OPDF", PLAN.seeds) == 1e-4
+    assert chosen_rate(PLAN, dict.fromkeys(validation, 0.5), "a", "KD", PLAN.seeds) == 1e-4
+
+
+def test_only_seeds_that_all_variants_have_count() -> None:
+    done = dict.fromkeys(PLAN.cells())
+    assert complete_seeds(PLAN, done, "a") == [0, 1, 2]
+    del done[Cell(1, "a", "OPDF", 1e-3)]
+    assert complete_seeds(PLAN, done, "a") == [0, 2]

@@ -1,0 +1,112 @@
+"""Runs in a real SQLite storage: shared by processes, killed, continued, never repeated."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from opdf.study import store as store_module
+from opdf.study.plan import Cell, Plan
+from opdf.study.store import Outcome, Store
+
+PLAN = Plan(("a", "b"), ("KD", "OPDF"), (1e-4, 1e-3), (0, 1), "KD")
+DIGESTS = {(s, v): f"{s} {v}" for s in PLAN.settings for v in PLAN.variants}
+
+
+def open_store(folder: Path, plan: Plan = PLAN, digests: dict[tuple[str, str], str] = DIGESTS) -> Store:
+    return Store(f"sqlite:///{folder}/study.db", "test", plan, digests)
+
+
+def outcome(cell: Cell) -> Outcome:
+    return Outcome(cell.rate * (1 + cell.seed), [0.0, 1.0], 1.5, 20, 10, {"curve": [[1, 0.5]]})
+
+
+def logging_run(cell: Cell, log: Path, seconds: float = 0.0) -> Outcome:
+    with log.open("a") as file:
+        file.write(f"{cell}\n")
+    time.sleep(seconds)
+    return outcome(cell)
+
+
+def worker(folder: Path, seconds: float) -> None:
+    open_store(folder).work(lambda cell: logging_run(cell, folder / "log", seconds))
+
+
+def test_every_cell_is_run_once_and_kept(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    assert store.missing() == len(list(PLAN.cells())) == 16
+    store.enqueue()
+    store.work(lambda cell: logging_run(cell, tmp_path / "log"))
+    store = open_store(tmp_path)
+    store.enqueue()
+    store.work(lambda cell: pytest.fail(f"{cell} was run twice"))
+    assert store.outcomes() == {cell: outcome(cell) for cell in PLAN.cells()}
+    assert len(set((tmp_path / "log").read_text().splitlines())) == 16
+
+
+def test_a_larger_plan_adds_to_what_is_there(tmp_path: Path) -> None:
+    small = Plan(("a",), ("KD",), (1e-4,), (0,), "KD")
+    store = open_store(tmp_path, small)
+    store.enqueue()
+    store.work(outcome)
+    store = open_store(tmp_path)
+    store.enqueue()
+    store.work(lambda cell: logging_run(cell, tmp_path / "log"))
+    assert len((tmp_path / "log").read_text().splitlines()) == 15
+    assert len(store.outcomes()) == 16
+
+
+def test_a_changed_variant_is_refused(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    store.enqueue()
+    with pytest.raises(ValueError, match="'OPDF' on 'a' was run with another configuration"):
+        open_store(tmp_path, digests=DIGESTS | {("a", "OPDF"): "new"})
+
+
+def test_a_failed_run_ends_the_work_and_is_tried_again(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    store.enqueue()
+
+    def fails(cell: Cell) -> Outcome:
+        if cell.rate == 1e-3:
+            raise RuntimeError("out of memory")
+        return outcome(cell)
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        store.work(fails)
+    assert 0 < store.missing() < 16
+    store.enqueue()
+    store.work(outcome)
+    assert store.missing() == 0
+
+
+def test_processes_share_the_queue_and_a_killed_one_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "HEARTBEAT", 1)
+    monkeypatch.setattr(store_module, "GRACE", 3)
+    open_store(tmp_path).enqueue()
+    context = multiprocessing.get_context("fork")
+    doomed = context.Process(target=worker, args=(tmp_path, 600))
+    doomed.start()
+    deadline = time.time() + 30
+    while not (tmp_path / "log").exists() and time.time() < deadline:
+        time.sleep(0.05)
+    assert doomed.pid is not None
+    os.kill(doomed.pid, signal.SIGKILL)
+    doomed.join()
+    others = [context.Process(target=worker, args=(tmp_path, 0.02)) for _ in range(2)]
+    for process in others:
+        process.start()
+    for process in others:
+        process.join(60)
+        assert process.exitcode == 0
+    assert open_store(tmp_path).outcomes() == {cell: outcome(cell) for cell in PLAN.cells()}
+    runs = (tmp_path / "log").read_text().splitlines()
+    assert len(runs) == 17  # only the killed one twice
+    assert len(set(runs)) == 16

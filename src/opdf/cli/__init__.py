@@ -10,6 +10,7 @@ COMMANDS = {
     "plan": "show what over-parameterization would do to a model, before anything runs",
     "cache-teacher": "run the teacher once and keep its outputs, for any number of students",
     "sweep": "compare variants at equal effort: learning rates, seeds, tasks, sizes",
+    "report": "make a page of a study's results",
     "eval": "score a saved student on a dataset",
     "demo": "fine-tune a teacher on embedded data and distill it plain, with SVD and with OPDF",
 }

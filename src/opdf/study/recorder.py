@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import torch
 from transformers import TrainerCallback
 
 from opdf.distill import DistillationTrainer
+from opdf.mpo import contract, decompose
 from opdf.overparam import OverParameterization
+from opdf.overparam.select import as_matrix
 
 CURVE_POINTS, SPECTRUM_POINTS, SPECTRUM_STEPS = 40, 24, 5
 
@@ -41,7 +44,21 @@ class Recorder(TrainerCallback):
             entry = {"step": state.global_step, "cores": spectra(over)}
             self.facts.setdefault("spectra", {"matrix": over.matrices[0].name, "steps": []})["steps"].append(entry)
 
+    def _time_factorization(self, over: OverParameterization) -> None:
+        """Seconds to decompose all matrices and to multiply them out again (table S2 of arXiv 2411.06448)."""
+        weights = [(as_matrix(over.model.get_parameter(t.name), t.matrix.kind), t.shape) for t in over.matrices]
+        start = time.perf_counter()
+        chains = [decompose(weight, shape) for weight, shape in weights]
+        middle = time.perf_counter()
+        for chain in chains:
+            contract(chain)
+        self.facts["decompose_seconds"] = round(middle - start, 3)
+        self.facts["contract_seconds"] = round(time.perf_counter() - middle, 3)
+
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        assert self._trainer is not None
+        if self._spectra and self._trainer.overparameterization is not None:
+            self._time_factorization(self._trainer.overparameterization)
         losses = [entry for entry in state.log_history if "loss" in entry]
         every = -(-len(losses) // CURVE_POINTS) or 1
         self.facts["curve"] = [

@@ -1,0 +1,34 @@
+"""`opdf report FOLDER`: a page of a study's results."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from opdf.cli.config import parse
+from opdf.study.report import read_results, write_report
+
+DESCRIPTION = """Make a page of a study's results.
+
+opdf report FOLDER reads FOLDER/results.json, which opdf sweep wrote, and writes FOLDER/report.html (one file, no
+network needed) and FOLDER/figures/ (SVG and PNG)."""
+
+
+@dataclass
+class ReportConfig:
+    """Options.
+
+    Args:
+        folder: output folder of opdf sweep.
+        title: of the page; the folder's name when null.
+    """
+
+    folder: str
+    title: str | None = None
+
+
+def main(argv: list[str]) -> None:
+    options = parse(argv, ReportConfig, "opdf report", DESCRIPTION, positional="folder")
+    folder = Path(options.folder)
+    path = write_report(read_results(folder), folder, options.title or folder.resolve().name)
+    print(f"saved: {path}, {folder}/figures")

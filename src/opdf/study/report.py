@@ -1,0 +1,133 @@
+"""A study's results as one HTML page that needs no network, and as figures."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+from jinja2 import Environment, PackageLoader, select_autoescape
+from markupsafe import Markup
+
+from opdf.study.figures import chosen, figures, frame
+from opdf.study.results import POOLED
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """The content of a study's results.json.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is not a study's.
+    """
+    path = folder / "results.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; opdf sweep writes it when its runs are done")
+    try:
+        results = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); run opdf sweep again") from error
+    if not isinstance(results, dict) or not {"plan", "runs", "effects", "rates", "seeds", "metrics"} <= results.keys():
+        raise ValueError(f"{path} was not written by opdf sweep; give the output folder of a study")
+    if not results["rates"]:
+        raise ValueError(f"{path} has no setting and seed with all of its runs; run opdf sweep again to finish one")
+    return results
+
+
+def write_report(results: dict[str, Any], folder: Path, title: str) -> Path:
+    """Write report.html and figures/NAME.svg and .png into a folder; returns the page's path."""
+    drawn = []
+    pictures = folder / "figures"
+    pictures.mkdir(parents=True, exist_ok=True)
+    for name, caption, figure in figures(results):
+        figure.savefig(pictures / f"{name}.png", dpi=150, metadata={"Software": None})
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        svg = buffer.getvalue()
+        (pictures / f"{name}.svg").write_text(svg)
+        drawn.append({"name": name, "caption": caption, "svg": Markup(_inline(svg, name))})
+    environment = Environment(loader=PackageLoader("opdf.study", "."), autoescape=select_autoescape(["html"]))
+    page = environment.get_template("report.html").render(
+        title=title, figures=drawn, scores=score_rows(results), effects=effect_rows(results), costs=cost_rows(results),
+        baseline=results["plan"]["baseline"], conclusions=conclusions(results), versions=results.get("versions", {}),
+        study=yaml.safe_dump(results.get("study", results["plan"]), sort_keys=False, allow_unicode=True),
+        seeds=results["seeds"],
+    )  # fmt: skip
+    path = folder / "report.html"
+    scratch = path.with_name(".report.html.partial")
+    scratch.write_text(page)
+    return scratch.rename(path)
+
+
+def conclusions(results: dict[str, Any]) -> list[str]:
+    """One sentence a variant: over all settings where there are several, else on the only one."""
+    names = {e["setting"] for e in results["effects"]}
+    where = POOLED if POOLED in names else next(iter(names), "")
+    found = [e for e in results["effects"] if e["setting"] == where and e["at"] == "best"]
+    return [f"{e['variant']} against {results['plan']['baseline']}, {where}: {e['verdict']}." for e in found]
+
+
+def score_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Setting, variant, chosen rate, seeds, validation and test score with spread, in percent."""
+    rows = []
+    runs = chosen(results)
+    for setting, rates in results["rates"].items():
+        for variant, rate in rates.items():
+            some = runs[(runs.setting == setting) & (runs.variant == variant)]
+            rows.append({
+                "setting": setting, "variant": variant, "rate": f"{rate:g}", "seeds": len(some),
+                "validation": _mean_and_spread(some["validation"]), "test": _mean_and_spread(some["test"]),
+            })  # fmt: skip
+    return rows
+
+
+def effect_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Setting and variant with the verdicts at the best and at the baseline's rate."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for e in results["effects"]:
+        row = rows.setdefault((e["setting"], e["variant"]), {"setting": e["setting"], "variant": e["variant"]})
+        interval = f"{100 * e['low']:+.1f} to {100 * e['high']:+.1f}"
+        row[e["at"]] = {"verdict": e["verdict"], "interval": interval, "seeds": e["seeds"]}
+    return list(rows.values())
+
+
+def cost_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Parameters, time of training over the baseline's (median over equal settings, rates and seeds), S2's seconds."""
+    runs = frame(results)
+    table = runs.pivot_table(index=["setting", "rate", "seed"], columns="variant", values="seconds")
+    rows = []
+    for variant in results["plan"]["variants"]:
+        some = runs[runs.variant == variant]
+        facts = pd.DataFrame(list(some["facts"]))
+        ratio = (table[variant] / table[results["plan"]["baseline"]]).median()
+        rows.append({
+            "variant": variant, "train_params": _count(some["train_params"]),
+            "inference_params": _count(some["inference_params"]), "ratio": f"{ratio:.2f}",
+            **{key: _seconds(facts, key) for key in ("decompose_seconds", "contract_seconds")},
+        })  # fmt: skip
+    return rows
+
+
+def _mean_and_spread(values: pd.Series) -> str:
+    percent = 100 * values.astype(float)
+    return f"{percent.mean():.2f}" + (f" ± {percent.std():.2f}" if len(percent) > 1 else "")
+
+
+def _count(values: pd.Series) -> str:
+    low, high = int(values.min()), int(values.max())
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def _seconds(facts: pd.DataFrame, key: str) -> str:
+    return f"{facts[key].median():.2f}" if key in facts and facts[key].notna().any() else ""
+
+
+def _inline(svg: str, name: str) -> str:
+    """An SVG file's element, with its internal names made the figure's own so that several can share a page."""
+    element = svg[svg.index("<svg") :]
+    for attribute in ('id="', 'href="#', "url(#"):
+        element = element.replace(attribute, f"{attribute}{name}-")
+    return element

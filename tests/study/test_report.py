@@ -1,0 +1,145 @@
+"""A report made of known runs: what its tables say, and what a real browser draws of it."""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from opdf.cli import main
+from opdf.study import Cell, Outcome, Plan, conclude
+from opdf.study.report import read_results, write_report
+
+PLAN = Plan(("films", "goods"), ("KD", "SVD", "OPDF"), (1e-4, 2e-4, 4e-4), (0, 1, 2), "KD")
+SKILL = {"KD": 0.80, "SVD": 0.80, "OPDF": 0.90}
+PARAMS = {"KD": 100, "SVD": 150, "OPDF": 320}
+EXAMPLES = 500
+
+
+def labels(setting: str, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed + 10 * len(setting)).integers(2, size=EXAMPLES)
+
+
+def outcome(cell: Cell) -> Outcome:
+    """A student that is right with a known probability, best at the middle rate."""
+    skill = SKILL[cell.variant] - (0.0 if cell.rate == 2e-4 else 0.1)
+    rng = np.random.default_rng([cell.seed, len(cell.variant), round(cell.rate * 1e5)])
+    truth = labels(cell.setting, cell.seed)
+    answers = np.where(rng.random(EXAMPLES) < skill, truth, 1 - truth)
+    facts: dict[str, Any] = {"curve": [{"step": s, "loss": 1 / s} for s in (1, 2, 3)]}
+    if cell.variant == "OPDF" and cell.seed == 0:
+        cores = [[2.0, 1.0], [1.0, 1.0], [2.0, 1.0]]
+        facts["spectra"] = {
+            "matrix": "blocks.0.query",
+            "steps": [{"step": 1, "cores": cores}, {"step": 9, "cores": cores}],
+        }
+    return Outcome(skill, answers.tolist(), PARAMS[cell.variant] / 10, PARAMS[cell.variant], 100, facts)
+
+
+def results() -> dict[str, Any]:
+    outcomes = {cell: outcome(cell) for cell in PLAN.cells()}
+    metrics = dict.fromkeys(PLAN.settings, lambda answers, truth: float((answers == truth).mean()))
+    return {
+        "plan": {"settings": list(PLAN.settings), "variants": list(PLAN.variants), "rates": list(PLAN.rates),
+                 "seeds": list(PLAN.seeds), "baseline": PLAN.baseline},
+        "metrics": dict.fromkeys(PLAN.settings, "accuracy"),
+        "versions": {"opdf": "test"},
+        **conclude(PLAN, outcomes, labels, metrics),
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_report(results(), tmp_path_factory.mktemp("study"), "films & <goods>")
+
+
+def test_the_gain_that_was_put_in_is_reported(report: Path) -> None:
+    page = report.read_text()
+    verdict = re.search(r"OPDF against KD, all settings: gain of (\d+\.\d) ± (\d\.\d)\.", page)
+    assert verdict is not None
+    assert abs(float(verdict[1]) - 10) < 2 * float(verdict[2]) < 8
+    assert "SVD against KD, all settings: no difference found" in page
+    assert "films &amp; &lt;goods&gt;" in page
+    assert "<td>3.20</td>" in page  # OPDF's time over KD's
+
+
+def test_the_page_needs_nothing_else(report: Path) -> None:
+    page = report.read_text()
+    assert not re.search(r"<(script|link|img|iframe)|@import|url\(\s*['\"]?http|src=", page)
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'href="#([^"]+)"', page)) <= set(ids)
+
+
+def test_every_figure_is_a_file_too(report: Path) -> None:
+    names = {"gains", "scores", "rates", "scale", "curves", "spectra-1"}
+    for ending in ("svg", "png"):
+        assert {p.stem for p in (report.parent / "figures").glob(f"*.{ending}")} == names
+
+
+def test_only_chosen_runs_have_a_test_score() -> None:
+    found = results()
+    assert set(found["rates"]["films"].values()) == {2e-4}
+    assert {r["rate"] for r in found["runs"] if r["test"] is not None} == {2e-4}
+
+
+def test_bad_folders(tmp_path: Path, capsys: Any) -> None:
+    with pytest.raises(FileNotFoundError, match="opdf sweep writes it"):
+        read_results(tmp_path)
+    (tmp_path / "results.json").write_text("{}")
+    assert main(["report", str(tmp_path)]) == 2
+    assert "was not written by opdf sweep" in capsys.readouterr().err
+    (tmp_path / "results.json").write_text("{")
+    assert main(["report", str(tmp_path)]) == 2
+    assert "is not JSON" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("chromium and chromedriver are not installed (Debian: apt-get install chromium chromium-driver)")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
+                 "--disable-background-networking", "--disable-component-update", "--disable-sync"):  # fmt: skip
+        options.add_argument(flag)
+    with webdriver.Chrome(options=options, service=webdriver.ChromeService(driver)) as chrome:
+        chrome.execute_cdp_cmd("Network.enable", {})
+        chrome.execute_cdp_cmd("Network.setBlockedURLs", {"urls": ["http://*", "https://*"]})
+        yield chrome
+
+
+@pytest.mark.parametrize(("width", "height"), [(1200, 900), (390, 844)], ids=["desktop", "phone"])
+def test_what_a_browser_draws(report: Path, browser: Any, width: int, height: int) -> None:
+    metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.get(report.as_uri())
+    assert browser.title == "films & <goods>"
+    # The page does not scroll sideways; wide tables do so in their own box.
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    drawn = browser.execute_script(
+        "return [...document.querySelectorAll('figure svg')].map(s => {const b = s.getBoundingClientRect();"
+        "return [b.width, b.height, s.querySelectorAll('path').length]})"
+    )
+    assert len(drawn) == 6
+    for shown_width, shown_height, paths in drawn:
+        assert 0.8 * min(width, 900) < shown_width <= width
+        assert shown_height > 50
+        assert paths > 20
+    figure = browser.find_element("id", "figure-scores")
+    browser.execute_script("arguments[0].scrollIntoView()", figure)
+    pixels = np.asarray(Image.open(io.BytesIO(figure.screenshot_as_png)).convert("RGB")).reshape(-1, 3)
+    for colour in ((0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)):  # the bars of SVD and OPDF
+        assert (np.abs(pixels.astype(int) - colour).max(axis=1) < 8).sum() > 200
+    rows = browser.find_elements("css selector", "#scores tr")
+    assert len(rows) == 1 + 2 * 3

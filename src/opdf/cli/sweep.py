@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -185,8 +184,8 @@ def _run_workers(study: StudyConfig, sweep: Sweep, store: Store) -> None:
         bar = progress.add_task("runs", total=total, completed=total - store.missing())
         for worker in workers:
             worker.start()
-        while any(worker.is_alive() for worker in workers):
-            time.sleep(1)
+        while alive := [worker for worker in workers if worker.is_alive()]:
+            alive[0].join(5)
             progress.update(bar, completed=total - store.missing())
     failed = [k for k, worker in enumerate(workers) if worker.exitcode]
     if failed or store.missing():

@@ -205,7 +205,7 @@ def _worker(study: StudyConfig, number: int) -> None:
     with _worker_log(study, number).open("w", buffering=1) as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // study.workers))
+        torch.set_num_threads(max(1, torch.get_num_threads() // study.workers))  # OMP_NUM_THREADS counts
         job.quiet()
         sweep = Sweep(study)
         teachers = Path(study.output) / "teachers"

@@ -110,10 +110,10 @@ def decompose_many(
     """
     if len(matrices) != len(shapes):
         raise ValueError(f"{len(matrices)} matrices came with {len(shapes)} shapes; give one shape a matrix")
-    for matrix, shape in zip(matrices, shapes, strict=True):
+    for k, (matrix, shape) in enumerate(zip(matrices, shapes, strict=True)):
         _check(matrix, shape, gauge)
         if matrix.dim() != 2:
-            raise ValueError(f"a matrix has shape {tuple(matrix.shape)}; give two dimensions, or use decompose")
+            raise ValueError(f"matrices[{k}] has shape {tuple(matrix.shape)}; give two dimensions, or use decompose")
     return [result.cores for result in _on_threads(matrices, shapes, gauge, progress)]
 
 
@@ -206,7 +206,8 @@ def _split_gram(rest: Tensor, bond: int) -> Split:
         if not values[0] > WELL_CONDITIONED * values[-1]:
             return _split_gram(rest.double(), bond)
         # One Newton-Schulz step: orthogonal to float32's rounding instead of the eigensolver's, ten times larger.
-        vectors = torch.addmm(vectors, vectors, vectors.mT @ vectors, beta=1.5, alpha=-0.5)
+        lower = _gram(vectors.mT).tril()
+        vectors = torch.addmm(vectors, vectors, lower + lower.tril(-1).mT, beta=1.5, alpha=-0.5)
     s = values.flip(-1).clamp(min=0).sqrt()
     vectors = vectors.flip(-1)[:, :bond]
     if not tall:
@@ -238,8 +239,16 @@ def _check(matrix: Tensor, shape: MPOShape, gauge: str) -> None:
         raise ValueError("matrix is on the meta device and holds no values; load the weights first")
     if matrix.shape[-2:] != (shape.rows, shape.cols):
         raise ValueError(f"matrix has shape {tuple(matrix.shape)}; {shape} factors [..., {shape.rows}, {shape.cols}]")
-    if not torch.isfinite(matrix.detach()).all():
+    if not matrix.numel():
+        raise ValueError(f"matrix has shape {tuple(matrix.shape)}; give a batch of at least one matrix")
+    if not math.isfinite(_largest(matrix)):
         raise ValueError("matrix holds NaN or infinite entries; it has no decomposition. Repair the weights first")
+
+
+def _largest(matrix: Tensor) -> float:
+    """The largest absolute entry; NaN if there is one."""
+    low, high = torch.aminmax(matrix.detach())
+    return float(torch.maximum(-low, high))
 
 
 def _power_of_four(matrix: Tensor) -> float:
@@ -247,7 +256,7 @@ def _power_of_four(matrix: Tensor) -> float:
 
     Powers of 4 leave mantissas alone and have an exact square root for the two ends of a chain to share.
     """
-    largest = float(matrix.abs().amax())
+    largest = _largest(matrix)
     most = 124 if matrix.dtype == torch.float32 else 1022  # the next power, or its reciprocal, is infinite
     exponent = max(-most, min(most, math.frexp(largest)[1]))
     return 2.0 ** (exponent - exponent % 2) if largest else 1.0
@@ -255,8 +264,7 @@ def _power_of_four(matrix: Tensor) -> float:
 
 def _signs(u: Tensor) -> Tensor:
     """`[d]`, the sign of the largest entry of every column."""
-    largest = u.gather(0, u.abs().argmax(dim=0, keepdim=True)).squeeze(0)
-    return torch.where(largest < 0, -1.0, 1.0).to(u.dtype)
+    return torch.where(u.amax(dim=0) < -u.amin(dim=0), -1.0, 1.0).to(u.dtype)
 
 
 def _share(singular: Tensor, dtype: torch.dtype) -> Tensor:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,7 +59,10 @@ class Spec(NamedTuple):
 
     @property
     def shape(self) -> MPOShape:
-        return MPOShape(self.row_factors, self.col_factors, self.bond_dims)
+        return _shape_of(self.row_factors, self.col_factors, self.bond_dims)
+
+
+_shape_of = lru_cache(maxsize=1024)(MPOShape)  # it checks itself, which every step would pay for
 
 
 Entry = tuple[str, Tensor, Spec]
@@ -298,10 +302,11 @@ class OverParameterizedOptimizer(Optimizer):
         dense = [as_matrix(self._whole_grad(p), spec.kind).to(chains[0][0].dtype) for _, p, spec in stack]
         pulled = pullback(self._stacked(chains), self._low(_together(dense)), self._known_products(stack, chains))
         grads = [_apart(g.to(chains[0][0].dtype), len(stack)) for g in pulled]
+        zero = _all_zero(dense)
         changed = [
             entry
             for n, entry in enumerate(stack)
-            if self._step_matrix(inner, group, entry, chains[n], [g[n] for g in grads], dense[n])
+            if self._step_matrix(inner, group, entry, chains[n], [g[n] for g in grads], dense[n], idle=zero[n])
         ]
         del dense, pulled, grads
         if changed:
@@ -309,12 +314,12 @@ class OverParameterizedOptimizer(Optimizer):
 
     def _step_matrix(
         self, inner: Optimizer, group: dict[str, Any], entry: Entry, cores: list[Tensor], grads: list[Tensor],
-        grad: Tensor,
+        grad: Tensor, *, idle: bool,
     ) -> bool:  # fmt: skip
-        """Step the cores of one matrix; whether any of them moved."""
+        """Step the cores of one matrix, `idle` without a gradient; whether any of them moved."""
         name, p, spec = entry
         state = self.state[p]
-        idle = group["lr"] == 0 or not grad.any()
+        idle = idle or group["lr"] == 0
         before = [core.clone() for core in cores] if idle else None
         if state.get("lr_scale") == _UNKNOWN and not idle:
             state["lr_scale"] = _dense_over_cores(inner, cores, grads, grad)
@@ -522,6 +527,12 @@ def _deviation(weight: Tensor, spec: Spec, state: Mapping[str, Any]) -> float:
     weight = as_matrix(weight, spec.kind).to(product.dtype)
     norm = float(product.norm())
     return float((weight - product).norm()) / norm if norm else float(weight.norm())
+
+
+def _all_zero(tensors: Sequence[Tensor]) -> list[bool]:
+    """Of each; waits for the device once."""
+    ends = torch.stack([torch.stack(torch.aminmax(t)) for t in tensors])
+    return [low == high == 0 for low, high in ends.tolist()]
 
 
 def _squared_norm(tensors: Iterable[Tensor]) -> Tensor:

@@ -91,7 +91,7 @@ def main(repeats: int = 7, sixth: bool = False) -> None:
     ]
     notes = (
         f"{len(sizes)} matrices. The first two are the textbook algorithm, in NumPy and float64 as in the authors' "
-        "code and in torch and float32; opdf does one matrix a thread, the cache is read from files that the system has in "
-        f"memory. Medians of {repeats}, alternating; errors are relative Frobenius norms in float32."
+        "code and in torch and float32; opdf does one matrix a thread, its cache is read from files held in memory. "
+        f"Medians of {repeats}, alternating; errors are relative Frobenius norms in float32."
     )
     write("decomposition", "Decomposition of a 6-layer BERT-base student, L = 3", rows, notes)

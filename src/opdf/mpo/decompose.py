@@ -161,7 +161,9 @@ def _decompose(matrix: Tensor, shape: MPOShape, gauge: str) -> Decomposition:
     single = shape.is_exact and sum(i * j > 1 for _, i, j, _ in shape.core_shapes) == 2 and work.device.type == "cpu"
     rest = from_matrix(work, shape).to(work.dtype if single else torch.float64) / scale
     split = _split_svd if work.dtype == torch.float64 else _split_gram
-    previous = rest.new_ones(1)
+    # What the next core is multiplied by: roots of singular values, and the end's part of the scale.
+    ends = 2 if gauge == "symmetric" and shape.sites > 1 else 1
+    carried = rest.new_full((1,), scale**0.5 if ends == 2 else 1.0)
     cores: list[Tensor] = []
     dropped: list[Tensor] = []
     for size in shape.core_shapes[:-1]:
@@ -173,13 +175,11 @@ def _decompose(matrix: Tensor, shape: MPOShape, gauge: str) -> Decomposition:
         left, rest, singular = split(rest.reshape(d_left * i * j, -1), d_right)
         dropped.append(torch.linalg.vector_norm(singular[d_right:].double()))
         share = _share(singular[:d_right], work.dtype) if gauge == "symmetric" else torch.ones_like(rest[:, 0])
-        cores.append(left.reshape(size).mul_(share).div_(previous[:, None, None, None]))
-        previous = share
-    cores.append(rest.reshape(shape.core_shapes[-1]) / previous[:, None, None, None])
+        factors = carried[:, None, None] * share  # [d_left, 1, d_right]
+        cores.append(left.reshape(d_left, i * j, d_right).mul_(factors).reshape(size))
+        carried = 1 / share
+    cores.append(rest.mul_((carried * scale ** (1 / ends))[:, None]).reshape(shape.core_shapes[-1]))
     errors = torch.stack(dropped) if dropped else rest.new_zeros(0, dtype=torch.float64)
-    ends = (0, -1) if gauge == "symmetric" and shape.sites > 1 else (-1,)
-    for k in ends:
-        cores[k] = cores[k].mul_(scale ** (1 / len(ends)))
     return Decomposition([core.to(work.dtype).contiguous() for core in cores], errors * scale)
 
 

@@ -267,13 +267,18 @@ def test_plan(capsys: Any) -> None:
     assert main(["plan", "minilm", "--layers", "3", "--overparam.ones", "3"]) == 0
     table = capsys.readouterr().out
     assert max(map(len, table.splitlines())) <= 100
-    assert "T(48,1,1,1,32 / 24,1,1,1,16)" in table
+    (row,) = [line.split() for line in table.splitlines() if line.startswith("0.intermediate.dense")]
+    assert row[1:6] == ["48,1,1,1,32", "/", "24,1,1,1,16", "512", "1,638,400"]
+    assert row[-1] == "20"  # MB: four bytes, for cores and two moments
     assert main(["plan", "minilm", "--json", "true"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert len(report["matrices"]) == 36
     assert report["train_params"] - report["inference_params"] == sum(
         m["params"] - m["rows"] * m["cols"] for m in report["matrices"]
     )
+    seconds = sum(m["extra_seconds_per_step"] for m in report["matrices"])
+    assert seconds == pytest.approx(report["extra_seconds_per_step"])
+    assert all(m["extra_megabytes"] == pytest.approx(12e-6 * m["params"]) for m in report["matrices"])
 
 
 @pytest.mark.parametrize("command", [[], ["distill"], ["plan"], ["eval"], ["demo"]])

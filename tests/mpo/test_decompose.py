@@ -19,7 +19,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from opdf.data import minilm
-from opdf.mpo import MPOShape, contract, decompose, decompose_with_errors, plan_shape
+from opdf.mpo import MPOShape, contract, decompose, decompose_many, decompose_with_errors, plan_shape
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 DTYPES = [torch.float32, torch.float64]
@@ -287,6 +287,108 @@ print(digest.hexdigest())
     def test_the_largest_entry_of_a_left_singular_vector_is_positive(self):
         first = decompose(random_matrix(48, 60), plan_shape(48, 60, ones=0))[0].flatten(-4, -2)
         assert (first.gather(0, first.abs().argmax(0, keepdim=True)) > 0).all()
+
+
+@pytest.fixture(params=[1, 3])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+class TestMany:
+    MATRICES = tuple(
+        [random_matrix(150, 320, dtype=torch.float32, seed=seed) for seed in range(3)]
+        + [make().to(dtype) for make in MATRICES.values() for dtype in DTYPES]
+        + [random_matrix(48, 60, dtype=torch.bfloat16)]
+    )
+    SHAPES = tuple(plan_shape(*matrix.shape, ones=2) for matrix in MATRICES)
+
+    def test_cores_do_not_depend_on_company_or_threads(self, threads):
+        torch.set_num_threads(2)
+        alone = [decompose(matrix, shape) for matrix, shape in zip(self.MATRICES, self.SHAPES, strict=True)]
+        torch.set_num_threads(threads)
+        for turn in (1, -1):
+            many = decompose_many(self.MATRICES[::turn], self.SHAPES[::turn])[::turn]
+            for chain, expected in zip(many, alone, strict=True):
+                assert all(torch.equal(a, b) for a, b in zip(chain, expected, strict=True))
+        assert torch.get_num_threads() == threads
+
+    def test_a_batch_has_the_cores_of_its_matrices(self):
+        batch = random_matrix(2, 3, 24, 30, dtype=torch.float32)
+        batch[0, 1] = 0  # one that float32 cannot do beside some that it can
+        cores = decompose(batch, plan_shape(24, 30))
+        for a in range(2):
+            for b in range(3):
+                alone = decompose(batch[a, b], plan_shape(24, 30))
+                assert all(torch.equal(core[a, b], single) for core, single in zip(cores, alone, strict=True))
+
+    def test_progress_counts_every_matrix(self, threads):
+        seen = []
+        decompose_many(self.MATRICES, self.SHAPES, progress=lambda done, total: seen.append((done, total)))
+        assert seen == [(k, len(self.MATRICES)) for k in range(len(self.MATRICES) + 1)]
+
+    def test_autocast_and_precision_outside_do_not_reach_it(self, threads):
+        expected = decompose_many(self.MATRICES[:3], self.SHAPES[:3])
+        torch.set_float32_matmul_precision("medium")
+        try:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                found = decompose_many(self.MATRICES[:3], self.SHAPES[:3])
+                alone = decompose(self.MATRICES[0], self.SHAPES[0])
+            assert torch.get_float32_matmul_precision() == "medium"
+        finally:
+            torch.set_float32_matmul_precision("highest")
+        for chain, other in zip([*found, alone], [*expected, expected[0]], strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(chain, other, strict=True))
+
+    def test_an_error_on_the_way_ends_it(self, threads, monkeypatch):
+        def fail(_rest: Tensor) -> Tensor:
+            raise RuntimeError("no convergence")
+
+        monkeypatch.setattr(torch.linalg, "eigh", fail)
+        with pytest.raises(RuntimeError, match="no convergence"):
+            decompose_many(self.MATRICES, self.SHAPES)
+        assert torch.get_num_threads() == threads
+
+    def test_nothing(self):
+        assert decompose_many([], []) == []
+
+    @pytest.mark.parametrize(
+        ("matrices", "shapes", "message"),
+        [
+            ([torch.ones(4, 4)], [], "1 matrices came with 0 shapes"),
+            ([torch.ones(2, 4, 4)], [plan_shape(4, 4)], r"matrices\[0\] has shape \(2, 4, 4\); give two dimensions"),
+            ([torch.ones(4, 4), torch.full((4, 4), torch.nan)], [plan_shape(4, 4)] * 2, "NaN"),
+        ],
+    )
+    def test_errors(self, matrices, shapes, message):
+        with pytest.raises(ValueError, match=message):
+            decompose_many(matrices, shapes, progress=lambda done, total: pytest.fail("work has started"))
+
+
+class TestCondition:
+    """Float32 where it loses nothing, float64 where squaring would: the gauge is held to float64's at any condition."""
+
+    @pytest.mark.parametrize("size", [(300, 200), (200, 300)])
+    @pytest.mark.parametrize("condition", [1, 5, 25, 31, 33, 100, 1e4, 1e8])
+    def test_gauge_and_error(self, size, condition):
+        shape = plan_shape(*size, ones=1)
+        left, right = (i * j for i, j in ((s[1], s[2]) for s in (shape.core_shapes[0], shape.core_shapes[-1])))
+        u, v = (torch.linalg.qr(random_matrix(n, n, seed=n)).Q for n in (left, right))
+        d = shape.bond_dims[1]
+        values = torch.logspace(0, -float(np.log10(condition)), d).double()
+        folded = (u[:, :d] * values) @ v[:, :d].T
+        (i1, j1), (i2, j2) = shape.core_shapes[0][1:3], shape.core_shapes[-1][1:3]
+        matrix = folded.reshape(i1, j1, i2, j2).transpose(1, 2).reshape(size).float()
+        cores = decompose(matrix, shape)
+        assert relative_error(matrix, cores) <= 2e-6
+        exact = torch.linalg.svdvals(matrix.double().reshape(i1, i2, j1, j2).transpose(1, 2).reshape(left, right))
+        for gram in (
+            cores[0].double().flatten(0, 2).T @ cores[0].double().flatten(0, 2),
+            cores[-1].double().flatten(1) @ cores[-1].double().flatten(1).T,
+        ):
+            torch.testing.assert_close(gram, exact.diag(), rtol=0, atol=1e-5)
 
 
 class TestGauge:

@@ -32,6 +32,7 @@ def test_is_frozen() -> None:
     [
         ({"method": "tucker"}, ValueError, "method is 'tucker'; expected one of 'mpo', 'svd'"),
         ({"lr_scaling": "auto"}, ValueError, "lr_scaling is 'auto'"),
+        ({"precision": "fp8"}, ValueError, "precision is 'fp8'; expected one of 'float32', 'tf32', 'bf16'"),
         ({"targets": "linear"}, ValueError, "targets is 'linear'.*list of name patterns"),
         ({"exclude": "head"}, TypeError, "exclude is the string 'head'"),
         ({"method": "svd", "ones": 2}, ValueError, "'svd' has no 1x1 sites; remove ones=2"),

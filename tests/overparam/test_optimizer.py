@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR, ReduceLROnPlateau
 
-from opdf.mpo import contract
+from opdf.mpo import contract, decompose
 from opdf.overparam import OverParamConfig, OverParameterizedOptimizer, overparameterize
+from opdf.overparam import optimizer as module
 
 CONFIG = OverParamConfig(ones=2, targets=["0", "2"])
 
@@ -526,3 +528,160 @@ def test_kept_products_change_nothing(change: str) -> None:
         found.append(weights(model))
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+# Starting: everything that is missing is decomposed together.
+
+
+def test_student_and_teacher_are_decomposed_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    real = module.decompose_cached
+
+    def counting(folder: Any, matrices: Any, shapes: Any, **options: Any) -> Any:
+        calls.append(len(matrices))
+        return real(folder, matrices, shapes, **options)
+
+    monkeypatch.setattr(module, "decompose_cached", counting)
+    model, teacher, seen = net(), net(), []
+    overparam = overparameterize(model, CONFIG)
+    overparam.align(teacher, layer_map={"0.weight": "0.weight", "2.weight": "2.weight"})
+    optimizer = overparam.optimizer(torch.optim.AdamW, lr=1e-2)
+    overparam.progress = lambda done, total: seen.append((done, total))
+    expected = decompose(model[2].weight, overparam.matrices[1].shape)
+    optimizer.start()
+    assert calls == [4]
+    assert seen == [(k, 4) for k in range(5)]
+    assert_equal(optimizer.cores("2.weight") or [], expected)
+    train(model, optimizer, 2)
+    assert calls == [4]
+    with torch.no_grad():
+        teacher[0].weight.mul_(1.5)
+    optimizer.realign()
+    train(model, optimizer, 1)
+    assert calls == [4, 2]
+
+
+# Precision of the contraction.
+
+
+def wide(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(12, 48), nn.Tanh(), nn.Linear(48, 48), nn.Tanh(), nn.Linear(48, 48))
+
+
+WIDE = OverParamConfig(ones=2, targets=["0", "2", "4"])
+
+
+@pytest.mark.parametrize("inner", [torch.optim.AdamW, torch.optim.SGD])
+def test_bf16_products_of_float32_masters(inner: Any) -> None:
+    model, exact = wide(), wide()
+    optimizer = make(model, replace(WIDE, precision="bf16"), inner, lr=1e-3)
+    reference = make(exact, WIDE, inner, lr=1e-3)
+    before = weights(model)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    train(model, optimizer, 1)
+    assert_equal(before, weights(model))
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-3
+    for step in range(3):
+        train(model, optimizer, 1, step)
+        train(exact, reference, 1, step)
+    for name in ("0.weight", "2.weight", "4.weight"):
+        cores, others = optimizer.cores(name) or [], reference.cores(name) or []
+        assert all(core.dtype == torch.float32 for core in cores)
+        product, weight = contract([core.double() for core in cores]), model.get_parameter(name).double()
+        rounding = float((weight.detach() - product).norm() / product.norm())
+        assert 1e-4 < rounding < 2.0**-7  # four cores and three products, each rounded to 2^-9
+        assert sum(float((a - b).norm()) for a, b in zip(cores, others, strict=True)) < 0.02
+
+
+def test_bf16_resumes_bit_for_bit_and_float64_is_left_alone() -> None:
+    config = replace(WIDE, precision="bf16")
+    model = wide()
+    optimizer = make(model, config)
+    train(model, optimizer, 2)
+    resumed = copy.deepcopy(model)
+    again = make(resumed, config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        again.load_state_dict(through_file(optimizer.state_dict()))
+        for m, o in ((model, optimizer), (resumed, again)):
+            train(m, o, 2, 2)
+    assert_equal(weights(model), weights(resumed))
+    double, exact = wide().double(), wide().double()
+    train(double, make(double, config), 2)
+    train(exact, make(exact, WIDE), 2)
+    assert_equal(weights(double), weights(exact))
+
+
+@pytest.mark.parametrize(("precision", "inside"), [("float32", "highest"), ("tf32", "high"), ("bf16", "highest")])
+def test_tf32_is_set_for_the_step_and_restored(precision: str, inside: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    real = module.pullback
+    monkeypatch.setattr(
+        module, "pullback", lambda *args: seen.append(torch.get_float32_matmul_precision()) or real(*args)
+    )
+    model = net()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        train(model, make(model, replace(CONFIG, precision=precision)), 1)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert seen == [inside] * 2
+
+
+# Stacks of same-shape matrices, as on a GPU.
+
+
+@pytest.mark.parametrize("keep", [None, False])
+@pytest.mark.parametrize("constraint", [False, True])
+@pytest.mark.parametrize(("inner", "lr"), [(torch.optim.AdamW, 1e-2), (torch.optim.SGD, 0.1)])
+def test_stacks_give_what_single_matrices_give(
+    inner: Any, lr: float, constraint: bool, keep: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, states, sizes = [], [], []
+    real = module.OverParameterizedOptimizer._step_stack
+
+    def watched(self: Any, inner: Any, group: Any, stack: Any) -> None:
+        sizes.append(len(stack))
+        real(self, inner, group, stack)
+
+    monkeypatch.setattr(module.OverParameterizedOptimizer, "_step_stack", watched)
+    for together in (False, True):
+        monkeypatch.setattr(module, "_faster_together", lambda device, together=together: together)
+        model = wide().double()
+        overparam = overparameterize(model, replace(WIDE, keep_products=keep))
+        if constraint:
+            overparam.align(wide(1).double(), layer_map={name: name for name in ("2.weight", "4.weight")}, weight=0.5)
+        optimizer = overparam.optimizer(inner, lr=lr, weight_decay=0.1)
+        sizes.clear()
+        train(model, optimizer, 3)
+        model[4].weight.grad.zero_()
+        optimizer.step()
+        assert set(sizes) == ({1, 2} if together else {1})
+        found.append(weights(model))
+        states.append(optimizer.state_dict()["state"])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+    single, stacked = states
+    assert {k: list(v) for k, v in single.items()} == {k: list(v) for k, v in stacked.items()}
+    for k, state in single.items():
+        for key, value in state.items():
+            if isinstance(value, Tensor):
+                torch.testing.assert_close(stacked[k][key], value, rtol=1e-9, atol=1e-12)
+                assert stacked[k][key].is_contiguous()
+                assert stacked[k][key].untyped_storage().nbytes() == value.untyped_storage().nbytes()
+
+
+def test_a_stack_is_no_larger_than_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_faster_together", lambda device: True)
+    model = nn.Sequential(*(nn.Linear(12, 12) for _ in range(5)))
+    overparam = overparameterize(model, OverParamConfig(ones=1, targets="all-linear"))
+    optimizer = overparam.optimizer(torch.optim.SGD, lr=0.1)
+    most = 2 * overparam.matrices[0].shape.num_params
+    monkeypatch.setattr(module, "STACK_ENTRIES", most)
+    assert [len(stack) for stack in module._stacks(optimizer._entries())] == [2, 2, 1]
+    monkeypatch.setattr(module, "STACK_ENTRIES", 1)
+    assert [len(stack) for stack in module._stacks(optimizer._entries())] == [1] * 5

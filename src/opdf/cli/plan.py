@@ -55,17 +55,18 @@ def summarize(planned: OverParameterization, config: PlanConfig) -> dict[str, An
     """Every matrix, the totals, and the expected cost of a step.
 
     The step's arithmetic is 3 contractions a matrix and optimizer step; the model's own is 6 operations per parameter
-    and token. Memory is cores, two moments and one gradient of the largest matrix, in float32.
+    and token. A matrix's memory is its cores and two moments in float32; the total has one gradient of the largest too.
     """
+    rate = _matmul_rate()
     matrices = [
         {"name": t.name, "rows": t.shape.rows, "cols": t.shape.cols, "shape": str(t.shape),
-         "bonds": list(t.shape.bond_dims or ()), "params": t.shape.num_params, "scale": round(t.shape.scale, 3)}
+         "bonds": list(t.shape.bond_dims or ()), "params": t.shape.num_params, "scale": round(t.shape.scale, 3),
+         "extra_seconds_per_step": 3 * t.shape.contract_flops / rate, "extra_megabytes": 12 * t.shape.num_params / 1e6}
         for t in planned.matrices
     ]  # fmt: skip
     extra = sum(3 * t.shape.contract_flops for t in planned.matrices)
     dense = sum(t.shape.rows * t.shape.cols for t in planned.matrices)
     model = 6 * dense * config.batch * config.tokens * config.accumulation
-    rate = _matmul_rate()
     cores = sum(t.shape.num_params for t in planned.matrices)
     return {
         "matrices": matrices,
@@ -121,20 +122,27 @@ def _print(report: dict[str, Any]) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for title, justify in (
         ("matrix", "left"),
-        ("shape", "left"),
+        ("row / column factors", "left"),
         ("bond", "right"),
         ("params", "right"),
         ("x", "right"),
+        ("ms", "right"),
+        ("MB", "right"),
     ):
         table.add_column(title, justify=justify, overflow="fold")  # type: ignore[arg-type]
     prefix = os.path.commonpath([m["name"].replace(".", "/") for m in report["matrices"]]).replace("/", ".")
     print(f"{len(report['matrices'])} matrices of {prefix or 'the model'}\n")
     for m in report["matrices"]:
         name = m["name"].removesuffix(".weight").removeprefix(f"{prefix}.")
-        table.add_row(name, m["shape"], str(max(m["bonds"])), f"{m['params']:,}", f"{m['scale']:.2f}")
+        factors = m["shape"].removeprefix("T(").removesuffix(")")
+        table.add_row(
+            name, factors, str(max(m["bonds"])), f"{m['params']:,}", f"{m['scale']:.2f}",
+            f"{1000 * m['extra_seconds_per_step']:.1f}", f"{m['extra_megabytes']:.0f}",
+        )  # fmt: skip
     console = Console()
     console.print(table, highlight=False)
     print(
+        "\nms and MB: more an optimizer step, and held, for that matrix"
         f"\nparameters  {report['train_params']:,} while training ({report['scale']:.2f}x), "
         f"{report['inference_params']:,} at inference\n"
         f"arithmetic  {report['extra_gflop_per_step']:.1f} GFLOP more an optimizer step, "

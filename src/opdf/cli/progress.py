@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+
+from opdf.distill import DistillationTrainer
+
+PATIENCE = 2.0
+"""Seconds that decomposition may take without a bar of its own."""
 
 
 class Bar(TrainerCallback):
@@ -22,6 +36,20 @@ class Bar(TrainerCallback):
             TimeRemainingColumn(), TextColumn("{task.fields[loss]}"), console=console, disable=not console.is_terminal,
         )  # fmt: skip
         self.task = self.progress.add_task(title, loss="")
+        self.matrices: TaskID | None = None
+        self.started = 0.0
+
+    def decomposing(self, done: int, total: int) -> None:
+        """A second line while the student's matrices are decomposed, before the first step; if that takes seconds."""
+        if done == 0:
+            self.started = time.monotonic()
+        if self.matrices is None and done < total and time.monotonic() - self.started > PATIENCE:
+            self.matrices = self.progress.add_task("decomposing", total=total, loss="")
+        if self.matrices is not None:
+            self.progress.update(self.matrices, completed=done)
+            if done == total:
+                self.progress.remove_task(self.matrices)
+                self.matrices = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.is_world_process_zero:
@@ -55,5 +83,8 @@ def show(trainer: Trainer, title: str, log: Path) -> None:
     """Replace the Trainer's own bars and printed dictionaries."""
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
-    trainer.add_callback(Bar(title))
+    bar = Bar(title)
+    trainer.add_callback(bar)
+    if isinstance(trainer, DistillationTrainer) and trainer.overparameterization is not None:
+        trainer.overparameterization.progress = bar.decomposing
     trainer.add_callback(LogFile(log))

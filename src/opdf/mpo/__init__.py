@@ -1,18 +1,22 @@
 """Matrix product operators: tensors in, tensors out. Knows no module and no optimizer."""
 
 from opdf.mpo.contract import contract, contract_segments, pullback, shape_of
-from opdf.mpo.decompose import Decomposition, decompose, decompose_with_errors
+from opdf.mpo.decompose import Decomposition, Progress, decompose, decompose_many, decompose_with_errors
 from opdf.mpo.gauge import match_gauge
+from opdf.mpo.precision import matmul_precision
 from opdf.mpo.shape import MPOShape, plan_shape
 
 __all__ = [
     "Decomposition",
     "MPOShape",
+    "Progress",
     "contract",
     "contract_segments",
     "decompose",
+    "decompose_many",
     "decompose_with_errors",
     "match_gauge",
+    "matmul_precision",
     "plan_shape",
     "pullback",
     "shape_of",

@@ -8,15 +8,25 @@ singular vectors: its core is the identity and no SVD is computed.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from opdf.mpo.contract import contract, from_matrix
+from opdf.mpo.precision import matmul_precision
 from opdf.mpo.shape import MPOShape
 
 GAUGES = ("symmetric", "left")
+
+WELL_CONDITIONED = 1e-3
+"""Least ratio of the smallest to the largest squared singular value at which float32 does: a condition up to 32."""
+
+Progress = Callable[[int, int], None]
+"""Told how many matrices are done, of how many."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +62,9 @@ def decompose(matrix: Tensor, shape: MPOShape, *, gauge: str = "symmetric") -> l
 
     Returns:
         One contiguous tensor per site, `[..., d_{k-1}, i_k, j_k, d_k]`. The same matrix gives the same cores on
-        every run; signs are fixed by making the largest entry of every left singular vector positive. Where a
-        matrix has no weight (singular value 0) one of the two cores keeps a direction, so that it can still be trained.
+        every run, alone or among others, on any number of threads; signs are fixed by making the largest entry of every
+        left singular vector positive. Where a matrix has no weight (singular value 0) one of the two cores keeps a
+        direction, so that it can still be trained.
 
     Raises:
         TypeError: `matrix` is not a floating-point tensor.
@@ -62,70 +73,163 @@ def decompose(matrix: Tensor, shape: MPOShape, *, gauge: str = "symmetric") -> l
     return decompose_with_errors(matrix, shape, gauge=gauge).cores
 
 
-@torch.no_grad()
 def decompose_with_errors(matrix: Tensor, shape: MPOShape, *, gauge: str = "symmetric") -> Decomposition:
     """`decompose` that also reports the truncation error per bond and its bound (S.5)."""
-    work = _checked(matrix, shape, gauge)
-    lead = work.shape[:-2]
-    # Powers of 4 leave mantissas alone and have an exact square root for the two ends to share.
+    _check(matrix, shape, gauge)
+    lead = matrix.shape[:-2]
+    if not lead:
+        return _on_threads([matrix], [shape], gauge)[0]
+    results = _on_threads(list(matrix.flatten(0, -3)), [shape] * lead.numel(), gauge)
+
+    def stacked(tensors: Sequence[Tensor]) -> Tensor:
+        return torch.stack(list(tensors)).reshape(*lead, *tensors[0].shape)
+
+    cores = [stacked(chain) for chain in zip(*(result.cores for result in results), strict=True)]
+    return Decomposition(cores, stacked([result.bond_errors for result in results]))
+
+
+def decompose_many(
+    matrices: Sequence[Tensor],
+    shapes: Sequence[MPOShape],
+    *,
+    gauge: str = "symmetric",
+    progress: Progress | None = None,
+) -> list[list[Tensor]]:
+    """`decompose` for many matrices `[rows, cols]`, each with its shape: on a CPU one matrix a thread.
+
+    Eigenproblems gain little from several threads, and much from being solved beside each other. The cores are
+    those that `decompose` gives.
+
+    Args:
+        matrices, shapes: as for `decompose`, one shape a matrix.
+        gauge: as for `decompose`.
+        progress: called with the number of matrices done and of all, at the start and whenever one is done.
+
+    Raises:
+        TypeError, ValueError: as for `decompose`, before anything is computed; or the lists differ in length.
+    """
+    if len(matrices) != len(shapes):
+        raise ValueError(f"{len(matrices)} matrices came with {len(shapes)} shapes; give one shape a matrix")
+    for k, (matrix, shape) in enumerate(zip(matrices, shapes, strict=True)):
+        _check(matrix, shape, gauge)
+        if matrix.dim() != 2:
+            raise ValueError(f"matrices[{k}] has shape {tuple(matrix.shape)}; give two dimensions, or use decompose")
+    return [result.cores for result in _on_threads(matrices, shapes, gauge, progress)]
+
+
+def _on_threads(
+    matrices: Sequence[Tensor], shapes: Sequence[MPOShape], gauge: str, progress: Progress | None = None
+) -> list[Decomposition]:
+    """Each matrix on one thread, the dearest first; matrices on a GPU one after another.
+
+    One thread a matrix also makes rounding, and so the cores, independent of how many threads there are.
+    """
+    threads = torch.get_num_threads()
+    workers = min(threads, len(matrices)) if all(m.device.type == "cpu" for m in matrices) else 1
+    order = sorted(range(len(matrices)), key=lambda k: -shapes[k].num_params)
+    results: dict[int, Decomposition] = {}
+    tell = progress or (lambda done, total: None)
+    tell(0, len(matrices))
+    # torch's number of threads is each thread's own, and new threads take what was set last.
+    torch.set_num_threads(1)
+    try:
+        with matmul_precision():
+            if workers < 2:
+                for k in order:
+                    results[k] = _decompose(matrices[k], shapes[k], gauge)
+                    tell(len(results), len(matrices))
+            else:
+                pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+                try:
+                    futures = {pool.submit(_decompose, matrices[k], shapes[k], gauge): k for k in order}
+                    for future in as_completed(futures):
+                        results[futures[future]] = future.result()
+                        tell(len(results), len(matrices))
+                finally:
+                    pool.shutdown(cancel_futures=True)
+    finally:
+        torch.set_num_threads(threads)
+    return [results[k] for k in range(len(matrices))]
+
+
+@torch.no_grad()
+def _decompose(matrix: Tensor, shape: MPOShape, gauge: str) -> Decomposition:
+    """One matrix `[rows, cols]` that has been checked."""
+    work = matrix.detach() if matrix.dtype in (torch.float32, torch.float64) else matrix.detach().float()
     scale = _power_of_four(work)
-    rest = from_matrix(work / scale[..., None, None], shape)
+    # The rounding of one factorization stays within float32's; that of several adds up.
+    single = shape.is_exact and sum(i * j > 1 for _, i, j, _ in shape.core_shapes) == 2 and work.device.type == "cpu"
+    rest = from_matrix(work, shape).to(work.dtype if single else torch.float64) / scale
     split = _split_svd if work.dtype == torch.float64 else _split_gram
-    previous = rest.new_ones((*lead, 1))
+    # What the next core is multiplied by: roots of singular values, and the end's part of the scale.
+    ends = 2 if gauge == "symmetric" and shape.sites > 1 else 1
+    carried = rest.new_full((1,), scale**0.5 if ends == 2 else 1.0)
     cores: list[Tensor] = []
     dropped: list[Tensor] = []
     for size in shape.core_shapes[:-1]:
         d_left, i, j, d_right = size
         if i * j == 1 and d_left == d_right and cores:
-            eye = torch.eye(d_left, dtype=rest.dtype, device=rest.device)
-            cores.append(eye.reshape(size).expand(*lead, *size))
-            dropped.append(rest.new_zeros(lead))
+            cores.append(torch.eye(d_left, dtype=rest.dtype, device=rest.device).reshape(size))
+            dropped.append(rest.new_zeros((), dtype=torch.float64))
             continue
-        left, rest, singular = split(rest.reshape(*lead, d_left * i * j, -1), d_right)
-        dropped.append(torch.linalg.vector_norm(singular[..., d_right:], dim=-1))
-        share = _share(singular[..., :d_right], work.dtype) if gauge == "symmetric" else torch.ones_like(rest[..., 0])
-        left = left.reshape(*lead, *size) / previous[..., :, None, None, None]
-        cores.append(left * share[..., None, None, None, :])
-        previous = share
-    cores.append(rest.reshape(*lead, *shape.core_shapes[-1]) / previous[..., :, None, None, None])
-    errors = torch.stack(dropped, -1) if dropped else rest.new_zeros((*lead, 0))
-    ends = (0, -1) if gauge == "symmetric" and shape.sites > 1 else (-1,)
-    for k in ends:
-        cores[k] = cores[k] * scale.pow(1 / len(ends))[..., None, None, None, None]
-    return Decomposition([core.to(work.dtype).contiguous() for core in cores], errors * scale[..., None])
+        left, rest, singular = split(rest.reshape(d_left * i * j, -1), d_right)
+        dropped.append(torch.linalg.vector_norm(singular[d_right:].double()))
+        share = _share(singular[:d_right], work.dtype) if gauge == "symmetric" else torch.ones_like(rest[:, 0])
+        factors = carried[:, None, None] * share  # [d_left, 1, d_right]
+        cores.append(left.reshape(d_left, i * j, d_right).mul_(factors).reshape(size))
+        carried = 1 / share
+    cores.append(rest.mul_((carried * scale ** (1 / ends))[:, None]).reshape(shape.core_shapes[-1]))
+    errors = torch.stack(dropped) if dropped else rest.new_zeros(0, dtype=torch.float64)
+    return Decomposition([core.to(work.dtype).contiguous() for core in cores], errors * scale)
 
 
 Split = tuple[Tensor, Tensor, Tensor]
-"""Orthogonal left factor `[..., p, d]`, what goes on `[..., d, q]`, all singular values `[..., min(p, q)]`."""
+"""Orthogonal left factor `[p, d]`, what goes on `[d, q]`, all singular values `[min(p, q)]`."""
 
 
 def _split_svd(rest: Tensor, bond: int) -> Split:
     u, s, vh = torch.linalg.svd(rest, full_matrices=False)
-    u, onward = u[..., :bond], s[..., :bond, None] * vh[..., :bond, :]
-    sign = _signs(u)
-    return u * sign, onward * sign.mT, s
+    sign = _signs(u)[:bond]
+    return u[:, :bond] * sign, (s[:bond] * sign)[:, None] * vh[:bond], s
 
 
 def _split_gram(rest: Tensor, bond: int) -> Split:
-    """`_split_svd` from the eigenvectors of the smaller Gram matrix, for float32 input held in float64.
+    """`_split_svd` from the eigenvectors of the smaller Gram matrix, for matrices that are wanted in float32.
 
-    Squaring costs a small singular value half its digits; float64 has twice as many as float32. One factor is square
-    and orthogonal, so the product stays exact, and this is faster than an SVD in float32.
+    Squaring costs a small singular value half its digits; float64 has twice as many as float32, and a matrix of
+    modest condition has none to lose: one that comes in float32 is computed there if it is such, else in float64.
+    One factor is square and orthogonal, so the product stays exact, and this is faster than an SVD in float32.
     """
     tall = rest.shape[-2] > rest.shape[-1]
-    values, vectors = torch.linalg.eigh(rest.mT @ rest if tall else rest @ rest.mT)
+    values, vectors = torch.linalg.eigh(_gram(rest.mT if tall else rest))
+    if rest.dtype == torch.float32:
+        if not values[0] > WELL_CONDITIONED * values[-1]:
+            return _split_gram(rest.double(), bond)
+        # One Newton-Schulz step: orthogonal to float32's rounding instead of the eigensolver's, ten times larger.
+        lower = _gram(vectors.mT).tril()
+        vectors = torch.addmm(vectors, vectors, lower + lower.tril(-1).mT, beta=1.5, alpha=-0.5)
     s = values.flip(-1).clamp(min=0).sqrt()
-    vectors = vectors.flip(-1)[..., :bond]
+    vectors = vectors.flip(-1)[:, :bond]
     if not tall:
         u = vectors * _signs(vectors)
         return u, u.mT @ rest, s
-    safe = _share(s[..., :bond], torch.float32).square().unsqueeze(-2)
-    u = rest @ vectors / safe
+    safe = _share(s[:bond], torch.float32).square()
+    u = (rest @ vectors).div_(safe)
     sign = _signs(u)
-    return u * sign, (vectors * safe * sign).mT, s
+    return u.mul_(sign), (vectors * (safe * sign)).mT, s
 
 
-def _checked(matrix: Tensor, shape: MPOShape, gauge: str) -> Tensor:
+def _gram(rows: Tensor, block: int = 128) -> Tensor:
+    """`rows @ rows.mT`, its lower triangle only (and what the blocks have above it): `eigh` reads no more."""
+    n = len(rows)
+    gram = rows.new_zeros(n, n)
+    for start in range(0, n, block):
+        stop = min(n, start + block)
+        torch.mm(rows[start:stop], rows[:stop].mT, out=gram[start:stop, :stop])
+    return gram
+
+
+def _check(matrix: Tensor, shape: MPOShape, gauge: str) -> None:
     if gauge not in GAUGES:
         raise ValueError(f"gauge is {gauge!r}; expected one of {GAUGES}")
     if not isinstance(matrix, Tensor) or not matrix.is_floating_point():
@@ -135,29 +239,36 @@ def _checked(matrix: Tensor, shape: MPOShape, gauge: str) -> Tensor:
         raise ValueError("matrix is on the meta device and holds no values; load the weights first")
     if matrix.shape[-2:] != (shape.rows, shape.cols):
         raise ValueError(f"matrix has shape {tuple(matrix.shape)}; {shape} factors [..., {shape.rows}, {shape.cols}]")
-    work = matrix.detach()
-    if work.dtype not in (torch.float32, torch.float64):
-        work = work.float()
-    if not torch.isfinite(work).all():
+    if not matrix.numel():
+        raise ValueError(f"matrix has shape {tuple(matrix.shape)}; give a batch of at least one matrix")
+    if not math.isfinite(_largest(matrix)):
         raise ValueError("matrix holds NaN or infinite entries; it has no decomposition. Repair the weights first")
-    return work
 
 
-def _power_of_four(matrix: Tensor) -> Tensor:
-    """`[...]`, float64, a power of four near the largest entry; 1 for a zero matrix."""
-    largest = matrix.abs().amax(dim=(-2, -1)).double()
-    exponent = torch.frexp(largest).exponent.clamp(max=1022)  # 2^1024 is infinite
-    return torch.where(largest > 0, torch.ldexp(torch.ones_like(largest), exponent - exponent % 2), 1.0)
+def _largest(matrix: Tensor) -> float:
+    """The largest absolute entry; NaN if there is one."""
+    low, high = torch.aminmax(matrix.detach())
+    return float(torch.maximum(-low, high))
+
+
+def _power_of_four(matrix: Tensor) -> float:
+    """A power of four near the largest entry, 1 for a zero matrix.
+
+    Powers of 4 leave mantissas alone and have an exact square root for the two ends of a chain to share.
+    """
+    largest = _largest(matrix)
+    most = 124 if matrix.dtype == torch.float32 else 1022  # the next power, or its reciprocal, is infinite
+    exponent = max(-most, min(most, math.frexp(largest)[1]))
+    return 2.0 ** (exponent - exponent % 2) if largest else 1.0
 
 
 def _signs(u: Tensor) -> Tensor:
-    """`[..., 1, d]`, the sign of the largest entry of every column."""
-    largest = u.gather(-2, u.abs().argmax(dim=-2, keepdim=True))
-    return torch.where(largest < 0, -1.0, 1.0).to(u.dtype)
+    """`[d]`, the sign of the largest entry of every column."""
+    return torch.where(u.amax(dim=0) < -u.amin(dim=0), -1.0, 1.0).to(u.dtype)
 
 
 def _share(singular: Tensor, dtype: torch.dtype) -> Tensor:
     """Square roots of the singular values, kept away from zero so that dividing by them is safe in `dtype`."""
-    largest = singular.amax(dim=-1, keepdim=True)
+    largest = singular.amax()
     floor = torch.where(largest > 0, largest * torch.finfo(dtype).eps, 1.0)
     return torch.maximum(singular, floor).sqrt()

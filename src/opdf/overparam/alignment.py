@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from opdf.mpo import MPOShape, decompose, match_gauge
+from opdf.mpo import MPOShape, match_gauge
 from opdf.overparam.select import Matrix, as_matrix, find_matrices
 
 GAUGES = ("matched", "raw")
@@ -50,16 +50,19 @@ class Alignment:
     gauge: str
     normalize: str
 
-    def targets(self, name: str, cores: Sequence[Tensor]) -> dict[int, Tensor]:
+    def teacher_matrix(self, name: str) -> Tensor:
+        """`[rows, cols]`, the teacher's matrix as it is now, by the student parameter's name."""
+        return as_matrix(self.weights[name].detach(), self.pairs[name].kind)
+
+    def targets(self, name: str, cores: Sequence[Tensor], teacher: Sequence[Tensor]) -> dict[int, Tensor]:
         """Teacher cores for the auxiliary sites of one student matrix, by site; identities are left out.
 
         Args:
             name: the student parameter's name.
             cores: the student's cores `[d_{k-1}, i_k, j_k, d_k]`, whose gauge is the reference.
+            teacher: the decomposition of `teacher_matrix(name)` with the pair's shape.
         """
         pair = self.pairs[name]
-        matrix = as_matrix(self.weights[name].detach(), pair.kind).to(device=cores[0].device, dtype=cores[0].dtype)
-        teacher = decompose(matrix, pair.shape)
         if self.gauge == "matched":
             teacher = match_gauge(teacher, cores)
         return {k: teacher[k] for k in pair.shape.auxiliary if not _is_identity_site(pair.shape, k)}

@@ -10,6 +10,7 @@ from opdf.mpo import MPOShape, plan_shape
 METHODS = ("mpo", "svd")
 LR_SCALINGS = ("match-dense", "none")
 PLACEMENTS = ("replicate", "owner")
+PRECISIONS = ("float32", "tf32", "bf16")
 PRESETS = ("blocks", "all-linear")
 
 Factors = tuple[Sequence[int], Sequence[int]]
@@ -33,6 +34,10 @@ class OverParamConfig:
             the same optimizer would move it densely; "none" uses the group's rate on the cores, as the paper does.
         keep_products: keep the products of a step's contraction for the next step's gradient: a fifth to a quarter of
             the matrix products less, for about the cores' size in memory. None keeps them on CPUs only.
+        precision: of the products between cores: "float32"; "tf32", on GPUs that have it; or "bf16". Cores, moments and
+            weights stay in float32 (float64 weights and their cores stay out of this): what is lost is the rounding of
+            each product, 2^-11 and 2^-9 of the weight.
+        cache: folder in which decompositions are kept by content, for runs that start from the same weights.
         placement: with several processes, "replicate" steps all cores on every one; "owner" gives each matrix's cores
             and moments to one, which steps them and sends the weight to the others.
 
@@ -48,11 +53,14 @@ class OverParamConfig:
     exclude: Sequence[str] = ()
     lr_scaling: str = "match-dense"
     keep_products: bool | None = None
+    precision: str = "float32"
+    cache: str | None = None
     placement: str = "replicate"
 
     def __post_init__(self) -> None:
         _one_of("method", self.method, METHODS)
         _one_of("lr_scaling", self.lr_scaling, LR_SCALINGS)
+        _one_of("precision", self.precision, PRECISIONS)
         _one_of("placement", self.placement, PLACEMENTS)
         if self.method == "svd" and (self.ones or self.scale is not None):
             raise ValueError(f"method 'svd' has no 1x1 sites; remove ones={self.ones} and scale={self.scale}")

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from opdf.mpo import MPOShape, decompose
+from opdf.mpo import MPOShape, Progress
 from opdf.mpo.contract import shape_of
 from opdf.overparam.alignment import Alignment, LayerMap, build_alignment
+from opdf.overparam.cache import decompose_cached
 from opdf.overparam.config import OverParamConfig
 from opdf.overparam.optimizer import OverParameterizedOptimizer, Spec
 from opdf.overparam.owner import OwnerOptimizer
@@ -40,12 +41,15 @@ class OverParameterization:
         model: the student.
         config: what was asked for.
         matrices: the over-parameterized weights, in the model's order.
+        progress: called with the numbers of matrices done and in all while the optimizer decomposes them, at its
+            first step; None at first.
     """
 
     def __init__(self, model: nn.Module, config: OverParamConfig, matrices: Iterable[TargetMatrix]) -> None:
         self.model = model
         self.config = config
         self.matrices = tuple(matrices)
+        self.progress: Progress | None = None
         self._alignment: Alignment | None = None
         self._optimizer: OverParameterizedOptimizer | None = None
         self._initial_cores: dict[str, list[Tensor]] = {}
@@ -134,7 +138,8 @@ class OverParameterization:
         """The current cores of one of `matrices`, `[d_{k-1}, i_k, j_k, d_k]`; not copied."""
         cores = self._optimizer.cores(target.name) if self._optimizer else self._initial_cores.get(target.name)
         if cores is None:
-            cores = decompose(as_matrix(self.model.get_parameter(target.name), target.matrix.kind), target.shape)
+            matrix = as_matrix(self.model.get_parameter(target.name), target.matrix.kind)
+            (cores,) = decompose_cached(self.config.cache, [matrix], [target.shape])
         return cores
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
@@ -163,7 +168,7 @@ class OverParameterization:
         self, inner: type[Optimizer], params: Iterable[Any] | None, options: dict[str, Any]
     ) -> OverParameterizedOptimizer:
         cls = OwnerOptimizer if self.config.placement == "owner" else OverParameterizedOptimizer
-        return cls(
+        optimizer = cls(
             self._named(self.model.parameters() if params is None else params),
             inner,
             {t.name: self._spec(t) for t in self.matrices},
@@ -171,8 +176,13 @@ class OverParameterization:
             alignment=self._alignment,
             initial_cores=self._initial_cores,
             keep_products=self.config.keep_products,
+            precision=self.config.precision,
+            cache=self.config.cache,
             **options,
         )
+        # Looked up when it is called: it may be set after the optimizer has been made.
+        optimizer.progress = lambda done, total: self.progress(done, total) if self.progress else None
+        return optimizer
 
     def _spec(self, target: TargetMatrix) -> Spec:
         shape = target.shape

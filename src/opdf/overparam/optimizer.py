@@ -14,9 +14,11 @@ What it keeps to, so that schedulers, GradScaler, accelerate, checkpoints and re
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from itertools import chain
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -24,9 +26,10 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-from opdf.mpo import MPOShape, contract, decompose, pullback
+from opdf.mpo import MPOShape, Progress, contract, matmul_precision, pullback
 from opdf.mpo.contract import Segments, contract_segments
 from opdf.overparam.alignment import Alignment
+from opdf.overparam.cache import decompose_cached
 from opdf.overparam.select import as_matrix, as_weight
 
 FORMAT = 1
@@ -37,6 +40,12 @@ _EXTERNAL = -1
 
 _UNKNOWN = 0.0
 """Learning rate factor before the first step that moves anything; a state's keys do not depend on it being known."""
+
+STACK_ENTRIES = 2**24
+"""Core entries that are stepped together at most; their copies and gradients exist only that long."""
+
+ROUNDING = {"float32": 0.0, "tf32": 2.0**-10, "bf16": 2.0**-7}
+"""Spacing of the numbers around 1 that a contraction's precision adds to the weight's own."""
 
 
 class Spec(NamedTuple):
@@ -50,7 +59,14 @@ class Spec(NamedTuple):
 
     @property
     def shape(self) -> MPOShape:
-        return MPOShape(self.row_factors, self.col_factors, self.bond_dims)
+        return _shape_of(self.row_factors, self.col_factors, self.bond_dims)
+
+
+_shape_of = lru_cache(maxsize=1024)(MPOShape)  # it checks itself, which every step would pay for
+
+
+Entry = tuple[str, Tensor, Spec]
+"""An over-parameterized weight: name, parameter, and how."""
 
 
 class OverParameterizedOptimizer(Optimizer):
@@ -65,8 +81,11 @@ class OverParameterizedOptimizer(Optimizer):
         lr_scaling: "match-dense" or "none", see `OverParamConfig`.
         alignment: the constraint loss, or None.
         initial_cores: cores by name to start from instead of decomposing the weights.
-        keep_products: see `OverParamConfig`.
+        keep_products, precision, cache: see `OverParamConfig`.
         **inner_options: options of `inner`: lr, betas, weight_decay, ...
+
+    Attributes:
+        progress: called with the numbers of matrices done and in all while weights are decomposed; None at first.
 
     Raises:
         TypeError: `inner` is not an elementwise torch optimizer class, or an option is not one of its own.
@@ -83,6 +102,8 @@ class OverParameterizedOptimizer(Optimizer):
         alignment: Alignment | None = None,
         initial_cores: Mapping[str, list[Tensor]] | None = None,
         keep_products: bool | None = None,
+        precision: str = "float32",
+        cache: str | Path | None = None,
         **inner_options: Any,
     ) -> None:
         if not (isinstance(inner, type) and issubclass(inner, Optimizer)):
@@ -98,7 +119,10 @@ class OverParameterizedOptimizer(Optimizer):
         self._alignment = alignment
         self._initial_cores = dict(initial_cores or {})
         self._keep_products = keep_products
-        self._products: dict[Tensor, tuple[list[Tensor], list[int], Segments]] = {}
+        self._precision = precision
+        self._cache = cache
+        self.progress: Progress | None = None
+        self._products: dict[tuple[Tensor, ...], tuple[list[Tensor], list[int], Segments]] = {}
         self._logs: dict[str, Tensor] = {}
         super().__init__(params, {**self._make_inner({}).defaults, "opdf_format": FORMAT})
         missing = self._specs.keys() - {name for group in self.param_groups for name in group["param_names"]}
@@ -135,17 +159,24 @@ class OverParameterizedOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._logs = {}
-        with full_precision():
+        moving = [entry for entry in self._entries() if entry[1].grad is not None]
+        for entry in moving:
+            check_is_matrix(*entry)
+        self._step_groups(moving)
+        return loss
+
+    def _step_groups(self, moving: Sequence[Entry]) -> None:
+        """Step all plain parameters, and these over-parameterized ones."""
+        self._prepare(moving)
+        names = {name for name, _, _ in moving}
+        with matmul_precision("high" if self._precision == "tf32" else "highest"):
             for group in self.param_groups:
                 inner = self._make_inner(group)
                 plain = [p for p, spec in members(group) if spec is None and p.grad is not None]
                 if plain:
                     run_inner(inner, plain, self.state, group["lr"])
-                for name, p, spec in self._over_parameterized(group):
-                    if p.grad is not None:
-                        check_is_matrix(name, p, spec)
-                        self._step_matrix(inner, group, name, p, spec)
-        return loss
+                for stack in _stacks(entry for entry in self._over_parameterized(group) if entry[0] in names):
+                    self._step_stack(inner, group, stack)
 
     def _whole_weight(self, p: Tensor) -> Tensor:
         return whole(p)
@@ -161,23 +192,17 @@ class OverParameterizedOptimizer(Optimizer):
 
     def cores(self, name: str) -> list[Tensor] | None:
         """The current cores of a weight, or None before its first step."""
-        for group in self.param_groups:
-            for other, p, spec in self._over_parameterized(group):
-                if other == name:
-                    return _cores_of(self.state[p], spec.shape) if self.state.get(p) else None
-        raise KeyError(f"{name!r} is not an over-parameterized weight of this optimizer")
+        _, p, spec = self._entry(name)
+        return _cores_of(self.state[p], spec.shape) if self.state.get(p) else None
 
     @torch.no_grad()
     def set_cores(self, name: str, cores: list[Tensor]) -> None:
         """Take these cores for a weight, write their product into it, and forget its moments."""
-        for group in self.param_groups:
-            for other, p, spec in self._over_parameterized(group):
-                if other == name:
-                    self.state[p] = {f"core{k}": _working(core, p) for k, core in enumerate(cores)}
-                    with full_precision():
-                        self._write(p, spec, self.state[p])
-                    return
-        raise KeyError(f"{name!r} is not an over-parameterized weight of this optimizer")
+        entry = self._entry(name)
+        p = entry[1]
+        self.state[p] = {f"core{k}": _working(core, p) for k, core in enumerate(cores)}
+        with matmul_precision():
+            self._write([entry])
 
     def realign(self) -> None:
         """Take the constraint's targets from the teacher as it is now, at the next step: for a teacher that moves."""
@@ -187,11 +212,7 @@ class OverParameterizedOptimizer(Optimizer):
     @torch.no_grad()
     def start(self) -> None:
         """Make the cores of every weight that has none yet; `step` does it for those that it moves."""
-        with full_precision():
-            for group in self.param_groups:
-                for name, p, spec in self._over_parameterized(group):
-                    if "core0" not in self.state[p]:
-                        self._start(name, p, spec, self.state[p])
+        self._prepare(self._entries())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict; cores and moments keep their saved precision, and the cores are the truth.
@@ -213,10 +234,20 @@ class OverParameterizedOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("_inner_class", "_inner_options", "_specs", "_lr_scaling", "_alignment", "_initial_cores", "_logs",
-               "_keep_products")  # fmt: skip
-        return super().__getstate__() | {name: self.__dict__[name] for name in own} | {"_products": {}}
+               "_keep_products", "_precision", "_cache")  # fmt: skip
+        kept = {name: self.__dict__[name] for name in own}
+        return super().__getstate__() | kept | {"_products": {}, "progress": None}
 
-    def _over_parameterized(self, group: dict[str, Any]) -> Iterator[tuple[str, Tensor, Spec]]:
+    def _entries(self) -> list[Entry]:
+        return [entry for group in self.param_groups for entry in self._over_parameterized(group)]
+
+    def _entry(self, name: str) -> Entry:
+        for entry in self._entries():
+            if entry[0] == name:
+                return entry
+        raise KeyError(f"{name!r} is not an over-parameterized weight of this optimizer")
+
+    def _over_parameterized(self, group: dict[str, Any]) -> Iterator[Entry]:
         for name, (p, spec) in zip(group["param_names"], members(group), strict=True):
             if spec is not None:
                 yield name, p, spec
@@ -227,20 +258,72 @@ class OverParameterizedOptimizer(Optimizer):
         inner.param_groups[0].update({k: group[k] for k in inner.defaults if k in group})
         return inner
 
-    def _step_matrix(self, inner: Optimizer, group: dict[str, Any], name: str, p: Tensor, spec: Spec) -> None:
-        shape, state = spec.shape, self.state[p]
-        if "core0" not in state:
-            self._start(name, p, spec, state)
-        elif p._version != state["version"]:
-            self._reconcile(name, p, spec, state)
-        cores = _cores_of(state, shape)
-        grad = as_matrix(self._whole_grad(p), spec.kind).to(cores[0].dtype)
-        grads = pullback(cores, grad, self._known_products(p, cores))
-        idle = group["lr"] == 0 or not grad.any()
+    def _prepare(self, entries: Iterable[Entry]) -> None:
+        """Cores for the weights that have none, and the constraint's targets, all decomposed together.
+
+        The weights are not written back: nothing has moved yet.
+        """
+        entries = list(entries)
+        with matmul_precision():
+            for name, p, spec in entries:
+                if "core0" in self.state[p] and p._version != self.state[p]["version"]:
+                    self._reconcile(name, p, spec, self.state[p])
+        alignment = self._alignment
+        new = [entry for entry in entries if "core0" not in self.state[entry[1]]]
+        pairs = alignment.pairs if alignment else {}
+        free = [entry for entry in entries if entry[0] in pairs and "aligned" not in self.state[entry[1]]]
+        given = [self._initial_cores.pop(name, None) for name, _, _ in new]
+        unknown = [entry for entry, cores in zip(new, given, strict=True) if cores is None]
+        if not new and not free:
+            return
+        matrices = [as_matrix(self._whole_weight(p), spec.kind) for _, p, spec in unknown]
+        shapes = [spec.shape for _, _, spec in unknown]
+        if alignment:
+            matrices += [alignment.teacher_matrix(name).to(p.device, _working_dtype(p)) for name, p, _ in free]
+            shapes += [pairs[name].shape for name, _, _ in free]
+        made = iter(decompose_cached(self._cache, matrices, shapes, progress=self.progress))
+        for (_, p, _), known in zip(new, given, strict=True):
+            state = self.state[p]
+            state.update({f"core{k}": _working(core, p) for k, core in enumerate(known or next(made))})
+            state["version"] = p._version
+            if self._lr_scaling == "match-dense":
+                state.setdefault("lr_scale", _UNKNOWN)
+        for name, p, spec in free:
+            assert alignment is not None
+            state = self.state[p]
+            with matmul_precision():
+                targets = alignment.targets(name, _cores_of(state, spec.shape), next(made))
+            # Kept in the state: a resumed run cannot match gauges with the student's first cores again.
+            state.update({f"target{k}": core for k, core in targets.items()}, aligned=1)
+
+    def _step_stack(self, inner: Optimizer, group: dict[str, Any], stack: Sequence[Entry]) -> None:
+        """Step matrices of one shape together; each keeps a state of its own."""
+        chains = [_cores_of(self.state[p], spec.shape) for _, p, spec in stack]
+        dense = [as_matrix(self._whole_grad(p), spec.kind).to(chains[0][0].dtype) for _, p, spec in stack]
+        pulled = pullback(self._stacked(chains), self._low(_together(dense)), self._known_products(stack, chains))
+        grads = [_apart(g.to(chains[0][0].dtype), len(stack)) for g in pulled]
+        zero = _all_zero(dense)
+        changed = [
+            entry
+            for n, entry in enumerate(stack)
+            if self._step_matrix(inner, group, entry, chains[n], [g[n] for g in grads], dense[n], idle=zero[n])
+        ]
+        del dense, pulled, grads
+        if changed:
+            self._write(changed)
+
+    def _step_matrix(
+        self, inner: Optimizer, group: dict[str, Any], entry: Entry, cores: list[Tensor], grads: list[Tensor],
+        grad: Tensor, *, idle: bool,
+    ) -> bool:  # fmt: skip
+        """Step the cores of one matrix, `idle` without a gradient; whether any of them moved."""
+        name, p, spec = entry
+        state = self.state[p]
+        idle = idle or group["lr"] == 0
         before = [core.clone() for core in cores] if idle else None
         if state.get("lr_scale") == _UNKNOWN and not idle:
             state["lr_scale"] = _dense_over_cores(inner, cores, grads, grad)
-        self._constrain(name, shape, cores, grads, state)
+        self._constrain(name, spec.shape, cores, grads, state)
         states: dict[Tensor, dict[str, Any]] = {core: state.get(f"inner{k}", {}) for k, core in enumerate(cores)}
         for core, g in zip(cores, grads, strict=True):
             core.grad = g
@@ -249,30 +332,18 @@ class OverParameterizedOptimizer(Optimizer):
             core.grad = None
             if states[core]:
                 state[f"inner{k}"] = states[core]
-        if before is None or any(not torch.equal(b, core) for b, core in zip(before, cores, strict=True)):
-            self._write(p, spec, state)
-
-    def _start(self, name: str, p: Tensor, spec: Spec, state: dict[str, Any]) -> None:
-        """Decompose the weight without writing it back: nothing has moved yet."""
-        matrix = as_matrix(self._whole_weight(p), spec.kind)
-        cores = self._initial_cores.pop(name, None) or decompose(matrix, spec.shape)
-        for k, core in enumerate(cores):
-            state[f"core{k}"] = _working(core, p)
-        state["version"] = p._version
-        if self._lr_scaling == "match-dense":
-            state.setdefault("lr_scale", _UNKNOWN)
+        return before is None or any(not torch.equal(b, core) for b, core in zip(before, cores, strict=True))
 
     def _reconcile(self, name: str, p: Tensor, spec: Spec, state: dict[str, Any]) -> None:
         """Someone else wrote the weight since the last step: if its values changed, they win over the cores."""
-        if _deviation(self._whole_weight(p), spec, state) > _tolerance(p):
+        if _deviation(self._whole_weight(p), spec, state) > self._tolerance(p):
             warnings.warn(
                 f"{name} was changed outside the optimizer; its cores are decomposed anew and its moments start over. "
                 "Load weights before creating the optimizer, or load the optimizer's state dict with them",
-                stacklevel=4,
+                stacklevel=5,
             )
             for key in [k for k in state if k != "lr_scale"]:
                 del state[key]
-            self._start(name, p, spec, state)
         state["version"] = p._version
 
     def _constrain(
@@ -281,9 +352,6 @@ class OverParameterizedOptimizer(Optimizer):
         alignment = self._alignment
         if alignment is None or name not in alignment.pairs:
             return
-        if "aligned" not in state:
-            # Kept in the state: a resumed run cannot match gauges with the student's first cores again.
-            state.update({f"target{k}": core for k, core in alignment.targets(name, cores).items()}, aligned=1)
         targets = {k: state[f"target{k}"] for k in range(shape.sites) if f"target{k}" in state}
         loss, extra = alignment.gradients(shape, cores, targets)
         self._log("loss", loss)
@@ -295,30 +363,46 @@ class OverParameterizedOptimizer(Optimizer):
     def _log(self, key: str, value: Tensor) -> None:
         self._logs[key] = self._logs[key] + value.to(self._logs[key].device) if key in self._logs else value
 
-    def _write(self, p: Tensor, spec: Spec, state: dict[str, Any]) -> None:
-        cores = _cores_of(state, spec.shape)
-        matrix, products = contract_segments(cores, spec.shape)
-        if self._keep_products or (self._keep_products is None and p.device.type == "cpu"):
-            self._products[p] = cores, [core._version for core in cores], products
-        self._put(p, as_weight(matrix, spec.kind, p.shape))
+    def _write(self, stack: Sequence[Entry]) -> None:
+        """Contract the cores of matrices of one shape, and write their weights."""
+        shape = stack[0][2].shape
+        chains = [_cores_of(self.state[p], shape) for _, p, _ in stack]
+        product, segments = contract_segments(self._stacked(chains), shape)
+        if self._keep_products or (self._keep_products is None and chains[0][0].device.type == "cpu"):
+            cores = [core for chain_ in chains for core in chain_]
+            self._products[tuple(p for _, p, _ in stack)] = cores, [core._version for core in cores], segments
+        for (_, p, spec), matrix in zip(stack, _apart(product.to(chains[0][0].dtype), len(stack)), strict=True):
+            self._put(p, as_weight(matrix, spec.kind, p.shape))
 
-    def _known_products(self, p: Tensor, cores: list[Tensor]) -> Segments | None:
+    def _known_products(self, stack: Sequence[Entry], chains: Sequence[list[Tensor]]) -> Segments | None:
         """The products of the last contraction, if the cores are still those that were contracted."""
-        contracted, versions, products = self._products.pop(p, ([], [], None))
+        contracted, versions, products = self._products.pop(tuple(p for _, p, _ in stack), ([], [], None))
+        cores = [core for chain_ in chains for core in chain_]
         same = [core is other for core, other in zip(cores, contracted, strict=False)]
         return products if all(same) and versions == [core._version for core in cores] else None
+
+    def _stacked(self, chains: Sequence[list[Tensor]]) -> list[Tensor]:
+        """The cores of all chains, site by site, in the precision of the contraction."""
+        return [self._low(_together(cores)) for cores in zip(*chains, strict=True)]
+
+    def _low(self, tensor: Tensor) -> Tensor:
+        return tensor.bfloat16() if self._precision == "bf16" and tensor.dtype == torch.float32 else tensor
+
+    def _tolerance(self, p: Tensor) -> float:
+        """How far a weight may be from the product of its cores and still be taken for it."""
+        return max(50 * torch.finfo(p.dtype).eps, 2 * ROUNDING[self._precision])
 
     def _restore_weight(self, name: str, p: Tensor, spec: Spec) -> None:
         state = self.state[p]
         state["version"] = _EXTERNAL
-        with torch.no_grad(), full_precision():
-            if _deviation(self._whole_weight(p), spec, state) > _tolerance(p):
+        with torch.no_grad(), matmul_precision():
+            if _deviation(self._whole_weight(p), spec, state) > self._tolerance(p):
                 warnings.warn(
                     f"{name} did not hold the product of the loaded cores and was set to it; "
                     "load the model's weights from the same checkpoint",
                     stacklevel=3,
                 )
-                self._write(p, spec, state)
+                self._write([(name, p, spec)])
 
     def _check_compatible(self, state_dict: Mapping[str, Any]) -> None:
         groups = state_dict["param_groups"]
@@ -379,21 +463,38 @@ def run_inner(inner: Optimizer, tensors: list[Tensor], state: Any, lr: float | T
     inner.step()
 
 
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """No autocast and no TF32 while cores are contracted: the start would not be exact."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
-
-
 def _working(tensor: Tensor, p: Tensor) -> Tensor:
-    dtype = torch.float64 if p.dtype == torch.float64 else torch.float32
-    return tensor.detach().to(device=p.device, dtype=dtype, copy=True).contiguous()
+    return tensor.detach().to(device=p.device, dtype=_working_dtype(p), copy=True).contiguous()
+
+
+def _working_dtype(p: Tensor) -> torch.dtype:
+    return torch.float64 if p.dtype == torch.float64 else torch.float32
+
+
+def _stacks(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
+    """Matrices to step together: those of one shape where batched products are faster, on a GPU; else single ones."""
+    found: dict[Any, list[Entry]] = {}
+    for number, entry in enumerate(entries):
+        _, p, spec = entry
+        alike = (spec.shape, _working_dtype(p), p.device)
+        found.setdefault(alike if _faster_together(p.device) else number, []).append(entry)
+    for entries_ in found.values():
+        size = max(1, STACK_ENTRIES // entries_[0][2].shape.num_params)
+        yield from (entries_[k : k + size] for k in range(0, len(entries_), size))
+
+
+def _faster_together(device: torch.device) -> bool:
+    return device.type == "cuda"
+
+
+def _together(tensors: Sequence[Tensor]) -> Tensor:
+    """One tensor as it is, several as a stack."""
+    return tensors[0] if len(tensors) == 1 else torch.stack(list(tensors))
+
+
+def _apart(tensor: Tensor, count: int) -> Sequence[Tensor]:
+    """What `_together` has put together."""
+    return [tensor] if count == 1 else tensor.unbind()
 
 
 def _cores_of(state: Mapping[str, Any], shape: MPOShape) -> list[Tensor]:
@@ -428,8 +529,10 @@ def _deviation(weight: Tensor, spec: Spec, state: Mapping[str, Any]) -> float:
     return float((weight - product).norm()) / norm if norm else float(weight.norm())
 
 
-def _tolerance(p: Tensor) -> float:
-    return 50 * torch.finfo(p.dtype).eps
+def _all_zero(tensors: Sequence[Tensor]) -> list[bool]:
+    """Of each; waits for the device once."""
+    ends = torch.stack([torch.stack(torch.aminmax(t)) for t in tensors])
+    return [low == high == 0 for low, high in ends.tolist()]
 
 
 def _squared_norm(tensors: Iterable[Tensor]) -> Tensor:

@@ -17,13 +17,9 @@ from torch import Tensor
 
 from opdf.overparam.optimizer import (
     OverParameterizedOptimizer,
-    Spec,
     assign,
     check_is_matrix,
-    full_precision,
-    members,
     moved,
-    run_inner,
     whole,
 )
 
@@ -69,28 +65,15 @@ class OwnerOptimizer(OverParameterizedOptimizer):
                 loss = closure()
         self._logs, self._consolidated = {}, None
         owners, me = self.owners, _process()
-        with full_precision():
-            moving = [
-                (group, name, p, spec)
-                for group in self.param_groups
-                for name, p, spec in self._over_parameterized(group)
-                if p.grad is not None
-            ]
-            for _, name, p, spec in moving:
-                check_is_matrix(name, p, spec)
-                self._gather(p, mine=owners[name] == me)
-            for group in self.param_groups:
-                inner = self._make_inner(group)
-                plain = [p for p, spec in members(group) if spec is None and p.grad is not None]
-                if plain:
-                    run_inner(inner, plain, self.state, group["lr"])
-                for other, name, p, spec in moving:
-                    if other is group and owners[name] == me:
-                        self._step_matrix(inner, group, name, p, spec)
-            for _, name, p, _ in moving:
-                self._publish(p, owners[name])
+        moving = [entry for entry in self._entries() if entry[1].grad is not None]
+        for name, p, spec in moving:
+            check_is_matrix(name, p, spec)
+            self._gather(p, mine=owners[name] == me)
+        self._step_groups([entry for entry in moving if owners[entry[0]] == me])
+        for name, p, _ in moving:
+            self._publish(p, owners[name])
         self._grads, self._weights = {}, {}
-        self._sum_logs(moving[0][2].device if moving else torch.device("cpu"))
+        self._sum_logs(moving[0][1].device if moving else torch.device("cpu"))
         return loss
 
     def _gather(self, p: Tensor, *, mine: bool) -> None:
@@ -161,7 +144,7 @@ class OwnerOptimizer(OverParameterizedOptimizer):
 
     def consolidate_state_dict(self, to: int = 0) -> None:
         """Copy all cores and moments to the memory of process `to`, whose `state_dict` is then whole. Collective."""
-        owned = {n: moved(self.state[p], torch.device("cpu")) for n, p, _ in self._all() if self.state.get(p)}
+        owned = {n: moved(self.state[p], torch.device("cpu")) for n, p, _ in self._entries() if self.state.get(p)}
         parts: list[Any] | None = [None] * _processes() if _process() == to else None
         if _processes() > 1:
             dist.gather_object(owned, parts, dst=to)
@@ -183,7 +166,7 @@ class OwnerOptimizer(OverParameterizedOptimizer):
                 "this process has only its own cores; call consolidate_state_dict(to=rank) on every process first"
             )
         numbers = {p: k for k, p in enumerate(chain.from_iterable(group["params"] for group in self.param_groups))}
-        for name, p, _ in self._all():
+        for name, p, _ in self._entries():
             if name in self._consolidated:
                 found["state"][numbers[p]] = self._consolidated[name]
         return found
@@ -197,12 +180,9 @@ class OwnerOptimizer(OverParameterizedOptimizer):
         empty: dict[str, Any] = {"_grads": {}, "_weights": {}, "_results": {}, "_seen": {}, "_consolidated": None}
         return super().__getstate__() | empty
 
-    def _all(self) -> list[tuple[str, Tensor, Spec]]:
-        return [entry for group in self.param_groups for entry in self._over_parameterized(group)]
-
     def _forget_others(self) -> None:
         owners = self.owners
-        for name, p, _ in self._all():
+        for name, p, _ in self._entries():
             if owners[name] != _process():
                 self.state.pop(p, None)
 

@@ -113,6 +113,32 @@ def test_bad_data(tmp_path: Path, columns: Any, options: Any, error: type[Except
         load_data(write(tmp_path, "csv", **columns), **options)
 
 
+@pytest.mark.parametrize("content", [b"no image", None])
+def test_an_image_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | None) -> None:
+    for label in ("cat", "dog"):
+        (tmp_path / label).mkdir()
+        for i in range(10):
+            Image.fromarray(np.full((8, 8), 20 * i, np.uint8)).save(tmp_path / label / f"{i}.png")
+    bad = tmp_path / "dog" / "7.png"
+    bad.write_bytes(bad.read_bytes()[:45] if content is None else content)
+    data, task = load_data(str(tmp_path))
+    with pytest.raises(ValueError, match=rf"row \d+ of the \w+ split cannot be read .*: {bad}"):
+        encode(data, task, ViTImageProcessorPil(size={"height": 8, "width": 8}))
+
+
+def test_a_text_that_is_missing_is_named(tmp_path: Path) -> None:
+    texts = [f"s {i}" for i in range(40)]
+    data, task = load_data(write(tmp_path, "jsonl", text=[None, *texts[1:]], label=[0, 1] * 20))
+    with pytest.raises(ValueError, match=r"row \d+ of the \w+ split cannot be read .*'text': None"):
+        encode(data, task, AutoTokenizer.from_pretrained(minilm()))
+
+
+def test_a_line_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "data.csv").write_text('text,label\na,0\n"b,1,3\n"c,1\n' * 3)
+    with pytest.raises(ValueError, match=r"data\.csv cannot be read: .* line "):
+        load_data(str(tmp_path / "data.csv"))
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [("moive-sentiment", "did you mean 'movie-sentiment'"), ("none.csv", "none.csv does not exist")],

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import os
+import pickletools
+import socket
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.multiprocessing as mp
+from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
 from datasets import Dataset
+from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -21,14 +32,17 @@ from transformers import (
 )
 
 from opdf.distill import (
+    LGTM,
     Constraint,
     DistillationArguments,
     DistillationTrainer,
     HiddenDistillation,
     LogitsDistillation,
     Objective,
+    TrainingDiverged,
     keep_layers,
 )
+from opdf.distill.checkpoint import damage
 from opdf.overparam import OverParamConfig, OverParameterizedOptimizer
 
 
@@ -129,6 +143,212 @@ def test_resumed_run_equals_uninterrupted(tmp_path: Path, over: OverParamConfig 
         assert torch.equal(a, b), name
 
 
+@pytest.mark.parametrize("method", ["logits", "hidden", "constraint", "lgtm"])
+def test_resume_is_exact_with_dropout_accumulation_and_bf16(tmp_path: Path, method: str) -> None:
+    """Resumed in the middle of an epoch, at its end, and in the next one; every random draw has to follow on."""
+    save = {"save_strategy": "steps", "save_steps": 1, "max_steps": 6, "bf16": True, "gradient_accumulation_steps": 2,
+            "per_device_train_batch_size": 3}  # fmt: skip
+    weights = []
+    for folder, resume in (("whole", None), ("a", 2), ("b", 4), ("c", 5)):
+        torch.manual_seed(1)
+        teacher = bert()
+        teacher.config.hidden_dropout_prob = 0.2
+        student = keep_layers(teacher, 2)
+        for module in student.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.2
+        options: dict[str, Any] = {
+            "logits": {}, "hidden": {"objective": HiddenDistillation()},
+            "constraint": {"overparam": OverParamConfig(ones=1), "constraint": Constraint(layer_map="first")},
+            "lgtm": {"objective": LGTM(teacher_learning_rate=1e-3)},
+        }[method]  # fmt: skip
+        last = str(tmp_path / "whole" / f"checkpoint-{resume}") if resume else None
+        train(tmp_path / folder, student=student, teacher=teacher, training=save, resume=last, **options)
+        weights.append(student.state_dict())
+    for other in weights[1:]:
+        assert all(torch.equal(weights[0][name], value) for name, value in other.items())
+
+
+def sharded(rank: int, folder: str, placement: str, steps: int) -> None:
+    """One of two processes of a run under FSDP2, which accelerate has on accelerators only unless it is told."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    torch.set_num_threads(1)
+    Accelerator(cpu=True)
+    AcceleratorState._shared_state |= {
+        "distributed_type": DistributedType.FSDP,
+        "fsdp_plugin": FullyShardedDataParallelPlugin(
+            fsdp_version=2, auto_wrap_policy="transformer_based_wrap", transformer_cls_names_to_wrap=["BertLayer"]
+        ),
+    }
+    training = {"max_steps": steps, "save_strategy": "steps", "save_steps": 2, "per_device_train_batch_size": 4,
+                "lr_scheduler_type": "constant"}  # fmt: skip
+    trainer = DistillationTrainer(
+        keep_layers(bert(), 2), arguments(Path(folder), **training), teacher=bert(), train_dataset=sentences(),
+        overparam=OverParamConfig(ones=1, placement=placement), constraint=Constraint(),
+    )  # fmt: skip
+    trainer.is_fsdp_enabled = True
+    trainer.train(resume_from_checkpoint=any(Path(folder).glob("checkpoint-*")) or None)
+    assert any(isinstance(p, DTensor) for p in trainer.model.parameters())
+    torch.distributed.barrier()
+    os._exit(0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("placement", ["replicate", "owner"])
+def test_fsdp2_resumes_exactly_and_one_process_takes_its_checkpoint(
+    tmp_path: Path, placement: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = []
+    for name, stops in (("whole", [4]), ("halves", [2, 4])):
+        for steps in stops:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
+            mp.spawn(sharded, (str(tmp_path / name), placement, steps), nprocs=2)
+        weights.append(load_file(tmp_path / name / "checkpoint-4" / "model.safetensors"))
+    assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
+    options: dict[str, Any] = {"overparam": OverParamConfig(ones=1, placement=placement), "constraint": Constraint()}
+    _, student = train(tmp_path / "whole", training={"max_steps": 4}, resume=True, **options)
+    assert all(torch.equal(value, weights[0][key]) for key, value in student.state_dict().items())
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
+    training = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "lr_scheduler_type": "constant"}
+    _, before = train(tmp_path, training=training)
+    trainer, after = train(tmp_path, training=training, resume=True)
+    assert trainer.state.global_step == 4
+    assert all(torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
+
+
+class Poison(TrainerCallback):
+    """Makes a weight infinite after a step, as an overflow would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: nn.Module, **_: Any) -> None:
+        if state.global_step == self.step:
+            next(model.parameters()).data[:] = torch.inf
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_divergence_is_named_with_its_step_and_the_last_good_checkpoint(tmp_path: Path, accumulation: int) -> None:
+    training = {"save_strategy": "steps", "save_steps": 2, "max_steps": 20, "logging_steps": 7,
+                "gradient_accumulation_steps": accumulation}  # fmt: skip
+    with pytest.raises(
+        TrainingDiverged, match=r"diverged: .* in step 4; .*checkpoint-2\. .* lower learning_rate"
+    ) as stop:
+        train(tmp_path, training=training, callbacks=[Poison(3)])
+    assert stop.value.step == 4
+    assert stop.value.checkpoint == tmp_path / "checkpoint-2"
+    assert damage(stop.value.checkpoint) is None
+    assert [p.name for p in tmp_path.glob("*")] == ["checkpoint-2"]
+
+
+def test_divergence_is_noticed_without_log_and_checkpoints(tmp_path: Path) -> None:
+    with pytest.raises(TrainingDiverged, match="in step 3; no checkpoint was written before"):
+        train(tmp_path, training={"logging_strategy": "no"}, callbacks=[Poison(2)])
+
+
+def test_steps_that_a_gradient_scaler_skips_are_no_divergence(tmp_path: Path) -> None:
+    student = keep_layers(bert(), 2)
+    trainer = DistillationTrainer(
+        student, arguments(tmp_path, max_steps=12, max_grad_norm=0.0), teacher=bert(), train_dataset=sentences()
+    )
+    before = {n: p.clone() for n, p in student.named_parameters()}
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**66, growth_interval=99)
+    trainer.train()
+    assert any(not log["grad_norm"] < torch.inf for log in trainer.state.log_history if "grad_norm" in log)
+    assert any(not torch.equal(p, before[n]) for n, p in student.named_parameters())
+    assert all(p.isfinite().all() for p in student.parameters())
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**-30)
+    with pytest.raises(TrainingDiverged, match="no scale without overflow"):
+        trainer.train()
+
+
+def test_a_checkpoint_holds_no_foreign_pickles(tmp_path: Path) -> None:
+    """Objects in torch's own files (random states, schedules) show as imports; all others are JSON or safetensors."""
+    train(tmp_path, overparam=OverParamConfig(ones=1), training={"save_strategy": "steps", "save_steps": 2})
+    names = {p.name for p in (tmp_path / "checkpoint-2").iterdir()}
+    assert {n for n in names if not n.endswith((".json", ".safetensors"))} == {"scheduler.pt", "rng_state.pth"}
+    for name in ("scheduler.pt", "rng_state.pth"):
+        with zipfile.ZipFile(tmp_path / "checkpoint-2" / name) as file:
+            content = file.read(next(n for n in file.namelist() if n.endswith("data.pkl")))
+        imports = [str(arg) for op, arg, _ in pickletools.genops(content) if op.name == "GLOBAL"]
+        assert {word.split()[0].partition(".")[0] for word in imports} <= {"torch", "numpy", "collections", "_codecs"}
+
+
+def test_a_damaged_checkpoint_is_refused_by_name_and_passed_over_otherwise(tmp_path: Path) -> None:
+    save = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+    _, whole = train(tmp_path, overparam=OverParamConfig(ones=1), training=save)
+    last = tmp_path / "checkpoint-4"
+    (last / "optimizer-00000.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"checkpoint-4 cannot be resumed from: optimizer-00000\.json is damaged"):
+        train(tmp_path, overparam=OverParamConfig(ones=1), training=save, resume=str(last))
+    with pytest.warns(UserWarning, match="checkpoint-4 is not used"):
+        _, again = train(tmp_path, overparam=OverParamConfig(ones=1), training=save, resume=True)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+    assert damage(last) is None  # written again
+    with pytest.raises(FileNotFoundError, match="holds no whole checkpoint"):
+        train(tmp_path / "other", training=save, resume=True)
+
+
+def test_checkpoints_without_optimizer_cannot_be_resumed(tmp_path: Path) -> None:
+    train(tmp_path, training={"save_strategy": "steps", "save_steps": 2, "save_only_model": True})
+    with pytest.raises(ValueError, match="no state of the optimizer"):
+        train(tmp_path, resume=True)
+
+
+def test_old_checkpoints_are_removed_only_after_the_new_one_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every rename of the run is looked at; one that takes a name away comes after the next one was given."""
+    seen = []
+    rename = Path.rename
+
+    def looked_at(self: Path, target: Any) -> Path:
+        seen.append((Path(target).name, sorted(p.name for p in tmp_path.glob("checkpoint-*"))))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", looked_at)
+    train(tmp_path, training={"save_strategy": "steps", "save_steps": 1, "max_steps": 3, "save_total_limit": 1})
+    one, two, three = (f"checkpoint-{k}" for k in (1, 2, 3))
+    assert seen == [(one, []), (two, [one]), (one, [one, two]), (three, [two]), (two, [two, three])]
+    assert [p.name for p in tmp_path.glob("*")] == ["checkpoint-3"]
+
+
+def resources() -> tuple[float, int]:
+    """Resident memory in MiB and open files of this process."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20, len(os.listdir("/proc/self/fd"))
+
+
+class Gauge(TrainerCallback):
+    def __init__(self) -> None:
+        self.seen: dict[int, tuple[float, int]] = {}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.seen[state.global_step] = resources()
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("steps", [200, pytest.param(3000, marks=pytest.mark.slow)])
+def test_memory_and_open_files_do_not_grow(tmp_path: Path, steps: int) -> None:
+    """The second half of a run, with checkpoints and logs in it, against the first."""
+    gauge = Gauge()
+    training = {
+        "max_steps": steps, "save_strategy": "steps", "save_steps": steps // 20, "save_total_limit": 1,
+        "logging_steps": 10, "bf16": True, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 2,
+    }  # fmt: skip
+    train(
+        tmp_path, objective=HiddenDistillation(), overparam=OverParamConfig(ones=1),
+        constraint=Constraint(layer_map="first"), training=training, callbacks=[gauge],
+    )  # fmt: skip
+    middle, end = ([gauge.seen[k] for k in range(a, a + 20)] for a in (steps // 2, steps - 19))
+    assert max(m for m, _ in end) - max(m for m, _ in middle) < 8  # MiB; the weights leaked once a step would be more
+    assert max(f for _, f in end) <= max(f for _, f in middle)
+
+
 def test_resume_continues_projections(tmp_path: Path) -> None:
     save = {"save_strategy": "steps", "save_steps": 2, "max_steps": 5}
     states = []
@@ -197,6 +417,9 @@ def test_early_stopping_tensorboard_and_the_best_checkpoint(tmp_path: Path) -> N
     losses = [log["eval_loss"] for log in trainer.state.log_history if "eval_loss" in log]
     assert len(losses) < 20
     assert trainer.evaluate()["eval_loss"] == pytest.approx(min(losses), rel=1e-6)
+    best = tmp_path / f"checkpoint-{1 + losses.index(min(losses))}"
+    assert trainer.state.best_model_checkpoint == str(best)
+    assert json.loads((best / "trainer_state.json").read_text())["best_model_checkpoint"] == str(best)
     assert list(tmp_path.rglob("events.out.tfevents*"))
 
 

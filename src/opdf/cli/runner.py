@@ -19,7 +19,7 @@ from opdf.cli import job
 from opdf.cli.config import DistillConfig, ObjectiveConfig, plain
 from opdf.cli.prepared import Prepared
 from opdf.cli.targets import with_teacher_logits, write_store
-from opdf.distill import LogitsDistillation, SparseLogitsDistillation
+from opdf.distill import LogitsDistillation, SparseLogitsDistillation, TrainingDiverged
 from opdf.distill.probe import features, fit_probe
 from opdf.study import Cell, Outcome, Recorder
 
@@ -53,8 +53,11 @@ class Runner:
             trainer = job.student_trainer(self._stored(config, taught), prepared, teacher, Path(scratch), str(cell))
             recorder = Recorder(spectra=cell.seed == self.spectra_seed)
             recorder.attach(trainer)
-            start = time.perf_counter()
-            trainer.train()
+            diverged, start = {}, time.perf_counter()
+            try:
+                trainer.train()
+            except TrainingDiverged as stop:  # too high a rate is a result like others
+                diverged = {"diverged_in_step": stop.step}
             seconds = time.perf_counter() - start
         answers = self._answers(trainer, prepared)
         labels = prepared.data["validation"].with_format("numpy")["labels"]
@@ -63,7 +66,7 @@ class Runner:
             predictions=answers["test"].tolist(),
             seconds=round(seconds, 2),
             **job.parameters(trainer),
-            facts={"teacher": taught.scores, "steps": trainer.state.global_step, **recorder.facts},
+            facts={"teacher": taught.scores, "steps": trainer.state.global_step, **recorder.facts, **diverged},
         )
 
     def _configured(self, cell: Cell) -> DistillConfig:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict, Image
 from transformers import DataCollatorWithPadding, default_data_collator
 
 from opdf.data.task import Task
@@ -21,11 +21,20 @@ def encode(data: DatasetDict, task: Task, processor: Any, *, max_length: int = 1
         data, task: from `load_data`.
         processor: a tokenizer, or an image processor for image tasks.
         max_length: of a text (or pair), in tokens.
+
+    Raises:
+        ValueError: a row cannot be read; the message names it.
     """
-    encoded = data.map(
-        lambda rows: encode_rows(rows, task, processor, max_length=max_length),
-        batched=True, batch_size=256, remove_columns=data["train"].column_names, desc="encoding",
-    )  # fmt: skip
+    try:
+        encoded = data.map(
+            lambda rows: encode_rows(rows, task, processor, max_length=max_length),
+            batched=True, batch_size=256, remove_columns=data["train"].column_names, desc="encoding",
+        )  # fmt: skip
+    except Exception as error:
+        problem = _unreadable_row(data, task, processor)
+        if problem is None:
+            raise
+        raise ValueError(problem) from error
     if task.is_image:
         return encoded.with_format("torch"), default_data_collator
     return encoded, DataCollatorWithPadding(processor)
@@ -40,3 +49,21 @@ def encode_rows(rows: Mapping[str, Any], task: Task, processor: Any, *, max_leng
         encoded = dict(processor(*(rows[c] for c in task.inputs), truncation=True, max_length=max_length))
     target = torch.float if task.kind == "regression" else torch.long
     return encoded | {"labels": torch.tensor(rows[task.label], dtype=target).tolist()}
+
+
+def _unreadable_row(data: DatasetDict, task: Task, processor: Any) -> str | None:
+    """The first row that cannot be encoded by itself, and what is known of it: batches hide which one it was."""
+    for part, rows in data.items():
+        for k in range(len(rows)):
+            try:
+                encode_rows(rows[k : k + 1], task, processor)
+            except Exception as error:
+                return f"row {k} of the {part} split cannot be read ({error}): {_as_stored(rows, k, task)}"
+    return None
+
+
+def _as_stored(rows: Dataset, k: int, task: Task) -> str:
+    if task.is_image:
+        stored = rows.cast_column(task.inputs[0], Image(decode=False))[k][task.inputs[0]]
+        return str(stored["path"] or f"{len(stored['bytes'])} bytes without a file name")
+    return repr({column: rows[k][column] for column in (*task.inputs, task.label)})[:200]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from datasets import ClassLabel, Dataset, DatasetDict, Image, load_dataset
+from datasets.exceptions import DatasetGenerationError
 
 from opdf.data import embedded
 from opdf.data.splits import TEST, VALIDATION, split
@@ -66,7 +67,10 @@ def _read(name: str) -> DatasetDict:
         if not path.is_file():
             raise FileNotFoundError(f"{name} does not exist; give a data file, or one of {', '.join(embedded.names())}")
         options = {"sep": "\t"} if path.suffix == ".tsv" else {}
-        return load_dataset(READERS[path.suffix], data_files=str(path), **options)
+        try:
+            return load_dataset(READERS[path.suffix], data_files=str(path), **options)
+        except DatasetGenerationError as error:
+            raise ValueError(f"{name} cannot be read: {error.__cause__ or error}") from error
     if "/" not in name or name.startswith((".", "/", "~")):
         close = difflib.get_close_matches(name, embedded.names(), n=1)
         meant = f"; did you mean {close[0]!r}?" if close else ""

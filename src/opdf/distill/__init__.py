@@ -1,6 +1,7 @@
 """What a student learns from a teacher, and the trainer that does it."""
 
 from opdf.distill.adkd import AttributionDistillation
+from opdf.distill.checkpoint import StorageError
 from opdf.distill.dbkd import DecisionDistillation
 from opdf.distill.hidden import HiddenDistillation
 from opdf.distill.lgtm import LGTM
@@ -9,7 +10,7 @@ from opdf.distill.objective import Losses, Objective
 from opdf.distill.sparse_logits import SparseLogitsDistillation
 from opdf.distill.students import keep_layers
 from opdf.distill.theseus import Theseus
-from opdf.distill.trainer import Constraint, DistillationArguments, DistillationTrainer
+from opdf.distill.trainer import Constraint, DistillationArguments, DistillationTrainer, TrainingDiverged
 
 __all__ = [
     "LGTM",
@@ -23,6 +24,8 @@ __all__ = [
     "Losses",
     "Objective",
     "SparseLogitsDistillation",
+    "StorageError",
     "Theseus",
+    "TrainingDiverged",
     "keep_layers",
 ]

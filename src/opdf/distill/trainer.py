@@ -2,24 +2,47 @@
 
 from __future__ import annotations
 
-import json
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from opdf.distill import checkpoint
 from opdf.distill.logits import LogitsDistillation
 from opdf.distill.objective import Objective
 from opdf.overparam import OverParamConfig, OverParameterization, overparameterize
 from opdf.overparam.alignment import LayerMap
-from opdf.overparam.owner import OwnerOptimizer
+from opdf.overparam.optimizer import whole
+from opdf.overparam.owner import OwnerOptimizer, gathered, scattered
 
-OBJECTIVE_TENSORS = "objective.safetensors"
-OBJECTIVE_STATE = "objective.json"
+OPTIMIZER, OBJECTIVE = "optimizer", "objective"
+
+HOPELESS_SCALE = 2.0**-20
+"""A gradient scaler starts at 2^16 and halves at each overflow; down here it has long not seen a finite gradient."""
+
+
+class TrainingDiverged(ArithmeticError):  # noqa: N818
+    """The loss or its gradient is no longer a finite number.
+
+    Attributes:
+        step: the optimizer step in which that was first so.
+        checkpoint: the newest whole checkpoint, written before; None if there is none.
+    """
+
+    def __init__(self, what: str, step: int, checkpoint: Path | None) -> None:
+        self.step, self.checkpoint = step, checkpoint
+        saved = f"the last good checkpoint is {checkpoint}" if checkpoint else "no checkpoint was written before"
+        super().__init__(
+            f"training diverged: {what} in step {step}; {saved}. Resuming would repeat it: start anew with a lower "
+            "learning_rate, more warmup_steps, max_grad_norm=1, or bf16 instead of fp16, and look at the data"
+        )
 
 
 @dataclass
@@ -27,7 +50,12 @@ class DistillationArguments(TrainingArguments):
     """transformers.TrainingArguments with defaults for distillation.
 
     Weight decay (0 by default) acts on the cores of over-parameterized matrices, gradient clipping on dense gradients.
+    A loss that is not finite ends the run (`TrainingDiverged`) instead of being left out of the log.
     """
+
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "leave losses that are not finite out of the log; waits for every micro-batch"}
+    )
 
     report_to: str | list[str] | None = field(default="none", metadata={"help": "tensorboard, trackio, ... or none"})
     logging_steps: float = field(default=50, metadata={"help": "optimizer steps between two lines of the log"})
@@ -85,10 +113,15 @@ class DistillationTrainer(Trainer):
         if constraint is not None and (overparam is None or teacher is None):
             raise ValueError("constraint needs overparam and a teacher; give both, or constraint=None")
         args = args if args is not None else DistillationArguments("opdf-output")
+        if args.deepspeed:
+            raise ValueError("args.deepspeed is set: DeepSpeed partitions single matrices; use DDP or FSDP2")
         self.objective = objective if objective is not None else LogitsDistillation()
         self.overparameterization: OverParameterization | None = None
         self._parts: dict[str, Tensor] = {}
         self._parts_since = 0
+        self._window: tuple[list[Any], Any] = [], None
+        self._staging: Path | None = None
+        self._diverged: Tensor | None = None
         self._teacher = teacher
         self.optimizer: torch.optim.Optimizer | None = None
         self.objective.prepare(model, teacher)
@@ -139,6 +172,10 @@ class DistillationTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         """The micro-batches of one step, and how many items they and the other processes' hold together."""
+        if (
+            self.state.global_step >= self.state.max_steps
+        ):  # resumed when all was done: the Trainer would go one further
+            return [], None
         samples = []
         for _, sample in zip(range(num_batches), epoch_iterator, strict=False):
             samples.append(sample)
@@ -146,7 +183,7 @@ class DistillationTrainer(Trainer):
             return samples, None
         items = torch.stack([self.objective.count_items(self.model, s).to(device) for s in samples]).sum()
         items = self.accelerator.reduce(items, "sum")
-        self.objective.before_forward(self, samples, items)
+        self._window = samples, items
         return samples, items
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -171,9 +208,46 @@ class DistillationTrainer(Trainer):
         for name, value in losses.parts.items():
             self._parts[name] = self._parts[name] + value if name in self._parts else value
         # Gradients are averaged over processes, the loss is a sum over all their items.
+        self._watch(losses.total.detach())
         return losses.total * self.accelerator.num_processes
 
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        self._watch(torch.as_tensor(norm, device=self.args.device))
+        return norm
+
+    def _watch(self, value: Tensor) -> None:
+        """Remember the first step with a value that is not finite, without waiting for the device.
+
+        A gradient scaler meets such values as a matter of course and skips their steps.
+        """
+        if self.accelerator.scaler is not None:
+            return
+        step = torch.where(whole(value).isfinite(), torch.inf, float(self.state.global_step + 1))
+        self._diverged = step if self._diverged is None else torch.minimum(self._diverged, step)
+
+    def _check_finite(self) -> None:
+        """Called where the device is waited for anyway: before a log entry and before a checkpoint.
+
+        Raises:
+            TrainingDiverged: since the last call, some step was not finite.
+        """
+        scaler = self.accelerator.scaler
+        if scaler is not None and scaler.get_scale() < HOPELESS_SCALE:
+            self._give_up("the gradient scaler finds no scale without overflow", self.state.global_step)
+        if self._diverged is None:
+            return
+        step = -float(self.accelerator.gather(-self._diverged.reshape(1)).max())
+        self._diverged = None
+        if step != torch.inf:
+            self._give_up("the loss or its gradient is infinite or not a number", int(step))
+
+    def _give_up(self, what: str, step: int) -> None:
+        raise TrainingDiverged(what, step, checkpoint.newest_whole(Path(self.args.output_dir)))
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs or "train_loss" in logs:
+            self._check_finite()
         if "loss" in logs and self._parts:
             steps = max(1, self.state.global_step - self._parts_since)
             for name, value in self._parts.items():
@@ -201,29 +275,115 @@ class DistillationTrainer(Trainer):
             return
         with torch.random.fork_rng():
             loaded = type(student).from_pretrained(checkpoint, use_safetensors=True, dtype=student.dtype)
-        student.load_state_dict(loaded.state_dict())
+        set_model_state_dict(student, loaded.state_dict(), options=StateDictOptions(full_state_dict=True))
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's; True resumes from the newest checkpoint that is whole and warns of newer ones.
+
+        Raises:
+            FileNotFoundError: True, and no checkpoint in `args.output_dir` is whole.
+            ValueError: the checkpoint that was named is incomplete, damaged or altered.
+            TrainingDiverged: the loss or its gradient became infinite or not a number.
+        """
+        if resume_from_checkpoint is True:
+            newest = checkpoint.newest_whole(Path(self.args.output_dir))
+            if newest is None:
+                raise FileNotFoundError(f"{self.args.output_dir} holds no whole checkpoint; start without resuming")
+            resume_from_checkpoint = str(newest)
+        elif resume_from_checkpoint and (problem := checkpoint.damage(Path(resume_from_checkpoint))):
+            raise ValueError(
+                f"{resume_from_checkpoint} cannot be resumed from: {problem}; "
+                "resume_from_checkpoint=True takes the newest that is whole"
+            )
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staging) if self._staging else super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """The Trainer's files and ours, written beside and given their name when all are there."""
+        self._check_finite()
+        folder = Path(self._get_output_dir(trial))
+        final = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        scratch = folder / checkpoint.SCRATCH
+        staged = scratch / final.name
+        self._clear(scratch)  # what a killed run left
+        self.accelerator.wait_for_everyone()
+        self._staging = scratch
+        try:
+            with checkpoint.writing(
+                str(final), "the checkpoints before it are whole. Free space, or lower save_total_limit, and resume"
+            ):
+                super()._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()
+                if self.state.best_model_checkpoint == str(staged):
+                    self.state.best_model_checkpoint = str(final)
+                if self.args.should_save:
+                    self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
+                    checkpoint.publish(staged, final)
+        finally:
+            self._staging = None
+            self._clear(scratch)
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(final))
+        if self.args.should_save:
+            best = self.state.best_model_checkpoint
+            checkpoint.rotate(folder, self.args.save_total_limit, {final, *([Path(best)] if best else [])})
+
+    def _clear(self, scratch: Path) -> None:
+        if self.args.should_save:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self._staging is None:  # else the checkpoint has no name yet
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if _internal_call and self.is_fsdp_enabled:  # whole, so that any number of processes can load it
+            options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+            self._save(output_dir, get_model_state_dict(self.model, options=options))
+        else:
+            super().save_model(output_dir, _internal_call)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            folder = Path(output_dir if output_dir is not None else self.args.output_dir)
+            (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle
+            (folder / TRAINING_ARGS_NAME).with_suffix(".json").write_text(self.args.to_json_string())
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        folder = Path(output_dir)
+        folder.mkdir(parents=True, exist_ok=True)  # another process may be about to
+        optimizer: Any = getattr(self.optimizer, "optimizer", self.optimizer)
         if isinstance(optimizer, OwnerOptimizer):
-            optimizer.consolidate_state_dict()
-        super()._save_optimizer_and_scheduler(output_dir)
-        tensors = self.objective.tensors() if self.args.should_save else {}
-        if tensors:
-            own = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
-            save_file(own, Path(output_dir, OBJECTIVE_TENSORS))
-        if self.args.should_save and (state := self.objective.state_dict()):
-            Path(output_dir, OBJECTIVE_STATE).write_text(json.dumps(state))
+            checkpoint.write_state(folder, OPTIMIZER, optimizer.part_state_dict(), self.args.process_index)
+        else:
+            state = gathered(optimizer.state_dict())
+            if self.args.should_save:
+                checkpoint.write_state(folder, OPTIMIZER, state)
+        if self.args.should_save:
+            objective = {"tensors": self.objective.tensors(), "state": self.objective.state_dict()}
+            checkpoint.write_state(folder, OBJECTIVE, objective)
+            torch.save(self.lr_scheduler.state_dict(), folder / SCHEDULER_NAME)
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None:
+    def _load_optimizer_and_scheduler(self, checkpoint_folder: str | None) -> None:
+        if checkpoint_folder is None:
             return
-        if self.objective.tensors():
-            self.objective.load_tensors(load_file(Path(checkpoint, OBJECTIVE_TENSORS)))
-        state = Path(checkpoint, OBJECTIVE_STATE)
-        if state.is_file():
-            self.objective.load_state_dict(json.loads(state.read_text()))
+        folder = Path(checkpoint_folder)
+        parts = checkpoint.read_state(folder, OPTIMIZER)
+        if not parts:
+            raise ValueError(
+                f"{folder} has no state of the optimizer (save_only_model); start a new run from its weights instead"
+            )
+        state = {key: value for part in parts for key, value in part["state"].items()}
+        assert self.optimizer is not None
+        self.optimizer.load_state_dict(scattered(parts[0] | {"state": state}, self.optimizer))
+        self.lr_scheduler.load_state_dict(torch.load(folder / SCHEDULER_NAME, weights_only=True))
+        (objective,) = checkpoint.read_state(folder, OBJECTIVE)
+        self.objective.load_tensors(objective["tensors"])
+        self.objective.load_state_dict(objective["state"])
 
 
 class _ObjectiveHooks(TrainerCallback):
@@ -234,10 +394,15 @@ class _ObjectiveHooks(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.trainer._parts, self.trainer._parts_since = {}, state.global_step
+        self.trainer._diverged = None
         self.trainer.objective.on_train_begin(self.trainer)
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.trainer.objective.on_epoch_begin(self.trainer)
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        # Not where the batches are drawn: a resumed run sets its random state between the two.
+        self.trainer.objective.before_forward(self.trainer, *self.trainer._window)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

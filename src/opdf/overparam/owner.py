@@ -14,6 +14,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
 
 from opdf.overparam.optimizer import (
     OverParameterizedOptimizer,
@@ -171,6 +173,17 @@ class OwnerOptimizer(OverParameterizedOptimizer):
                 found["state"][numbers[p]] = self._consolidated[name]
         return found
 
+    def part_state_dict(self) -> dict[str, Any]:
+        """What this process has to save: the state of its own weights, and on process 0 of all that is trained densely.
+
+        The parts of all processes, with their "state" entries put together, make up the whole `state_dict`.
+        """
+        found = gathered(super().state_dict())
+        owners = self.owners
+        names = chain.from_iterable(group["param_names"] for group in self.param_groups)
+        mine = {k for k, name in enumerate(names) if owners.get(name, 0) == _process()}
+        return found | {"state": {k: values for k, values in found["state"].items() if k in mine}}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self._seen, self._consolidated = {}, None
@@ -185,6 +198,30 @@ class OwnerOptimizer(OverParameterizedOptimizer):
         for name, p, _ in self._entries():
             if owners[name] != _process():
                 self.state.pop(p, None)
+
+
+def gathered(value: Any) -> Any:
+    """A state with what FSDP2 has sharded in it made whole; collective."""
+    if isinstance(value, dict):
+        return {key: gathered(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(gathered(item) for item in value)
+    return whole(value) if isinstance(value, Tensor) else value
+
+
+def scattered(state_dict: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
+    """Inverse of `gathered` for an optimizer's state: what has a sharded parameter's shape is sharded like it."""
+    params = chain.from_iterable(group["params"] for group in optimizer.param_groups)
+    state = dict(state_dict["state"])
+    for key, p in enumerate(params):
+        if isinstance(p, DTensor) and key in state:
+            state[key] = {
+                name: distribute_tensor(value, p.device_mesh, p.placements, src_data_rank=None)
+                if isinstance(value, Tensor) and value.shape == p.shape
+                else value
+                for name, value in state[key].items()
+            }
+    return state_dict | {"state": state}
 
 
 def _processes() -> int:

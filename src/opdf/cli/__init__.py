@@ -1,7 +1,13 @@
-"""The command line: `opdf COMMAND ...`, one file a command."""
+"""The command line: `opdf COMMAND ...`, one file a command.
+
+Exit statuses: 0 done; 2 something to put right before it can start; 3 it stopped on its way for want of memory or disk
+space, or because training diverged; 130 and 143 it was stopped by SIGINT and SIGTERM. Anything else is a bug of ours.
+"""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from importlib import import_module
 
@@ -22,6 +28,21 @@ USAGE = "usage: opdf [--version] COMMAND ...\n\nOver-parameterized knowledge dis
 
 class UserError(Exception):
     """Something the user can put right: one line on stderr and exit status 2."""
+
+
+class Stopped(Exception):  # noqa: N818
+    """A signal ended a run, whose checkpoint is saved."""
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(message)
+        self.number = number
+
+
+NEEDS_LESS_MEMORY = (
+    "out of memory; these need less: a smaller training.per_device_train_batch_size with more "
+    "training.gradient_accumulation_steps, a smaller data.max_length, fewer overparam.ones, "
+    "overparam.keep_products false, overparam.placement owner on several processes"
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -47,10 +68,35 @@ def main(argv: list[str] | None = None) -> int:
         return _refuse(str(error))
     except KeyboardInterrupt:
         print("opdf: interrupted", file=sys.stderr)
-        return 130
+        return 128 + signal.SIGINT
+    except Stopped as stop:
+        print(f"opdf: {stop}", file=sys.stderr)
+        return 128 + stop.number
+    except Exception as error:
+        reason = _adversity(error)
+        if reason is None:
+            raise
+        return _refuse(reason, 3)
     return 0
 
 
-def _refuse(message: str) -> int:
+def _refuse(message: str, status: int = 2) -> int:
     print(f"opdf: error: {' '.join(message.split())}", file=sys.stderr)
-    return 2
+    return status
+
+
+def _adversity(error: Exception) -> str | None:
+    """What to tell a user whose run met with something that is no mistake, ours or theirs; None for all else."""
+    import torch
+
+    from opdf.distill import StorageError, TrainingDiverged
+    from opdf.distill.checkpoint import FULL
+
+    if isinstance(error, TrainingDiverged | StorageError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in FULL:
+        return f"{error.filename or 'a file'} could not be written: {os.strerror(error.errno)}; free some space"
+    memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    if memory or any(words in str(error) for words in ("not enough memory", "can't allocate memory")):
+        return NEEDS_LESS_MEMORY
+    return None

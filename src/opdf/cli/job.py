@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import pickle
 import platform
 import shutil
 import sys
@@ -19,7 +18,6 @@ import torch
 import transformers
 from accelerate import PartialState
 from datasets import disable_progress_bars
-from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -32,10 +30,10 @@ from transformers import (
 )
 
 import opdf
-from opdf.cli import UserError
+from opdf.cli import Stopped, UserError
 from opdf.cli.config import DistillConfig, TeacherConfig, fill, write_yaml
 from opdf.cli.prepared import Prepared
-from opdf.cli.progress import show
+from opdf.cli.progress import show, stopping
 from opdf.cli.targets import training_rows
 from opdf.data import Task, encode, load_data, minilm
 from opdf.distill import (
@@ -52,6 +50,7 @@ from opdf.distill import (
     Theseus,
     keep_layers,
 )
+from opdf.distill.checkpoint import newest_whole, writing
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "logits": LogitsDistillation,
@@ -89,6 +88,11 @@ def run(config: DistillConfig) -> dict[str, Any]:
     return metrics
 
 
+def _tell(message: str) -> None:
+    if is_main():
+        print(f"opdf: {message}", file=sys.stderr)
+
+
 def is_main() -> bool:
     """Whether this process writes and prints: one does, of those that torchrun or accelerate started."""
     return bool(PartialState().is_main_process)
@@ -98,7 +102,13 @@ def train_student(config: DistillConfig, prepared: Prepared, teacher: Any, outpu
     """Distill one student, save it under `output`, and return its metrics."""
     trainer = student_trainer(config, prepared, teacher, output, title)
     start = time.perf_counter()
-    trainer.train(resume_from_checkpoint=last_checkpoint(output) if config.resume else None)
+    last = newest_whole(output / "checkpoints", lambda text: _tell(f"warning: {text}")) if config.resume else None
+    if config.resume:
+        _tell(f"resuming from {last}" if last else "there is no whole checkpoint; starting from the beginning")
+    with stopping(trainer) as stop:
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+    if stop.signal is not None:
+        raise Stopped(stop.signal, f"stopped; step {trainer.state.global_step} is saved in {output / 'checkpoints'}")
     seconds = time.perf_counter() - start
     if is_main():
         save(trainer.model, prepared.processor, output / "student")
@@ -152,13 +162,16 @@ def claim(path: str, *, overwrite: bool, resume: bool) -> Path:
 
     Raises:
         FileExistsError: it holds something and neither `overwrite` nor `resume` was asked for.
+        FileNotFoundError: there is no run to resume in it.
     """
     folder = Path(path)
-    if resume and not (folder / "checkpoints").is_dir():
-        raise FileNotFoundError(f"{folder} has no checkpoints to resume from; start without resume")
+    if resume and not (folder / "config.yaml").is_file():
+        raise FileNotFoundError(f"{folder} holds no run to resume; start without resume")
     if folder.exists() and any(folder.iterdir()) and not resume:
         if not overwrite:
-            raise FileExistsError(f"output {folder} is not empty; choose another, or set --overwrite true")
+            raise FileExistsError(
+                f"output {folder} is not empty; choose another, or set --resume true or --overwrite true"
+            )
         if not (folder / "config.yaml").is_file() and not (folder / "results.json").is_file():
             raise FileExistsError(f"output {folder} was not written by opdf and is not overwritten; choose another")
     state = PartialState()
@@ -169,39 +182,6 @@ def claim(path: str, *, overwrite: bool, resume: bool) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     state.wait_for_everyone()
     return folder
-
-
-def last_checkpoint(output: Path) -> str:
-    """The newest checkpoint that is whole; a run can be killed while it writes one.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    steps = {int(p.name[11:]): p for p in (output / "checkpoints").glob("checkpoint-*") if p.name[11:].isdigit()}
-    for step in sorted(steps, reverse=True):
-        problem = damage(steps[step])
-        if problem is None:
-            return str(steps[step])
-        print(f"opdf: warning: {steps[step]} is not used: {problem}", file=sys.stderr)
-    raise FileNotFoundError(
-        f"{output / 'checkpoints'} holds no whole checkpoint; set training.save_strategy and start anew"
-    )
-
-
-def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, or None. The Trainer writes trainer_state.json last."""
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text())
-        for path in sorted(checkpoint.glob("*.safetensors")):
-            with safe_open(path, "pt"):
-                pass
-        for path in sorted(checkpoint.glob("*.pt")):
-            torch.load(path, weights_only=True, map_location="meta")
-    except FileNotFoundError:
-        return "it is incomplete"
-    except (json.JSONDecodeError, SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError, OSError) as error:
-        return f"it is damaged ({str(error).splitlines()[0]})"
-    return None
 
 
 def prepare_data(config: DistillConfig) -> Prepared:
@@ -375,16 +355,21 @@ def save(model: Any, processor: Any, folder: Path) -> None:
     """A plain transformers folder, complete or absent."""
     scratch = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(scratch, ignore_errors=True)
-    model.save_pretrained(scratch)
-    processor.save_pretrained(scratch)
-    shutil.rmtree(folder, ignore_errors=True)
-    scratch.rename(folder)
+    try:
+        with writing(str(folder), "free some space and run it again"):
+            model.save_pretrained(scratch)
+            processor.save_pretrained(scratch)
+        shutil.rmtree(folder, ignore_errors=True)
+        scratch.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def write_json(content: Any, path: Path) -> None:
     scratch = path.with_name(f".{path.name}.partial")
-    scratch.write_text(json.dumps(content, indent=2) + "\n")
-    scratch.rename(path)
+    with writing(str(path), "free some space and run it again"):
+        scratch.write_text(json.dumps(content, indent=2) + "\n")
+        scratch.rename(path)
 
 
 def versions() -> dict[str, str]:

@@ -1,13 +1,21 @@
-"""Progress of a Trainer's run on stderr: a bar with time left that vanishes in a pipe, and the log as a file."""
+"""A Trainer's run as its user follows it: a bar on stderr that vanishes in a pipe, the log as a file, and stopping."""
 
 from __future__ import annotations
 
+import atexit
 import json
+import os
+import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -54,6 +62,7 @@ class Bar(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.is_world_process_zero:
             self.progress.start()
+            atexit.register(self.progress.stop)  # an error leaves the cursor hidden otherwise
         self.progress.update(self.task, total=state.max_steps, completed=state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -77,6 +86,56 @@ class LogFile(TrainerCallback):
         if state.is_world_process_zero and logs:
             with self.path.open("a") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+class Stop(TrainerCallback):
+    """Saves a checkpoint and ends the training after the step in which SIGINT or SIGTERM came.
+
+    Attributes:
+        signal: the signal that came, in any process; None before.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._group: Any = None
+
+    def received(self, number: int, frame: FrameType | None = None) -> None:
+        if self.signal == number:  # launchers pass on a signal of another number: not the user's second one
+            os._exit(128 + number)
+        self.signal = number
+        name = signal.Signals(number).name
+        os.write(2, f"opdf: {name}: a checkpoint is saved after this step; {name} again stops at once\n".encode())
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if args.world_size > 1:
+            self._group = dist.new_group(backend="gloo")  # the answer is wanted on the host
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.signal = self._anywhere(self.signal)
+        if self.signal is not None:
+            control.should_save = control.should_training_stop = True
+
+    def _anywhere(self, number: int | None) -> int | None:
+        """A signal that some process got: all have to stop after the same step."""
+        if self._group is None:
+            return number
+        found = torch.tensor(number or 0)
+        dist.all_reduce(found, dist.ReduceOp.MAX, self._group)
+        return int(found) or None
+
+
+@contextmanager
+def stopping(trainer: Trainer) -> Iterator[Stop]:
+    """Inside, SIGINT and SIGTERM end the training in an orderly way, and the second of a kind at once."""
+    stop = Stop()
+    trainer.add_callback(stop)
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(kind, stop.received) for kind in kinds]
+    try:
+        yield stop
+    finally:
+        for kind, handler in zip(kinds, before, strict=True):
+            signal.signal(kind, handler)
 
 
 def show(trainer: Trainer, title: str, log: Path) -> None:

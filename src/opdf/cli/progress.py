@@ -97,12 +97,13 @@ class Stop(TrainerCallback):
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._here: int | None = None
         self._group: Any = None
 
     def received(self, number: int, frame: FrameType | None = None) -> None:
-        if self.signal == number:  # launchers pass on a signal of another number: not the user's second one
+        if self._here == number:  # another kind is a launcher's way to pass on the first
             os._exit(128 + number)
-        self.signal = number
+        self._here = number
         name = signal.Signals(number).name
         os.write(2, f"opdf: {name}: a checkpoint is saved after this step; {name} again stops at once\n".encode())
 
@@ -111,7 +112,7 @@ class Stop(TrainerCallback):
             self._group = dist.new_group(backend="gloo")  # the answer is wanted on the host
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.signal = self._anywhere(self.signal)
+        self.signal = self._anywhere(self._here)
         if self.signal is not None:
             control.should_save = control.should_training_stop = True
 

@@ -55,16 +55,29 @@ def machine() -> dict[str, Any]:
     }
 
 
-def write(name: str, title: str, rows: Sequence[Mapping[str, Any]], notes: str = "") -> None:
-    """Write `results/NAME.json` and `results/NAME.md`, and print the table."""
+def write(
+    name: str,
+    title: str,
+    rows: Sequence[Mapping[str, Any]],
+    notes: str = "",
+    *,
+    assumed: Mapping[str, Any] | None = None,
+) -> None:
+    """Write `results/NAME.json` and `results/NAME.md`, and print the table.
+
+    `assumed` replaces the machine for rows that were computed from assumptions, not measured on it.
+    """
     RESULTS.mkdir(exist_ok=True)
     plain = [{k: asdict(v) if isinstance(v, Timing) else v for k, v in row.items()} for row in rows]
-    (RESULTS / f"{name}.json").write_text(json.dumps({"machine": machine(), "rows": plain}, indent=1) + "\n")
+    source = {"machine": machine()} if assumed is None else {"assumed": dict(assumed)}
+    (RESULTS / f"{name}.json").write_text(json.dumps(source | {"rows": plain}, indent=1) + "\n")
     columns = list(rows[0])
     lines = [f"# {title}", "", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(_cell(row.get(c)) for c in columns) + " |" for row in rows]
-    facts = ", ".join(f"{k} {v}" for k, v in machine().items())
-    text = "\n".join([*lines, "", *([notes, ""] if notes else []), f"Measured on: {facts}.", ""])
+    ((_, facts),) = source.items()
+    origin = "Measured on" if assumed is None else "Not measured; assumed"
+    said = f"{origin}: {', '.join(f'{k} {v}' for k, v in facts.items())}."
+    text = "\n".join([*lines, "", *([notes, ""] if notes else []), said, ""])
     (RESULTS / f"{name}.md").write_text(text)
     print(text, flush=True)
 

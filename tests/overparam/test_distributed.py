@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from opdf.overparam import OverParamConfig, overparameterize
+from opdf.mpo import plan_shape
+from opdf.overparam import OverParamConfig, overparameterize, owner
 from opdf.overparam.owner import balance
 
 STEPS, ROWS = 4, 12
@@ -57,9 +61,22 @@ def train(
     return {n: p.detach().clone() for n, p in state.items()}, optimizer
 
 
-def worker(rank: int, world: int, wrapper: str, placement: str, folder: str, task: str) -> None:
+@contextmanager
+def process(rank: int, world: int, folder: str) -> Iterator[None]:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
+    yield
+    dist.barrier()
+    dist.destroy_process_group()
+    os._exit(0)  # gloo's threads may still be ending, and now and then abort the interpreter's own teardown
+
+
+def worker(rank: int, world: int, wrapper: str, placement: str, folder: str, task: str) -> None:
+    with process(rank, world, folder):
+        work(rank, world, wrapper, placement, folder, task)
+
+
+def work(rank: int, world: int, wrapper: str, placement: str, folder: str, task: str) -> None:
     saved = f"{folder}/saved.pt" if task == "resume" else None
     found, optimizer = train(wrapper, placement, rank, world, saved, STEPS // 2 if task == "save" else STEPS)
     facts = {"weights": found, "logs": optimizer.constraint_logs, "cores": sum(
@@ -74,14 +91,48 @@ def worker(rank: int, world: int, wrapper: str, placement: str, folder: str, tas
         if rank == 0:
             content = {"step": STEPS // 2, "model": found, "optimizer": optimizer.state_dict()}
             torch.save(content, f"{folder}/saved.pt")
-    dist.barrier()
-    dist.destroy_process_group()
-    os._exit(0)  # gloo's threads may still be ending, and now and then abort the interpreter's own teardown
+
+
+def watch_memory(rank: int, world: int, folder: str) -> None:
+    """Two steps of twelve equal matrices under FSDP2: core entries held, and gathered matrices alive at once."""
+    with process(rank, world, folder):
+        torch.manual_seed(0)
+        model = nn.Sequential(*(nn.Linear(8, 8, bias=False) for _ in range(12)))
+        fully_shard(model, mesh=init_device_mesh("cpu", (world,)))
+        config = OverParamConfig(ones=1, targets="all-linear", placement="owner")
+        optimizer = overparameterize(model, config).optimizer(torch.optim.AdamW, lr=1e-2)
+        gathered: list[Any] = []
+        alive: list[int] = []
+
+        def whole(tensor: torch.Tensor) -> torch.Tensor:
+            assert isinstance(tensor, DTensor)
+            result = tensor.full_tensor()
+            gathered.append(weakref.ref(result))
+            alive.append(sum(reference() is not None for reference in gathered))
+            return result
+
+        owner.whole = whole  # type: ignore[attr-defined]
+        peaks = []
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(torch.randn(4, 8)).square().mean().backward()
+            optimizer.step()
+            peaks.append(max(alive))
+            alive.clear()
+        names = {name for name, where in optimizer.owners.items() if where == rank}  # type: ignore[attr-defined]
+        cores = sum(core.numel() for name in names for core in optimizer.cores(name) or ())
+        tensors = [v for state in optimizer.state.values() for key, v in state.items() if key.startswith("core")]
+        assert cores == sum(core.numel() for core in tensors)
+        torch.save({"peaks": peaks, "cores": cores}, f"{folder}/{rank}.pt")
 
 
 def launch(folder: Path, world: int, wrapper: str, placement: str, task: str = "train") -> list[dict[str, Any]]:
     (folder / "rendezvous").unlink(missing_ok=True)
     mp.spawn(worker, (world, wrapper, placement, str(folder), task), nprocs=world)
+    return facts_of(folder, world)
+
+
+def facts_of(folder: Path, world: int) -> list[dict[str, Any]]:
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]
 
 
@@ -113,6 +164,18 @@ def test_a_checkpoint_does_not_depend_on_the_number_of_processes(tmp_path: Path)
     expected, _ = train("none", "replicate", 0, 1)
     for name, value in expected.items():
         torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_owners_hold_their_share_of_cores_and_gather_one_matrix_at_a_time(tmp_path: Path, world: int) -> None:
+    mp.spawn(watch_memory, (world, str(tmp_path)), nprocs=world)
+
+    ranks = facts_of(tmp_path, world)
+    one = plan_shape(8, 8, ones=1).num_params
+    for rank in ranks:
+        assert rank["cores"] == 12 * one / world
+        # Its own weight and gradient, and for a moment those of another; from then on weights are known.
+        assert rank["peaks"] == [4, 2]
 
 
 def test_costs_are_balanced() -> None:

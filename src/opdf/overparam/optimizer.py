@@ -69,6 +69,14 @@ Entry = tuple[str, Tensor, Spec]
 """An over-parameterized weight: name, parameter, and how."""
 
 
+class Stack(NamedTuple):
+    """Weights of one group and shape that are stepped together, and the optimizer that steps their cores."""
+
+    inner: Optimizer
+    group: dict[str, Any]
+    entries: list[Entry]
+
+
 class OverParameterizedOptimizer(Optimizer):
     """A torch optimizer on the cores of some parameters and on all others as they are.
 
@@ -159,24 +167,40 @@ class OverParameterizedOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._logs = {}
+        moving = self._moving()
+        self._prepare(moving)
+        self._step_plain()
+        self._step_stacks(self._plan_stacks(moving))
+        return loss
+
+    def _moving(self) -> list[Entry]:
+        """The over-parameterized weights that have a gradient."""
         moving = [entry for entry in self._entries() if entry[1].grad is not None]
         for entry in moving:
             check_is_matrix(*entry)
-        self._step_groups(moving)
-        return loss
+        return moving
 
-    def _step_groups(self, moving: Sequence[Entry]) -> None:
-        """Step all plain parameters, and these over-parameterized ones."""
-        self._prepare(moving)
-        names = {name for name, _, _ in moving}
+    def _step_plain(self) -> None:
+        """Step all parameters that are trained as they are."""
+        for group in self.param_groups:
+            plain = [p for p, spec in members(group) if spec is None and p.grad is not None]
+            if plain:
+                run_inner(self._make_inner(group), plain, self.state, group["lr"])
+
+    def _plan_stacks(self, entries: Iterable[Entry], places: Mapping[str, int] | None = None) -> list[Stack]:
+        """What to step together: matrices of one group and shape, and of one of `places` if that is given."""
+        chosen = {name for name, _, _ in entries}
+        found = []
+        for group in self.param_groups:
+            inner = self._make_inner(group)
+            wanted = (entry for entry in self._over_parameterized(group) if entry[0] in chosen)
+            found += [Stack(inner, group, alike) for alike in _stacks(wanted, places)]
+        return found
+
+    def _step_stacks(self, stacks: Iterable[Stack]) -> None:
         with matmul_precision("high" if self._precision == "tf32" else "highest"):
-            for group in self.param_groups:
-                inner = self._make_inner(group)
-                plain = [p for p, spec in members(group) if spec is None and p.grad is not None]
-                if plain:
-                    run_inner(inner, plain, self.state, group["lr"])
-                for stack in _stacks(entry for entry in self._over_parameterized(group) if entry[0] in names):
-                    self._step_stack(inner, group, stack)
+            for stack in stacks:
+                self._step_stack(*stack)
 
     def _whole_weight(self, p: Tensor) -> Tensor:
         return whole(p)
@@ -471,12 +495,12 @@ def _working_dtype(p: Tensor) -> torch.dtype:
     return torch.float64 if p.dtype == torch.float64 else torch.float32
 
 
-def _stacks(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
+def _stacks(entries: Iterable[Entry], places: Mapping[str, int] | None = None) -> Iterator[list[Entry]]:
     """Matrices to step together: those of one shape where batched products are faster, on a GPU; else single ones."""
     found: dict[Any, list[Entry]] = {}
     for number, entry in enumerate(entries):
-        _, p, spec = entry
-        alike = (spec.shape, _working_dtype(p), p.device)
+        name, p, spec = entry
+        alike = ((places or {}).get(name), spec.shape, _working_dtype(p), p.device)
         found.setdefault(alike if _faster_together(p.device) else number, []).append(entry)
     for entries_ in found.values():
         size = max(1, STACK_ENTRIES // entries_[0][2].shape.num_params)

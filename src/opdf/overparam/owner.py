@@ -1,14 +1,15 @@
 """Owner-computes: every matrix's cores and moments live on one process, which sends the others the new weight.
 
-Gradients are averaged by the model's wrapper (DDP, FSDP2) as ever, and stay of dense size on the wire. A step is:
-gather what FSDP2 has sharded; every process steps its own matrices; weights are sent from their owners. Memory for
-cores and the time of their step fall with the number of processes.
+Gradients are averaged by the model's wrapper (DDP, FSDP2) as ever, and stay of dense size on the wire. A step is made
+of turns, in each of which every process steps one matrix of its own (a stack of them on a GPU): what FSDP2 has sharded
+is gathered, all processes step, and the new weights are sent from their owners. Memory for cores and the time of their
+step fall with the number of processes, and no process holds more gathered matrices than those of one turn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain, zip_longest
 from typing import Any
 
 import torch
@@ -17,13 +18,10 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-from opdf.overparam.optimizer import (
-    OverParameterizedOptimizer,
-    assign,
-    check_is_matrix,
-    moved,
-    whole,
-)
+from opdf.overparam.optimizer import Entry, OverParameterizedOptimizer, Stack, assign, moved, whole
+
+Turn = dict[int, Stack]
+"""The stack that each process steps, by process; those that have none left are missing."""
 
 LOGS = ("loss", "distillation", "constraint")
 
@@ -45,8 +43,7 @@ class OwnerOptimizer(OverParameterizedOptimizer):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._grads: dict[Tensor, Tensor] = {}
-        self._weights: dict[Tensor, Tensor] = {}
+        self._gathered: dict[Tensor, dict[str, Tensor]] = {}
         self._results: dict[Tensor, Tensor] = {}
         self._seen: dict[Tensor, int] = {}
         self._consolidated: dict[str, Any] | None = None
@@ -66,57 +63,78 @@ class OwnerOptimizer(OverParameterizedOptimizer):
             with torch.enable_grad():
                 loss = closure()
         self._logs, self._consolidated = {}, None
-        owners, me = self.owners, _process()
-        moving = [entry for entry in self._entries() if entry[1].grad is not None]
-        for name, p, spec in moving:
-            check_is_matrix(name, p, spec)
-            self._gather(p, mine=owners[name] == me)
-        self._step_groups([entry for entry in moving if owners[entry[0]] == me])
-        for name, p, _ in moving:
-            self._publish(p, owners[name])
-        self._grads, self._weights = {}, {}
+        moving = self._moving()
+        turns = self._turns(moving)
+        self._prepare_together(turns)
+        self._step_plain()
+        for turn in turns:
+            self._gather(turn)
+            self._prepare(_mine(turn))
+            self._step_stacks(stack for owner, stack in turn.items() if owner == _process())
+            self._publish(turn)
         self._sum_logs(moving[0][1].device if moving else torch.device("cpu"))
         return loss
 
-    def _gather(self, p: Tensor, *, mine: bool) -> None:
+    def _turns(self, entries: Iterable[Entry]) -> list[Turn]:
+        """All stacks of these entries, one of every process at a time, the dearest first: nobody waits long."""
+        owners = self.owners
+        queues: dict[int, list[Stack]] = {}
+        for stack in self._plan_stacks(entries, owners):
+            queues.setdefault(owners[stack.entries[0][0]], []).append(stack)
+        for queue in queues.values():
+            queue.sort(key=lambda stack: -sum(spec.shape.contract_flops for _, _, spec in stack.entries))
+        turns = zip_longest(*queues.values())
+        return [{owner: s for owner, s in zip(queues, turn, strict=True) if s is not None} for turn in turns]
+
+    def _prepare_together(self, turns: Iterable[Turn]) -> None:
+        """Decompose at once what need not be gathered."""
+        self._prepare(entry for turn in turns for entry in _mine(turn) if not isinstance(entry[1], DTensor))
+
+    def _gather(self, turn: Turn) -> None:
+        for owner, stack in turn.items():
+            for _, p, _ in stack.entries:
+                self._gather_one(p, mine=owner == _process())
+
+    def _gather_one(self, p: Tensor, *, mine: bool) -> None:
         """Bring a gradient, and a weight that is new or was changed, to its owner; every process takes part."""
-        assert p.grad is not None
-        grad = whole(p.grad)
+        grad = whole(p.grad) if p.grad is not None else None
         weight = whole(p) if p._version != self._seen.get(p) else None
         if mine:
-            self._grads[p] = grad
-            if weight is not None:
-                self._weights[p] = weight
+            found = {"grad": grad, "weight": weight}
+            self._gathered[p] = {key: tensor for key, tensor in found.items() if tensor is not None}
 
     def _whole_weight(self, p: Tensor) -> Tensor:
-        return self._weights[p] if p in self._weights else whole(p)
+        return self._gathered[p]["weight"] if "weight" in self._gathered.get(p, {}) else whole(p)
 
     def _whole_grad(self, p: Tensor) -> Tensor:
-        return self._grads[p]
+        return self._gathered[p]["grad"]
 
     def _put(self, p: Tensor, value: Tensor) -> None:
-        if p in self._grads:  # in a step: sent to all at its end
-            self._results[p] = value.to(p.dtype)
+        if p in self._gathered:  # in a step: sent to all at the end of the turn
+            self._results[p] = value.to(p.dtype).contiguous()
         else:
             super()._put(p, value)
 
-    def _publish(self, p: Tensor, owner: int) -> None:
-        """Send a weight from its owner, if the owner moved it."""
-        mine = owner == _process()
-        value = self._results.pop(p, None)
+    def _publish(self, turn: Turn) -> None:
+        """Send weights from their owners, if those moved them."""
+        entries = [(owner, p) for owner, stack in turn.items() for _, p, _ in stack.entries]
+        sent = [p in self._results for _, p in entries]
         if _processes() > 1:
-            sent = torch.tensor(int(value is not None), device=p.device)
-            dist.broadcast(sent, owner)
-            if sent:
-                value = (
-                    value.contiguous() if value is not None else torch.empty(p.shape, dtype=p.dtype, device=p.device)
-                )
-                dist.broadcast(value, owner)
-        if value is not None:
-            assign(p, value)
-        if mine:
-            self.state[p]["version"] = p._version
-        self._seen[p] = p._version
+            flags = torch.tensor(sent, dtype=torch.int32, device=entries[0][1].device)
+            dist.all_reduce(flags, dist.ReduceOp.MAX)
+            sent = flags.tolist()
+        for (owner, p), send in zip(entries, sent, strict=True):
+            if send:
+                value = self._results.pop(p, None)
+                if value is None:
+                    value = torch.empty(p.shape, dtype=p.dtype, device=p.device)
+                if _processes() > 1:
+                    dist.broadcast(value, owner)
+                assign(p, value)
+            if owner == _process():
+                self.state[p]["version"] = p._version
+            self._seen[p] = p._version
+        self._gathered = {}
 
     def _sum_logs(self, device: torch.device) -> None:
         if self._alignment is None or _processes() == 1:
@@ -140,9 +158,14 @@ class OwnerOptimizer(OverParameterizedOptimizer):
         super().set_cores(name, cores)
         self._forget_others()
 
+    @torch.no_grad()
     def start(self) -> None:
-        super().start()
-        self._forget_others()
+        turns = self._turns(self._entries())
+        self._prepare_together(turns)
+        for turn in turns:
+            self._gather(turn)
+            self._prepare(_mine(turn))
+            self._gathered = {}
 
     def consolidate_state_dict(self, to: int = 0) -> None:
         """Copy all cores and moments to the memory of process `to`, whose `state_dict` is then whole. Collective."""
@@ -190,7 +213,7 @@ class OwnerOptimizer(OverParameterizedOptimizer):
         self._forget_others()
 
     def __getstate__(self) -> dict[str, Any]:
-        empty: dict[str, Any] = {"_grads": {}, "_weights": {}, "_results": {}, "_seen": {}, "_consolidated": None}
+        empty: dict[str, Any] = {"_gathered": {}, "_results": {}, "_seen": {}, "_consolidated": None}
         return super().__getstate__() | empty
 
     def _forget_others(self) -> None:
@@ -222,6 +245,10 @@ def scattered(state_dict: dict[str, Any], optimizer: Optimizer) -> dict[str, Any
                 for name, value in state[key].items()
             }
     return state_dict | {"state": state}
+
+
+def _mine(turn: Turn) -> list[Entry]:
+    return turn[_process()].entries if _process() in turn else []
 
 
 def _processes() -> int:

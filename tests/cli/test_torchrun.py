@@ -1,4 +1,4 @@
-"""The command line under torchrun: two real processes, one killed, and runs that go on with another number."""
+"""The command line under torchrun and accelerate: real processes, one killed, and runs continued by another number."""
 
 from __future__ import annotations
 
@@ -34,12 +34,18 @@ CONFIG = {
 }  # fmt: skip
 
 
-def command(folder: Path, processes: int, *more: str, **changes: Any) -> list[str]:
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--standalone", "--nproc-per-node"],
+    # Its --cpu starts a single process, whatever --num_processes says; --multi_gpu starts them all, also without a GPU.
+    "accelerate": ["accelerate.commands.launch", "--multi_gpu", "--main_process_port", "0", "--num_processes"],
+}
+
+
+def command(folder: Path, processes: int, *more: str, launcher: str = "torchrun", **changes: Any) -> list[str]:
     folder.mkdir(exist_ok=True)
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(CONFIG | {"output": str(folder / "out")} | changes))
-    start = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
-    return [*start, "-m", "opdf.cli", "distill", str(path), *more]
+    return [sys.executable, "-m", *LAUNCHERS[launcher], str(processes), "-m", "opdf.cli", "distill", str(path), *more]
 
 
 def run(argv: list[str]) -> subprocess.CompletedProcess[str]:
@@ -68,6 +74,21 @@ def test_two_processes_distill_and_one_goes_on(tmp_path: Path, placement: str) -
     assert done.returncode == 0, done.stderr
     after = student(tmp_path)
     assert all(torch.equal(before[name], value) for name, value in after.items())
+
+
+def test_accelerate_launches_what_one_process_gives(tmp_path: Path) -> None:
+    def sized(batch: int) -> dict[str, Any]:
+        # Adam would divide the rounding of gradients near 0 by itself.
+        shared = {"use_cpu": True, "per_device_train_batch_size": batch, "optim": "sgd"}
+        teacher = CONFIG["teacher"] | {"training": {"max_steps": 3} | shared}  # type: ignore[operator]
+        return {"teacher": teacher, "training": {"max_steps": 10, "learning_rate": 0.1} | shared}
+
+    done = run(command(tmp_path / "two", 2, launcher="accelerate", **sized(8)))
+    assert done.returncode == 0, done.stderr
+    assert main(command(tmp_path / "one", 1, **sized(16))[-2:]) == 0
+    expected, found = student(tmp_path / "one"), student(tmp_path / "two")
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_a_killed_process_ends_the_run_and_resuming_completes_it(tmp_path: Path) -> None:

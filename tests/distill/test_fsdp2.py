@@ -16,9 +16,12 @@ import torch.multiprocessing as mp
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 from datasets import Dataset
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch.distributed.tensor import DTensor
-from transformers import BertConfig, BertForSequenceClassification, TrainingArguments
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast, TrainingArguments
 
+from opdf.cli.job import save
 from opdf.distill import Constraint, DistillationArguments, DistillationTrainer, keep_layers
 from opdf.overparam import OverParamConfig
 
@@ -60,6 +63,14 @@ def worker(rank: int, folder: str) -> None:
         assert "bert.encoder.layer.0.attention.self.query.weight" in names
         weights = {name: p.full_tensor() if isinstance(p, DTensor) else p for name, p in run.model.named_parameters()}
         torch.save({n: w.detach() for n, w in weights.items()}, f"{folder}/{placement}-{rank}.pt")
+        full = run.accelerator.get_state_dict(run.model)
+        if rank == 0:
+            save(
+                run.model,
+                PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel())),
+                Path(folder, placement),
+                full,
+            )
     torch.distributed.barrier()
     os._exit(0)  # gloo's threads may still be ending, and now and then abort the interpreter's own teardown
 
@@ -78,6 +89,8 @@ def test_two_processes_equal_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         for name, p in alone.model.named_parameters():
             torch.testing.assert_close(first[name], p.detach(), rtol=1e-3, atol=1e-5, msg=name)
             assert torch.equal(first[name], second[name])
+        saved = BertForSequenceClassification.from_pretrained(tmp_path / placement)
+        assert all(torch.equal(first[name], p) for name, p in saved.named_parameters())
     moved = [name for name, p in alone.model.named_parameters() if not torch.allclose(p, before[name], atol=1e-3)]
     assert "bert.encoder.layer.0.attention.self.query.weight" in moved
 

@@ -9,7 +9,8 @@ DESCRIPTION = """Distill a student from a teacher.
 opdf distill CONFIG.yaml reads the options below from a file; any of them can be given or overridden on the command
 line, e.g. --overparam.ones 3 --training.learning_rate 1e-4 --output runs/mine. recipes/ has files to start from.
 
-On several devices: torchrun --nproc-per-node 4 -m opdf.cli distill CONFIG.yaml, or accelerate launch."""
+On several devices: torchrun --nproc-per-node 4 -m opdf.cli distill CONFIG.yaml, or
+accelerate launch --multi_gpu --num_processes 4 -m opdf.cli distill CONFIG.yaml, also without GPUs."""
 
 
 def main(argv: list[str]) -> None:

@@ -110,8 +110,9 @@ def train_student(config: DistillConfig, prepared: Prepared, teacher: Any, outpu
     if stop.signal is not None:
         raise Stopped(stop.signal, f"stopped; step {trainer.state.global_step} is saved in {output / 'checkpoints'}")
     seconds = time.perf_counter() - start
+    weights = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None  # by all together
     if is_main():
-        save(trainer.model, prepared.processor, output / "student")
+        save(trainer.model, prepared.processor, output / "student", weights)
         if trainer.objective.trains_teacher:
             save(teacher, prepared.processor, output / "trained-teacher")
     ratios = [entry["constraint_grad_ratio"] for entry in trainer.state.log_history if "constraint_grad_ratio" in entry]
@@ -351,13 +352,13 @@ def scores(trainer: Trainer, prepared: Prepared) -> dict[str, Any]:
     return result
 
 
-def save(model: Any, processor: Any, folder: Path) -> None:
-    """A plain transformers folder, complete or absent."""
+def save(model: Any, processor: Any, folder: Path, weights: dict[str, Any] | None = None) -> None:
+    """A plain transformers folder, complete or absent; `weights` are the whole ones of a sharded model."""
     scratch = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         with writing(str(folder), "free some space and run it again"):
-            model.save_pretrained(scratch)
+            model.save_pretrained(scratch, state_dict=weights)
             processor.save_pretrained(scratch)
         shutil.rmtree(folder, ignore_errors=True)
         scratch.rename(folder)

@@ -112,6 +112,9 @@ def test_a_killed_process_ends_the_run_and_resuming_completes_it(tmp_path: Path)
     assert process.returncode != 0
     assert time.monotonic() - start < 60
     assert "SIGKILL" in messages or "exitcode: -9" in messages
+    # The one that is left says so in a line, unless the launcher ends it while it does.
+    assert "opdf: error: another process of this run has ended" in messages or "(SIGTERM)" in messages
+    assert messages.count("Traceback (most recent call last)") == 1  # torchrun's own
     assert not (killed / "out" / "metrics.json").exists()
     done = run(command(killed, 2, "--resume", "true", training=training))
     assert done.returncode == 0, done.stderr

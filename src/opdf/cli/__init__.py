@@ -1,7 +1,8 @@
 """The command line: `opdf COMMAND ...`, one file a command.
 
 Exit statuses: 0 done; 2 something to put right before it can start; 3 it stopped on its way for want of memory or disk
-space, or because training diverged; 130 and 143 it was stopped by SIGINT and SIGTERM. Anything else is a bug of ours.
+space, or because training diverged or another of its processes was lost; 130 and 143 it was stopped by SIGINT and
+SIGTERM. Anything else is a bug of ours.
 """
 
 from __future__ import annotations
@@ -99,4 +100,19 @@ def _adversity(error: Exception) -> str | None:
     memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
     if memory or any(words in str(error) for words in ("not enough memory", "can't allocate memory")):
         return NEEDS_LESS_MEMORY
+    if _lost_process(error):
+        return (
+            f"another process of this run has ended or is out of reach ({str(error).partition('. ')[0]}); its lines "
+            "and the launcher's say why. --resume true goes on from the newest checkpoint"
+        )
     return None
+
+
+def _lost_process(error: Exception) -> bool:
+    """Whether a collective failed for want of a partner: nccl has exceptions for it, gloo has words."""
+    from torch import distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return False
+    words = ("Connection reset by peer", "Connection closed by peer", "Broken pipe", "Timed out waiting")
+    return isinstance(error, dist.DistError) or any(word in str(error) for word in words)

@@ -105,19 +105,22 @@ class Sweep:
 
     def config(self, setting: str, variant: str) -> DistillConfig:
         """What the runs of a variant on a setting have in common."""
+        return build(self._given(setting, variant), DistillConfig, f"variant {variant!r} of {setting!r}")
+
+    def _given(self, setting: str, variant: str) -> dict[str, Any]:
+        """The same as far as the study says it: another version's defaults do not make it another variant."""
         where = f"variant {variant!r} of {setting!r}"
-        changes = self.study.variants[variant] or {}
-        given = merged(self._settings[setting], _mapping(changes, where))
+        given = merged(self._settings[setting], _mapping(self.study.variants[variant] or {}, where))
         for key in ("output", "overwrite", "resume", "seed"):
             if key in given:
                 raise UserError(f"{where}: {key} is set by the study itself; remove it")
-        return build(given, DistillConfig, where)
+        return given
 
     def store(self) -> Store:
         folder = Path(self.study.output)
         url = self.study.storage or f"sqlite:///{folder / 'study.db'}"
         digests = {
-            (setting, variant): digest([plain(self.config(setting, variant)), self.study.probe])
+            (setting, variant): digest([self._given(setting, variant), self.study.probe])
             for setting in self.plan.settings
             for variant in self.plan.variants
         }

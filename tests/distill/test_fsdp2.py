@@ -16,6 +16,7 @@ import torch.multiprocessing as mp
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 from datasets import Dataset
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch.distributed.tensor import DTensor
@@ -37,8 +38,8 @@ def trainer(folder: Path, placement: str, batch: int, *, forced: bool = False, *
     ids = torch.randint(0, 20, (64, 5), generator=torch.Generator().manual_seed(0))
     data = Dataset.from_dict({"input_ids": ids.tolist(), "labels": (ids.sum(1) % 2).tolist()})
     arguments = DistillationArguments(
-        str(folder), use_cpu=True, max_steps=5, per_device_train_batch_size=batch, learning_rate=1e-2,
-        lr_scheduler_type="constant", save_strategy="no", disable_tqdm=True, **more,
+        str(folder), use_cpu=True, per_device_train_batch_size=batch, learning_rate=1e-2,
+        lr_scheduler_type="constant", disable_tqdm=True, **({"max_steps": 5, "save_strategy": "no"} | more),
     )  # fmt: skip
     if forced:
         assert arguments.device.type == "cpu"
@@ -49,9 +50,20 @@ def trainer(folder: Path, placement: str, batch: int, *, forced: bool = False, *
     )  # fmt: skip
 
 
-def worker(rank: int, folder: str) -> None:
+def join(rank: int) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     torch.set_num_threads(1)
+
+
+def launch(target: Any, arguments: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
+    mp.spawn(target, arguments, nprocs=2)
+
+
+def worker(rank: int, folder: str) -> None:
+    join(rank)
     with pytest.raises(ValueError, match="fsdp is set, and accelerate has FSDP on accelerators only"):
         trainer(Path(folder), "replicate", 4, fsdp=True, fsdp_config=dict(FSDP2))
     with pytest.raises(ValueError, match=r"FSDP1 .* use DDP or FSDP2"):
@@ -76,10 +88,7 @@ def worker(rank: int, folder: str) -> None:
 
 
 def test_two_processes_equal_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
-    mp.spawn(worker, (str(tmp_path),), nprocs=2)
+    launch(worker, (str(tmp_path),), monkeypatch)
 
     alone = trainer(tmp_path, "replicate", 8)
     before = {name: p.detach().clone() for name, p in alone.model.named_parameters()}
@@ -93,6 +102,36 @@ def test_two_processes_equal_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert all(torch.equal(first[name], p) for name, p in saved.named_parameters())
     moved = [name for name, p in alone.model.named_parameters() if not torch.allclose(p, before[name], atol=1e-3)]
     assert "bert.encoder.layer.0.attention.self.query.weight" in moved
+
+
+SAVING = {"save_strategy": "steps", "save_steps": 2}
+
+
+def part(rank: int, folder: str, placement: str, steps: int) -> None:
+    """Steps of a run, from its last checkpoint if there is one."""
+    join(rank)
+    more = SAVING | {"max_steps": steps, "fsdp": True, "fsdp_config": dict(FSDP2)}
+    run = trainer(Path(folder), placement, 4, forced=True, **more)
+    run.train(resume_from_checkpoint=any(Path(folder).glob("checkpoint-*")) or None)
+    torch.distributed.barrier()
+    os._exit(0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("placement", ["replicate", "owner"])
+def test_a_resumed_run_is_exact_and_one_process_takes_its_checkpoint(
+    tmp_path: Path, placement: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, stops in (("whole", [4]), ("halves", [2, 4])):
+        for steps in stops:
+            launch(part, (str(tmp_path / name), placement, steps), monkeypatch)
+    whole, halves = (load_file(tmp_path / name / "checkpoint-4" / "model.safetensors") for name in ("whole", "halves"))
+    assert all(torch.equal(value, halves[key]) for key, value in whole.items())
+    alone = trainer(tmp_path / "whole", placement, 8, max_steps=4)
+    alone.train(resume_from_checkpoint=True)
+    assert all(torch.equal(value, whole[key]) for key, value in alone.model.state_dict().items())
+    further = trainer(tmp_path / "whole", placement, 8, max_steps=6)
+    further.train(resume_from_checkpoint=True)  # with the optimizer's state
 
 
 def test_fsdp1_is_refused_before_anything_starts(tmp_path: Path) -> None:

@@ -5,21 +5,14 @@ from __future__ import annotations
 import json
 import os
 import pickletools
-import socket
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
-from accelerate import Accelerator, FullyShardedDataParallelPlugin
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType
 from datasets import Dataset
-from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -167,49 +160,6 @@ def test_resume_is_exact_with_dropout_accumulation_and_bf16(tmp_path: Path, meth
         weights.append(student.state_dict())
     for other in weights[1:]:
         assert all(torch.equal(weights[0][name], value) for name, value in other.items())
-
-
-def sharded(rank: int, folder: str, placement: str, steps: int) -> None:
-    """One of two processes of a run under FSDP2, which accelerate has on accelerators only unless it is told."""
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    torch.set_num_threads(1)
-    Accelerator(cpu=True)
-    AcceleratorState._shared_state |= {
-        "distributed_type": DistributedType.FSDP,
-        "fsdp_plugin": FullyShardedDataParallelPlugin(
-            fsdp_version=2, auto_wrap_policy="transformer_based_wrap", transformer_cls_names_to_wrap=["BertLayer"]
-        ),
-    }
-    training = {"max_steps": steps, "save_strategy": "steps", "save_steps": 2, "per_device_train_batch_size": 4,
-                "lr_scheduler_type": "constant"}  # fmt: skip
-    trainer = DistillationTrainer(
-        keep_layers(bert(), 2), arguments(Path(folder), **training), teacher=bert(), train_dataset=sentences(),
-        overparam=OverParamConfig(ones=1, placement=placement), constraint=Constraint(),
-    )  # fmt: skip
-    trainer.is_fsdp_enabled = True
-    trainer.train(resume_from_checkpoint=any(Path(folder).glob("checkpoint-*")) or None)
-    assert any(isinstance(p, DTensor) for p in trainer.model.parameters())
-    torch.distributed.barrier()
-    os._exit(0)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("placement", ["replicate", "owner"])
-def test_fsdp2_resumes_exactly_and_one_process_takes_its_checkpoint(
-    tmp_path: Path, placement: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    weights = []
-    for name, stops in (("whole", [4]), ("halves", [2, 4])):
-        for steps in stops:
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
-            mp.spawn(sharded, (str(tmp_path / name), placement, steps), nprocs=2)
-        weights.append(load_file(tmp_path / name / "checkpoint-4" / "model.safetensors"))
-    assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
-    options: dict[str, Any] = {"overparam": OverParamConfig(ones=1, placement=placement), "constraint": Constraint()}
-    _, student = train(tmp_path / "whole", training={"max_steps": 4}, resume=True, **options)
-    assert all(torch.equal(value, weights[0][key]) for key, value in student.state_dict().items())
 
 
 def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:

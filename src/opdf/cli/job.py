@@ -85,7 +85,14 @@ def run(config: DistillConfig) -> dict[str, Any]:
     metrics = train_student(config, prepared, teacher, output, "distilling") | {"teacher": teacher_scores}
     if is_main():
         write_json(metrics, output / "metrics.json")
+    leave()
     return metrics
+
+
+def leave() -> None:
+    """End the connections of several processes: left to the interpreter's end, gloo's threads now and then abort it."""
+    PartialState().wait_for_everyone()
+    PartialState().destroy_process_group()
 
 
 def _tell(message: str) -> None:
@@ -108,6 +115,7 @@ def train_student(config: DistillConfig, prepared: Prepared, teacher: Any, outpu
     with stopping(trainer) as stop:
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     if stop.signal is not None:
+        leave()
         raise Stopped(stop.signal, f"stopped; step {trainer.state.global_step} is saved in {output / 'checkpoints'}")
     seconds = time.perf_counter() - start
     weights = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None  # by all together

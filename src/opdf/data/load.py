@@ -98,7 +98,7 @@ def _with_splits(data: DatasetDict, validation: float, test: float, seed: int, l
 
 def _unlabelled(data: Dataset, column: str) -> bool:
     """Whether a split hides its labels, as GLUE's test splits do with -1."""
-    return column in data.column_names and len(data) > 0 and set(data[:100][column]) == {-1}
+    return column in data.column_names and len(data) > 0 and set(data.select_columns([column])[:100][column]) == {-1}
 
 
 def _label_column(columns: Sequence[str]) -> str:

@@ -61,6 +61,19 @@ test: data ## Run the fast tests and report coverage
 test-slow: data ## Run the tests that take minutes
 	@$(RUN) -m pytest -m slow
 
+# The lower bounds of pyproject.toml as pip constraints. Not torch: constraints.txt pins the one that all of this runs on.
+LOWER_BOUNDS := import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+    print(*(line.replace(">=", "==") for line in project["optional-dependencies"]["distill"]), sep="\n")
+
+.PHONY: test-lowest
+test-lowest: data ## Run the fast tests with the oldest versions allowed (in .venv-lowest)
+	@$(PYTHON) -m venv --clear $(VENV)-lowest
+	@$(RUN) -c '$(LOWER_BOUNDS)' > $(VENV)-lowest/constraints.txt
+	@$(VENV)-lowest/bin/python -m pip install --disable-pip-version-check -c constraints.txt torch | $(SHOW_PROGRESS)
+	@$(VENV)-lowest/bin/python -m pip install --disable-pip-version-check -c constraints.txt \
+	    -c $(VENV)-lowest/constraints.txt -e '.[distill,dev]' | $(SHOW_PROGRESS)
+	@$(VENV)-lowest/bin/python -m pytest
+
 .PHONY: lint
 lint: $(READY) ## Check style and types
 	@$(RUN) -m ruff check .
@@ -78,5 +91,5 @@ bench: $(READY) ## Run the benchmarks (some of them: make bench BENCH="step memo
 
 .PHONY: clean
 clean: ## Remove .venv, caches and build leftovers; results stay
-	@rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov
+	@rm -rf $(VENV) $(VENV)-lowest build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov
 	@find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from tests.spoil import Spoiling, spoilings
+from transformers import BertConfig, BertForSequenceClassification
 
-from opdf.distill import StorageError, checkpoint
+from opdf import OverParamConfig
+from opdf.distill import DistillationArguments, DistillationTrainer, LogitsDistillation, StorageError, checkpoint
 from opdf.distill.checkpoint import MANIFEST, damage, newest_whole, publish, read_state, rotate, write_state, writing
 
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
@@ -119,6 +124,38 @@ def test_no_manifest_makes_the_reader_fail(tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp("checkpoint")
     (folder / MANIFEST).write_bytes(content)
     assert damage(folder) is not None
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint as a run leaves it."""
+    folder = tmp_path_factory.mktemp("real")
+    torch.manual_seed(0)
+    student = BertForSequenceClassification(
+        BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    )
+    arguments = DistillationArguments(str(folder), max_steps=1, save_steps=1, use_cpu=True, disable_tqdm=True)
+    rows = [{"input_ids": [1, 2], "labels": 0}, {"input_ids": [3, 4], "labels": 1}]
+    DistillationTrainer(
+        student, arguments, objective=LogitsDistillation(alpha=0), overparam=OverParamConfig(ones=1), train_dataset=rows
+    ).train()
+    return folder / "checkpoint-1"
+
+
+@given(draw=st.integers(0, 1000), spoiling=spoilings)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_spoiled_checkpoint_is_named_or_reads_as_it_was(real: Path, draw: int, spoiling: Spoiling) -> None:
+    assert damage(real) is None
+    with TemporaryDirectory() as folder:
+        copy = Path(folder, real.name)
+        shutil.copytree(real, copy)
+        files = sorted(path for path in copy.rglob("*") if path.is_file())
+        spoiling.apply(files[draw % len(files)])
+        if damage(copy) is None:
+            assert same(read_state(copy, "optimizer"), read_state(real, "optimizer"))
+            assert (copy / "trainer_state.json").read_text() == (real / "trainer_state.json").read_text()
+        else:
+            assert newest_whole(Path(folder), lambda _: None) is None
 
 
 def test_the_newest_whole_checkpoint_is_found_by_its_step(tmp_path: Path) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
+from tests.spoil import Spoiling, spoilings
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import ViTConfig, ViTForImageClassification, default_data_collator
@@ -300,3 +304,25 @@ def test_a_batch_without_stored_outputs_is_refused() -> None:
     batch = {"pixel_values": torch.randn(1, 3, 8, 8), "labels": torch.tensor([0])}
     with pytest.raises(ValueError, match="no stored teacher outputs"):
         SparseLogitsDistillation().losses(vit(0), None, batch, torch.tensor(1))
+
+
+@given(
+    name=st.sampled_from(["meta.json", "epoch-000/shard-00000.safetensors", "epoch-001/shard-00002.safetensors"]),
+    spoiling=spoilings,
+)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_spoiled_store_is_refused_or_reads_as_it_was(name: str, spoiling: Spoiling) -> None:
+    with TemporaryDirectory() as folder:
+        filled(Path(folder))
+        path = Path(folder, name)
+        before = module._load_shard(path) if path.suffix == ".safetensors" else {}
+        spoiling.apply(path)
+        try:
+            again = LogitsStore(folder, INFO)
+            again.verify()
+        except (FileNotFoundError, ValueError) as error:
+            assert folder in str(error)  # noqa: PT017 - either outcome is right
+            return
+        assert again.info == INFO
+        for key, tensor in before.items():
+            assert torch.equal(module._load_shard(path)[key], tensor)

@@ -46,6 +46,12 @@ NEEDS_LESS_MEMORY = (
 )
 
 
+REFUSED = (
+    UserError, ValueError, TypeError, FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError,
+    ConnectionError,
+)  # fmt: skip
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run a command and return the exit status. Bad input is one line on stderr and status 2."""
     argv = sys.argv[1:] if argv is None else argv
@@ -65,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
         if (error.name or "").startswith("opdf"):
             raise
         return _refuse(f"{error.name} is not installed; the command line needs pip install 'opdf[distill]'")
-    except (UserError, ValueError, TypeError, FileNotFoundError, FileExistsError) as error:
+    except REFUSED as error:
         return _refuse(str(error))
     except KeyboardInterrupt:
         print("opdf: interrupted", file=sys.stderr)

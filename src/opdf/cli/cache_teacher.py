@@ -19,20 +19,27 @@ KNOWN = {"teacher", "teacher.log", "teacher-checkpoints", "logits"}
 def main(argv: list[str]) -> None:
     config = parse(argv, DistillConfig, "opdf cache-teacher", DESCRIPTION)
     from opdf.cli import job
-    from opdf.cli.targets import write_store
+    from opdf.cli.targets import store_of, write_store
     from opdf.distill import SparseLogitsDistillation
 
     objective = job.build_objective(config)
     if not isinstance(objective, SparseLogitsDistillation) or not objective.store:
         raise UserError("cache-teacher needs objective.name sparse-logits and its folder in objective.options.store")
     folder = Path(objective.store)
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"store {folder} is a file; choose another folder")
     unknown = [p.name for p in folder.iterdir() if p.name not in KNOWN] if folder.is_dir() else []
     if unknown:
         raise FileExistsError(f"store {folder} holds {unknown[0]}, which is not ours; choose another folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    job.check_options(config)
     job.quiet()
     prepared = job.prepare_data(config)
-    teacher = job.prepare_teacher(replace(config, resume=True), prepared, folder)
+    config = replace(config, resume=True)
+    teacher = job.load_teacher(config, prepared, folder)
+    job.check_inputs("the teacher", teacher, prepared)
+    store_of(objective, config, prepared, teacher)
+    folder.mkdir(parents=True, exist_ok=True)
+    job.train_teacher(config, prepared, teacher, folder)
     store = write_store(objective, config, prepared, teacher)
     entries = store.info.rows * store.info.epochs
     print(

@@ -15,6 +15,7 @@ from opdf.cli.config import (
     DistillConfig,
     StudentConfig,
     TeacherConfig,
+    at_least_one,
     parse,
 )
 from opdf.overparam import OverParamConfig
@@ -83,13 +84,19 @@ def main(argv: list[str]) -> None:
     options = parse(argv, DemoConfig, "opdf demo", DESCRIPTION)
     if options.task not in TASKS:
         raise UserError(f"task is {options.task!r}; expected one of {', '.join(TASKS)}")
+    at_least_one(options, "train_limit")
     from opdf.cli import job
 
     job.quiet()
     start = time.perf_counter()
     config = _configured(options)
-    output = job.claim(f"{options.output}-{options.task}", overwrite=options.overwrite, resume=False)
+    place = f"{options.output}-{options.task}"
+    job.free(place, overwrite=options.overwrite, resume=False)
     prepared = job.prepare_data(config)
+    kind = "image-classification" if options.task == "images" else "classification"
+    if prepared.task.kind != kind:
+        raise UserError(f"data {config.data.name} is for {prepared.task.kind}; task {options.task} shows {kind}")
+    output = job.claim(place, overwrite=options.overwrite, resume=False)
     rows = len(prepared.data["train"]), len(prepared.data["test"])
     print(f"{config.data.name}: {rows[0]} training and {rows[1]} test examples. Students go to {output}/", flush=True)
     teacher = job.prepare_teacher(config, prepared, output)
@@ -157,7 +164,7 @@ def _configured(options: DemoConfig) -> DistillConfig:
     data = replace(
         config.data,
         name=options.data or config.data.name,
-        train_limit=options.train_limit or config.data.train_limit,
+        train_limit=config.data.train_limit if options.train_limit is None else options.train_limit,
         seed=options.seed,
     )
     return replace(config, data=data, seed=options.seed, output=str(Path(options.output)))

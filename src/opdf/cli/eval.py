@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from opdf.cli import UserError
-from opdf.cli.config import DataConfig, DistillConfig, TeacherConfig, parse, read_yaml
+from opdf.cli.config import DataConfig, DistillConfig, TeacherConfig, at_least_one, fill, parse, read_yaml
 
 DESCRIPTION = """Score a model on a dataset.
 
@@ -37,9 +37,11 @@ class EvalConfig:
 def main(argv: list[str]) -> None:
     run = Path(argv[0]) if argv else Path()
     if (run / "config.yaml").is_file() and (run / "student").is_dir():
-        data = read_yaml(str(run / "config.yaml"))["data"]
-        argv = [str(run / "student"), *(f"--data.{k}={json.dumps(v)}" for k, v in data.items()), *argv[1:]]
+        file = str(run / "config.yaml")
+        data = fill(DataConfig, read_yaml(file).get("data", {}), f"{file}: data")
+        argv = [str(run / "student"), *(f"--data.{k}={json.dumps(v)}" for k, v in vars(data).items()), *argv[1:]]
     config = parse(argv, EvalConfig, "opdf eval", DESCRIPTION, positional="model")
+    at_least_one(config, "batch")
     from opdf.cli import job
     from opdf.distill.probe import linear_probe
 
@@ -50,6 +52,7 @@ def main(argv: list[str]) -> None:
         raise UserError(
             f"{config.model} is not trained for this task ({missing[0]} is missing); give a fine-tuned model"
         )
+    job.check_inputs("the model", model, prepared)
     result = job.scores(job.evaluator(model, prepared, config.batch), prepared)
     if config.probe:
         result["linear probe"] = linear_probe(model, prepared.data, prepared.collator, batch=config.batch)

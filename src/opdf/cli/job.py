@@ -10,7 +10,8 @@ import shutil
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,11 @@ import torch
 import transformers
 from accelerate import PartialState
 from datasets import disable_progress_bars
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoImageProcessor,
     AutoModelForImageClassification,
@@ -31,11 +35,11 @@ from transformers import (
 
 import opdf
 from opdf.cli import Stopped, UserError
-from opdf.cli.config import DistillConfig, TeacherConfig, fill, write_yaml
+from opdf.cli.config import DistillConfig, TeacherConfig, fill, suggest, write_yaml
 from opdf.cli.prepared import Prepared
 from opdf.cli.progress import show, stopping
 from opdf.cli.targets import training_rows
-from opdf.data import Task, encode, load_data, minilm
+from opdf.data import Task, encode, load_data, longest_text, minilm
 from opdf.distill import (
     LGTM,
     AttributionDistillation,
@@ -51,6 +55,7 @@ from opdf.distill import (
     keep_layers,
 )
 from opdf.distill.checkpoint import newest_whole, writing
+from opdf.distill.trainer import plan_student
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "logits": LogitsDistillation,
@@ -73,14 +78,16 @@ def quiet() -> None:
 
 def run(config: DistillConfig) -> dict[str, Any]:
     """Distill as the configuration says; returns what metrics.json holds."""
-    build_objective(config)
-    training_arguments(config.training, Path(config.output) / "checkpoints", config.seed)
-    output = claim(config.output, overwrite=config.overwrite, resume=config.resume)
-    if is_main():
-        write_yaml(config, output / "config.yaml")
+    check_options(config)
+    output = free(config.output, overwrite=config.overwrite, resume=config.resume)
     with PartialState().main_process_first():  # the others find the cache filled
         prepared = prepare_data(config)
-    teacher = prepare_teacher(config, prepared, output)
+    teacher = load_teacher(config, prepared, output)
+    check_fit(config, prepared, teacher)
+    claim(config.output, overwrite=config.overwrite, resume=config.resume)
+    if is_main():
+        write_yaml(config, output / "config.yaml")
+    train_teacher(config, prepared, teacher, output)
     teacher_scores = scores(evaluator(teacher, prepared), prepared)
     metrics = train_student(config, prepared, teacher, output, "distilling") | {"teacher": teacher_scores}
     if is_main():
@@ -98,6 +105,30 @@ def leave() -> None:
 def _tell(message: str) -> None:
     if is_main():
         print(f"opdf: {message}", file=sys.stderr)
+
+
+def check_options(config: DistillConfig) -> None:
+    """What can be said of a configuration before anything is read."""
+    build_objective(config)
+    for options, where in ((config.training, "training"), (config.teacher.training, "teacher.training")):
+        training_arguments(options, Path(config.output), config.seed, where)
+    check_student(config)
+
+
+def check_fit(config: DistillConfig, prepared: Prepared, teacher: Any) -> None:
+    """Plan the training with models that hold no values, to say before work starts what does not fit together."""
+    with torch.device("meta"):
+        stand_in = type(teacher)._from_config(copy.deepcopy(teacher.config))
+        student = build_student(config, stand_in, prepared.task)
+    objective = build_objective(config)
+    plan_student(student, stand_in, objective, config.overparam, _constraint(config))
+    objective.training_data(prepared.data["train"])
+    for who, model in (("teacher", teacher), ("student", student)):
+        check_inputs(f"the {who}", model, prepared)
+    if config.student.model and not prepared.task.is_image:
+        check_same_tokens(config.student.model, prepared)
+    if isinstance(objective, SparseLogitsDistillation):
+        training_rows(objective, config, prepared, teacher, Path(config.output))
 
 
 def is_main() -> bool:
@@ -149,7 +180,7 @@ def student_trainer(
         teacher=teacher,
         objective=objective,
         overparam=config.overparam,
-        constraint=Constraint(**vars(config.constraint)) if config.constraint else None,
+        constraint=_constraint(config),
         train_dataset=training_rows(objective, config, prepared, teacher, output),
         eval_dataset=prepared.data["validation"],
         data_collator=prepared.collator,
@@ -166,14 +197,28 @@ def parameters(trainer: DistillationTrainer) -> dict[str, int]:
     return {"train_params": over.train_params if over else inference, "inference_params": inference}
 
 
-def claim(path: str, *, overwrite: bool, resume: bool) -> Path:
-    """An output folder that nothing is lost in.
+def _constraint(config: DistillConfig) -> Constraint | None:
+    return Constraint(**vars(config.constraint)) if config.constraint else None
+
+
+def free(path: str, *, overwrite: bool, resume: bool) -> Path:
+    """A folder that can be an output folder without a loss; nothing is changed yet.
 
     Raises:
-        FileExistsError: it holds something and neither `overwrite` nor `resume` was asked for.
+        FileExistsError: it holds something and neither `overwrite` nor `resume` was asked for, or it is a file.
         FileNotFoundError: there is no run to resume in it.
     """
     folder = Path(path)
+    if not path:
+        raise UserError("output is empty; name a folder")
+    try:
+        blocking = next((p for p in (folder, *folder.parents) if p.exists()), folder)
+    except OSError as error:
+        raise UserError(f"output {path[:60]}... cannot be a folder: {error.strerror}") from error
+    if blocking.exists() and not blocking.is_dir():
+        raise FileExistsError(f"output {folder} cannot be made: {blocking} is a file; choose another")
+    if folder.is_symlink() and overwrite:
+        raise FileExistsError(f"output {folder} is a link and is not overwritten; name the folder itself")
     if resume and not (folder / "config.yaml").is_file():
         raise FileNotFoundError(f"{folder} holds no run to resume; start without resume")
     if folder.exists() and any(folder.iterdir()) and not resume:
@@ -183,6 +228,16 @@ def claim(path: str, *, overwrite: bool, resume: bool) -> Path:
             )
         if not (folder / "config.yaml").is_file() and not (folder / "results.json").is_file():
             raise FileExistsError(f"output {folder} was not written by opdf and is not overwritten; choose another")
+    return folder
+
+
+def claim(path: str, *, overwrite: bool, resume: bool) -> Path:
+    """The output folder, emptied unless a run is resumed.
+
+    Raises:
+        FileExistsError: as `free`.
+    """
+    folder = free(path, overwrite=overwrite, resume=resume)
     state = PartialState()
     state.wait_for_everyone()  # all have seen the folder as it was
     if state.is_main_process:
@@ -213,8 +268,29 @@ def load_processor(teacher: TeacherConfig, task: Task) -> Any:
     if teacher.model is None:
         raise UserError("teacher.config needs a tokenizer as well; give teacher.model for text")
     if task.is_image:
-        return AutoImageProcessor.from_pretrained(local(teacher.model), trust_remote_code=False)
-    return AutoTokenizer.from_pretrained(local(teacher.model), trust_remote_code=False)
+        with loading(teacher.model):
+            return AutoImageProcessor.from_pretrained(local(teacher.model), trust_remote_code=False)
+    return load_tokenizer(teacher.model)
+
+
+def load_tokenizer(model: str) -> Any:
+    with loading(model):
+        tokenizer = AutoTokenizer.from_pretrained(local(model), trust_remote_code=False)
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # what transformers makes up where there is none
+        raise UserError(f"{model} has no tokenizer; save the model's beside it")
+    return tokenizer
+
+
+@contextmanager
+def loading(model: str) -> Iterator[None]:
+    """Says in one line why a model or its tokenizer cannot be loaded."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        if "trust_remote_code" in str(error):
+            reason = "it wants code of its own to be run, which opdf does not do; give one that transformers knows"
+        raise UserError(f"model {model!r} cannot be loaded: {reason}") from error
 
 
 def local(model: str) -> str:
@@ -223,9 +299,13 @@ def local(model: str) -> str:
     Raises:
         UserError: a folder without safetensors weights.
     """
+    if not model:
+        raise UserError("the model's name is empty; give a hub name, a folder, or minilm")
     if model == "minilm":
         return str(minilm())
     folder = Path(model)
+    if folder.is_file():
+        raise UserError(f"{model} is a file; give the folder of a model")
     if folder.is_dir() and not list(folder.glob("*.safetensors")):
         pickled = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth")]
         reason = f"it has {pickled[0]}, and pickled weights are not loaded" if pickled else "it has no weights"
@@ -238,13 +318,67 @@ def local(model: str) -> str:
 def load_model(name: str, task: Task) -> tuple[Any, list[str]]:
     """A pretrained model with a head for the task, and the names of weights that its checkpoint lacks."""
     auto = AutoModelForImageClassification if task.is_image else AutoModelForSequenceClassification
-    try:
+    folder = local(name)
+    with loading(name), torch.device("cpu"):  # values are read, whatever surrounds this
+        check_labels(name, AutoConfig.from_pretrained(folder, trust_remote_code=False), task)
         model, info = auto.from_pretrained(
-            local(name), use_safetensors=True, trust_remote_code=False, output_loading_info=True, **head_of(task)
+            folder, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **head_of(task)
         )
-    except OSError as error:
-        raise UserError(f"model {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+    broken = next((n for n, p in model.named_parameters() if not torch.isfinite(p).all()), None)
+    if broken:
+        raise UserError(f"model {name!r} is broken: {broken} holds NaN or infinite entries")
     return model, sorted(info["missing_keys"])
+
+
+def check_labels(name: str, config: Any, task: Task) -> None:
+    """Refuse a model whose head is for other classes than the data's, or for the same ones in another order."""
+    kinds = ("ForSequenceClassification", "ForImageClassification")
+    if not any(str(architecture).endswith(kinds) for architecture in config.architectures or ()):
+        return
+    theirs = [str(config.id2label[k]) for k in sorted(config.id2label)]
+    if len(theirs) != task.num_labels:
+        raise UserError(
+            f"model {name!r} has a head of {len(theirs)} outputs ({', '.join(theirs[:4])}); the data "
+            f"{f'has {len(task.labels)} classes: ' + ', '.join(task.labels[:4]) if task.labels else 'is a regression'}"
+        )
+    ours, found = ([label.lower() for label in labels] for labels in (task.labels, theirs))
+    if ours != found and sorted(ours) == sorted(found):
+        raise UserError(
+            f"model {name!r} has the classes {', '.join(theirs)} and the data {', '.join(task.labels)}: "
+            "give both the same order"
+        )
+
+
+def check_inputs(who: str, model: Any, prepared: Prepared) -> None:
+    """Refuse a model that the encoded texts would be out of range for.
+
+    Raises:
+        UserError: it has fewer tokens than the tokenizer, or fewer positions than the longest text.
+    """
+    if prepared.task.is_image:
+        return
+    tokens, positions = (getattr(model.config, n, None) for n in ("vocab_size", "max_position_embeddings"))
+    if tokens is not None and len(prepared.processor) > tokens:
+        raise UserError(
+            f"{who} knows {tokens} tokens and the teacher's tokenizer has {len(prepared.processor)}; both read the "
+            "same tokens, so give a student of the teacher's vocabulary"
+        )
+    longest = max(longest_text(rows) for rows in prepared.data.values())
+    if positions is not None and longest > positions:
+        raise UserError(f"{who} reads {positions} tokens and the longest text has {longest}; lower data.max_length")
+
+
+def check_same_tokens(student: str, prepared: Prepared) -> None:
+    """Refuse a pretrained student with another tokenizer: it would get the teacher's tokens and read other words."""
+    if load_tokenizer(student).get_vocab() != prepared.processor.get_vocab():
+        raise UserError(
+            f"student.model {student} has another vocabulary than the teacher, whose tokens it would get; "
+            "give a student with the teacher's tokenizer"
+        )
+
+
+DECIDED = ("transformers_version", "architectures", "id2label", "label2id", "problem_type", "num_labels")
+"""Fields of a configuration that follow from the task."""
 
 
 def head_of(task: Task) -> dict[str, Any]:
@@ -261,34 +395,76 @@ def head_of(task: Task) -> dict[str, Any]:
 
 def from_config(fields: dict[str, Any], task: Task) -> Any:
     fields = copy.deepcopy(fields)
-    kind = fields.pop("model_type", None)
-    if kind is None:
-        raise UserError("the model's config has no model_type; add one, e.g. model_type: vit")
+    kind = fields.pop("model_type")
     auto = AutoModelForImageClassification if task.is_image else AutoModelForSequenceClassification
-    return auto.from_config(AutoConfig.for_model(kind, **fields, **head_of(task)))
+    try:
+        return auto.from_config(AutoConfig.for_model(kind, **fields, **head_of(task)))
+    except (StrictDataclassError, RuntimeError, ValueError, TypeError, ZeroDivisionError) as error:
+        raise UserError(f"no {kind} can be built from the model's config: {' '.join(str(error).split())}") from error
+
+
+def check_fields(where: str, kind: Any, fields: dict[str, Any]) -> None:
+    """Refuse what a user says of a model that its configuration has no field for, or that is not theirs to say."""
+    if kind is None:
+        raise UserError(f"{where} has no model_type; add one, e.g. model_type: vit")
+    if kind not in CONFIG_MAPPING:
+        raise UserError(f"{where}: model_type is {kind!r}, which transformers {transformers.__version__} does not have")
+    known = {*CONFIG_MAPPING[kind]().to_dict(), *CONFIG_MAPPING[kind].attribute_map}
+    for key in fields:
+        if key in DECIDED:
+            raise UserError(f"{where}: {key} follows from the data; remove it")
+        if key not in known:
+            raise UserError(f"{where} has no field {key!r} for a {kind}{suggest(str(key), known)}")
 
 
 def prepare_teacher(config: DistillConfig, prepared: Prepared, output: Path) -> Any:
     """The teacher, fine-tuned first if asked."""
-    saved, options, objective = output / "teacher", config.teacher, build_objective(config)
+    teacher = load_teacher(config, prepared, output)
+    train_teacher(config, prepared, teacher, output)
+    return teacher
+
+
+def saved_teacher(config: DistillConfig, output: Path) -> tuple[Path, bool]:
+    """Where a fine-tuned teacher is kept, and whether one from there is to be used."""
+    objective, folder, wanted = build_objective(config), output / "teacher", config.resume
     if isinstance(objective, SparseLogitsDistillation) and (Path(objective.store) / "teacher").is_dir():
-        saved, config = Path(objective.store) / "teacher", replace(config, resume=True)
+        folder, wanted = Path(objective.store) / "teacher", True
+    return folder, wanted and (folder / "config.json").is_file()
+
+
+def load_teacher(config: DistillConfig, prepared: Prepared, output: Path) -> Any:
+    """The teacher as it is before any training of this run.
+
+    Raises:
+        UserError: it cannot be loaded, or has no head for the task and is not to be fine-tuned.
+    """
+    options = config.teacher
+    saved, use_saved = saved_teacher(config, output)
     set_seed(config.seed)
-    if config.resume and (saved / "config.json").is_file():
+    if use_saved:
         return load_model(str(saved), prepared.task)[0]
     if options.config is not None:
+        check_fields("teacher.config", options.config.get("model_type"), options.config)
         teacher, missing = from_config(options.config, prepared.task), ["all weights"]
     elif options.model is not None:
         teacher, missing = load_model(options.model, prepared.task)
     else:
         raise UserError("teacher has neither model nor config; give one")
-    if missing and not options.finetune and not objective.trains_teacher:
+    if missing and not options.finetune and not build_objective(config).trains_teacher:
         raise UserError(
-            f"teacher {options.model or 'config'} is not trained for this task ({missing[0]} is missing); "
+            f"teacher {options.model or 'config'} is not trained for this task (missing: {missing[0]}); "
             "set teacher.finetune: true, or give a fine-tuned teacher"
         )
-    if options.finetune:
-        arguments = training_arguments(options.training, output / "teacher-checkpoints", config.seed)
+    return teacher
+
+
+def train_teacher(config: DistillConfig, prepared: Prepared, teacher: Any, output: Path) -> None:
+    """Fine-tune a loaded teacher, if that is asked and has not been done."""
+    saved, use_saved = saved_teacher(config, output)
+    if config.teacher.finetune and not use_saved:
+        arguments = training_arguments(
+            config.teacher.training, output / "teacher-checkpoints", config.seed, "teacher.training"
+        )
         trainer = Trainer(
             teacher, arguments, train_dataset=prepared.data["train"], eval_dataset=prepared.data["validation"],
             data_collator=prepared.collator,
@@ -298,7 +474,6 @@ def prepare_teacher(config: DistillConfig, prepared: Prepared, output: Path) -> 
         if is_main():
             save(teacher, prepared.processor, saved)
             shutil.rmtree(output / "teacher-checkpoints", ignore_errors=True)
-    return teacher
 
 
 def evaluator(model: Any, prepared: Prepared, batch: int = 128) -> Trainer:
@@ -313,21 +488,25 @@ def evaluator(model: Any, prepared: Prepared, batch: int = 128) -> Trainer:
     return trainer
 
 
-def build_student(config: DistillConfig, teacher: nn.Module, task: Task) -> Any:
-    options = config.student
-    given = [k for k, v in vars(options).items() if v is not None]
+def check_student(config: DistillConfig) -> None:
+    given = [k for k, v in vars(config.student).items() if v is not None]
     if len(given) != 1 and given != ["layers", "model"]:
         raise UserError(
             f"student has {given or 'nothing'}; give exactly one of layers, model, config, or layers and model"
         )
+
+
+def build_student(config: DistillConfig, teacher: nn.Module, task: Task) -> Any:
+    options = config.student
+    check_student(config)
     if options.layers is not None:
         return keep_layers(load_model(options.model, task)[0] if options.model else teacher, options.layers)
     if options.model is not None:
         return load_model(options.model, task)[0]
-    fields = teacher.config.to_dict() | (options.config or {})  # type: ignore[union-attr,operator]
-    known = {k: v for k, v in fields.items() if k not in head_of(task) and not k.startswith("_")}
-    for unknown in ("transformers_version", "architectures", "id2label", "label2id", "problem_type", "num_labels"):
-        known.pop(unknown, None)
+    theirs = teacher.config.to_dict()  # type: ignore[union-attr,operator]
+    fields = theirs | (options.config or {})
+    check_fields("student.config", fields["model_type"], options.config or {})
+    known = {k: v for k, v in fields.items() if k not in DECIDED and not k.startswith("_")}
     return from_config(known, task)
 
 
@@ -339,13 +518,21 @@ def build_objective(config: DistillConfig) -> Objective:
     return built
 
 
-def training_arguments(options: dict[str, Any], folder: Path, seed: int) -> DistillationArguments:
+OURS = {"output_dir": "output", "resume_from_checkpoint": "resume"}
+"""Options of the Trainer that a run sets itself, and with which of its own: all that it writes is in one folder."""
+
+
+def training_arguments(
+    options: dict[str, Any], folder: Path, seed: int, where: str = "training"
+) -> DistillationArguments:
+    for key in OURS.keys() & options.keys():
+        raise UserError(f"{where}.{key} is set by the option {OURS[key]}; remove it")
     defaults: dict[str, Any] = {
         "output_dir": str(folder), "seed": seed, "save_strategy": "no", "disable_tqdm": True, "save_total_limit": 2,
         "per_device_train_batch_size": 32, "per_device_eval_batch_size": 128, "lr_scheduler_type": "linear",
         "warmup_steps": 0.1, "dataloader_pin_memory": torch.cuda.is_available(), "logging_steps": 20,
     }  # fmt: skip
-    arguments: DistillationArguments = fill(DistillationArguments, options, "training", **defaults)
+    arguments: DistillationArguments = fill(DistillationArguments, options, where, **defaults)
     return arguments
 
 

@@ -8,8 +8,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from opdf.cli import UserError
-from opdf.cli.config import parse
+from opdf.cli.config import at_least_one, parse
 from opdf.overparam import OverParamConfig, OverParameterization, overparameterize
 
 DESCRIPTION = """Show every matrix that would be over-parameterized: shape, bond dimensions, parameters, scale,
@@ -43,6 +42,7 @@ class PlanConfig:
 
 def main(argv: list[str]) -> None:
     config = parse(argv, PlanConfig, "opdf plan", DESCRIPTION, positional="model")
+    at_least_one(config, "layers", "batch", "tokens", "accumulation")
     planned = overparameterize(_meta_model(config), config.overparam)
     report = summarize(planned, config)
     if config.json:
@@ -86,16 +86,12 @@ def _meta_model(config: PlanConfig) -> Any:
     import torch
     from transformers import AutoConfig, AutoModel
 
-    from opdf.cli.job import local, quiet
+    from opdf.cli.job import loading, local, quiet
 
     quiet()
-    try:
+    with loading(config.model):
         model_config = AutoConfig.from_pretrained(local(config.model), trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"model {config.model!r} cannot be read: {str(error).splitlines()[0]}") from error
     if config.layers is not None:
-        if config.layers < 1:
-            raise UserError(f"layers is {config.layers}; it must be at least 1")
         model_config.num_hidden_layers = config.layers
     with torch.device("meta"):
         return AutoModel.from_config(model_config)

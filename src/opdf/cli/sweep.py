@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from opdf.cli import UserError, job
-from opdf.cli.config import DistillConfig, build, merged, parse, plain, write_yaml
+from opdf.cli.config import DistillConfig, fill, merged, parse, plain, write_yaml
 from opdf.cli.runner import Runner, digest
 from opdf.data import load_data
 from opdf.study import Plan, Store, conclude
@@ -101,11 +101,11 @@ class Sweep:
         )  # fmt: skip
         for setting in self.plan.settings:
             for variant in self.plan.variants:
-                self.config(setting, variant)
+                job.check_options(self.config(setting, variant))
 
     def config(self, setting: str, variant: str) -> DistillConfig:
         """What the runs of a variant on a setting have in common."""
-        return build(self._given(setting, variant), DistillConfig, f"variant {variant!r} of {setting!r}")
+        return fill(DistillConfig, self._given(setting, variant), f"variant {variant!r} of {setting!r}")
 
     def _given(self, setting: str, variant: str) -> dict[str, Any]:
         """The same as far as the study says it: another version's defaults do not make it another variant."""

@@ -2,7 +2,7 @@
 
 from opdf.data.augment import ImageNoise, TextNoise
 from opdf.data.embedded import names as embedded_names
-from opdf.data.encode import encode, encode_rows
+from opdf.data.encode import encode, encode_rows, longest_text
 from opdf.data.load import load_data
 from opdf.data.packages import minilm
 from opdf.data.task import Task, standard_error
@@ -15,6 +15,7 @@ __all__ = [
     "encode",
     "encode_rows",
     "load_data",
+    "longest_text",
     "minilm",
     "standard_error",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import pyarrow.compute as pc
 import torch
 from datasets import Dataset, DatasetDict, Image
 from transformers import DataCollatorWithPadding, default_data_collator
@@ -23,8 +24,15 @@ def encode(data: DatasetDict, task: Task, processor: Any, *, max_length: int = 1
         max_length: of a text (or pair), in tokens.
 
     Raises:
-        ValueError: a row cannot be read; the message names it.
+        ValueError: `max_length` leaves no token of the text, or a row cannot be read; the message names it.
     """
+    if not task.is_image:
+        special = processor.num_special_tokens_to_add(pair=len(task.inputs) > 1)
+        if max_length < special + len(task.inputs):
+            raise ValueError(
+                f"max_length is {max_length}; {special} tokens go to the tokenizer's own marks, "
+                f"so it must be at least {special + len(task.inputs)}"
+            )
     try:
         encoded = data.map(
             lambda rows: encode_rows(rows, task, processor, max_length=max_length),
@@ -38,6 +46,12 @@ def encode(data: DatasetDict, task: Task, processor: Any, *, max_length: int = 1
     if task.is_image:
         return encoded.with_format("torch"), default_data_collator
     return encoded, DataCollatorWithPadding(processor)
+
+
+def longest_text(rows: Dataset) -> int:
+    """Tokens of the longest of some encoded texts."""
+    tokens = rows.select_columns("input_ids").with_format("arrow")[:]["input_ids"]
+    return int(pc.max(pc.list_value_length(tokens)).as_py())
 
 
 def encode_rows(rows: Mapping[str, Any], task: Task, processor: Any, *, max_length: int = 128) -> dict[str, Any]:

@@ -5,15 +5,23 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import PIL.Image
+import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, DatasetDict, Image, load_dataset
-from datasets.exceptions import DatasetGenerationError
+from datasets.exceptions import DatasetsError
+from pyarrow.lib import ArrowException
 
 from opdf.data import embedded
 from opdf.data.splits import TEST, VALIDATION, split
 from opdf.data.task import Task
 
 READERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+
+
+PICTURES = set(PIL.Image.registered_extensions())
+TEXT = "string"
 
 
 def load_data(
@@ -41,19 +49,25 @@ def load_data(
 
     Raises:
         FileNotFoundError: a path does not exist.
-        ValueError: a column is missing, there are no rows, there is one class only, or labels are out of range.
+        ConnectionError: a hub cannot be reached.
+        ValueError: a file or folder cannot be read; a column is missing, of the wrong type or has gaps; there are no
+            rows, there is one class only, or labels are out of range.
     """
+    if train_limit is not None and train_limit < 1:
+        raise ValueError(f"train_limit is {train_limit}; it must be at least 1")
     if name in embedded.names():
         data, found = embedded.load(name, seed)
+        if task not in (None, found.kind):
+            raise ValueError(f"task is {task!r}; {name} is for {found.kind}")
     else:
-        data = _with_splits(_read(name), validation, test, seed, label)
-        found = _infer(data["train"], task, inputs, label)
-        data = _as_classes(data, found)
+        whole = _read(name)
+        found = _infer(whole["train"], task, inputs, label)
+        for part in whole:
+            _check_columns(name, part, whole[part], found)
+        data = _as_classes(_with_splits(whole, validation, test, seed, found.label), found)
         found = _named(data["train"], found)
     _check(name, data, found)
     if train_limit is not None:
-        if train_limit < 1:
-            raise ValueError(f"train_limit is {train_limit}; it must be at least 1")
         rows = min(train_limit, len(data["train"]))
         data["train"] = data["train"].shuffle(seed=seed).select(range(rows))
     return data, found
@@ -61,26 +75,39 @@ def load_data(
 
 def _read(name: str) -> DatasetDict:
     path = Path(name)
-    if path.is_dir():
-        return load_dataset("imagefolder", data_dir=str(path))
+    if name and path.is_dir():
+        if not any(p.suffix.lower() in PICTURES for p in path.rglob("*")):
+            raise ValueError(f"folder {name} has no images; expected one subfolder of them for each class")
+        return _loaded(name, "imagefolder", data_dir=str(path))
     if path.suffix in READERS:
         if not path.is_file():
             raise FileNotFoundError(f"{name} does not exist; give a data file, or one of {', '.join(embedded.names())}")
         options = {"sep": "\t"} if path.suffix == ".tsv" else {}
-        try:
-            return load_dataset(READERS[path.suffix], data_files=str(path), **options)
-        except DatasetGenerationError as error:
-            raise ValueError(f"{name} cannot be read: {error.__cause__ or error}") from error
+        return _loaded(name, READERS[path.suffix], data_files=str(path), **options)
+    if path.is_file():
+        raise ValueError(f"{name} is no data file that can be read; give one of {', '.join(READERS)}")
     if "/" not in name or name.startswith((".", "/", "~")):
         close = difflib.get_close_matches(name, embedded.names(), n=1)
         meant = f"; did you mean {close[0]!r}?" if close else ""
         raise FileNotFoundError(f"{name!r} is no embedded set, file or folder{meant} ({', '.join(embedded.names())})")
     repository, _, configuration = name.partition(":")
-    return load_dataset(repository, configuration or None)
+    data = load_dataset(repository, configuration or None)
+    if "train" not in data:
+        raise ValueError(f"{name} has the splits {', '.join(data)}; one must be called train")
+    return data
 
 
-def _with_splits(data: DatasetDict, validation: float, test: float, seed: int, label: str | None) -> DatasetDict:
-    column = label or _label_column(data["train"].column_names)
+def _loaded(name: str, reader: str, **options: Any) -> DatasetDict:
+    try:
+        return load_dataset(reader, **options)
+    except (DatasetsError, ArrowException, ValueError, StopIteration) as error:
+        reason = str(error.__cause__ or error).strip()
+        if not reason or "corresponds to no data" in reason:
+            raise ValueError(f"{name} has no rows") from error
+        raise ValueError(f"{name} cannot be read as {reader}: {reason.splitlines()[0]}") from error
+
+
+def _with_splits(data: DatasetDict, validation: float, test: float, seed: int, column: str) -> DatasetDict:
     usable = {k: v for k, v in data.items() if not _unlabelled(v, column)}
     found = {
         "train": usable["train"],
@@ -93,6 +120,9 @@ def _with_splits(data: DatasetDict, validation: float, test: float, seed: int, l
     rest = split(
         found["train"], seed, validation=0.0 if found["validation"] else validation, test=0.0 if found["test"] else test
     )
+    for part, fraction in (("validation", validation), ("test", test)):
+        if not found[part] and part not in rest:
+            raise ValueError(f"{part} is {fraction} and the data has no such split of its own; give a fraction above 0")
     return DatasetDict({k: found[k] if k != "train" and found[k] else rest[k] for k in found})
 
 
@@ -114,16 +144,18 @@ def _infer(data: Dataset, task: str | None, inputs: Sequence[str] | None, label:
         if column not in columns:
             close = difflib.get_close_matches(column, columns, n=1)
             meant = f"; did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"there is no column {column!r}{meant} The columns are {', '.join(columns)}")
+            raise ValueError(f"there is no column {column!r}{meant or ';'} the columns are {', '.join(columns)}")
     label = label or _label_column(columns)
     images = [c for c in columns if isinstance(data.features[c], Image)]
     if inputs is None:
-        texts = [
-            c for c in columns if c != label and getattr(data.features[c], "dtype", "") in ("string", "large_string")
-        ]
+        texts = [c for c in columns if c != label and _dtype(data.features[c]) == TEXT]
         inputs = images[:1] or texts[:2]
     if not 1 <= len(inputs) <= 2:
-        raise ValueError(f"inputs is {list(inputs)}; name one or two text columns, or an image column")
+        raise ValueError(
+            f"inputs is {list(inputs)}; name one or two text columns, or an image column, of {', '.join(columns)}"
+        )
+    if label in inputs:
+        raise ValueError(f"{label!r} is both an input and the label; name other columns in inputs or label")
     if task is None:
         floats = getattr(data.features[label], "dtype", "").startswith("float")
         task = "image-classification" if images else "regression" if floats else "classification"
@@ -131,12 +163,43 @@ def _infer(data: Dataset, task: str | None, inputs: Sequence[str] | None, label:
 
 
 def _as_classes(data: DatasetDict, task: Task) -> DatasetDict:
-    feature = data["train"].features[task.label]
-    if task.kind == "regression" or isinstance(feature, ClassLabel):
+    if task.kind == "regression" or isinstance(data["train"].features[task.label], ClassLabel):
         return data
-    if feature.dtype.startswith("float"):
-        raise ValueError(f"labels in {task.label!r} are {feature.dtype} numbers; set task to 'regression'")
     return data.class_encode_column(task.label)
+
+
+def _check_columns(name: str, part: str, rows: Dataset, task: Task) -> None:
+    """Refuse columns of the wrong type, and rows without a text or a label."""
+    absent = [column for column in (*task.inputs, task.label) if column not in rows.column_names]
+    if absent:
+        return  # a split without labels, which is not used
+    for column in task.inputs:
+        feature = rows.features[column]
+        if isinstance(feature, Image) != task.is_image or not (task.is_image or _dtype(feature) == TEXT):
+            wanted = "images" if task.is_image else "texts"
+            raise ValueError(f"column {column!r} of {name} holds {_dtype(feature)}; task {task.kind} needs {wanted}")
+    kind = _dtype(rows.features[task.label])
+    numbers = kind.startswith(("int", "uint", "float"))
+    if task.kind == "regression" and not numbers:
+        raise ValueError(f"labels in {task.label!r} are {kind}; a regression needs numbers")
+    for column in (*task.inputs, task.label):
+        values = rows.select_columns(column).with_format("arrow")[:][column]
+        gaps = pc.is_null(values, nan_is_null=True)
+        if missing := pc.sum(gaps).as_py():
+            first = pc.index(gaps, True).as_py()
+            raise ValueError(
+                f"column {column!r} of {name} is empty in {missing} of {len(rows)} rows of the {part} split, first in "
+                f"row {first}; fill or remove them"
+            )
+    if task.kind != "regression" and kind.startswith("float"):
+        raise ValueError(f"labels in {task.label!r} are {kind} numbers; set task to 'regression'")
+    if task.kind != "regression" and not (numbers or kind in ("bool", TEXT)):
+        raise ValueError(f"labels in {task.label!r} are {kind}; classes are texts or integers, one a row")
+
+
+def _dtype(feature: Any) -> str:
+    """The type of a column; what has none (lists, images) by its class."""
+    return (getattr(feature, "dtype", None) or type(feature).__name__.lower()).removeprefix("large_")
 
 
 def _named(data: Dataset, task: Task) -> Task:
@@ -155,6 +218,14 @@ def _check(name: str, data: DatasetDict, task: Task) -> None:
         return
     if len(task.labels) < 2:
         raise ValueError(f"{name} has the one class {task.labels}; classification needs two or more")
-    seen = set(data["train"][task.label])
-    if not all(0 <= value < len(task.labels) for value in seen):
-        raise ValueError(f"{name} has labels {sorted(seen)}; expected 0 to {len(task.labels) - 1}")
+    for part, rows in data.items():
+        seen = set(rows[task.label])
+        if not all(0 <= value < len(task.labels) for value in seen):
+            raise ValueError(
+                f"the {part} split of {name} has labels {sorted(seen)}; expected 0 to {len(task.labels) - 1}"
+            )
+        if part == "train" and len(seen) < 2:
+            raise ValueError(
+                f"the train split of {name} has only the class {task.labels[seen.pop()]!r}; classification needs "
+                "two or more"
+            )

@@ -99,7 +99,7 @@ def _publish(source: Path, target: Path) -> None:
 
 
 def _run(command: list[str], folder: Path, remedy: str) -> None:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)  # noqa: S603 - fixed words, no shell
     if done.returncode:
         last = (done.stderr.strip() or "no message").splitlines()[-1]
         raise RuntimeError(f"{' '.join(command[-2:])} failed ({last}); {remedy}")

@@ -26,7 +26,12 @@ def split(
         seed: of the shuffle.
         validation, test: fractions of the rows; a fraction of 0 leaves that split out.
         groups: a key for every row.
+
+    Raises:
+        ValueError: the fractions leave nothing to train on, or the seed is out of range.
     """
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed is {seed}; it must be from 0 to 2**32 - 1")
     if not (0 <= validation < 1 and 0 <= test < 1 and validation + test < 1):
         raise ValueError(f"validation is {validation} and test {test}; fractions from 0 on that leave some to train on")
     keys = np.asarray(groups) if groups is not None else None
@@ -34,7 +39,13 @@ def split(
     parts: dict[str, np.ndarray] = {}
     for name, fraction in (("test", test), ("validation", validation / (1 - test))):
         if fraction:
-            rows, parts[name] = _cut(rows, fraction, seed, keys)
+            try:
+                rows, parts[name] = _cut(rows, fraction, seed, keys)
+            except ValueError as error:  # scikit-learn's words are about other arguments
+                raise ValueError(
+                    f"{len(data)} rows are too few to cut off validation={validation} and test={test}; "
+                    "give more rows or other fractions"
+                ) from error
     order = ("train", "validation", "test")
     parts["train"] = rows
     return DatasetDict({name: data.select(parts[name]) for name in order if name in parts})

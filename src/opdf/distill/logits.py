@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -51,8 +53,8 @@ class LogitsDistillation(Objective):
     columns: tuple[str, ...] = ("teacher_logits",)
 
     def __init__(self, temperature: float = 2.0, alpha: float = 0.9) -> None:
-        if not temperature > 0:
-            raise ValueError(f"temperature is {temperature}; it must be above 0")
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"temperature is {temperature}; it must be a finite number above 0")
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha is {alpha}; it must be from 0 (labels only) to 1 (teacher only)")
         self.temperature = temperature

@@ -307,7 +307,7 @@ def _read_info(meta: Path) -> StoreInfo:
         if content.get("format") != FORMAT:
             raise ValueError(f"{meta} has format {content.get('format')}; this version reads {FORMAT}")
         return StoreInfo(**content)
-    except (TypeError, AttributeError, json.JSONDecodeError) as error:
+    except (TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{meta} is damaged ({error}); write the store again") from error
 
 
@@ -357,5 +357,5 @@ def _checksum(tensors: dict[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().numpy().tobytes())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

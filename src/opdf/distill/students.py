@@ -44,7 +44,7 @@ def keep_layers(teacher: nn.Module, layers: int | Sequence[int]) -> Any:
         depth = len(list(teacher.get_submodule(stack).children()))
         kept[stack] = _chosen(layers, depth)
         _set_depth(config, stack, depth, kept[stack])
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), next(teacher.parameters()).device:
         make: Any = type(teacher)
         student = make._from_config(config, dtype=next(teacher.parameters()).dtype)
     student.load_state_dict(_renumbered(teacher.state_dict(), student.state_dict(), kept))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -64,6 +66,46 @@ class DistillationArguments(TrainingArguments):
     logging_steps: float = field(default=50, metadata={"help": "optimizer steps between two lines of the log"})
     learning_rate: float = field(default=5e-5, metadata={"help": "initial learning rate"})
 
+    def __post_init__(self) -> None:
+        for names, kind, least in _RANGES:
+            for name in names:
+                _check_number(name, getattr(self, name), kind, least)
+        if self.max_steps != -1:
+            _check_number("max_steps", self.max_steps, int, 1)
+        elif not self.num_train_epochs > 0:
+            raise ValueError(f"num_train_epochs is {self.num_train_epochs}; it must be above 0")
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, str) and value not in (known := item.metadata.get("choices", [value])):
+                raise ValueError(f"{item.name} is {value!r}; expected one of {', '.join(known)}")
+        if self.seed >= 2**32:
+            raise ValueError(f"seed is {self.seed}; it must be below 2**32")
+        if self.deepspeed:
+            raise ValueError("deepspeed is not supported: ZeRO partitions single matrices; use DDP or FSDP2")
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more, and below 1")
+        super().__post_init__()
+        get_reporting_integration_callbacks(self.report_to)  # refuses names that it does not know
+
+
+_POSITIVE = torch.finfo(torch.float64).tiny
+_RANGES: tuple[tuple[tuple[str, ...], type, float], ...] = (
+    (("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), int, 1),
+    (("learning_rate", "logging_steps", "save_steps"), float, _POSITIVE),
+    (("num_train_epochs", "weight_decay", "max_grad_norm", "warmup_steps"), float, 0),
+    (("dataloader_num_workers", "seed"), int, 0),
+)
+"""Arguments that the Trainer takes unchecked into the training, with their type and least value."""
+
+
+def _check_number(name: str, value: Any, kind: type, least: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not isinstance(value, int | kind):
+        raise TypeError(f"{name} is {value!r}; give {'an integer' if kind is int else 'a number'}")
+    if not (least <= value and math.isfinite(value)):
+        bound = "a finite number above 0" if least == _POSITIVE else f"{least:g} or more"
+        raise ValueError(f"{name} is {value}; it must be {bound}")
+
 
 @dataclass(frozen=True)
 class Constraint:
@@ -106,6 +148,32 @@ def check_engine(args: TrainingArguments, accelerator: Accelerator | None = None
         )
 
 
+def plan_student(
+    student: nn.Module,
+    teacher: nn.Module | None,
+    objective: Objective,
+    overparam: OverParamConfig | None,
+    constraint: Constraint | None,
+) -> OverParameterization | None:
+    """Prepare an objective and the over-parameterization of its student; also with models on the meta device.
+
+    Raises:
+        ValueError: student, teacher, objective and constraint do not fit together.
+    """
+    if teacher is student:
+        raise ValueError("teacher and student are the same object; make the student with keep_layers or a copy")
+    if constraint is not None and (overparam is None or teacher is None):
+        raise ValueError("constraint needs overparam and a teacher; give both, or constraint=None")
+    objective.prepare(student, teacher)
+    if overparam is None:
+        return None
+    planned = overparameterize(student, overparam)
+    if constraint is not None:
+        assert teacher is not None
+        planned.align(teacher, **vars(constraint))
+    return planned
+
+
 class DistillationTrainer(Trainer):
     """transformers.Trainer for a student that follows a teacher (OPDF: arXiv 2411.06448).
 
@@ -142,14 +210,9 @@ class DistillationTrainer(Trainer):
         constraint: Constraint | None = None,
         **kwargs: Any,
     ) -> None:
-        if teacher is model:
-            raise ValueError("teacher and student are the same object; make the student with keep_layers or a copy")
-        if constraint is not None and (overparam is None or teacher is None):
-            raise ValueError("constraint needs overparam and a teacher; give both, or constraint=None")
         args = args if args is not None else DistillationArguments("opdf-output")
         check_engine(args)
         self.objective = objective if objective is not None else LogitsDistillation()
-        self.overparameterization: OverParameterization | None = None
         self._parts: dict[str, Tensor] = {}
         self._parts_since = 0
         self._window: tuple[list[Any], Any] = [], None
@@ -157,12 +220,7 @@ class DistillationTrainer(Trainer):
         self._diverged: Tensor | None = None
         self._teacher = teacher
         self.optimizer: torch.optim.Optimizer | None = None
-        self.objective.prepare(model, teacher)
-        if overparam is not None:
-            self.overparameterization = overparameterize(model, overparam)
-            if constraint is not None:
-                assert teacher is not None
-                self.overparameterization.align(teacher, **vars(constraint))
+        self.overparameterization = plan_student(model, teacher, self.objective, overparam, constraint)
         if kwargs.get("train_dataset") is not None:
             kwargs["train_dataset"] = self.objective.training_data(kwargs["train_dataset"])
         super().__init__(model=model, args=args, **kwargs)

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 DEFAULT_ONES = 3
+MAX_ONES = 100
+"""More sites help nobody, and the order of their products is searched in cubic time."""
+
 MAX_PLANNED_ONES = 10
 """`plan_shape(scale=...)` looks at chains with up to this many 1x1 sites (the paper uses up to 8)."""
 
@@ -215,8 +218,8 @@ def plan_shape(rows: int, cols: int, *, ones: int | None = None, scale: float | 
     ones = DEFAULT_ONES if ones is None else ones
     if isinstance(ones, bool) or not isinstance(ones, int):
         raise TypeError(f"ones is {ones!r}; give the number of 1x1 sites as an integer")
-    if ones < 0:
-        raise ValueError(f"ones is {ones}; it must be 0 or more")
+    if not 0 <= ones <= MAX_ONES:
+        raise ValueError(f"ones is {ones}; it must be 0 or more, and at most {MAX_ONES}")
     return _with_ones(*_default_outer(rows, cols), ones)
 
 

@@ -6,6 +6,7 @@ autograd graph. Two matrices are compared after their gauges have been matched, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -116,8 +117,8 @@ def build_alignment(
         raise ValueError(f"gauge is {gauge!r}; expected one of {GAUGES}")
     if normalize not in NORMALIZATIONS:
         raise ValueError(f"normalize is {normalize!r}; expected one of {NORMALIZATIONS}")
-    if not weight >= 0:
-        raise ValueError(f"weight is {weight}; it must be 0 or more")
+    if not 0 <= weight < math.inf:
+        raise ValueError(f"weight is {weight}; it must be a finite number, 0 or more")
     candidates = _teacher_matrices(teacher, layer_map)
     students = {name: matrix for name, (matrix, _) in matrices.items()}
     names = _pair_names(model, students, teacher, candidates, layer_map)

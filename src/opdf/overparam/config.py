@@ -68,10 +68,12 @@ class OverParamConfig:
             _one_of("targets", self.targets, PRESETS, hint="or a list of name patterns")
         if isinstance(self.exclude, str):
             raise TypeError(f"exclude is the string {self.exclude!r}; give a list of name patterns")
+        if self.shapes is not None and not isinstance(self.shapes, Mapping):
+            raise TypeError(f"shapes is {self.shapes!r}; give {{pattern: (row_factors, col_factors)}}")
         object.__setattr__(self, "exclude", tuple(self.exclude))
         plan_shape(4, 4, ones=self.ones, scale=self.scale)  # checks their types, ranges and that only one is given
         for pattern, factors in (self.shapes or {}).items():
-            if len(factors) != 2:
+            if isinstance(factors, str) or len(factors) != 2:
                 raise ValueError(f"shapes[{pattern!r}] is {factors!r}; give (row_factors, col_factors)")
             MPOShape(*(tuple(f) for f in factors))
 

@@ -222,6 +222,9 @@ def overparameterize(model: nn.Module, config: OverParamConfig | None = None) ->
         raise TypeError(f"model is a {type(model).__name__}; give a torch.nn.Module")
     config = OverParamConfig() if config is None else config
     found = find_matrices(model, config.targets, config.exclude)
+    for pattern in config.shapes or {}:
+        if not any(matches(matrix, pattern) for matrix in found):
+            raise ValueError(f"shapes pattern {pattern!r} matches no matrix; there is e.g. {found[0].name}")
     return OverParameterization(model, config, [TargetMatrix(m, _shape(m, config)) for m in found])
 
 

@@ -59,6 +59,8 @@ def find_matrices(
     """
     candidates = list(_candidates(model))
     chosen = [m for m in candidates if not _matches_any(m, exclude)]
+    if not targets or not isinstance(targets, Sequence):
+        raise TypeError(f"targets is {targets!r}; give 'blocks', 'all-linear' or a list of name patterns")
     if targets == "blocks":
         chosen = [m for m in chosen if m.stack]
         if not chosen:
@@ -100,7 +102,7 @@ def _check_patterns(patterns: Sequence[str], candidates: Sequence[Matrix], argum
             close = difflib.get_close_matches(pattern.rpartition(".")[2], leaves, n=1, cutoff=0.5)
             meant = f"; did you mean {close[0]!r}?" if close else ""
             raise ValueError(
-                f"{argument} pattern {pattern!r} matches no matrix{meant} Names end in: {', '.join(leaves)}"
+                f"{argument} pattern {pattern!r} matches no matrix{meant or ';'} names end in: {', '.join(leaves)}"
             )
 
 
@@ -173,6 +175,8 @@ def _untie(model: nn.Module, chosen: list[Matrix], explicit: bool) -> list[Matri
 
 
 def _check_weight(name: str, weight: Tensor) -> None:
+    if not weight.numel():
+        raise ValueError(f"{name} is empty (shape {tuple(weight.shape)}); leave it out with exclude")
     if not weight.is_floating_point() or weight.dtype.itemsize < 2:
         raise TypeError(f"{name} is {weight.dtype}; over-parameterization needs float weights (load it unquantized)")
     if not weight.is_meta and not torch.isfinite(weight).all():

@@ -1,0 +1,128 @@
+"""The reader of configurations: what it reads, that nothing makes it crash, and how its help looks."""
+
+from __future__ import annotations
+
+import json
+import math
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from opdf.cli import COMMANDS, UserError, main
+from opdf.cli.config import DistillConfig, fill, parse, plain, read_yaml, suggest
+from opdf.distill import DistillationArguments, LogitsDistillation
+
+QUICK = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+READABLE = (UserError, FileNotFoundError, ValueError, TypeError)
+"""What the command line turns into one line."""
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.dates()
+NAMES = "data teacher student overparam constraint training output seed name layers config shapes layer_map base"
+keys = st.sampled_from(NAMES.split()) | st.text(max_size=4) | st.integers()
+values = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=4), max_leaves=12
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("3e-5", 3e-5), ("1E+3", 1000.0), ("-2.e3", -2000.0), ("5e5x", "5e5x"), ("1.5", 1.5), ("7", 7), ("null", None),
+        ("true", True), ("e5", "e5"), ("'3e-5'", "3e-5"),
+    ],
+)  # fmt: skip
+def test_numbers(tmp_path: Path, text: str, value: Any) -> None:
+    (tmp_path / "a.yaml").write_text(f"seed: {text}\n")
+    assert read_yaml(str(tmp_path / "a.yaml")) == {"seed": value}
+    options = parse(["--training.x", text, "--output", "o"], DistillConfig, "opdf distill", "").training
+    assert options == {"x": value}
+
+
+@given(content=st.dictionaries(keys, values, max_size=5))
+@QUICK
+def test_any_mapping_is_read_or_refused(tmp_path: Path, content: dict[Any, Any]) -> None:
+    path = tmp_path / "any.yaml"
+    path.write_text(yaml.dump(content, Dumper=NoAliases))
+    try:
+        config = parse([str(path)], DistillConfig, "opdf distill", "")
+    except READABLE:
+        return
+    assert isinstance(config, DistillConfig)
+    written = tmp_path / "again.yaml"
+    written.write_text(yaml.safe_dump(plain(config)))
+    assert repr(parse([str(written)], DistillConfig, "opdf distill", "")) == repr(config)
+
+
+@given(noise=st.binary(max_size=200) | st.text("{}[]:-,&*!'\"|>\n ab1#%@`?", max_size=80).map(str.encode))
+@QUICK
+def test_any_bytes_are_read_or_refused(tmp_path: Path, noise: bytes) -> None:
+    path = tmp_path / "noise.yaml"
+    path.write_bytes(noise)
+    with suppress(*READABLE):
+        assert isinstance(read_yaml(str(path)), dict)
+
+
+@given(words=st.lists(st.text(max_size=12).map(lambda w: f"--{w}") | st.text(max_size=12), max_size=5))
+@QUICK
+def test_any_words_are_read_or_refused(words: list[str]) -> None:
+    words = [word for word in words if word not in ("-h", "--help")]
+    with suppress(*READABLE):
+        assert isinstance(parse(words, DistillConfig, "opdf distill", ""), DistillConfig)
+
+
+class NoAliases(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def test_a_filled_class_is_the_class_itself() -> None:
+    made = fill(LogitsDistillation, {"temperature": "4e0"}, "objective", alpha=0.5)
+    assert (made.temperature, made.alpha) == (4.0, 0.5)
+    arguments = fill(DistillationArguments, {"learning_rate": 1}, "training", output_dir="unused", use_cpu=True)
+    assert arguments.learning_rate == 1.0
+    assert math.isclose(arguments.weight_decay, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("key", "end"),
+    [("alhpa", "; did you mean 'alpha'?"), ("zzz", "; known are temperature, alpha")],
+)
+def test_suggestions(key: str, end: str) -> None:
+    assert suggest(key, ["temperature", "alpha"]) == end
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_fits_80_columns_and_explains_every_option(command: str, capsys: Any, monkeypatch: Any) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    options = [k for k, line in enumerate(lines) if line.startswith("  --")]
+    assert options
+    for k in options:
+        _, _, text = lines[k].strip().partition(" ")
+        assert text.strip() or lines[k + 1].startswith(" " * 10), lines[k]
+
+
+def test_help_names_what_is_nested(capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        main(["distill", "--help"])
+    shown = capsys.readouterr().out
+    for option in ("--overparam.ones", "--constraint.weight", "--data.max_length", "--training"):
+        assert option in shown
+    assert "(default 128)" in shown
+    assert "<class" not in shown
+
+
+def test_a_message_is_short_whatever_the_value(tmp_path: Path, capsys: Any) -> None:
+    path = tmp_path / "long.yaml"
+    path.write_text(json.dumps({"seed": "x" * 10_000}))
+    assert main(["distill", str(path)]) == 2
+    assert len(capsys.readouterr().err) < 300

@@ -18,6 +18,7 @@ from opdf.cli import UserError, main
 from opdf.cli.config import DistillConfig, fill, parse, read_yaml
 from opdf.cli.demo import VARIANTS, judge
 from opdf.cli.job import build_objective, build_student, from_config, load_model, prepare_data
+from opdf.data import load_data
 from opdf.distill import DistillationArguments
 from opdf.overparam import OverParamConfig, overparameterize
 
@@ -96,6 +97,24 @@ def test_text_tasks(tmp_path: Path, changes: dict[str, Any]) -> None:
     assert main(["distill", configuration(tmp_path, **(text | changes)), *QUICK]) == 0
     student = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out" / "student")
     assert student.config.num_hidden_layers == 1
+
+
+def test_embeddings_of_a_file_of_pairs(tmp_path: Path, capsys: Any) -> None:
+    pairs = load_data("nyt-pairs")[0]["test"].select([*range(30), *range(900, 930)])
+    pairs.to_csv(tmp_path / "pairs.csv")
+    changes = {
+        "data": {"name": str(tmp_path / "pairs.csv"), "task": "similarity", "max_length": 16},
+        "teacher": {"model": "minilm"}, "objective": {"name": "embedding", "options": {"mse_weight": 1.0}},
+    }  # fmt: skip
+    argv = [configuration(tmp_path, **changes, student={"layers": 1}, constraint=None), "--training.max_steps", "2"]
+    assert main(["distill", *argv]) == 0
+    assert "teacher: spearman validation" in capsys.readouterr().out
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["student"]["test"].keys() == {"spearman", "examples"}
+    assert main(["eval", str(tmp_path / "out"), "--json", "true"]) == 0
+    assert json.loads(capsys.readouterr().out) == metrics["student"]
+    assert main(["distill", *argv, "--objective", '{"name": "logits"}', "--output", str(tmp_path / "b")]) == 2
+    assert "embedding goes with similarity" in capsys.readouterr().err
 
 
 TEXT = {

@@ -23,7 +23,7 @@ class DataConfig:
 
     Args:
         name: embedded set, file (csv, tsv, json, jsonl, parquet), image folder, or hub name[:configuration].
-        task: classification, regression or image-classification; inferred when null.
+        task: classification, regression, image-classification or similarity; inferred when null.
         inputs: one or two text columns, or the image column; inferred when null.
         label: the label column; "label" or "labels" when null.
         validation: fraction of rows to validate on, where the dataset has no such split.
@@ -81,7 +81,7 @@ class ObjectiveConfig:
     """What the student learns.
 
     Args:
-        name: logits, hidden, theseus, lgtm, dbkd, adkd or sparse-logits.
+        name: logits, hidden, embedding, theseus, lgtm, dbkd, adkd or sparse-logits.
         options: of the objective, e.g. temperature and alpha.
     """
 

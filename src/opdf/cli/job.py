@@ -22,6 +22,7 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
+    AutoModel,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -43,6 +44,7 @@ from opdf.distill import (
     DecisionDistillation,
     DistillationArguments,
     DistillationTrainer,
+    EmbeddingDistillation,
     HiddenDistillation,
     LogitsDistillation,
     Objective,
@@ -51,10 +53,12 @@ from opdf.distill import (
     keep_layers,
 )
 from opdf.distill.checkpoint import newest_whole, writing
+from opdf.distill.embedding import similarity_scores
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "logits": LogitsDistillation,
     "hidden": HiddenDistillation,
+    "embedding": EmbeddingDistillation,
     "theseus": Theseus,
     "lgtm": LGTM,
     "dbkd": DecisionDistillation,
@@ -80,6 +84,7 @@ def run(config: DistillConfig) -> dict[str, Any]:
         write_yaml(config, output / "config.yaml")
     with PartialState().main_process_first():  # the others find the cache filled
         prepared = prepare_data(config)
+    check_objective(config, prepared.task)
     teacher = prepare_teacher(config, prepared, output)
     teacher_scores = scores(evaluator(teacher, prepared), prepared)
     metrics = train_student(config, prepared, teacher, output, "distilling") | {"teacher": teacher_scores}
@@ -229,7 +234,7 @@ def local(model: str) -> str:
 
 def load_model(name: str, task: Task) -> tuple[Any, list[str]]:
     """A pretrained model with a head for the task, and the names of weights that its checkpoint lacks."""
-    auto = AutoModelForImageClassification if task.is_image else AutoModelForSequenceClassification
+    auto = auto_class(task)
     try:
         model, info = auto.from_pretrained(
             local(name), use_safetensors=True, trust_remote_code=False, output_loading_info=True, **head_of(task)
@@ -239,8 +244,17 @@ def load_model(name: str, task: Task) -> tuple[Any, list[str]]:
     return model, sorted(info["missing_keys"])
 
 
+def auto_class(task: Task) -> Any:
+    """The class that loads a model for a task."""
+    if task.kind == "similarity":
+        return AutoModel
+    return AutoModelForImageClassification if task.is_image else AutoModelForSequenceClassification
+
+
 def head_of(task: Task) -> dict[str, Any]:
     """Configuration of the head that a task needs."""
+    if task.kind == "similarity":
+        return {}
     if task.kind == "regression":
         return {"num_labels": 1, "problem_type": "regression"}
     names = dict(enumerate(task.labels))
@@ -256,8 +270,7 @@ def from_config(fields: dict[str, Any], task: Task) -> Any:
     kind = fields.pop("model_type", None)
     if kind is None:
         raise UserError("the model's config has no model_type; add one, e.g. model_type: vit")
-    auto = AutoModelForImageClassification if task.is_image else AutoModelForSequenceClassification
-    return auto.from_config(AutoConfig.for_model(kind, **fields, **head_of(task)))
+    return auto_class(task).from_config(AutoConfig.for_model(kind, **fields, **head_of(task)))
 
 
 def prepare_teacher(config: DistillConfig, prepared: Prepared, output: Path) -> Any:
@@ -331,6 +344,19 @@ def build_objective(config: DistillConfig) -> Objective:
     return built
 
 
+def check_objective(config: DistillConfig, task: Task) -> None:
+    """Embeddings come from models without a head, everything else from models with one.
+
+    Raises:
+        UserError: the objective and the task want different ones.
+    """
+    if (task.kind == "similarity") != (config.objective.name == "embedding"):
+        raise UserError(
+            f"objective.name is {config.objective.name!r} and the task of {config.data.name} is {task.kind!r}; "
+            "embedding goes with similarity (data such as nyt-pairs, or data.task: similarity) and only with it"
+        )
+
+
 def training_arguments(options: dict[str, Any], folder: Path, seed: int) -> DistillationArguments:
     defaults: dict[str, Any] = {
         "output_dir": str(folder), "seed": seed, "save_strategy": "no", "disable_tqdm": True, "save_total_limit": 2,
@@ -345,6 +371,10 @@ def scores(trainer: Trainer, prepared: Prepared) -> dict[str, Any]:
     """Metrics on validation and test, with the number of examples."""
     result: dict[str, Any] = {}
     for part in ("validation", "test"):
+        if prepared.task.kind == "similarity":
+            labels = prepared.raw[part][prepared.task.label]
+            result[part] = similarity_scores(trainer.model, prepared.data[part], labels, prepared.collator)
+            continue
         metrics = trainer.evaluate(prepared.data[part], metric_key_prefix=part)
         names = ("accuracy", "f1", "matthews", "pearson", "spearman", "pearson_spearman")
         result[part] = {n: metrics[f"{part}_{n}"] for n in names if f"{part}_{n}" in metrics}

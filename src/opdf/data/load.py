@@ -132,7 +132,7 @@ def _infer(data: Dataset, task: str | None, inputs: Sequence[str] | None, label:
 
 def _as_classes(data: DatasetDict, task: Task) -> DatasetDict:
     feature = data["train"].features[task.label]
-    if task.kind == "regression" or isinstance(feature, ClassLabel):
+    if not task.has_classes or isinstance(feature, ClassLabel):
         return data
     if feature.dtype.startswith("float"):
         raise ValueError(f"labels in {task.label!r} are {feature.dtype} numbers; set task to 'regression'")
@@ -140,7 +140,7 @@ def _as_classes(data: DatasetDict, task: Task) -> DatasetDict:
 
 
 def _named(data: Dataset, task: Task) -> Task:
-    if task.kind == "regression":
+    if not task.has_classes:
         return task
     return Task(task.kind, task.inputs, task.label, tuple(data.features[task.label].names))
 
@@ -151,7 +151,7 @@ def _check(name: str, data: DatasetDict, task: Task) -> None:
             raise ValueError(
                 f"the {part} split of {name} is empty; give more rows, or other validation and test fractions"
             )
-    if task.kind == "regression":
+    if not task.has_classes:
         return
     if len(task.labels) < 2:
         raise ValueError(f"{name} has the one class {task.labels}; classification needs two or more")

@@ -53,7 +53,7 @@ from opdf.distill import (
     keep_layers,
 )
 from opdf.distill.checkpoint import newest_whole, writing
-from opdf.distill.embedding import similarity_scores
+from opdf.distill.embedding import embedder, similarity_scores
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "logits": LogitsDistillation,
@@ -373,7 +373,7 @@ def scores(trainer: Trainer, prepared: Prepared) -> dict[str, Any]:
     for part in ("validation", "test"):
         if prepared.task.kind == "similarity":
             labels = prepared.raw[part][prepared.task.label]
-            result[part] = similarity_scores(trainer.model, prepared.data[part], labels, prepared.collator)
+            result[part] = similarity_scores(embedder(trainer.model), prepared.data[part], labels, prepared.collator)
             continue
         metrics = trainer.evaluate(prepared.data[part], metric_key_prefix=part)
         names = ("accuracy", "f1", "matthews", "pearson", "spearman", "pearson_spearman")

@@ -51,8 +51,8 @@ class EmbeddingDistillation(Objective):
     def losses(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, num_items: Tensor) -> Losses:
         assert teacher is not None
         mask = batch.get("attention_mask")
-        ours = mean_pooled(forward(student, batch), mask)
-        theirs = mean_pooled(teacher_forward(teacher, batch), mask)
+        ours = mean_pooled(forward(student, batch).last_hidden_state, mask)
+        theirs = mean_pooled(teacher_forward(teacher, batch).last_hidden_state, mask)
         total, parts = ours.new_zeros(()), {}
         if self.cosine_weight:
             cosine = (1 - F.cosine_similarity(ours, theirs)).sum() / num_items
@@ -68,43 +68,51 @@ class EmbeddingDistillation(Objective):
         return torch.tensor(first.shape[0], device=first.device)
 
 
-def mean_pooled(output: Any, mask: Tensor | None = None) -> Tensor:
+def mean_pooled(hidden: Tensor, mask: Tensor | None = None) -> Tensor:
     """Embeddings `[batch, width]` in float32.
 
     Args:
-        output: what a model without a head returns.
+        hidden: last hidden states `[batch, tokens, width]`.
         mask: `[batch, tokens]`, 0 where a token is padding; None counts all.
     """
-    if not hasattr(output, "last_hidden_state"):
-        raise ValueError(f"{type(output).__name__} has no last_hidden_state; load the model without a head (AutoModel)")
-    hidden = output.last_hidden_state.float()
+    hidden = hidden.float()
     if mask is None:
         return hidden.mean(1)
     real = mask.unsqueeze(-1).to(hidden.dtype)
     return (hidden * real).sum(1) / real.sum(1)
 
 
+def embedder(model: nn.Module) -> Callable[[Batch], Tensor]:
+    """Batches of a model without a head to embeddings on the CPU."""
+
+    def embed(batch: Batch) -> Tensor:
+        device, was = next(model.parameters()).device, model.training
+        inputs = {name: value.to(device) for name, value in batch.items()}
+        with torch.no_grad():
+            output = model.eval()(**inputs)
+        model.train(was)
+        return mean_pooled(output.last_hidden_state, inputs.get("attention_mask")).cpu()
+
+    return embed
+
+
 def similarity_scores(
-    model: nn.Module, rows: Sequence[Any], labels: Sequence[float], collate: Callable[[list[Any]], Any], batch: int = 64
+    embed: Callable[[Batch], Tensor],
+    rows: Sequence[Any],
+    labels: Sequence[float],
+    collate: Callable[[list[Any]], Batch],
+    batch: int = 128,
 ) -> dict[str, Any]:
     """Spearman's correlation of the cosines of pairs of embeddings with labels that say how alike the pairs are.
 
     Args:
-        model: a model without a head.
+        embed: a batch to embeddings `[batch, width]`; see `embedder`.
         rows: encoded texts; 2k and 2k + 1 are pair k.
         labels: one a pair.
         collate: makes a batch of rows.
         batch: rows at a time.
     """
-    device = next(model.parameters()).device
-    was, vectors = model.training, []
-    model.eval()
-    with torch.no_grad():
-        for start in range(0, len(rows), batch):
-            inputs = collate([rows[k] for k in range(start, min(start + batch, len(rows)))])
-            inputs = {name: value.to(device) for name, value in inputs.items()}
-            vectors.append(mean_pooled(model(**inputs), inputs.get("attention_mask")).cpu())
-    model.train(was)
-    embeddings = torch.cat(vectors)
-    cosines = F.cosine_similarity(embeddings[::2], embeddings[1::2])
+    starts = range(0, len(rows), batch)
+    vectors = torch.cat([embed(collate([rows[k] for k in range(s, min(s + batch, len(rows)))])) for s in starts])
+    cosines = F.cosine_similarity(vectors[::2], vectors[1::2])
     return {"spearman": float(spearmanr(cosines.numpy(), labels)[0]), "examples": len(labels)}

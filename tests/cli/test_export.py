@@ -96,7 +96,7 @@ def test_every_family_in_onnxruntime(family: str, tmp_path: Path) -> None:
     model.config.use_cache = False
     export.to_onnx(model, tmp_path / "model.onnx")
     inputs = {k: v for k, v in batch(family, 5).items() if k != "labels"}
-    if family == "bert":
+    if family in ("bert", "roberta"):
         inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
     if family == "t5":
         inputs["decoder_input_ids"] = inputs["input_ids"][:, :3]

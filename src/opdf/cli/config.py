@@ -291,6 +291,7 @@ def _suggest(key: str, known: Any) -> str:
 
 
 def plain(value: Any) -> Any:
+    """A configuration as mappings, lists and plain values."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, dict):

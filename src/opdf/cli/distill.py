@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from opdf.cli.config import DistillConfig, parse
 
 DESCRIPTION = """Distill a student from a teacher.
@@ -18,7 +20,7 @@ def main(argv: list[str]) -> None:
     from opdf.cli import job
 
     job.quiet()
-    metrics = job.run(config)
+    metrics = job.run(config, shlex.join(["opdf", "distill", *argv]))
     if not job.is_main():
         return
     for who in ("teacher", "student"):

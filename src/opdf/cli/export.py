@@ -186,7 +186,7 @@ def examples(model: Any) -> Iterator[dict[str, Any]]:
     config, known = model.config, signature(model.forward).parameters
     for batch, tokens in ((2, 8), (1, 5), (3, 11)):
         if model.main_input_name == "pixel_values":
-            size = getattr(config, "image_size", 224)
+            size = getattr(config, "image_size", 32 * (batch + 1))
             height, width = size if isinstance(size, list | tuple) else (size, size)
             channels = getattr(config, "num_channels", 3)
             yield {"pixel_values": torch.randn(batch, channels, height, width, generator=generator)}
@@ -202,7 +202,9 @@ def examples(model: Any) -> Iterator[dict[str, Any]]:
 
 
 def output_name(model: Any) -> str:
-    return "last_hidden_state" if model.base_model is model else "logits"
+    from opdf.distill.objective import has_no_head
+
+    return "last_hidden_state" if has_no_head(model) else "logits"
 
 
 def plain(model: Any, names: list[str]) -> Any:
@@ -220,11 +222,12 @@ def plain(model: Any, names: list[str]) -> Any:
     return Plain()
 
 
-def dynamic_axes(inputs: Mapping[str, Any]) -> tuple[tuple[dict[int, Any], ...]]:
-    """Batch of every input and sequence of texts, in the form of torch.export's dynamic_shapes."""
+def dynamic_axes(model: Any, inputs: Mapping[str, Any]) -> tuple[tuple[dict[int, Any], ...]]:
+    """Batch, a text's tokens, and height and width where a model takes any, as torch.export's dynamic_shapes."""
     from torch.export import Dim
 
-    axes = {name: (0,) if name == "pixel_values" else (0, 1) for name in inputs}
+    image = (0,) if hasattr(model.config, "image_size") else (0, 2, 3)
+    axes = {name: image if name == "pixel_values" else (0, 1) for name in inputs}
     return (tuple(dict.fromkeys(axes[name], Dim.DYNAMIC) for name in inputs),)
 
 
@@ -243,7 +246,7 @@ def to_onnx(model: Any, path: Path) -> None:
         try:
             torch.onnx.export(
                 plain(model, list(inputs)), tuple(inputs.values()), path, dynamo=True, verbose=False,
-                input_names=list(inputs), output_names=[output_name(model)], dynamic_shapes=dynamic_axes(inputs),
+                input_names=list(inputs), output_names=[output_name(model)], dynamic_shapes=dynamic_axes(model, inputs),
                 external_data=weights > ONE_FILE,
             )  # fmt: skip
         finally:
@@ -257,7 +260,7 @@ def to_torch(model: Any, path: Path) -> Outputs:
     inputs = next(examples(model))
     with silence(), torch.no_grad():
         module = plain(model, list(inputs))
-        program = torch.export.export(module, tuple(inputs.values()), dynamic_shapes=dynamic_axes(inputs))
+        program = torch.export.export(module, tuple(inputs.values()), dynamic_shapes=dynamic_axes(model, inputs))
         torch.export.save(program, path)
         again = torch.export.load(path).module()
 

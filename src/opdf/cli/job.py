@@ -10,6 +10,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from transformers import (
 
 import opdf
 from opdf.cli import Stopped, UserError
+from opdf.cli.card import write_card
 from opdf.cli.config import DistillConfig, TeacherConfig, fill, write_yaml
 from opdf.cli.prepared import Prepared
 from opdf.cli.progress import show, stopping
@@ -54,6 +56,7 @@ from opdf.distill import (
 )
 from opdf.distill.checkpoint import newest_whole, writing
 from opdf.distill.embedding import embedder, similarity_scores
+from opdf.overparam import OverParameterization
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "logits": LogitsDistillation,
@@ -75,8 +78,8 @@ def quiet() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-def run(config: DistillConfig) -> dict[str, Any]:
-    """Distill as the configuration says; returns what metrics.json holds."""
+def run(config: DistillConfig, command: str) -> dict[str, Any]:
+    """Distill as the configuration says; returns what metrics.json holds. The model card names the `command`."""
     build_objective(config)
     training_arguments(config.training, Path(config.output) / "checkpoints", config.seed)
     output = claim(config.output, overwrite=config.overwrite, resume=config.resume)
@@ -89,6 +92,7 @@ def run(config: DistillConfig) -> dict[str, Any]:
     teacher_scores = scores(evaluator(teacher, prepared), prepared)
     metrics = train_student(config, prepared, teacher, output, "distilling") | {"teacher": teacher_scores}
     if is_main():
+        write_card(config, metrics, prepared, command, output / "student")
         write_json(metrics, output / "metrics.json")
     return metrics
 
@@ -122,9 +126,11 @@ def train_student(config: DistillConfig, prepared: Prepared, teacher: Any, outpu
             save(teacher, prepared.processor, output / "trained-teacher")
     ratios = [entry["constraint_grad_ratio"] for entry in trainer.state.log_history if "constraint_grad_ratio" in entry]
     return {
+        "class": type(trainer.model).__name__,
         "metric": prepared.task.metric,
         "student": scores(trainer, prepared),
         **parameters(trainer),
+        "shapes": shapes(trainer.overparameterization) if trainer.overparameterization else [],
         "constraint_grad_ratio": max(ratios, default=None),
         "train_seconds": round(seconds, 1),
         "steps": trainer.state.global_step,
@@ -161,6 +167,15 @@ def parameters(trainer: DistillationTrainer) -> dict[str, int]:
     over = trainer.overparameterization
     inference = sum(p.numel() for p in trainer.model.parameters())
     return {"train_params": over.train_params if over else inference, "inference_params": inference}
+
+
+def shapes(over: OverParameterization) -> list[dict[str, Any]]:
+    """How many matrices of which size were trained in which shape."""
+    counts = Counter(target.shape for target in over.matrices)
+    return [
+        {"matrices": count, "rows": s.rows, "cols": s.cols, "shape": str(s), "scale": round(s.scale, 3)}
+        for s, count in counts.items()
+    ]
 
 
 def claim(path: str, *, overwrite: bool, resume: bool) -> Path:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from opdf.distill.objective import Batch, Losses, Objective, config_of, forward, teacher_forward
+from opdf.distill.objective import Batch, Losses, Objective, config_of, forward, has_no_head, teacher_forward
 
 
 class EmbeddingDistillation(Objective):
@@ -36,7 +36,7 @@ class EmbeddingDistillation(Objective):
         if teacher is None:
             raise ValueError("embedding distillation needs a teacher; pass one")
         for who, model in (("student", student), ("teacher", teacher)):
-            if getattr(model, "base_model", None) is not model or not hasattr(config_of(model), "hidden_size"):
+            if not has_no_head(model) or not hasattr(config_of(model), "hidden_size"):
                 raise ValueError(
                     f"the {who} is a {type(model).__name__}; embeddings come from a transformers model without a head "
                     "and of one width: load it by AutoModel"

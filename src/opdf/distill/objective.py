@@ -144,6 +144,11 @@ def is_language_model(model: nn.Module) -> bool:
     return getattr(_transformers_model(model), "get_output_embeddings", lambda: None)() is not None
 
 
+def has_no_head(model: nn.Module) -> bool:
+    """Whether a transformers model ends in hidden states (AutoModel) and not in a task's outputs."""
+    return getattr(model, "base_model", None) is model and not is_language_model(model)
+
+
 def is_causal(model: nn.Module) -> bool:
     """Whether logits at one position predict the label of the next, so that both have to be shifted.
 

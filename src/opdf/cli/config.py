@@ -122,6 +122,7 @@ class DistillConfig:
         overwrite: replace an output folder that is not empty.
         resume: continue from the last checkpoint in the output folder.
         seed: of initialisation and data order.
+        json: print what metrics.json holds instead of lines.
     """
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -135,6 +136,7 @@ class DistillConfig:
     overwrite: bool = False
     resume: bool = False
     seed: int = 0
+    json: bool = False
 
 
 Config = typing.TypeVar("Config")

@@ -305,21 +305,19 @@ def score(outputs: Outputs, prepared: Any, batch: int) -> dict[str, Any]:
     """Metrics on the test split."""
     import numpy as np
     from torch.utils.data import DataLoader
-    from transformers import EvalPrediction
 
-    from opdf.distill.embedding import mean_pooled, similarity_scores
+    from opdf.cli.job import similarity_metrics
+    from opdf.distill.embedding import mean_pooled, pair_cosines
 
     data, task = prepared.data["test"], prepared.task
     if task.kind == "similarity":
-        labels = prepared.raw["test"][task.label]
-        return similarity_scores(
-            lambda given: mean_pooled(outputs(given), given["attention_mask"]), data, labels, prepared.collator, batch
-        )
+        pooled = lambda given: mean_pooled(outputs(given), given["attention_mask"])  # noqa: E731
+        return similarity_metrics(prepared, "test", pair_cosines(pooled, data, prepared.collator, batch))
     found, labels = [], []
     for some in DataLoader(data, batch_size=batch, collate_fn=prepared.collator):
         labels.append(some.pop("labels").numpy())
         found.append(outputs(some).numpy())
-    metrics = task.compute_metrics()(EvalPrediction(np.concatenate(found), np.concatenate(labels)))
+    metrics = task.metrics(task.answers(np.concatenate(found)), np.concatenate(labels))
     return {**metrics, "examples": len(data)}
 
 

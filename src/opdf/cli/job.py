@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from accelerate import PartialState
@@ -55,7 +56,7 @@ from opdf.distill import (
     keep_layers,
 )
 from opdf.distill.checkpoint import newest_whole, writing
-from opdf.distill.embedding import embedder, similarity_scores
+from opdf.distill.embedding import embedder, pair_cosines
 from opdf.overparam import OverParameterization
 
 OBJECTIVES: dict[str, type[Objective]] = {
@@ -387,14 +388,19 @@ def scores(trainer: Trainer, prepared: Prepared) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for part in ("validation", "test"):
         if prepared.task.kind == "similarity":
-            labels = prepared.raw[part][prepared.task.label]
-            result[part] = similarity_scores(embedder(trainer.model), prepared.data[part], labels, prepared.collator)
+            cosines = pair_cosines(embedder(trainer.model), prepared.data[part], prepared.collator)
+            result[part] = similarity_metrics(prepared, part, cosines)
             continue
         metrics = trainer.evaluate(prepared.data[part], metric_key_prefix=part)
         names = ("accuracy", "f1", "matthews", "pearson", "spearman", "pearson_spearman")
         result[part] = {n: metrics[f"{part}_{n}"] for n in names if f"{part}_{n}" in metrics}
         result[part]["examples"] = len(prepared.data[part])
     return result
+
+
+def similarity_metrics(prepared: Prepared, part: str, cosines: torch.Tensor) -> dict[str, Any]:
+    labels = np.asarray(prepared.raw[part][prepared.task.label])
+    return {**prepared.task.metrics(cosines.numpy(), labels), "examples": len(labels)}
 
 
 def save(model: Any, processor: Any, folder: Path, weights: dict[str, Any] | None = None) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from opdf.distill.objective import Batch, Losses, Objective, config_of, forward, has_no_head, teacher_forward
@@ -96,23 +95,17 @@ def embedder(model: nn.Module) -> Callable[[Batch], Tensor]:
     return embed
 
 
-def similarity_scores(
-    embed: Callable[[Batch], Tensor],
-    rows: Sequence[Any],
-    labels: Sequence[float],
-    collate: Callable[[list[Any]], Batch],
-    batch: int = 128,
-) -> dict[str, Any]:
-    """Spearman's correlation of the cosines of pairs of embeddings with labels that say how alike the pairs are.
+def pair_cosines(
+    embed: Callable[[Batch], Tensor], rows: Sequence[Any], collate: Callable[[list[Any]], Batch], batch: int = 128
+) -> Tensor:
+    """Cosines `[pairs]` of the embeddings of pairs of texts.
 
     Args:
         embed: a batch to embeddings `[batch, width]`; see `embedder`.
         rows: encoded texts; 2k and 2k + 1 are pair k.
-        labels: one a pair.
         collate: makes a batch of rows.
         batch: rows at a time.
     """
     starts = range(0, len(rows), batch)
     vectors = torch.cat([embed(collate([rows[k] for k in range(s, min(s + batch, len(rows)))])) for s in starts])
-    cosines = F.cosine_similarity(vectors[::2], vectors[1::2])
-    return {"spearman": float(spearmanr(cosines.numpy(), labels)[0]), "examples": len(labels)}
+    return F.cosine_similarity(vectors[::2], vectors[1::2])

@@ -58,8 +58,8 @@ def test_five_lines(case: str, tmp_path: Path) -> None:
         torch.testing.assert_close(again(**inputs).logits, student.eval()(**inputs).logits)
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c not in SHALLOW])
-def test_the_constraint_pairs_every_family(case: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", ["distilbert", "vit", "gpt2", "llama", "t5"])
+def test_the_constraint_pairs_encoders_decoders_and_both(case: str, tmp_path: Path) -> None:
     teacher, student, data = pair(case)
     trainer = DistillationTrainer(
         student, arguments(tmp_path, max_steps=2), teacher=teacher, train_dataset=data,

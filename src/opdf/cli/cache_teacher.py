@@ -32,6 +32,7 @@ def main(argv: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     job.quiet()
     prepared = job.prepare_data(config)
+    job.check_objective(config, prepared.task)
     teacher = job.prepare_teacher(replace(config, resume=True), prepared, folder)
     store = write_store(objective, config, prepared, teacher)
     entries = store.info.rows * store.info.epochs

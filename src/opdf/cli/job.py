@@ -111,6 +111,7 @@ def is_main() -> bool:
 def train_student(config: DistillConfig, prepared: Prepared, teacher: Any, output: Path, title: str) -> dict[str, Any]:
     """Distill one student, save it under `output`, and return its metrics."""
     trainer = student_trainer(config, prepared, teacher, output, title)
+    architecture = type(trainer.model).__name__  # which FSDP2 changes
     start = time.perf_counter()
     last = newest_whole(output / "checkpoints", lambda text: _tell(f"warning: {text}")) if config.resume else None
     if config.resume:
@@ -127,7 +128,7 @@ def train_student(config: DistillConfig, prepared: Prepared, teacher: Any, outpu
             save(teacher, prepared.processor, output / "trained-teacher")
     ratios = [entry["constraint_grad_ratio"] for entry in trainer.state.log_history if "constraint_grad_ratio" in entry]
     return {
-        "class": type(trainer.model).__name__,
+        "class": architecture,
         "metric": prepared.task.metric,
         "student": scores(trainer, prepared),
         **parameters(trainer),

@@ -25,7 +25,7 @@ $(READY): pyproject.toml constraints.txt
 	@echo "Installing torch"
 	@$(PIP_INSTALL) torch | $(SHOW_PROGRESS)
 	@echo "Installing opdf and what it needs"
-	@$(PIP_INSTALL) -e '.[distill,dev]' | $(SHOW_PROGRESS)
+	@$(PIP_INSTALL) -e '.[distill,export,examples,dev]' | $(SHOW_PROGRESS)
 	@touch $@
 
 # Always from scratch: a half-made environment, or one of another interpreter, is not worth saving.

@@ -18,6 +18,7 @@ from opdf.cli import UserError, main
 from opdf.cli.config import DistillConfig, fill, parse, read_yaml
 from opdf.cli.demo import VARIANTS, judge
 from opdf.cli.job import build_objective, build_student, from_config, load_model, prepare_data
+from opdf.data import load_data
 from opdf.distill import DistillationArguments
 from opdf.overparam import OverParamConfig, overparameterize
 
@@ -64,6 +65,11 @@ def test_distill_leaves_what_a_user_needs(tmp_path: Path, capsys: Any) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "2"
 
+    assert main(["distill", configuration(tmp_path), "--json", "--output", str(tmp_path / "again")]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["student"] == metrics["student"]
+    assert printed == json.loads((tmp_path / "again" / "metrics.json").read_text())
+
     assert main(["eval", str(out), "--json", "true"]) == 0
     scored = json.loads(capsys.readouterr().out)
     assert scored["test"] == metrics["student"]["test"]
@@ -71,6 +77,27 @@ def test_distill_leaves_what_a_user_needs(tmp_path: Path, capsys: Any) -> None:
     assert main(["distill", configuration(tmp_path)]) == 2
     assert "is not empty" in capsys.readouterr().err
     assert main(["distill", configuration(tmp_path), "--overwrite", "true"]) == 0
+
+
+def test_lines_fit_80_columns_and_a_pipe_has_no_colours(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    configuration(tmp_path, training={"max_steps": 1}, output="runs/a-name-of-some-length")
+    printed = ""
+    for argv in (
+        ["distill", "config.yaml"],
+        ["eval", "runs/a-name-of-some-length"],
+        ["export", "runs/a-name-of-some-length", "--output", "exports/a-name", "--format", "torch"],
+    ):
+        assert main(argv) == 0
+        captured = capsys.readouterr()
+        printed += captured.out
+        assert "\x1b" not in captured.err
+    plan = [sys.executable, "-m", "opdf.cli", "plan", "minilm", "--layers", "1", "--overparam.ones", "5"]
+    printed += subprocess.run(plan, capture_output=True, text=True, check=True).stdout
+    assert max(map(len, printed.splitlines())) <= 80, printed
+    assert "\x1b" not in printed
 
 
 def test_resume_gives_the_uninterrupted_student(tmp_path: Path) -> None:
@@ -96,6 +123,24 @@ def test_text_tasks(tmp_path: Path, changes: dict[str, Any]) -> None:
     assert main(["distill", configuration(tmp_path, **(text | changes)), *QUICK]) == 0
     student = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out" / "student")
     assert student.config.num_hidden_layers == 1
+
+
+def test_embeddings_of_a_file_of_pairs(tmp_path: Path, capsys: Any) -> None:
+    pairs = load_data("nyt-pairs")[0]["test"].select([*range(30), *range(900, 930)])
+    pairs.to_csv(tmp_path / "pairs.csv")
+    changes = {
+        "data": {"name": str(tmp_path / "pairs.csv"), "task": "similarity", "max_length": 16},
+        "teacher": {"model": "minilm"}, "objective": {"name": "embedding", "options": {"mse_weight": 1.0}},
+    }  # fmt: skip
+    argv = [configuration(tmp_path, **changes, student={"layers": 1}, constraint=None), "--training.max_steps", "2"]
+    assert main(["distill", *argv]) == 0
+    assert "teacher: spearman validation" in capsys.readouterr().out
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["student"]["test"].keys() == {"spearman", "examples"}
+    assert main(["eval", str(tmp_path / "out"), "--json", "true"]) == 0
+    assert json.loads(capsys.readouterr().out) == metrics["student"]
+    assert main(["distill", *argv, "--objective", '{"name": "logits"}', "--output", str(tmp_path / "b")]) == 2
+    assert "embedding goes with similarity" in capsys.readouterr().err
 
 
 TEXT = {
@@ -266,7 +311,7 @@ def test_a_folder_that_is_not_ours_is_never_overwritten(tmp_path: Path, capsys: 
 def test_plan(capsys: Any) -> None:
     assert main(["plan", "minilm", "--layers", "3", "--overparam.ones", "3"]) == 0
     table = capsys.readouterr().out
-    assert max(map(len, table.splitlines())) <= 100
+    assert max(map(len, table.splitlines())) <= 80
     (row,) = [line.split() for line in table.splitlines() if line.startswith("0.intermediate.dense")]
     assert row[1:6] == ["48,1,1,1,32", "/", "24,1,1,1,16", "512", "1,638,400"]
     assert row[-1] == "20"  # MB: four bytes, for cores and two moments

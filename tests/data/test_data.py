@@ -19,7 +19,7 @@ from opdf.data.task import Task
 ROWS = {
     "movie-sentiment": 10072, "amazon-sentiment": 2985, "tweet-sentiment": 3432, "nyt-sentiment": 2970,
     "movie-scores": 10605, "amazon-scores": 3708, "tweet-scores": 4200, "nyt-scores": 5190,
-    "digits": 1797, "mnist-5k": 5000,
+    "nyt-pairs": 4934, "digits": 1797, "mnist-5k": 5000,
 }  # fmt: skip
 
 
@@ -29,9 +29,8 @@ def test_embedded_sets(name: str) -> None:
     assert sum(len(part) for part in data.values()) == ROWS[name]
     assert list(data) == ["train", "validation", "test"]
     assert len(data["train"]) > len(data["test"]) > len(data["validation"])
-    assert task.kind == (
-        "regression" if "scores" in name else "classification" if "senti" in name else "image-classification"
-    )
+    kinds = {"sentiment": "classification", "scores": "regression", "pairs": "similarity"}
+    assert task.kind == kinds.get(name.partition("-")[2], "image-classification")
     assert name in embedded_names()
 
 
@@ -49,6 +48,32 @@ def test_sentences_of_a_document_stay_together() -> None:
     parts = [{owner[t] for t in part["text"] if t in unique} for part in data.values()]
     assert not parts[0] & parts[1]
     assert not parts[0] & parts[2]
+
+
+def test_pairs_are_of_one_document_or_of_two_of_the_same_split() -> None:
+    texts, _, documents = _snippets("nyt")
+    owners: dict[str, set[str]] = {}
+    for text, document in zip(texts, documents, strict=True):
+        owners.setdefault(text, set()).add(document)
+    data, task = load_data("nyt-pairs")
+    seen = []
+    for part in data.values():
+        assert sum(part["label"]) == len(part) / 2
+        for first, second, label in zip(part["first"], part["second"], part["label"], strict=True):
+            assert bool(owners[first] & owners[second]) == bool(label) or len(owners[first] | owners[second]) > 2
+        seen.append({d for c in task.inputs for text in part[c] if len(owners[text]) == 1 for d in owners[text]})
+    assert not seen[0] & seen[1]
+    assert not (seen[0] | seen[1]) & seen[2]
+
+
+def test_pairs_are_encoded_one_after_the_other() -> None:
+    data, task = load_data("nyt-pairs", train_limit=300)
+    tokenizer = AutoTokenizer.from_pretrained(minilm())
+    encoded, _ = encode(data, task, tokenizer)
+    assert len(encoded["train"]) == 600
+    for k in (0, 255, 299):
+        for side, column in enumerate(task.inputs):
+            assert encoded["train"][2 * k + side]["input_ids"] == tokenizer(data["train"][k][column])["input_ids"]
 
 
 def test_train_limit() -> None:

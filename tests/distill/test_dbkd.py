@@ -6,6 +6,7 @@ import json
 import threading
 import urllib.request
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from scipy.stats import norm
 from transformers import BertConfig, BertForSequenceClassification
 
+from opdf.cli.export import to_onnx
 from opdf.data import TextNoise
 from opdf.distill import DecisionDistillation
 from opdf.distill.dbkd import count_decisions, decision_logits, decision_probabilities
@@ -122,6 +124,38 @@ def test_an_http_endpoint_and_a_function_are_counted_alike() -> None:
     np.testing.assert_array_equal(*counted)
     assert (counted[0].sum(1) == 10).all()
     assert len({tuple(row) for row in counted[0]}) > 1
+
+
+def test_an_onnx_session_is_a_teacher(tmp_path: Path) -> None:
+    """The session's decisions are the model's, and nothing but decisions is asked of it."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    torch.manual_seed(0)
+    teacher = BertForSequenceClassification(
+        BertConfig(vocab_size=30, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8,
+                   num_labels=3, initializer_range=0.6)
+    ).eval()  # fmt: skip
+    to_onnx(teacher, tmp_path / "teacher.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "teacher.onnx", providers=["CPUExecutionProvider"])
+
+    def ask(examples: list[np.ndarray]) -> np.ndarray:
+        ids = np.stack(examples)
+        return session.run(None, {"input_ids": ids, "attention_mask": ids * 0 + 1, "token_type_ids": ids * 0})[
+            0
+        ].argmax(-1)
+
+    def ask_torch(examples: list[np.ndarray]) -> np.ndarray:
+        with torch.no_grad():
+            return teacher(input_ids=torch.from_numpy(np.stack(examples))).logits.argmax(-1).numpy()
+
+    def replace(example: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return np.where(rng.random(len(example)) < 0.3, rng.integers(1, 30, len(example)), example)
+
+    examples = list(np.random.default_rng(0).integers(1, 30, (20, 6)))
+    counted = [count_decisions(decide, examples, 3, replace) for decide in (ask, ask_torch)]
+    np.testing.assert_array_equal(*counted)
+    assert len({tuple(row) for row in counted[0]}) > 3
+    assert np.isfinite(decision_logits(counted[0])).all()
 
 
 def test_the_counts_do_not_depend_on_the_batch() -> None:

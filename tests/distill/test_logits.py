@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
+from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
 from opdf.distill.logits import LogitsDistillation, check_same_outputs, soft_binary_loss, soft_loss, squared_loss
 
@@ -87,6 +87,17 @@ def test_token_loss_is_the_models_own_and_masks_padding() -> None:
     kept = labels[:, 1:] != -100
     ours, theirs = (m(input_ids=ids).logits[:, :-1][kept] for m in (model, teacher))
     torch.testing.assert_close(losses.parts["distillation"], (soft_loss(ours, theirs, 2.0) / 8).detach())
+
+
+def test_labels_of_masked_tokens_are_not_shifted() -> None:
+    model = BertForMaskedLM(bert().config).eval()
+    labels = torch.full((2, 6), -100)
+    labels[0, 0], labels[1, 3:5] = 7, 8  # the first token counts, which a decoder could not predict
+    batch = {"input_ids": torch.arange(12).reshape(2, 6), "labels": labels}
+    objective = LogitsDistillation(alpha=0.0)
+    items = objective.count_items(model, batch)
+    assert int(items) == 3
+    torch.testing.assert_close(objective.losses(model, None, batch, items).total, model(**batch).loss)
 
 
 def test_missing_labels_need_alpha_one() -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import pickletools
+import sqlite3
 import zipfile
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from transformers import (
     BertConfig,
@@ -371,6 +374,33 @@ def test_early_stopping_tensorboard_and_the_best_checkpoint(tmp_path: Path) -> N
     assert trainer.state.best_model_checkpoint == str(best)
     assert json.loads((best / "trainer_state.json").read_text())["best_model_checkpoint"] == str(best)
     assert list(tmp_path.rglob("events.out.tfevents*"))
+
+
+def test_tensorboard_shows_every_part_of_the_loss(tmp_path: Path) -> None:
+    training = {"report_to": "tensorboard", "max_steps": 3}
+    trainer, _ = train(
+        tmp_path, overparam=OverParamConfig(ones=1), constraint=Constraint(layer_map="first"), training=training
+    )
+    (events,) = tmp_path.rglob("events.out.tfevents*")
+    seen = EventAccumulator(str(events)).Reload()
+    names = ("loss", "task_loss", "distillation_loss", "constraint_loss", "constraint_grad_ratio", "learning_rate")
+    for name in names:
+        values = [event.value for event in seen.Scalars(f"train/{name}")]
+        assert values == pytest.approx([log[name] for log in trainer.state.log_history if name in log])
+        assert len(values) == 3
+
+
+def test_trackio_keeps_the_same_without_an_account(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    pytest.importorskip("trackio")
+    training = {"report_to": "trackio", "max_steps": 3, "run_name": "small"}
+    train(tmp_path, overparam=OverParamConfig(ones=1), constraint=Constraint(layer_map="first"), training=training)
+    (database,) = (tmp_path / "trackio").glob("*.db")
+    with closing(sqlite3.connect(database)) as connection:
+        entries = [json.loads(row[0]) for row in connection.execute("select metrics from metrics")]
+    logged = [entry for entry in entries if "train/loss" in entry]
+    assert len(logged) == 3
+    assert all(entry["train/constraint_grad_ratio"] > 0 and "train/distillation_loss" in entry for entry in logged)
 
 
 def test_teacher_stays_frozen_and_out_of_the_student(tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ COMMANDS = {
     "sweep": "compare variants at equal effort: learning rates, seeds, tasks, sizes",
     "report": "make a page of a study's results",
     "eval": "score a saved student on a dataset",
+    "export": "write a saved student as ONNX or as a torch.export program, and check it",
+    "completion": "print the completion of commands and options for bash or zsh",
     "demo": "fine-tune a teacher on embedded data and distill it plain, with SVD and with OPDF",
 }
 

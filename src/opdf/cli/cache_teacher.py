@@ -34,6 +34,7 @@ def main(argv: list[str]) -> None:
     job.check_options(config)
     job.quiet()
     prepared = job.prepare_data(config)
+    job.check_objective(config, prepared.task)
     config = replace(config, resume=True)
     teacher = job.load_teacher(config, prepared, folder)
     job.check_inputs("the teacher", teacher, prepared)

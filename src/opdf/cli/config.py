@@ -29,7 +29,7 @@ class DataConfig:
 
     Args:
         name: embedded set, file (csv, tsv, json, jsonl, parquet), image folder, or hub name[:configuration].
-        task: classification, regression or image-classification; inferred when null.
+        task: classification, regression, image-classification or similarity; inferred when null.
         inputs: one or two text columns, or the image column; inferred when null.
         label: the label column; "label" or "labels" when null.
         validation: fraction of rows to validate on, where the dataset has no such split.
@@ -87,7 +87,7 @@ class ObjectiveConfig:
     """What the student learns.
 
     Args:
-        name: logits, hidden, theseus, lgtm, dbkd, adkd or sparse-logits.
+        name: logits, hidden, embedding, theseus, lgtm, dbkd, adkd or sparse-logits.
         options: of the objective, e.g. temperature and alpha.
     """
 
@@ -128,6 +128,7 @@ class DistillConfig:
         overwrite: replace an output folder that is not empty.
         resume: continue from the last checkpoint in the output folder.
         seed: of initialisation and data order.
+        json: print what metrics.json holds instead of lines.
     """
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -141,6 +142,7 @@ class DistillConfig:
     overwrite: bool = False
     resume: bool = False
     seed: int = 0
+    json: bool = False
 
 
 Config = typing.TypeVar("Config")
@@ -424,6 +426,7 @@ def _sections(cls: type, prefix: str, positional: str | None = None) -> list[tup
 
 
 def plain(value: Any) -> Any:
+    """A configuration as mappings, lists and plain values."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, dict):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+
 from opdf.cli.config import DistillConfig, parse
 
 DESCRIPTION = """Distill a student from a teacher.
@@ -18,14 +21,18 @@ def main(argv: list[str]) -> None:
     from opdf.cli import job
 
     job.quiet()
-    metrics = job.run(config)
+    metrics = job.run(config, shlex.join(["opdf", "distill", *argv]))
     if not job.is_main():
+        return
+    if config.json:
+        print(json.dumps(metrics, indent=2))
         return
     for who in ("teacher", "student"):
         shown = ", ".join(f"{part} {metrics[who][part][metrics['metric']]:.4f}" for part in ("validation", "test"))
         print(f"{who}: {metrics['metric']} {shown}")
     print(
-        f"parameters: {metrics['train_params']:,} while training, {metrics['inference_params']:,} at inference; "
-        f"{metrics['steps']} steps in {metrics['train_seconds']} s"
+        f"parameters: {metrics['train_params']:,} while training, {metrics['inference_params']:,} at inference\n"
+        f"steps: {metrics['steps']:,} in {metrics['train_seconds']} s\n"
+        f"saved in {config.output}:\n"
+        "student (loads with plain transformers), metrics.json, config.yaml, train.log"
     )
-    print(f"saved: {config.output}/student (loads with plain transformers), metrics.json, config.yaml, train.log")

@@ -34,13 +34,18 @@ class EvalConfig:
     json: bool = False
 
 
-def main(argv: list[str]) -> None:
+def with_run(argv: list[str]) -> list[str]:
+    """The student's folder and the data's options in place of an output folder of opdf distill."""
     run = Path(argv[0]) if argv else Path()
-    if (run / "config.yaml").is_file() and (run / "student").is_dir():
-        file = str(run / "config.yaml")
-        data = fill(DataConfig, read_yaml(file).get("data", {}), f"{file}: data")
-        argv = [str(run / "student"), *(f"--data.{k}={json.dumps(v)}" for k, v in vars(data).items()), *argv[1:]]
-    config = parse(argv, EvalConfig, "opdf eval", DESCRIPTION, positional="model")
+    if not (run / "config.yaml").is_file() or not (run / "student").is_dir():
+        return argv
+    file = str(run / "config.yaml")
+    data = fill(DataConfig, read_yaml(file).get("data", {}), f"{file}: data")
+    return [str(run / "student"), *(f"--data.{k}={json.dumps(v)}" for k, v in vars(data).items()), *argv[1:]]
+
+
+def main(argv: list[str]) -> None:
+    config = parse(with_run(argv), EvalConfig, "opdf eval", DESCRIPTION, positional="model")
     at_least_one(config, "batch")
     from opdf.cli import job
     from opdf.distill.probe import linear_probe

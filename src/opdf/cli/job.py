@@ -10,11 +10,13 @@ import shutil
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from accelerate import PartialState
@@ -26,6 +28,7 @@ from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
     AutoImageProcessor,
+    AutoModel,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -35,6 +38,7 @@ from transformers import (
 
 import opdf
 from opdf.cli import Stopped, UserError
+from opdf.cli.card import write_card
 from opdf.cli.config import DistillConfig, TeacherConfig, fill, suggest, write_yaml
 from opdf.cli.prepared import Prepared
 from opdf.cli.progress import show, stopping
@@ -47,6 +51,7 @@ from opdf.distill import (
     DecisionDistillation,
     DistillationArguments,
     DistillationTrainer,
+    EmbeddingDistillation,
     HiddenDistillation,
     LogitsDistillation,
     Objective,
@@ -55,11 +60,14 @@ from opdf.distill import (
     keep_layers,
 )
 from opdf.distill.checkpoint import newest_whole, writing
+from opdf.distill.embedding import embedder, pair_cosines
 from opdf.distill.trainer import plan_student
+from opdf.overparam import OverParameterization
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "logits": LogitsDistillation,
     "hidden": HiddenDistillation,
+    "embedding": EmbeddingDistillation,
     "theseus": Theseus,
     "lgtm": LGTM,
     "dbkd": DecisionDistillation,
@@ -76,12 +84,13 @@ def quiet() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-def run(config: DistillConfig) -> dict[str, Any]:
-    """Distill as the configuration says; returns what metrics.json holds."""
+def run(config: DistillConfig, command: str) -> dict[str, Any]:
+    """Distill as the configuration says; returns what metrics.json holds. The model card names the `command`."""
     check_options(config)
     output = free(config.output, overwrite=config.overwrite, resume=config.resume)
     with PartialState().main_process_first():  # the others find the cache filled
         prepared = prepare_data(config)
+    check_objective(config, prepared.task)
     teacher = load_teacher(config, prepared, output)
     check_fit(config, prepared, teacher)
     claim(config.output, overwrite=config.overwrite, resume=config.resume)
@@ -91,6 +100,7 @@ def run(config: DistillConfig) -> dict[str, Any]:
     teacher_scores = scores(evaluator(teacher, prepared), prepared)
     metrics = train_student(config, prepared, teacher, output, "distilling") | {"teacher": teacher_scores}
     if is_main():
+        write_card(config, metrics, prepared, command, output / "student")
         write_json(metrics, output / "metrics.json")
     leave()
     return metrics
@@ -139,6 +149,7 @@ def is_main() -> bool:
 def train_student(config: DistillConfig, prepared: Prepared, teacher: Any, output: Path, title: str) -> dict[str, Any]:
     """Distill one student, save it under `output`, and return its metrics."""
     trainer = student_trainer(config, prepared, teacher, output, title)
+    architecture = type(trainer.model).__name__  # which FSDP2 changes
     start = time.perf_counter()
     last = newest_whole(output / "checkpoints", lambda text: _tell(f"warning: {text}")) if config.resume else None
     if config.resume:
@@ -156,9 +167,11 @@ def train_student(config: DistillConfig, prepared: Prepared, teacher: Any, outpu
             save(teacher, prepared.processor, output / "trained-teacher")
     ratios = [entry["constraint_grad_ratio"] for entry in trainer.state.log_history if "constraint_grad_ratio" in entry]
     return {
+        "class": architecture,
         "metric": prepared.task.metric,
         "student": scores(trainer, prepared),
         **parameters(trainer),
+        "shapes": shapes(trainer.overparameterization) if trainer.overparameterization else [],
         "constraint_grad_ratio": max(ratios, default=None),
         "train_seconds": round(seconds, 1),
         "steps": trainer.state.global_step,
@@ -195,6 +208,15 @@ def parameters(trainer: DistillationTrainer) -> dict[str, int]:
     over = trainer.overparameterization
     inference = sum(p.numel() for p in trainer.model.parameters())
     return {"train_params": over.train_params if over else inference, "inference_params": inference}
+
+
+def shapes(over: OverParameterization) -> list[dict[str, Any]]:
+    """How many matrices of which size were trained in which shape."""
+    counts = Counter(target.shape for target in over.matrices)
+    return [
+        {"matrices": count, "rows": s.rows, "cols": s.cols, "shape": str(s), "scale": round(s.scale, 3)}
+        for s, count in counts.items()
+    ]
 
 
 def _constraint(config: DistillConfig) -> Constraint | None:
@@ -317,7 +339,7 @@ def local(model: str) -> str:
 
 def load_model(name: str, task: Task) -> tuple[Any, list[str]]:
     """A pretrained model with a head for the task, and the names of weights that its checkpoint lacks."""
-    auto = AutoModelForImageClassification if task.is_image else AutoModelForSequenceClassification
+    auto = auto_class(task)
     folder = local(name)
     with loading(name), torch.device("cpu"):  # values are read, whatever surrounds this
         check_labels(name, AutoConfig.from_pretrained(folder, trust_remote_code=False), task)
@@ -381,8 +403,17 @@ DECIDED = ("transformers_version", "architectures", "id2label", "label2id", "pro
 """Fields of a configuration that follow from the task."""
 
 
+def auto_class(task: Task) -> Any:
+    """The class that loads a model for a task."""
+    if task.kind == "similarity":
+        return AutoModel
+    return AutoModelForImageClassification if task.is_image else AutoModelForSequenceClassification
+
+
 def head_of(task: Task) -> dict[str, Any]:
     """Configuration of the head that a task needs."""
+    if task.kind == "similarity":
+        return {}
     if task.kind == "regression":
         return {"num_labels": 1, "problem_type": "regression"}
     names = dict(enumerate(task.labels))
@@ -396,9 +427,8 @@ def head_of(task: Task) -> dict[str, Any]:
 def from_config(fields: dict[str, Any], task: Task) -> Any:
     fields = copy.deepcopy(fields)
     kind = fields.pop("model_type")
-    auto = AutoModelForImageClassification if task.is_image else AutoModelForSequenceClassification
     try:
-        return auto.from_config(AutoConfig.for_model(kind, **fields, **head_of(task)))
+        return auto_class(task).from_config(AutoConfig.for_model(kind, **fields, **head_of(task)))
     except (StrictDataclassError, RuntimeError, ValueError, TypeError, ZeroDivisionError) as error:
         raise UserError(f"no {kind} can be built from the model's config: {' '.join(str(error).split())}") from error
 
@@ -518,6 +548,19 @@ def build_objective(config: DistillConfig) -> Objective:
     return built
 
 
+def check_objective(config: DistillConfig, task: Task) -> None:
+    """Embeddings come from models without a head, everything else from models with one.
+
+    Raises:
+        UserError: the objective and the task want different ones.
+    """
+    if (task.kind == "similarity") != (config.objective.name == "embedding"):
+        raise UserError(
+            f"objective.name is {config.objective.name!r} and the task of {config.data.name} is {task.kind!r}; "
+            "embedding goes with similarity (data such as nyt-pairs, or data.task: similarity) and only with it"
+        )
+
+
 OURS = {"output_dir": "output", "resume_from_checkpoint": "resume"}
 """Options of the Trainer that a run sets itself, and with which of its own: all that it writes is in one folder."""
 
@@ -540,11 +583,20 @@ def scores(trainer: Trainer, prepared: Prepared) -> dict[str, Any]:
     """Metrics on validation and test, with the number of examples."""
     result: dict[str, Any] = {}
     for part in ("validation", "test"):
+        if prepared.task.kind == "similarity":
+            cosines = pair_cosines(embedder(trainer.model), prepared.data[part], prepared.collator)
+            result[part] = similarity_metrics(prepared, part, cosines)
+            continue
         metrics = trainer.evaluate(prepared.data[part], metric_key_prefix=part)
         names = ("accuracy", "f1", "matthews", "pearson", "spearman", "pearson_spearman")
         result[part] = {n: metrics[f"{part}_{n}"] for n in names if f"{part}_{n}" in metrics}
         result[part]["examples"] = len(prepared.data[part])
     return result
+
+
+def similarity_metrics(prepared: Prepared, part: str, cosines: torch.Tensor) -> dict[str, Any]:
+    labels = np.asarray(prepared.raw[part][prepared.task.label])
+    return {**prepared.task.metrics(cosines.numpy(), labels), "examples": len(labels)}
 
 
 def save(model: Any, processor: Any, folder: Path, weights: dict[str, Any] | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +41,8 @@ def with_decisions(
 ) -> Any:
     """The training data with logits recovered from decisions; the counts are kept in `cache`."""
     if config.constraint is not None:
-        print("note: the constraint loss reads the teacher's weights, which a black box would not show", flush=True)
+        note = "note: the constraint loss reads the teacher's weights, which a black box would not show"
+        print(note, file=sys.stderr, flush=True)
     if prepared.task.kind == "regression":
         raise UserError("objective dbkd is for classification: a regression has no decisions to count")
     examples = list(zip(*(prepared.raw["train"][c] for c in prepared.task.inputs), strict=True))

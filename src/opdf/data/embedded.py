@@ -75,6 +75,30 @@ def _scores(source: str) -> Loader:
     return load_it
 
 
+def _pairs(source: str) -> Loader:
+    """Sentence pairs, half from one document (1) and half from two of the same split (0)."""
+
+    def load_it(seed: int) -> tuple[DatasetDict, Task]:
+        texts, _, documents = _snippets(source)
+        data = split(Dataset.from_dict({"text": texts, "document": documents}), seed, groups=documents)
+        paired = DatasetDict({name: _pair_up(rows, seed) for name, rows in data.items()})
+        return paired, Task("similarity", ("first", "second"), "label", ())
+
+    return load_it
+
+
+def _pair_up(rows: Dataset, seed: int) -> Dataset:
+    documents: dict[str, list[str]] = {}
+    for row in rows.shuffle(seed=seed):
+        documents.setdefault(row["document"], []).append(row["text"])
+    same = [pair for texts in documents.values() for pair in zip(texts[::2], texts[1::2], strict=False)]
+    # Pairs of one document stand together, so half the list away is another document.
+    apart = [(first, same[k - len(same) // 2][1]) for k, (first, _) in enumerate(same)]
+    first, second = zip(*same, *apart, strict=True)
+    label = [1.0] * len(same) + [0.0] * len(apart)
+    return Dataset.from_dict({"first": list(first), "second": list(second), "label": label})
+
+
 def _images(pixels: np.ndarray, labels: np.ndarray, names_: tuple[str, ...]) -> Dataset:
     """`pixels` of shape `[images, height, width]`, uint8."""
     features = Features({"image": Image(), "label": ClassLabel(names=list(names_))})
@@ -116,6 +140,7 @@ def _read_idx(path: Path) -> np.ndarray:
 _LOADERS: dict[str, Loader] = {
     **{f"{source}-sentiment": _sentiment(source) for source in SOURCES},
     **{f"{source}-scores": _scores(source) for source in SOURCES},
+    "nyt-pairs": _pairs("nyt"),
     "digits": _digits,
     "mnist-5k": _mnist_5k,
     "fashion-mnist": _fashion_mnist,

@@ -55,7 +55,13 @@ def longest_text(rows: Dataset) -> int:
 
 
 def encode_rows(rows: Mapping[str, Any], task: Task, processor: Any, *, max_length: int = 128) -> dict[str, Any]:
-    """Columns of raw rows to columns of model inputs and "labels"."""
+    """Columns of raw rows to columns of model inputs and "labels".
+
+    A pair of a similarity task becomes two rows, one after the other, without a label.
+    """
+    if task.kind == "similarity":
+        texts = [text for pair in zip(*(rows[c] for c in task.inputs), strict=True) for text in pair]
+        return dict(processor(texts, truncation=True, max_length=max_length))
     if task.is_image:
         images = [image.convert("RGB") for image in rows[task.inputs[0]]]
         encoded = {"pixel_values": processor(images, return_tensors="np")["pixel_values"]}

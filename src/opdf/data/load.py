@@ -163,7 +163,7 @@ def _infer(data: Dataset, task: str | None, inputs: Sequence[str] | None, label:
 
 
 def _as_classes(data: DatasetDict, task: Task) -> DatasetDict:
-    if task.kind == "regression" or isinstance(data["train"].features[task.label], ClassLabel):
+    if not task.has_classes or isinstance(data["train"].features[task.label], ClassLabel):
         return data
     return data.class_encode_column(task.label)
 
@@ -180,8 +180,8 @@ def _check_columns(name: str, part: str, rows: Dataset, task: Task) -> None:
             raise ValueError(f"column {column!r} of {name} holds {_dtype(feature)}; task {task.kind} needs {wanted}")
     kind = _dtype(rows.features[task.label])
     numbers = kind.startswith(("int", "uint", "float"))
-    if task.kind == "regression" and not numbers:
-        raise ValueError(f"labels in {task.label!r} are {kind}; a regression needs numbers")
+    if not task.has_classes and not numbers:
+        raise ValueError(f"labels in {task.label!r} are {kind}; {task.kind} needs numbers")
     for column in (*task.inputs, task.label):
         values = rows.select_columns(column).with_format("arrow")[:][column]
         gaps = pc.is_null(values, nan_is_null=True)
@@ -191,9 +191,9 @@ def _check_columns(name: str, part: str, rows: Dataset, task: Task) -> None:
                 f"column {column!r} of {name} is empty in {missing} of {len(rows)} rows of the {part} split, first in "
                 f"row {first}; fill or remove them"
             )
-    if task.kind != "regression" and kind.startswith("float"):
+    if task.has_classes and kind.startswith("float"):
         raise ValueError(f"labels in {task.label!r} are {kind} numbers; set task to 'regression'")
-    if task.kind != "regression" and not (numbers or kind in ("bool", TEXT)):
+    if task.has_classes and not (numbers or kind in ("bool", TEXT)):
         raise ValueError(f"labels in {task.label!r} are {kind}; classes are texts or integers, one a row")
 
 
@@ -203,7 +203,7 @@ def _dtype(feature: Any) -> str:
 
 
 def _named(data: Dataset, task: Task) -> Task:
-    if task.kind == "regression":
+    if not task.has_classes:
         return task
     return Task(task.kind, task.inputs, task.label, tuple(data.features[task.label].names))
 
@@ -214,7 +214,7 @@ def _check(name: str, data: DatasetDict, task: Task) -> None:
             raise ValueError(
                 f"the {part} split of {name} is empty; give more rows, or other validation and test fractions"
             )
-    if task.kind == "regression":
+    if not task.has_classes:
         return
     if len(task.labels) < 2:
         raise ValueError(f"{name} has the one class {task.labels}; classification needs two or more")

@@ -14,7 +14,7 @@ CORRELATIONS = {"pearson": (pearsonr,), "spearman": (spearmanr,), "pearson_spear
 """Metrics of a regression, each the mean of some coefficients."""
 
 CLASS_METRICS = ("accuracy", "f1", "matthews")
-KINDS = ("classification", "regression", "image-classification")
+KINDS = ("classification", "regression", "image-classification", "similarity")
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class Task:
     """The task of a dataset.
 
     Attributes:
-        kind: "classification", "regression" (both of one text or a pair) or "image-classification".
+        kind: "classification", "regression" (both of one text or a pair), "image-classification", or "similarity":
+            two texts with a number that says how alike they are, which a model without a head is scored on.
         inputs: names of one or two text columns, or of the image column.
         label: name of the label column: an integer class, or a float.
         labels: names of the classes in the order of their numbers; empty for a regression.
@@ -39,7 +40,8 @@ class Task:
         if self.kind not in KINDS:
             raise ValueError(f"task is {self.kind!r}; expected one of {', '.join(KINDS)}")
         if not self.metric:
-            object.__setattr__(self, "metric", "pearson_spearman" if self.kind == "regression" else "accuracy")
+            metrics = {"regression": "pearson_spearman", "similarity": "spearman"}
+            object.__setattr__(self, "metric", metrics.get(self.kind, "accuracy"))
 
     @property
     def num_labels(self) -> int:
@@ -47,11 +49,17 @@ class Task:
         return len(self.labels) or 1
 
     @property
+    def has_classes(self) -> bool:
+        return self.kind in ("classification", "image-classification")
+
+    @property
     def is_image(self) -> bool:
         return self.kind == "image-classification"
 
-    def compute_metrics(self) -> Callable[[Any], dict[str, float]]:
-        """A function of transformers' EvalPrediction for the Trainer."""
+    def compute_metrics(self) -> Callable[[Any], dict[str, float]] | None:
+        """A function of transformers' EvalPrediction for the Trainer; None for similarities, which have no logits."""
+        if self.kind == "similarity":
+            return None
         return lambda prediction: self.metrics(self.answers(prediction.predictions), np.asarray(prediction.label_ids))
 
     def answers(self, predictions: Any) -> np.ndarray:
@@ -61,12 +69,12 @@ class Task:
 
     def metrics(self, answers: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """Every metric of the task, higher is better; `metric` names the one that counts."""
-        names = CORRELATIONS if self.kind == "regression" else CLASS_METRICS
+        names = {"regression": tuple(CORRELATIONS), "similarity": ("spearman",)}.get(self.kind, CLASS_METRICS)
         return {name: self.score(answers, labels, name) for name in names}
 
     def score(self, answers: np.ndarray, labels: np.ndarray, metric: str = "") -> float:
         """One metric, by default the one that the task is judged by."""
-        if self.kind == "regression":
+        if not self.has_classes:
             return _correlation(answers, labels.reshape(-1), metric or self.metric)
         if (metric or self.metric) == "matthews":
             return float(matthews_corrcoef(labels, answers))

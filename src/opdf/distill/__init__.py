@@ -3,6 +3,7 @@
 from opdf.distill.adkd import AttributionDistillation
 from opdf.distill.checkpoint import StorageError
 from opdf.distill.dbkd import DecisionDistillation
+from opdf.distill.embedding import EmbeddingDistillation
 from opdf.distill.hidden import HiddenDistillation
 from opdf.distill.lgtm import LGTM
 from opdf.distill.logits import LogitsDistillation
@@ -19,6 +20,7 @@ __all__ = [
     "DecisionDistillation",
     "DistillationArguments",
     "DistillationTrainer",
+    "EmbeddingDistillation",
     "HiddenDistillation",
     "LogitsDistillation",
     "Losses",

@@ -8,7 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from opdf.distill.objective import Batch, Losses, Objective, config_of, forward, is_causal, teacher_forward
+from opdf.distill.objective import (
+    Batch,
+    Losses,
+    Objective,
+    config_of,
+    forward,
+    is_causal,
+    is_language_model,
+    teacher_forward,
+    token_labels,
+)
 
 
 def soft_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -119,9 +129,10 @@ def distillation_loss(student: nn.Module, ours: Tensor, theirs: Tensor, batch: B
     if kind == "multi-label":
         return soft_binary_loss(ours, theirs, temperature)
     if kind == "tokens":
-        labels = batch.get("labels", torch.zeros(ours.shape[:2], dtype=torch.long, device=ours.device))
-        kept = _kept_tokens(student, torch.cat([ours, theirs], -1), labels)[0]
-        ours, theirs = kept.chunk(2, dim=-1)
+        labels = token_labels(student, batch)
+        if labels is None:
+            raise ValueError("the batch has no 'labels' that say which tokens count; add them, -100 where none counts")
+        ours, theirs = (_kept_tokens(student, logits, labels)[0] for logits in (ours, theirs))
     return soft_loss(ours, theirs, temperature)
 
 
@@ -145,7 +156,7 @@ def check_same_outputs(student: nn.Module, teacher: nn.Module) -> None:
     ours, theirs = config_of(student), config_of(teacher)
     if ours is None or theirs is None:
         return
-    if getattr(student, "get_output_embeddings", lambda: None)() is not None:  # a language model
+    if is_language_model(student):
         if ours.vocab_size != theirs.vocab_size:
             raise ValueError(
                 f"the student's vocabulary has {ours.vocab_size} tokens and the teacher's {theirs.vocab_size}; "

@@ -136,20 +136,52 @@ def teacher_forward(teacher: nn.Module, batch: Batch, **options: Any) -> Any:
 
 def config_of(model: nn.Module) -> Any:
     """The configuration of a transformers model, also inside a DDP or compiled wrapper."""
-    while not hasattr(model, "config") and hasattr(model, "module"):
-        model = model.module  # type: ignore[assignment]
-    return getattr(model, "config", None)
+    return getattr(_transformers_model(model), "config", None)
+
+
+def is_language_model(model: nn.Module) -> bool:
+    """Whether outputs are scores of the vocabulary."""
+    return getattr(_transformers_model(model), "get_output_embeddings", lambda: None)() is not None
+
+
+def has_no_head(model: nn.Module) -> bool:
+    """Whether a transformers model ends in hidden states (AutoModel) and not in a task's outputs."""
+    return getattr(model, "base_model", None) is model and not is_language_model(model)
 
 
 def is_causal(model: nn.Module) -> bool:
-    """Whether logits at one position predict the label of the next, so that both have to be shifted."""
-    return not getattr(config_of(model), "is_encoder_decoder", False)
+    """Whether logits at one position predict the label of the next, so that both have to be shifted.
+
+    Decoders do; encoder-decoders get their inputs shifted, and masked language models and taggers label in place.
+    """
+    inner = _transformers_model(model)
+    if getattr(config_of(inner), "is_encoder_decoder", False):
+        return False
+    return bool(inner.can_generate()) if hasattr(inner, "can_generate") else True  # type: ignore[operator]
+
+
+def token_labels(model: nn.Module, batch: Batch) -> Tensor | None:
+    """Labels `[batch, tokens]`, -100 where nothing is learned, or None where a batch has no label per token.
+
+    Without labels a language model learns at every token that is not padding.
+    """
+    labels = batch.get("labels")
+    if labels is None and "input_ids" in batch and is_language_model(model):
+        mask = batch.get("attention_mask")
+        labels = batch["input_ids"] if mask is None else batch["input_ids"].masked_fill(mask == 0, -100)
+    return labels if labels is not None and labels.dim() == 2 and not labels.is_floating_point() else None
 
 
 def count_items(student: nn.Module, batch: Batch) -> Tensor:
     """Examples of a batch; kept tokens (label not -100, shifted as the model does) where labels are per token."""
-    labels = batch.get("labels")
-    if labels is not None and labels.dim() == 2 and not labels.is_floating_point():
+    labels = token_labels(student, batch)
+    if labels is not None:
         return (labels[:, 1:] if is_causal(student) else labels).ne(-100).sum()
-    first = labels if labels is not None else next(iter(batch.values()))
+    first = batch["labels"] if "labels" in batch else next(iter(batch.values()))
     return torch.tensor(first.shape[0], device=first.device)
+
+
+def _transformers_model(model: nn.Module) -> nn.Module:
+    while not hasattr(model, "config") and hasattr(model, "module"):
+        model = model.module  # type: ignore[assignment]
+    return model

@@ -1,0 +1,68 @@
+"""`opdf completion bash|zsh`: completion of commands and their options for a shell, made by shtab."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import typing
+from collections.abc import Iterator
+from importlib import import_module
+
+from opdf.cli import COMMANDS, UserError
+from opdf.cli.config import DistillConfig
+
+SHELLS = ("bash", "zsh")
+
+HELP = """usage: opdf completion bash|zsh
+
+Print what a shell completes commands and options with; put it where yours looks:
+  opdf completion bash > ~/.local/share/bash-completion/completions/opdf
+  opdf completion zsh > DIRECTORY/_opdf        a DIRECTORY of $fpath"""
+
+
+def main(argv: list[str]) -> None:
+    if {"-h", "--help"} & set(argv):
+        print(HELP)
+        return
+    if len(argv) != 1 or argv[0] not in SHELLS:
+        raise UserError(f"completion takes one of {' and '.join(SHELLS)}, not {' '.join(argv) or 'nothing'}")
+    import shtab
+
+    print(shtab.complete(parser(), shell=argv[0]))
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command with every option, as argparse and so shtab sees them; nothing is parsed with it."""
+    import shtab
+
+    top = argparse.ArgumentParser(prog="opdf")
+    commands = top.add_subparsers()
+    for name, text in COMMANDS.items():
+        command = commands.add_parser(name, help=text)
+        if name == "completion":
+            command.add_argument("shell", choices=SHELLS)
+            continue
+        command.add_argument("file").complete = shtab.FILE  # type: ignore[attr-defined]
+        for option in options(config_class(name)):
+            command.add_argument(f"--{option}")
+    return top
+
+
+def config_class(command: str) -> type:
+    """The options of a command: the dataclass of its file, or the one that `opdf distill` has."""
+    module = import_module(f"opdf.cli.{command.replace('-', '_')}")
+    own = [c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__]
+    return next((c for c in own if c.__name__.endswith("Config")), DistillConfig)
+
+
+def options(cls: type) -> Iterator[str]:
+    """Dotted names of a dataclass's fields; of `training`, those of the training arguments."""
+    from opdf.distill import DistillationArguments
+
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        kind = hints[field.name]
+        nested = next((c for c in (kind, *typing.get_args(kind)) if dataclasses.is_dataclass(c)), None)
+        nested = DistillationArguments if field.name == "training" else nested
+        yield field.name
+        yield from (f"{field.name}.{name}" for name in options(nested)) if nested else ()  # type: ignore[arg-type]

@@ -1,0 +1,196 @@
+"""Exports in onnxruntime and torch.export against torch: on a real run, every family, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoModel, AutoModelForSequenceClassification
+
+from families import FAMILIES, batch, build
+from opdf import DistillationArguments, DistillationTrainer, OverParamConfig
+from opdf.cli import export, main
+from opdf.distill import keep_layers
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+
+def distilled(folder: Path, *, over: bool = True) -> Any:
+    """A student of two steps, saved."""
+    data = Dataset.from_dict({k: v.tolist() for k, v in batch("bert", 8).items()})
+    teacher = build("bert", 2)
+    student = keep_layers(teacher, 1)
+    arguments = DistillationArguments(
+        str(folder / "training"), max_steps=2, learning_rate=1e-2, save_strategy="no", disable_tqdm=True, use_cpu=True,
+        dataloader_pin_memory=False,
+    )  # fmt: skip
+    options = OverParamConfig(ones=2) if over else None
+    DistillationTrainer(student, arguments, teacher=teacher, train_dataset=data, overparam=options).train()
+    student.save_pretrained(folder / "student")
+    return student.eval()
+
+
+def session_outputs(path: Path, inputs: dict[str, torch.Tensor]) -> np.ndarray:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return session.run(None, {k.name: inputs[k.name].numpy() for k in session.get_inputs()})[0]
+
+
+def test_a_run_is_exported_and_scored(tmp_path: Path, capsys: Any) -> None:
+    import yaml
+
+    config = {
+        "data": {"name": "digits"},
+        "teacher": {"model": None, "finetune": True, "training": {"max_steps": 2}, "config": {
+            "model_type": "vit", "image_size": 8, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "intermediate_size": 32}},
+        "student": {"layers": 1}, "overparam": {"ones": 1}, "output": str(tmp_path / "run"),
+        "training": {"max_steps": 60, "learning_rate": 3e-3},
+    }  # fmt: skip
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    assert main(["distill", str(tmp_path / "config.yaml")]) == 0
+    capsys.readouterr()
+    assert main(["export", str(tmp_path / "run"), "--output", str(tmp_path / "out"), "--int8", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert report["files"]["model.onnx"]["test"]["accuracy"] == metrics["student"]["test"]["accuracy"]
+    assert report["files"]["model.onnx"]["difference"] < 1e-5
+    assert abs(report["files"]["model.int8.onnx"]["test"]["accuracy"] - metrics["student"]["test"]["accuracy"]) < 0.1
+    assert report["files"]["model.int8.onnx"]["test"]["examples"] == 360
+    names = {p.name for p in (tmp_path / "out").iterdir()}
+    assert names == {"model.onnx", "model.int8.onnx", "config.json", "preprocessor_config.json", "export.json"}
+    nodes = Counter(node.op_type for node in onnx.load(tmp_path / "out" / "model.int8.onnx").graph.node)
+    assert nodes["MatMulInteger"] > 0
+
+
+def test_size_and_graph_are_those_of_a_plain_student(tmp_path: Path) -> None:
+    made = []
+    for name, over in (("over", True), ("plain", False)):
+        student = distilled(tmp_path / name, over=over)
+        export.to_onnx(student, tmp_path / name / "model.onnx")
+        graph = onnx.load(tmp_path / name / "model.onnx").graph
+        sizes = [(tmp_path / name / file).stat().st_size for file in ("model.onnx", "student/model.safetensors")]
+        made.append(
+            (sizes, Counter(node.op_type for node in graph.node), sorted(tuple(t.dims) for t in graph.initializer))
+        )
+    assert made[0] == made[1]
+    weights = [AutoModelForSequenceClassification.from_pretrained(tmp_path / n / "student") for n in ("over", "plain")]
+    assert any(not torch.equal(a, b) for a, b in zip(*(w.parameters() for w in weights), strict=True))
+
+
+@pytest.mark.parametrize("family", [f if f == "bert" else pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES])
+def test_every_family_in_onnxruntime(family: str, tmp_path: Path) -> None:
+    """Sizes that the graph was not traced with, padding included."""
+    model = build(family)
+    model.config.use_cache = False
+    export.to_onnx(model, tmp_path / "model.onnx")
+    inputs = {k: v for k, v in batch(family, 5).items() if k != "labels"}
+    if family in ("bert", "roberta"):
+        inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
+    if family == "t5":
+        inputs["decoder_input_ids"] = inputs["input_ids"][:, :3]
+    with torch.no_grad():
+        expected = model(**inputs).logits.numpy()
+    np.testing.assert_allclose(session_outputs(tmp_path / "model.onnx", inputs), expected, atol=2e-6)
+
+
+def test_torch_export_runs_where_opdf_is_not_installed(tmp_path: Path, capsys: Any) -> None:
+    student = distilled(tmp_path)
+    argv = ["export", str(tmp_path / "student"), "--output", str(tmp_path / "out"), "--format", "torch"]
+    assert main(argv) == 0
+    assert "model.pt2" in capsys.readouterr().out
+    inputs = {k: v for k, v in batch("bert", 3).items() if k != "labels"}
+    inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
+    torch.save(tuple(inputs.values()), tmp_path / "inputs.pt")
+    code = (
+        "import sys; sys.modules['opdf'] = sys.modules['transformers'] = None\nimport torch\n"
+        f"inputs = torch.load({str(tmp_path / 'inputs.pt')!r})\n"
+        f"output = torch.export.load({str(tmp_path / 'out' / 'model.pt2')!r}).module()(*inputs)\n"
+        f"torch.save(output, {str(tmp_path / 'output.pt')!r})\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.load(tmp_path / "output.pt"), student(**inputs).logits)
+
+
+def test_a_model_without_a_head_gives_hidden_states(tmp_path: Path, capsys: Any) -> None:
+    AutoModel.from_config(build("bert").config).save_pretrained(tmp_path / "model")
+    assert (
+        main(["export", str(tmp_path / "model"), "--output", str(tmp_path / "out"), "--json", "--format", "torch"]) == 0
+    )
+    assert json.loads(capsys.readouterr().out)["output"] == "last_hidden_state"
+
+
+def test_an_export_is_whole_or_absent(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    distilled(tmp_path)
+    argv = ["export", str(tmp_path / "student"), "--output", str(tmp_path / "out"), "--format", "torch"]
+
+    def fails(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "to_torch", fails)
+        with pytest.raises(OSError, match="No space left"):
+            main(argv)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["student", "training"]
+    assert main(argv) == 0
+    before = (tmp_path / "out" / "model.pt2").read_bytes()
+    assert main(argv) == 2
+    assert "is not empty" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "to_torch", fails)
+        with pytest.raises(OSError, match="No space left"):
+            main([*argv, "--overwrite"])
+    assert (tmp_path / "out" / "model.pt2").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--format", "tflite"], "format is 'tflite'; expected one of onnx, torch"),
+        (["--int8", "--format", "torch"], "int8 is written as ONNX only"),
+        (["--batch", "0"], "batch is 0"),
+        (["--output", "FOLDER/mine"], "was not written by opdf export"),
+        (["--output", "FOLDER/mine/thesis.txt"], "was not written by opdf export"),
+    ],
+)
+def test_bad_options(argv: list[str], message: str, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    argv = ["export", "minilm", "--output", str(tmp_path / "out"), *(a.replace("FOLDER", str(tmp_path)) for a in argv)]
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+    assert [p.name for p in tmp_path.rglob("*")] == ["mine", "thesis.txt"]
+
+
+@pytest.mark.parametrize("package", export.NEEDED)
+def test_a_missing_package_is_named(package: str, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.setattr(export, "find_spec", lambda name: None if name == package else object())
+    assert main(["export", "minilm", "--output", str(tmp_path / "out")]) == 2
+    assert f"{package} is not installed; format onnx needs pip install 'opdf[export]'" in capsys.readouterr().err
+
+
+def test_models_that_cannot_be_read(tmp_path: Path, capsys: Any) -> None:
+    build("bert").config.save_pretrained(tmp_path / "empty")
+    build("bert").save_pretrained(tmp_path / "custom")
+    config = json.loads((tmp_path / "custom" / "config.json").read_text()) | {"architectures": ["MyBert"]}
+    (tmp_path / "custom" / "config.json").write_text(json.dumps(config))
+    for name, message in (
+        ("empty", "it has no weights"),
+        ("custom", "class MyBert"),
+        ("none/at/all", "does not exist"),
+    ):
+        assert main(["export", str(tmp_path / name), "--output", str(tmp_path / "out"), "--format", "torch"]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -181,7 +181,7 @@ def _check_columns(name: str, part: str, rows: Dataset, task: Task) -> None:
     kind = _dtype(rows.features[task.label])
     numbers = kind.startswith(("int", "uint", "float"))
     if not task.has_classes and not numbers:
-        raise ValueError(f"labels in {task.label!r} are {kind}; {task.kind} needs numbers")
+        raise ValueError(f"labels in {task.label!r} are {kind}; a {task.kind} needs numbers")
     for column in (*task.inputs, task.label):
         values = rows.select_columns(column).with_format("arrow")[:][column]
         gaps = pc.is_null(values, nan_is_null=True)

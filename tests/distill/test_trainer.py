@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.multiprocessing as mp
-from accelerate import Accelerator, FullyShardedDataParallelPlugin
-from accelerate.state import AcceleratorState
+from accelerate import PartialState
 from accelerate.utils import DistributedType
 from datasets import Dataset
 from safetensors.torch import load_file
@@ -173,20 +172,17 @@ def sharded(rank: int, folder: str, placement: str, steps: int) -> None:
     """One of two processes of a run under FSDP2, which accelerate has on accelerators only unless it is told."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     torch.set_num_threads(1)
-    Accelerator(cpu=True)
-    AcceleratorState._shared_state |= {
-        "distributed_type": DistributedType.FSDP,
-        "fsdp_plugin": FullyShardedDataParallelPlugin(
-            fsdp_version=2, auto_wrap_policy="transformer_based_wrap", transformer_cls_names_to_wrap=["BertLayer"]
-        ),
-    }
-    training = {"max_steps": steps, "save_strategy": "steps", "save_steps": 2, "per_device_train_batch_size": 4,
-                "lr_scheduler_type": "constant"}  # fmt: skip
+    options = arguments(
+        Path(folder), max_steps=steps, save_strategy="steps", save_steps=2, per_device_train_batch_size=4,
+        lr_scheduler_type="constant", fsdp=True,
+        fsdp_config={"version": 2, "transformer_layer_cls_to_wrap": ["BertLayer"]},
+    )  # fmt: skip
+    assert options.device.type == "cpu"
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     trainer = DistillationTrainer(
-        keep_layers(bert(), 2), arguments(Path(folder), **training), teacher=bert(), train_dataset=sentences(),
+        keep_layers(bert(), 2), options, teacher=bert(), train_dataset=sentences(),
         overparam=OverParamConfig(ones=1, placement=placement), constraint=Constraint(),
     )  # fmt: skip
-    trainer.is_fsdp_enabled = True
     trainer.train(resume_from_checkpoint=any(Path(folder).glob("checkpoint-*")) or None)
     assert any(isinstance(p, DTensor) for p in trainer.model.parameters())
     torch.distributed.barrier()

@@ -28,6 +28,7 @@ from opdf.cli.config import (
     TeacherConfig,
     read_yaml,
 )
+from opdf.cli.models import load_model
 from opdf.cli.targets import write_store
 from opdf.distill import SparseLogitsDistillation
 from opdf.distill.probe import linear_probe
@@ -103,7 +104,7 @@ def run(method: str, seed: int) -> Iterator[dict[str, Any]]:
                 "inference_params": found["inference_params"],
             }  # fmt: skip
             if prepared.task.is_image:
-                model = job.load_model(str(output / "student"), prepared.task)[0]
+                model = load_model(str(output / "student"), prepared.task)[0]
                 row["probe"] = linear_probe(model, prepared.data, prepared.collator)["top1"]
             yield row
 

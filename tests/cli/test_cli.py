@@ -17,7 +17,8 @@ from transformers import AutoModelForSequenceClassification, BertConfig, BertFor
 from opdf.cli import UserError, main
 from opdf.cli.config import DistillConfig, fill, parse, read_yaml
 from opdf.cli.demo import VARIANTS, judge
-from opdf.cli.job import build_objective, build_student, from_config, load_model, prepare_data
+from opdf.cli.job import build_objective, build_student, prepare_data
+from opdf.cli.models import from_config, load_model
 from opdf.data import load_data
 from opdf.distill import DistillationArguments
 from opdf.overparam import OverParamConfig, overparameterize

@@ -19,6 +19,7 @@ KNOWN = {"teacher", "teacher.log", "teacher-checkpoints", "logits"}
 def main(argv: list[str]) -> None:
     config = parse(argv, DistillConfig, "opdf cache-teacher", DESCRIPTION)
     from opdf.cli import job
+    from opdf.cli.models import check_inputs
     from opdf.cli.targets import store_of, write_store
     from opdf.distill import SparseLogitsDistillation
 
@@ -37,7 +38,7 @@ def main(argv: list[str]) -> None:
     job.check_objective(config, prepared.task)
     config = replace(config, resume=True)
     teacher = job.load_teacher(config, prepared, folder)
-    job.check_inputs("the teacher", teacher, prepared)
+    check_inputs("the teacher", teacher, prepared)
     store_of(objective, config, prepared, teacher)
     folder.mkdir(parents=True, exist_ok=True)
     job.train_teacher(config, prepared, teacher, folder)

@@ -48,16 +48,17 @@ def main(argv: list[str]) -> None:
     config = parse(with_run(argv), EvalConfig, "opdf eval", DESCRIPTION, positional="model")
     at_least_one(config, "batch")
     from opdf.cli import job
+    from opdf.cli.models import check_inputs, load_model
     from opdf.distill.probe import linear_probe
 
     job.quiet()
     prepared = job.prepare_data(DistillConfig(data=config.data, teacher=TeacherConfig(model=config.model)))
-    model, missing = job.load_model(config.model, prepared.task)
+    model, missing = load_model(config.model, prepared.task)
     if missing:
         raise UserError(
             f"{config.model} is not trained for this task ({missing[0]} is missing); give a fine-tuned model"
         )
-    job.check_inputs("the model", model, prepared)
+    check_inputs("the model", model, prepared)
     result = job.scores(job.evaluator(model, prepared, config.batch), prepared)
     if config.probe:
         result["linear probe"] = linear_probe(model, prepared.data, prepared.collator, batch=config.batch)

@@ -115,7 +115,7 @@ def load(name: str) -> Any:
     import torch
     import transformers
 
-    from opdf.cli.job import local
+    from opdf.cli.models import local
 
     try:
         config = transformers.AutoConfig.from_pretrained(local(name), trust_remote_code=False)
@@ -136,6 +136,7 @@ def write(model: Any, config: ExportConfig, folder: Path) -> dict[str, Any]:
     from transformers import AutoProcessor
 
     from opdf.cli import job
+    from opdf.cli.models import local
 
     expected = [(inputs, torch_outputs(model)(inputs)) for inputs in examples(model)]
     if config.format == "onnx":
@@ -148,7 +149,7 @@ def write(model: Any, config: ExportConfig, folder: Path) -> dict[str, Any]:
         runners = {"model.pt2": to_torch(model, folder / "model.pt2")}
     model.config.save_pretrained(folder)
     with suppress(OSError, ValueError):  # saved without a tokenizer: there is none to copy
-        AutoProcessor.from_pretrained(job.local(config.model), trust_remote_code=False).save_pretrained(folder)
+        AutoProcessor.from_pretrained(local(config.model), trust_remote_code=False).save_pretrained(folder)
     prepared = None
     if config.data is not None:
         prepared = job.prepare_data(DistillConfig(data=config.data, teacher=TeacherConfig(model=config.model)))

@@ -11,8 +11,6 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +19,8 @@ import torch
 import transformers
 from accelerate import PartialState
 from datasets import disable_progress_bars
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
-    CONFIG_MAPPING,
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModel,
-    AutoModelForImageClassification,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
     Trainer,
     set_seed,
 )
@@ -39,11 +28,20 @@ from transformers import (
 import opdf
 from opdf.cli import Stopped, UserError
 from opdf.cli.card import write_card
-from opdf.cli.config import DistillConfig, TeacherConfig, fill, suggest, write_yaml
+from opdf.cli.config import DistillConfig, fill, write_yaml
+from opdf.cli.models import (
+    DECIDED,
+    check_fields,
+    check_inputs,
+    check_same_tokens,
+    from_config,
+    load_model,
+    load_processor,
+)  # fmt: skip
 from opdf.cli.prepared import Prepared
 from opdf.cli.progress import show, stopping
 from opdf.cli.targets import training_rows
-from opdf.data import Task, encode, load_data, longest_text, minilm
+from opdf.data import Task, encode, load_data
 from opdf.distill import (
     LGTM,
     AttributionDistillation,
@@ -279,172 +277,6 @@ def prepare_data(config: DistillConfig) -> Prepared:
     processor = load_processor(config.teacher, task)
     encoded, collator = encode(data, task, processor, max_length=options.max_length)
     return Prepared(data, encoded, task, processor, collator)
-
-
-def load_processor(teacher: TeacherConfig, task: Task) -> Any:
-    """The tokenizer or image processor that goes with the teacher, and so with the student."""
-    if task.is_image and teacher.model in (None, "minilm"):
-        size = (teacher.config or {}).get("image_size", 28)
-        mean = std = [0.5] * 3
-        return transformers.ViTImageProcessorPil(size={"height": size, "width": size}, image_mean=mean, image_std=std)
-    if teacher.model is None:
-        raise UserError("teacher.config needs a tokenizer as well; give teacher.model for text")
-    if task.is_image:
-        with loading(teacher.model):
-            return AutoImageProcessor.from_pretrained(local(teacher.model), trust_remote_code=False)
-    return load_tokenizer(teacher.model)
-
-
-def load_tokenizer(model: str) -> Any:
-    with loading(model):
-        tokenizer = AutoTokenizer.from_pretrained(local(model), trust_remote_code=False)
-    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # what transformers makes up where there is none
-        raise UserError(f"{model} has no tokenizer; save the model's beside it")
-    return tokenizer
-
-
-@contextmanager
-def loading(model: str) -> Iterator[None]:
-    """Says in one line why a model or its tokenizer cannot be loaded."""
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        if "trust_remote_code" in str(error):
-            reason = "it wants code of its own to be run, which opdf does not do; give one that transformers knows"
-        raise UserError(f"model {model!r} cannot be loaded: {reason}") from error
-
-
-def local(model: str) -> str:
-    """The folder of an embedded model; other names as they are.
-
-    Raises:
-        UserError: a folder without safetensors weights.
-    """
-    if not model:
-        raise UserError("the model's name is empty; give a hub name, a folder, or minilm")
-    if model == "minilm":
-        return str(minilm())
-    folder = Path(model)
-    if folder.is_file():
-        raise UserError(f"{model} is a file; give the folder of a model")
-    if folder.is_dir() and not list(folder.glob("*.safetensors")):
-        pickled = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth")]
-        reason = f"it has {pickled[0]}, and pickled weights are not loaded" if pickled else "it has no weights"
-        raise UserError(f"{model} cannot be loaded: {reason}. Save the model as safetensors")
-    if not folder.exists() and (model.startswith((".", "/", "~")) or model.count("/") > 1):
-        raise FileNotFoundError(f"model folder {model} does not exist")
-    return model
-
-
-def load_model(name: str, task: Task) -> tuple[Any, list[str]]:
-    """A pretrained model with a head for the task, and the names of weights that its checkpoint lacks."""
-    auto = auto_class(task)
-    folder = local(name)
-    with loading(name), torch.device("cpu"):  # values are read, whatever surrounds this
-        check_labels(name, AutoConfig.from_pretrained(folder, trust_remote_code=False), task)
-        model, info = auto.from_pretrained(
-            folder, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **head_of(task)
-        )
-    broken = next((n for n, p in model.named_parameters() if not torch.isfinite(p).all()), None)
-    if broken:
-        raise UserError(f"model {name!r} is broken: {broken} holds NaN or infinite entries")
-    return model, sorted(info["missing_keys"])
-
-
-def check_labels(name: str, config: Any, task: Task) -> None:
-    """Refuse a model whose head is for other classes than the data's, or for the same ones in another order."""
-    kinds = ("ForSequenceClassification", "ForImageClassification")
-    if not any(str(architecture).endswith(kinds) for architecture in config.architectures or ()):
-        return
-    theirs = [str(config.id2label[k]) for k in sorted(config.id2label)]
-    if len(theirs) != task.num_labels:
-        raise UserError(
-            f"model {name!r} has a head of {len(theirs)} outputs ({', '.join(theirs[:4])}); the data "
-            f"{f'has {len(task.labels)} classes: ' + ', '.join(task.labels[:4]) if task.labels else 'is a regression'}"
-        )
-    ours, found = ([label.lower() for label in labels] for labels in (task.labels, theirs))
-    if ours != found and sorted(ours) == sorted(found):
-        raise UserError(
-            f"model {name!r} has the classes {', '.join(theirs)} and the data {', '.join(task.labels)}: "
-            "give both the same order"
-        )
-
-
-def check_inputs(who: str, model: Any, prepared: Prepared) -> None:
-    """Refuse a model that the encoded texts would be out of range for.
-
-    Raises:
-        UserError: it has fewer tokens than the tokenizer, or fewer positions than the longest text.
-    """
-    if prepared.task.is_image:
-        return
-    tokens, positions = (getattr(model.config, n, None) for n in ("vocab_size", "max_position_embeddings"))
-    if tokens is not None and len(prepared.processor) > tokens:
-        raise UserError(
-            f"{who} knows {tokens} tokens and the teacher's tokenizer has {len(prepared.processor)}; both read the "
-            "same tokens, so give a student of the teacher's vocabulary"
-        )
-    longest = max(longest_text(rows) for rows in prepared.data.values())
-    if positions is not None and longest > positions:
-        raise UserError(f"{who} reads {positions} tokens and the longest text has {longest}; lower data.max_length")
-
-
-def check_same_tokens(student: str, prepared: Prepared) -> None:
-    """Refuse a pretrained student with another tokenizer: it would get the teacher's tokens and read other words."""
-    if load_tokenizer(student).get_vocab() != prepared.processor.get_vocab():
-        raise UserError(
-            f"student.model {student} has another vocabulary than the teacher, whose tokens it would get; "
-            "give a student with the teacher's tokenizer"
-        )
-
-
-DECIDED = ("transformers_version", "architectures", "id2label", "label2id", "problem_type", "num_labels")
-"""Fields of a configuration that follow from the task."""
-
-
-def auto_class(task: Task) -> Any:
-    """The class that loads a model for a task."""
-    if task.kind == "similarity":
-        return AutoModel
-    return AutoModelForImageClassification if task.is_image else AutoModelForSequenceClassification
-
-
-def head_of(task: Task) -> dict[str, Any]:
-    """Configuration of the head that a task needs."""
-    if task.kind == "similarity":
-        return {}
-    if task.kind == "regression":
-        return {"num_labels": 1, "problem_type": "regression"}
-    names = dict(enumerate(task.labels))
-    return {
-        "id2label": names,
-        "label2id": {v: k for k, v in names.items()},
-        "problem_type": "single_label_classification",
-    }
-
-
-def from_config(fields: dict[str, Any], task: Task) -> Any:
-    fields = copy.deepcopy(fields)
-    kind = fields.pop("model_type")
-    try:
-        return auto_class(task).from_config(AutoConfig.for_model(kind, **fields, **head_of(task)))
-    except (StrictDataclassError, RuntimeError, ValueError, TypeError, ZeroDivisionError) as error:
-        raise UserError(f"no {kind} can be built from the model's config: {' '.join(str(error).split())}") from error
-
-
-def check_fields(where: str, kind: Any, fields: dict[str, Any]) -> None:
-    """Refuse what a user says of a model that its configuration has no field for, or that is not theirs to say."""
-    if kind is None:
-        raise UserError(f"{where} has no model_type; add one, e.g. model_type: vit")
-    if kind not in CONFIG_MAPPING:
-        raise UserError(f"{where}: model_type is {kind!r}, which transformers {transformers.__version__} does not have")
-    known = {*CONFIG_MAPPING[kind]().to_dict(), *CONFIG_MAPPING[kind].attribute_map}
-    for key in fields:
-        if key in DECIDED:
-            raise UserError(f"{where}: {key} follows from the data; remove it")
-        if key not in known:
-            raise UserError(f"{where} has no field {key!r} for a {kind}{suggest(str(key), known)}")
 
 
 def prepare_teacher(config: DistillConfig, prepared: Prepared, output: Path) -> Any:

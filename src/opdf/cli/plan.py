@@ -86,7 +86,8 @@ def _meta_model(config: PlanConfig) -> Any:
     import torch
     from transformers import AutoConfig, AutoModel
 
-    from opdf.cli.job import loading, local, quiet
+    from opdf.cli.job import quiet
+    from opdf.cli.models import loading, local
 
     quiet()
     with loading(config.model):

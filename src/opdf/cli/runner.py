@@ -60,7 +60,7 @@ class Runner:
                 diverged = {"diverged_in_step": stop.step}
             seconds = time.perf_counter() - start
         answers = self._answers(trainer, prepared)
-        labels = prepared.data["validation"].with_format("numpy")["labels"]
+        labels = prepared.data["validation"].with_format("numpy").select_columns("labels")[:]["labels"]
         return Outcome(
             validation=prepared.task.score(answers["validation"], labels),
             predictions=answers["test"].tolist(),

@@ -136,7 +136,7 @@ class Sweep:
 
         def labels(setting: str, seed: int) -> Any:
             data, task = loaded(setting, seed)
-            return data["test"].with_format("numpy")[task.label]
+            return data["test"].select_columns(task.label).with_format("numpy")[:][task.label]
 
         first = self.plan.seeds[0]
         tasks = {setting: loaded(setting, first)[1] for setting in self.plan.settings}

@@ -61,6 +61,10 @@ def test_methods() -> None:
     assert seen["targets"].argmax(-1).tolist() == [1, 0]
 
 
+def test_choose_scale() -> None:
+    run("docs/choose-scale.md")
+
+
 def test_tutorial_on_text() -> None:
     seen = run("docs/tutorial-text.md")
     assert seen["reloaded"].config.num_hidden_layers == 3

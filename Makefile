@@ -87,7 +87,7 @@ format: $(READY) ## Apply ruff's fixes and format
 
 .PHONY: docs
 docs: $(READY) ## Build the documentation site into site/
-	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 
 .PHONY: bench
 bench: $(READY) ## Run the benchmarks (some of them: make bench BENCH="step memory")

@@ -1,7 +1,8 @@
 """Links from pages to the rest of the repository, such as benchmark tables and examples, work on the site too.
 
-Pages are written to be read in the repository, where `../benchmarks/results/step.md` leads somewhere. A file that is linked so is
-published along with the pages, under its path in the repository; a folder, which has no page, becomes its name.
+Pages are written to be read in the repository, where `../benchmarks/results/step.md` leads somewhere. A file that is
+linked so is published along with the pages, under its path in the repository; a folder, which has no page, becomes its
+name.
 """
 
 from __future__ import annotations

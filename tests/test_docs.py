@@ -77,7 +77,7 @@ def test_tutorial_on_images() -> None:
     assert seen["teacher_accuracy"] > 0.5
     assert seen["accuracy"](seen["trainer"]) > 0.3
     assert seen["logs"][-1]["constraint_loss"] < seen["logs"][0]["constraint_loss"]
-    assert len(seen["only_feed_forward"].matrices) == 4
+    assert len(seen["last_block"].matrices) == 6
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -25,7 +25,7 @@ $(READY): pyproject.toml constraints.txt
 	@echo "Installing torch"
 	@$(PIP_INSTALL) torch | $(SHOW_PROGRESS)
 	@echo "Installing opdf and what it needs"
-	@$(PIP_INSTALL) -e '.[distill,export,examples,dev]' | $(SHOW_PROGRESS)
+	@$(PIP_INSTALL) -e '.[distill,export,examples,docs,dev]' | $(SHOW_PROGRESS)
 	@touch $@
 
 # Always from scratch: a half-made environment, or one of another interpreter, is not worth saving.
@@ -85,11 +85,15 @@ format: $(READY) ## Apply ruff's fixes and format
 	@$(RUN) -m ruff check --fix .
 	@$(RUN) -m ruff format .
 
+.PHONY: docs
+docs: $(READY) ## Build the documentation site into site/
+	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
+
 .PHONY: bench
 bench: $(READY) ## Run the benchmarks (some of them: make bench BENCH="step memory")
 	@$(RUN) -m benchmarks $(BENCH)
 
 .PHONY: clean
 clean: ## Remove .venv, caches and build leftovers; results stay
-	@rm -rf $(VENV) $(VENV)-lowest build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov
+	@rm -rf $(VENV) $(VENV)-lowest build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov
 	@find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -1,0 +1,86 @@
+"""The Python of the README and of the pages in docs/ runs as it stands, and their links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from datasets import Dataset
+from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: Any) -> Iterator[None]:
+    """Examples write files, and accelerate keeps one process-wide state."""
+    monkeypatch.chdir(tmp_path)
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+
+
+def run(page: str, **names: Any) -> dict[str, Any]:
+    """The names that a page ends with when its blocks run in order, as a reader would run them."""
+    for block in blocks(ROOT / page):
+        exec(compile(block, page, "exec"), names)
+    return names
+
+
+def blocks(page: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+def test_every_page_with_python_is_tested() -> None:
+    pages = {str(page.relative_to(ROOT)) for page in PAGES if blocks(page)}
+    assert pages == set(re.findall(r'run\("([^"]+)"', Path(__file__).read_text()))
+
+
+def test_readme() -> None:
+    torch.manual_seed(0)
+    teacher = BertForSequenceClassification(
+        BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=6, num_attention_heads=2, intermediate_size=32)
+    )
+    rows = [{"input_ids": [1 + i, 2, 3], "attention_mask": [1, 1, 1], "labels": i % 2} for i in range(8)]
+    run("README.md", teacher=teacher, data=Dataset.from_list(rows))
+    assert AutoModelForSequenceClassification.from_pretrained("student").config.num_hidden_layers == 3
+
+
+def test_method() -> None:
+    run("docs/method.md")
+
+
+def test_methods() -> None:
+    seen = run("docs/methods.md")
+    assert seen["targets"].argmax(-1).tolist() == [1, 0]
+
+
+def test_choose_scale() -> None:
+    run("docs/choose-scale.md")
+
+
+def test_tutorial_on_text() -> None:
+    seen = run("docs/tutorial-text.md")
+    assert seen["reloaded"].config.num_hidden_layers == 3
+    assert seen["reloaded"].num_parameters() < seen["teacher"].num_parameters()
+    assert seen["log"]["distillation_loss"] > 0
+
+
+def test_tutorial_on_images() -> None:
+    seen = run("docs/tutorial-images.md")
+    assert seen["teacher_accuracy"] > 0.5
+    assert seen["accuracy"](seen["trainer"]) > 0.3
+    assert seen["logs"][-1]["constraint_loss"] < seen["logs"][0]["constraint_loss"]
+    assert len(seen["last_block"].matrices) == 6
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!http|#)([^)#]+)[^)]*\)", page.read_text()):
+        assert (page.parent / target).exists(), target

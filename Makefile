@@ -55,7 +55,7 @@ demo-images: data ## The same on images
 
 .PHONY: test
 test: data ## Run the fast tests and report coverage
-	@$(RUN) -m pytest --cov=opdf --cov-report=term:skip-covered
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --cov=opdf --cov-report=term:skip-covered
 
 .PHONY: test-slow
 test-slow: data ## Run the tests that take minutes

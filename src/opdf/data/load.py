@@ -22,6 +22,8 @@ READERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".pa
 
 PICTURES = set(PIL.Image.registered_extensions())
 TEXT = "string"
+NO_ROWS = ("corresponds to no data", "at least one example")
+"""How versions of datasets say that a file has no rows."""
 
 
 def load_data(
@@ -102,7 +104,7 @@ def _loaded(name: str, reader: str, **options: Any) -> DatasetDict:
         return load_dataset(reader, **options)
     except (DatasetsError, ArrowException, ValueError, StopIteration) as error:
         reason = str(error.__cause__ or error).strip()
-        if not reason or "corresponds to no data" in reason:
+        if not reason or any(words in reason for words in NO_ROWS):
             raise ValueError(f"{name} has no rows") from error
         raise ValueError(f"{name} cannot be read as {reader}: {reason.splitlines()[0]}") from error
 

@@ -139,8 +139,8 @@ def test_an_export_is_whole_or_absent(tmp_path: Path, monkeypatch: Any, capsys: 
 
     with monkeypatch.context() as patch:
         patch.setattr(export, "to_torch", fails)
-        with pytest.raises(OSError, match="No space left"):
-            main(argv)
+        assert main(argv) == 3
+    assert "No space left" in capsys.readouterr().err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["student", "training"]
     assert main(argv) == 0
     before = (tmp_path / "out" / "model.pt2").read_bytes()
@@ -148,8 +148,7 @@ def test_an_export_is_whole_or_absent(tmp_path: Path, monkeypatch: Any, capsys: 
     assert "is not empty" in capsys.readouterr().err
     with monkeypatch.context() as patch:
         patch.setattr(export, "to_torch", fails)
-        with pytest.raises(OSError, match="No space left"):
-            main([*argv, "--overwrite"])
+        assert main([*argv, "--overwrite"]) == 3
     assert (tmp_path / "out" / "model.pt2").read_bytes() == before
 
 

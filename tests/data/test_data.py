@@ -153,14 +153,16 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | 
 
 def test_a_text_that_is_missing_is_named(tmp_path: Path) -> None:
     texts = [f"s {i}" for i in range(40)]
-    data, task = load_data(write(tmp_path, "jsonl", text=[None, *texts[1:]], label=[0, 1] * 20))
-    with pytest.raises(ValueError, match=r"row \d+ of the \w+ split cannot be read .*'text': None"):
-        encode(data, task, AutoTokenizer.from_pretrained(minilm()))
+    path = write(tmp_path, "jsonl", text=[None, *texts[1:]], label=[0, 1] * 20)
+    with pytest.raises(
+        ValueError, match=r"column 'text' of .* is empty in 1 of 40 rows of the train split, first in row 0"
+    ):
+        load_data(path)
 
 
 def test_a_line_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "data.csv").write_text("text,label\na,0\nb,1,3\nc,1\n")
-    with pytest.raises(ValueError, match=r"data\.csv cannot be read: .* line "):
+    with pytest.raises(ValueError, match=r"data\.csv cannot be read as csv: .* line "):
         load_data(str(tmp_path / "data.csv"))
 
 

@@ -33,7 +33,7 @@ values = st.recursive(
     ("text", "value"),
     [
         ("3e-5", 3e-5), ("1E+3", 1000.0), ("-2.e3", -2000.0), ("5e5x", "5e5x"), ("1.5", 1.5), ("7", 7), ("null", None),
-        ("true", True), ("e5", "e5"), ("'3e-5'", "3e-5"),
+        ("true", True), ("false", False), ("no", "no"), ("on", "on"), ("e5", "e5"), ("'3e-5'", "3e-5"),
     ],
 )  # fmt: skip
 def test_numbers(tmp_path: Path, text: str, value: Any) -> None:

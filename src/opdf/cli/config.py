@@ -253,6 +253,13 @@ _Loader.add_implicit_resolver(
 )
 
 
+# It also reads yes, no, on and off as truth values, of which save_strategy: no is none; true and false stay.
+for _letter in "yYnNoO":
+    _Loader.yaml_implicit_resolvers[_letter] = [
+        (tag, pattern) for tag, pattern in _Loader.yaml_implicit_resolvers[_letter] if tag != "tag:yaml.org,2002:bool"
+    ]
+
+
 def _load(text: str) -> Any:
     loader = _Loader(text)
     try:

@@ -116,9 +116,11 @@ def main(argv: list[str]) -> None:
 
 def judge(results: dict[str, Any], metric: str) -> str:
     """Whether OPDF gained on plain KD, as far as one seed and this test split can tell."""
+    from opdf.data import standard_error
+
     ours, plain = (results[name]["student"]["test"] for name in ("KD + OPDF", "KD"))
     gain, examples = ours[metric] - plain[metric], plain["examples"]
-    error = math.sqrt(sum(s[metric] * (1 - s[metric]) for s in (ours, plain)) / examples)
+    error = math.hypot(*(standard_error(s[metric], examples) for s in (ours, plain)))
     facts = (
         f"{100 * gain:+.2f} points of {metric} on {examples} test examples, standard error {100 * error:.2f}, one seed"
     )

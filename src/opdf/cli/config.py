@@ -102,7 +102,8 @@ class ConstraintConfig:
     Args:
         weight: factor of the loss.
         layer_map: last, first, or {student block: teacher block}.
-        gauge: matched or raw.
+        gauge: matched (cores, after rotating the teacher's bonds), raw (cores as they are), gram or spectrum (what
+            no rotation changes: Gram matrices or singular values).
         normalize: relative or mse.
     """
 

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from opdf.mpo.contract import contract, from_matrix
 from opdf.mpo.precision import matmul_precision
 from opdf.mpo.shape import MPOShape
 
-GAUGES = ("symmetric", "left")
+GAUGES = ("symmetric", "balanced", "left")
 
 WELL_CONDITIONED = 1e-3
 """Least ratio of the smallest to the largest squared singular value at which float32 does: a condition up to 32."""
@@ -58,7 +59,8 @@ def decompose(matrix: Tensor, shape: MPOShape, *, gauge: str = "symmetric") -> l
         matrix: `[..., rows, cols]`, float32 or float64; float16 and bfloat16 are computed in float32.
         shape: factors and bond dimensions.
         gauge: "symmetric" shares every bond's singular values by square root between the two cores it joins;
-            "left" keeps all cores but the last orthogonal.
+            "balanced" shares them evenly with the square cores between the two as well; "left" keeps all cores but
+            the last orthogonal.
 
     Returns:
         One contiguous tensor per site, `[..., d_{k-1}, i_k, j_k, d_k]`. The same matrix gives the same cores on
@@ -162,25 +164,37 @@ def _decompose(matrix: Tensor, shape: MPOShape, gauge: str) -> Decomposition:
     rest = from_matrix(work, shape).to(work.dtype if single else torch.float64) / scale
     split = _split_svd if work.dtype == torch.float64 else _split_gram
     # What the next core is multiplied by: roots of singular values, and the end's part of the scale.
-    ends = 2 if gauge == "symmetric" and shape.sites > 1 else 1
+    ends = 2 if gauge != "left" and shape.sites > 1 else 1
     carried = rest.new_full((1,), scale**0.5 if ends == 2 else 1.0)
+    square = rest.new_ones(1)
     cores: list[Tensor] = []
     dropped: list[Tensor] = []
-    for size in shape.core_shapes[:-1]:
+    for k, size in enumerate(shape.core_shapes[:-1]):
         d_left, i, j, d_right = size
-        if i * j == 1 and d_left == d_right and cores:
-            cores.append(torch.eye(d_left, dtype=rest.dtype, device=rest.device).reshape(size))
+        if k and _is_square(size):
+            cores.append(torch.diag(square).reshape(size))
             dropped.append(rest.new_zeros((), dtype=torch.float64))
             continue
         left, rest, singular = split(rest.reshape(d_left * i * j, -1), d_right)
         dropped.append(torch.linalg.vector_norm(singular[d_right:].double()))
-        share = _share(singular[:d_right], work.dtype) if gauge == "symmetric" else torch.ones_like(rest[:, 0])
+        squares = sum(1 for _ in takewhile(_is_square, shape.core_shapes[k + 1 : -1]))
+        share = _share(singular[:d_right], work.dtype) if gauge != "left" else torch.ones_like(rest[:, 0])
+        square = torch.ones_like(share)
+        if gauge == "balanced":
+            square = share ** (2 / (2 + squares)) * scale ** (1 / (2 + squares))
+            share = square / scale**0.5
         factors = carried[:, None, None] * share  # [d_left, 1, d_right]
         cores.append(left.reshape(d_left, i * j, d_right).mul_(factors).reshape(size))
-        carried = 1 / share
+        carried = 1 / (share * square**squares)
     cores.append(rest.mul_((carried * scale ** (1 / ends))[:, None]).reshape(shape.core_shapes[-1]))
     errors = torch.stack(dropped) if dropped else rest.new_zeros(0, dtype=torch.float64)
     return Decomposition([core.to(work.dtype).contiguous() for core in cores], errors * scale)
+
+
+def _is_square(size: tuple[int, int, int, int]) -> bool:
+    """Whether both bonds of a core are the same, with the same singular vectors."""
+    d_left, i, j, d_right = size
+    return i * j == 1 and d_left == d_right
 
 
 Split = tuple[Tensor, Tensor, Tensor]

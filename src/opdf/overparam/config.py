@@ -12,6 +12,7 @@ LR_SCALINGS = ("match-dense", "none")
 PLACEMENTS = ("replicate", "owner")
 PRECISIONS = ("float32", "tf32", "bf16")
 PRESETS = ("blocks", "all-linear")
+STARTS = ("symmetric", "balanced", "random")
 
 Factors = tuple[Sequence[int], Sequence[int]]
 
@@ -37,6 +38,9 @@ class OverParamConfig:
         precision: of the products between cores: "float32"; "tf32", on GPUs that have it; or "bf16". Cores, moments and
             weights stay in float32 (float64 weights and their cores stay out of this): what is lost is the rounding of
             each product, 2^-11 and 2^-9 of the weight.
+        start: of the square cores at 1x1 sites. "symmetric" starts them as identities, every bond's singular values
+            shared by the two outer cores; "balanced" spreads the singular values evenly over all cores of a bond;
+            "random" adds noise to the identities and takes it back in the core that follows. The weight is the same.
         cache: folder in which decompositions are kept by content, for runs that start from the same weights.
         placement: with several processes, "replicate" steps all cores on every one; "owner" gives each matrix's cores
             and moments to one, which steps them and sends the weight to the others.
@@ -54,6 +58,7 @@ class OverParamConfig:
     lr_scaling: str = "match-dense"
     keep_products: bool | None = None
     precision: str = "float32"
+    start: str = "symmetric"
     cache: str | None = None
     placement: str = "replicate"
 
@@ -62,6 +67,7 @@ class OverParamConfig:
         _one_of("lr_scaling", self.lr_scaling, LR_SCALINGS)
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("placement", self.placement, PLACEMENTS)
+        _one_of("start", self.start, STARTS)
         if self.method == "svd" and (self.ones or self.scale is not None):
             raise ValueError(f"method 'svd' has no 1x1 sites; remove ones={self.ones} and scale={self.scale}")
         if isinstance(self.targets, str):

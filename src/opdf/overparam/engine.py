@@ -14,10 +14,10 @@ from torch.optim import Optimizer
 from opdf.mpo import MPOShape, Progress
 from opdf.mpo.contract import shape_of
 from opdf.overparam.alignment import Alignment, LayerMap, build_alignment
-from opdf.overparam.cache import decompose_cached
 from opdf.overparam.config import OverParamConfig
 from opdf.overparam.optimizer import OverParameterizedOptimizer, Spec
 from opdf.overparam.owner import OwnerOptimizer
+from opdf.overparam.start import first_cores
 from opdf.overparam.select import Matrix, as_matrix, find_matrices, matches
 
 
@@ -80,15 +80,20 @@ class OverParameterization:
             layer_map: "last" (student block s follows the last of its group of teacher blocks), "first", or an
                 explicit `{student block: teacher block}` or `{student name: teacher name}`.
             weight: factor of the constraint loss.
-            gauge: "matched" or "raw", see `opdf.mpo.match_gauge`.
-            normalize: "relative" or "mse", see `opdf.overparam.Alignment`.
+            gauge: "matched", "raw", "gram" or "spectrum", see `opdf.overparam.Alignment`.
+            normalize: "relative" or "mse", see there too.
 
         Raises:
-            ValueError: matrices cannot be paired, or an option is unknown.
+            ValueError: matrices cannot be paired, an option is unknown, or the square cores do not start as identities.
             RuntimeError: the optimizer exists already.
         """
         if self._optimizer is not None:
             raise RuntimeError("align() was called after optimizer(); call it before")
+        if self.config.start != "symmetric":
+            raise ValueError(
+                f"start is {self.config.start!r} and the constraint pulls cores to a teacher in the symmetric gauge; "
+                "use start='symmetric', or no constraint"
+            )
         targets = {t.name: (t.matrix, t.shape) for t in self.matrices}
         self._alignment = build_alignment(
             self.model, targets, teacher, layer_map=layer_map, weight=weight, gauge=gauge, normalize=normalize
@@ -139,7 +144,7 @@ class OverParameterization:
         cores = self._optimizer.cores(target.name) if self._optimizer else self._initial_cores.get(target.name)
         if cores is None:
             matrix = as_matrix(self.model.get_parameter(target.name), target.matrix.kind)
-            (cores,) = decompose_cached(self.config.cache, [matrix], [target.shape])
+            (cores,) = first_cores([target.name], [matrix], [target.shape], self.config.start, self.config.cache)
         return cores
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
@@ -178,6 +183,7 @@ class OverParameterization:
             keep_products=self.config.keep_products,
             precision=self.config.precision,
             cache=self.config.cache,
+            start=self.config.start,
             **options,
         )
         # Looked up when it is called: it may be set after the optimizer has been made.

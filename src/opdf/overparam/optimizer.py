@@ -29,8 +29,8 @@ from torch.optim import Optimizer
 from opdf.mpo import MPOShape, Progress, contract, matmul_precision, pullback
 from opdf.mpo.contract import Segments, contract_segments
 from opdf.overparam.alignment import Alignment
-from opdf.overparam.cache import decompose_cached
 from opdf.overparam.select import as_matrix, as_weight
+from opdf.overparam.start import first_cores
 
 FORMAT = 1
 """Version of the state's layout, saved in every group and checked on load."""
@@ -89,7 +89,7 @@ class OverParameterizedOptimizer(Optimizer):
         lr_scaling: "match-dense" or "none", see `OverParamConfig`.
         alignment: the constraint loss, or None.
         initial_cores: cores by name to start from instead of decomposing the weights.
-        keep_products, precision, cache: see `OverParamConfig`.
+        keep_products, precision, cache, start: see `OverParamConfig`.
         **inner_options: options of `inner`: lr, betas, weight_decay, ...
 
     Attributes:
@@ -112,6 +112,7 @@ class OverParameterizedOptimizer(Optimizer):
         keep_products: bool | None = None,
         precision: str = "float32",
         cache: str | Path | None = None,
+        start: str = "symmetric",
         **inner_options: Any,
     ) -> None:
         if not (isinstance(inner, type) and issubclass(inner, Optimizer)):
@@ -129,6 +130,7 @@ class OverParameterizedOptimizer(Optimizer):
         self._keep_products = keep_products
         self._precision = precision
         self._cache = cache
+        self._start = start
         self.progress: Progress | None = None
         self._products: dict[tuple[Tensor, ...], tuple[list[Tensor], list[int], Segments]] = {}
         self._logs: dict[str, Tensor] = {}
@@ -258,7 +260,7 @@ class OverParameterizedOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("_inner_class", "_inner_options", "_specs", "_lr_scaling", "_alignment", "_initial_cores", "_logs",
-               "_keep_products", "_precision", "_cache")  # fmt: skip
+               "_keep_products", "_precision", "_cache", "_start")  # fmt: skip
         kept = {name: self.__dict__[name] for name in own}
         return super().__getstate__() | kept | {"_products": {}, "progress": None}
 
@@ -300,12 +302,14 @@ class OverParameterizedOptimizer(Optimizer):
         unknown = [entry for entry, cores in zip(new, given, strict=True) if cores is None]
         if not new and not free:
             return
+        names = [name for name, _, _ in unknown]
         matrices = [as_matrix(self._whole_weight(p), spec.kind) for _, p, spec in unknown]
         shapes = [spec.shape for _, _, spec in unknown]
         if alignment:
             matrices += [alignment.teacher_matrix(name).to(p.device, _working_dtype(p)) for name, p, _ in free]
             shapes += [pairs[name].shape for name, _, _ in free]
-        made = iter(decompose_cached(self._cache, matrices, shapes, progress=self.progress))
+            names += [pairs[name].teacher for name, _, _ in free]
+        made = iter(first_cores(names, matrices, shapes, self._start, self._cache, self.progress))
         for (_, p, _), known in zip(new, given, strict=True):
             state = self.state[p]
             state.update({f"core{k}": _working(core, p) for k, core in enumerate(known or next(made))})

@@ -72,5 +72,5 @@ def test_refusals() -> None:
         OverParamConfig(start="zero")
     student = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16), 2, enable_nested_tensor=False)
     overparam = overparameterize(student, OverParamConfig(ones=1, start="balanced"))
-    with pytest.raises(ValueError, match="start is 'balanced' and the constraint .* use start='symmetric'"):
+    with pytest.raises(ValueError, match=r"start is 'balanced' and the constraint .* use start='symmetric'"):
         overparam.align(student)

@@ -17,8 +17,8 @@ from opdf.overparam.alignment import Alignment, LayerMap, build_alignment
 from opdf.overparam.config import OverParamConfig
 from opdf.overparam.optimizer import OverParameterizedOptimizer, Spec
 from opdf.overparam.owner import OwnerOptimizer
-from opdf.overparam.start import first_cores
 from opdf.overparam.select import Matrix, as_matrix, find_matrices, matches
+from opdf.overparam.start import first_cores
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from opdf.mpo import MPOShape, Progress
 from opdf.overparam.cache import decompose_cached
 
 NOISE = 0.1
-"""Standard deviation of a random start's noise, times the square root of the bond: its largest singular value is 0.2."""
+"""Of a random start: standard deviation times the root of the bond. The largest singular value of the noise is 0.2."""
 
 
 def first_cores(

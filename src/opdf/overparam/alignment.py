@@ -93,7 +93,7 @@ class Alignment:
         """What is compared of a core, and the map from its gradient to the core's."""
         if self.gauge not in GAUGE_FREE:
             return core, lambda gradient: gradient
-        compared, pull = torch.func.vjp(GAUGE_FREE[self.gauge], core)
+        compared, pull = torch.func.vjp(GAUGE_FREE[self.gauge], core)  # type: ignore[misc]
         return compared, lambda gradient: pull(gradient)[0]
 
     def _factor(self, shape: MPOShape, target: Tensor) -> Tensor | float:

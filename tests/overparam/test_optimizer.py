@@ -468,7 +468,7 @@ def test_nothing_of_cores_and_constraint_is_left() -> None:
     assert all(set(values) == {"step", "exp_avg", "exp_avg_sq"} for values in optimizer.state.values())
     with torch.no_grad():
         model[0].weight.mul_(2)  # nobody minds: there is nothing to differ from
-    for attempt in (optimizer, copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):  # noqa: S301
+    for attempt in (optimizer, copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
         assert attempt.dense
         assert attempt.cores("0.weight") is None
     train(model, optimizer, 1)

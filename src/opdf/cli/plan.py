@@ -57,7 +57,8 @@ def summarize(planned: OverParameterization, config: PlanConfig) -> dict[str, An
     """Every matrix, the totals, and the expected cost of a step.
 
     The step's arithmetic is 3 contractions a matrix and optimizer step; the model's own is 6 operations per parameter
-    and token. With `most_important` all of this is for all targets, of which training keeps "kept". A matrix's memory is its cores and two moments in float32; the total has one gradient of the largest too.
+    and token. A matrix's memory is its cores and two moments in float32; the total has one gradient of the largest too.
+    All of it is of all targets; "kept" is how many of them `most_important` keeps.
     """
     rate = _matmul_rate()
     matrices = [

@@ -28,7 +28,7 @@ from opdf.distill.objective import Objective
 from opdf.overparam import OverParamConfig, OverParameterization
 from opdf.overparam.alignment import LayerMap
 from opdf.overparam.engine import plan_all
-from opdf.overparam.optimizer import OverParameterizedOptimizer, whole
+from opdf.overparam.optimizer import whole
 from opdf.overparam.owner import OwnerOptimizer, gathered, scattered
 
 OPTIMIZER, OBJECTIVE = "optimizer", "objective"
@@ -529,7 +529,6 @@ class DistillationTrainer(Trainer):
         self.objective.load_tensors(objective["tensors"])
         self.objective.load_state_dict(objective["state"])
 
-
     @property
     def _until_step(self) -> float:
         """The number of optimizer steps that the student is over-parameterized for."""
@@ -542,13 +541,11 @@ class DistillationTrainer(Trainer):
 
     def _check_dense(self, folder: Path) -> None:
         """Refuse to go on with dense matrices where this run has over-parameterized ones."""
-        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
-        early = self.overparameterization is not None and self.state.global_step < self._until_step
-        if early and isinstance(optimizer, OverParameterizedOptimizer) and optimizer.dense:
-            assert self.overparameterization is not None
+        over = self.overparameterization
+        if over is not None and over.dense and self.state.global_step < self._until_step:
             raise ValueError(
-                f"{folder} was saved after the over-parameterization had ended, and this run has it for longer (until is "
-                f"{self.overparameterization.config.until}); use the until and number of steps that it was saved with"
+                f"{folder} was saved after the over-parameterization had ended, and this run has it for longer "
+                f"(until is {over.config.until}); use the until and the number of steps that it was saved with"
             )
 
 

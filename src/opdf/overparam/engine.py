@@ -117,8 +117,15 @@ class OverParameterization:
         if self._alignment is not None:
             pairs = {name: pair for name, pair in self._alignment.pairs.items() if name in kept}
             if not pairs:
-                raise ValueError(f"most_important={share} keeps no matrix with a constraint; raise it, or map more blocks")
+                raise ValueError(
+                    f"most_important={share} keeps no matrix with a constraint; raise it, or map more blocks"
+                )
             self._alignment = replace(self._alignment, pairs=pairs)
+
+    @property
+    def dense(self) -> bool:
+        """Whether the optimizer trains the matrices as dense ones by now."""
+        return self._optimizer is not None and self._optimizer.dense
 
     def densify(self) -> None:
         """Train the matrices as dense ones from now on, see `OverParameterizedOptimizer.densify`.

@@ -36,7 +36,7 @@ def most_important(model: nn.Module, names: Sequence[str], share: float) -> list
     if not any(scores.values()):
         raise ValueError(
             f"most_important is {share} and none of the {len(names)} matrices has a gradient other than zero; "
-            "call loss.backward() on a few batches first"
+            "call loss.backward() on a few batches first (the trainer does), with an output layer that is not all zero"
         )
     for name, score in scores.items():
         if not math.isfinite(score):

@@ -33,8 +33,8 @@ from opdf.overparam.owner import OwnerOptimizer, gathered, scattered
 
 OPTIMIZER, OBJECTIVE = "optimizer", "objective"
 
-IMPORTANCE_BATCHES = 8
-"""Micro-batches whose gradients choose the matrices of `OverParamConfig(most_important=...)`."""
+IMPORTANCE_EXAMPLES = 256
+"""Training examples whose gradient chooses the matrices of `OverParamConfig(most_important=...)`."""
 
 HOPELESS_SCALE = 2.0**-20
 """A gradient scaler starts at 2^16 and halves at each overflow; down here it has long not seen a finite gradient."""
@@ -253,7 +253,7 @@ class DistillationTrainer(Trainer):
         return self._teacher
 
     def _keep_most_important(self) -> None:
-        """Choose matrices by the gradient of the objective's loss on the first training batches, summed over them.
+        """Choose matrices by the gradient of the objective's mean loss on the first training examples.
 
         The same on all processes, and again in a resumed run, which begins with the same student: the examples are
         taken in order, the student is in eval mode, and random states and the objective's are left as they were.
@@ -267,10 +267,11 @@ class DistillationTrainer(Trainer):
         if self.is_fsdp_enabled:
             student.to(self.args.device)  # where it is not before it is sharded
         with torch.random.fork_rng(devices=[]):  # in eval mode the device draws nothing
-            for batch in self._first_batches(IMPORTANCE_BATCHES):
-                items = self.objective.count_items(student, batch)
+            batches = self._first_batches(IMPORTANCE_EXAMPLES)
+            items = torch.stack([self.objective.count_items(student, batch) for batch in batches]).sum()
+            for batch in map(self._prepare_inputs, batches):
                 with self.accelerator.autocast():
-                    losses = self.objective.losses(student, self._teacher, batch, torch.as_tensor(items))
+                    losses = self.objective.losses(student, self._teacher, batch, items.to(self.args.device))
                 losses.total.backward(inputs=targets)  # type: ignore[no-untyped-call]
         over.keep_most_important()
         student.zero_grad()
@@ -279,15 +280,16 @@ class DistillationTrainer(Trainer):
             student.to(device)
         self.objective.load_state_dict(state)
 
-    def _first_batches(self, count: int) -> list[dict[str, Any]]:
-        """Micro-batches of the training data in their order, as the Trainer would prepare them."""
+    def _first_batches(self, examples: int) -> list[Any]:
+        """Micro-batches with about so many of the training data's examples, in their order."""
         data, collator = self.train_dataset, self.data_collator
         if isinstance(data, Dataset):
             data = self._remove_unused_columns(data, "training")
         else:
             collator = self._get_collator_with_removed_columns(collator, "training")
-        loader: DataLoader[Any] = DataLoader(data, self.args.per_device_train_batch_size, collate_fn=collator)
-        return [self._prepare_inputs(batch) for batch in islice(loader, count)]
+        size = self.args.per_device_train_batch_size
+        loader: DataLoader[Any] = DataLoader(data, size, collate_fn=collator)
+        return list(islice(loader, max(1, examples // size)))
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         extra = [p for module in self.objective.modules().values() for p in module.parameters()]

@@ -192,7 +192,7 @@ def test_the_most_important_matrices_are_those_of_the_first_batches_gradients(tm
         labels = rows.pop("labels")
         ours, theirs = reference(**rows).logits, teacher(**rows).logits.detach()
         soft = nn.functional.kl_div((ours / 2).log_softmax(-1), (theirs / 2).softmax(-1), reduction="batchmean")
-        (0.1 * nn.functional.cross_entropy(ours, labels) + 0.9 * 4 * soft).backward()  # 3 equal batches: 3 times the mean
+        (0.1 * nn.functional.cross_entropy(ours, labels) + 0.9 * 4 * soft).backward()  # 3 times the mean
     names = [n for n, p in reference.named_parameters() if "layer" in n and p.dim() == 2]
     scores = {n: float((p.detach() * p.grad).abs().sum()) for n, p in reference.named_parameters() if n in names}
     trainer = DistillationTrainer(

@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR, ReduceLROnPlateau
 
 from opdf.mpo import contract, decompose
-from opdf.overparam import OverParamConfig, OverParameterizedOptimizer, overparameterize
+from opdf.overparam import OverParamConfig, OverParameterizedOptimizer, overparameterize, start
 from opdf.overparam import optimizer as module
 
 CONFIG = OverParamConfig(ones=2, targets=["0", "2"])
@@ -621,13 +621,13 @@ def test_kept_products_change_nothing(change: str) -> None:
 
 def test_student_and_teacher_are_decomposed_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    real = module.decompose_cached
+    real = start.decompose_cached
 
     def counting(folder: Any, matrices: Any, shapes: Any, **options: Any) -> Any:
         calls.append(len(matrices))
         return real(folder, matrices, shapes, **options)
 
-    monkeypatch.setattr(module, "decompose_cached", counting)
+    monkeypatch.setattr(start, "decompose_cached", counting)
     model, teacher, seen = net(), net(), []
     overparam = overparameterize(model, CONFIG)
     overparam.align(teacher, layer_map={"0.weight": "0.weight", "2.weight": "2.weight"})

@@ -318,13 +318,20 @@ def test_plan(capsys: Any) -> None:
     assert row[-1] == "20"  # MB: four bytes, for cores and two moments
     assert main(["plan", "minilm", "--json", "true"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert len(report["matrices"]) == 36
+    assert len(report["matrices"]) == report["kept"] == 36
     assert report["train_params"] - report["inference_params"] == sum(
         m["params"] - m["rows"] * m["cols"] for m in report["matrices"]
     )
     seconds = sum(m["extra_seconds_per_step"] for m in report["matrices"])
     assert seconds == pytest.approx(report["extra_seconds_per_step"])
     assert all(m["extra_megabytes"] == pytest.approx(12e-6 * m["params"]) for m in report["matrices"])
+
+
+def test_plan_shows_all_targets_where_a_share_is_kept(capsys: Any) -> None:
+    assert main(["plan", "minilm", "--layers", "3", "--overparam.most_important", "0.5"]) == 0
+    table = capsys.readouterr().out
+    assert table.splitlines()[0] == "18 matrices of encoder.layer; training keeps the 9 most important"
+    assert sum(line[:2] in ("0.", "1.", "2.") for line in table.splitlines()) == 18
 
 
 @pytest.mark.parametrize("command", [[], ["distill"], ["plan"], ["eval"], ["demo"]])

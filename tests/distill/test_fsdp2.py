@@ -6,6 +6,7 @@ accelerate takes up FSDP2 on accelerators only. Here the processes tell it that 
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,9 @@ from opdf.overparam import OverParamConfig
 FSDP2 = {"version": 2, "transformer_layer_cls_to_wrap": ["BertLayer"]}
 
 
-def trainer(folder: Path, placement: str, batch: int, *, forced: bool = False, **more: Any) -> DistillationTrainer:
+def trainer(
+    folder: Path, placement: str, batch: int, *, forced: bool = False, over: Any = None, **more: Any
+) -> DistillationTrainer:
     torch.manual_seed(0)
     teacher = BertForSequenceClassification(BertConfig(
         vocab_size=20, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
@@ -46,7 +49,7 @@ def trainer(folder: Path, placement: str, batch: int, *, forced: bool = False, *
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     return DistillationTrainer(
         keep_layers(teacher, 1), arguments, teacher=teacher, train_dataset=data,
-        overparam=OverParamConfig(ones=1, placement=placement), constraint=Constraint(),
+        overparam=OverParamConfig(ones=1, placement=placement, **(over or {})), constraint=Constraint(),
     )  # fmt: skip
 
 
@@ -107,30 +110,33 @@ def test_two_processes_equal_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 SAVING = {"save_strategy": "steps", "save_steps": 2}
 
 
-def part(rank: int, folder: str, placement: str, steps: int) -> None:
+def part(rank: int, folder: str, placement: str, steps: int, over: dict[str, Any]) -> None:
     """Steps of a run, from its last checkpoint if there is one."""
     join(rank)
     more = SAVING | {"max_steps": steps, "fsdp": True, "fsdp_config": dict(FSDP2)}
-    run = trainer(Path(folder), placement, 4, forced=True, **more)
+    run = trainer(Path(folder), placement, 4, forced=True, over=over, **more)
     run.train(resume_from_checkpoint=any(Path(folder).glob("checkpoint-*")) or None)
     torch.distributed.barrier()
     os._exit(0)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("placement", ["replicate", "owner"])
+@pytest.mark.parametrize(("placement", "over"), [
+    ("replicate", {}), ("owner", {}), ("owner", {"most_important": 0.5}), ("replicate", {"until": 0.4}),
+    ("replicate", {"most_important": 0.5, "until": 0.75}),
+])  # fmt: skip
 def test_a_resumed_run_is_exact_and_one_process_takes_its_checkpoint(
-    tmp_path: Path, placement: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, placement: str, over: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, stops in (("whole", [4]), ("halves", [2, 4])):
-        for steps in stops:
-            launch(part, (str(tmp_path / name), placement, steps), monkeypatch)
-    whole, halves = (load_file(tmp_path / name / "checkpoint-4" / "model.safetensors") for name in ("whole", "halves"))
-    assert all(torch.equal(value, halves[key]) for key, value in whole.items())
-    alone = trainer(tmp_path / "whole", placement, 8, max_steps=4)
+    launch(part, (str(tmp_path / "whole"), placement, 4, over), monkeypatch)
+    shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "half" / "checkpoint-2")
+    launch(part, (str(tmp_path / "half"), placement, 4, over), monkeypatch)
+    whole, half = (load_file(tmp_path / name / "checkpoint-4" / "model.safetensors") for name in ("whole", "half"))
+    assert all(torch.equal(value, half[key]) for key, value in whole.items())
+    alone = trainer(tmp_path / "whole", placement, 8, over=over, max_steps=4)
     alone.train(resume_from_checkpoint=True)
     assert all(torch.equal(value, whole[key]) for key, value in alone.model.state_dict().items())
-    further = trainer(tmp_path / "whole", placement, 8, max_steps=6)
+    further = trainer(tmp_path / "whole", placement, 8, over=over, max_steps=6)
     further.train(resume_from_checkpoint=True)  # with the optimizer's state
 
 

@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR, ReduceLROnPlateau
 
 from opdf.mpo import contract, decompose
-from opdf.overparam import OverParamConfig, OverParameterizedOptimizer, overparameterize
+from opdf.overparam import OverParamConfig, OverParameterizedOptimizer, overparameterize, start
 from opdf.overparam import optimizer as module
 
 CONFIG = OverParamConfig(ones=2, targets=["0", "2"])
@@ -423,6 +423,92 @@ def test_other_factors_are_refused_with_both() -> None:
         make(net(), OverParamConfig(ones=1, targets=["0", "2"])).load_state_dict(optimizer.state_dict())
 
 
+# Giving the cores up.
+
+
+@pytest.mark.parametrize(("inner", "options"), [
+    (torch.optim.AdamW, {"weight_decay": 0.1}),
+    (torch.optim.SGD, {"momentum": 0.9}),
+])  # fmt: skip
+def test_dense_again_is_the_plain_optimizer_with_fresh_moments_on_what_had_cores(inner: Any, options: Any) -> None:
+    """Torch's own optimizer, given the same weights and the moments of all other parameters, takes the same steps."""
+    model = net()
+    optimizer = make(model, inner=inner, **options)
+    scheduler = CosineAnnealingLR(optimizer, 8)
+    for step in range(3):
+        train(model, optimizer, 1, step)
+        scheduler.step()
+    before = weights(model)
+    optimizer.densify()
+    assert_equal(weights(model), before)
+    plain = copy.deepcopy(model)
+    expected = inner(plain.parameters(), lr=optimizer.param_groups[0]["lr"], **options)
+    for p, q in zip(model.parameters(), plain.parameters(), strict=True):
+        if p.dim() == 1:
+            expected.state[q] = copy.deepcopy(optimizer.state[p])
+    for step in range(3, 6):
+        train(model, optimizer, 1, step)
+        train(plain, expected, 1, step)
+        scheduler.step()
+        expected.param_groups[0]["lr"] = optimizer.param_groups[0]["lr"]
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(scheduler.get_last_lr()[0]) != 1e-2
+    assert_equal(weights(model), weights(plain))
+
+
+def test_nothing_of_cores_and_constraint_is_left() -> None:
+    model = net()
+    over = overparameterize(model, CONFIG)
+    over.align(net(), layer_map={"0.weight": "0.weight", "2.weight": "2.weight"})
+    optimizer = over.optimizer(torch.optim.AdamW, lr=1e-2)
+    train(model, optimizer, 2)
+    assert over.constraint_logs
+    over.densify()
+    train(model, optimizer, 1)
+    assert over.constraint_logs == {}
+    assert all(set(values) == {"step", "exp_avg", "exp_avg_sq"} for values in optimizer.state.values())
+    with torch.no_grad():
+        model[0].weight.mul_(2)  # nobody minds: there is nothing to differ from
+    for attempt in (optimizer, copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        assert attempt.dense
+        assert attempt.cores("0.weight") is None
+    train(model, optimizer, 1)
+    for target in over.matrices:
+        torch.testing.assert_close(contract(over.cores(target)), model.get_parameter(target.name).detach())
+    assert over.state_dict().keys() == {f"{k}.weight.core{n}" for k in (0, 2) for n in range(4)}
+    with module.rolled_back(optimizer):
+        train(model, optimizer, 1)
+
+
+def test_resuming_after_the_switch_is_exact_and_makes_the_optimizer_dense() -> None:
+    model = net(torch.bfloat16)
+    optimizer = make(model)
+    train(model, optimizer, 2)
+    optimizer.densify()
+    train(model, optimizer, 2, 2)
+    saved, resumed = copy.deepcopy(optimizer.state_dict()), copy.deepcopy(model)
+    train(model, optimizer, 2, 4)
+    again = make(resumed)
+    assert not again.dense
+    again.load_state_dict(saved)
+    assert again.dense
+    train(resumed, again, 2, 4)
+    assert_equal(weights(model), weights(resumed))
+
+
+def test_dense_ones_take_no_state_with_cores() -> None:
+    model = net()
+    optimizer, dense = make(model), make(net())
+    train(model, optimizer, 1)
+    dense.densify()
+    with pytest.raises(ValueError, match=r"has 0\.weight as T\(.*\), this run as dense"):
+        dense.load_state_dict(optimizer.state_dict())
+
+
+def test_densify_before_the_optimizer_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="nothing is over-parameterized yet"):
+        overparameterize(net(), CONFIG).densify()
+
+
 def test_state_of_a_plain_optimizer_is_refused() -> None:
     model = net()
     plain = torch.optim.AdamW(model.parameters())
@@ -535,13 +621,13 @@ def test_kept_products_change_nothing(change: str) -> None:
 
 def test_student_and_teacher_are_decomposed_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    real = module.decompose_cached
+    real = start.decompose_cached
 
     def counting(folder: Any, matrices: Any, shapes: Any, **options: Any) -> Any:
         calls.append(len(matrices))
         return real(folder, matrices, shapes, **options)
 
-    monkeypatch.setattr(module, "decompose_cached", counting)
+    monkeypatch.setattr(start, "decompose_cached", counting)
     model, teacher, seen = net(), net(), []
     overparam = overparameterize(model, CONFIG)
     overparam.align(teacher, layer_map={"0.weight": "0.weight", "2.weight": "2.weight"})

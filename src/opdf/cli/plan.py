@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from opdf.cli.config import at_least_one, parse
-from opdf.overparam import OverParamConfig, OverParameterization, overparameterize
+from opdf.overparam import OverParamConfig, OverParameterization
+from opdf.overparam.engine import plan_all
+from opdf.overparam.importance import count_kept
 
 DESCRIPTION = """Show every matrix that would be over-parameterized: shape, bond dimensions, parameters, scale,
 and the extra time and memory of training. Only the model's configuration is read; no weights are loaded.
@@ -43,7 +45,7 @@ class PlanConfig:
 def main(argv: list[str]) -> None:
     config = parse(argv, PlanConfig, "opdf plan", DESCRIPTION, positional="model")
     at_least_one(config, "layers", "batch", "tokens", "accumulation")
-    planned = overparameterize(_meta_model(config), config.overparam)
+    planned = plan_all(_meta_model(config), config.overparam)
     report = summarize(planned, config)
     if config.json:
         print(json.dumps(report, indent=2))
@@ -56,6 +58,7 @@ def summarize(planned: OverParameterization, config: PlanConfig) -> dict[str, An
 
     The step's arithmetic is 3 contractions a matrix and optimizer step; the model's own is 6 operations per parameter
     and token. A matrix's memory is its cores and two moments in float32; the total has one gradient of the largest too.
+    All of it is of all targets; "kept" is how many of them `most_important` keeps.
     """
     rate = _matmul_rate()
     matrices = [
@@ -70,6 +73,7 @@ def summarize(planned: OverParameterization, config: PlanConfig) -> dict[str, An
     cores = sum(t.shape.num_params for t in planned.matrices)
     return {
         "matrices": matrices,
+        "kept": count_kept(len(matrices), config.overparam.most_important or 1.0),
         "train_params": planned.train_params,
         "inference_params": planned.inference_params,
         "scale": planned.train_params / planned.inference_params,
@@ -128,7 +132,9 @@ def _print(report: dict[str, Any]) -> None:
     ):
         table.add_column(title, justify=justify, overflow="fold")  # type: ignore[arg-type]
     prefix = os.path.commonpath([m["name"].replace(".", "/") for m in report["matrices"]]).replace("/", ".")
-    print(f"{len(report['matrices'])} matrices of {prefix or 'the model'}\n")
+    count, kept = len(report["matrices"]), report["kept"]
+    chosen = f"; training keeps the {kept} most important" if kept < count else ""
+    print(f"{count} matrices of {prefix or 'the model'}{chosen}\n")
     for m in report["matrices"]:
         name = m["name"].removesuffix(".weight").removeprefix(f"{prefix}.")
         factors = m["shape"].removeprefix("T(").removesuffix(")")

@@ -6,14 +6,17 @@ import math
 import os
 import shutil
 from dataclasses import dataclass, field, fields
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from datasets import Dataset
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
@@ -22,12 +25,16 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from opdf.distill import checkpoint
 from opdf.distill.logits import LogitsDistillation
 from opdf.distill.objective import Objective
-from opdf.overparam import OverParamConfig, OverParameterization, overparameterize
+from opdf.overparam import OverParamConfig, OverParameterization
 from opdf.overparam.alignment import LayerMap
+from opdf.overparam.engine import plan_all
 from opdf.overparam.optimizer import whole
 from opdf.overparam.owner import OwnerOptimizer, gathered, scattered
 
 OPTIMIZER, OBJECTIVE = "optimizer", "objective"
+
+IMPORTANCE_EXAMPLES = 256
+"""Training examples whose gradient chooses the matrices of `OverParamConfig(most_important=...)`."""
 
 HOPELESS_SCALE = 2.0**-20
 """A gradient scaler starts at 2^16 and halves at each overflow; down here it has long not seen a finite gradient."""
@@ -157,6 +164,8 @@ def plan_student(
 ) -> OverParameterization | None:
     """Prepare an objective and the over-parameterization of its student; also with models on the meta device.
 
+    All targets are planned: which of them are `most_important` takes data to say.
+
     Raises:
         ValueError: student, teacher, objective and constraint do not fit together.
     """
@@ -167,7 +176,7 @@ def plan_student(
     objective.prepare(student, teacher)
     if overparam is None:
         return None
-    planned = overparameterize(student, overparam)
+    planned = plan_all(student, overparam)
     if constraint is not None:
         assert teacher is not None
         planned.align(teacher, **vars(constraint))
@@ -220,6 +229,9 @@ class DistillationTrainer(Trainer):
         self._diverged: Tensor | None = None
         self._teacher = teacher
         self.optimizer: torch.optim.Optimizer | None = None
+        chooses = overparam is not None and overparam.most_important is not None
+        if chooses and kwargs.get("train_dataset") is None:
+            raise ValueError("most_important needs the gradients of training data; give train_dataset")
         self.overparameterization = plan_student(model, teacher, self.objective, overparam, constraint)
         if kwargs.get("train_dataset") is not None:
             kwargs["train_dataset"] = self.objective.training_data(kwargs["train_dataset"])
@@ -233,10 +245,51 @@ class DistillationTrainer(Trainer):
         for module in self.objective.modules().values():
             module.to(self.args.device)
         self.add_callback(_ObjectiveHooks(self))
+        if chooses:
+            self._keep_most_important()
 
     @property
     def teacher(self) -> nn.Module | None:
         return self._teacher
+
+    def _keep_most_important(self) -> None:
+        """Choose matrices by the gradient of the objective's mean loss on the first training examples.
+
+        The same on all processes, and again in a resumed run, which begins with the same student: the examples are
+        taken in order, the student is in eval mode, and random states and the objective's are left as they were.
+        """
+        over, student = self.overparameterization, self.model
+        assert over is not None
+        targets = [student.get_parameter(target.name) for target in over.matrices]
+        device, training, state = targets[0].device, student.training, self.objective.state_dict()
+        student.zero_grad()
+        student.eval()
+        if self.is_fsdp_enabled:
+            student.to(self.args.device)  # where it is not before it is sharded
+        with torch.random.fork_rng(devices=[]):  # in eval mode the device draws nothing
+            batches = self._first_batches(IMPORTANCE_EXAMPLES)
+            items = torch.stack([self.objective.count_items(student, batch) for batch in batches]).sum()
+            for batch in map(self._prepare_inputs, batches):
+                with self.accelerator.autocast():
+                    losses = self.objective.losses(student, self._teacher, batch, items.to(self.args.device))
+                losses.total.backward(inputs=targets)  # type: ignore[no-untyped-call]
+        over.keep_most_important()
+        student.zero_grad()
+        student.train(training)
+        if self.is_fsdp_enabled:
+            student.to(device)
+        self.objective.load_state_dict(state)
+
+    def _first_batches(self, examples: int) -> list[Any]:
+        """Micro-batches with about so many of the training data's examples, in their order."""
+        data, collator = self.train_dataset, self.data_collator
+        if isinstance(data, Dataset):
+            data = self._remove_unused_columns(data, "training")
+        else:
+            collator = self._get_collator_with_removed_columns(collator, "training")
+        size = self.args.per_device_train_batch_size
+        loader: DataLoader[Any] = DataLoader(data, size, collate_fn=collator)
+        return list(islice(loader, max(1, examples // size)))
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         extra = [p for module in self.objective.modules().values() for p in module.parameters()]
@@ -472,10 +525,30 @@ class DistillationTrainer(Trainer):
         state = {key: value for part in parts for key, value in part["state"].items()}
         assert self.optimizer is not None
         self.optimizer.load_state_dict(scattered(parts[0] | {"state": state}, self.optimizer))
+        self._check_dense(folder)
         self.lr_scheduler.load_state_dict(torch.load(folder / SCHEDULER_NAME, weights_only=True))
         (objective,) = checkpoint.read_state(folder, OBJECTIVE)
         self.objective.load_tensors(objective["tensors"])
         self.objective.load_state_dict(objective["state"])
+
+    @property
+    def _until_step(self) -> float:
+        """The number of optimizer steps that the student is over-parameterized for."""
+        until = self.overparameterization.config.until if self.overparameterization else None
+        return math.inf if until is None else max(1, round(until * self.state.max_steps))
+
+    def _densify_when_due(self) -> None:
+        if self.overparameterization is not None and self.state.global_step >= self._until_step:
+            self.overparameterization.densify()
+
+    def _check_dense(self, folder: Path) -> None:
+        """Refuse to go on with dense matrices where this run has over-parameterized ones."""
+        over = self.overparameterization
+        if over is not None and over.dense and self.state.global_step < self._until_step:
+            raise ValueError(
+                f"{folder} was saved after the over-parameterization had ended, and this run has it for longer "
+                f"(until is {over.config.until}); use the until and the number of steps that it was saved with"
+            )
 
 
 class _ObjectiveHooks(TrainerCallback):
@@ -493,6 +566,7 @@ class _ObjectiveHooks(TrainerCallback):
         self.trainer.objective.on_epoch_begin(self.trainer)
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.trainer._densify_when_due()
         # Not where the batches are drawn: a resumed run sets its random state between the two.
         self.trainer.objective.before_forward(self.trainer, *self.trainer._window)
 

@@ -31,6 +31,8 @@ class OverParamConfig:
             Linear and Conv1D that is not tied; or name patterns. A pattern is a module's full name with shell
             wildcards, or the end of it after a dot: "query", "*.layer.0.*", "conv1".
         exclude: name patterns to leave out.
+        most_important: of these matrices, over-parameterize only this share (above 0, at most 1) with the largest sums
+            of |gradient x weight| and train the others densely. None takes all.
         lr_scaling: "match-dense" scales the cores' learning rate so that the first step moves every matrix as far as
             the same optimizer would move it densely; "none" uses the group's rate on the cores, as the paper does.
         keep_products: keep the products of a step's contraction for the next step's gradient: a fifth to a quarter of
@@ -44,6 +46,8 @@ class OverParamConfig:
         cache: folder in which decompositions are kept by content, for runs that start from the same weights.
         placement: with several processes, "replicate" steps all cores on every one; "owner" gives each matrix's cores
             and moments to one, which steps them and sends the weight to the others.
+        until: share of the training's optimizer steps (above 0, at most 1) after which the trainer goes on with the
+            dense matrices, without constraint. None over-parameterizes to the end.
 
     Raises:
         ValueError, TypeError: a field holds what it cannot.
@@ -55,12 +59,14 @@ class OverParamConfig:
     shapes: Mapping[str, Factors] | None = None
     targets: str | Sequence[str] = "blocks"
     exclude: Sequence[str] = ()
+    most_important: float | None = None
     lr_scaling: str = "match-dense"
     keep_products: bool | None = None
     precision: str = "float32"
     start: str = "symmetric"
     cache: str | None = None
     placement: str = "replicate"
+    until: float | None = None
 
     def __post_init__(self) -> None:
         _one_of("method", self.method, METHODS)
@@ -74,6 +80,13 @@ class OverParamConfig:
             _one_of("targets", self.targets, PRESETS, hint="or a list of name patterns")
         if isinstance(self.exclude, str):
             raise TypeError(f"exclude is the string {self.exclude!r}; give a list of name patterns")
+        _check_share("most_important", self.most_important)
+        _check_share("until", self.until)
+        if self.until is not None and self.placement == "owner":
+            raise ValueError(
+                f"until is {self.until} and placement 'owner': cores on one process cannot be given up for dense "
+                "training on all; use placement='replicate', or until=None"
+            )
         if self.shapes is not None and not isinstance(self.shapes, Mapping):
             raise TypeError(f"shapes is {self.shapes!r}; give {{pattern: (row_factors, col_factors)}}")
         object.__setattr__(self, "exclude", tuple(self.exclude))
@@ -90,6 +103,15 @@ class OverParamConfig:
         if self.method == "svd":
             return plan_shape(rows, cols, ones=0)
         return plan_shape(rows, cols, ones=self.ones, scale=self.scale)
+
+
+def _check_share(name: str, value: object) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} is {value!r}; give a number above 0 and at most 1, or None")
+    if not 0 < value <= 1:
+        raise ValueError(f"{name} is {value}; it must be above 0 and at most 1, or None")
 
 
 def _one_of(name: str, value: object, allowed: Sequence[str], hint: str = "") -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from opdf.mpo import MPOShape, Progress
 from opdf.mpo.contract import shape_of
 from opdf.overparam.alignment import Alignment, LayerMap, build_alignment
 from opdf.overparam.config import OverParamConfig
+from opdf.overparam.importance import most_important
 from opdf.overparam.optimizer import OverParameterizedOptimizer, Spec
 from opdf.overparam.owner import OwnerOptimizer
 from opdf.overparam.select import Matrix, as_matrix, find_matrices, matches
@@ -40,7 +41,7 @@ class OverParameterization:
     Attributes:
         model: the student.
         config: what was asked for.
-        matrices: the over-parameterized weights, in the model's order.
+        matrices: the over-parameterized weights, in the model's order; also those that have become dense again.
         progress: called with the numbers of matrices done and in all while the optimizer decomposes them, at its
             first step; None at first.
     """
@@ -99,6 +100,43 @@ class OverParameterization:
             self.model, targets, teacher, layer_map=layer_map, weight=weight, gauge=gauge, normalize=normalize
         )
 
+    def keep_most_important(self) -> None:
+        """Keep the share `config.most_important` of `matrices`, by the gradients that the model's parameters have now.
+
+        Raises:
+            ValueError: the model has no gradients, or a constraint is left with none of its pairs.
+            RuntimeError: the optimizer exists already.
+        """
+        if self._optimizer is not None:
+            raise RuntimeError("keep_most_important() was called after optimizer(); call it before")
+        share = self.config.most_important
+        if share is None:
+            return
+        kept = most_important(self.model, [target.name for target in self.matrices], share)
+        self.matrices = tuple(target for target in self.matrices if target.name in kept)
+        if self._alignment is not None:
+            pairs = {name: pair for name, pair in self._alignment.pairs.items() if name in kept}
+            if not pairs:
+                raise ValueError(
+                    f"most_important={share} keeps no matrix with a constraint; raise it, or map more blocks"
+                )
+            self._alignment = replace(self._alignment, pairs=pairs)
+
+    @property
+    def dense(self) -> bool:
+        """Whether the optimizer trains the matrices as dense ones by now."""
+        return self._optimizer is not None and self._optimizer.dense
+
+    def densify(self) -> None:
+        """Train the matrices as dense ones from now on, see `OverParameterizedOptimizer.densify`.
+
+        Raises:
+            RuntimeError: the optimizer does not exist yet.
+        """
+        if self._optimizer is None:
+            raise RuntimeError("densify() was called before optimizer(); nothing is over-parameterized yet")
+        self._optimizer.densify()
+
     def optimizer(
         self,
         inner: type[Optimizer] = torch.optim.AdamW,
@@ -132,7 +170,7 @@ class OverParameterization:
         return "\n".join(lines)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The cores, as `{parameter name}.core{k}`; of weights that have not been stepped, their decomposition."""
+        """The cores, as `{parameter name}.core{k}`; of weights without, not stepped or dense again, a decomposition."""
         return {
             f"{target.name}.core{k}": core.detach().clone()
             for target in self.matrices
@@ -218,12 +256,21 @@ def overparameterize(model: nn.Module, config: OverParamConfig | None = None) ->
 
     Args:
         model: any module; tied weights are handled once, or refused when named explicitly.
-        config: default `OverParamConfig()`.
+        config: default `OverParamConfig()`. With `most_important` the parameters need gradients, from
+            `loss.backward()` on a few batches.
 
     Raises:
-        ValueError: the configuration matches nothing, or explicit factors do not multiply up to a matrix's size.
+        ValueError: the configuration matches nothing, explicit factors do not multiply up to a matrix's size, or
+            `most_important` finds no gradients.
         TypeError: a weight is quantized or not floating-point.
     """
+    planned = plan_all(model, config)
+    planned.keep_most_important()
+    return planned
+
+
+def plan_all(model: nn.Module, config: OverParamConfig | None = None) -> OverParameterization:
+    """`overparameterize` before its `most_important` matrices are chosen, which takes gradients."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; give a torch.nn.Module")
     config = OverParamConfig() if config is None else config

@@ -217,7 +217,9 @@ class OverParameterizedOptimizer(Optimizer):
         self.state[p]["version"] = p._version
 
     def cores(self, name: str) -> list[Tensor] | None:
-        """The current cores of a weight, or None before its first step."""
+        """The current cores of a weight, or None before its first step and once it is dense again."""
+        if self.dense:
+            return None
         _, p, spec = self._entry(name)
         return _cores_of(self.state[p], spec.shape) if self.state.get(p) else None
 
@@ -240,12 +242,33 @@ class OverParameterizedOptimizer(Optimizer):
         """Make the cores of every weight that has none yet; `step` does it for those that it moves."""
         self._prepare(self._entries())
 
+    @property
+    def dense(self) -> bool:
+        """Whether no weight is over-parameterized, or none is any more."""
+        return not self._specs
+
+    def densify(self) -> None:
+        """Step all weights as they are from now on.
+
+        Their values, which are the products of their cores already, stay bit for bit, and so do groups and all other
+        parameters' moments. Cores, their moments and the constraint are dropped; the inner optimizer begins anew on the
+        weights that had cores. A state dict saved after this makes the optimizer that loads it dense too.
+        """
+        for _, p, _ in self._entries():
+            self.state.pop(p, None)
+        for group in self.param_groups:
+            group["opdf_specs"] = (None,) * len(group["params"])
+        self._specs, self._alignment = {}, None
+        self._initial_cores, self._products, self._logs = {}, {}, {}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict; cores and moments keep their saved precision, and the cores are the truth.
 
         Raises:
             ValueError: it was saved with other factors, another format version, or by another optimizer.
         """
+        if all("opdf_specs" in group and not any(group["opdf_specs"]) for group in state_dict["param_groups"]):
+            self.densify()
         self._check_compatible(state_dict)
         super().load_state_dict(state_dict)
         saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,11 @@ import pytest
 import yaml
 
 from opdf.cli import main
+from opdf.cli.config import fill, read_yaml
+from opdf.cli.sweep import StudyConfig, Sweep
 from opdf.study import Store
+
+STUDIES = sorted((Path(__file__).parents[2] / "studies").rglob("*.yaml"))
 
 STUDY: dict[str, Any] = {
     "common": {
@@ -99,3 +104,14 @@ def test_a_foreign_folder_is_not_written_to(tmp_path: Path, capsys: Any) -> None
     assert main(["sweep", study(tmp_path)]) == 2
     assert "was not written by opdf sweep" in capsys.readouterr().err
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_committed_studies_are_as_large_as_their_first_lines_say(path: Path) -> None:
+    given = read_yaml(str(path))
+    given["common"]["training"].pop("bf16", None)  # which a CPU may not have
+    given["common"]["teacher"]["training"].pop("bf16", None)
+    sweep = Sweep(fill(StudyConfig, given, path.name))
+    said = re.search(r"(\d+) runs", path.read_text())
+    assert said is not None
+    assert len(list(sweep.plan.cells())) == int(said[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -303,6 +304,8 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
     ({"training": {"output_dir": "{here}/elsewhere"}}, "training.output_dir is set by the option output"),
     ({"teacher": {"training": {"output_dir": "{here}/elsewhere"}}}, "teacher.training.output_dir is set by the option"),
     ({"training": {"resume_from_checkpoint": "{here}/x"}}, "is set by the option resume"),
+    ({"training": {"push_to_hub": True}}, "training.push_to_hub would publish checkpoints, and opdf publishes nothin"),
+    ({"teacher": {"training": {"hub_token": "hf_secret"}}}, "teacher.training.hub_token would be readable in config"),
 ]  # fmt: skip
 
 
@@ -390,16 +393,28 @@ def test_commands(command: str, message: str, tmp_path: Path, world: Path, capsy
     refused([placed(word, places) for word in command.split()], message, tmp_path, world, capsys)
 
 
-@pytest.mark.parametrize("changes", [{"data": {"name": "nobody/nothing"}}, {"teacher": {"model": "nobody/nothing"}}])
+HUB_COMMANDS = [
+    "distill {here}/config.yaml --data.name nobody/nothing",
+    "distill {here}/config.yaml --teacher.model nobody/nothing",
+    "distill {here}/config.yaml --student.layers null --student.model nobody/nothing",
+    "plan nobody/nothing",
+    "eval nobody/nothing --data.name {world}/good.jsonl",
+    "export nobody/nothing --output {here}/export",
+]
+
+
+@pytest.mark.parametrize("command", HUB_COMMANDS)
 def test_a_hub_out_of_reach(
-    changes: dict[str, Any], tmp_path: Path, world: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+    command: str, tmp_path: Path, world: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Offline mode answers as a missing network does, without its retries."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(placed(merged(GOOD, changes), {"world": world, "here": tmp_path})))
-    refused(["distill", str(path)], "nobody/nothing", tmp_path, world, capsys)
+    """Where no server listens, the hub's own client would try for half a minute."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    places = {"world": world, "here": tmp_path}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(placed(GOOD, places)))
+    start = time.monotonic()
+    refused([placed(word, places) for word in command.split()], "nobody/nothing is not in the hub's cache, and "
+            "http://127.0.0.1:9 cannot be reached", tmp_path, world, capsys)  # fmt: skip
+    assert time.monotonic() - start < 5
 
 
 def test_a_run_with_a_foreign_configuration(tmp_path: Path, world: Path, capsys: Any) -> None:

@@ -115,18 +115,16 @@ def load(name: str) -> Any:
     import torch
     import transformers
 
-    from opdf.cli.models import local
+    from opdf.cli.models import loading
 
-    try:
-        config = transformers.AutoConfig.from_pretrained(local(name), trust_remote_code=False)
+    with loading(name) as folder:
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         kind = (config.architectures or ["none"])[0]
         if not hasattr(transformers, kind):
             raise UserError(f"{name} is saved from class {kind}, which transformers does not have")
         model = getattr(transformers, kind).from_pretrained(
-            local(name), use_safetensors=True, trust_remote_code=False, dtype=torch.float32
+            folder, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
         )
-    except (OSError, ValueError) as error:
-        raise UserError(f"model {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
     model.config.use_cache = False
     return model.eval()
 
@@ -136,7 +134,7 @@ def write(model: Any, config: ExportConfig, folder: Path) -> dict[str, Any]:
     from transformers import AutoProcessor
 
     from opdf.cli import job
-    from opdf.cli.models import local
+    from opdf.cli.models import loading
 
     expected = [(inputs, torch_outputs(model)(inputs)) for inputs in examples(model)]
     if config.format == "onnx":
@@ -148,8 +146,8 @@ def write(model: Any, config: ExportConfig, folder: Path) -> dict[str, Any]:
     else:
         runners = {"model.pt2": to_torch(model, folder / "model.pt2")}
     model.config.save_pretrained(folder)
-    with suppress(OSError, ValueError):  # saved without a tokenizer: there is none to copy
-        AutoProcessor.from_pretrained(local(config.model), trust_remote_code=False).save_pretrained(folder)
+    with suppress(UserError), loading(config.model) as source:  # saved without a tokenizer: there is none to copy
+        AutoProcessor.from_pretrained(source, trust_remote_code=False).save_pretrained(folder)
     prepared = None
     if config.data is not None:
         prepared = job.prepare_data(DistillConfig(data=config.data, teacher=TeacherConfig(model=config.model)))

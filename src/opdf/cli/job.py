@@ -393,15 +393,21 @@ def check_objective(config: DistillConfig, task: Task) -> None:
         )
 
 
-OURS = {"output_dir": "output", "resume_from_checkpoint": "resume"}
-"""Options of the Trainer that a run sets itself, and with which of its own: all that it writes is in one folder."""
+UPLOAD = "opdf publishes nothing; when the student is done: hf auth login, then hf upload NAME OUTPUT/student"
+OURS = {
+    "output_dir": "is set by the option output",
+    "resume_from_checkpoint": "is set by the option resume",
+    "push_to_hub": f"would publish checkpoints, and {UPLOAD}",
+    "hub_token": f"would be readable in config.yaml and in the model card, and {UPLOAD}",
+}
+"""Options of the Trainer that are not for a command: all that it writes is in one folder, and fit to be seen."""
 
 
 def training_arguments(
     options: dict[str, Any], folder: Path, seed: int, where: str = "training"
 ) -> DistillationArguments:
     for key in OURS.keys() & options.keys():
-        raise UserError(f"{where}.{key} is set by the option {OURS[key]}; remove it")
+        raise UserError(f"{where}.{key} {OURS[key]}; remove it")
     defaults: dict[str, Any] = {
         "output_dir": str(folder), "seed": seed, "save_strategy": "no", "disable_tqdm": True, "save_total_limit": 2,
         "per_device_train_batch_size": 32, "per_device_eval_batch_size": 128, "lr_scheduler_type": "linear",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.errors import RepositoryNotFoundError, StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     CONFIG_MAPPING,
@@ -26,6 +26,7 @@ from opdf.cli import UserError
 from opdf.cli.config import TeacherConfig, suggest
 from opdf.cli.prepared import Prepared
 from opdf.data import Task, longest_text, minilm
+from opdf.data.hub import hub
 
 
 def load_processor(teacher: TeacherConfig, task: Task) -> Any:
@@ -37,28 +38,32 @@ def load_processor(teacher: TeacherConfig, task: Task) -> Any:
     if teacher.model is None:
         raise UserError("teacher.config needs a tokenizer as well; give teacher.model for text")
     if task.is_image:
-        with loading(teacher.model):
-            return AutoImageProcessor.from_pretrained(local(teacher.model), trust_remote_code=False)
+        with loading(teacher.model) as folder:
+            return AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
     return load_tokenizer(teacher.model)
 
 
 def load_tokenizer(model: str) -> Any:
-    with loading(model):
-        tokenizer = AutoTokenizer.from_pretrained(local(model), trust_remote_code=False)
+    with loading(model) as folder:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # what transformers makes up where there is none
         raise UserError(f"{model} has no tokenizer; save the model's beside it")
     return tokenizer
 
 
 @contextmanager
-def loading(model: str) -> Iterator[None]:
-    """Says in one line why a model or its tokenizer cannot be loaded."""
+def loading(model: str) -> Iterator[str]:
+    """The folder or hub name of a model; says in one line why it or its tokenizer cannot be loaded."""
     try:
-        yield
+        folder = local(model)
+        with nullcontext() if Path(folder).is_dir() else hub(model):
+            yield folder
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         if "trust_remote_code" in str(error):
             reason = "it wants code of its own to be run, which opdf does not do; give one that transformers knows"
+        if isinstance(error.__cause__, RepositoryNotFoundError):
+            reason += "; to one that is private or gated, log in with hf auth login or set HF_TOKEN"
         raise UserError(f"model {model!r} cannot be loaded: {reason}") from error
 
 
@@ -87,8 +92,7 @@ def local(model: str) -> str:
 def load_model(name: str, task: Task) -> tuple[Any, list[str]]:
     """A pretrained model with a head for the task, and the names of weights that its checkpoint lacks."""
     auto = auto_class(task)
-    folder = local(name)
-    with loading(name), torch.device("cpu"):  # values are read, whatever surrounds this
+    with loading(name) as folder, torch.device("cpu"):  # values are read, whatever surrounds this
         check_labels(name, AutoConfig.from_pretrained(folder, trust_remote_code=False), task)
         model, info = auto.from_pretrained(
             folder, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **head_of(task)

@@ -91,11 +91,11 @@ def _meta_model(config: PlanConfig) -> Any:
     from transformers import AutoConfig, AutoModel
 
     from opdf.cli.job import quiet
-    from opdf.cli.models import loading, local
+    from opdf.cli.models import loading
 
     quiet()
-    with loading(config.model):
-        model_config = AutoConfig.from_pretrained(local(config.model), trust_remote_code=False)
+    with loading(config.model) as folder:
+        model_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if config.layers is not None:
         model_config.num_hidden_layers = config.layers
     with torch.device("meta"):

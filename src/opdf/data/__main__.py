@@ -14,5 +14,5 @@ if __name__ == "__main__":
     for name in parser.parse_args().names or ("minilm", "mnist-5k"):
         try:
             print(f"{name}: {FETCHERS[name]()}", flush=True)
-        except RuntimeError as error:
+        except (OSError, ValueError) as error:
             parser.exit(1, f"{parser.prog}: {error}\n")

@@ -14,6 +14,7 @@ from datasets.exceptions import DatasetsError
 from pyarrow.lib import ArrowException
 
 from opdf.data import embedded
+from opdf.data.hub import hub
 from opdf.data.splits import TEST, VALIDATION, split
 from opdf.data.task import Task
 
@@ -51,7 +52,7 @@ def load_data(
 
     Raises:
         FileNotFoundError: a path does not exist.
-        ConnectionError: a hub cannot be reached.
+        ConnectionError: the hub cannot be reached and its cache does not have the set.
         ValueError: a file or folder cannot be read; a column is missing, of the wrong type or has gaps; there are no
             rows, there is one class only, or labels are out of range.
     """
@@ -93,7 +94,8 @@ def _read(name: str) -> DatasetDict:
         meant = f"; did you mean {close[0]!r}?" if close else ""
         raise FileNotFoundError(f"{name!r} is no embedded set, file or folder{meant} ({', '.join(embedded.names())})")
     repository, _, configuration = name.partition(":")
-    data = load_dataset(repository, configuration or None)
+    with hub(repository):
+        data = load_dataset(repository, configuration or None)
     if "train" not in data:
         raise ValueError(f"{name} has the splits {', '.join(data)}; one must be called train")
     return data

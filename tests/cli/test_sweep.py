@@ -35,6 +35,7 @@ STUDY: dict[str, Any] = {
     "learning_rates": [1e-3, 1e-2],
     "seeds": [0, 1],
 }  # fmt: skip
+PAIRS = {"digits": {"data": {"name": "digits"}}, "pairs": {"data": {"name": "nyt-pairs"}}}
 
 
 def study(folder: Path, **changes: Any) -> str:
@@ -79,6 +80,15 @@ def test_a_study_from_one_file(tmp_path: Path, capsys: Any, monkeypatch: pytest.
         ({"learning_rates": [-1.0]}, "rates holds -1.0"),
         ({"workers": 0}, "workers is 0"),
         ({"sizes": [3]}, "no option 'sizes'"),
+        ({"tasks": {"file": {"data": {"name": "none.csv"}}}}, "none.csv does not exist"),
+        ({"tasks": PAIRS}, "objective.name is 'logits' and the task of nyt-pairs is 'similarity'"),
+        (
+            {
+                "tasks": {"pairs": PAIRS["pairs"]},
+                "common": {"student": {"layers": 1}, "objective": {"name": "embedding"}},
+            },
+            "nyt-pairs is scored by similarity, which studies do not know; distill it",
+        ),
     ],
 )
 def test_bad_studies(tmp_path: Path, capsys: Any, changes: dict[str, Any], message: str) -> None:

@@ -149,14 +149,7 @@ def train_student(config: DistillConfig, prepared: Prepared, teacher: Any, outpu
     trainer = student_trainer(config, prepared, teacher, output, title)
     architecture = type(trainer.model).__name__  # which FSDP2 changes
     start = time.perf_counter()
-    last = newest_whole(output / "checkpoints", lambda text: _tell(f"warning: {text}")) if config.resume else None
-    if config.resume:
-        _tell(f"resuming from {last}" if last else "there is no whole checkpoint; starting from the beginning")
-    with stopping(trainer) as stop:
-        trainer.train(resume_from_checkpoint=str(last) if last else None)
-    if stop.signal is not None:
-        leave()
-        raise Stopped(stop.signal, f"stopped; step {trainer.state.global_step} is saved in {output / 'checkpoints'}")
+    train(trainer, "the student", resume=config.resume)
     seconds = time.perf_counter() - start
     weights = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None  # by all together
     if is_main():
@@ -176,6 +169,24 @@ def train_student(config: DistillConfig, prepared: Prepared, teacher: Any, outpu
         "seed": config.seed,
         "versions": versions(),
     }
+
+
+def train(trainer: DistillationTrainer, who: str, *, resume: bool) -> None:
+    """Train to the end, from the newest whole checkpoint if a run is resumed.
+
+    Raises:
+        Stopped: a signal came; the step in which it did is saved.
+    """
+    folder = Path(trainer.args.output_dir)
+    last = newest_whole(folder, lambda text: _tell(f"warning: {text}")) if resume else None
+    if resume:
+        start = f"goes on from {last}" if last else "has no whole checkpoint and starts from the beginning"
+        _tell(f"{who} {start}")
+    with stopping(trainer) as stop:
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+    if stop.signal is not None:
+        leave()
+        raise Stopped(stop.signal, f"stopped; step {trainer.state.global_step} of {who} is saved in {folder}")
 
 
 def student_trainer(
@@ -324,18 +335,18 @@ def train_teacher(config: DistillConfig, prepared: Prepared, teacher: Any, outpu
     """Fine-tune a loaded teacher, if that is asked and has not been done."""
     saved, use_saved = saved_teacher(config, output)
     if config.teacher.finetune and not use_saved:
-        arguments = training_arguments(
-            config.teacher.training, output / "teacher-checkpoints", config.seed, "teacher.training"
-        )
-        trainer = Trainer(
-            teacher, arguments, train_dataset=prepared.data["train"], eval_dataset=prepared.data["validation"],
-            data_collator=prepared.collator,
+        checkpoints = output / "teacher-checkpoints"
+        begun = checkpoints.is_dir()
+        arguments = training_arguments(config.teacher.training, checkpoints, config.seed, "teacher.training")
+        trainer = DistillationTrainer(
+            teacher, arguments, objective=LogitsDistillation(alpha=0), train_dataset=prepared.data["train"],
+            eval_dataset=prepared.data["validation"], data_collator=prepared.collator,
         )  # fmt: skip
         show(trainer, "fine-tuning the teacher", output / "teacher.log")
-        trainer.train()
+        train(trainer, "the teacher", resume=begun)
         if is_main():
             save(teacher, prepared.processor, saved)
-            shutil.rmtree(output / "teacher-checkpoints", ignore_errors=True)
+            shutil.rmtree(checkpoints, ignore_errors=True)
 
 
 def evaluator(model: Any, prepared: Prepared, batch: int = 128) -> Trainer:
@@ -390,6 +401,10 @@ def check_objective(config: DistillConfig, task: Task) -> None:
         raise UserError(
             f"objective.name is {config.objective.name!r} and the task of {config.data.name} is {task.kind!r}; "
             "embedding goes with similarity (data such as nyt-pairs, or data.task: similarity) and only with it"
+        )
+    if task.kind == "similarity" and config.teacher.finetune:
+        raise UserError(
+            "teacher.finetune is true and similarity data has no labels to train on; give a trained teacher"
         )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from opdf.cli import UserError, job
+from opdf.cli import job
 from opdf.cli.config import DistillConfig, ObjectiveConfig, plain
 from opdf.cli.prepared import Prepared
 from opdf.cli.targets import with_teacher_logits, write_store
@@ -82,8 +82,6 @@ class Runner:
             folder = self.folder / digest([plain(config.data), plain(config.teacher)])
             folder.mkdir(parents=True, exist_ok=True)
             prepared, scored = job.prepare_data(config), folder / "scores.json"
-            if prepared.task.kind == "similarity":
-                raise UserError(f"{config.data.name} is scored by similarity, which studies do not know; distill it")
             with FileLock(folder / "lock"):
                 teacher = job.prepare_teacher(replace(config, resume=True), prepared, folder)
                 if not scored.is_file():

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from opdf.cli import UserError, job
 from opdf.cli.config import DistillConfig, fill, merged, parse, plain, write_yaml
 from opdf.cli.runner import Runner, digest
-from opdf.data import load_data
+from opdf.data import Task, load_data
 from opdf.study import Plan, Store, conclude
 
 DESCRIPTION = """Compare variants of a distillation at equal effort.
@@ -68,6 +68,7 @@ def main(argv: list[str]) -> None:
     folder = Path(study.output)
     if folder.exists() and any(folder.iterdir()) and not (folder / "study.yaml").is_file():
         raise FileExistsError(f"output {folder} was not written by opdf sweep; choose another folder")
+    sweep.check_data()
     folder.mkdir(parents=True, exist_ok=True)
     store = sweep.store()
     write_yaml(study, folder / "study.yaml")
@@ -99,9 +100,26 @@ class Sweep:
             tuple(self._settings), tuple(study.variants), tuple(study.learning_rates), tuple(study.seeds),
             study.baseline or next(iter(study.variants)),
         )  # fmt: skip
+        self.loaded = lru_cache(self._load)
         for setting in self.plan.settings:
             for variant in self.plan.variants:
                 job.check_options(self.config(setting, variant))
+
+    def check_data(self) -> None:
+        """Refuse data that cannot be read or judged, or that a variant cannot learn from."""
+        for setting in self.plan.settings:
+            _, task = self.loaded(setting, self.plan.seeds[0])
+            for variant in self.plan.variants:
+                config = self.config(setting, variant)
+                job.check_objective(config, task)
+                if task.kind == "similarity":
+                    raise UserError(
+                        f"{config.data.name} is scored by similarity, which studies do not know; distill it"
+                    )
+
+    def _load(self, setting: str, seed: int) -> tuple[Any, Task]:
+        options = vars(self.config(setting, self.plan.baseline).data) | {"seed": seed}
+        return load_data(**{k: v for k, v in options.items() if k != "max_length"})
 
     def config(self, setting: str, variant: str) -> DistillConfig:
         """What the runs of a variant on a setting have in common."""
@@ -129,17 +147,12 @@ class Sweep:
     def results(self) -> dict[str, Any]:
         """The content of results.json."""
 
-        @lru_cache
-        def loaded(setting: str, seed: int) -> Any:
-            options = self.config(setting, self.plan.baseline).data
-            return load_data(**_load_options(options, seed))
-
         def labels(setting: str, seed: int) -> Any:
-            data, task = loaded(setting, seed)
+            data, task = self.loaded(setting, seed)
             return data["test"].select_columns(task.label).with_format("numpy")[:][task.label]
 
         first = self.plan.seeds[0]
-        tasks = {setting: loaded(setting, first)[1] for setting in self.plan.settings}
+        tasks = {setting: self.loaded(setting, first)[1] for setting in self.plan.settings}
         concluded = conclude(
             self.plan, self.store().outcomes(), labels, {setting: task.score for setting, task in tasks.items()}
         )
@@ -166,10 +179,6 @@ def _mapping(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{where} is {value!r}; expected keys of a configuration such as data: and student:")
     return value
-
-
-def _load_options(options: Any, seed: int) -> dict[str, Any]:
-    return {k: v for k, v in vars(options).items() if k != "max_length"} | {"seed": seed}
 
 
 def _run_workers(study: StudyConfig, sweep: Sweep, store: Store) -> None:

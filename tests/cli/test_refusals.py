@@ -269,7 +269,7 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
     ({"data": {"task": "regression"}}, "head of 2 outputs (LABEL_0, LABEL_1); the data is a regression"),
     (
         {"data": {"name": "nyt-pairs"}, "teacher": {"finetune": True}, "objective": {"name": "embedding"}},
-        "similarity data has no labels to train on; give a trained teacher",
+        "similarity data has no labels for it; give a trained teacher",
     ),
     # models
     *[({"teacher": {"model": name}}, f"{message}") for name, message in (

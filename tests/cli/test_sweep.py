@@ -87,7 +87,7 @@ def test_a_study_from_one_file(tmp_path: Path, capsys: Any, monkeypatch: pytest.
                 "tasks": {"pairs": PAIRS["pairs"]},
                 "common": {"student": {"layers": 1}, "objective": {"name": "embedding"}},
             },
-            "nyt-pairs is scored by similarity, which studies do not know; distill it",
+            "nyt-pairs is for similarity, which studies do not know; use opdf distill",
         ),
     ],
 )

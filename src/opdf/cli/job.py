@@ -403,9 +403,7 @@ def check_objective(config: DistillConfig, task: Task) -> None:
             "embedding goes with similarity (data such as nyt-pairs, or data.task: similarity) and only with it"
         )
     if task.kind == "similarity" and config.teacher.finetune:
-        raise UserError(
-            "teacher.finetune is true and similarity data has no labels to train on; give a trained teacher"
-        )
+        raise UserError("teacher.finetune is true and similarity data has no labels for it; give a trained teacher")
 
 
 UPLOAD = "opdf publishes nothing; when the student is done: hf auth login, then hf upload NAME OUTPUT/student"

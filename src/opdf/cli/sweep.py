@@ -114,7 +114,7 @@ class Sweep:
                 job.check_objective(config, task)
                 if task.kind == "similarity":
                     raise UserError(
-                        f"{config.data.name} is scored by similarity, which studies do not know; distill it"
+                        f"{config.data.name} is for similarity, which studies do not know; use opdf distill"
                     )
 
     def _load(self, setting: str, seed: int) -> tuple[Any, Task]:

@@ -15,7 +15,9 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from accelerate import PartialState
+from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import DistributedType
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 from datasets import Dataset
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
@@ -23,6 +25,7 @@ from tokenizers.models import WordLevel
 from torch.distributed.tensor import DTensor
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast, TrainingArguments
 
+from opdf.cli import main
 from opdf.cli.job import save
 from opdf.distill import Constraint, DistillationArguments, DistillationTrainer, keep_layers
 from opdf.overparam import OverParamConfig
@@ -140,9 +143,61 @@ def test_a_resumed_run_is_exact_and_one_process_takes_its_checkpoint(
     further.train(resume_from_checkpoint=True)  # with the optimizer's state
 
 
+STUDENT = BertConfig(hidden_size=16, num_attention_heads=2, num_hidden_layers=1)
+
+
 def test_fsdp1_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"FSDP1 .* use DDP or FSDP2"):
+        DistillationArguments(str(tmp_path), use_cpu=True, fsdp=True, fsdp_config={"version": 1})
     arguments = TrainingArguments(str(tmp_path), use_cpu=True)
     arguments.fsdp_plugin_args = {"fsdp_version": 1}
-    student = BertForSequenceClassification(BertConfig(hidden_size=16, num_attention_heads=2, num_hidden_layers=1))
     with pytest.raises(ValueError, match=r"FSDP1 .* use DDP or FSDP2"):
-        DistillationTrainer(student, arguments, teacher=None)
+        DistillationTrainer(BertForSequenceClassification(STUDENT), arguments, teacher=None)
+
+
+def launched(flags: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take up the environment that accelerate's launcher makes of its flags for a process."""
+    common = [
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "train.py",
+    ]
+    options = launch_command_parser().parse_args([*flags.split(), *common])
+    options.deepspeed_fields_from_accelerate_config = ""  # set by the caller of what is called here
+    made = prepare_deepspeed_cmd_env(options)[1] if options.use_deepspeed else prepare_multi_gpu_env(options)
+    for variable in made.keys() - os.environ.keys():
+        monkeypatch.setenv(variable, made[variable])
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        ("--use_deepspeed --zero_stage 2", "DeepSpeed"),
+        ("--use_deepspeed --zero_stage 3", "DeepSpeed"),
+        ("--use_fsdp --fsdp_version 1", "FSDP1"),
+        ("--use_megatron_lm", "Megatron-LM"),
+    ],
+)
+def test_what_accelerate_launch_asks_for_is_refused(
+    flags: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    plain = TrainingArguments(str(tmp_path), use_cpu=True)
+    launched(flags, monkeypatch)
+    with pytest.raises(ValueError, match=rf"{name} flattens or partitions .* use DDP or FSDP2"):
+        DistillationArguments(str(tmp_path / "out"))
+    with pytest.raises(ValueError, match=rf"{name} flattens or partitions"):
+        DistillationTrainer(BertForSequenceClassification(STUDENT), plain, teacher=None)
+    assert main(["distill", "--student.layers", "1", "--output", str(tmp_path / "out")]) == 2
+    assert f"opdf: error: {name} flattens or partitions" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_fsdp2_of_accelerate_launch_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    launched("--use_fsdp --fsdp_version 2", monkeypatch)
+    DistillationArguments(str(tmp_path))

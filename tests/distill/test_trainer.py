@@ -375,7 +375,7 @@ def test_steps_that_a_gradient_scaler_skips_are_no_divergence(tmp_path: Path) ->
 
 @pytest.mark.parametrize("objective", [LogitsDistillation(), LGTM()], ids=["logits", "lgtm"])
 def test_every_file_of_a_checkpoint_is_read_without_unpickling(tmp_path: Path, objective: Objective) -> None:
-    """Of torch's own files the random states name numpy's arrays, which the Trainer allows; the others no class at all."""
+    """Of torch's own files the random states name numpy's arrays, which the Trainer allows; the others no class."""
     trainer = DistillationTrainer(
         keep_layers(bert(), 2), arguments(tmp_path, save_strategy="steps", save_steps=2, max_steps=2), teacher=bert(),
         objective=objective, overparam=OverParamConfig(ones=1), train_dataset=sentences(),

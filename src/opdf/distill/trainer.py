@@ -87,12 +87,12 @@ class DistillationArguments(TrainingArguments):
                 raise ValueError(f"{item.name} is {value!r}; expected one of {', '.join(known)}")
         if self.seed >= 2**32:
             raise ValueError(f"seed is {self.seed}; it must be below 2**32")
-        if self.deepspeed:
-            raise ValueError("deepspeed is not supported: ZeRO partitions single matrices; use DDP or FSDP2")
         for name in ("adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more, and below 1")
+        _refuse("DeepSpeed", bool(self.deepspeed) or _launched_with("DEEPSPEED"))  # before its package is looked for
         super().__post_init__()
+        check_engine(self)
         get_reporting_integration_callbacks(self.report_to)  # refuses names that it does not know
 
 
@@ -127,7 +127,7 @@ class Constraint:
 def check_engine(args: TrainingArguments, accelerator: Accelerator | None = None) -> None:
     """Refuse engines that split single matrices, and FSDP2 where accelerate would quietly take DDP instead.
 
-    They are asked for by the arguments, or by the environment that a launcher made, which an accelerator has read.
+    They are asked for by the arguments, or by the environment that a launcher made.
 
     Raises:
         ValueError: one of these.
@@ -136,23 +136,30 @@ def check_engine(args: TrainingArguments, accelerator: Accelerator | None = None
     version = (args.fsdp_plugin_args or {}).get("fsdp_version")
     if accelerator and kind == DistributedType.FSDP:
         version = accelerator.state.fsdp_plugin.fsdp_version
-    refused = {
-        "DeepSpeed": bool(args.deepspeed) or kind == DistributedType.DEEPSPEED,
-        "Megatron-LM": kind == DistributedType.MEGATRON_LM,
-        "FSDP1": version == 1,
-    }
-    for name, asked in refused.items():
-        if asked:
-            raise ValueError(
-                f"{name} flattens or partitions single matrices, which cores need whole; use DDP or FSDP2 "
-                "(fsdp: true, fsdp_config: {version: 2})"
-            )
-    asked = bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    elif version is None and _launched_with("FSDP"):
+        version = int(os.environ.get("FSDP_VERSION", 1))
+    _refuse("DeepSpeed", bool(args.deepspeed) or _launched_with("DEEPSPEED"))
+    _refuse("Megatron-LM", _launched_with("MEGATRON_LM"))
+    _refuse("FSDP1", version == 1)
+    asked = bool(args.fsdp) or _launched_with("FSDP")
     if accelerator and asked and kind != DistributedType.FSDP:
         raise ValueError(
             "fsdp is set, and accelerate has FSDP on accelerators only, with several processes: this run would be "
             f"{kind} instead. Start it with torchrun or accelerate launch on GPUs, or remove fsdp"
         )
+
+
+def _refuse(engine: str, asked: bool) -> None:
+    if asked:
+        raise ValueError(
+            f"{engine} flattens or partitions single matrices, which cores need whole; use DDP or FSDP2 "
+            "(fsdp: true, fsdp_config: {version: 2})"
+        )
+
+
+def _launched_with(engine: str) -> bool:
+    """Whether accelerate's launcher asks for an engine, as its processes read it."""
+    return os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true"
 
 
 def plan_student(

@@ -72,7 +72,7 @@ test-lowest: data ## Run the fast tests with the oldest versions allowed (in .ve
 	@$(VENV)-lowest/bin/python -m pip install --disable-pip-version-check -c constraints.txt torch | $(SHOW_PROGRESS)
 	@$(VENV)-lowest/bin/python -m pip install --disable-pip-version-check -c constraints.txt \
 	    -c $(VENV)-lowest/constraints.txt -e '.[distill,dev]' | $(SHOW_PROGRESS)
-	@$(VENV)-lowest/bin/python -m pytest
+	@OMP_NUM_THREADS=1 $(VENV)-lowest/bin/python -m pytest -n 2
 
 .PHONY: lint
 lint: $(READY) ## Check style and types

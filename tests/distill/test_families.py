@@ -19,7 +19,7 @@ from opdf.distill import Constraint, LogitsDistillation, keep_layers
 # Students of models with several depths are built from a smaller configuration.
 SHALLOW = {"swin": [1, 1], "resnet": [1, 1]}
 TARGETS = {"resnet": ["convolution"]}
-CASES = [*FAMILIES, "bert-regression"]
+CASES = [*FAMILIES, "bert-regression", "roberta-regression", "distilbert-regression"]
 
 
 def pair(case: str, depth: int = 2) -> tuple[nn.Module, nn.Module, Any]:

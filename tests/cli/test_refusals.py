@@ -404,7 +404,7 @@ HUB_COMMANDS = [
     "distill {here}/config.yaml --student.layers null --student.model nobody/nothing",
     "plan nobody/nothing",
     "eval nobody/nothing --data.name {world}/good.jsonl",
-    "export nobody/nothing --output {here}/export",
+    "export nobody/nothing --format torch --output {here}/export",
 ]
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -110,3 +111,29 @@ def test_processes_share_the_queue_and_a_killed_one_is_replaced(
     runs = (tmp_path / "log").read_text().splitlines()
     assert len(runs) == 17  # only the killed one twice
     assert len(set(runs)) == 16
+
+
+MANY = Plan(("a",), ("KD",), (1e-3,), tuple(range(40)), "KD")
+
+
+def take_all(folder: Path, start: Any, taken: Any) -> None:
+    study, mine = open_store(folder, MANY, {}).study, []
+    start.wait()
+    while "cell" in (trial := study.ask()).user_attrs:
+        mine.append(trial.number)
+    taken.put(mine)
+
+
+def test_no_run_is_taken_by_two_processes(tmp_path: Path) -> None:
+    """They all take the next waiting one as fast as they can; left to SQLite's defaults one or two were taken twice."""
+    open_store(tmp_path, MANY, {}).enqueue()
+    context = multiprocessing.get_context("fork")
+    start, taken = context.Barrier(3), context.Queue()
+    processes = [context.Process(target=take_all, args=(tmp_path, start, taken)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    numbers = [number for _ in processes for number in taken.get(timeout=100)]
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    assert sorted(numbers) == list(range(40))

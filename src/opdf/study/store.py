@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import optuna
+import sqlalchemy
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
 
@@ -16,6 +17,9 @@ from opdf.study.plan import Cell, Plan
 
 HEARTBEAT, GRACE = 10, 40
 """Seconds between two signs of life of a run, and after how many without one it is given to someone else."""
+
+BUSY = 60
+"""Seconds to wait for another process's hold on a SQLite file."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +59,16 @@ class Store:
     def __init__(self, url: str, name: str, plan: Plan, digests: Mapping[tuple[str, str], str]) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        is_file = url.startswith("sqlite:")
         storage = RDBStorage(
             url,
+            engine_kwargs={"connect_args": {"timeout": BUSY}} if is_file else None,
             heartbeat_interval=HEARTBEAT,
             grace_period=GRACE,
             heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
         )
+        if is_file:
+            _lock_at_begin(storage.engine)
         self.study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
         self.plan = plan
         self.digests = digests
@@ -121,6 +129,17 @@ class Store:
                     f"variant {variant!r} on {setting!r} was run with another configuration in this store; rename it, "
                     "or give the study another output folder"
                 )
+
+
+def _lock_at_begin(engine: sqlalchemy.Engine) -> None:
+    """Let a transaction on a SQLite file have the file to itself.
+
+    Optuna asks for the row of a waiting run to be locked before it takes it. SQLite has no such locks, and by default
+    locks nothing until something is written, so that now and then two processes took the same run.
+    """
+    engine.dispose()  # connections from before
+    sqlalchemy.event.listen(engine, "connect", lambda connection, _: setattr(connection, "isolation_level", None))
+    sqlalchemy.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
 
 
 def _cell(trial: FrozenTrial) -> Cell | None:

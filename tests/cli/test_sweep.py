@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -114,6 +119,21 @@ def test_a_foreign_folder_is_not_written_to(tmp_path: Path, capsys: Any) -> None
     assert main(["sweep", study(tmp_path)]) == 2
     assert "was not written by opdf sweep" in capsys.readouterr().err
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_the_sweep(tmp_path: Path, sent: signal.Signals) -> None:
+    path = study(tmp_path, common=STUDY["common"] | {"training": {"max_steps": 100_000}})
+    sweep = subprocess.Popen([sys.executable, "-m", "opdf.cli", "sweep", path])
+    log = tmp_path / "out" / "worker-0.log"
+    while not log.is_file():  # the worker has begun
+        assert sweep.poll() is None
+        time.sleep(0.1)
+    workers = psutil.Process(sweep.pid).children()
+    assert workers
+    sweep.send_signal(sent)
+    assert sweep.wait() == -sent
+    assert not psutil.wait_procs(workers, timeout=30)[1], "a worker goes on alone"
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -212,8 +213,16 @@ def _worker_log(study: StudyConfig, number: int) -> Path:
     return Path(study.output) / f"worker-{number}.log"
 
 
-def _worker(study: StudyConfig, number: int) -> None:
+def _end_with_parent() -> None:
+    """End this process at once when the one that started it is gone, however it ended: its runs are given out again."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
+
+def _worker(study: StudyConfig, number: int) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     with _worker_log(study, number).open("w", buffering=1) as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)

@@ -34,15 +34,26 @@ def test_one_seed_has_the_interval_of_a_paired_difference() -> None:
     assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.1)
 
 
-def test_intervals_cover_the_truth_with_five_seeds() -> None:
+@pytest.mark.parametrize(("seeds", "spread"), [(3, 0.1), (5, 0.02)])
+def test_intervals_cover_the_truth(seeds: int, spread: float) -> None:
     rng = np.random.default_rng(1)
     covered = [
         found.low <= 0.02 <= found.high
         for found in (
-            effect([differences([pair(rng, 0.02, 200, spread=0.02) for _ in range(5)], accuracy)]) for _ in range(60)
+            effect([differences([pair(rng, 0.02, 200, spread=spread) for _ in range(seeds)], accuracy)])
+            for _ in range(60)
         )
     ]
-    assert stats.binomtest(sum(covered), len(covered), 0.95).pvalue > 0.001
+    assert stats.binomtest(sum(covered), len(covered), 0.95, alternative="less").pvalue > 0.05
+
+
+def test_seeds_that_differ_by_more_than_their_examples_have_students_interval() -> None:
+    """Without any spread of examples: every example of a seed has the same difference."""
+    found = np.random.default_rng(0).normal(size=8)
+    pairs = [Pair(np.full(3, value), np.zeros(3), np.zeros(3)) for value in found]
+    measured = effect([differences(pairs, lambda predictions, _: float(predictions.mean()))])
+    low, high = stats.t.interval(0.95, 7, found.mean(), stats.sem(found))
+    assert measured.high - measured.low == pytest.approx(high - low, rel=0.1)
 
 
 def test_pooling_halves_the_interval_of_four_equal_settings() -> None:

@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -169,15 +168,16 @@ def _decompose(matrix: Tensor, shape: MPOShape, gauge: str) -> Decomposition:
     square = rest.new_ones(1)
     cores: list[Tensor] = []
     dropped: list[Tensor] = []
+    square_sites = shape.square_sites
     for k, size in enumerate(shape.core_shapes[:-1]):
         d_left, i, j, d_right = size
-        if k and _is_square(size):
+        if k in square_sites:
             cores.append(torch.diag(square).reshape(size))
             dropped.append(rest.new_zeros((), dtype=torch.float64))
             continue
         left, rest, singular = split(rest.reshape(d_left * i * j, -1), d_right)
         dropped.append(torch.linalg.vector_norm(singular[d_right:].double()))
-        squares = sum(1 for _ in takewhile(_is_square, shape.core_shapes[k + 1 : -1]))
+        squares = next(m for m in range(shape.sites) if k + 1 + m not in square_sites)
         share = _share(singular[:d_right], work.dtype) if gauge != "left" else torch.ones_like(rest[:, 0])
         square = torch.ones_like(share)
         if gauge == "balanced":
@@ -189,12 +189,6 @@ def _decompose(matrix: Tensor, shape: MPOShape, gauge: str) -> Decomposition:
     cores.append(rest.mul_((carried * scale ** (1 / ends))[:, None]).reshape(shape.core_shapes[-1]))
     errors = torch.stack(dropped) if dropped else rest.new_zeros(0, dtype=torch.float64)
     return Decomposition([core.to(work.dtype).contiguous() for core in cores], errors * scale)
-
-
-def _is_square(size: tuple[int, int, int, int]) -> bool:
-    """Whether both bonds of a core are the same, with the same singular vectors."""
-    d_left, i, j, d_right = size
-    return i * j == 1 and d_left == d_right
 
 
 Split = tuple[Tensor, Tensor, Tensor]

@@ -112,6 +112,12 @@ class MPOShape:
         return tuple(k for k in range(self.sites) if k != self.center)
 
     @property
+    def square_sites(self) -> tuple[int, ...]:
+        """Inner 1x1 sites between two equal bonds: the same singular vectors on both sides, so an identity will do."""
+        inner = list(enumerate(self.core_shapes))[1:-1]
+        return tuple(k for k, (d_left, i, j, d_right) in inner if i * j == 1 and d_left == d_right)
+
+    @property
     def contract_flops(self) -> int:
         """Floating-point operations (2 per multiply-add) to multiply the cores out once, in the best order.
 

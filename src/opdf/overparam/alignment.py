@@ -69,7 +69,7 @@ class Alignment:
         pair = self.pairs[name]
         if self.gauge == "matched":
             teacher = match_gauge(teacher, cores)
-        return {k: self._compared(teacher[k]) for k in pair.shape.auxiliary if not _is_identity_site(pair.shape, k)}
+        return {k: self._compared(teacher[k]) for k in pair.shape.auxiliary if k not in pair.shape.square_sites}
 
     def gradients(
         self, shape: MPOShape, cores: Sequence[Tensor], targets: Mapping[int, Tensor]
@@ -275,12 +275,6 @@ def _partner_block(block: int, ours: int, theirs: int, layer_map: LayerMap) -> i
         )
     group = theirs // ours
     return block * group + (group - 1 if layer_map == "last" else 0)
-
-
-def _is_identity_site(shape: MPOShape, k: int) -> bool:
-    """Whether decomposition puts an identity there, which gauge matching keeps."""
-    d_left, i, j, d_right = shape.core_shapes[k]
-    return 0 < k < shape.sites - 1 and i * j == 1 and d_left == d_right
 
 
 def _identity(core: Tensor) -> Tensor:

@@ -28,18 +28,18 @@ def first_cores(
     gauge = "balanced" if start == "balanced" else "symmetric"
     chains = decompose_cached(cache, matrices, shapes, gauge=gauge, progress=progress)
     if start == "random":
-        return [_perturbed(cores, name) for name, cores in zip(names, chains, strict=True)]
+        return [_perturbed(*given) for given in zip(names, chains, shapes, strict=True)]
     return chains
 
 
-def _perturbed(cores: Sequence[Tensor], name: str) -> list[Tensor]:
+def _perturbed(name: str, cores: Sequence[Tensor], shape: MPOShape) -> list[Tensor]:
     """Noise on every square core at a 1x1 site; the first other core right of them undoes it, in float64."""
     generator = torch.Generator().manual_seed((torch.initial_seed() + zlib.crc32(name.encode())) % 2**63)
     result = list(cores)
     added: Tensor | None = None
-    for k, core in enumerate(cores[1:], start=1):
-        bond, rows, cols, right = core.shape
-        if rows * cols == 1 and bond == right and k < len(cores) - 1:
+    for k, core in enumerate(cores):
+        if k in shape.square_sites:
+            bond = len(core)
             noise = torch.randn(bond, bond, generator=generator, dtype=torch.float64).to(core.device)
             square = core[:, 0, 0].double() + noise * (NOISE / bond**0.5)
             result[k] = square.reshape(core.shape).to(core.dtype)

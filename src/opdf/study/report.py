@@ -127,7 +127,7 @@ def _seconds(facts: pd.DataFrame, key: str) -> str:
 
 def _inline(svg: str, name: str) -> str:
     """An SVG file's element, with its internal names made the figure's own so that several can share a page."""
-    element = svg[svg.index("<svg") :]
+    element = "\n".join(line.lstrip() for line in svg[svg.index("<svg") :].splitlines())
     for attribute in ('id="', 'href="#', "url(#"):
         element = element.replace(attribute, f"{attribute}{name}-")
     return element

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from benchmarks import decomposition, growth, inference, memory, simulation, step, stored
+from benchmarks import compiled, decomposition, growth, inference, memory, simulation, step, stored
 
 BENCHMARKS: dict[str, Callable[[], None]] = {
     "decomposition": decomposition.main,
@@ -14,6 +14,7 @@ BENCHMARKS: dict[str, Callable[[], None]] = {
     "memory": memory.main,
     "inference": inference.main,
     "growth": growth.main,
+    "compiled": compiled.main,
     "stored": stored.main,
     "simulation": simulation.main,
 }

@@ -19,26 +19,19 @@ from typing import Any
 
 from benchmarks.measure import RESULTS
 from opdf.cli import job
-from opdf.cli.config import (
-    ConstraintConfig,
-    DataConfig,
-    DistillConfig,
-    ObjectiveConfig,
-    StudentConfig,
-    TeacherConfig,
-    read_yaml,
-)
+from opdf.cli.config import DataConfig, DistillConfig, ObjectiveConfig, StudentConfig, TeacherConfig
 from opdf.cli.models import load_model
+from opdf.cli.options import read_yaml
 from opdf.cli.targets import write_store
 from opdf.distill import SparseLogitsDistillation
 from opdf.distill.probe import linear_probe
-from opdf.overparam import OverParamConfig
+from opdf.overparam import Constraint, OverParamConfig
 
 SEEDS = (0, 1, 2)
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "SVD": {"overparam": OverParamConfig(method="svd")},
-    "OPDF": {"overparam": OverParamConfig(ones=3), "constraint": ConstraintConfig(weight=0.1)},
+    "OPDF": {"overparam": OverParamConfig(ones=3), "constraint": Constraint(weight=0.1)},
 }
 TEXT = DistillConfig(
     data=DataConfig(name="amazon-sentiment", train_limit=800, max_length=32),

@@ -22,19 +22,16 @@ def floor_seconds(name: str, ones: int, rate: float) -> float:
     return sum(3 * target.shape.contract_flops for target in overparam.matrices) / rate
 
 
-def measure(
-    name: str, ones: int, accumulation: int, contenders: tuple[str, ...], repeats: int = 7
-) -> dict[str, Timing]:
+def measure(name: str, ones: int, accumulation: int, repeats: int = 7) -> dict[str, Timing]:
     data = batch(name)
-    steps = {c: CONTENDERS[c](student(name), data, ones) for c in contenders}
+    steps = {contender: build(student(name), data, ones) for contender, build in CONTENDERS.items()}
     return alternate({c: lambda s=s: s(accumulation) for c, s in steps.items()}, repeats)
 
 
 def main(repeats: int = 7, large: bool = False) -> None:
     rows: list[dict[str, Any]] = []
     for name, ones, accumulation in GRID_LARGE if large else GRID:
-        contenders = tuple(c for c in CONTENDERS if c != "tensorly-torch" or _has_tensorly_torch())
-        times = measure(name, ones, accumulation, contenders, repeats)
+        times = measure(name, ones, accumulation, repeats)
         floor = floor_seconds(name, ones, matmul_rate())
         base, mine = times["plain"].median, times["opdf"].median
         rows.append(
@@ -48,11 +45,3 @@ def main(repeats: int = 7, large: bool = False) -> None:
             rows,
             f"Medians of {repeats} alternating runs, AdamW, float32, the teacher's forward pass included.",
         )
-
-
-def _has_tensorly_torch() -> bool:
-    try:
-        import tltorch  # noqa: F401
-    except ImportError:
-        return False
-    return True

@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification, BertModel
 
 from opdf.cli import UserError, main
-from opdf.cli.config import DistillConfig, fill, parse, read_yaml
+from opdf.cli.config import DistillConfig
 from opdf.cli.demo import VARIANTS, judge
 from opdf.cli.job import build_objective, build_student, prepare_data
 from opdf.cli.models import from_config, load_model
+from opdf.cli.options import fill, parse, read_yaml
 from opdf.data import load_data
 from opdf.distill import DistillationArguments
 from opdf.overparam import OverParamConfig, overparameterize

@@ -18,7 +18,7 @@ from PIL import Image
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
 from opdf.cli import main
-from opdf.cli.config import merged
+from opdf.cli.options import merged
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{k}" for k in range(40))]
 ROWS = 60

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from opdf.cli import main
-from opdf.cli.config import fill, read_yaml
+from opdf.cli.options import fill, read_yaml
 from opdf.cli.sweep import StudyConfig, Sweep
 from opdf.study import Store
 

@@ -5,6 +5,7 @@ accelerate takes up FSDP2 on accelerators only. Here the processes tell it that 
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import torch.multiprocessing as mp
+import yaml
 from accelerate import PartialState
 from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import DistributedType
@@ -141,6 +143,51 @@ def test_a_resumed_run_is_exact_and_one_process_takes_its_checkpoint(
     assert all(torch.equal(value, whole[key]) for key, value in alone.model.state_dict().items())
     further = trainer(tmp_path / "whole", placement, 8, over=over, max_steps=6)
     further.train(resume_from_checkpoint=True)  # with the optimizer's state
+
+
+def command(rank: int, config: str) -> None:
+    """`opdf distill` in one of two processes."""
+    join(rank)
+    PartialState(cpu=True)
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    status = main(["distill", config])
+    os._exit(status)
+
+
+VIT = {
+    "model_type": "vit", "image_size": 8, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "intermediate_size": 32,
+}  # fmt: skip
+
+
+def test_the_command_line_gives_what_one_process_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Adam would divide the rounding of gradients near 0 by itself.
+    shared = {"use_cpu": True, "optim": "sgd", "learning_rate": 0.1, "max_steps": 6}
+
+    def config(name: str, teacher: dict[str, Any], **changes: Any) -> str:
+        content = {
+            "data": {"name": "digits", "train_limit": 128}, "teacher": teacher, "student": {"layers": 1},
+            "overparam": {"ones": 1, "placement": changes.pop("placement", "replicate")}, "constraint": {"weight": 1.0},
+            "output": str(tmp_path / name), "training": shared | changes,
+        }  # fmt: skip
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(content))
+        return str(path)
+
+    finetuned = {"model": None, "finetune": True, "config": VIT, "training": shared}
+    assert main(["distill", config("first", finetuned)]) == 0
+    teacher = {"model": str(tmp_path / "first" / "teacher")}
+    assert main(["distill", config("one", teacher, per_device_train_batch_size=16)]) == 0
+    wrapped = {"fsdp": True, "fsdp_config": FSDP2 | {"transformer_layer_cls_to_wrap": ["ViTLayer"]}}
+    expected = load_file(tmp_path / "one" / "student" / "model.safetensors")
+    scores = json.loads((tmp_path / "one" / "metrics.json").read_text())["student"]["test"]
+    for placement in ("replicate", "owner"):
+        path = config(placement, teacher, per_device_train_batch_size=8, placement=placement, **wrapped)
+        launch(command, (path,), monkeypatch)
+        found = load_file(tmp_path / placement / "student" / "model.safetensors")
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+        assert json.loads((tmp_path / placement / "metrics.json").read_text())["student"]["test"] == scores
 
 
 STUDENT = BertConfig(hidden_size=16, num_attention_heads=2, num_hidden_layers=1)

@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from opdf.cli import UserError
-from opdf.cli.config import DistillConfig, parse
+from opdf.cli.config import DistillConfig
+from opdf.cli.options import parse
 
 DESCRIPTION = """Run the teacher once over the training data and keep its outputs.
 

@@ -8,7 +8,8 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from opdf.cli.config import DistillConfig, plain
+from opdf.cli.config import DistillConfig
+from opdf.cli.options import plain
 from opdf.cli.prepared import Prepared
 from opdf.data import Task
 from opdf.overparam import OverParamConfig

@@ -9,16 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from opdf.cli import UserError
-from opdf.cli.config import (
-    ConstraintConfig,
-    DataConfig,
-    DistillConfig,
-    StudentConfig,
-    TeacherConfig,
-    at_least_one,
-    parse,
-)
-from opdf.overparam import OverParamConfig
+from opdf.cli.config import DataConfig, DistillConfig, StudentConfig, TeacherConfig
+from opdf.cli.options import at_least_one, parse
+from opdf.overparam import Constraint, OverParamConfig
 
 DESCRIPTION = """Fine-tune a teacher on embedded data, then distill the same student four ways: plain (KD), with two
 cores per matrix (SVD), with five (MPO), and with five and the constraint loss (OPDF). Same data, seed,
@@ -55,7 +48,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "KD": {},
     "KD + SVD": {"overparam": OverParamConfig(method="svd")},
     "KD + MPO": {"overparam": OverParamConfig(ones=3)},
-    "KD + OPDF": {"overparam": OverParamConfig(ones=3), "constraint": ConstraintConfig()},
+    "KD + OPDF": {"overparam": OverParamConfig(ones=3), "constraint": Constraint()},
 }
 
 

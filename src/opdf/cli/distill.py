@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 
-from opdf.cli.config import DistillConfig, parse
+from opdf.cli.config import DistillConfig
+from opdf.cli.options import parse
 
 DESCRIPTION = """Distill a student from a teacher.
 

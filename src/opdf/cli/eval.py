@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from opdf.cli import UserError
-from opdf.cli.config import DataConfig, DistillConfig, TeacherConfig, at_least_one, fill, parse, read_yaml
+from opdf.cli.config import DataConfig, DistillConfig, TeacherConfig
+from opdf.cli.options import at_least_one, fill, parse, read_yaml
 
 DESCRIPTION = """Score a model on a dataset.
 

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from opdf.cli import UserError
-from opdf.cli.config import DataConfig, DistillConfig, TeacherConfig, parse
+from opdf.cli.config import DataConfig, DistillConfig, TeacherConfig
 from opdf.cli.eval import with_run
+from opdf.cli.options import parse
 
 DESCRIPTION = """Write a saved model as ONNX, or as a torch.export program, and compare it with torch.
 

@@ -28,7 +28,7 @@ from transformers import (
 import opdf
 from opdf.cli import Stopped, UserError
 from opdf.cli.card import write_card
-from opdf.cli.config import DistillConfig, fill, write_yaml
+from opdf.cli.config import DistillConfig
 from opdf.cli.models import (
     DECIDED,
     check_fields,
@@ -38,6 +38,7 @@ from opdf.cli.models import (
     load_model,
     load_processor,
 )  # fmt: skip
+from opdf.cli.options import fill, write_yaml
 from opdf.cli.prepared import Prepared
 from opdf.cli.progress import show, stopping
 from opdf.cli.targets import training_rows
@@ -45,7 +46,6 @@ from opdf.data import Task, encode, load_data
 from opdf.distill import (
     LGTM,
     AttributionDistillation,
-    Constraint,
     DecisionDistillation,
     DistillationArguments,
     DistillationTrainer,
@@ -129,7 +129,7 @@ def check_fit(config: DistillConfig, prepared: Prepared, teacher: Any) -> None:
         stand_in = type(teacher)._from_config(copy.deepcopy(teacher.config))
         student = build_student(config, stand_in, prepared.task)
     objective = build_objective(config)
-    plan_student(student, stand_in, objective, config.overparam, _constraint(config))
+    plan_student(student, stand_in, objective, config.overparam, config.constraint)
     objective.training_data(prepared.data["train"])
     for who, model in (("teacher", teacher), ("student", student)):
         check_inputs(f"the {who}", model, prepared)
@@ -202,7 +202,7 @@ def student_trainer(
         teacher=teacher,
         objective=objective,
         overparam=config.overparam,
-        constraint=_constraint(config),
+        constraint=config.constraint,
         train_dataset=training_rows(objective, config, prepared, teacher, output),
         eval_dataset=prepared.data["validation"],
         data_collator=prepared.collator,
@@ -226,10 +226,6 @@ def shapes(over: OverParameterization) -> list[dict[str, Any]]:
         {"matrices": count, "rows": s.rows, "cols": s.cols, "shape": str(s), "scale": round(s.scale, 3)}
         for s, count in counts.items()
     ]
-
-
-def _constraint(config: DistillConfig) -> Constraint | None:
-    return Constraint(**vars(config.constraint)) if config.constraint else None
 
 
 def free(path: str, *, overwrite: bool, resume: bool) -> Path:

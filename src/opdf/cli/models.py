@@ -23,7 +23,8 @@ from transformers import (
 )
 
 from opdf.cli import UserError
-from opdf.cli.config import TeacherConfig, suggest
+from opdf.cli.config import TeacherConfig
+from opdf.cli.options import suggest
 from opdf.cli.prepared import Prepared
 from opdf.data import Task, longest_text, minilm
 from opdf.data.hub import hub

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from opdf.cli.config import at_least_one, parse
+from opdf.cli.options import at_least_one, parse
 from opdf.overparam import OverParamConfig, OverParameterization
 from opdf.overparam.engine import plan_all
 from opdf.overparam.importance import count_kept

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from opdf.cli.config import parse
+from opdf.cli.options import parse
 from opdf.study.report import read_results, write_report
 
 DESCRIPTION = """Make a page of a study's results.

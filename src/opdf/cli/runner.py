@@ -16,7 +16,8 @@ import numpy as np
 from filelock import FileLock
 
 from opdf.cli import job
-from opdf.cli.config import DistillConfig, ObjectiveConfig, plain
+from opdf.cli.config import DistillConfig, ObjectiveConfig
+from opdf.cli.options import plain
 from opdf.cli.prepared import Prepared
 from opdf.cli.targets import with_teacher_logits, write_store
 from opdf.distill import LogitsDistillation, SparseLogitsDistillation, TrainingDiverged

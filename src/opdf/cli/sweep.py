@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from opdf.cli import UserError, job
-from opdf.cli.config import DistillConfig, fill, merged, parse, plain, write_yaml
+from opdf.cli.config import DistillConfig
+from opdf.cli.options import fill, merged, parse, plain, write_yaml
 from opdf.cli.runner import Runner, digest
 from opdf.data import Task, load_data
 from opdf.study import Plan, Store, conclude

@@ -1,6 +1,7 @@
 """What a student learns from a teacher, and the trainer that does it."""
 
 from opdf.distill.adkd import AttributionDistillation
+from opdf.distill.arguments import DistillationArguments
 from opdf.distill.checkpoint import StorageError
 from opdf.distill.dbkd import DecisionDistillation
 from opdf.distill.embedding import EmbeddingDistillation
@@ -11,7 +12,8 @@ from opdf.distill.objective import Losses, Objective
 from opdf.distill.sparse_logits import SparseLogitsDistillation
 from opdf.distill.students import keep_layers
 from opdf.distill.theseus import Theseus
-from opdf.distill.trainer import Constraint, DistillationArguments, DistillationTrainer, TrainingDiverged
+from opdf.distill.trainer import DistillationTrainer, TrainingDiverged
+from opdf.overparam import Constraint
 
 __all__ = [
     "LGTM",

@@ -14,12 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from opdf.mpo import MPOShape, match_gauge
+from opdf.overparam.config import LayerMap
 from opdf.overparam.select import Matrix, as_matrix, find_matrices
 
 GAUGES = ("matched", "raw", "gram", "spectrum")
 NORMALIZATIONS = ("relative", "mse")
-
-LayerMap = str | Mapping[int, int] | Mapping[str, str]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Which matrices of a model are over-parameterized, and how far."""
+"""What over-parameterization is asked for: which matrices, how far, and what pulls them to a teacher."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ PRESETS = ("blocks", "all-linear")
 STARTS = ("symmetric", "balanced", "random")
 
 Factors = tuple[Sequence[int], Sequence[int]]
+
+LayerMap = str | Mapping[int, int] | Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,25 @@ class OverParamConfig:
         if self.method == "svd":
             return plan_shape(rows, cols, ones=0)
         return plan_shape(rows, cols, ones=self.ones, scale=self.scale)
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """The constraint loss (OPDF, equation 5); its fields are arguments of `OverParameterization.align`.
+
+    Args:
+        weight: factor of the loss.
+        layer_map: last (a student's block follows the last of its group of teacher blocks), first, {student block:
+            teacher block}, or {student name: teacher name} of weights.
+        gauge: matched (cores, after rotating the teacher's bonds), raw (cores as they are), gram or spectrum (what
+            no rotation changes: Gram matrices or singular values).
+        normalize: relative or mse.
+    """
+
+    weight: float = 0.1
+    layer_map: LayerMap = "last"
+    gauge: str = "matched"
+    normalize: str = "relative"
 
 
 def _check_share(name: str, value: object) -> None:

@@ -13,8 +13,8 @@ from torch.optim import Optimizer
 
 from opdf.mpo import MPOShape, Progress
 from opdf.mpo.contract import shape_of
-from opdf.overparam.alignment import Alignment, LayerMap, build_alignment
-from opdf.overparam.config import OverParamConfig
+from opdf.overparam.alignment import Alignment, build_alignment
+from opdf.overparam.config import LayerMap, OverParamConfig
 from opdf.overparam.importance import most_important
 from opdf.overparam.optimizer import OverParameterizedOptimizer, Spec
 from opdf.overparam.owner import OwnerOptimizer

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from opdf.overparam.optimizer import whole
+from opdf.overparam.sharding import whole
 
 
 def importance(weight: Tensor, gradient: Tensor | None) -> float:

@@ -23,13 +23,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from opdf.mpo import MPOShape, Progress, contract, matmul_precision, pullback
 from opdf.mpo.contract import Segments, contract_segments
 from opdf.overparam.alignment import Alignment
+from opdf.overparam.inner import dense_over_cores, run_inner
 from opdf.overparam.select import as_matrix, as_weight
+from opdf.overparam.sharding import assign, whole
 from opdf.overparam.start import first_cores
 
 FORMAT = 1
@@ -373,7 +374,7 @@ class OverParameterizedOptimizer(Optimizer):
         idle = idle or group["lr"] == 0
         before = [core.clone() for core in cores] if idle else None
         if state.get("lr_scale") == _UNKNOWN and not idle:
-            state["lr_scale"] = _dense_over_cores(inner, cores, grads, grad)
+            state["lr_scale"] = dense_over_cores(inner, cores, grads, grad)
         self._constrain(name, spec.shape, cores, grads, state)
         states: dict[Tensor, dict[str, Any]] = {core: state.get(f"inner{k}", {}) for k, core in enumerate(cores)}
         for core, g in zip(cores, grads, strict=True):
@@ -508,12 +509,6 @@ def members(group: Mapping[str, Any]) -> Iterator[tuple[Tensor, Spec | None]]:
     return zip(group["params"], _group_specs(group), strict=True)
 
 
-def run_inner(inner: Optimizer, tensors: list[Tensor], state: Any, lr: float | Tensor) -> None:
-    group = inner.param_groups[0]
-    group["params"], group["lr"], inner.state = tensors, lr, state
-    inner.step()
-
-
 def _working(tensor: Tensor, p: Tensor) -> Tensor:
     return tensor.detach().to(device=p.device, dtype=_working_dtype(p), copy=True).contiguous()
 
@@ -552,18 +547,6 @@ def _cores_of(state: Mapping[str, Any], shape: MPOShape) -> list[Tensor]:
     return [state[f"core{k}"] for k in range(shape.sites)]
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor that FSDP2 has sharded, gathered; every rank must visit the same ones in the same order."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def assign(p: Tensor, value: Tensor) -> None:
-    """Write a weight in place, under FSDP2 this rank's part of it. All ranks hold the same value: nothing is sent."""
-    if isinstance(p, DTensor):
-        value = distribute_tensor(value.to(p.dtype), p.device_mesh, p.placements, src_data_rank=None)
-    p.copy_(value)
-
-
 def check_is_matrix(name: str, p: Tensor, spec: Spec) -> None:
     if tuple(p.shape) != spec.weight_shape:
         raise RuntimeError(
@@ -588,33 +571,6 @@ def _all_zero(tensors: Sequence[Tensor]) -> list[bool]:
 
 def _squared_norm(tensors: Iterable[Tensor]) -> Tensor:
     return torch.stack([t.square().sum() for t in tensors]).sum()
-
-
-def _dense_over_cores(inner: Optimizer, cores: list[Tensor], grads: list[Tensor], grad: Tensor) -> float:
-    """How much further one step of `inner` on the dense matrix moves it than the same step on its cores.
-
-    The second is linear in the rate for small rates: the derivative of the contraction along the cores' updates.
-    """
-    dense = _unit_updates(inner, [grad])[0].norm()
-    updates = _unit_updates(inner, grads)
-    moved: Tensor = torch.func.jvp(lambda *c: contract(c), tuple(cores), tuple(updates))[1]
-    through_cores = moved.norm()
-    return float(dense / through_cores) if through_cores > 0 else 1.0
-
-
-def _unit_updates(inner: Optimizer, grads: list[Tensor]) -> list[Tensor]:
-    """What the first step of `inner` adds to tensors with these gradients, at rate 1 and without decay."""
-    tensors = [torch.zeros_like(g) for g in grads]
-    for tensor, g in zip(tensors, grads, strict=True):
-        tensor.grad = g.clone()
-    options = inner.param_groups[0]
-    kept = options.get("weight_decay")
-    if kept is not None:
-        options["weight_decay"] = 0.0
-    run_inner(inner, tensors, {t: {} for t in tensors}, 1.0)
-    if kept is not None:
-        options["weight_decay"] = kept
-    return [t.detach() for t in tensors]
 
 
 def moved(value: Any, device: torch.device) -> Any:

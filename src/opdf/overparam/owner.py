@@ -15,10 +15,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.optim import Optimizer
+from torch.distributed.tensor import DTensor
 
-from opdf.overparam.optimizer import Entry, OverParameterizedOptimizer, Stack, assign, moved, whole
+from opdf.overparam.optimizer import Entry, OverParameterizedOptimizer, Stack, moved
+from opdf.overparam.sharding import assign, gathered, whole
 
 Turn = dict[int, Stack]
 """The stack that each process steps, by process; those that have none left are missing."""
@@ -221,30 +221,6 @@ class OwnerOptimizer(OverParameterizedOptimizer):
         for name, p, _ in self._entries():
             if owners[name] != _process():
                 self.state.pop(p, None)
-
-
-def gathered(value: Any) -> Any:
-    """A state with what FSDP2 has sharded in it made whole; collective."""
-    if isinstance(value, dict):
-        return {key: gathered(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(gathered(item) for item in value)
-    return whole(value) if isinstance(value, Tensor) else value
-
-
-def scattered(state_dict: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
-    """Inverse of `gathered` for an optimizer's state: what has a sharded parameter's shape is sharded like it."""
-    params = chain.from_iterable(group["params"] for group in optimizer.param_groups)
-    state = dict(state_dict["state"])
-    for key, p in enumerate(params):
-        if isinstance(p, DTensor) and key in state:
-            state[key] = {
-                name: distribute_tensor(value, p.device_mesh, p.placements, src_data_rank=None)
-                if isinstance(value, Tensor) and value.shape == p.shape
-                else value
-                for name, value in state[key].items()
-            }
-    return state_dict | {"state": state}
 
 
 def _mine(turn: Turn) -> list[Entry]:

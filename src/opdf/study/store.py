@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from datetime import datetime, timedelta
 from typing import Any
 
 import optuna
 import sqlalchemy
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
 
@@ -20,6 +23,12 @@ HEARTBEAT, GRACE = 10, 40
 
 BUSY = 60
 """Seconds to wait for another process's hold on a SQLite file."""
+
+SIGNS_OF_LIFE = sqlalchemy.text(
+    "SELECT number FROM trials JOIN trial_heartbeats USING (trial_id) JOIN studies USING (study_id) "
+    "WHERE study_name = :study"
+)
+"""Numbers of the runs that have ever given one."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,7 @@ class Store:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         is_file = url.startswith("sqlite:")
-        storage = RDBStorage(
+        self._storage = storage = RDBStorage(
             url,
             engine_kwargs={"connect_args": {"timeout": BUSY}} if is_file else None,
             heartbeat_interval=HEARTBEAT,
@@ -80,28 +89,40 @@ class Store:
         there = {_cell(t) for t in self._trials() if t.state != TrialState.FAIL}
         for cell in self.plan.cells():
             if cell not in there:
-                self.study.add_trial(optuna.create_trial(state=TrialState.WAITING, user_attrs={"cell": asdict(cell)}))
+                self._queue(asdict(cell))
 
     def work(self, run: Callable[[Cell], Outcome]) -> None:
         """Run what is queued, until all is done or what is left has failed; several processes share the queue.
 
-        An exception in `run` ends the work; `enqueue` queues that run again the next time.
+        An exception in `run` ends the work; `enqueue` queues that run again the next time. A process that was silent
+        for so long (a laptop that slept) that its run was given to someone else drops it and goes on.
         """
+        given_away = False
 
         def objective(trial: optuna.Trial) -> float:
             if "cell" not in trial.user_attrs:  # someone else took the last one of the queue, and this is a new one
                 raise optuna.TrialPruned
             outcome = run(Cell(**trial.user_attrs["cell"]))
-            trial.set_user_attr("outcome", asdict(outcome))
+            try:
+                trial.set_user_attr("outcome", asdict(outcome))
+            except UpdateFinishedTrialError:
+                nonlocal given_away
+                given_away = True
+                raise
             return outcome.validation
 
         while self.missing():
             states = {t.state for t in self._trials()}
             if TrialState.WAITING in states:
-                self.study.optimize(objective, n_trials=1)
+                try:
+                    self.study.optimize(objective, n_trials=1)
+                except ValueError:  # so Optuna says that the run is finished already
+                    if not given_away:
+                        raise
+                    given_away = False
             elif TrialState.RUNNING in states:
                 time.sleep(HEARTBEAT / 4)
-                optuna.storages.fail_stale_trials(self.study)
+                self._give_out_again()
             else:
                 return
 
@@ -114,6 +135,27 @@ class Store:
         """How many runs are not done yet."""
         done = {_cell(t) for t in self._trials() if t.state == TrialState.COMPLETE}
         return sum(cell not in done for cell in self.plan.cells())
+
+    def _queue(self, cell: dict[str, Any]) -> None:
+        self.study.add_trial(optuna.create_trial(state=TrialState.WAITING, user_attrs={"cell": cell}))
+
+    def _give_out_again(self) -> None:
+        """Queue the runs of processes that have ended without a word."""
+        optuna.storages.fail_stale_trials(self.study)
+        for trial in self._silent():
+            with suppress(UpdateFinishedTrialError, ValueError):  # another process was faster
+                self.study.tell(trial.number, state=TrialState.FAIL)
+                self._queue(trial.user_attrs["cell"])
+
+    def _silent(self) -> Iterator[FrozenTrial]:
+        """Runs that were killed before their first sign of life; Optuna would take them for running forever."""
+        with self._storage.engine.connect() as connection:
+            heard = set(connection.execute(SIGNS_OF_LIFE, {"study": self.study.study_name}).scalars())
+        long_ago = datetime.now() - timedelta(seconds=GRACE)
+        for trial in self._trials():
+            begun = trial.datetime_start
+            if trial.state == TrialState.RUNNING and trial.number not in heard and begun and begun < long_ago:
+                yield trial
 
     def _trials(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False)

@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from opdf.cli import COMMANDS, UserError, main
-from opdf.cli.config import DistillConfig, fill, parse, plain, read_yaml, suggest
+from opdf.cli.config import DistillConfig
+from opdf.cli.options import fill, parse, plain, read_yaml, suggest
 from opdf.distill import DistillationArguments, LogitsDistillation
 
 QUICK = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -1,0 +1,109 @@
+"""The Trainer's arguments for distillation, checked before anything is loaded."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from transformers import TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
+
+
+@dataclass
+class DistillationArguments(TrainingArguments):
+    """transformers.TrainingArguments with defaults for distillation.
+
+    Weight decay (0 by default) acts on the cores of over-parameterized matrices, gradient clipping on dense gradients.
+    A loss that is not finite ends the run (`TrainingDiverged`) instead of being left out of the log.
+    """
+
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "leave losses that are not finite out of the log; waits for every micro-batch"}
+    )
+
+    report_to: str | list[str] | None = field(default="none", metadata={"help": "tensorboard, trackio, ... or none"})
+    logging_steps: float = field(default=50, metadata={"help": "optimizer steps between two lines of the log"})
+    learning_rate: float = field(default=5e-5, metadata={"help": "initial learning rate"})
+
+    def __post_init__(self) -> None:
+        for names, kind, least in _RANGES:
+            for name in names:
+                _check_number(name, getattr(self, name), kind, least)
+        if self.max_steps != -1:
+            _check_number("max_steps", self.max_steps, int, 1)
+        elif not self.num_train_epochs > 0:
+            raise ValueError(f"num_train_epochs is {self.num_train_epochs}; it must be above 0")
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, str) and value not in (known := item.metadata.get("choices", [value])):
+                raise ValueError(f"{item.name} is {value!r}; expected one of {', '.join(known)}")
+        if self.seed >= 2**32:
+            raise ValueError(f"seed is {self.seed}; it must be below 2**32")
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more, and below 1")
+        _refuse("DeepSpeed", bool(self.deepspeed) or _launched_with("DEEPSPEED"))  # before its package is looked for
+        super().__post_init__()
+        check_engine(self)
+        get_reporting_integration_callbacks(self.report_to)  # refuses names that it does not know
+
+
+_POSITIVE = torch.finfo(torch.float64).tiny
+_RANGES: tuple[tuple[tuple[str, ...], type, float], ...] = (
+    (("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), int, 1),
+    (("learning_rate", "logging_steps", "save_steps"), float, _POSITIVE),
+    (("num_train_epochs", "weight_decay", "max_grad_norm", "warmup_steps"), float, 0),
+    (("dataloader_num_workers", "seed"), int, 0),
+)
+"""Arguments that the Trainer takes unchecked into the training, with their type and least value."""
+
+
+def _check_number(name: str, value: Any, kind: type, least: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not isinstance(value, int | kind):
+        raise TypeError(f"{name} is {value!r}; give {'an integer' if kind is int else 'a number'}")
+    if not (least <= value and math.isfinite(value)):
+        bound = "a finite number above 0" if least == _POSITIVE else f"{least:g} or more"
+        raise ValueError(f"{name} is {value}; it must be {bound}")
+
+
+def check_engine(args: TrainingArguments, accelerator: Accelerator | None = None) -> None:
+    """Refuse engines that split single matrices, and FSDP2 where accelerate would quietly take DDP instead.
+
+    They are asked for by the arguments, or by the environment that a launcher made.
+
+    Raises:
+        ValueError: one of these.
+    """
+    kind = accelerator.distributed_type if accelerator else None
+    version = (args.fsdp_plugin_args or {}).get("fsdp_version")
+    if accelerator and kind == DistributedType.FSDP:
+        version = accelerator.state.fsdp_plugin.fsdp_version
+    elif version is None and _launched_with("FSDP"):
+        version = int(os.environ.get("FSDP_VERSION", 1))
+    _refuse("DeepSpeed", bool(args.deepspeed) or _launched_with("DEEPSPEED"))
+    _refuse("Megatron-LM", _launched_with("MEGATRON_LM"))
+    _refuse("FSDP1", version == 1)
+    asked = bool(args.fsdp) or _launched_with("FSDP")
+    if accelerator and asked and kind != DistributedType.FSDP:
+        raise ValueError(
+            "fsdp is set, and accelerate has FSDP on accelerators only, with several processes: this run would be "
+            f"{kind} instead. Start it with torchrun or accelerate launch on GPUs, or remove fsdp"
+        )
+
+
+def _refuse(engine: str, asked: bool) -> None:
+    if asked:
+        raise ValueError(
+            f"{engine} flattens or partitions single matrices, which cores need whole; use DDP or FSDP2 "
+            "(fsdp: true, fsdp_config: {version: 2})"
+        )
+
+
+def _launched_with(engine: str) -> bool:
+    """Whether accelerate's launcher asks for an engine, as its processes read it."""
+    return os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true"

@@ -1,0 +1,46 @@
+"""Tensors that FSDP2 has sharded: made whole, and written back."""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import Any
+
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor that FSDP2 has sharded, gathered; every rank must visit the same ones in the same order."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def assign(p: Tensor, value: Tensor) -> None:
+    """Write a weight in place, under FSDP2 this rank's part of it. All ranks hold the same value: nothing is sent."""
+    if isinstance(p, DTensor):
+        value = distribute_tensor(value.to(p.dtype), p.device_mesh, p.placements, src_data_rank=None)
+    p.copy_(value)
+
+
+def gathered(value: Any) -> Any:
+    """A state with what FSDP2 has sharded in it made whole; collective."""
+    if isinstance(value, dict):
+        return {key: gathered(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(gathered(item) for item in value)
+    return whole(value) if isinstance(value, Tensor) else value
+
+
+def scattered(state_dict: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
+    """Inverse of `gathered` for an optimizer's state: what has a sharded parameter's shape is sharded like it."""
+    params = chain.from_iterable(group["params"] for group in optimizer.param_groups)
+    state = dict(state_dict["state"])
+    for key, p in enumerate(params):
+        if isinstance(p, DTensor) and key in state:
+            state[key] = {
+                name: distribute_tensor(value, p.device_mesh, p.placements, src_data_rank=None)
+                if isinstance(value, Tensor) and value.shape == p.shape
+                else value
+                for name, value in state[key].items()
+            }
+    return state_dict | {"state": state}

@@ -23,12 +23,12 @@ CONFIG = {
     "teacher": {"model": None, "finetune": True, "config": {
         "model_type": "vit", "image_size": 8, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 4,
         "num_attention_heads": 2, "intermediate_size": 32,
-    }, "training": {"max_steps": 3, "use_cpu": True}},
+    }, "training": {"max_steps": 3}},
     "student": {"layers": 2},
     "overparam": {"ones": 1},
     "constraint": {"weight": 1.0},
     "training": {
-        "max_steps": 40, "learning_rate": 1e-3, "save_strategy": "steps", "save_steps": 20, "use_cpu": True,
+        "max_steps": 40, "learning_rate": 1e-3, "save_strategy": "steps", "save_steps": 20,
         "per_device_train_batch_size": 8,
     },
 }  # fmt: skip
@@ -79,7 +79,7 @@ def test_two_processes_distill_and_one_goes_on(tmp_path: Path, placement: str) -
 def test_accelerate_launches_what_one_process_gives(tmp_path: Path) -> None:
     def sized(batch: int) -> dict[str, Any]:
         # Adam would divide the rounding of gradients near 0 by itself.
-        shared = {"use_cpu": True, "per_device_train_batch_size": batch, "optim": "sgd"}
+        shared = {"per_device_train_batch_size": batch, "optim": "sgd"}
         teacher = CONFIG["teacher"] | {"training": {"max_steps": 3} | shared}  # type: ignore[operator]
         return {"teacher": teacher, "training": {"max_steps": 10, "learning_rate": 0.1} | shared}
 

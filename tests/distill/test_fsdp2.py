@@ -11,6 +11,7 @@ import shutil
 import socket
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -148,9 +149,15 @@ def test_a_resumed_run_is_exact_and_one_process_takes_its_checkpoint(
 def command(rank: int, config: str) -> None:
     """`opdf distill` in one of two processes."""
     join(rank)
-    PartialState(cpu=True)
-    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-    status = main(["distill", config])
+    made = DistillationTrainer.__init__
+
+    def make(self: DistillationTrainer, model: Any, args: Any, **more: Any) -> None:
+        assert args.device.type == "cpu"
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        made(self, model, args, **more)
+
+    with mock.patch.object(DistillationTrainer, "__init__", make):
+        status = main(["distill", config])
     os._exit(status)
 
 

@@ -418,6 +418,8 @@ def training_arguments(
     for key in OURS.keys() & options.keys():
         raise UserError(f"{where}.{key} {OURS[key]}; remove it")
     defaults: dict[str, Any] = {
+        # Left to itself accelerate takes processes on CPUs for strangers, unless told that CPUs are what is wanted.
+        "use_cpu": not torch.accelerator.is_available(),
         "output_dir": str(folder), "seed": seed, "save_strategy": "no", "disable_tqdm": True, "save_total_limit": 2,
         "per_device_train_batch_size": 32, "per_device_eval_batch_size": 128, "lr_scheduler_type": "linear",
         "warmup_steps": 0.1, "dataloader_pin_memory": torch.cuda.is_available(), "logging_steps": 20,

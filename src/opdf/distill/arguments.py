@@ -29,6 +29,8 @@ class DistillationArguments(TrainingArguments):
     report_to: str | list[str] | None = field(default="none", metadata={"help": "tensorboard, trackio, ... or none"})
     logging_steps: float = field(default=50, metadata={"help": "optimizer steps between two lines of the log"})
     learning_rate: float = field(default=5e-5, metadata={"help": "initial learning rate"})
+    # transformers declares text, explains `fsdp=True` and takes both.
+    fsdp: bool | str | None = field(default=None, metadata={"help": "true for FSDP2"})
 
     def __post_init__(self) -> None:
         for names, kind, least in _RANGES:

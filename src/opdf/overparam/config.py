@@ -109,7 +109,9 @@ class OverParamConfig:
 
 @dataclass(frozen=True)
 class Constraint:
-    """The constraint loss (OPDF, equation 5); its fields are arguments of `OverParameterization.align`.
+    """The constraint loss (OPDF, equation 5).
+
+    The fields are arguments of `OverParameterization.align`.
 
     Args:
         weight: factor of the loss.

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tabulate import tabulate
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -72,12 +73,12 @@ def write(
     source = {"machine": machine()} if assumed is None else {"assumed": dict(assumed)}
     (RESULTS / f"{name}.json").write_text(json.dumps(source | {"rows": plain}, indent=1) + "\n")
     columns = list(rows[0])
-    lines = [f"# {title}", "", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    lines += ["| " + " | ".join(_cell(row.get(c)) for c in columns) + " |" for row in rows]
+    cells = [[_cell(row.get(column)) for column in columns] for row in rows]
+    table = tabulate(cells, columns, tablefmt="github", disable_numparse=True)
     ((_, facts),) = source.items()
     origin = "Measured on" if assumed is None else "Not measured; assumed"
     said = f"{origin}: {', '.join(f'{k} {v}' for k, v in facts.items())}."
-    text = "\n".join([*lines, "", *([notes, ""] if notes else []), said, ""])
+    text = "\n".join([f"# {title}", "", table, "", *([notes, ""] if notes else []), said, ""])
     (RESULTS / f"{name}.md").write_text(text)
     print(text, flush=True)
 

@@ -17,6 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tabulate import tabulate
+
 from benchmarks.measure import RESULTS
 from opdf.cli import job
 from opdf.cli.config import DataConfig, DistillConfig, ObjectiveConfig, StudentConfig, TeacherConfig
@@ -106,7 +108,7 @@ def run(method: str, seed: int) -> Iterator[dict[str, Any]]:
 def table(rows: list[dict[str, Any]]) -> str:
     """One line a method and variant at its best rate on validation: test mean and spread over the seeds so far."""
     heads = ("method", "variant", "seeds", "rate", "validation", "test", "gain on plain, paired")
-    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    lines = []
     for method, (_, _, rates) in METHODS.items():
         seeds = [seed for seed in SEEDS if sum((r["method"], r["seed"]) == (method, seed) for r in rows)
                  == len(rates) * len(VARIANTS)]  # fmt: skip
@@ -121,9 +123,8 @@ def table(rows: list[dict[str, Any]]) -> str:
             gain = "" if variant == "plain" else f"{statistics.mean(gains):+.2f}{_spread(gains)}"
             validation = statistics.mean(100 * r["validation"] for r in runs[best])
             score = f"{statistics.mean(test):.2f}{_spread(test)}"
-            cells = (method, variant, str(len(seeds)), f"{best:g}", f"{validation:.2f}", score, gain)
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+            lines.append((method, variant, len(seeds), f"{best:g}", f"{validation:.2f}", score, gain))
+    return tabulate(lines, heads, tablefmt="github", disable_numparse=True)
 
 
 def _spread(values: list[float]) -> str:

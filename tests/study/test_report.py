@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -68,6 +69,28 @@ def test_the_gain_that_was_put_in_is_reported(report: Path) -> None:
     assert "SVD against KD, all settings: no difference found" in page
     assert "films &amp; &lt;goods&gt;" in page
     assert "<td>3.20</td>" in page  # OPDF's time over KD's
+
+
+def test_the_table_says_what_the_runs_do(tmp_path: Path, capsys: Any) -> None:
+    found = results()
+    (tmp_path / "results.json").write_text(json.dumps(found))
+    assert main(["report", str(tmp_path)]) == 0
+    head, _, *lines = capsys.readouterr().out.split("\n\n")[0].splitlines()
+    rows = {row[0]: row[1:] for row in ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)}
+    assert [cell.strip() for cell in head.split("|")[2:4]] == ["films", "goods"]
+    assert list(rows) == list(PLAN.variants)
+    for row, variant in ((rows[v], v) for v in PLAN.variants):
+        for cell, setting in zip(row, PLAN.settings, strict=False):
+            right = [outcome_score(Cell(seed, setting, variant, 2e-4)) for seed in PLAN.seeds]
+            assert cell == f"{100 * np.mean(right):.1f} (0.0002)"
+    pooled = next(e for e in found["effects"] if (e["setting"], e["variant"]) == ("all settings", "OPDF"))
+    assert rows["OPDF"][2] == f"{100 * pooled['mean']:+.1f} [{100 * pooled['low']:+.1f}, {100 * pooled['high']:+.1f}]"
+    assert rows["KD"][2:] == ["", "", "1.00"]
+    assert rows["OPDF"][4] == "3.20"
+
+
+def outcome_score(cell: Cell) -> float:
+    return float((np.asarray(outcome(cell).predictions) == labels(cell.setting, cell.seed)).mean())
 
 
 def test_the_page_needs_nothing_else(report: Path) -> None:

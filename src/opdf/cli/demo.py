@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tabulate import tabulate
+
 from opdf.cli import UserError
 from opdf.cli.config import DataConfig, DistillConfig, StudentConfig, TeacherConfig
 from opdf.cli.options import at_least_one, parse
@@ -142,16 +144,8 @@ def markdown(results: dict[str, Any], metric: str) -> str:
         training = f"{result['train_params']:,}" if "train_params" in result else ""
         taken = f"{result['train_seconds']:.0f}" if "train_seconds" in result else ""
         rows.append((name, *scores, training, f"{result['inference_params']:,}", taken))
-    widths = [max(len(row[k]) for row in (columns, *rows)) for k in range(len(columns))]
-    lines = [_line(columns, widths), "|" + "|".join("-" * (w + 2) for w in widths) + "|"]
-    return "\n".join([*lines, *(_line(row, widths) for row in rows)])
-
-
-def _line(cells: tuple[str, ...], widths: list[int]) -> str:
-    first, *rest = (
-        cell.ljust(w) if k == 0 else cell.rjust(w) for k, (cell, w) in enumerate(zip(cells, widths, strict=True))
-    )
-    return f"| {' | '.join([first, *rest])} |"
+    align = ("left", *["right"] * (len(columns) - 1))
+    return tabulate(rows, columns, tablefmt="github", disable_numparse=True, colalign=align)
 
 
 def _configured(options: DemoConfig) -> DistillConfig:

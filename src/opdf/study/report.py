@@ -11,6 +11,7 @@ import pandas as pd
 import yaml
 from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
+from tabulate import tabulate
 
 from opdf.study.figures import chosen, figures, frame
 from opdf.study.results import POOLED
@@ -70,6 +71,29 @@ def conclusions(results: dict[str, Any]) -> list[str]:
     return [f"{e['variant']} against {results['plan']['baseline']}, {where}: {e['verdict']}." for e in found]
 
 
+def summary(results: dict[str, Any]) -> str:
+    """A Markdown table with a line a variant.
+
+    Columns: test scores in percent at the chosen rates (in brackets), the difference to the baseline over all settings
+    in points with its 95 % interval, each at its own best rate and both at the baseline's, and the time of training
+    over the baseline's.
+    """
+    baseline, settings = results["plan"]["baseline"], list(results["rates"])
+    heads = ("", *settings, "difference, best rates", f"difference, {baseline}'s rate", "time")
+    effects = {(e["setting"], e["variant"], e["at"]): e for e in results["effects"]}
+    where = POOLED if len(settings) > 1 else settings[0]
+    runs = chosen(results)
+    scores = runs.groupby(["variant", "setting"])["test"].mean()
+    rows = []
+    for cost in cost_rows(results):
+        variant = cost["variant"]
+        at = [f"{100 * scores[variant, s]:.1f} ({results['rates'][s][variant]:g})" for s in settings]
+        found = [effects.get((where, variant, rate)) for rate in ("best", "equal")]
+        against = ["" if e is None else f"{100 * e['mean']:+.1f} [{_interval(e, ', ')}]" for e in found]
+        rows.append((variant, *at, *against, cost["ratio"]))
+    return tabulate(rows, heads, tablefmt="github", disable_numparse=True)
+
+
 def score_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
     """Setting, variant, chosen rate, seeds, validation and test score with spread, in percent."""
     rows = []
@@ -89,8 +113,7 @@ def effect_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for e in results["effects"]:
         row = rows.setdefault((e["setting"], e["variant"]), {"setting": e["setting"], "variant": e["variant"]})
-        interval = f"{100 * e['low']:+.1f} to {100 * e['high']:+.1f}"
-        row[e["at"]] = {"verdict": e["verdict"], "interval": interval, "seeds": e["seeds"]}
+        row[e["at"]] = {"verdict": e["verdict"], "interval": _interval(e, " to "), "seeds": e["seeds"]}
     return list(rows.values())
 
 
@@ -109,6 +132,10 @@ def cost_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
             **{key: _seconds(facts, key) for key in ("decompose_seconds", "contract_seconds")},
         })  # fmt: skip
     return rows
+
+
+def _interval(effect: dict[str, Any], between: str) -> str:
+    return f"{100 * effect['low']:+.1f}{between}{100 * effect['high']:+.1f}"
 
 
 def _mean_and_spread(values: pd.Series) -> str:

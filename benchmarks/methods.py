@@ -20,7 +20,7 @@ from typing import Any
 from tabulate import tabulate
 
 from benchmarks.measure import RESULTS
-from opdf.cli import job
+from opdf.cli import job, scoring
 from opdf.cli.config import DataConfig, DistillConfig, ObjectiveConfig, StudentConfig, TeacherConfig
 from opdf.cli.models import load_model
 from opdf.cli.options import read_yaml
@@ -80,7 +80,7 @@ def run(method: str, seed: int) -> Iterator[dict[str, Any]]:
         prepared = job.prepare_data(config)
         # LGTM's own teacher is not fine-tuned in the paper; here all methods start from the same one.
         teacher = job.prepare_teacher(config, prepared, folder)
-        scores = job.scores(job.evaluator(teacher, prepared), prepared)
+        scores = scoring.scores(scoring.evaluator(teacher, prepared), prepared)
         objective = job.build_objective(config)
         if isinstance(objective, SparseLogitsDistillation):
             write_store(objective, config, prepared, teacher)

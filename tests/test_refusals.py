@@ -53,13 +53,6 @@ def planned(model: nn.Module, **options: Any) -> Any:
     return overparameterize(model, OverParamConfig(**({"targets": "all-linear"} | options)))
 
 
-def frozen(weight: torch.Tensor) -> Any:
-    """Plan for a weight that cannot require gradients, integers say."""
-    from opdf.overparam.select import find_matrices
-
-    return find_matrices(linear(weight), "all-linear", (), trainable_only=False)
-
-
 def quantized() -> torch.Tensor:
     return torch.quantize_per_tensor(torch.randn(4, 4), 0.1, 0, torch.qint8)
 
@@ -125,10 +118,10 @@ CASES: list[tuple[Any, type[Exception], str]] = [
     (lambda: planned(linear().requires_grad_(False)), ValueError, "leaves no trainable matrix"),
     (lambda: planned(nn.ModuleDict({"n": nn.LayerNorm(3)})), ValueError, "leaves no trainable matrix"),
     (lambda: overparameterize(linear()), ValueError, "found no attention blocks"),
-    (lambda: frozen(torch.zeros(4, 4, dtype=torch.int8)), TypeError, "layer.weight is torch.int8"),
-    (lambda: frozen(quantized()), TypeError, "layer.weight is torch.qint8"),
-    (lambda: frozen(torch.zeros(4, 4).to(torch.float8_e4m3fn)), TypeError, "layer.weight is torch.float8"),
-    (lambda: frozen(nan(4, 4)), ValueError, "layer.weight holds NaN"),
+    (lambda: planned(linear(torch.zeros(4, 4, dtype=torch.int8))), TypeError, "layer.weight is torch.int8"),
+    (lambda: planned(linear(quantized()), targets=["layer"]), TypeError, "layer.weight is torch.qint8"),
+    (lambda: planned(linear(torch.zeros(4, 4).to(torch.float8_e4m3fn))), TypeError, "layer.weight is torch.float8"),
+    (lambda: planned(linear(nan(4, 4)).requires_grad_()), ValueError, "layer.weight holds NaN"),
     (lambda: planned(linear()).optimizer(torch.optim.LBFGS), TypeError, "LBFGS cannot step cores"),
     (lambda: planned(linear()).optimizer("adam"), TypeError, "inner is 'adam'"),
     (lambda: planned(linear()).optimizer(torch.optim.SGD, lr=-1.0), ValueError, "Invalid learning rate: -1"),

@@ -15,19 +15,28 @@ SOURCES = sorted((Path(__file__).parents[1] / "src").rglob("*.py"))
 FORBIDDEN = {
     "eval", "exec", "compile", "__import__", "os.system", "os.popen", "marshal.load", "marshal.loads", "yaml.load",
     "yaml.unsafe_load", "yaml.full_load", "pickle.load", "pickle.loads", "pickle.Unpickler", "shelve.open",
-    "joblib.load", "dill.load", "dill.loads",
+    "joblib.load", "dill.load", "dill.loads", "builtins.eval", "builtins.exec", "torch.hub.load", "torch.jit.load",
 }  # fmt: skip
 MUST_SAY = {"torch.load": ("weights_only", True)}
-MUST_NOT_SAY = {"trust_remote_code": True, "allow_pickle": True, "shell": True, "weights_only": False}
+MUST_NOT_SAY = {
+    "trust_remote_code": True,
+    "allow_pickle": True,
+    "shell": True,
+    "weights_only": False,
+    "use_safetensors": False,
+}
 SHELLS = ("subprocess.", "Popen")  # elsewhere `shell` may be the name of one
 
 
 def problems(source: str) -> Iterator[str]:
     """Calls in a source text that could run what others wrote."""
-    for node in ast.walk(ast.parse(source)):
+    tree = ast.parse(source)
+    imported = _imported(tree)
+    for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
             continue
-        name = ast.unparse(node.func)
+        first, dot, rest = ast.unparse(node.func).partition(".")
+        name = f"{imported.get(first, first)}{dot}{rest}".removeprefix("transformers.")
         said = {word.arg: word.value.value if isinstance(word.value, ast.Constant) else ... for word in node.keywords}
         if name in FORBIDDEN:
             yield f"line {node.lineno}: {name}"
@@ -42,6 +51,17 @@ def problems(source: str) -> Iterator[str]:
             yield f"line {node.lineno}: {name} without trust_remote_code=False"
 
 
+def _imported(tree: ast.AST) -> dict[str, str]:
+    """What names that were imported stand for."""
+    names = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {word.asname: word.name for word in node.names if word.asname}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {word.asname or word.name: f"{node.module}.{word.name}" for word in node.names}
+    return names
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
 def test_sources(path: Path) -> None:
     assert not list(problems(path.read_text()))
@@ -53,7 +73,10 @@ def test_sources(path: Path) -> None:
         "eval('1')", "exec(text)", "os.system('ls')", "pickle.load(f)", "yaml.load(f, Loader=L)", "torch.load(p)",
         "torch.load(p, weights_only=False)", "np.load(p, allow_pickle=True)", "subprocess.run(c, shell=True)",
         "AutoModel.from_pretrained(n)", "AutoModel.from_pretrained(n, trust_remote_code=True)",
-        "m.from_pretrained(n, trust_remote_code=flag)",
+        "m.from_pretrained(n, trust_remote_code=flag)", "m.from_pretrained(n, use_safetensors=False)",
+        "from pickle import loads\nloads(b)", "import subprocess as s\ns.run(c, shell=True)", "builtins.eval(t)",
+        "from torch import load\nload(p)", "from transformers import AutoModel as A\nA.from_pretrained(n)",
+        "torch.hub.load(r, m)", "from torch import jit\njit.load(p)",
     ],
 )  # fmt: skip
 def test_the_check_finds_what_it_looks_for(line: str) -> None:

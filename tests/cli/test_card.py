@@ -46,12 +46,13 @@ def test_a_card_says_what_the_run_did(tmp_path: Path, over: bool) -> None:
     }
     assert found == expected
 
+    assert "a vit built from a configuration, fine-tuned on the same data" in card.text
     for number in (metrics["train_params"], metrics["inference_params"], metrics["steps"]):
         assert f"{number:,}" in card.text
     for who in ("teacher", "student"):
         scores = [f"{metrics[who][part]['accuracy']:.4f}" for part in ("validation", "test")]
         assert f"| {who} | {scores[0]} | {scores[1]} |" in card.text
-    assert "| objective | logits, temperature 3.0 |" in card.text
+    assert "| objective | logits, temperature 3.0, alpha 0.9 |" in card.text
     assert "1,257 train, 180 validation, 360 test rows" in card.text
     assert all(f"{name} {version}" in card.text for name, version in metrics["versions"].items())
     assert f"opdf distill {tmp_path / 'config.yaml'} --output '{tmp_path / 'small vit'}'" in card.text

@@ -54,6 +54,8 @@ def test_distill_leaves_what_a_user_needs(tmp_path: Path, capsys: Any) -> None:
     assert metrics["student"]["test"]["examples"] == 360
     resolved = yaml.safe_load((out / "config.yaml").read_text())
     assert resolved["overparam"]["lr_scaling"] == "match-dense"
+    assert resolved["objective"]["options"] == {"temperature": 2.0, "alpha": 0.9}
+    assert resolved["training"]["per_device_train_batch_size"] == 32
     assert all(json.loads(line) for line in (out / "train.log").read_text().splitlines())
     assert (out / "student" / "preprocessor_config.json").is_file()
     assert "while training" in capsys.readouterr().out
@@ -306,7 +308,7 @@ def test_a_folder_that_is_not_ours_is_never_overwritten(tmp_path: Path, capsys: 
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("years of work")
     assert main(["distill", configuration(tmp_path), "--overwrite", "true"]) == 2
-    assert "was not written by opdf" in capsys.readouterr().err
+    assert "was not written by this command" in capsys.readouterr().err
     assert (tmp_path / "out" / "thesis.txt").exists()
 
 
@@ -323,9 +325,24 @@ def test_plan(capsys: Any) -> None:
     assert report["train_params"] - report["inference_params"] == sum(
         m["params"] - m["rows"] * m["cols"] for m in report["matrices"]
     )
+    assert not report["with_teacher"]
     seconds = sum(m["extra_seconds_per_step"] for m in report["matrices"])
     assert seconds == pytest.approx(report["extra_seconds_per_step"])
     assert all(m["extra_megabytes"] == pytest.approx(12e-6 * m["params"]) for m in report["matrices"])
+
+
+@pytest.mark.parametrize(
+    ("ones", "accumulation", "measured"), [(1, 1, 1.59), (3, 1, 1.96), (8, 1, 3.00), (3, 4, 1.27), (8, 16, 1.12)]
+)
+def test_the_planned_cost_of_a_step_is_near_the_measured_one(
+    ones: int, accumulation: int, measured: float, capsys: Any
+) -> None:
+    """That of benchmarks/results/step.md: three blocks of MiniLM, which is the teacher."""
+    argv = ["--layers", "3", "--batch", "16", "--tokens", "32", "--accumulation", str(accumulation), "--json"]
+    assert main(["plan", "minilm", "--overparam.ones", str(ones), *argv]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["with_teacher"]
+    assert report["expected_step_ratio"] == pytest.approx(measured, rel=0.2)
 
 
 def test_plan_shows_all_targets_where_a_share_is_kept(capsys: Any) -> None:
@@ -345,12 +362,16 @@ def test_help(command: list[str], capsys: Any) -> None:
     assert "opdf" in capsys.readouterr().out
 
 
-def test_demo(tmp_path: Path, capsys: Any) -> None:
-    argv = ["--task", "images", "--data", "digits", "--train_limit", "32", "--output", str(tmp_path / "demo")]
-    assert main(["demo", *argv]) == 0
+@pytest.mark.parametrize(("task", "data"), [("images", "digits"), ("text", "amazon-sentiment")])
+def test_demo(tmp_path: Path, capsys: Any, task: str, data: str) -> None:
+    argv = ["demo", "--task", task, "--data", data, "--train_limit", "32", "--output", str(tmp_path / "demo")]
+    folder = tmp_path / f"demo-{task}"
+    folder.mkdir()
+    (folder / "demo.yaml").touch()  # one that was stopped: it starts anew
+    assert main(argv) == 0
     printed = capsys.readouterr().out
     assert "Did OPDF gain on plain KD here?" in printed
-    folder = tmp_path / "demo-images"
+    assert task == "text" or "the teacher's own blocks" not in printed
     results = json.loads((folder / "results.json").read_text())["results"]
     assert set(results) == {"teacher", *VARIANTS}
     assert results["KD + OPDF"]["train_params"] > results["KD + SVD"]["train_params"] > results["KD"]["train_params"]

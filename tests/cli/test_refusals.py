@@ -53,7 +53,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model(folder / "few-tokens", WORDS[:20])
     model(folder / "other-words", [*WORDS[:5], *reversed(WORDS[5:])])
     model(folder / "short", max_position_embeddings=3)
-    for name in ("nan", "pickled", "custom", "cut", "bad-json", "no-config", "no-tokenizer"):
+    for name in ("nan", "pickled", "custom", "cut", "bad-json", "no-config", "no-tokenizer", "quantized"):
         shutil.copytree(folder / "teacher", folder / name)
     with torch.no_grad():
         teacher.bert.encoder.layer[0].attention.self.query.weight[0, 0] = torch.nan
@@ -61,6 +61,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "pickled" / "model.safetensors").unlink()
     torch.save(teacher.state_dict(), folder / "pickled" / "pytorch_model.bin")
     changed_config(folder / "custom", model_type="own", auto_map={"AutoConfig": "own.Own"})
+    changed_config(folder / "quantized", quantization_config={"quant_method": "gptq", "bits": 4})
     (folder / "custom" / "own.py").write_text(f"open({str(folder / 'pwned')!r}, 'w')")
     whole = (folder / "cut" / "model.safetensors").read_bytes()
     (folder / "cut" / "model.safetensors").write_bytes(whole[: len(whole) // 2])
@@ -234,6 +235,7 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
     ({"data": {"validation": 0.6, "test": 0.6}}, "validation is 0.6 and test 0.6"),
     ({"data": {"validation": float("nan")}}, "validation is nan"),
     ({"data": {"seed": -1}}, "seed is -1; it must be from 0"),
+    ({"data": {"name": "amazon-sentiment", "test": 0.3}}, "test is 0.3; amazon-sentiment has its own columns"),
     # data
     ({"data": {"name": ""}}, "'' is no embedded set, file or folder"),
     ({"data": {"name": "{world}/none.csv"}}, "none.csv does not exist"),
@@ -286,6 +288,7 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
         ("{world}/nan", "query.weight holds NaN or infinite entries"),
         ("{world}/three-classes", "has a head of 3 outputs (LABEL_0, LABEL_1, LABEL_2); the data has 2 classes: 0, 1"),
         ("{world}/short", "the teacher reads 3 tokens"),
+        ("{world}/quantized", "quantized' is quantized (gptq); give the unquantized one"),
     )],
     *[({"student": {"layers": None, "model": name}}, message) for name, message in (
         ("{world}/none", "none does not exist"),
@@ -294,6 +297,7 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
         ("{world}/nan", "query.weight holds NaN or infinite entries"),
         ("{world}/three-classes", "has a head of 3 outputs"),
         ("{world}/few-tokens", "the student knows 20 tokens and the teacher's tokenizer has 45"),
+        ("{world}/quantized", "is quantized (gptq)"),
         ("{world}/other-words", "has another vocabulary than the teacher"),
     )],
     ({"teacher": {"model": None}}, "give teacher.model for text"),
@@ -302,7 +306,7 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
     ({"output": "{world}/notes.txt"}, "notes.txt is a file; choose another"),
     ({"output": "{world}/notes.txt/out"}, "notes.txt is a file; choose another"),
     ({"output": "{world}/teacher"}, "is not empty"),
-    ({"output": "{world}/teacher", "overwrite": True}, "was not written by opdf"),
+    ({"output": "{world}/teacher", "overwrite": True}, "was not written by this command"),
     ({"output": "x" * 300}, "cannot be a folder: File name too long"),
     ({"resume": True}, "resume"),
     ({"training": {"output_dir": "{here}/elsewhere"}}, "training.output_dir is set by the option output"),
@@ -366,6 +370,8 @@ COMMANDS = [
     ("eval {world}/teacher --data.name {world}/three.jsonl", "has a head of 2 outputs"),
     ("eval {world}/custom --data.name {world}/good.jsonl", "it wants code of its own"),
     ("eval {world}/pickled --data.name {world}/good.jsonl", "pickled weights are not loaded"),
+    ("eval {world}/quantized --data.name {world}/good.jsonl", "is quantized (gptq); give the unquantized one"),
+    ("export {world}/quantized", "is quantized (gptq); give the unquantized one"),
     ("eval {world}/empty --data.name {world}/good.jsonl", "it has no weights"),
     ("eval {world}/short --data.name {world}/good.jsonl", "the model reads 3 tokens"),
     ("plan {world}/none", "does not exist"),

@@ -71,13 +71,13 @@ def enter(argv: list[str], limit: str, errors: str) -> None:
 
 
 class Run:
-    """`opdf distill` in a process of its own."""
+    """A command in a process of its own."""
 
-    def __init__(self, config: str, *more: str, limit: str = "") -> None:
+    def __init__(self, config: str, *more: str, limit: str = "", command: str = "distill") -> None:
         self.folder = Path(config).parent
         self.errors = self.folder / "errors.txt"
         self.errors.write_text("")
-        argv = ["distill", config, *more]
+        argv = [command, config, *more]
         self.process = SERVER.Process(target=enter, args=(argv, limit, str(self.errors)), daemon=True)
         self.process.start()
 
@@ -247,6 +247,31 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_is_whole(tmp_path: Path
     assert check_checkpoints(tmp_path) == [4]
     assert not (tmp_path / "out" / "checkpoints" / "_partial").exists()
     assert Run(config, "--resume", "true").end() == 0
+
+
+def test_a_full_disk_is_one_line_where_a_teacher_is_cached_or_a_student_exported(tmp_path: Path) -> None:
+    objective = {"name": "sparse-logits", "options": {"store": str(tmp_path / "store")}}
+    config = configuration(tmp_path, objective=objective, overparam=None, constraint=None)
+    assert Run(config, command="cache-teacher").end() == 0
+    shutil.rmtree(tmp_path / "store" / "logits")
+    run = Run(config, command="cache-teacher", limit="FSIZE 3000")
+    assert run.end() == 3
+    (line,) = run.errors.read_text().splitlines()
+    assert "could not be written: File too large; free some space" in line
+    export = [str(tmp_path / "store" / "teacher"), "--output", str(tmp_path / "export"), "--format", "torch"]
+    run = Run(*export, command="export", limit="FSIZE 20000")
+    assert run.end() == 3
+    assert "could not be written: File too large" in run.errors.read_text().splitlines()[-1]
+    assert not (tmp_path / "export").exists()
+
+
+def test_a_full_device_is_told_what_needs_less(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr("opdf.cli.distill.main", full)
+    assert main(["distill", "any.yaml"]) == 3
+    assert "out of memory; these need less: a smaller training.per_device_train_batch_size" in capsys.readouterr().err
 
 
 def test_exhausted_memory_is_one_line_with_what_needs_less(tmp_path: Path) -> None:

@@ -94,6 +94,11 @@ def test_a_study_from_one_file(tmp_path: Path, capsys: Any, monkeypatch: pytest.
             },
             "nyt-pairs is for similarity, which studies do not know; use opdf distill",
         ),
+        ({"variants": {"KD": {}, "odd": {"overparam": {"targets": ["nothing"]}}}}, "matches no matrix"),
+        (
+            {"variants": {"KD": {}, "odd": {"student": {"layers": 5}}}},
+            "layers is 5",
+        ),
     ],
 )
 def test_bad_studies(tmp_path: Path, capsys: Any, changes: dict[str, Any], message: str) -> None:
@@ -105,12 +110,18 @@ def test_bad_studies(tmp_path: Path, capsys: Any, changes: dict[str, Any], messa
 
 
 def test_a_failing_run_is_told_and_the_rest_goes_on_later(tmp_path: Path, capsys: Any) -> None:
-    impossible = STUDY["variants"] | {"wide": {"student": {"layers": 2}, "overparam": {"targets": ["nothing"]}}}
-    assert main(["sweep", study(tmp_path, variants=impossible, seeds=[0], learning_rates=[1e-3])]) == 2
+    blocked = tmp_path / "out" / "teachers"
+    blocked.parent.mkdir()
+    (blocked.parent / "study.yaml").touch()
+    blocked.touch()  # a file where the worker wants a folder
+    argv = ["sweep", study(tmp_path, seeds=[0], learning_rates=[1e-3])]
+    assert main(argv) == 2
     error = capsys.readouterr().err
-    assert "runs are missing" in error
-    assert "matches no matrix" in error
+    assert "2 of 2 runs are missing" in error
+    assert str(blocked) in error
     assert "Run again to go on" in error
+    blocked.unlink()
+    assert main(argv) == 0
 
 
 def test_a_foreign_folder_is_not_written_to(tmp_path: Path, capsys: Any) -> None:
@@ -121,10 +132,19 @@ def test_a_foreign_folder_is_not_written_to(tmp_path: Path, capsys: Any) -> None
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["thesis.txt"]
 
 
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL])
-def test_workers_end_with_the_sweep(tmp_path: Path, sent: signal.Signals) -> None:
+# As from a terminal: a process that a script has started in the background ignores SIGINT, and so do its children.
+FROM_A_TERMINAL = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from opdf.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, -15), (signal.SIGKILL, -9)])
+def test_workers_end_with_the_sweep(tmp_path: Path, sent: signal.Signals, status: int) -> None:
     path = study(tmp_path, common=STUDY["common"] | {"training": {"max_steps": 100_000}})
-    sweep = subprocess.Popen([sys.executable, "-m", "opdf.cli", "sweep", path])
+    sweep = subprocess.Popen([sys.executable, "-c", FROM_A_TERMINAL, "sweep", path])
     log = tmp_path / "out" / "worker-0.log"
     while not log.is_file():  # the worker has begun
         assert sweep.poll() is None
@@ -132,7 +152,7 @@ def test_workers_end_with_the_sweep(tmp_path: Path, sent: signal.Signals) -> Non
     workers = psutil.Process(sweep.pid).children()
     assert workers
     sweep.send_signal(sent)
-    assert sweep.wait() == -sent
+    assert sweep.wait(timeout=120) == status
     assert not psutil.wait_procs(workers, timeout=30)[1], "a worker goes on alone"
 
 

@@ -29,7 +29,7 @@ from torch.distributed.tensor import DTensor
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast, TrainingArguments
 
 from opdf.cli import main
-from opdf.cli.job import save
+from opdf.cli.output import save
 from opdf.distill import Constraint, DistillationArguments, DistillationTrainer, keep_layers
 from opdf.overparam import OverParamConfig
 

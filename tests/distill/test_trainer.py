@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -39,7 +40,7 @@ from opdf.distill import (
     TrainingDiverged,
     keep_layers,
 )
-from opdf.distill.checkpoint import damage
+from opdf.distill.checkpoint import MANIFEST, damage, publish
 from opdf.overparam import OverParamConfig, OverParameterizedOptimizer
 
 
@@ -352,6 +353,52 @@ def test_divergence_is_named_with_its_step_and_the_last_good_checkpoint(tmp_path
     assert [p.name for p in tmp_path.glob("*")] == ["checkpoint-2"]
 
 
+def test_a_checkpoint_of_broken_weights_is_not_written(tmp_path: Path) -> None:
+    """The step before it broke them, and no loss has seen that yet."""
+    training = {"save_strategy": "steps", "save_steps": 1, "max_steps": 4, "logging_steps": 7}
+    with pytest.raises(
+        TrainingDiverged, match=r"a weight is infinite or not a number in step 2; .*checkpoint-1"
+    ) as stop:
+        train(tmp_path, training=training, callbacks=[Poison(2)])
+    assert [p.name for p in tmp_path.glob("*")] == ["checkpoint-1"]
+    assert all(value.isfinite().all() for value in load_file(stop.value.checkpoint / "model.safetensors").values())
+
+
+class Foreign:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> Any:
+        return (os.mkdir, (str(self.folder),))
+
+
+@pytest.mark.parametrize("name", ["scheduler.pt", "rng_state.pth"])
+def test_pickled_objects_in_a_checkpoint_are_refused(tmp_path: Path, name: str) -> None:
+    training = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+    train(tmp_path / "run", training=training)
+    whole, changed = tmp_path / "run" / "checkpoint-2", tmp_path / "changed"
+    shutil.copytree(whole, changed)
+    (changed / MANIFEST).unlink()
+    torch.save(Foreign(tmp_path / "pwned"), changed / name)
+    (tmp_path / "new").mkdir()
+    publish(changed, tmp_path / "new" / "checkpoint-2")  # with a manifest that is right
+    with pytest.raises(ValueError, match="checkpoint-2 holds pickled objects, which are not loaded"):
+        train(tmp_path / "new", training=training, resume=True)
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("way", [{"gradient_checkpointing": True}, {"torch_compile_backend": "aot_eager"}])
+def test_compiled_and_checkpointed_students_train_as_plain_ones(tmp_path: Path, way: dict[str, Any]) -> None:
+    over = OverParamConfig(ones=1)
+    _, plain = train(tmp_path, overparam=over, constraint=Constraint(weight=1.0))
+    trainer, student = train(tmp_path, overparam=over, constraint=Constraint(weight=1.0), training=way)
+    assert trainer.args.torch_compile == ("torch_compile_backend" in way)
+    for ours, theirs in zip(student.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
 def test_divergence_is_noticed_without_log_and_checkpoints(tmp_path: Path) -> None:
     with pytest.raises(TrainingDiverged, match="in step 3; no checkpoint was written before"):
         train(tmp_path, training={"logging_strategy": "no"}, callbacks=[Poison(2)])
@@ -451,17 +498,18 @@ class Gauge(TrainerCallback):
 @pytest.mark.parametrize("steps", [200, pytest.param(3000, marks=pytest.mark.slow)])
 def test_memory_and_open_files_do_not_grow(tmp_path: Path, steps: int) -> None:
     """The second half of a run, with checkpoints and logs in it, against the first."""
-    gauge = Gauge()
+    gauge, width = Gauge(), 16 if steps > 1000 else 96  # the weights leaked once a step are more than the limit
     training = {
         "max_steps": steps, "save_strategy": "steps", "save_steps": steps // 20, "save_total_limit": 1,
         "logging_steps": 10, "bf16": True, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 2,
     }  # fmt: skip
     train(
         tmp_path, objective=HiddenDistillation(), overparam=OverParamConfig(ones=1),
-        constraint=Constraint(layer_map="first"), training=training, callbacks=[gauge],
+        constraint=Constraint(layer_map="first"), training=training, callbacks=[gauge], student=bert(2, width),
+        teacher=bert(4, width),
     )  # fmt: skip
     middle, end = ([gauge.seen[k] for k in range(a, a + 20)] for a in (steps // 2, steps - 19))
-    assert max(m for m, _ in end) - max(m for m, _ in middle) < 8  # MiB; the weights leaked once a step would be more
+    assert max(m for m, _ in end) - max(m for m, _ in middle) < 8  # MiB
     assert max(f for _, f in end) <= max(f for _, f in middle)
 
 
@@ -613,6 +661,8 @@ def test_evaluation_reports_the_models_own_loss(tmp_path: Path) -> None:
         ({"objective": HiddenDistillation(attention_weight=1.0)}, "attn_implementation='eager'"),
         ({"objective": HiddenDistillation(pairs=[(5, 1)])}, r"pairs holds \(5, 1\)"),
         ({"teacher": bert(3), "objective": HiddenDistillation()}, "do not divide"),
+        ({"teacher": bert().to("meta")}, "teacher is on the meta device and has no weights; load them first"),
+        ({"train_dataset": sentences().select([])}, "train_dataset has no rows"),
     ],
 )
 def test_misfits_are_refused_before_training(tmp_path: Path, options: dict[str, Any], message: str) -> None:

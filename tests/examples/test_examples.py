@@ -39,7 +39,12 @@ def test_every_example_is_tested() -> None:
     assert names == set(re.findall(r'run\("(\w+)"', Path(__file__).read_text()))
 
 
+def has_cores(optimizer: Any) -> bool:
+    return any("core0" in state for state in optimizer.state.values())
+
+
 def test_plain_pytorch(monkeypatch: Any) -> None:
+    assert sum(1 for line in (FOLDER / "plain_pytorch.py").read_text().splitlines() if line) <= 30
     seen = run("plain_pytorch", monkeypatch, 8)
     assert sum(seen["losses"][-2:]) < 0.8 * sum(seen["losses"][:2])
     assert seen["overparam"].constraint_logs["constraint_grad_ratio"] > 0
@@ -58,6 +63,7 @@ def test_lightning(monkeypatch: Any) -> None:
 def test_accelerate(monkeypatch: Any) -> None:
     seen = run("accelerate_loop", monkeypatch, 6)
     assert len(seen["losses"]) == 12
+    assert has_cores(seen["optimizer"].optimizer)
     assert sum(seen["losses"][-4:]) < 0.8 * sum(seen["losses"][:4])
 
 
@@ -65,6 +71,7 @@ def test_trl(monkeypatch: Any) -> None:
     seen = run("trl_sft", monkeypatch, 6)
     assert sum(seen["losses"][-2:]) < sum(seen["losses"][:2])
     assert seen["student"].config.num_hidden_layers == 2
+    assert has_cores(seen["optimizer"])
 
 
 def test_lora_is_merged_into_the_plain_model(monkeypatch: Any) -> None:

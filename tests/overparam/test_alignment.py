@@ -94,7 +94,7 @@ def test_gradient_is_autograds_and_spares_the_central_core(normalize: str) -> No
     others = decompose(torch.randn(12, 18, dtype=torch.float64), shape)
     cores = [c + 0.1 * torch.randn_like(c) for c in cores]
     targets = {k: others[k] for k in shape.auxiliary}
-    pair = Pair("weight", "weight", "plain", shape)
+    pair = Pair("weight", "plain", shape)
     loss, gradients = Alignment({"weight": pair}, {}, 1.0, "raw", normalize).gradients(shape, cores, targets)
     leaves = [c.clone().requires_grad_() for c in cores]
     errors = [(leaves[k] - others[k]).square() for k in shape.auxiliary]
@@ -125,7 +125,7 @@ def rotated(cores: list[torch.Tensor]) -> list[torch.Tensor]:
 def test_gauge_free_forms_do_not_see_a_rotation_and_see_another_matrix(gauge: str, shape: MPOShape) -> None:
     torch.manual_seed(0)
     cores = decompose(torch.randn(12, 18, dtype=torch.float64), shape)
-    alignment = Alignment({"weight": Pair("weight", "weight", "plain", shape)}, {}, 1.0, gauge, "relative")
+    alignment = Alignment({"weight": Pair("weight", "plain", shape)}, {}, 1.0, gauge, "relative")
     turned = rotated(cores)
     torch.testing.assert_close(contract(turned), contract(cores))
     targets = alignment.targets("weight", cores, cores)
@@ -140,7 +140,7 @@ def test_gradients_of_gauge_free_forms_are_those_of_their_definitions(gauge: str
     shape = plan_shape(12, 18, ones=2)
     cores = [c + 0.1 * torch.randn_like(c) for c in decompose(torch.randn(12, 18, dtype=torch.float64), shape)]
     others = decompose(torch.randn(12, 18, dtype=torch.float64), shape)
-    alignment = Alignment({"weight": Pair("weight", "weight", "plain", shape)}, {}, 1.0, gauge, "relative")
+    alignment = Alignment({"weight": Pair("weight", "plain", shape)}, {}, 1.0, gauge, "relative")
 
     def view(k: int, core: torch.Tensor) -> torch.Tensor:
         if gauge == "gram":

@@ -5,10 +5,13 @@ from __future__ import annotations
 import pickle
 import warnings
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from tests.spoil import Spoiling, spoilings
 from torch import Tensor, nn
 
 from opdf.mpo import MPOShape, decompose, plan_shape
@@ -166,3 +169,14 @@ def test_an_optimizer_starts_from_it(tmp_path: Path, computed: list[int]) -> Non
         trained.append([p.detach().clone() for p in model.parameters()])
     assert computed == [2]
     assert same(*trained)
+
+
+@given(spoiling=spoilings)
+@settings(max_examples=150, deadline=None)
+def test_a_spoiled_file_gives_the_cores_all_the_same(spoiling: Spoiling) -> None:
+    with TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        (expected,) = decompose_cached(folder, [matrix()], [SHAPE])
+        (path,) = Path(folder).iterdir()
+        spoiling.apply(path)
+        assert same(decompose_cached(folder, [matrix()], [SHAPE])[0], expected)

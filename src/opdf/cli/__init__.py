@@ -7,7 +7,6 @@ SIGTERM. Anything else is a bug of ours.
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from importlib import import_module
@@ -99,12 +98,12 @@ def _adversity(error: Exception) -> str | None:
     import torch
 
     from opdf.distill import StorageError, TrainingDiverged
-    from opdf.distill.checkpoint import FULL
+    from opdf.distill.checkpoint import storage_problem
 
     if isinstance(error, TrainingDiverged | StorageError):
         return str(error)
-    if isinstance(error, OSError) and error.errno in FULL:
-        return f"{error.filename or 'a file'} could not be written: {os.strerror(error.errno)}; free some space"
+    if problem := storage_problem(error):
+        return f"{getattr(error, 'filename', None) or 'a file'} could not be written: {problem}; free some space"
     memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
     if memory or any(words in str(error) for words in ("not enough memory", "can't allocate memory")):
         return NEEDS_LESS_MEMORY

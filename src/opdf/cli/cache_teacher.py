@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
     prepared = job.prepare_data(config)
     job.check_objective(config, prepared.task)
     config = replace(config, resume=True)
-    teacher = job.load_teacher(config, prepared, folder)
+    teacher = job.load_teacher(config, prepared.task, folder)
     check_inputs("the teacher", teacher, prepared)
     store_of(objective, config, prepared, teacher)
     folder.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ from opdf.cli.config import DistillConfig
 from opdf.cli.options import plain
 from opdf.cli.prepared import Prepared
 from opdf.data import Task
+from opdf.files import replacing
 from opdf.overparam import OverParamConfig
 
 PIPELINES = {
@@ -90,9 +91,8 @@ def write_card(config: DistillConfig, metrics: dict[str, Any], prepared: Prepare
         command=command,
         configuration=yaml.safe_dump(plain(config), sort_keys=False).strip(),
     )
-    scratch = folder / ".README.md.partial"
-    card.save(scratch)
-    scratch.rename(folder / "README.md")
+    with replacing(folder / "README.md") as scratch:
+        card.save(scratch)
 
 
 def card_data(config: DistillConfig, metrics: dict[str, Any], task: Task) -> ModelCardData:
@@ -123,7 +123,7 @@ def card_data(config: DistillConfig, metrics: dict[str, Any], task: Task) -> Mod
 
 def facts(config: DistillConfig, metrics: dict[str, Any], prepared: Prepared) -> list[tuple[str, str]]:
     objective, over, constraint = config.objective, config.overparam, config.constraint
-    method = [objective.name, *(f"{k} {v}" for k, v in objective.options.items())]
+    method = [objective.name, *(f"{k} {v}" for k, v in objective.options.items() if v is not None)]
     rows = [f"{len(rows):,} {part}" for part, rows in prepared.raw.items()]
     pulled = f"weight {constraint.weight}, layers {constraint.layer_map}" if constraint else "none"
     if metrics["constraint_grad_ratio"] is not None:

@@ -91,7 +91,8 @@ class DistillConfig:
         objective: what the student learns.
         overparam: over-parameterization; null trains the student as it is.
         constraint: pull the student's auxiliary cores to the teacher's; null leaves it out.
-        training: options of transformers.TrainingArguments (learning_rate, num_train_epochs, bf16, ...).
+        training: options of transformers.TrainingArguments (learning_rate, num_train_epochs, bf16, ...). Unless set:
+            batches of 32, rate 5e-5, linear schedule after a tenth of the steps, 3 epochs, no checkpoints.
         output: folder for student, metrics.json, config.yaml and train.log.
         overwrite: replace an output folder that is not empty.
         resume: continue from the last checkpoint in the output folder.

@@ -5,21 +5,21 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
 from opdf.cli import UserError
 from opdf.cli.config import DataConfig, DistillConfig, StudentConfig, TeacherConfig
-from opdf.cli.options import at_least_one, parse
+from opdf.cli.options import at_least_one, parse, write_yaml
 from opdf.overparam import Constraint, OverParamConfig
 
 DESCRIPTION = """Fine-tune a teacher on embedded data, then distill the same student four ways: plain (KD), with two
 cores per matrix (SVD), with five (MPO), and with five and the constraint loss (OPDF). Same data, seed,
 steps and learning rate. Prints a comparison and leaves the students on disk. Minutes on two CPU cores."""
 
-# Chosen for the length of the demo and kept for every variant; nothing here was chosen on the test split.
+# The same for every variant. The first is chosen for its length; the second is a setting of studies/narrow.yaml, which
+# showed that OPDF gains there, at the rate that was chosen on validation for plain distillation.
 TEXT = DistillConfig(
     data=DataConfig(name="movie-sentiment", train_limit=1600, max_length=48),
     teacher=TeacherConfig(
@@ -31,20 +31,21 @@ TEXT = DistillConfig(
     training={"num_train_epochs": 1, "learning_rate": 1e-4, "train_sampling_strategy": "group_by_length"},
 )
 IMAGES = DistillConfig(
-    data=DataConfig(name="fashion-mnist", train_limit=4000),
+    data=DataConfig(name="fashion-mnist", train_limit=2000),
     teacher=TeacherConfig(
         model=None,
         config={
-            "model_type": "vit", "image_size": 28, "patch_size": 7, "hidden_size": 128, "num_hidden_layers": 6,
-            "num_attention_heads": 4, "intermediate_size": 512,
+            "model_type": "vit", "image_size": 28, "patch_size": 7, "hidden_size": 96, "num_hidden_layers": 4,
+            "num_attention_heads": 4, "intermediate_size": 384,
         },
         finetune=True,
-        training={"num_train_epochs": 6, "learning_rate": 1e-3},
+        training={"num_train_epochs": 10, "learning_rate": 1e-3},
     ),
-    student=StudentConfig(layers=2),
-    training={"num_train_epochs": 3, "learning_rate": 5e-4},
+    student=StudentConfig(config={"hidden_size": 48, "num_hidden_layers": 4, "intermediate_size": 192}),
+    training={"num_train_epochs": 5, "learning_rate": 1e-3},
 )  # fmt: skip
 TASKS = {"text": TEXT, "images": IMAGES}
+MARKER = "demo.yaml"
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "KD": {},
@@ -59,8 +60,9 @@ class DemoConfig:
     """Options.
 
     Args:
-        task: text (MiniLM on movie sentiment) or images (a ViT on Fashion-MNIST).
-        output: folder for the teacher, the students and the results.
+        task: text (MiniLM on movie sentiment; the student starts as three of its teacher's blocks) or images (a ViT on
+            Fashion-MNIST; the student is half as wide as its teacher and starts untrained).
+        output: folder for the teacher, the students and the results, to which -text or -images is added.
         overwrite: replace an earlier demo's folder.
         data: another embedded dataset of the same kind.
         train_limit: training examples.
@@ -81,29 +83,33 @@ def main(argv: list[str]) -> None:
         raise UserError(f"task is {options.task!r}; expected one of {', '.join(TASKS)}")
     at_least_one(options, "train_limit")
     from opdf.cli import job
+    from opdf.cli.output import claim, free, write_json
+    from opdf.cli.scoring import evaluator, scores
 
     job.quiet()
     start = time.perf_counter()
     config = _configured(options)
     place = f"{options.output}-{options.task}"
-    job.free(place, overwrite=options.overwrite, resume=False)
+    free(place, overwrite=options.overwrite, resume=False, marker=MARKER)
     prepared = job.prepare_data(config)
     kind = "image-classification" if options.task == "images" else "classification"
     if prepared.task.kind != kind:
         raise UserError(f"data {config.data.name} is for {prepared.task.kind}; task {options.task} shows {kind}")
-    output = job.claim(place, overwrite=options.overwrite, resume=False)
+    output = claim(place, overwrite=options.overwrite, resume=False, marker=MARKER)
+    write_yaml(options, output / MARKER)
     rows = len(prepared.data["train"]), len(prepared.data["test"])
     print(f"{config.data.name}: {rows[0]} training and {rows[1]} test examples. Students go to {output}/", flush=True)
     teacher = job.prepare_teacher(config, prepared, output)
-    teacher_scores = job.scores(job.evaluator(teacher, prepared), prepared)
+    teacher_scores = scores(evaluator(teacher, prepared), prepared)
     results: dict[str, Any] = {"teacher": {"student": teacher_scores, "inference_params": _count(teacher)}}
     for name, changes in VARIANTS.items():
         folder = output / name.lower().replace(" + ", "-")
         folder.mkdir()
         results[name] = job.train_student(replace(config, **changes), prepared, teacher, folder, name)
-    verdict = judge(results, prepared.task.metric) + _about_constraint(results["KD + OPDF"])
+    about = _about_constraint(results["KD + OPDF"]) if config.student.layers else ""
+    verdict = judge(results, prepared.task.metric) + about
     seconds = time.perf_counter() - start
-    job.write_json({"results": results, "verdict": verdict, "seconds": seconds}, output / "results.json")
+    write_json({"results": results, "verdict": verdict, "seconds": seconds}, output / "results.json")
     table = markdown(results, prepared.task.metric)
     (output / "results.md").write_text(f"{table}\n\n{verdict}\n")
     print(f"\n{table}\n\n{verdict}\n\nThe whole demo took {seconds:.0f} s. Results: {output}/results.md")
@@ -156,7 +162,7 @@ def _configured(options: DemoConfig) -> DistillConfig:
         train_limit=config.data.train_limit if options.train_limit is None else options.train_limit,
         seed=options.seed,
     )
-    return replace(config, data=data, seed=options.seed, output=str(Path(options.output)))
+    return replace(config, data=data, seed=options.seed)
 
 
 def _count(model: Any) -> int:

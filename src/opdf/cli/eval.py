@@ -50,6 +50,7 @@ def main(argv: list[str]) -> None:
     at_least_one(config, "batch")
     from opdf.cli import job
     from opdf.cli.models import check_inputs, load_model
+    from opdf.cli.scoring import evaluator, scores
     from opdf.distill.probe import linear_probe
 
     job.quiet()
@@ -60,7 +61,7 @@ def main(argv: list[str]) -> None:
             f"{config.model} is not trained for this task ({missing[0]} is missing); give a fine-tuned model"
         )
     check_inputs("the model", model, prepared)
-    result = job.scores(job.evaluator(model, prepared, config.batch), prepared)
+    result = scores(evaluator(model, prepared, config.batch), prepared)
     if config.probe:
         result["linear probe"] = linear_probe(model, prepared.data, prepared.collator, batch=config.batch)
     if config.json:

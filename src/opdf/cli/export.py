@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
-import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -18,6 +18,7 @@ from opdf.cli import UserError
 from opdf.cli.config import DataConfig, DistillConfig, TeacherConfig
 from opdf.cli.eval import with_run
 from opdf.cli.options import parse
+from opdf.files import replacing_folder
 
 DESCRIPTION = """Write a saved model as ONNX, or as a torch.export program, and compare it with torch.
 
@@ -70,16 +71,9 @@ def main(argv: list[str]) -> None:
     job.quiet()
     model = load(config.model)
     folder = Path(config.output)
-    scratch = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    try:
+    with replacing_folder(folder) as scratch:
         report = write(model, config, scratch)
         (scratch / "export.json").write_text(json.dumps(report, indent=2) + "\n")
-        shutil.rmtree(folder, ignore_errors=True)
-        scratch.rename(folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     print(json.dumps(report, indent=2) if config.json else describe(report, folder))
 
 
@@ -116,10 +110,10 @@ def load(name: str) -> Any:
     import torch
     import transformers
 
-    from opdf.cli.models import loading
+    from opdf.cli.models import load_config, loading
 
     with loading(name) as folder:
-        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = load_config(name, folder)
         kind = (config.architectures or ["none"])[0]
         if not hasattr(transformers, kind):
             raise UserError(f"{name} is saved from class {kind}, which transformers does not have")
@@ -261,7 +255,9 @@ def to_torch(model: Any, path: Path) -> Outputs:
     with silence(), torch.no_grad():
         module = plain(model, list(inputs))
         program = torch.export.export(module, tuple(inputs.values()), dynamic_shapes=dynamic_axes(model, inputs))
-        torch.export.save(program, path)
+        written = io.BytesIO()
+        torch.export.save(program, written)
+        path.write_bytes(written.getvalue())  # torch's own file writer ends the process where a disk is full
         again = torch.export.load(path).module()
 
     def outputs(given: Mapping[str, Any]) -> Any:
@@ -306,7 +302,7 @@ def score(outputs: Outputs, prepared: Any, batch: int) -> dict[str, Any]:
     import numpy as np
     from torch.utils.data import DataLoader
 
-    from opdf.cli.job import similarity_metrics
+    from opdf.cli.scoring import similarity_metrics
     from opdf.distill.embedding import mean_pooled, pair_cosines
 
     data, task = prepared.data["test"], prepared.task

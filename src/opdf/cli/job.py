@@ -1,32 +1,29 @@
-"""The steps of a distillation from the command line: data, teacher, student, training, scores."""
+"""The steps of a distillation from the command line: data, teacher, student, training."""
 
 from __future__ import annotations
 
 import copy
-import json
+import inspect
 import os
 import platform
 import shutil
 import sys
-import tempfile
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
 from accelerate import PartialState
 from datasets import disable_progress_bars
 from torch import nn
-from transformers import (
-    Trainer,
-    set_seed,
-)
+from transformers import set_seed
 
 import opdf
 from opdf.cli import Stopped, UserError
+from opdf.cli.arguments import TRAINING, training_arguments
 from opdf.cli.card import write_card
 from opdf.cli.config import DistillConfig
 from opdf.cli.models import (
@@ -39,15 +36,16 @@ from opdf.cli.models import (
     load_processor,
 )  # fmt: skip
 from opdf.cli.options import fill, write_yaml
+from opdf.cli.output import claim, free, save, write_json
 from opdf.cli.prepared import Prepared
 from opdf.cli.progress import show, stopping
+from opdf.cli.scoring import evaluator, scores
 from opdf.cli.targets import training_rows
 from opdf.data import Task, encode, load_data
 from opdf.distill import (
     LGTM,
     AttributionDistillation,
     DecisionDistillation,
-    DistillationArguments,
     DistillationTrainer,
     EmbeddingDistillation,
     HiddenDistillation,
@@ -57,8 +55,7 @@ from opdf.distill import (
     Theseus,
     keep_layers,
 )
-from opdf.distill.checkpoint import newest_whole, writing
-from opdf.distill.embedding import embedder, pair_cosines
+from opdf.distill.checkpoint import newest_whole
 from opdf.distill.trainer import plan_student
 from opdf.overparam import OverParameterization
 
@@ -85,12 +82,15 @@ def quiet() -> None:
 def run(config: DistillConfig, command: str) -> dict[str, Any]:
     """Distill as the configuration says; returns what metrics.json holds. The model card names the `command`."""
     check_options(config)
+    config = resolved(config)
     output = free(config.output, overwrite=config.overwrite, resume=config.resume)
     with PartialState().main_process_first():  # the others find the cache filled
         prepared = prepare_data(config)
     check_objective(config, prepared.task)
-    teacher = load_teacher(config, prepared, output)
+    teacher = load_teacher(config, prepared.task, output)
     check_fit(config, prepared, teacher)
+    if config.objective.name == "sparse-logits":
+        training_rows(build_objective(config), config, prepared, teacher, output)  # the store, if it is this run's
     claim(config.output, overwrite=config.overwrite, resume=config.resume)
     if is_main():
         write_yaml(config, output / "config.yaml")
@@ -123,20 +123,39 @@ def check_options(config: DistillConfig) -> None:
     check_student(config)
 
 
-def check_fit(config: DistillConfig, prepared: Prepared, teacher: Any) -> None:
-    """Plan the training with models that hold no values, to say before work starts what does not fit together."""
+def resolved(config: DistillConfig) -> DistillConfig:
+    """The configuration with the defaults written out of what it passes on: to the Trainer and to the objective."""
+    arguments = inspect.signature(OBJECTIVES[config.objective.name]).parameters.items()
+    defaults = {name: a.default for name, a in arguments if a.default is not a.empty}
+    return replace(
+        config,
+        objective=replace(config.objective, options=defaults | config.objective.options),
+        teacher=replace(config.teacher, training=TRAINING | config.teacher.training),
+        training=TRAINING | config.training,
+    )
+
+
+def check_models(config: DistillConfig, task: Task, teacher: Any) -> Any:
+    """Plan the training with models that hold no values, to say before work starts what does not fit together.
+
+    Returns:
+        The student, on the meta device.
+    """
     with torch.device("meta"):
         stand_in = type(teacher)._from_config(copy.deepcopy(teacher.config))
-        student = build_student(config, stand_in, prepared.task)
-    objective = build_objective(config)
-    plan_student(student, stand_in, objective, config.overparam, config.constraint)
-    objective.training_data(prepared.data["train"])
+        student = build_student(config, stand_in, task)
+    plan_student(student, stand_in, build_objective(config), config.overparam, config.constraint)
+    return student
+
+
+def check_fit(config: DistillConfig, prepared: Prepared, teacher: Any) -> None:
+    """Say before work starts what does not fit together of models, objective and data."""
+    student = check_models(config, prepared.task, teacher)
+    build_objective(config).training_data(prepared.data["train"])
     for who, model in (("teacher", teacher), ("student", student)):
         check_inputs(f"the {who}", model, prepared)
     if config.student.model and not prepared.task.is_image:
         check_same_tokens(config.student.model, prepared)
-    if isinstance(objective, SparseLogitsDistillation):
-        training_rows(objective, config, prepared, teacher, Path(config.output))
 
 
 def is_main() -> bool:
@@ -228,53 +247,6 @@ def shapes(over: OverParameterization) -> list[dict[str, Any]]:
     ]
 
 
-def free(path: str, *, overwrite: bool, resume: bool) -> Path:
-    """A folder that can be an output folder without a loss; nothing is changed yet.
-
-    Raises:
-        FileExistsError: it holds something and neither `overwrite` nor `resume` was asked for, or it is a file.
-        FileNotFoundError: there is no run to resume in it.
-    """
-    folder = Path(path)
-    if not path:
-        raise UserError("output is empty; name a folder")
-    try:
-        blocking = next((p for p in (folder, *folder.parents) if p.exists()), folder)
-    except OSError as error:
-        raise UserError(f"output {path[:60]}... cannot be a folder: {error.strerror}") from error
-    if blocking.exists() and not blocking.is_dir():
-        raise FileExistsError(f"output {folder} cannot be made: {blocking} is a file; choose another")
-    if folder.is_symlink() and overwrite:
-        raise FileExistsError(f"output {folder} is a link and is not overwritten; name the folder itself")
-    if resume and not (folder / "config.yaml").is_file():
-        raise FileNotFoundError(f"{folder} holds no run to resume; start without resume")
-    if folder.exists() and any(folder.iterdir()) and not resume:
-        if not overwrite:
-            raise FileExistsError(
-                f"output {folder} is not empty; choose another, or set --resume true or --overwrite true"
-            )
-        if not (folder / "config.yaml").is_file() and not (folder / "results.json").is_file():
-            raise FileExistsError(f"output {folder} was not written by opdf and is not overwritten; choose another")
-    return folder
-
-
-def claim(path: str, *, overwrite: bool, resume: bool) -> Path:
-    """The output folder, emptied unless a run is resumed.
-
-    Raises:
-        FileExistsError: as `free`.
-    """
-    folder = free(path, overwrite=overwrite, resume=resume)
-    state = PartialState()
-    state.wait_for_everyone()  # all have seen the folder as it was
-    if state.is_main_process:
-        if folder.exists() and not resume:
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-    state.wait_for_everyone()
-    return folder
-
-
 def prepare_data(config: DistillConfig) -> Prepared:
     options = config.data
     data, task = load_data(
@@ -288,7 +260,7 @@ def prepare_data(config: DistillConfig) -> Prepared:
 
 def prepare_teacher(config: DistillConfig, prepared: Prepared, output: Path) -> Any:
     """The teacher, fine-tuned first if asked."""
-    teacher = load_teacher(config, prepared, output)
+    teacher = load_teacher(config, prepared.task, output)
     train_teacher(config, prepared, teacher, output)
     return teacher
 
@@ -301,7 +273,7 @@ def saved_teacher(config: DistillConfig, output: Path) -> tuple[Path, bool]:
     return folder, wanted and (folder / "config.json").is_file()
 
 
-def load_teacher(config: DistillConfig, prepared: Prepared, output: Path) -> Any:
+def load_teacher(config: DistillConfig, task: Task, output: Path) -> Any:
     """The teacher as it is before any training of this run.
 
     Raises:
@@ -311,12 +283,12 @@ def load_teacher(config: DistillConfig, prepared: Prepared, output: Path) -> Any
     saved, use_saved = saved_teacher(config, output)
     set_seed(config.seed)
     if use_saved:
-        return load_model(str(saved), prepared.task)[0]
+        return load_model(str(saved), task)[0]
     if options.config is not None:
         check_fields("teacher.config", options.config.get("model_type"), options.config)
-        teacher, missing = from_config(options.config, prepared.task), ["all weights"]
+        teacher, missing = from_config(options.config, task), ["all weights"]
     elif options.model is not None:
-        teacher, missing = load_model(options.model, prepared.task)
+        teacher, missing = load_model(options.model, task)
     else:
         raise UserError("teacher has neither model nor config; give one")
     if missing and not options.finetune and not build_objective(config).trains_teacher:
@@ -343,18 +315,6 @@ def train_teacher(config: DistillConfig, prepared: Prepared, teacher: Any, outpu
         if is_main():
             save(teacher, prepared.processor, saved)
             shutil.rmtree(checkpoints, ignore_errors=True)
-
-
-def evaluator(model: Any, prepared: Prepared, batch: int = 128) -> Trainer:
-    """A Trainer that only scores and predicts."""
-    with tempfile.TemporaryDirectory() as unused:  # the Trainer makes its output folder
-        arguments = training_arguments({"per_device_eval_batch_size": batch}, Path(unused), 0)
-        trainer = Trainer(
-            model, arguments, data_collator=prepared.collator, compute_metrics=prepared.task.compute_metrics()
-        )
-    for callback in list(trainer.callback_handler.callbacks):
-        trainer.remove_callback(callback)
-    return trainer
 
 
 def check_student(config: DistillConfig) -> None:
@@ -400,73 +360,6 @@ def check_objective(config: DistillConfig, task: Task) -> None:
         )
     if task.kind == "similarity" and config.teacher.finetune:
         raise UserError("teacher.finetune is true and similarity data has no labels for it; give a trained teacher")
-
-
-UPLOAD = "opdf publishes nothing; when the student is done: hf auth login, then hf upload NAME OUTPUT/student"
-OURS = {
-    "output_dir": "is set by the option output",
-    "resume_from_checkpoint": "is set by the option resume",
-    "push_to_hub": f"would publish checkpoints, and {UPLOAD}",
-    "hub_token": f"would be readable in config.yaml and in the model card, and {UPLOAD}",
-}
-"""Options of the Trainer that are not for a command: all that it writes is in one folder, and fit to be seen."""
-
-
-def training_arguments(
-    options: dict[str, Any], folder: Path, seed: int, where: str = "training"
-) -> DistillationArguments:
-    for key in OURS.keys() & options.keys():
-        raise UserError(f"{where}.{key} {OURS[key]}; remove it")
-    defaults: dict[str, Any] = {
-        # Left to itself accelerate takes processes on CPUs for strangers, unless told that CPUs are what is wanted.
-        "use_cpu": not torch.accelerator.is_available(),
-        "output_dir": str(folder), "seed": seed, "save_strategy": "no", "disable_tqdm": True, "save_total_limit": 2,
-        "per_device_train_batch_size": 32, "per_device_eval_batch_size": 128, "lr_scheduler_type": "linear",
-        "warmup_steps": 0.1, "dataloader_pin_memory": torch.cuda.is_available(), "logging_steps": 20,
-    }  # fmt: skip
-    arguments: DistillationArguments = fill(DistillationArguments, options, where, **defaults)
-    return arguments
-
-
-def scores(trainer: Trainer, prepared: Prepared) -> dict[str, Any]:
-    """Metrics on validation and test, with the number of examples."""
-    result: dict[str, Any] = {}
-    for part in ("validation", "test"):
-        if prepared.task.kind == "similarity":
-            cosines = pair_cosines(embedder(trainer.model), prepared.data[part], prepared.collator)
-            result[part] = similarity_metrics(prepared, part, cosines)
-            continue
-        metrics = trainer.evaluate(prepared.data[part], metric_key_prefix=part)
-        names = ("accuracy", "f1", "matthews", "pearson", "spearman", "pearson_spearman")
-        result[part] = {n: metrics[f"{part}_{n}"] for n in names if f"{part}_{n}" in metrics}
-        result[part]["examples"] = len(prepared.data[part])
-    return result
-
-
-def similarity_metrics(prepared: Prepared, part: str, cosines: torch.Tensor) -> dict[str, Any]:
-    labels = np.asarray(prepared.raw[part][prepared.task.label])
-    return {**prepared.task.metrics(cosines.numpy(), labels), "examples": len(labels)}
-
-
-def save(model: Any, processor: Any, folder: Path, weights: dict[str, Any] | None = None) -> None:
-    """A plain transformers folder, complete or absent; `weights` are the whole ones of a sharded model."""
-    scratch = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(scratch, ignore_errors=True)
-    try:
-        with writing(str(folder), "free some space and run it again"):
-            model.save_pretrained(scratch, state_dict=weights)
-            processor.save_pretrained(scratch)
-        shutil.rmtree(folder, ignore_errors=True)
-        scratch.rename(folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def write_json(content: Any, path: Path) -> None:
-    scratch = path.with_name(f".{path.name}.partial")
-    with writing(str(path), "free some space and run it again"):
-        scratch.write_text(json.dumps(content, indent=2) + "\n")
-        scratch.rename(path)
 
 
 def versions() -> dict[str, str]:

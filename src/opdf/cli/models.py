@@ -90,11 +90,25 @@ def local(model: str) -> str:
     return model
 
 
+def load_config(name: str, folder: str) -> Any:
+    """A model's configuration.
+
+    Raises:
+        UserError: its weights are quantized.
+    """
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    quantized = getattr(config, "quantization_config", None)
+    if quantized is not None:
+        how = quantized.get("quant_method", "") if isinstance(quantized, dict) else ""
+        raise UserError(f"model {name!r} is quantized ({how or 'quantization_config'}); give the unquantized one")
+    return config
+
+
 def load_model(name: str, task: Task) -> tuple[Any, list[str]]:
     """A pretrained model with a head for the task, and the names of weights that its checkpoint lacks."""
     auto = auto_class(task)
     with loading(name) as folder, torch.device("cpu"):  # values are read, whatever surrounds this
-        check_labels(name, AutoConfig.from_pretrained(folder, trust_remote_code=False), task)
+        check_labels(name, load_config(name, folder), task)
         model, info = auto.from_pretrained(
             folder, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **head_of(task)
         )

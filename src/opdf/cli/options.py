@@ -19,6 +19,7 @@ import jsonargparse
 import yaml
 
 from opdf.cli import UserError
+from opdf.files import replacing
 
 Config = typing.TypeVar("Config")
 
@@ -179,8 +180,9 @@ def at_least_one(config: Any, *names: str) -> None:
 
 
 def write_yaml(config: Any, path: Path) -> None:
-    """The resolved configuration, every default written out."""
-    path.write_text(yaml.safe_dump(plain(config), sort_keys=False))
+    """A configuration as a file that `parse` reads again."""
+    with replacing(path) as scratch:
+        scratch.write_text(yaml.safe_dump(plain(config), sort_keys=False))
 
 
 def fill(cls: type, options: Any, where: str, **defaults: Any) -> Any:

@@ -25,7 +25,7 @@ class PlanConfig:
 
     Args:
         model: hub name, local folder, or minilm.
-        layers: plan for a student with this many of the model's blocks.
+        layers: plan for a student with this many of the model's blocks, and the model as its teacher.
         overparam: over-parameterization, as in opdf distill.
         batch: examples a micro-batch.
         tokens: tokens (or patches) an example.
@@ -45,19 +45,23 @@ class PlanConfig:
 def main(argv: list[str]) -> None:
     config = parse(argv, PlanConfig, "opdf plan", DESCRIPTION, positional="model")
     at_least_one(config, "layers", "batch", "tokens", "accumulation")
-    planned = plan_all(_meta_model(config), config.overparam)
-    report = summarize(planned, config)
+    planned = plan_all(_meta_model(config.model, config.layers), config.overparam)
+    teacher = 0
+    if config.layers is not None:
+        teacher = _entries(plan_all(_meta_model(config.model), OverParamConfig(method="svd")))
+    report = summarize(planned, config, teacher)
     if config.json:
         print(json.dumps(report, indent=2))
     else:
         _print(report)
 
 
-def summarize(planned: OverParameterization, config: PlanConfig) -> dict[str, Any]:
+def summarize(planned: OverParameterization, config: PlanConfig, teacher: int) -> dict[str, Any]:
     """Every matrix, the totals, and the expected cost of a step.
 
-    The step's arithmetic is 3 contractions a matrix and optimizer step; the model's own is 6 operations per parameter
-    and token. A matrix's memory is its cores and two moments in float32; the total has one gradient of the largest too.
+    The step's arithmetic is 3 contractions a matrix and optimizer step; the student's own is 6 operations per entry of
+    its matrices and token, and the teacher's, which has `teacher` entries (0 where it is not known), 2. A matrix's
+    memory is its cores and two moments in float32; the total has one gradient of the largest too.
     All of it is of all targets; "kept" is how many of them `most_important` keeps.
     """
     rate = _matmul_rate()
@@ -68,8 +72,7 @@ def summarize(planned: OverParameterization, config: PlanConfig) -> dict[str, An
         for t in planned.matrices
     ]  # fmt: skip
     extra = sum(3 * t.shape.contract_flops for t in planned.matrices)
-    dense = sum(t.shape.rows * t.shape.cols for t in planned.matrices)
-    model = 6 * dense * config.batch * config.tokens * config.accumulation
+    plain = (6 * _entries(planned) + 2 * teacher) * config.batch * config.tokens * config.accumulation
     cores = sum(t.shape.num_params for t in planned.matrices)
     return {
         "matrices": matrices,
@@ -79,14 +82,19 @@ def summarize(planned: OverParameterization, config: PlanConfig) -> dict[str, An
         "scale": planned.train_params / planned.inference_params,
         "extra_gflop_per_step": extra / 1e9,
         "extra_seconds_per_step": extra / rate,
-        "expected_step_ratio": 1 + extra / model,
+        "expected_step_ratio": 1 + extra / plain,
+        "with_teacher": teacher > 0,
         "measured_gflops": rate / 1e9,
         "extra_megabytes": 4 * (3 * cores + max(t.shape.num_params for t in planned.matrices)) / 1e6,
         "batch": config.batch, "tokens": config.tokens, "accumulation": config.accumulation,
     }  # fmt: skip
 
 
-def _meta_model(config: PlanConfig) -> Any:
+def _entries(planned: OverParameterization) -> int:
+    return sum(t.shape.rows * t.shape.cols for t in planned.matrices)
+
+
+def _meta_model(name: str, layers: int | None = None) -> Any:
     import torch
     from transformers import AutoConfig, AutoModel
 
@@ -94,12 +102,12 @@ def _meta_model(config: PlanConfig) -> Any:
     from opdf.cli.models import loading
 
     quiet()
-    with loading(config.model) as folder:
-        model_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    if config.layers is not None:
-        model_config.num_hidden_layers = config.layers
+    with loading(name) as folder:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    if layers is not None:
+        config.num_hidden_layers = layers
     with torch.device("meta"):
-        return AutoModel.from_config(model_config)
+        return AutoModel.from_config(config)
 
 
 def _matmul_rate(size: int = 768) -> float:
@@ -144,13 +152,15 @@ def _print(report: dict[str, Any]) -> None:
         )  # fmt: skip
     console = Console()
     console.print(table, highlight=False)
+    teacher = "with" if report["with_teacher"] else "without"
     print(
         "\nms and MB: more an optimizer step, and held, for that matrix"
         f"\nparameters  {report['train_params']:,} while training ({report['scale']:.2f}x), "
         f"{report['inference_params']:,} at inference\n"
         f"arithmetic  {report['extra_gflop_per_step']:.1f} GFLOP more an optimizer step, "
         f"about {report['extra_seconds_per_step']:.2f} s here ({report['measured_gflops']:.0f} GFLOP/s)\n"
-        f"step        about {report['expected_step_ratio']:.2f} times plain training's at {report['accumulation']} x "
-        f"{report['batch']} x {report['tokens']} tokens\n"
+        f"step        about {report['expected_step_ratio']:.2f} times plain distillation's at "
+        f"{report['accumulation']} x {report['batch']} x {report['tokens']} tokens,\n"
+        f"            {teacher} the teacher's forward pass\n"
         f"memory      {report['extra_megabytes']:.0f} MB more with AdamW (cores and moments in float32)"
     )

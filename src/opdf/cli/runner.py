@@ -18,7 +18,9 @@ from filelock import FileLock
 from opdf.cli import job
 from opdf.cli.config import DistillConfig, ObjectiveConfig
 from opdf.cli.options import plain
+from opdf.cli.output import write_json
 from opdf.cli.prepared import Prepared
+from opdf.cli.scoring import evaluator, scores
 from opdf.cli.targets import with_teacher_logits, write_store
 from opdf.distill import LogitsDistillation, SparseLogitsDistillation, TrainingDiverged
 from opdf.distill.probe import features, fit_probe
@@ -49,6 +51,7 @@ class Runner:
         config = self._configured(cell)
         taught = self._taught(config)
         prepared = taught.prepared
+        job.check_fit(config, prepared, taught.teacher)
         with tempfile.TemporaryDirectory() as scratch:
             teacher = copy.deepcopy(taught.teacher)  # some methods train it
             trainer = job.student_trainer(self._stored(config, taught), prepared, teacher, Path(scratch), str(cell))
@@ -60,6 +63,7 @@ class Runner:
             except TrainingDiverged as stop:  # too high a rate is a result like others
                 diverged = {"diverged_in_step": stop.step}
             seconds = time.perf_counter() - start
+            recorder.finish()
         answers = self._answers(trainer, prepared)
         labels = prepared.data["validation"].with_format("numpy").select_columns("labels")[:]["labels"]
         return Outcome(
@@ -86,7 +90,7 @@ class Runner:
             with FileLock(folder / "lock"):
                 teacher = job.prepare_teacher(replace(config, resume=True), prepared, folder)
                 if not scored.is_file():
-                    job.write_json(job.scores(job.evaluator(teacher, prepared), prepared), scored)
+                    write_json(scores(evaluator(teacher, prepared), prepared), scored)
             if cached:
                 prepared = with_teacher_logits(prepared, teacher)
             self._ready = key, Taught(prepared, teacher, json.loads(scored.read_text()), folder)
@@ -110,8 +114,8 @@ class Runner:
         if self.probe:
             probe = fit_probe(trainer.model, prepared.data["train"], prepared.collator)
             return {p: probe.predict(features(trainer.model, prepared.data[p], prepared.collator)[0]) for p in parts}
-        evaluator = job.evaluator(trainer.model, prepared)
-        return {p: prepared.task.answers(evaluator.predict(prepared.data[p]).predictions) for p in parts}
+        predictor = evaluator(trainer.model, prepared)
+        return {p: prepared.task.answers(predictor.predict(prepared.data[p]).predictions) for p in parts}
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from opdf.cli import UserError, job
 from opdf.cli.config import DistillConfig
 from opdf.cli.options import fill, merged, parse, plain, write_yaml
+from opdf.cli.output import write_json
 from opdf.cli.runner import Runner, digest
 from opdf.data import Task, load_data
 from opdf.study import Plan, Store, conclude
@@ -77,7 +78,7 @@ def main(argv: list[str]) -> None:
     store.enqueue()
     _run_workers(study, sweep, store)
     results = sweep.results()
-    job.write_json(results, folder / "results.json")
+    write_json(results, folder / "results.json")
     for entry in results["effects"]:
         if entry["at"] == "best":
             print(f"{entry['variant']} on {entry['setting']}: {entry['verdict']}")
@@ -108,12 +109,17 @@ class Sweep:
                 job.check_options(self.config(setting, variant))
 
     def check_data(self) -> None:
-        """Refuse data that cannot be read or judged, or that a variant cannot learn from."""
+        """Refuse data that cannot be read or judged, and variants whose models, constraint or objective do not fit."""
+        teachers: dict[str, Any] = {}
         for setting in self.plan.settings:
             _, task = self.loaded(setting, self.plan.seeds[0])
             for variant in self.plan.variants:
                 config = self.config(setting, variant)
                 job.check_objective(config, task)
+                key = digest([setting, plain(config.teacher)])
+                if key not in teachers:
+                    teachers[key] = job.load_teacher(config, task, Path(self.study.output))
+                job.check_models(config, task, teachers[key])
                 if task.kind == "similarity":
                     raise UserError(
                         f"{config.data.name} is for similarity, which studies do not know; use opdf distill"

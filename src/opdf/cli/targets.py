@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import torch
 from accelerate import PartialState
 from datasets import DatasetDict
 from rich.progress import Progress
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from transformers import BatchEncoding
 
 from opdf.cli import UserError
@@ -23,6 +25,7 @@ from opdf.data import ImageNoise, TextNoise, encode_rows
 from opdf.distill import DecisionDistillation, Objective, SparseLogitsDistillation
 from opdf.distill.dbkd import count_decisions, decision_logits
 from opdf.distill.sparse_logits import LogitsStore, StoredDataset, StoreInfo, fingerprint, noisy, weights_digest
+from opdf.files import replacing
 
 BATCH = 128
 
@@ -39,23 +42,36 @@ def training_rows(objective: Objective, config: DistillConfig, prepared: Prepare
 def with_decisions(
     objective: DecisionDistillation, config: DistillConfig, prepared: Prepared, teacher: Any, cache: Path
 ) -> Any:
-    """The training data with logits recovered from decisions; the counts are kept in `cache`."""
+    """The training data with logits recovered from decisions; the counts are kept in `cache` for a resumed run."""
     if config.constraint is not None:
         note = "note: the constraint loss reads the teacher's weights, which a black box would not show"
         print(note, file=sys.stderr, flush=True)
     if prepared.task.kind == "regression":
         raise UserError("objective dbkd is for classification: a regression has no decisions to count")
     examples = list(zip(*(prepared.raw["train"][c] for c in prepared.task.inputs), strict=True))
+    key = f"{fingerprint(examples)} {weights_digest(teacher)} {objective.copies} {objective.noise} {objective.seed}"
     with PartialState().main_process_first():
-        if not cache.is_file():
+        counts = _kept_counts(cache, key)
+        if counts is None:
             counts = count_decisions(
                 Decisions(teacher, prepared, config.data.max_length), examples, prepared.task.num_labels,
                 _example_noise(prepared, objective.noise), copies=objective.copies, seed=objective.seed,
             )  # fmt: skip
-            save_file({"counts": torch.from_numpy(counts)}, cache)
-    counts = load_file(cache)["counts"].numpy()
+            with replacing(cache) as scratch:
+                save_file({"counts": torch.from_numpy(counts)}, scratch, {"key": key})
     found = decision_logits(counts, solver=objective.solver).astype(np.float32)
     return _with_column(prepared.data["train"], "decision_logits", found)
+
+
+def _kept_counts(cache: Path, key: str) -> np.ndarray | None:
+    """The counts of an earlier part of this run; None where none of the same data, teacher and options are whole."""
+    if not cache.is_file():
+        return None
+    with suppress(SafetensorError), safe_open(cache, "pt") as file:
+        if (file.metadata() or {}).get("key") == key:
+            counts: np.ndarray = file.get_tensor("counts").numpy()
+            return counts
+    return None
 
 
 def with_teacher_logits(prepared: Prepared, teacher: Any) -> Prepared:

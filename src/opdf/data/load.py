@@ -43,10 +43,11 @@ def load_data(
     Args:
         name: an embedded set ("movie-sentiment"), a file (csv, tsv, json, jsonl, parquet), a folder of images with one
             subfolder a class, or a hub name, with a configuration after a colon ("nyu-mll/glue:sst2").
-        task: "classification", "regression" or "image-classification"; inferred from the label when None.
-        inputs: one or two text columns, or the image column; inferred when None.
-        label: the label column; "label" or "labels" when None.
-        validation, test: fractions to cut off where the dataset lacks these splits (or their labels).
+        task: "classification", "regression", "image-classification" or "similarity"; inferred from the label when None.
+        inputs: one or two text columns, or the image column; inferred when None. Embedded sets have their own.
+        label: the label column; "label" or "labels" when None. Embedded sets have their own.
+        validation, test: fractions to cut off where the dataset lacks these splits (or their labels). Embedded sets
+            have their own.
         train_limit: keep this many training rows, chosen by `seed`.
         seed: of the splits.
 
@@ -59,6 +60,10 @@ def load_data(
     if train_limit is not None and train_limit < 1:
         raise ValueError(f"train_limit is {train_limit}; it must be at least 1")
     if name in embedded.names():
+        asked = {"inputs": inputs, "label": label, "validation": validation, "test": test}
+        for option, usual in (("inputs", None), ("label", None), ("validation", VALIDATION), ("test", TEST)):
+            if asked[option] != usual:
+                raise ValueError(f"{option} is {asked[option]!r}; {name} has its own columns and splits: leave it out")
         data, found = embedded.load(name, seed)
         if task not in (None, found.kind):
             raise ValueError(f"task is {task!r}; {name} is for {found.kind}")

@@ -3,13 +3,13 @@
 from opdf.distill.adkd import AttributionDistillation
 from opdf.distill.arguments import DistillationArguments
 from opdf.distill.checkpoint import StorageError
-from opdf.distill.dbkd import DecisionDistillation
-from opdf.distill.embedding import EmbeddingDistillation
+from opdf.distill.dbkd import DecisionDistillation, count_decisions, decision_logits
+from opdf.distill.embedding import EmbeddingDistillation, mean_pooled
 from opdf.distill.hidden import HiddenDistillation
 from opdf.distill.lgtm import LGTM
 from opdf.distill.logits import LogitsDistillation
-from opdf.distill.objective import Losses, Objective
-from opdf.distill.sparse_logits import SparseLogitsDistillation
+from opdf.distill.objective import Batch, Losses, Objective
+from opdf.distill.sparse_logits import LogitsStore, SparseLogitsDistillation, StoredDataset
 from opdf.distill.students import keep_layers
 from opdf.distill.theseus import Theseus
 from opdf.distill.trainer import DistillationTrainer, TrainingDiverged
@@ -18,6 +18,7 @@ from opdf.overparam import Constraint
 __all__ = [
     "LGTM",
     "AttributionDistillation",
+    "Batch",
     "Constraint",
     "DecisionDistillation",
     "DistillationArguments",
@@ -25,11 +26,16 @@ __all__ = [
     "EmbeddingDistillation",
     "HiddenDistillation",
     "LogitsDistillation",
+    "LogitsStore",
     "Losses",
     "Objective",
     "SparseLogitsDistillation",
     "StorageError",
+    "StoredDataset",
     "Theseus",
     "TrainingDiverged",
+    "count_decisions",
+    "decision_logits",
     "keep_layers",
+    "mean_pooled",
 ]

@@ -186,13 +186,14 @@ def writing(what: str, remedy: str = "free some space") -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
-        reason = _storage_problem(error)
+        reason = storage_problem(error)
         if reason is None:
             raise
         raise StorageError(f"{what} could not be written: {reason}; {remedy}") from error
 
 
-def _storage_problem(error: BaseException) -> str | None:
+def storage_problem(error: BaseException) -> str | None:
+    """In words, if it is for want of disk space that something could not be written; None for all other errors."""
     if isinstance(error, OSError):
         return os.strerror(error.errno) if error.errno in FULL else None
     # "I/O error: ... (os error 28)" of safetensors; torch's zip writer keeps the error code to itself.

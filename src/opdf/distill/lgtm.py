@@ -171,7 +171,7 @@ class LGTM(LogitsDistillation):
         """v: the held-out gradient after a trial step of the student, which is taken back."""
         optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
         named = {n: p for n, p in student.named_parameters() if p.requires_grad}
-        self._average(trainer, named.values())
+        self._summed(trainer, named.values())
         if trainer.args.max_grad_norm:
             nn.utils.clip_grad_norm_(list(named.values()), trainer.args.max_grad_norm)
         batch = self._held_out_batch(trainer)
@@ -228,7 +228,7 @@ class LGTM(LogitsDistillation):
         return trainer._prepare_inputs(trainer.data_collator([self._held_out[row] for row in rows]))
 
     @staticmethod
-    def _average(trainer: Any, params: Any) -> None:
+    def _summed(trainer: Any, params: Any) -> None:
         if trainer.accelerator.num_processes > 1:
             for p in params:
                 if p.grad is not None:

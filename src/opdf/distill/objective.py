@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from opdf.distill.trainer import DistillationTrainer
 
 Batch = Mapping[str, Tensor]
+"""What the collator made: input_ids and attention_mask `[batch, tokens]` int64, or pixel_values
+`[batch, channels, height, width]` float32; labels `[batch]` or `[batch, tokens]`; the objective's `columns`."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,13 @@ class Objective:
         return dataset
 
     def losses(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, num_items: Tensor) -> Losses:
-        """The loss of one micro-batch; `num_items` counts the items of the whole accumulation window."""
+        """The loss of one micro-batch.
+
+        Args:
+            student, teacher: the models, possibly wrapped (DDP, compiled); no teacher where an objective needs none.
+            batch: of one micro-batch.
+            num_items: scalar int64: the items, as `count_items` counts them, of the whole accumulation window.
+        """
         raise NotImplementedError
 
     def count_items(self, student: nn.Module, batch: Batch) -> Tensor:
@@ -96,9 +104,6 @@ class Objective:
 
     def before_forward(self, trainer: DistillationTrainer, batches: Sequence[Batch], num_items: Tensor) -> None:
         """Before the forward passes of a step; `batches` are its micro-batches, with `num_items` items in all."""
-
-    def before_optimizer_step(self, trainer: DistillationTrainer) -> None:
-        """After the last micro-batch of a step; gradients are complete and clipped."""
 
     def after_optimizer_step(self, trainer: DistillationTrainer) -> None:
         """After the optimizer's and before the scheduler's step."""

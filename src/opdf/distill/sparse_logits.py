@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,6 +28,7 @@ from torch import Tensor, nn
 
 from opdf.distill.logits import LogitsDistillation, kind_of, task_loss
 from opdf.distill.objective import Batch, Losses, config_of, forward
+from opdf.files import replacing
 
 if TYPE_CHECKING:
     from opdf.distill.trainer import DistillationTrainer
@@ -104,9 +104,8 @@ class LogitsStore:
             folder.mkdir(parents=True, exist_ok=True)
             if any(folder.iterdir()):
                 raise FileExistsError(f"{folder} is not empty and holds no teacher's outputs; choose another folder")
-            _write_atomically(
-                folder / "meta.json", lambda path: path.write_text(json.dumps(dataclasses.asdict(info), indent=1))
-            )
+            with replacing(folder / "meta.json") as scratch:
+                scratch.write_text(json.dumps(dataclasses.asdict(info), indent=1))
         return cls(folder, info)
 
     def missing(self) -> Iterator[tuple[int, int, range]]:
@@ -127,7 +126,8 @@ class LogitsStore:
         tensors = {"seeds": torch.from_numpy(seeds), **self._kept(logits.detach().cpu())}
         path = self._path(epoch, shard)
         path.parent.mkdir(exist_ok=True)
-        _write_atomically(path, lambda scratch: save_file(tensors, scratch, {"sha256": _checksum(tensors)}))
+        with replacing(path) as scratch:
+            save_file(tensors, scratch, {"sha256": _checksum(tensors)})
 
     def _kept(self, logits: Tensor) -> dict[str, Tensor]:
         if not self.info.top_k:
@@ -319,15 +319,6 @@ def _check_same(folder: Path, found: StoreInfo, wanted: StoreInfo) -> None:
                 f"the store {folder} has {item.name} {there!r}, this run {here!r}; use another folder, or the same "
                 "data, teacher and options that it was written with"
             )
-
-
-def _write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(scratch)
-        scratch.rename(path)
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 @lru_cache(maxsize=64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 import shutil
 from itertools import islice
 from pathlib import Path
@@ -24,7 +25,7 @@ from opdf.distill.objective import Objective
 from opdf.overparam import Constraint, OverParamConfig, OverParameterization
 from opdf.overparam.engine import plan_all
 from opdf.overparam.owner import OwnerOptimizer
-from opdf.overparam.sharding import gathered, scattered, whole
+from opdf.overparam.sharding import gathered, local, scattered, whole
 
 OPTIMIZER, OBJECTIVE = "optimizer", "objective"
 
@@ -45,7 +46,7 @@ class TrainingDiverged(ArithmeticError):  # noqa: N818
 
     def __init__(self, what: str, step: int, checkpoint: Path | None) -> None:
         self.step, self.checkpoint = step, checkpoint
-        saved = f"the last good checkpoint is {checkpoint}" if checkpoint else "no checkpoint was written before"
+        saved = f"the last checkpoint before it is {checkpoint}" if checkpoint else "no checkpoint was written before"
         super().__init__(
             f"training diverged: {what} in step {step}; {saved}. Resuming would repeat it: start anew with a lower "
             "learning_rate, more warmup_steps, max_grad_norm=1, or bf16 instead of fp16, and look at the data"
@@ -102,7 +103,8 @@ class DistillationTrainer(Trainer):
         **kwargs: as for transformers.Trainer.
 
     Raises:
-        ValueError: student, teacher, objective and constraint do not fit together.
+        ValueError: student, teacher, objective and constraint do not fit together, a model is on the meta device, or
+            there is nothing to train on.
     """
 
     def __init__(
@@ -129,9 +131,14 @@ class DistillationTrainer(Trainer):
         chooses = overparam is not None and overparam.most_important is not None
         if chooses and kwargs.get("train_dataset") is None:
             raise ValueError("most_important needs the gradients of training data; give train_dataset")
+        for who, given in (("student", model), ("teacher", teacher)):
+            if given is not None and any(p.is_meta for p in given.parameters()):
+                raise ValueError(f"the {who} is on the meta device and has no weights; load them first")
         self.overparameterization = plan_student(model, teacher, self.objective, overparam, constraint)
         if kwargs.get("train_dataset") is not None:
             kwargs["train_dataset"] = self.objective.training_data(kwargs["train_dataset"])
+            if hasattr(kwargs["train_dataset"], "__len__") and not len(kwargs["train_dataset"]):
+                raise ValueError("train_dataset has no rows; give some to train on")
         super().__init__(model=model, args=args, **kwargs)
         check_engine(args, self.accelerator)
         # This class normalises its loss over the whole accumulation window by itself, see compute_loss.
@@ -247,8 +254,8 @@ class DistillationTrainer(Trainer):
             losses = self.objective.losses(model, self._teacher, inputs, torch.as_tensor(num_items_in_batch))
         for name, value in losses.parts.items():
             self._parts[name] = self._parts[name] + value if name in self._parts else value
-        # Gradients are averaged over processes, the loss is a sum over all their items.
         self._watch(losses.total.detach())
+        # Gradients are averaged over processes, the loss is a sum over all their items.
         return losses.total * self.accelerator.num_processes
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
@@ -281,6 +288,12 @@ class DistillationTrainer(Trainer):
         self._diverged = None
         if step != torch.inf:
             self._give_up("the loss or its gradient is infinite or not a number", int(step))
+
+    def _check_weights(self, model: nn.Module) -> None:
+        """Weights can leave the range of their dtype in the last step before a checkpoint, which no loss has seen."""
+        broken = torch.stack([~local(p).isfinite().all() for p in model.parameters()]).any()
+        if self.accelerator.reduce(broken.float(), "sum") > 0:
+            self._give_up("a weight is infinite or not a number", self.state.global_step)
 
     def _give_up(self, what: str, step: int) -> None:
         raise TrainingDiverged(what, step, checkpoint.newest_whole(Path(self.args.output_dir)))
@@ -322,7 +335,7 @@ class DistillationTrainer(Trainer):
 
         Raises:
             FileNotFoundError: True, and no checkpoint in `args.output_dir` is whole.
-            ValueError: the checkpoint that was named is incomplete, damaged or altered.
+            ValueError: the checkpoint that was named is incomplete, damaged or altered, or holds pickled objects.
             TrainingDiverged: the loss or its gradient became infinite or not a number.
         """
         if resume_from_checkpoint is True:
@@ -335,7 +348,12 @@ class DistillationTrainer(Trainer):
                 f"{resume_from_checkpoint} cannot be resumed from: {problem}; "
                 "resume_from_checkpoint=True takes the newest that is whole"
             )
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        try:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        except pickle.UnpicklingError as error:  # a file of it that is not what torch reads with weights_only
+            raise ValueError(
+                f"{resume_from_checkpoint} holds pickled objects, which are not loaded; resume from one of opdf's own"
+            ) from error
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging) if self._staging else super()._get_output_dir(trial)
@@ -343,6 +361,7 @@ class DistillationTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """The Trainer's files and ours, written beside and given their name when all are there."""
         self._check_finite()
+        self._check_weights(model)
         folder = Path(self._get_output_dir(trial))
         final = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         scratch = folder / checkpoint.SCRATCH
@@ -472,7 +491,6 @@ class _ObjectiveHooks(TrainerCallback):
             for p in self._parameters():
                 if p.grad is not None:
                     p.grad = self.trainer.accelerator.reduce(p.grad, "mean")
-        self.trainer.objective.before_optimizer_step(self.trainer)
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

@@ -23,9 +23,8 @@ NORMALIZATIONS = ("relative", "mse")
 
 @dataclass(frozen=True)
 class Pair:
-    """A student matrix with the teacher matrix it follows, and the factors the teacher's is decomposed with."""
+    """The teacher matrix that a student's follows, and the factors it is decomposed with."""
 
-    student: str
     teacher: str
     kind: str
     shape: MPOShape
@@ -73,7 +72,16 @@ class Alignment:
     def gradients(
         self, shape: MPOShape, cores: Sequence[Tensor], targets: Mapping[int, Tensor]
     ) -> tuple[Tensor, dict[int, Tensor]]:
-        """One matrix's share of the loss and its gradient for every auxiliary core, both unweighted."""
+        """One matrix's share of the loss and its gradient for every auxiliary core, both unweighted.
+
+        Args:
+            shape: of the student's chain.
+            cores: the student's cores `[d_{k-1}, i_k, j_k, d_k]`, float32 or float64.
+            targets: as `targets` gave them, by site.
+
+        Returns:
+            The loss, a scalar, and by site a gradient of the core's shape and dtype.
+        """
         loss = cores[0].new_zeros(())
         gradients = {}
         for k in shape.auxiliary:
@@ -153,7 +161,7 @@ def build_alignment(
     for student_name, teacher_name in names.items():
         student, shape = matrices[student_name]
         partner = candidates[teacher_name]
-        pairs[student_name] = Pair(student_name, teacher_name, partner.kind, teacher_shape(student, shape, partner))
+        pairs[student_name] = Pair(teacher_name, partner.kind, teacher_shape(student, shape, partner))
     weights: dict[str, Tensor] = {s: teacher.get_parameter(pair.teacher) for s, pair in pairs.items()}
     return Alignment(pairs, weights, weight, gauge, normalize)
 

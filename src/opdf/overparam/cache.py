@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import os
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from opdf.files import replacing
 from opdf.mpo import MPOShape, Progress, decompose_many
 
 FORMAT = 1
@@ -95,12 +95,8 @@ def _unpacked(held: Any, key: str, matrix: Tensor, shape: MPOShape) -> list[Tens
 
 def _write(path: Path, cores: Sequence[Tensor]) -> None:
     kept = {k: core.cpu() for k, core in enumerate(cores) if not _is_identity(core)}
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        torch.save({"digest": _digest((path.stem, *kept), kept.values()), "cores": kept}, temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as scratch:
+        torch.save({"digest": _digest((path.stem, *kept), kept.values()), "cores": kept}, scratch)
 
 
 def _is_identity(core: Tensor) -> bool:

@@ -73,15 +73,18 @@ def find_matrices(
     else:
         _check_patterns(targets, candidates)
         chosen = [m for m in chosen if _matches_any(m, targets)]
+        for matrix in chosen:  # also where it is frozen, as quantized weights are: its name was given
+            _check_dtype(matrix.name, model.get_parameter(matrix.name))
     _check_patterns(exclude, candidates, "exclude")
     chosen = _untie(model, chosen, explicit=not isinstance(targets, str))
-    if trainable_only:
-        chosen = [m for m in chosen if model.get_parameter(m.name).requires_grad]
-    if not chosen:
+    trained = [m for m in chosen if model.get_parameter(m.name).requires_grad or not trainable_only]
+    if not trained:
+        for matrix in chosen:
+            _check_dtype(matrix.name, model.get_parameter(matrix.name))
         raise ValueError(f"targets={targets!r} with exclude={list(exclude)} leaves no trainable matrix")
-    for matrix in chosen:
+    for matrix in trained:
         _check_weight(matrix.name, model.get_parameter(matrix.name))
-    return chosen
+    return trained
 
 
 def matches(matrix: Matrix, pattern: str) -> bool:
@@ -174,10 +177,17 @@ def _untie(model: nn.Module, chosen: list[Matrix], explicit: bool) -> list[Matri
     return kept
 
 
+def _check_dtype(name: str, weight: Tensor) -> None:
+    if not weight.is_floating_point() or weight.dtype.itemsize < 2:
+        raise TypeError(
+            f"{name} is {weight.dtype}; over-parameterization needs float weights: load it unquantized, or leave it "
+            "out with exclude"
+        )
+
+
 def _check_weight(name: str, weight: Tensor) -> None:
+    _check_dtype(name, weight)
     if not weight.numel():
         raise ValueError(f"{name} is empty (shape {tuple(weight.shape)}); leave it out with exclude")
-    if not weight.is_floating_point() or weight.dtype.itemsize < 2:
-        raise TypeError(f"{name} is {weight.dtype}; over-parameterization needs float weights (load it unquantized)")
     if not weight.is_meta and not torch.isfinite(weight).all():
         raise ValueError(f"{name} holds NaN or infinite entries; repair the weights before over-parameterizing")

@@ -1,4 +1,4 @@
-"""Tensors that FSDP2 has sharded: made whole, and written back."""
+"""Tensors that FSDP2 has sharded: their parts, made whole, and written back."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ from torch.optim import Optimizer
 def whole(tensor: Tensor) -> Tensor:
     """A tensor that FSDP2 has sharded, gathered; every rank must visit the same ones in the same order."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a sharded tensor; other tensors as they are."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def assign(p: Tensor, value: Tensor) -> None:

@@ -9,7 +9,7 @@ import torch
 from transformers import TrainerCallback
 
 from opdf.distill import DistillationTrainer
-from opdf.mpo import contract, decompose
+from opdf.mpo import contract, decompose_many
 from opdf.overparam import OverParameterization
 from opdf.overparam.select import as_matrix
 
@@ -44,11 +44,15 @@ class Recorder(TrainerCallback):
             entry = {"step": state.global_step, "cores": spectra(over)}
             self.facts.setdefault("spectra", {"matrix": over.matrices[0].name, "steps": []})["steps"].append(entry)
 
-    def _time_factorization(self, over: OverParameterization) -> None:
-        """Seconds to decompose all matrices and to multiply them out again (table S2 of arXiv 2411.06448)."""
+    def finish(self) -> None:
+        """After training, so that its time is not the training's: seconds to decompose all matrices and to multiply
+        them out again (table S2 of arXiv 2411.06448)."""
+        over = self._trainer.overparameterization if self._trainer is not None else None
+        if not self._spectra or over is None:
+            return
         weights = [(as_matrix(over.model.get_parameter(t.name), t.matrix.kind), t.shape) for t in over.matrices]
         start = time.perf_counter()
-        chains = [decompose(weight, shape) for weight, shape in weights]
+        chains = decompose_many(*zip(*weights, strict=True))
         middle = time.perf_counter()
         for chain in chains:
             contract(chain)
@@ -57,8 +61,6 @@ class Recorder(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         assert self._trainer is not None
-        if self._spectra and self._trainer.overparameterization is not None:
-            self._time_factorization(self._trainer.overparameterization)
         losses = [entry for entry in state.log_history if "loss" in entry]
         every = -(-len(losses) // CURVE_POINTS) or 1
         self.facts["curve"] = [

@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 from tabulate import tabulate
 
+from opdf.files import replacing
 from opdf.study.figures import chosen, figures, frame
 from opdf.study.results import POOLED
 
@@ -58,9 +59,9 @@ def write_report(results: dict[str, Any], folder: Path, title: str) -> Path:
         seeds=results["seeds"],
     )  # fmt: skip
     path = folder / "report.html"
-    scratch = path.with_name(".report.html.partial")
-    scratch.write_text(page)
-    return scratch.rename(path)
+    with replacing(path) as scratch:
+        scratch.write_text(page)
+    return path
 
 
 def conclusions(results: dict[str, Any]) -> list[str]:

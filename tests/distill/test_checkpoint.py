@@ -82,6 +82,23 @@ def made(folder: Path, step: int) -> Path:
     return folder / scratch.name
 
 
+def test_all_of_a_checkpoint_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[Path] = []
+    real = os.fsync
+
+    def noted(descriptor: int) -> None:
+        flushed.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    final = made(tmp_path, 3)
+    scratch = tmp_path / "_partial" / "checkpoint-3"
+    assert set(flushed[:-1]) == {scratch, *(scratch / path.relative_to(final) for path in final.rglob("*"))}
+    assert flushed[-1] == tmp_path  # which has the new name in it
+
+
 def test_a_published_checkpoint_is_whole_and_replaces_one_of_its_step(tmp_path: Path) -> None:
     first = made(tmp_path, 5)
     assert damage(first) is None

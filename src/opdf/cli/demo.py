@@ -18,8 +18,8 @@ DESCRIPTION = """Fine-tune a teacher on embedded data, then distill the same stu
 cores per matrix (SVD), with five (MPO), and with five and the constraint loss (OPDF). Same data, seed,
 steps and learning rate. Prints a comparison and leaves the students on disk. Minutes on two CPU cores."""
 
-# The same for every variant. The first is chosen for its length; the second is a setting of studies/narrow.yaml, in which
-# OPDF gains at an equal number of steps, at the rate that was chosen on validation for plain distillation.
+# The same for every variant. The first is chosen for its length; the second is a setting of studies/narrow.yaml, where
+# OPDF gains at an equal number of steps, with the rate that was chosen on validation for plain distillation.
 TEXT = DistillConfig(
     data=DataConfig(name="movie-sentiment", train_limit=1600, max_length=48),
     teacher=TeacherConfig(

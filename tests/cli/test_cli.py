@@ -14,7 +14,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification, BertModel
 
-from opdf.cli import UserError, main
+from opdf.cli import UserError, main, targets
 from opdf.cli.config import DistillConfig
 from opdf.cli.demo import VARIANTS, judge
 from opdf.cli.job import build_objective, build_student, prepare_data
@@ -171,6 +171,22 @@ def test_every_method_with_every_variant(tmp_path: Path, method: str, variant: s
     assert (metrics["train_params"] > metrics["inference_params"]) == (variant != "kd")
     assert (tmp_path / "out" / "trained-teacher").is_dir() == (method == "lgtm")
     assert (tmp_path / "out" / "decisions.safetensors").is_file() == (method == "dbkd")
+
+
+def test_decisions_are_counted_once_for_the_same_data_teacher_and_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    real = targets.count_decisions
+    monkeypatch.setattr(targets, "count_decisions", lambda *a, **k: asked.append(k["seed"]) or real(*a, **k))
+    argv = ["distill", configuration(tmp_path, objective={"name": "dbkd"}, constraint=None), "--data.train_limit", "16"]
+    assert main(argv) == 0
+    assert main([*argv, "--resume", "true"]) == 0
+    assert main([*argv, "--resume", "true", "--objective.options.seed", "7"]) == 0
+    kept = tmp_path / "out" / "decisions.safetensors"
+    kept.write_bytes(kept.read_bytes()[:99])
+    assert main([*argv, "--resume", "true", "--objective.options.seed", "7"]) == 0
+    assert asked == [0, 7, 7]
 
 
 @pytest.mark.parametrize("variant", VARIANT)

@@ -89,6 +89,16 @@ def test_the_table_says_what_the_runs_do(tmp_path: Path, capsys: Any) -> None:
     assert rows["OPDF"][4] == "3.20"
 
 
+def test_the_table_of_rates_has_the_validation_scores(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "results.json").write_text(json.dumps(results()))
+    assert main(["report", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.split("\n\n")[2].splitlines()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    assert cells[0] == ["setting", "variant", "0.0001", "0.0002", "0.0004"]
+    assert ["goods", "OPDF", "80.0", "90.0", "80.0"] in cells
+    assert len(cells) == 2 + 2 * 3
+
+
 def outcome_score(cell: Cell) -> float:
     return float((np.asarray(outcome(cell).predictions) == labels(cell.setting, cell.seed)).mean())
 

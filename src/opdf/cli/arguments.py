@@ -16,9 +16,10 @@ OURS = {
     "output_dir": "is set by the option output",
     "resume_from_checkpoint": "is set by the option resume",
     "push_to_hub": f"would publish checkpoints, and {UPLOAD}",
-    "trackio_space_id": f"would publish the run's numbers, and {UPLOAD}",
-    "trackio_bucket_id": f"would publish the run's numbers, and {UPLOAD}",
-    "trackio_static_space_id": f"would publish the run's numbers, and {UPLOAD}",
+    **dict.fromkeys(
+        ("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
+        f"would publish the run's numbers, and {UPLOAD}",
+    ),
     "hub_token": f"would be readable in config.yaml and in the model card, and {UPLOAD}",
 }
 """Options of the Trainer that are not for a command: all that it writes is in one folder, and fit to be seen."""

@@ -12,6 +12,7 @@ from tabulate import tabulate
 from opdf.cli import UserError
 from opdf.cli.config import DataConfig, DistillConfig, StudentConfig, TeacherConfig
 from opdf.cli.options import at_least_one, parse, write_yaml
+from opdf.files import replacing
 from opdf.overparam import Constraint, OverParamConfig
 
 DESCRIPTION = """Fine-tune a teacher on embedded data, then distill the same student four ways: plain (KD), with two
@@ -111,7 +112,8 @@ def main(argv: list[str]) -> None:
     seconds = time.perf_counter() - start
     write_json({"results": results, "verdict": verdict, "seconds": seconds}, output / "results.json")
     table = markdown(results, prepared.task.metric)
-    (output / "results.md").write_text(f"{table}\n\n{verdict}\n")
+    with replacing(output / "results.md") as scratch:
+        scratch.write_text(f"{table}\n\n{verdict}\n")
     print(f"\n{table}\n\n{verdict}\n\nThe whole demo took {seconds:.0f} s. Results: {output}/results.md")
 
 

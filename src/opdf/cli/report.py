@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from opdf.cli.options import parse
-from opdf.study.report import read_results, summary, write_report
+from opdf.study.report import rates_table, read_results, summary, write_report
 
 DESCRIPTION = """Make a page of a study's results.
 
 opdf report FOLDER reads FOLDER/results.json, which opdf sweep wrote, and writes FOLDER/report.html (one file, no
-network needed) and FOLDER/figures/ (SVG and PNG). It prints a Markdown table: test scores in percent at the chosen
-rates, differences to the baseline over all settings in points with 95 % intervals, and the time of training."""
+network needed) and FOLDER/figures/ (SVG and PNG). It prints two Markdown tables: test scores in percent at the chosen
+rates, differences to the baseline over all settings in points with 95 % intervals, and the time of training; and
+validation scores by learning rate."""
 
 
 @dataclass
@@ -33,4 +34,5 @@ def main(argv: list[str]) -> None:
     folder = Path(options.folder)
     results = read_results(folder)
     path = write_report(results, folder, options.title or folder.resolve().name)
-    print(f"{summary(results)}\n\nsaved: {path}, {folder}/figures")
+    print(f"{summary(results)}\n\nvalidation by learning rate, %\n\n{rates_table(results)}\n")
+    print(f"saved: {path}, {folder}/figures")

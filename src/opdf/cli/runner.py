@@ -45,13 +45,16 @@ class Runner:
         self.probe = probe
         self.spectra_seed = spectra_seed
         self._ready: tuple[str, Taught] | None = None
+        self._checked: set[tuple[str, str]] = set()
 
     def run(self, cell: Cell) -> Outcome:
         """One run: its validation score, its answers on the test split, and what it cost."""
         config = self._configured(cell)
         taught = self._taught(config)
         prepared = taught.prepared
-        job.check_fit(config, prepared, taught.teacher)
+        if (cell.setting, cell.variant) not in self._checked:
+            job.check_fit(config, prepared, taught.teacher)
+            self._checked.add((cell.setting, cell.variant))
         with tempfile.TemporaryDirectory() as scratch:
             teacher = copy.deepcopy(taught.teacher)  # some methods train it
             trainer = job.student_trainer(self._stored(config, taught), prepared, teacher, Path(scratch), str(cell))

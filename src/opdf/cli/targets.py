@@ -49,7 +49,8 @@ def with_decisions(
     if prepared.task.kind == "regression":
         raise UserError("objective dbkd is for classification: a regression has no decisions to count")
     examples = list(zip(*(prepared.raw["train"][c] for c in prepared.task.inputs), strict=True))
-    key = f"{fingerprint(examples)} {weights_digest(teacher)} {objective.copies} {objective.noise} {objective.seed}"
+    options = f"{config.data.max_length} {objective.copies} {objective.noise} {objective.seed}"
+    key = f"{fingerprint(prepared.raw['train'])} {weights_digest(teacher)} {options}"
     with PartialState().main_process_first():
         counts = _kept_counts(cache, key)
         if counts is None:

@@ -95,6 +95,20 @@ def summary(results: dict[str, Any]) -> str:
     return tabulate(rows, heads, tablefmt="github", disable_numparse=True)
 
 
+def rates_table(results: dict[str, Any]) -> str:
+    """A Markdown table of mean validation scores in percent: a line a setting and variant, a column a learning rate."""
+    runs = frame(results)
+    runs = runs[[seed in results["seeds"][setting] for setting, seed in zip(runs.setting, runs.seed, strict=True)]]
+    means = 100 * runs.groupby(["setting", "variant", "rate"])["validation"].mean()
+    plan = results["plan"]
+    rows = [
+        (setting, variant, *(f"{means[setting, variant, rate]:.1f}" for rate in plan["rates"]))
+        for setting in results["rates"] for variant in plan["variants"]
+    ]  # fmt: skip
+    heads = ("setting", "variant", *(f"{rate:g}" for rate in plan["rates"]))
+    return tabulate(rows, heads, tablefmt="github", disable_numparse=True)
+
+
 def score_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
     """Setting, variant, chosen rate, seeds, validation and test score with spread, in percent."""
     rows = []

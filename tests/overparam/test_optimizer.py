@@ -6,8 +6,10 @@ import copy
 import io
 import pickle
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -802,3 +804,67 @@ def test_a_stack_is_no_larger_than_memory_allows(monkeypatch: pytest.MonkeyPatch
     assert [len(stack) for stack in module._stacks(optimizer._entries())] == [2, 2, 1]
     monkeypatch.setattr(module, "STACK_ENTRIES", 1)
     assert [len(stack) for stack in module._stacks(optimizer._entries())] == [1] * 5
+
+
+# Matrices beside each other on a CPU, one a thread.
+
+
+@pytest.fixture
+def set_threads() -> Iterator[Any]:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("gauge", ["matched", "gram"])
+def test_steps_do_not_depend_on_the_number_of_threads(gauge: str, set_threads: Any) -> None:
+    seen = []
+    for threads in (1, 2, 3):
+        torch.manual_seed(0)
+        model = nn.Sequential(*(nn.Linear(256, 256) for _ in range(3)))  # large enough for torch to use all threads
+        overparam = overparameterize(model, OverParamConfig(ones=2, targets="all-linear"))
+        overparam.align(model, layer_map={f"{k}.weight": f"{2 - k}.weight" for k in range(3)}, weight=0.5, gauge=gauge)
+        optimizer = overparam.optimizer(torch.optim.AdamW, lr=1e-3)
+        generator = torch.Generator().manual_seed(0)
+        set_threads(threads)
+        for _ in range(3):
+            for p in model.parameters():
+                p.grad = torch.randn(p.shape, generator=generator)
+            optimizer.step()
+        assert torch.get_num_threads() == threads
+        seen.append((weights(model), optimizer.constraint_logs))
+    for found, logs in seen[1:]:
+        assert_equal(seen[0][0], found)
+        assert logs == seen[0][1]
+
+
+@pytest.mark.parametrize(("threads", "at_once"), [(2, 2), (4, 1)])
+def test_as_many_as_threads_where_there_are_enough_matrices(
+    threads: int, at_once: int, set_threads: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = module.OverParameterizedOptimizer._step_matrix
+    meeting = Barrier(at_once, timeout=30)
+    inside: list[int] = []
+
+    def watched(self: Any, *args: Any, **options: Any) -> bool:
+        meeting.wait()
+        inside.append(torch.get_num_threads())
+        return real(self, *args, **options)
+
+    monkeypatch.setattr(module.OverParameterizedOptimizer, "_step_matrix", watched)
+    set_threads(threads)
+    model = net()
+    train(model, make(model), 2)
+    assert inside == [1 if at_once > 1 else threads] * 4
+
+
+def test_an_error_in_one_of_the_threads_is_raised(set_threads: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> float:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(module, "dense_over_cores", fails)
+    set_threads(2)
+    model = net()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        train(model, make(model), 1)
+    assert torch.get_num_threads() == 2

@@ -1,10 +1,11 @@
 """Matrix product operators: tensors in, tensors out. Knows no module and no optimizer."""
 
 from opdf.mpo.contract import contract, contract_segments, pullback, shape_of
-from opdf.mpo.decompose import Decomposition, Progress, decompose, decompose_many, decompose_with_errors
+from opdf.mpo.decompose import Decomposition, decompose, decompose_many, decompose_with_errors
 from opdf.mpo.gauge import match_gauge
 from opdf.mpo.precision import matmul_precision
 from opdf.mpo.shape import MPOShape, plan_shape
+from opdf.mpo.threads import Progress, one_a_thread, threads_for
 
 __all__ = [
     "Decomposition",
@@ -17,7 +18,9 @@ __all__ = [
     "decompose_with_errors",
     "match_gauge",
     "matmul_precision",
+    "one_a_thread",
     "plan_shape",
     "pullback",
     "shape_of",
+    "threads_for",
 ]

@@ -9,8 +9,7 @@ singular vectors: its core is the identity and no SVD is computed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,14 +18,12 @@ from torch import Tensor
 from opdf.mpo.contract import contract, from_matrix
 from opdf.mpo.precision import matmul_precision
 from opdf.mpo.shape import MPOShape
+from opdf.mpo.threads import Progress, one_a_thread, threads_for
 
 GAUGES = ("symmetric", "balanced", "left")
 
 WELL_CONDITIONED = 1e-3
 """Least ratio of the smallest to the largest squared singular value at which float32 does: a condition up to 32."""
-
-Progress = Callable[[int, int], None]
-"""Told how many matrices are done, of how many."""
 
 
 @dataclass(frozen=True)
@@ -121,36 +118,15 @@ def decompose_many(
 def _on_threads(
     matrices: Sequence[Tensor], shapes: Sequence[MPOShape], gauge: str, progress: Progress | None = None
 ) -> list[Decomposition]:
-    """Each matrix on one thread, the dearest first; matrices on a GPU one after another.
-
-    One thread a matrix also makes rounding, and so the cores, independent of how many threads there are.
-    """
-    threads = torch.get_num_threads()
-    workers = min(threads, len(matrices)) if all(m.device.type == "cpu" for m in matrices) else 1
-    order = sorted(range(len(matrices)), key=lambda k: -shapes[k].num_params)
-    results: dict[int, Decomposition] = {}
-    tell = progress or (lambda done, total: None)
-    tell(0, len(matrices))
-    # torch's number of threads is each thread's own, and new threads take what was set last.
-    torch.set_num_threads(1)
-    try:
-        with matmul_precision():
-            if workers < 2:
-                for k in order:
-                    results[k] = _decompose(matrices[k], shapes[k], gauge)
-                    tell(len(results), len(matrices))
-            else:
-                pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
-                try:
-                    futures = {pool.submit(_decompose, matrices[k], shapes[k], gauge): k for k in order}
-                    for future in as_completed(futures):
-                        results[futures[future]] = future.result()
-                        tell(len(results), len(matrices))
-                finally:
-                    pool.shutdown(cancel_futures=True)
-    finally:
-        torch.set_num_threads(threads)
-    return [results[k] for k in range(len(matrices))]
+    """Each matrix on one thread; matrices on a GPU one after another."""
+    with matmul_precision():
+        return one_a_thread(
+            lambda given: _decompose(*given, gauge),
+            list(zip(matrices, shapes, strict=True)),
+            [shape.num_params for shape in shapes],
+            threads=threads_for(matrices),
+            progress=progress,
+        )
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import Any
 
 import torch
@@ -9,6 +10,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from opdf.mpo import contract
+
+_FORWARD_MODE = Lock()
+"""torch counts levels of forward-mode differentiation for all threads together."""
 
 
 def run_inner(inner: Optimizer, tensors: list[Tensor], state: Any, lr: float | Tensor) -> None:
@@ -25,7 +29,8 @@ def dense_over_cores(inner: Optimizer, cores: list[Tensor], grads: list[Tensor],
     """
     dense = _unit_updates(inner, [grad])[0].norm()
     updates = _unit_updates(inner, grads)
-    moved: Tensor = torch.func.jvp(lambda *c: contract(c), tuple(cores), tuple(updates))[1]
+    with _FORWARD_MODE:
+        moved: Tensor = torch.func.jvp(lambda *c: contract(c), tuple(cores), tuple(updates))[1]
     through_cores = moved.norm()
     return float(dense / through_cores) if through_cores > 0 else 1.0
 

@@ -23,9 +23,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from opdf.mpo import MPOShape, Progress, contract, matmul_precision, pullback
+from opdf.mpo import MPOShape, Progress, contract, matmul_precision, one_a_thread, pullback, threads_for
 from opdf.mpo.contract import Segments, contract_segments
 from opdf.overparam.alignment import Alignment
 from opdf.overparam.inner import dense_over_cores, run_inner
@@ -44,6 +45,9 @@ _UNKNOWN = 0.0
 
 STACK_ENTRIES = 2**24
 """Core entries that are stepped together at most; their copies and gradients exist only that long."""
+
+LOGS = ("loss", "distillation", "constraint")
+"""Of a matrix with a partner: the constraint loss, and the squared norms of the distillation's and its gradient."""
 
 ROUNDING = {"float32": 0.0, "tf32": 2.0**-10, "bf16": 2.0**-7}
 """Spacing of the numbers around 1 that a contraction's precision adds to the weight's own."""
@@ -76,6 +80,10 @@ class Stack(NamedTuple):
     inner: Optimizer
     group: dict[str, Any]
     entries: list[Entry]
+
+    @property
+    def flops(self) -> int:
+        return sum(spec.shape.contract_flops for _, _, spec in self.entries)
 
 
 class OverParameterizedOptimizer(Optimizer):
@@ -134,7 +142,7 @@ class OverParameterizedOptimizer(Optimizer):
         self._start = start
         self.progress: Progress | None = None
         self._products: dict[tuple[Tensor, ...], tuple[list[Tensor], list[int], Segments]] = {}
-        self._logs: dict[str, Tensor] = {}
+        self._logs: dict[str, dict[str, Tensor]] = {}
         super().__init__(params, {**self._make_inner({}).defaults, "opdf_format": FORMAT})
         missing = self._specs.keys() - {name for group in self.param_groups for name in group["param_names"]}
         if missing:
@@ -156,9 +164,9 @@ class OverParameterizedOptimizer(Optimizer):
 
         Both norms are over the cores of all matrices. Empty without a constraint. Reading it waits for the device.
         """
-        if not self._logs:
+        logs = {name: float(value) for name, value in self._log_totals().items()}
+        if not logs:
             return {}
-        logs = {name: float(value) for name, value in self._logs.items()}
         ratio = logs["constraint"] / logs["distillation"] if logs["distillation"] else float("inf")
         return {"constraint_loss": logs["loss"], "constraint_grad_ratio": ratio**0.5}
 
@@ -195,15 +203,18 @@ class OverParameterizedOptimizer(Optimizer):
         chosen = {name for name, _, _ in entries}
         found = []
         for group in self.param_groups:
-            inner = self._make_inner(group)
             wanted = (entry for entry in self._over_parameterized(group) if entry[0] in chosen)
-            found += [Stack(inner, group, alike) for alike in _stacks(wanted, places)]
+            found += [Stack(self._make_inner(group), group, alike) for alike in _stacks(wanted, places)]
         return found
 
-    def _step_stacks(self, stacks: Iterable[Stack]) -> None:
+    def _step_stacks(self, stacks: Sequence[Stack]) -> None:
         with matmul_precision("high" if self._precision == "tf32" else "highest"):
-            for stack in stacks:
-                self._step_stack(*stack)
+            if _faster_beside(stacks):
+                costs = [stack.flops for stack in stacks]
+                one_a_thread(lambda stack: self._step_stack(*stack), stacks, costs, threads=torch.get_num_threads())
+            else:
+                for stack in stacks:
+                    self._step_stack(*stack)
 
     def _whole_weight(self, p: Tensor) -> Tensor:
         return whole(p)
@@ -340,14 +351,27 @@ class OverParameterizedOptimizer(Optimizer):
             state["version"] = p._version
             if self._lr_scaling == "match-dense":
                 state.setdefault("lr_scale", _UNKNOWN)
-        for name, p, spec in free:
-            assert alignment is not None
-            state = self.state[p]
-            with matmul_precision():
-                targets = alignment.targets(name, _cores_of(state, spec.shape), next(made))
-            # Kept in the state: a resumed run cannot match gauges with the student's first cores again.
-            state.update({f"target{k}": core for k, core in targets.items()}, aligned=1)
+        self._set_targets(free, list(made))
 
+    def _set_targets(self, entries: Sequence[Entry], teachers: Sequence[list[Tensor]]) -> None:
+        """Keep what the cores are compared with in the state: a resumed run has not the first cores to match gauges."""
+
+        def targets(entry: Entry, teacher: list[Tensor]) -> dict[int, Tensor]:
+            name, p, spec = entry
+            assert self._alignment is not None
+            return self._alignment.targets(name, _cores_of(self.state[p], spec.shape), teacher)
+
+        with matmul_precision():
+            found = one_a_thread(
+                lambda given: targets(*given),
+                list(zip(entries, teachers, strict=True)),
+                [spec.shape.num_params for _, _, spec in entries],
+                threads=threads_for(p for _, p, _ in entries),
+            )
+        for (_, p, _), kept in zip(entries, found, strict=True):
+            self.state[p].update({f"target{k}": core for k, core in kept.items()}, aligned=1)
+
+    @torch.no_grad()
     def _step_stack(self, inner: Optimizer, group: dict[str, Any], stack: Sequence[Entry]) -> None:
         """Step matrices of one shape together; each keeps a state of its own."""
         chains = [_cores_of(self.state[p], spec.shape) for _, p, spec in stack]
@@ -406,14 +430,15 @@ class OverParameterizedOptimizer(Optimizer):
             return
         targets = {k: state[f"target{k}"] for k in range(shape.sites) if f"target{k}" in state}
         loss, extra = alignment.gradients(shape, cores, targets)
-        self._log("loss", loss)
-        self._log("distillation", _squared_norm(grads))
-        self._log("constraint", _squared_norm(extra.values()) * alignment.weight**2)
+        norms = _squared_norm(grads), _squared_norm(extra.values()) * alignment.weight**2
+        self._logs[name] = dict(zip(LOGS, (loss, *norms), strict=True))
         for k, gradient in extra.items():
             grads[k] = grads[k].add_(gradient, alpha=alignment.weight)
 
-    def _log(self, key: str, value: Tensor) -> None:
-        self._logs[key] = self._logs[key] + value.to(self._logs[key].device) if key in self._logs else value
+    def _log_totals(self) -> dict[str, Tensor]:
+        """Over all matrices, in an order that does not depend on which was stepped first."""
+        logs = [self._logs[name] for name in sorted(self._logs)]
+        return {key: torch.stack([log[key].to(logs[0][key]) for log in logs]).sum() for key in LOGS} if logs else {}
 
     def _write(self, stack: Sequence[Entry]) -> None:
         """Contract the cores of matrices of one shape, and write their weights."""
@@ -527,6 +552,13 @@ def _stacks(entries: Iterable[Entry], places: Mapping[str, int] | None = None) -
     for entries_ in found.values():
         size = max(1, STACK_ENTRIES // entries_[0][2].shape.num_params)
         yield from (entries_[k : k + size] for k in range(0, len(entries_), size))
+
+
+def _faster_beside(stacks: Sequence[Stack]) -> bool:
+    """Whether to step one a thread: enough of them for all threads of a CPU, and none to be gathered (in one order)."""
+    tensors = [p for stack in stacks for _, p, _ in stack.entries]
+    here = all(p.device.type == "cpu" and not isinstance(p, DTensor) for p in tensors)
+    return here and len(stacks) >= torch.get_num_threads()
 
 
 def _faster_together(device: torch.device) -> bool:

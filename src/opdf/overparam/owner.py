@@ -17,13 +17,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from opdf.overparam.optimizer import Entry, OverParameterizedOptimizer, Stack, moved
+from opdf.overparam.optimizer import LOGS, Entry, OverParameterizedOptimizer, Stack, moved
 from opdf.overparam.sharding import assign, gathered, whole
 
 Turn = dict[int, Stack]
 """The stack that each process steps, by process; those that have none left are missing."""
-
-LOGS = ("loss", "distillation", "constraint")
 
 
 def balance(costs: Sequence[float], processes: int) -> list[int]:
@@ -70,7 +68,7 @@ class OwnerOptimizer(OverParameterizedOptimizer):
         for turn in turns:
             self._gather(turn)
             self._prepare(_mine(turn))
-            self._step_stacks(stack for owner, stack in turn.items() if owner == _process())
+            self._step_stacks([stack for owner, stack in turn.items() if owner == _process()])
             self._publish(turn)
         self._sum_logs(moving[0][1].device if moving else torch.device("cpu"))
         return loss
@@ -82,7 +80,7 @@ class OwnerOptimizer(OverParameterizedOptimizer):
         for stack in self._plan_stacks(entries, owners):
             queues.setdefault(owners[stack.entries[0][0]], []).append(stack)
         for queue in queues.values():
-            queue.sort(key=lambda stack: -sum(spec.shape.contract_flops for _, _, spec in stack.entries))
+            queue.sort(key=lambda stack: -stack.flops)
         turns = zip_longest(*queues.values())
         return [{owner: s for owner, s in zip(queues, turn, strict=True) if s is not None} for turn in turns]
 
@@ -139,10 +137,10 @@ class OwnerOptimizer(OverParameterizedOptimizer):
     def _sum_logs(self, device: torch.device) -> None:
         if self._alignment is None or _processes() == 1:
             return
-        zero = torch.zeros((), device=device)
-        total = torch.stack([self._logs.get(key, zero).double() for key in LOGS])
+        mine, zero = self._log_totals(), torch.zeros((), device=device)
+        total = torch.stack([mine.get(key, zero).double() for key in LOGS])
         dist.all_reduce(total)
-        self._logs = dict(zip(LOGS, total, strict=True))
+        self._logs = {"all": dict(zip(LOGS, total, strict=True))}
 
     def cores(self, name: str) -> list[Tensor] | None:
         """The current cores of one of this process's weights.

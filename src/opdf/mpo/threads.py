@@ -1,0 +1,62 @@
+"""Many matrices on a CPU, beside each other instead of one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+Progress = Callable[[int, int], None]
+"""Told how many matrices are done, of how many."""
+
+
+def threads_for(tensors: Iterable[Tensor]) -> int:
+    """How many may be worked on at a time: torch's number of threads on a CPU, one on anything else."""
+    return torch.get_num_threads() if all(tensor.device.type == "cpu" for tensor in tensors) else 1
+
+
+def one_a_thread(
+    work: Callable[[Item], Result],
+    items: Sequence[Item],
+    costs: Sequence[float],
+    *,
+    threads: int,
+    progress: Progress | None = None,
+) -> list[Result]:
+    """`[work(item) for item in items]`, `threads` of them at a time and each on one thread, the dearest first.
+
+    Products and eigenproblems of a few hundred rows gain little from a second thread, and much from running beside
+    each other. One thread each also makes rounding independent of how many threads there are.
+
+    Autograd's modes are each thread's own: `work` has to set those that it needs.
+    """
+    order = sorted(range(len(items)), key=lambda k: -costs[k])
+    results: dict[int, Result] = {}
+    tell = progress or (lambda done, total: None)
+    tell(0, len(items))
+    before = torch.get_num_threads()
+    # torch's number of threads is each thread's own, and new threads take what was set last.
+    torch.set_num_threads(1)
+    try:
+        if min(threads, len(items)) < 2:
+            for k in order:
+                results[k] = work(items[k])
+                tell(len(results), len(items))
+        else:
+            pool = ThreadPoolExecutor(min(threads, len(items)), initializer=torch.set_num_threads, initargs=(1,))
+            try:
+                futures = {pool.submit(work, items[k]): k for k in order}
+                for future in as_completed(futures):
+                    results[futures[future]] = future.result()
+                    tell(len(results), len(items))
+            finally:
+                pool.shutdown(cancel_futures=True)
+    finally:
+        torch.set_num_threads(before)
+    return [results[k] for k in range(len(items))]

@@ -41,6 +41,7 @@ from opdf.distill import (
     keep_layers,
 )
 from opdf.distill.checkpoint import MANIFEST, damage, publish
+from opdf.distill.labels import check_labels
 from opdf.overparam import OverParamConfig, OverParameterizedOptimizer
 
 
@@ -61,6 +62,10 @@ def sentences(count: int = 24) -> Dataset:
         ids = torch.randint(1, 50, (8,), generator=generator)
         rows.append({"input_ids": ids.tolist(), "attention_mask": [1] * 8, "labels": int(ids[0] > 25)})
     return Dataset.from_list(rows)
+
+
+def labelled(column: str, labels: list[Any]) -> Dataset:
+    return sentences(len(labels)).remove_columns("labels").add_column(column, labels)
 
 
 def arguments(folder: Path, **options: Any) -> DistillationArguments:
@@ -663,8 +668,23 @@ def test_evaluation_reports_the_models_own_loss(tmp_path: Path) -> None:
         ({"teacher": bert(3), "objective": HiddenDistillation()}, "do not divide"),
         ({"teacher": bert().to("meta")}, "teacher is on the meta device and has no weights; load them first"),
         ({"train_dataset": sentences().select([])}, "train_dataset has no rows"),
+        ({"train_dataset": labelled("labels", [0, 2, -1, 1])}, "2 rows of train_dataset have 'labels' outside 0 to 1"),
+        ({"train_dataset": labelled("label", [0, 7])}, "e.g. 7; the student has 2 labels: give it more"),
     ],
 )
 def test_misfits_are_refused_before_training(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DistillationTrainer(keep_layers(bert(), 2), arguments(tmp_path), **({"teacher": bert()} | options))
+
+
+@pytest.mark.parametrize(
+    ("student", "data"),
+    [
+        (bert(), labelled("labels", [0, 1, -100])),
+        (bert(num_labels=1), labelled("labels", [0, 5])),  # a regression on whole numbers
+        (bert(problem_type="multi_label_classification"), labelled("labels", [[0.0, 1.0], [1.0, 1.0]])),
+        (bert().bert, labelled("label", [5, 9])),  # without a head the column is not used
+    ],
+)
+def test_labels_that_fit_are_not_refused(student: Any, data: Dataset) -> None:
+    check_labels(student, data)

@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from opdf.mpo import plan_shape
 from opdf.overparam import OverParamConfig, overparameterize, owner
+from opdf.overparam import optimizer as optimizer_module
 from opdf.overparam.owner import balance
 
 STEPS, ROWS = 4, 12
@@ -63,7 +64,8 @@ def train(
 
 @contextmanager
 def process(rank: int, world: int, folder: str) -> Iterator[None]:
-    torch.set_num_threads(2)  # as many as matrices: without FSDP2 they are stepped beside each other
+    torch.set_num_threads(2)  # as many as matrices, so that they are stepped beside each other, except under FSDP2
+    optimizer_module.BESIDE_FLOPS = 0
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
     yield
     dist.barrier()
@@ -96,6 +98,7 @@ def work(rank: int, world: int, wrapper: str, placement: str, folder: str, task:
 def watch_memory(rank: int, world: int, folder: str) -> None:
     """Two steps of twelve equal matrices under FSDP2: core entries held, and gathered matrices alive at once."""
     with process(rank, world, folder):
+        optimizer_module.STACK_ENTRIES = {}
         torch.manual_seed(0)
         model = nn.Sequential(*(nn.Linear(8, 8, bias=False) for _ in range(12)))
         fully_shard(model, mesh=init_device_mesh("cpu", (world,)))

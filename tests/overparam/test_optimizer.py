@@ -751,16 +751,26 @@ def test_tf32_is_set_for_the_step_and_restored(precision: str, inside: str, monk
     assert seen == [inside] * 2
 
 
-# Stacks of same-shape matrices, as on a GPU.
+# Stacks of same-shape matrices.
 
 
 @pytest.mark.parametrize("keep", [None, False])
-@pytest.mark.parametrize("constraint", [False, True])
+@pytest.mark.parametrize(
+    "constraint",
+    [
+        {},
+        {"gauge": "matched"},
+        {"gauge": "gram"},
+        {"gauge": "spectrum", "normalize": "mse"},
+        {"layer_map": ["2.weight"]},
+    ],
+    ids=["none", "matched", "gram", "spectrum-mse", "some"],
+)
 @pytest.mark.parametrize(("inner", "lr"), [(torch.optim.AdamW, 1e-2), (torch.optim.SGD, 0.1)])
 def test_stacks_give_what_single_matrices_give(
-    inner: Any, lr: float, constraint: bool, keep: bool | None, monkeypatch: pytest.MonkeyPatch
+    inner: Any, lr: float, constraint: dict[str, Any], keep: bool | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found, states, sizes = [], [], []
+    found, states, sizes, logs = [], [], [], []
     real = module.OverParameterizedOptimizer._step_stack
 
     def watched(self: Any, inner: Any, group: Any, stack: Any) -> None:
@@ -769,21 +779,26 @@ def test_stacks_give_what_single_matrices_give(
 
     monkeypatch.setattr(module.OverParameterizedOptimizer, "_step_stack", watched)
     for together in (False, True):
-        monkeypatch.setattr(module, "_faster_together", lambda device, together=together: together)
+        monkeypatch.setattr(module, "STACK_ENTRIES", {"cpu": 2**18} if together else {})
         model = wide().double()
         overparam = overparameterize(model, replace(WIDE, keep_products=keep))
         if constraint:
-            overparam.align(wide(1).double(), layer_map={name: name for name in ("2.weight", "4.weight")}, weight=0.5)
+            names = constraint.get("layer_map", ["2.weight", "4.weight"])
+            options = constraint | {"layer_map": {name: name for name in names}}
+            overparam.align(wide(1).double(), weight=0.5, **options)
         optimizer = overparam.optimizer(inner, lr=lr, weight_decay=0.1)
         sizes.clear()
         train(model, optimizer, 3)
         model[4].weight.grad.zero_()
         optimizer.step()
-        assert set(sizes) == ({1, 2} if together else {1})
+        assert set(sizes) == ({1, 2} if together and "layer_map" not in constraint else {1})
         found.append(weights(model))
+        logs.append(optimizer.constraint_logs)
         states.append(optimizer.state_dict()["state"])
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+    assert bool(constraint) == bool(logs[0])
+    assert logs[1] == pytest.approx(logs[0], rel=1e-9)
     single, stacked = states
     assert {k: list(v) for k, v in single.items()} == {k: list(v) for k, v in stacked.items()}
     for k, state in single.items():
@@ -795,22 +810,22 @@ def test_stacks_give_what_single_matrices_give(
 
 
 def test_a_stack_is_no_larger_than_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_faster_together", lambda device: True)
     model = nn.Sequential(*(nn.Linear(12, 12) for _ in range(5)))
     overparam = overparameterize(model, OverParamConfig(ones=1, targets="all-linear"))
     optimizer = overparam.optimizer(torch.optim.SGD, lr=0.1)
     most = 2 * overparam.matrices[0].shape.num_params
-    monkeypatch.setattr(module, "STACK_ENTRIES", most)
-    assert [len(stack) for stack in module._stacks(optimizer._entries())] == [2, 2, 1]
-    monkeypatch.setattr(module, "STACK_ENTRIES", 1)
-    assert [len(stack) for stack in module._stacks(optimizer._entries())] == [1] * 5
+    for limit, sizes in ((most, [2, 2, 1]), (1, [1] * 5)):
+        monkeypatch.setattr(module, "STACK_ENTRIES", {"cpu": limit})
+        assert [len(stack) for stack in module._stacks(optimizer._entries(), aligned=())] == sizes
 
 
 # Matrices beside each other on a CPU, one a thread.
 
 
 @pytest.fixture
-def set_threads() -> Iterator[Any]:
+def set_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.setattr(module, "STACK_ENTRIES", {})
+    monkeypatch.setattr(module, "BESIDE_FLOPS", 0)
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)

@@ -20,6 +20,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from opdf.distill import checkpoint
 from opdf.distill.arguments import DistillationArguments, check_engine
+from opdf.distill.labels import check_labels
 from opdf.distill.logits import LogitsDistillation
 from opdf.distill.objective import Objective
 from opdf.overparam import Constraint, OverParamConfig, OverParameterization
@@ -103,8 +104,8 @@ class DistillationTrainer(Trainer):
         **kwargs: as for transformers.Trainer.
 
     Raises:
-        ValueError: student, teacher, objective and constraint do not fit together, a model is on the meta device, or
-            there is nothing to train on.
+        ValueError: student, teacher, objective and constraint do not fit together, a model is on the meta device,
+            there is nothing to train on, or a label is out of the student's range.
     """
 
     def __init__(
@@ -136,6 +137,7 @@ class DistillationTrainer(Trainer):
                 raise ValueError(f"the {who} is on the meta device and has no weights; load them first")
         self.overparameterization = plan_student(model, teacher, self.objective, overparam, constraint)
         if kwargs.get("train_dataset") is not None:
+            check_labels(model, kwargs["train_dataset"])
             kwargs["train_dataset"] = self.objective.training_data(kwargs["train_dataset"])
             if hasattr(kwargs["train_dataset"], "__len__") and not len(kwargs["train_dataset"]):
                 raise ValueError("train_dataset has no rows; give some to train on")

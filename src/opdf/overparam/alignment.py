@@ -72,15 +72,15 @@ class Alignment:
     def gradients(
         self, shape: MPOShape, cores: Sequence[Tensor], targets: Mapping[int, Tensor]
     ) -> tuple[Tensor, dict[int, Tensor]]:
-        """One matrix's share of the loss and its gradient for every auxiliary core, both unweighted.
+        """The share of some matrices in the loss and its gradient for every auxiliary core, both unweighted.
 
         Args:
-            shape: of the student's chain.
-            cores: the student's cores `[d_{k-1}, i_k, j_k, d_k]`, float32 or float64.
-            targets: as `targets` gave them, by site.
+            shape: of the student's chains.
+            cores: the student's cores `[..., d_{k-1}, i_k, j_k, d_k]`, float32 or float64.
+            targets: as `targets` gave them, by site, with the cores' leading dimensions.
 
         Returns:
-            The loss, a scalar, and by site a gradient of the core's shape and dtype.
+            The loss, a scalar that is summed over the matrices, and by site a gradient of the core's shape and dtype.
         """
         loss = cores[0].new_zeros(())
         gradients = {}
@@ -88,8 +88,9 @@ class Alignment:
             target = targets[k] if k in targets else self._compared(_identity(cores[k]))
             compared, pull = self._with_pullback(cores[k])
             difference = compared - target
-            factor = self._factor(shape, target)
-            loss += factor * difference.square().sum()
+            entries = tuple(range(cores[k].dim() - 4, target.dim()))  # of one matrix
+            factor = self._factor(shape, target, entries)
+            loss += (factor * difference.square().sum(entries, keepdim=True)).sum()
             gradients[k] = pull(difference.mul_(2 * factor))
         return loss, gradients
 
@@ -103,22 +104,22 @@ class Alignment:
         compared, pull = torch.func.vjp(GAUGE_FREE[self.gauge], core)  # type: ignore[misc]
         return compared, lambda gradient: pull(gradient)[0]
 
-    def _factor(self, shape: MPOShape, target: Tensor) -> Tensor | float:
+    def _factor(self, shape: MPOShape, target: Tensor, entries: tuple[int, ...]) -> Tensor | float:
         if self.normalize == "mse":
-            return 1 / (target.numel() * len(shape.auxiliary) * len(self.pairs))
-        norm = target.square().sum()
+            return 1 / (math.prod(target.shape[k] for k in entries) * len(shape.auxiliary) * len(self.pairs))
+        norm = target.square().sum(entries, keepdim=True)
         return torch.where(norm > 0, norm, 1.0).reciprocal()
 
 
 def _gram(core: Tensor) -> Tensor:
-    """`[i j, i j]`, inner products of a core's slices: the bonds are summed over, so their rotations cancel."""
-    slices = core.permute(1, 2, 0, 3).flatten(2).flatten(0, 1)
+    """`[..., i j, i j]`, inner products of a core's slices: the bonds are summed over, so their rotations cancel."""
+    slices = core.movedim(-4, -2).flatten(-2).flatten(-3, -2)
     return slices @ slices.mT
 
 
 def _spectrum(core: Tensor) -> Tensor:
-    """Singular values of a core seen as `[d_left i j, d_right]`, of the last as `[d_left, i j]`."""
-    return torch.linalg.svdvals(core.flatten(0, 2) if core.shape[-1] > 1 else core.flatten(1))
+    """Singular values of a core seen as `[..., d_left i j, d_right]`, of the last as `[..., d_left, i j]`."""
+    return torch.linalg.svdvals(core.flatten(-4, -2) if core.shape[-1] > 1 else core.flatten(-3))
 
 
 GAUGE_FREE: dict[str, Callable[[Tensor], Tensor]] = {"gram": _gram, "spectrum": _spectrum}
@@ -285,4 +286,4 @@ def _partner_block(block: int, ours: int, theirs: int, layer_map: LayerMap) -> i
 
 
 def _identity(core: Tensor) -> Tensor:
-    return torch.eye(core.shape[0], dtype=core.dtype, device=core.device).reshape(core.shape)
+    return torch.eye(core.shape[-1], dtype=core.dtype, device=core.device)[:, None, None].expand(core.shape)

@@ -14,7 +14,7 @@ What it keeps to, so that schedulers, GradScaler, accelerate, checkpoints and re
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import chain
@@ -43,8 +43,12 @@ _EXTERNAL = -1
 _UNKNOWN = 0.0
 """Learning rate factor before the first step that moves anything; a state's keys do not depend on it being known."""
 
-STACK_ENTRIES = 2**24
-"""Core entries that are stepped together at most; their copies and gradients exist only that long."""
+STACK_ENTRIES = {"cuda": 2**24, "cpu": 2**19}
+"""Core entries that are stepped together at most: on a CPU where calls cost more than their arithmetic, on a GPU as
+memory allows for copies and gradients, which exist only that long. Elsewhere matrices are stepped one by one."""
+
+BESIDE_FLOPS = 2**28
+"""Operations of a contraction from which on the calls of one thread do not keep the others waiting."""
 
 LOGS = ("loss", "distillation", "constraint")
 """Of a matrix with a partner: the constraint loss, and the squared norms of the distillation's and its gradient."""
@@ -204,7 +208,8 @@ class OverParameterizedOptimizer(Optimizer):
         found = []
         for group in self.param_groups:
             wanted = (entry for entry in self._over_parameterized(group) if entry[0] in chosen)
-            found += [Stack(self._make_inner(group), group, alike) for alike in _stacks(wanted, places)]
+            aligned = self._alignment.pairs if self._alignment else {}
+            found += [Stack(self._make_inner(group), group, alike) for alike in _stacks(wanted, aligned, places)]
         return found
 
     def _step_stacks(self, stacks: Sequence[Stack]) -> None:
@@ -376,34 +381,35 @@ class OverParameterizedOptimizer(Optimizer):
         """Step matrices of one shape together; each keeps a state of its own."""
         chains = [_cores_of(self.state[p], spec.shape) for _, p, spec in stack]
         dense = [as_matrix(self._whole_grad(p), spec.kind).to(chains[0][0].dtype) for _, p, spec in stack]
-        pulled = pullback(self._stacked(chains), self._low(_together(dense)), self._known_products(stack, chains))
-        grads = [_apart(g.to(chains[0][0].dtype), len(stack)) for g in pulled]
-        zero = _all_zero(dense)
+        cores = [_together(alike) for alike in zip(*chains, strict=True)]
+        low = [self._low(core) for core in cores]
+        pulled = pullback(low, self._low(_together(dense)), self._known_products(stack, chains))
+        pulled = [g.to(core.dtype) for g, core in zip(pulled, cores, strict=True)]
+        grads = list(zip(*(_apart(g, len(stack)) for g in pulled), strict=True))
+        idle = [zero or group["lr"] == 0 for zero in _all_zero(dense)]
+        for n, (_, p, _) in enumerate(stack):
+            if self.state[p].get("lr_scale") == _UNKNOWN and not idle[n]:
+                self.state[p]["lr_scale"] = dense_over_cores(inner, chains[n], list(grads[n]), dense[n])
+        self._constrain(stack, cores, pulled)
         changed = [
             entry
             for n, entry in enumerate(stack)
-            if self._step_matrix(inner, group, entry, chains[n], [g[n] for g in grads], dense[n], idle=zero[n])
+            if self._step_matrix(inner, group["lr"], self.state[entry[1]], chains[n], grads[n], idle=idle[n])
         ]
-        del dense, pulled, grads
+        del dense, cores, low, pulled, grads
         if changed:
             self._write(changed)
 
     def _step_matrix(
-        self, inner: Optimizer, group: dict[str, Any], entry: Entry, cores: list[Tensor], grads: list[Tensor],
-        grad: Tensor, *, idle: bool,
+        self, inner: Optimizer, lr: float, state: dict[str, Any], cores: Sequence[Tensor], grads: Sequence[Tensor],
+        *, idle: bool,
     ) -> bool:  # fmt: skip
         """Step the cores of one matrix, `idle` without a gradient; whether any of them moved."""
-        name, p, spec = entry
-        state = self.state[p]
-        idle = idle or group["lr"] == 0
         before = [core.clone() for core in cores] if idle else None
-        if state.get("lr_scale") == _UNKNOWN and not idle:
-            state["lr_scale"] = dense_over_cores(inner, cores, grads, grad)
-        self._constrain(name, spec.shape, cores, grads, state)
         states: dict[Tensor, dict[str, Any]] = {core: state.get(f"inner{k}", {}) for k, core in enumerate(cores)}
         for core, g in zip(cores, grads, strict=True):
             core.grad = g
-        run_inner(inner, cores, states, group["lr"] * (state.get("lr_scale") or 1.0))
+        run_inner(inner, list(cores), states, lr * (state.get("lr_scale") or 1.0))
         for k, core in enumerate(cores):
             core.grad = None
             if states[core]:
@@ -422,18 +428,18 @@ class OverParameterizedOptimizer(Optimizer):
                 del state[key]
         state["version"] = p._version
 
-    def _constrain(
-        self, name: str, shape: MPOShape, cores: list[Tensor], grads: list[Tensor], state: dict[str, Any]
-    ) -> None:
-        alignment = self._alignment
+    def _constrain(self, stack: Sequence[Entry], cores: Sequence[Tensor], grads: Sequence[Tensor]) -> None:
+        """Add the constraint's gradient, if these matrices have partners."""
+        alignment, (name, p, spec) = self._alignment, stack[0]
         if alignment is None or name not in alignment.pairs:
             return
-        targets = {k: state[f"target{k}"] for k in range(shape.sites) if f"target{k}" in state}
-        loss, extra = alignment.gradients(shape, cores, targets)
+        sites = [k for k in range(spec.shape.sites) if f"target{k}" in self.state[p]]
+        targets = {k: _together([self.state[p][f"target{k}"] for _, p, _ in stack]) for k in sites}
+        loss, extra = alignment.gradients(spec.shape, cores, targets)
         norms = _squared_norm(grads), _squared_norm(extra.values()) * alignment.weight**2
         self._logs[name] = dict(zip(LOGS, (loss, *norms), strict=True))
         for k, gradient in extra.items():
-            grads[k] = grads[k].add_(gradient, alpha=alignment.weight)
+            grads[k].add_(gradient, alpha=alignment.weight)
 
     def _log_totals(self) -> dict[str, Tensor]:
         """Over all matrices, in an order that does not depend on which was stepped first."""
@@ -444,7 +450,9 @@ class OverParameterizedOptimizer(Optimizer):
         """Contract the cores of matrices of one shape, and write their weights."""
         shape = stack[0][2].shape
         chains = [_cores_of(self.state[p], shape) for _, p, _ in stack]
-        product, segments = contract_segments(self._stacked(chains), shape)
+        product, segments = contract_segments(
+            [self._low(_together(alike)) for alike in zip(*chains, strict=True)], shape
+        )
         if self._keep_products or (self._keep_products is None and chains[0][0].device.type == "cpu"):
             cores = [core for chain_ in chains for core in chain_]
             self._products[tuple(p for _, p, _ in stack)] = cores, [core._version for core in cores], segments
@@ -457,10 +465,6 @@ class OverParameterizedOptimizer(Optimizer):
         cores = [core for chain_ in chains for core in chain_]
         same = [core is other for core, other in zip(cores, contracted, strict=False)]
         return products if all(same) and versions == [core._version for core in cores] else None
-
-    def _stacked(self, chains: Sequence[list[Tensor]]) -> list[Tensor]:
-        """The cores of all chains, site by site, in the precision of the contraction."""
-        return [self._low(_together(cores)) for cores in zip(*chains, strict=True)]
 
     def _low(self, tensor: Tensor) -> Tensor:
         return tensor.bfloat16() if self._precision == "bf16" and tensor.dtype == torch.float32 else tensor
@@ -542,27 +546,27 @@ def _working_dtype(p: Tensor) -> torch.dtype:
     return torch.float64 if p.dtype == torch.float64 else torch.float32
 
 
-def _stacks(entries: Iterable[Entry], places: Mapping[str, int] | None = None) -> Iterator[list[Entry]]:
-    """Matrices to step together: those of one shape where batched products are faster, on a GPU; else single ones."""
+def _stacks(
+    entries: Iterable[Entry], aligned: Container[str], places: Mapping[str, int] | None = None
+) -> Iterator[list[Entry]]:
+    """Matrices to step together: of one shape, all with partners or none, as many as is faster."""
     found: dict[Any, list[Entry]] = {}
-    for number, entry in enumerate(entries):
+    for entry in entries:
         name, p, spec = entry
-        alike = ((places or {}).get(name), spec.shape, _working_dtype(p), p.device)
-        found.setdefault(alike if _faster_together(p.device) else number, []).append(entry)
-    for entries_ in found.values():
-        size = max(1, STACK_ENTRIES // entries_[0][2].shape.num_params)
-        yield from (entries_[k : k + size] for k in range(0, len(entries_), size))
+        kind = ((places or {}).get(name), name in aligned, spec.shape, _working_dtype(p), p.device)
+        found.setdefault(kind, []).append(entry)
+    for alike in found.values():
+        _, p, spec = alike[0]
+        size = max(1, STACK_ENTRIES.get(p.device.type, 0) // spec.shape.num_params)
+        yield from (alike[k : k + size] for k in range(0, len(alike), size))
 
 
 def _faster_beside(stacks: Sequence[Stack]) -> bool:
-    """Whether to step one a thread: enough of them for all threads of a CPU, and none to be gathered (in one order)."""
+    """Whether to step one a thread: large ones, enough for all threads of a CPU, none to be gathered (in one order)."""
     tensors = [p for stack in stacks for _, p, _ in stack.entries]
     here = all(p.device.type == "cpu" and not isinstance(p, DTensor) for p in tensors)
-    return here and len(stacks) >= torch.get_num_threads()
-
-
-def _faster_together(device: torch.device) -> bool:
-    return device.type == "cuda"
+    large = [stack for stack in stacks if stack.flops >= BESIDE_FLOPS]
+    return here and len(large) >= torch.get_num_threads()
 
 
 def _together(tensors: Sequence[Tensor]) -> Tensor:

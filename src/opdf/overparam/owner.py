@@ -1,9 +1,10 @@
 """Owner-computes: every matrix's cores and moments live on one process, which sends the others the new weight.
 
 Gradients are averaged by the model's wrapper (DDP, FSDP2) as ever, and stay of dense size on the wire. A step is made
-of turns, in each of which every process steps one matrix of its own (a stack of them on a GPU): what FSDP2 has sharded
-is gathered, all processes step, and the new weights are sent from their owners. Memory for cores and the time of their
-step fall with the number of processes, and no process holds more gathered matrices than those of one turn.
+of turns, in each of which every process steps one matrix of its own (small ones, and on a GPU, a stack of them): what
+FSDP2 has sharded is gathered, all processes step, and the new weights are sent from their owners. Memory for cores and
+the time of their step fall with the number of processes, and no process holds more gathered matrices than those of one
+turn.
 """
 
 from __future__ import annotations

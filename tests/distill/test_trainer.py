@@ -40,7 +40,7 @@ from opdf.distill import (
     TrainingDiverged,
     keep_layers,
 )
-from opdf.distill.checkpoint import MANIFEST, damage, publish
+from opdf.distill.checkpoint import MANIFEST, SCRATCH, damage, publish
 from opdf.distill.labels import check_labels
 from opdf.overparam import OverParamConfig, OverParameterizedOptimizer
 
@@ -327,9 +327,12 @@ def test_a_checkpoint_from_after_the_switch_is_not_silently_trained_densely(tmp_
 
 def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
     training = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "lr_scheduler_type": "constant"}
-    _, before = train(tmp_path, training=training)
+    first, before = train(tmp_path, training=training)
+    scratch = Path(first.args.output_dir) / SCRATCH  # of a process that was killed as it wrote its last checkpoint
+    scratch.mkdir()
     trainer, after = train(tmp_path, training=training, resume=True)
     assert trainer.state.global_step == 4
+    assert not scratch.exists()
     assert all(torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
 
 

@@ -350,6 +350,7 @@ class DistillationTrainer(Trainer):
                 f"{resume_from_checkpoint} cannot be resumed from: {problem}; "
                 "resume_from_checkpoint=True takes the newest that is whole"
             )
+        self._clear(Path(self.args.output_dir) / checkpoint.SCRATCH)  # a run that has nothing left to save would not
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         except pickle.UnpicklingError as error:  # a file of it that is not what torch reads with weights_only

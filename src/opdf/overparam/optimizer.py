@@ -90,6 +90,14 @@ class Stack(NamedTuple):
         return sum(spec.shape.contract_flops for _, _, spec in self.entries)
 
 
+class Products(NamedTuple):
+    """What a stack's last contraction has left for its next gradient, and the cores that were contracted."""
+
+    cores: list[Tensor]
+    versions: list[int]
+    segments: Segments
+
+
 class OverParameterizedOptimizer(Optimizer):
     """A torch optimizer on the cores of some parameters and on all others as they are.
 
@@ -145,7 +153,7 @@ class OverParameterizedOptimizer(Optimizer):
         self._cache = cache
         self._start = start
         self.progress: Progress | None = None
-        self._products: dict[tuple[Tensor, ...], tuple[list[Tensor], list[int], Segments]] = {}
+        self._products: dict[Tensor, Products] = {}
         self._logs: dict[str, dict[str, Tensor]] = {}
         super().__init__(params, {**self._make_inner({}).defaults, "opdf_format": FORMAT})
         missing = self._specs.keys() - {name for group in self.param_groups for name in group["param_names"]}
@@ -455,16 +463,23 @@ class OverParameterizedOptimizer(Optimizer):
         )
         if self._keep_products or (self._keep_products is None and chains[0][0].device.type == "cpu"):
             cores = [core for chain_ in chains for core in chain_]
-            self._products[tuple(p for _, p, _ in stack)] = cores, [core._version for core in cores], segments
+            products = Products(cores, [core._version for core in cores], segments)
+            self._products.update({p: products for _, p, _ in stack})
         for (_, p, spec), matrix in zip(stack, _apart(product.to(chains[0][0].dtype), len(stack)), strict=True):
             self._put(p, as_weight(matrix, spec.kind, p.shape))
 
     def _known_products(self, stack: Sequence[Entry], chains: Sequence[list[Tensor]]) -> Segments | None:
-        """The products of the last contraction, if the cores are still those that were contracted."""
-        contracted, versions, products = self._products.pop(tuple(p for _, p, _ in stack), ([], [], None))
-        cores = [core for chain_ in chains for core in chain_]
-        same = [core is other for core, other in zip(cores, contracted, strict=False)]
-        return products if all(same) and versions == [core._version for core in cores] else None
+        """The products of the last contraction, if it was of this stack and the cores are still those.
+
+        A version does not tell that: fused optimizers leave it as it is. So products of a stack are dropped by the step
+        of any of its matrices.
+        """
+        found = [self._products.pop(p, None) for _, p, _ in stack]
+        last, cores = found[0], [core for chain_ in chains for core in chain_]
+        if last is None or any(products is not last for products in found) or len(last.cores) != len(cores):
+            return None
+        same = all(core is other for core, other in zip(cores, last.cores, strict=True))
+        return last.segments if same and last.versions == [core._version for core in cores] else None
 
     def _low(self, tensor: Tensor) -> Tensor:
         return tensor.bfloat16() if self._precision == "bf16" and tensor.dtype == torch.float32 else tensor

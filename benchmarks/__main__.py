@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from benchmarks import compiled, decomposition, growth, inference, memory, simulation, step, stored
+from benchmarks import compiled, decomposition, growth, inference, memory, simulation, step, stored, together
 
 BENCHMARKS: dict[str, Callable[[], None]] = {
     "decomposition": decomposition.main,
@@ -15,6 +15,7 @@ BENCHMARKS: dict[str, Callable[[], None]] = {
     "inference": inference.main,
     "growth": growth.main,
     "compiled": compiled.main,
+    "together": together.main,
     "stored": stored.main,
     "simulation": simulation.main,
 }

@@ -79,7 +79,7 @@ Entry = tuple[str, Tensor, Spec]
 
 
 class Stack(NamedTuple):
-    """Weights of one group and shape that are stepped together, and the optimizer that steps their cores."""
+    """Weights of one group and shape that are stepped together, and an optimizer of their own for their cores."""
 
     inner: Optimizer
     group: dict[str, Any]
@@ -213,10 +213,10 @@ class OverParameterizedOptimizer(Optimizer):
     def _plan_stacks(self, entries: Iterable[Entry], places: Mapping[str, int] | None = None) -> list[Stack]:
         """What to step together: matrices of one group and shape, and of one of `places` if that is given."""
         chosen = {name for name, _, _ in entries}
+        aligned = self._alignment.pairs if self._alignment else {}
         found = []
         for group in self.param_groups:
             wanted = (entry for entry in self._over_parameterized(group) if entry[0] in chosen)
-            aligned = self._alignment.pairs if self._alignment else {}
             found += [Stack(self._make_inner(group), group, alike) for alike in _stacks(wanted, aligned, places)]
         return found
 

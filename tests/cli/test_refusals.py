@@ -364,6 +364,7 @@ def test_hostile_files(text: bytes, message: str, tmp_path: Path, world: Path, c
 
 COMMANDS = [
     ("eval", "opdf eval needs MODEL as its first argument"),
+    ("eval {world}/teacher", "is no output folder of opdf distill; say what to score it on"),
     ("eval {world}/teacher --bach 3", "no option 'bach'; did you mean 'batch'"),
     ("eval {world}/teacher --batch x", "batch is 'x'; expected an integer"),
     ("eval {world}/teacher --batch 0", "batch is 0; it must be at least 1"),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
 from opdf.distill.logits import LogitsDistillation, check_same_outputs, soft_binary_loss, soft_loss, squared_loss
@@ -62,6 +65,7 @@ def bert(**options: object) -> BertForSequenceClassification:
         ({"num_labels": 3}, torch.tensor([0, 2, 1, 1])),
         ({"num_labels": 1}, torch.tensor([0.5, -1.0, 2.0, 0.0])),
         ({"num_labels": 3, "problem_type": "multi_label_classification"}, torch.eye(4, 3)),
+        ({"num_labels": 3}, torch.eye(4, 3)),  # their head says so of itself only once it has computed a loss
     ],
 )
 def test_task_loss_is_the_models_own(options: dict[str, object], labels: torch.Tensor) -> None:
@@ -98,6 +102,20 @@ def test_labels_of_masked_tokens_are_not_shifted() -> None:
     items = objective.count_items(model, batch)
     assert int(items) == 3
     torch.testing.assert_close(objective.losses(model, None, batch, items).total, model(**batch).loss)
+
+
+def test_labels_of_other_libraries_modules_are_not_shifted() -> None:
+    class Tagger(nn.Module):
+        def forward(self, input_ids: torch.Tensor) -> SimpleNamespace:
+            return SimpleNamespace(logits=F.one_hot(input_ids % 3, 3).float())
+
+    labels = torch.tensor([[0, 1, 2, -100]])
+    batch = {"input_ids": torch.tensor([[0, 1, 2, 2]]), "labels": labels}
+    objective = LogitsDistillation(alpha=0.0)
+    items = objective.count_items(Tagger(), batch)
+    assert int(items) == 3
+    expected = F.cross_entropy(torch.eye(3), torch.arange(3))
+    torch.testing.assert_close(objective.losses(Tagger(), None, batch, items).total, expected)
 
 
 def test_missing_labels_need_alpha_one() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import io
+import re
 from typing import Any
 
 import pytest
@@ -245,6 +247,34 @@ def test_a_wider_teacher_of_the_students_own_matrix_is_at_no_distance() -> None:
 
 
 @pytest.mark.parametrize(
+    "config", [OverParamConfig(ones=3), OverParamConfig(ones=1), OverParamConfig(ones=2), OverParamConfig(method="svd")]
+)
+@pytest.mark.parametrize(("ours", "theirs"), [(24, 36), (36, 24), (12, 20)])
+def test_widths_that_share_a_factor_are_refused_with_the_shapes_that_do(
+    ours: int, theirs: int, config: OverParamConfig
+) -> None:
+    student, teacher = bert(2, ours), bert(4, theirs)
+    plain = overparameterize(student, config)
+    try:
+        plain.align(teacher)
+    except ValueError as error:
+        (shapes,) = re.findall(r"OverParamConfig\(shapes=(\{.*\})\), or leave the constraint out", str(error))
+    else:
+        assert config.method == "svd"  # one auxiliary core a matrix: its factors may divide both as they are
+        return
+    shared = overparameterize(student, OverParamConfig(shapes=ast.literal_eval(shapes)))
+    assert {t.shape.sites for t in shared.matrices} == {t.shape.sites for t in plain.matrices}
+    assert all(t.shape.added_params > 0 for t in shared.matrices)
+    shared.align(teacher)
+    optimizer = shared.optimizer(torch.optim.AdamW, lr=1e-2)
+    losses = []
+    for _ in range(8):
+        step(student, optimizer)
+        losses.append(optimizer.constraint_logs["constraint_loss"])
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize(
     ("student", "teacher", "options", "message"),
     [
         (bert(3), bert(4), {}, "3 student blocks do not divide the teacher's 4"),
@@ -256,6 +286,7 @@ def test_a_wider_teacher_of_the_students_own_matrix_is_at_no_distance() -> None:
         (bert(2), bert(4), {"normalize": "sum"}, "normalize is 'sum'"),
         (bert(2), bert(4), {"weight": -1.0}, "weight is -1.0"),
         (bert(2, 16), bert(4, 12), {}, "are not a multiple of"),
+        (bert(2, 10), bert(4, 14), {}, r"are not a multiple of .*give OverParamConfig\(shapes="),
         (bert(2, 32), bert(4, 16), {}, "larger than|are not a multiple"),
     ],
 )

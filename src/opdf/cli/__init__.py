@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("opdf"):
             raise
-        return _refuse(f"{error.name} is not installed; the command line needs pip install 'opdf[distill]'")
+        return _refuse(not_installed(error.name, "the command line", "distill"))
     except REFUSED as error:
         return _refuse(str(error))
     except KeyboardInterrupt:
@@ -86,6 +86,11 @@ def main(argv: list[str] | None = None) -> int:
             raise
         return _refuse(reason, 3)
     return 0
+
+
+def not_installed(package: str | None, what: str, extra: str) -> str:
+    """What to tell a user who has not installed all that `what` needs."""
+    return f"{package} is not installed; {what} needs pip install 'opdf[{extra}]' (in a clone: '.[{extra}]')"
 
 
 def _refuse(message: str, status: int = 2) -> int:

@@ -36,8 +36,10 @@ class EvalConfig:
 
 
 def with_run(argv: list[str]) -> list[str]:
-    """The student's folder and the data's options in place of an output folder of opdf distill."""
+    """The student's folder and the data's options in place of an output folder of opdf distill, or its student."""
     run = Path(argv[0]) if argv else Path()
+    if run.name == "student" and not (run / "config.yaml").exists():
+        run = run.parent
     if not (run / "config.yaml").is_file() or not (run / "student").is_dir():
         return argv
     file = str(run / "config.yaml")
@@ -46,8 +48,11 @@ def with_run(argv: list[str]) -> list[str]:
 
 
 def main(argv: list[str]) -> None:
-    config = parse(with_run(argv), EvalConfig, "opdf eval", DESCRIPTION, positional="model")
+    argv = with_run(argv)
+    config = parse(argv, EvalConfig, "opdf eval", DESCRIPTION, positional="model")
     at_least_one(config, "batch")
+    if not any(argument.partition("=")[0] == "--data.name" for argument in argv):
+        raise UserError(f"{config.model} is no output folder of opdf distill; say what to score it on with --data.name")
     from opdf.cli import job
     from opdf.cli.models import check_inputs, load_model
     from opdf.cli.scoring import evaluator, scores

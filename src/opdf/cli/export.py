@@ -14,7 +14,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from opdf.cli import UserError
+from opdf.cli import UserError, not_installed
 from opdf.cli.config import DataConfig, DistillConfig, TeacherConfig
 from opdf.cli.eval import with_run
 from opdf.cli.options import parse
@@ -92,7 +92,7 @@ def check(config: ExportConfig) -> None:
         raise UserError(f"batch is {config.batch}; it must be at least 1")
     missing = [name for name in NEEDED if find_spec(name) is None] if config.format == "onnx" else []
     if missing:
-        raise UserError(f"{missing[0]} is not installed; format onnx needs pip install 'opdf[export]'")
+        raise UserError(not_installed(missing[0], "format onnx", "export"))
     folder = Path(config.output)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if not (folder / "export.json").is_file():

@@ -85,8 +85,8 @@ class DecisionDistillation(Objective):
         if "decision_logits" not in batch:
             raise ValueError("the batch has no 'decision_logits'; add them to the training data with decision_logits()")
         ours = forward(student, batch).logits
-        if kind_of(student, ours) != "classes":
-            raise ValueError(f"DBKD is for classification, and the student's outputs are {kind_of(student, ours)}")
+        if (kind := kind_of(student, ours, batch.get("labels"))) != "classes":
+            raise ValueError(f"DBKD is for classification, and the student's outputs are {kind}")
         task = task_loss(student, ours, batch["labels"]) / num_items
         ours = ours.float() if ours.dtype != torch.float64 else ours
         soft = soft_loss(ours, self.scale * batch["decision_logits"].to(ours), self.temperature) / num_items

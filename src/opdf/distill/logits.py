@@ -107,7 +107,7 @@ class LogitsDistillation(Objective):
 
 def task_loss(student: nn.Module, logits: Tensor, labels: Tensor) -> Tensor:
     """The loss against labels, summed over items."""
-    kind = kind_of(student, logits)
+    kind = kind_of(student, logits, labels)
     logits = _precise(logits)
     if kind == "tokens":
         logits, labels = _kept_tokens(student, logits, labels)
@@ -122,7 +122,7 @@ def task_loss(student: nn.Module, logits: Tensor, labels: Tensor) -> Tensor:
 
 def distillation_loss(student: nn.Module, ours: Tensor, theirs: Tensor, batch: Batch, temperature: float) -> Tensor:
     """The loss against the teacher's logits, summed over items."""
-    kind = kind_of(student, ours)
+    kind = kind_of(student, ours, batch.get("labels"))
     ours, theirs = _precise(ours), _precise(theirs)
     if kind == "regression":
         return squared_loss(ours, theirs)
@@ -136,13 +136,18 @@ def distillation_loss(student: nn.Module, ours: Tensor, theirs: Tensor, batch: B
     return soft_loss(ours, theirs, temperature)
 
 
-def kind_of(model: nn.Module, logits: Tensor) -> str:
-    """ "tokens", "regression", "multi-label" or "classes", as transformers' own heads decide it."""
+def kind_of(model: nn.Module, logits: Tensor, labels: Tensor | None = None) -> str:
+    """ "tokens", "regression", "multi-label" or "classes", as transformers' own heads decide it.
+
+    Where their configuration leaves it open, they take labels that are no integers for several labels an example, and
+    write that into the configuration at the first loss of their own; ours may come before.
+    """
     config = config_of(model)
     if logits.dim() == 3:
         return "tokens"
     problem = getattr(config, "problem_type", None)
-    if problem == "multi_label_classification":
+    several = labels is not None and labels.is_floating_point() and logits.shape[-1] > 1
+    if problem == "multi_label_classification" or (config is not None and problem is None and several):
         return "multi-label"
     return "regression" if problem == "regression" or logits.shape[-1] == 1 else "classes"
 

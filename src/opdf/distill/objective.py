@@ -157,12 +157,13 @@ def has_no_head(model: nn.Module) -> bool:
 def is_causal(model: nn.Module) -> bool:
     """Whether logits at one position predict the label of the next, so that both have to be shifted.
 
-    Decoders do; encoder-decoders get their inputs shifted, and masked language models and taggers label in place.
+    Decoders of transformers do; encoder-decoders get their inputs shifted, masked language models and taggers label in
+    place, and so does any module of another library: who trains one shifts its labels, if they are to be shifted.
     """
     inner = _transformers_model(model)
     if getattr(config_of(inner), "is_encoder_decoder", False):
         return False
-    return bool(inner.can_generate()) if hasattr(inner, "can_generate") else True  # type: ignore[operator]
+    return bool(inner.can_generate()) if hasattr(inner, "can_generate") else False  # type: ignore[operator]
 
 
 def token_labels(model: nn.Module, batch: Batch) -> Tensor | None:

@@ -240,8 +240,8 @@ class SparseLogitsDistillation(LogitsDistillation):
         ours = forward(student, batch).logits
         if "teacher_probabilities" not in batch:
             raise ValueError("the batch has no stored teacher outputs; train on a StoredDataset")
-        if kind_of(student, ours) != "classes":
-            raise ValueError(f"the student's outputs are {kind_of(student, ours)}; stored probabilities are of classes")
+        if (kind := kind_of(student, ours, batch.get("labels"))) != "classes":
+            raise ValueError(f"the student's outputs are {kind}; stored probabilities are of classes")
         target = soft_labels(batch["teacher_classes"], batch["teacher_probabilities"], ours.shape[-1])
         soft = -(target * ours.float().log_softmax(-1)).sum() / num_items
         if self.alpha == 1:

@@ -162,7 +162,12 @@ def build_alignment(
     for student_name, teacher_name in names.items():
         student, shape = matrices[student_name]
         partner = candidates[teacher_name]
-        pairs[student_name] = Pair(teacher_name, partner.kind, teacher_shape(student, shape, partner))
+        try:
+            pairs[student_name] = Pair(teacher_name, partner.kind, teacher_shape(student, shape, partner))
+        except ValueError as error:
+            remedy = _shared_shapes([(*matrices[s], candidates[t]) for s, t in names.items()])
+            shapes = f"give OverParamConfig(shapes={remedy}), or " if remedy else ""
+            raise ValueError(f"{error}; {shapes}leave the constraint out") from None
     weights: dict[str, Tensor] = {s: teacher.get_parameter(pair.teacher) for s, pair in pairs.items()}
     return Alignment(pairs, weights, weight, gauge, normalize)
 
@@ -188,8 +193,7 @@ def teacher_shape(student: Matrix, shape: MPOShape, teacher: Matrix) -> MPOShape
             raise ValueError(
                 f"{student.name} ({student.rows}x{student.cols}, {shape}) cannot follow {teacher.name} "
                 f"({teacher.rows}x{teacher.cols}): its {size} {side} are not a multiple of {outer}, the product of the "
-                "student's auxiliary factors; choose shapes whose outer factors divide both, or set the constraint "
-                "weight to 0"
+                "student's auxiliary factors"
             )
         factors.append((*ours[: shape.center], size // outer, *ours[shape.center + 1 :]))
     full = MPOShape(factors[0], factors[1])
@@ -197,10 +201,43 @@ def teacher_shape(student: Matrix, shape: MPOShape, teacher: Matrix) -> MPOShape
     if any(ours > theirs for ours, theirs in zip(bonds, full._bonds, strict=True)):
         raise ValueError(
             f"{student.name} ({student.rows}x{student.cols}) has bond dimensions {bonds}, larger than the "
-            f"{full._bonds} of the smaller {teacher.name} ({teacher.rows}x{teacher.cols}); the constraint loss needs a "
-            "teacher that is at least as wide, or weight 0"
+            f"{full._bonds} of the smaller {teacher.name} ({teacher.rows}x{teacher.cols}) with the same outer factors"
         )
     return MPOShape(factors[0], factors[1], bonds)
+
+
+def _shared_shapes(pairs: Sequence[tuple[Matrix, MPOShape, Matrix]]) -> dict[str, list[list[int]]]:
+    """For `OverParamConfig.shapes`: as many sites as now, whose auxiliary factors divide the teacher's sizes too.
+
+    Empty where a matrix has none but 1 in common with its partner.
+    """
+    found = {}
+    for student, shape, teacher in pairs:
+        rows = _shared_factors(student.rows, teacher.rows, shape.sites)
+        cols = _shared_factors(student.cols, teacher.cols, shape.sites)
+        try:
+            shared = MPOShape(tuple(rows), tuple(cols))
+            teacher_shape(student, shared, teacher)
+        except ValueError:
+            return {}
+        if shared.bond_dims == (1,) * (shared.sites + 1):
+            return {}
+        # A digit stands before the role, so that output.dense is not also attention.output.dense.
+        role = student.role.removesuffix(".weight")
+        found[f"{student.stack}*[0-9].{role}" if student.stack else role] = [rows, cols]
+    return found
+
+
+def _shared_factors(ours: int, theirs: int, sites: int) -> list[int]:
+    """Factors of `ours`: two outer ones of what it has in common with `theirs`, the rest at the central site."""
+    common = math.gcd(ours, theirs)
+    last = next(f for f in range(math.isqrt(common), 0, -1) if common % f == 0)
+    factors = [1] * sites
+    factors[-1] = last
+    if sites > 2:
+        factors[0] = common // last
+    factors[(sites - 1) // 2] *= ours // math.prod(factors)
+    return factors
 
 
 def _teacher_matrices(teacher: nn.Module, layer_map: LayerMap) -> dict[str, Matrix]:

@@ -103,9 +103,11 @@ def test_draws_follow_the_rate_independently_of_each_other() -> None:
     assert abs(float((draws[:, 0] * draws[:, 1]).mean()) - 0.09) < 4 * (0.09 * 0.91 / 10_000) ** 0.5
 
 
-def run(folder: Path, resume: str | None = None, over: OverParamConfig | None = None) -> tuple[Theseus, Any, Any]:
+def run(
+    folder: Path, resume: str | None = None, over: OverParamConfig | None = None, slope: float | None = 0.1
+) -> tuple[Theseus, Any, Any]:
     teacher = bert()
-    student, objective = keep_layers(teacher, [0, 1]), Theseus(0.3, slope=0.1)
+    student, objective = keep_layers(teacher, [0, 1]), Theseus(0.3, slope=slope)
     rows = [{"input_ids": [1 + i, 2, 3, 4], "labels": i % 2} for i in range(16)]
     arguments = DistillationArguments(
         str(folder), max_steps=6, save_strategy="steps", save_steps=3, per_device_train_batch_size=4, disable_tqdm=True,
@@ -117,6 +119,14 @@ def run(folder: Path, resume: str | None = None, over: OverParamConfig | None = 
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=resume)
     return objective, student, teacher
+
+
+def test_by_default_the_student_runs_alone_from_half_of_the_steps_on(tmp_path: Path) -> None:
+    objective, _, _ = run(tmp_path, slope=None)
+    rates = []
+    for objective.step in range(7):
+        rates.append(objective.replacement_rate())
+    assert rates == pytest.approx([0.3, 0.3 + 0.7 / 3, 0.3 + 1.4 / 3, 1.0, 1.0, 1.0, 1.0])
 
 
 @pytest.mark.parametrize("over", [None, OverParamConfig(method="svd"), OverParamConfig(ones=2)])

@@ -34,30 +34,37 @@ class Theseus(Objective):
         rate: probability p of running a student block at step 0, above 0 and at most 1.
         schedule: "linear" raises it by `slope` per optimizer step until it is 1; "constant" keeps it for
             `steps` optimizer steps and then sets it to 1.
-        slope: of the linear schedule, per optimizer step.
+        slope: of the linear schedule, per optimizer step (the paper's, of thousands of steps, is 0.0006). None reaches 1
+            at half of the trainer's steps.
         steps: of the constant schedule.
         seed: of the draws.
     """
 
     def __init__(
-        self, rate: float = 0.3, schedule: str = "linear", slope: float = 0.0006, steps: int = 2500, seed: int = 0
+        self,
+        rate: float = 0.3,
+        schedule: str = "linear",
+        slope: float | None = None,
+        steps: int = 2500,
+        seed: int = 0,
     ) -> None:
         if not 0 < rate <= 1:
             raise ValueError(f"rate is {rate}; a replacement rate is above 0 and at most 1")
         if schedule not in SCHEDULES:
             raise ValueError(f"schedule is {schedule!r}; expected one of {', '.join(SCHEDULES)}")
-        if not (slope >= 0 and steps >= 0):
+        if not ((slope is None or slope >= 0) and steps >= 0):
             raise ValueError(f"slope is {slope} and steps {steps}; neither can be negative")
         self.rate, self.schedule, self.slope, self.steps, self.seed = rate, schedule, slope, steps, seed
         self.step = 0
         self.draws = 0
+        self._slope = slope or 0.0  # None is known once training begins
         self._stack = ""
         self._predecessors: list[list[nn.Module]] = []
 
     def replacement_rate(self) -> float:
         """p at the current optimizer step."""
         if self.schedule == "linear":
-            return min(1.0, self.rate + self.slope * self.step)
+            return min(1.0, self.rate + self._slope * self.step)
         return self.rate if self.step < self.steps else 1.0
 
     def prepare(self, student: nn.Module, teacher: nn.Module | None) -> None:
@@ -102,6 +109,10 @@ class Theseus(Objective):
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.draws)
         self.draws += 1
         return (torch.rand(len(self._predecessors), generator=generator) < self.replacement_rate()).tolist()
+
+    def on_train_begin(self, trainer: DistillationTrainer) -> None:
+        if self.slope is None:
+            self._slope = (1 - self.rate) / max(1, trainer.state.max_steps // 2)
 
     def after_optimizer_step(self, trainer: DistillationTrainer) -> None:
         self.step += 1

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, BartConfig, BartForCausalLM
 
-from families import FAMILIES, batch, build
+from families import FAMILIES, TEXT, batch, build
 from opdf.distill import keep_layers
+from opdf.overparam.select import block_stacks
 
 WITH_DEPTH = [name for name, family in FAMILIES.items() if family.depth != "depths"]
 """Families whose depth is one number."""
@@ -41,6 +43,54 @@ def test_a_number_keeps_the_last_of_each_group_and_a_list_keeps_itself() -> None
         for ours, theirs in zip(student.bert.encoder.layer, kept, strict=True):
             block = teacher.bert.encoder.layer[theirs]
             assert torch.equal(ours.output.dense.weight, block.output.dense.weight)
+
+
+HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1}
+SMALL = {k: v for k, v in TEXT.items() if not k.startswith("num_")}
+
+ALTERNATING = {
+    "smollm3": {"num_hidden_layers": 8, **HEADS},  # rotary embeddings in three blocks of four
+    "gpt_neo": {"num_layers": 4, "attention_types": [[["global", "local"], 2]], "window_size": 3, "num_heads": 2},
+    "gemma3_text": {"num_hidden_layers": 6, "head_dim": 8, "sliding_window": 3, **HEADS},
+}
+"""Families whose blocks are not all alike."""
+
+
+@pytest.mark.parametrize("family", ALTERNATING)
+@pytest.mark.parametrize("layers", [2, [0, 3]])
+def test_blocks_that_differ_keep_what_is_theirs(family: str, layers: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **SMALL | ALTERNATING[family])
+    teacher = AutoModelForCausalLM.from_config(config).eval()
+    ids = torch.randint(1, 60, (2, 8))
+    student = keep_layers(teacher, layers).eval()
+    (stack,) = block_stacks(teacher)
+    blocks = list(teacher.get_submodule(stack).children())
+    kept = layers if isinstance(layers, list) else [len(blocks) // 2 - 1, len(blocks) - 1]
+    parent, _, name = stack.rpartition(".")
+    setattr(teacher.get_submodule(parent), name, nn.ModuleList(blocks[k] for k in kept))
+    for module in teacher.modules():  # masks are made by kind of block, as the configuration lists them
+        if hasattr(module, "config"):
+            module.config = student.config
+    expected = teacher(ids, use_cache=False).logits
+    torch.testing.assert_close(student(ids, use_cache=False).logits, expected)
+    student.save_pretrained(tmp_path)
+    torch.testing.assert_close(type(student).from_pretrained(tmp_path).eval()(ids, use_cache=False).logits, expected)
+
+
+def test_blocks_of_kinds_that_a_configuration_cannot_say_are_refused() -> None:
+    options = {"num_hidden_layers": 4, "num_local_experts": 2, "head_dim": 8, "intermediate_size_mlp": 24}
+    config = AutoConfig.for_model("llama4_text", interleave_moe_layer_step=2, **SMALL | HEADS | options)
+    teacher = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(ValueError, match=r"student block . would have is_moe_layer=.* keep blocks of the same kinds"):
+        keep_layers(teacher, [1, 2, 3])
+
+
+def test_a_decoder_alone_of_a_family_with_encoders() -> None:
+    sizes = {f"{part}_{name}": value for part in ("encoder", "decoder")
+             for name, value in (("layers", 4), ("attention_heads", 2), ("ffn_dim", 24))}  # fmt: skip
+    teacher = BartForCausalLM(BartConfig(vocab_size=60, d_model=16, max_position_embeddings=20, **sizes))
+    assert len(keep_layers(teacher, 2).model.decoder.layers) == 2
 
 
 def test_random_state_and_teacher_are_left_alone() -> None:

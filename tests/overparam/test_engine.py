@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -67,14 +67,64 @@ def test_loading_cores_sets_the_weights_and_training_goes_on_from_them(started: 
     other = net()
     again = overparameterize(other, CONFIG)
     if started:
-        step(other, again.optimizer(torch.optim.SGD, lr=0.5))
+        stepper = again.optimizer(torch.optim.SGD, lr=0.1)
+        step(other, stepper)
     again.load_state_dict(state)
-    other[0].bias = copy.deepcopy(model[0].bias)
-    other[2].bias = copy.deepcopy(model[2].bias)
+    with torch.no_grad():
+        for k in (0, 2):
+            other[k].bias.copy_(model[k].bias)
     assert torch.equal(other[0].weight, model[0].weight)
+    if not started:
+        stepper = again.optimizer(torch.optim.SGD, lr=0.1)
+    assert all(torch.equal(core, state[f"0.weight.core{k}"]) for k, core in enumerate(again.cores(again.matrices[0])))
     step(model, optimizer)
-    step(other, again.optimizer(torch.optim.SGD, lr=0.1))
+    step(other, stepper)
     torch.testing.assert_close(other[0].weight, model[0].weight)
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_after_loading_cores_the_first_step_still_moves_as_far_as_a_dense_one(started: bool) -> None:
+    config = replace(CONFIG, lr_scaling="match-dense")
+    state = overparameterize(net(), config).state_dict()
+    model = net()
+    overparam = overparameterize(model, config)
+    if started:
+        optimizer = overparam.optimizer(torch.optim.AdamW, lr=1e-3, weight_decay=0.0)
+        step(model, optimizer)
+    overparam.load_state_dict(state)
+    if not started:
+        optimizer = overparam.optimizer(torch.optim.AdamW, lr=1e-3, weight_decay=0.0)
+    before = model[0].weight.detach().clone()
+    step(model, optimizer)
+    assert float((model[0].weight.detach() - before).square().mean().sqrt()) == pytest.approx(1e-3, rel=0.02)
+
+
+def test_loaded_cores_do_not_outlive_the_weights_that_they_made() -> None:
+    model = net()
+    overparam = overparameterize(model, CONFIG)
+    overparam.load_state_dict(overparam.state_dict())
+    first = overparam.optimizer(torch.optim.SGD, lr=1e-9)
+    with torch.no_grad():
+        model[0].weight += 1.0
+    moved = model[0].weight.detach().clone()
+    with pytest.warns(UserWarning, match=r"0\.weight was changed after its cores had been loaded"):
+        step(model, first)
+    torch.testing.assert_close(model[0].weight.detach(), moved)
+    step(model, overparam.optimizer(torch.optim.SGD, lr=1e-9))  # a second phase of training
+    torch.testing.assert_close(model[0].weight.detach(), moved)
+
+
+def test_cores_are_those_of_a_weight_that_was_changed_from_outside() -> None:
+    model = net()
+    overparam = overparameterize(model, CONFIG)
+    step(model, overparam.optimizer(torch.optim.SGD, lr=0.1))
+    kept = {name: value.clone() for name, value in model.state_dict().items()}
+    step(model, overparam.optimizer(torch.optim.SGD, lr=0.1))
+    model.load_state_dict(kept)  # as the best checkpoint is, at the end of a training
+    state = overparam.state_dict()
+    for name in ("0.weight", "2.weight"):
+        product = contract([state[f"{name}.core{k}"] for k in range(4)])
+        torch.testing.assert_close(product, kept[name].reshape(product.shape))
 
 
 def test_loading_wrong_cores_is_refused() -> None:

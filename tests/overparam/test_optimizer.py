@@ -734,12 +734,12 @@ def test_bf16_resumes_bit_for_bit_and_float64_is_left_alone() -> None:
     assert_equal(weights(double), weights(exact))
 
 
-@pytest.mark.parametrize(("precision", "inside"), [("float32", "highest"), ("tf32", "high"), ("bf16", "highest")])
+@pytest.mark.parametrize(("precision", "inside"), [("float32", "ieee"), ("tf32", "tf32"), ("bf16", "ieee")])
 def test_tf32_is_set_for_the_step_and_restored(precision: str, inside: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     real = module.pullback
     monkeypatch.setattr(
-        module, "pullback", lambda *args: seen.append(torch.get_float32_matmul_precision()) or real(*args)
+        module, "pullback", lambda *args: seen.append(torch.backends.cuda.matmul.fp32_precision) or real(*args)
     )
     model = net()
     torch.set_float32_matmul_precision("medium")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import pytest
 import torch
 from torch import nn
+from transformers import MixtralConfig, MixtralForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from opdf.overparam.select import as_matrix, as_weight, find_matrices
@@ -96,3 +99,27 @@ def test_nan_and_integer_weights_are_refused() -> None:
     model.out.weight = nn.Parameter(torch.zeros(10, 8, dtype=torch.int8), requires_grad=False)
     with pytest.raises(TypeError, match="int8; over-parameterization needs float weights"):
         find_matrices(model, ["out"], (), trainable_only=False)
+
+
+def test_blocks_with_names_of_their_own_are_counted_in_order() -> None:
+    """As torchvision's ViT has them."""
+
+    blocks = OrderedDict((f"encoder_layer_{k}", nn.TransformerEncoderLayer(4, 1, 4)) for k in (0, 1))
+    model = nn.ModuleDict({"layers": nn.Sequential(blocks)})
+    found = find_matrices(model, "blocks", ())
+    roles = ["self_attn.in_proj_weight", "self_attn.out_proj.weight", "linear1.weight", "linear2.weight"]
+    assert [(m.stack, m.block, m.role) for m in found] == [("layers", k, role) for k in (0, 1) for role in roles]
+
+
+def test_weights_that_are_computed_are_no_candidates() -> None:
+    model = Small()
+    nn.utils.parametrizations.weight_norm(model.mix)
+    assert "mix.weight" not in names("all-linear", model=model)
+
+
+def test_experts_in_one_tensor_are_named() -> None:
+    config = MixtralConfig(vocab_size=60, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+                           num_attention_heads=2, num_key_value_heads=1, num_local_experts=2)  # fmt: skip
+    model = MixtralForCausalLM(config)
+    with pytest.warns(UserWarning, match=r"2 weights of blocks have more than .*layers\.0\.mlp\.experts"):
+        find_matrices(model, "blocks", ())

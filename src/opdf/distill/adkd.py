@@ -109,6 +109,8 @@ class AttributionDistillation(LogitsDistillation):
         return torch.stack([logits for logits, _ in known]).to(device), torch.stack(padded, 1).to(device)
 
     def on_train_begin(self, trainer: DistillationTrainer) -> None:
+        if trainer.args.torch_compile:
+            raise ValueError("AD-KD differentiates twice, which torch.compile cannot; leave torch_compile out")
         self._progress = trainer.state
 
     @property
@@ -217,14 +219,15 @@ def _tokens(batch: Batch) -> int:
 
 def _keys(batch: Batch) -> list[bytes]:
     """A digest of every example's inputs and label, without its padding."""
-    mask = batch.get("attention_mask")
+    here = {name: batch[name].detach().cpu() for name in sorted(batch)}  # once, not by row: each copy waits
+    mask = here.get("attention_mask")
     keys = []
-    for row in range(batch["labels"].shape[0]):
+    for row in range(len(here["labels"])):
         digest = hashlib.sha256()
-        for name in sorted(batch):
-            value = batch[name][row].detach().cpu()
+        for name, values in here.items():
+            value = values[row]
             if mask is not None and value.shape[:1] == mask.shape[1:]:
-                value = value[mask[row].bool().cpu()]
+                value = value[mask[row].bool()]
             digest.update(name.encode() + value.contiguous().numpy().tobytes())
         keys.append(digest.digest())
     return keys

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -76,7 +77,8 @@ def _check_number(name: str, value: Any, kind: type, least: float) -> None:
 def check_engine(args: TrainingArguments, accelerator: Accelerator | None = None) -> None:
     """Refuse engines that split single matrices, and FSDP2 where accelerate would quietly take DDP instead.
 
-    They are asked for by the arguments, or by the environment that a launcher made.
+    They are asked for by the arguments, or by the environment that a launcher made. Of several GPUs without a launcher
+    one is used, with a warning.
 
     Raises:
         ValueError: one of these.
@@ -90,6 +92,13 @@ def check_engine(args: TrainingArguments, accelerator: Accelerator | None = None
     _refuse("DeepSpeed", bool(args.deepspeed) or _launched_with("DEEPSPEED"))
     _refuse("Megatron-LM", _launched_with("MEGATRON_LM"))
     _refuse("FSDP1", version == 1)
+    if args.n_gpu > 1:
+        # The Trainer would take torch's DataParallel: batches would grow with the number of GPUs, replicas lose hooks.
+        warnings.warn(
+            f"{args.n_gpu} GPUs are visible and one is used: start with torchrun --nproc-per-node {args.n_gpu} for all",
+            stacklevel=3,
+        )
+        args._n_gpu = 1
     asked = bool(args.fsdp) or _launched_with("FSDP")
     if accelerator and asked and kind != DistributedType.FSDP:
         raise ValueError(

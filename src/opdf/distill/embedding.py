@@ -64,7 +64,7 @@ class EmbeddingDistillation(Objective):
     def count_items(self, student: nn.Module, batch: Batch) -> Tensor:
         """Examples, also where labels of some other task are among the columns."""
         first = next(iter(batch.values()))
-        return torch.tensor(first.shape[0], device=first.device)
+        return torch.full((), first.shape[0], device=first.device)
 
 
 def mean_pooled(hidden: Tensor, mask: Tensor | None = None) -> Tensor:

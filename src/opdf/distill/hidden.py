@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from opdf.distill.logits import LogitsDistillation
-from opdf.distill.objective import Batch, Losses, config_of, count_items, forward, teacher_forward
+from opdf.distill.objective import Batch, Losses, config_of, forward, items_by_example, teacher_forward
 
 Pairs = Sequence[tuple[int, int]]
 
@@ -73,7 +73,7 @@ class HiddenDistillation(LogitsDistillation):
         wanted = {"output_hidden_states": True, "output_attentions": bool(self.attention_weight)}
         ours, theirs = forward(student, batch, **wanted), teacher_forward(teacher, batch, **wanted)
         base = self.combine(student, ours.logits, theirs.logits, batch, num_items)
-        weights = self._example_weights(student, batch) / num_items
+        weights = items_by_example(student, batch) / num_items  # they sum to 1 over all micro-batches of a step
         mask = batch.get("attention_mask")
         hidden = (self._hidden(ours.hidden_states, theirs.hidden_states, mask) * weights).sum()
         total, parts = base.total + self.hidden_weight * hidden, base.parts | {"hidden": hidden.detach()}
@@ -81,11 +81,6 @@ class HiddenDistillation(LogitsDistillation):
             attention = (self._attention(ours.attentions, theirs.attentions, mask) * weights).sum()
             total, parts = total + self.attention_weight * attention, parts | {"attention": attention.detach()}
         return Losses(total, parts)
-
-    def _example_weights(self, student: nn.Module, batch: Batch) -> Tensor:
-        """1 for every example, or its kept tokens where items are tokens, so that the weights sum to the items."""
-        size = next(iter(batch.values())).shape[0]
-        return torch.stack([count_items(student, {k: v[i : i + 1] for k, v in batch.items()}) for i in range(size)])
 
     def _hidden(self, ours: Sequence[Tensor], theirs: Sequence[Tensor], mask: Tensor | None) -> Tensor:
         """`[batch]`, the mean over pairs of every example's mean squared error."""

@@ -108,9 +108,10 @@ class LogitsDistillation(Objective):
 def task_loss(student: nn.Module, logits: Tensor, labels: Tensor) -> Tensor:
     """The loss against labels, summed over items."""
     kind = kind_of(student, logits, labels)
+    if kind == "tokens":  # chosen before they are made float32: a vocabulary of logits is large
+        logits, labels = _kept_tokens(student, logits, labels)
     logits = _precise(logits)
     if kind == "tokens":
-        logits, labels = _kept_tokens(student, logits, labels)
         return F.cross_entropy(logits, labels, reduction="sum")
     if kind == "regression":
         return squared_loss(logits, labels.to(logits.dtype))
@@ -123,16 +124,16 @@ def task_loss(student: nn.Module, logits: Tensor, labels: Tensor) -> Tensor:
 def distillation_loss(student: nn.Module, ours: Tensor, theirs: Tensor, batch: Batch, temperature: float) -> Tensor:
     """The loss against the teacher's logits, summed over items."""
     kind = kind_of(student, ours, batch.get("labels"))
-    ours, theirs = _precise(ours), _precise(theirs)
-    if kind == "regression":
-        return squared_loss(ours, theirs)
-    if kind == "multi-label":
-        return soft_binary_loss(ours, theirs, temperature)
     if kind == "tokens":
         labels = token_labels(student, batch)
         if labels is None:
             raise ValueError("the batch has no 'labels' that say which tokens count; add them, -100 where none counts")
         ours, theirs = (_kept_tokens(student, logits, labels)[0] for logits in (ours, theirs))
+    ours, theirs = _precise(ours), _precise(theirs)
+    if kind == "regression":
+        return squared_loss(ours, theirs)
+    if kind == "multi-label":
+        return soft_binary_loss(ours, theirs, temperature)
     return soft_loss(ours, theirs, temperature)
 
 

@@ -179,12 +179,17 @@ def token_labels(model: nn.Module, batch: Batch) -> Tensor | None:
 
 
 def count_items(student: nn.Module, batch: Batch) -> Tensor:
-    """Examples of a batch; kept tokens (label not -100, shifted as the model does) where labels are per token."""
+    """Scalar: the items of a batch, see `items_by_example`."""
+    return items_by_example(student, batch).sum()
+
+
+def items_by_example(student: nn.Module, batch: Batch) -> Tensor:
+    """`[batch]` int64: 1 each; kept tokens (label not -100, shifted as the model does) where labels are per token."""
     labels = token_labels(student, batch)
     if labels is not None:
-        return (labels[:, 1:] if is_causal(student) else labels).ne(-100).sum()
+        return (labels[:, 1:] if is_causal(student) else labels).ne(-100).sum(1)
     first = batch["labels"] if "labels" in batch else next(iter(batch.values()))
-    return torch.tensor(first.shape[0], device=first.device)
+    return torch.ones(first.shape[0], dtype=torch.int64, device=first.device)
 
 
 def _transformers_model(model: nn.Module) -> nn.Module:

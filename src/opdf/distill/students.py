@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,7 +27,8 @@ def keep_layers(teacher: nn.Module, layers: int | Sequence[int]) -> Any:
 
     Raises:
         TypeError: not a transformers model.
-        ValueError: an index is out of range, or the depth of this architecture is not one number.
+        ValueError: an index is out of range, the depth of this architecture is not one number, or its blocks differ in
+            ways that its configuration cannot say of those that are kept.
     """
     config = getattr(teacher, "config", None)
     if config is None or not hasattr(teacher, "_from_config"):
@@ -47,6 +48,7 @@ def keep_layers(teacher: nn.Module, layers: int | Sequence[int]) -> Any:
     with torch.random.fork_rng(), next(teacher.parameters()).device:
         make: Any = type(teacher)
         student = make._from_config(config, dtype=next(teacher.parameters()).dtype)
+    _check_blocks(teacher, student, kept)
     student.load_state_dict(_renumbered(teacher.state_dict(), student.state_dict(), kept))
     return student.to(next(teacher.parameters()).device)
 
@@ -77,16 +79,54 @@ def _chosen(layers: int | Sequence[int], depth: int) -> list[int]:
 
 
 def _set_depth(config: Any, stack: str, depth: int, kept: Sequence[int]) -> None:
-    attribute = "num_decoder_layers" if "decoder" in stack and hasattr(config, "num_decoder_layers") else ""
-    attribute = attribute or config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
+    own = ("num_decoder_layers", "decoder_layers") if "decoder" in stack else ()
+    usual = config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
+    attribute = next((name for name in own if hasattr(config, name)), usual)
     if getattr(config, attribute, None) != depth:
         raise ValueError(
             f"{type(config).__name__}.{attribute} is not the {depth} blocks of {stack}; cannot change depth"
         )
     setattr(config, attribute, len(kept))
-    types = getattr(config, "layer_types", None)
-    if isinstance(types, list) and len(types) == depth:
-        config.layer_types = [types[k] for k in kept]
+    for name, value in vars(config).items():
+        if isinstance(value, list) and len(value) == depth:  # layer_types, no_rope_layers, ...: one entry a block
+            setattr(config, name, [value[k] for k in kept])
+    if hasattr(config, "attention_types"):  # GPT-Neo's shorter way to write attention_layers, from which it is loaded
+        config.attention_types = [[[kind], 1] for kind in config.attention_layers]
+
+
+OWN = ("training", "layer_idx", "layer_id", "has_relative_attention_bias")
+"""What a block may say of its own place; T5's first block has the position bias of all."""
+
+
+def _check_blocks(teacher: nn.Module, student: nn.Module, kept: Mapping[str, Sequence[int]]) -> None:
+    """Refuse a student whose blocks are built otherwise than those that they are to be, with another window, say."""
+    for stack, blocks in kept.items():
+        ours, theirs = (list(model.get_submodule(stack).children()) for model in (student, teacher))
+        if len(ours) != len(blocks):
+            raise ValueError(
+                f"{type(teacher).__name__} made {len(ours)} blocks of {stack} where {len(blocks)} were wanted; build "
+                "the student from a smaller config instead"
+            )
+        for position, block in enumerate(blocks):
+            mine, other = _plain_values(ours[position]), _plain_values(theirs[block])
+            differing = [name for name in mine.keys() & other.keys() if mine[name] != other[name]]
+            if differing:
+                name = min(differing)
+                raise ValueError(
+                    f"student block {position} would have {name}={mine[name]!r} where the teacher's block {block} has "
+                    f"{other[name]!r}; keep blocks of the same kinds in the same order, or build the student "
+                    "from a smaller config"
+                )
+
+
+def _plain_values(block: nn.Module) -> dict[str, Any]:
+    """Numbers, truth values and texts that the modules of a block hold, by name."""
+    return {
+        f"{name}.{key}".lstrip("."): value
+        for name, module in block.named_modules()
+        for key, value in vars(module).items()
+        if isinstance(value, bool | int | float | str) and key not in OWN
+    }
 
 
 def _renumbered(theirs: dict[str, Tensor], ours: dict[str, Tensor], kept: dict[str, list[int]]) -> dict[str, Tensor]:

@@ -34,7 +34,7 @@ class Theseus(Objective):
         rate: probability p of running a student block at step 0, above 0 and at most 1.
         schedule: "linear" raises it by `slope` per optimizer step until it is 1; "constant" keeps it for
             `steps` optimizer steps and then sets it to 1.
-        slope: of the linear schedule, per optimizer step (the paper's, of thousands of steps, is 0.0006). None reaches 1
+        slope: of the linear schedule, per optimizer step (the paper has 0.0006, for thousands of steps). None reaches 1
             at half of the trainer's steps.
         steps: of the constant schedule.
         seed: of the draws.
@@ -111,6 +111,11 @@ class Theseus(Objective):
         return (torch.rand(len(self._predecessors), generator=generator) < self.replacement_rate()).tolist()
 
     def on_train_begin(self, trainer: DistillationTrainer) -> None:
+        if trainer.args.fp16:
+            raise ValueError(
+                "a step in which no student block ran has no gradient, which fp16's gradient scaler takes for a "
+                "mistake; use bf16 instead of fp16"
+            )
         if self.slope is None:
             self._slope = (1 - self.rate) / max(1, trainer.state.max_steps // 2)
 

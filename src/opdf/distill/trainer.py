@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 import shutil
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -143,11 +144,18 @@ class DistillationTrainer(Trainer):
                 raise ValueError("train_dataset has no rows; give some to train on")
         super().__init__(model=model, args=args, **kwargs)
         check_engine(args, self.accelerator)
+        if self.is_fsdp_enabled and self.objective.modules():
+            raise ValueError(
+                f"{type(self.objective).__name__} trains modules of its own ({', '.join(self.objective.modules())}), "
+                "which FSDP2 does not know; use DDP, or a student of the teacher's width, which needs none"
+            )
         # This class normalises its loss over the whole accumulation window by itself, see compute_loss.
         self.model_accepts_loss_kwargs = False
         self.loss_is_scaled_for_ga = True
         if teacher is not None:
-            teacher.eval().requires_grad_(False).to(self.args.device)
+            teacher.eval().requires_grad_(False)
+            if len(set(getattr(teacher, "hf_device_map", {}).values())) < 2:  # else spread over devices on purpose
+                teacher.to(self.args.device)
         for module in self.objective.modules().values():
             module.to(self.args.device)
         self.add_callback(_ObjectiveHooks(self))
@@ -175,8 +183,10 @@ class DistillationTrainer(Trainer):
         with torch.random.fork_rng(devices=[]):  # in eval mode the device draws nothing
             batches = self._first_batches(IMPORTANCE_EXAMPLES)
             items = torch.stack([self.objective.count_items(student, batch) for batch in batches]).sum()
+            # Half precision would lose small gradients, which no scaler saves here.
+            autocast = nullcontext if self.args.fp16 else self.accelerator.autocast
             for batch in map(self._prepare_inputs, batches):
-                with self.accelerator.autocast():
+                with autocast():
                     losses = self.objective.losses(student, self._teacher, batch, items.to(self.args.device))
                 losses.total.backward(inputs=targets)  # type: ignore[no-untyped-call]
         over.keep_most_important()
@@ -422,7 +432,7 @@ class DistillationTrainer(Trainer):
         if isinstance(optimizer, OwnerOptimizer):
             checkpoint.write_state(folder, OPTIMIZER, optimizer.part_state_dict(), self.args.process_index)
         else:
-            state = gathered(optimizer.state_dict())
+            state = gathered(optimizer.state_dict(), keep=self.args.should_save)
             if self.args.should_save:
                 checkpoint.write_state(folder, OPTIMIZER, state)
         if self.args.should_save:

@@ -7,17 +7,22 @@ from contextlib import contextmanager
 
 import torch
 
+BACKENDS = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+
 
 @contextmanager
-def matmul_precision(precision: str = "highest") -> Iterator[None]:
-    """Inside, no autocast, and float32 products as in `torch.set_float32_matmul_precision`; restored afterwards.
+def matmul_precision(precision: str = "ieee") -> Iterator[None]:
+    """Inside, no autocast, and products of float32 in float32 ("ieee") or "tf32"; restored afterwards.
 
-    The setting is the process's, not the thread's: enter it before threads are started.
+    The setting is the process's, not the thread's: enter it before threads are started. It is read where it acts:
+    torch.get_float32_matmul_precision() raises once torch's newer way to set it was used, as transformers uses it.
     """
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
+    before = [backend.fp32_precision for backend in BACKENDS]
+    for backend in BACKENDS:
+        backend.fp32_precision = precision
     try:
         with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
             yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        for backend, setting in zip(BACKENDS, before, strict=True):
+            backend.fp32_precision = setting

@@ -152,6 +152,7 @@ class OverParameterization:
             **options: options of `inner`: lr, betas, weight_decay, ...
         """
         self._optimizer = self._make_optimizer(inner, params, options)
+        self._initial_cores = {}  # this one has them; another is made for weights that have moved on
         return self._optimizer
 
     @property

@@ -221,7 +221,7 @@ class OverParameterizedOptimizer(Optimizer):
         return found
 
     def _step_stacks(self, stacks: Sequence[Stack]) -> None:
-        with matmul_precision("high" if self._precision == "tf32" else "highest"):
+        with matmul_precision("tf32" if self._precision == "tf32" else "ieee"):
             if _faster_beside(stacks):
                 costs = [stack.flops for stack in stacks]
                 one_a_thread(lambda stack: self._step_stack(*stack), stacks, costs, threads=torch.get_num_threads())
@@ -242,18 +242,25 @@ class OverParameterizedOptimizer(Optimizer):
         self.state[p]["version"] = p._version
 
     def cores(self, name: str) -> list[Tensor] | None:
-        """The current cores of a weight, or None before its first step and once it is dense again."""
+        """The current cores of a weight.
+
+        None before its first step, once it is dense again, and where its values were changed from outside since.
+        """
         if self.dense:
             return None
         _, p, spec = self._entry(name)
-        return _cores_of(self.state[p], spec.shape) if self.state.get(p) else None
+        if not self.state.get(p):
+            cores = self._initial_cores.get(name)
+            return cores if cores is not None and self._fit(p, spec, cores) else None
+        cores = _cores_of(self.state[p], spec.shape)
+        return cores if p._version == self.state[p]["version"] or self._fit(p, spec, cores) else None
 
     @torch.no_grad()
     def set_cores(self, name: str, cores: list[Tensor]) -> None:
         """Take these cores for a weight, write their product into it, and forget its moments."""
         entry = self._entry(name)
         p = entry[1]
-        self.state[p] = {f"core{k}": _working(core, p) for k, core in enumerate(cores)}
+        self.state[p] = {f"core{k}": _working(core, p) for k, core in enumerate(cores)} | self._unknown_scale()
         with matmul_precision():
             self._write([entry])
 
@@ -295,16 +302,28 @@ class OverParameterizedOptimizer(Optimizer):
         if all("opdf_specs" in group and not any(group["opdf_specs"]) for group in state_dict["param_groups"]):
             self.densify()
         self._check_compatible(state_dict)
-        super().load_state_dict(state_dict)
-        saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
-        current = chain.from_iterable(group["params"] for group in self.param_groups)
-        for key, p in zip(saved, current, strict=True):
-            if key in state_dict["state"]:
-                self.state[p] = moved(state_dict["state"][key], p.device)
+        super().load_state_dict(self._own_part(state_dict))
+        keys = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        saved = {p: state_dict["state"].get(key) for p, key in zip(self._params(), keys, strict=True)}
         for group in self.param_groups:
-            for name, p, spec in self._over_parameterized(group):
-                if self.state.get(p):
-                    self._restore_weight(name, p, spec)
+            # Their kernels read step counters on the device; all others want them where they were made.
+            counters_too = bool(group.get("fused") or group.get("capturable"))
+            for p in group["params"]:
+                if p in self.state and saved[p]:
+                    self.state[p] = moved(saved[p], p.device, counters_too=counters_too)
+        self._restore_weights([entry for entry in self._entries() if saved.get(entry[1])])
+
+    def _own_part(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """What of a state dict this process is to hold."""
+        return state_dict
+
+    def _restore_weights(self, entries: Sequence[Entry]) -> None:
+        """Make weights the products of their loaded cores."""
+        for entry in entries:
+            self._restore_weight(*entry)
+
+    def _params(self) -> Iterator[Tensor]:
+        return chain.from_iterable(group["params"] for group in self.param_groups)
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("_inner_class", "_inner_options", "_specs", "_lr_scaling", "_alignment", "_initial_cores", "_logs",
@@ -346,7 +365,7 @@ class OverParameterizedOptimizer(Optimizer):
         new = [entry for entry in entries if "core0" not in self.state[entry[1]]]
         pairs = alignment.pairs if alignment else {}
         free = [entry for entry in entries if entry[0] in pairs and "aligned" not in self.state[entry[1]]]
-        given = [self._initial_cores.pop(name, None) for name, _, _ in new]
+        given = [self._given_cores(*entry) for entry in new]
         unknown = [entry for entry, cores in zip(new, given, strict=True) if cores is None]
         if not new and not free:
             return
@@ -362,9 +381,29 @@ class OverParameterizedOptimizer(Optimizer):
             state = self.state[p]
             state.update({f"core{k}": _working(core, p) for k, core in enumerate(known or next(made))})
             state["version"] = p._version
-            if self._lr_scaling == "match-dense":
-                state.setdefault("lr_scale", _UNKNOWN)
+            self.state[p] = self._unknown_scale() | state
         self._set_targets(free, list(made))
+
+    def _unknown_scale(self) -> dict[str, Any]:
+        return {"lr_scale": _UNKNOWN} if self._lr_scaling == "match-dense" else {}
+
+    def _given_cores(self, name: str, p: Tensor, spec: Spec) -> list[Tensor] | None:
+        """Cores to start from, if there are any and the weight is still their product."""
+        cores = self._initial_cores.pop(name, None)
+        if cores is None or self._fit(p, spec, cores):
+            return cores
+        warnings.warn(
+            f"{name} was changed after its cores had been loaded; it is decomposed anew. Load cores after weights",
+            stacklevel=5,
+        )
+        return None
+
+    def _fit(self, p: Tensor, spec: Spec, cores: Sequence[Tensor]) -> bool:
+        """Whether a weight is the product of these cores, to rounding. Of sharded weights that is taken for granted."""
+        if isinstance(p, DTensor):
+            return True
+        with torch.no_grad(), matmul_precision():
+            return _deviation(self._whole_weight(p), spec, [_working(core, p) for core in cores]) <= self._tolerance(p)
 
     def _set_targets(self, entries: Sequence[Entry], teachers: Sequence[list[Tensor]]) -> None:
         """Keep what the cores are compared with in the state: a resumed run has not the first cores to match gauges."""
@@ -426,7 +465,7 @@ class OverParameterizedOptimizer(Optimizer):
 
     def _reconcile(self, name: str, p: Tensor, spec: Spec, state: dict[str, Any]) -> None:
         """Someone else wrote the weight since the last step: if its values changed, they win over the cores."""
-        if _deviation(self._whole_weight(p), spec, state) > self._tolerance(p):
+        if _deviation(self._whole_weight(p), spec, _cores_of(state, spec.shape)) > self._tolerance(p):
             warnings.warn(
                 f"{name} was changed outside the optimizer; its cores are decomposed anew and its moments start over. "
                 "Load weights before creating the optimizer, or load the optimizer's state dict with them",
@@ -492,7 +531,7 @@ class OverParameterizedOptimizer(Optimizer):
         state = self.state[p]
         state["version"] = _EXTERNAL
         with torch.no_grad(), matmul_precision():
-            if _deviation(self._whole_weight(p), spec, state) > self._tolerance(p):
+            if _deviation(self._whole_weight(p), spec, _cores_of(state, spec.shape)) > self._tolerance(p):
                 warnings.warn(
                     f"{name} did not hold the product of the loaded cores and was set to it; "
                     "load the model's weights from the same checkpoint",
@@ -606,9 +645,9 @@ def check_is_matrix(name: str, p: Tensor, spec: Spec) -> None:
         )
 
 
-def _deviation(weight: Tensor, spec: Spec, state: Mapping[str, Any]) -> float:
+def _deviation(weight: Tensor, spec: Spec, cores: Sequence[Tensor]) -> float:
     """Relative Frobenius distance between a weight and the product of its cores."""
-    product = contract(_cores_of(state, spec.shape))
+    product = contract(cores)
     weight = as_matrix(weight, spec.kind).to(product.dtype)
     norm = float(product.norm())
     return float((weight - product).norm()) / norm if norm else float(weight.norm())
@@ -624,10 +663,11 @@ def _squared_norm(tensors: Iterable[Tensor]) -> Tensor:
     return torch.stack([t.square().sum() for t in tensors]).sum()
 
 
-def moved(value: Any, device: torch.device) -> Any:
-    """A copy of a state value on a device, in its own precision; step counters stay where they were saved."""
+def moved(value: Any, device: torch.device, *, counters_too: bool = False) -> Any:
+    """A copy of a state value on a device, in its own precision; step counters stay where they are unless asked."""
     if isinstance(value, Tensor):
-        return value.detach().to(device=device if value.dim() else value.device, copy=True).contiguous()
+        there = device if value.dim() or counters_too else value.device
+        return value.detach().to(device=there, copy=True).contiguous()
     if isinstance(value, dict):
-        return {key: moved(item, device) for key, item in value.items()}
+        return {key: moved(item, device, counters_too=counters_too) for key, item in value.items()}
     return value

@@ -130,7 +130,7 @@ class OwnerOptimizer(OverParameterizedOptimizer):
                 if _processes() > 1:
                     dist.broadcast(value, owner)
                 assign(p, value)
-            if owner == _process():
+            if owner == _process() and self.state.get(p):
                 self.state[p]["version"] = p._version
             self._seen[p] = p._version
         self._gathered = {}
@@ -189,7 +189,7 @@ class OwnerOptimizer(OverParameterizedOptimizer):
             raise RuntimeError(
                 "this process has only its own cores; call consolidate_state_dict(to=rank) on every process first"
             )
-        numbers = {p: k for k, p in enumerate(chain.from_iterable(group["params"] for group in self.param_groups))}
+        numbers = {p: k for k, p in enumerate(self._params())}
         for name, p, _ in self._entries():
             if name in self._consolidated:
                 found["state"][numbers[p]] = self._consolidated[name]
@@ -200,16 +200,30 @@ class OwnerOptimizer(OverParameterizedOptimizer):
 
         The parts of all processes, with their "state" entries put together, make up the whole `state_dict`.
         """
-        found = gathered(super().state_dict())
+        found = gathered(super().state_dict(), keep=_process() == 0)
         owners = self.owners
         names = chain.from_iterable(group["param_names"] for group in self.param_groups)
         mine = {k for k, name in enumerate(names) if owners.get(name, 0) == _process()}
         return found | {"state": {k: values for k, values in found["state"].items() if k in mine}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
+        """Load a whole state dict, of which this process keeps what it owns; collective."""
         self._seen, self._consolidated = {}, None
-        self._forget_others()
+        super().load_state_dict(state_dict)
+
+    def _own_part(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """Without the cores of others, which need not even fit on this process's device."""
+        owners = self.owners
+        names = chain.from_iterable(group["param_names"] for group in self.param_groups)
+        keys = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        others = {k for name, k in zip(names, keys, strict=False) if owners.get(name, _process()) != _process()}
+        return state_dict | {"state": {k: values for k, values in state_dict["state"].items() if k not in others}}
+
+    def _restore_weights(self, entries: Sequence[Entry]) -> None:
+        for turn in self._turns(entries):
+            self._gather(turn)
+            super()._restore_weights(_mine(turn))
+            self._publish(turn)
 
     def __getstate__(self) -> dict[str, Any]:
         empty: dict[str, Any] = {"_gathered": {}, "_results": {}, "_seen": {}, "_consolidated": None}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -63,6 +64,8 @@ def find_matrices(
         raise TypeError(f"targets is {targets!r}; give 'blocks', 'all-linear' or a list of name patterns")
     if targets == "blocks":
         chosen = [m for m in chosen if m.stack]
+        if trainable_only:
+            _warn_of_experts(model)
         if not chosen:
             raise ValueError(
                 f"targets='blocks' found no attention blocks in {type(model).__name__}; "
@@ -85,6 +88,24 @@ def find_matrices(
     for matrix in trained:
         _check_weight(matrix.name, model.get_parameter(matrix.name))
     return trained
+
+
+def _warn_of_experts(model: nn.Module) -> None:
+    """Say what blocks hold beside matrices: a mixture's experts as one tensor are most of a model's parameters."""
+    stacks = tuple(f"{stack}." for stack in block_stacks(model))
+    tensors = [
+        name
+        for name, module in model.named_modules()
+        if f"{name}.".startswith(stacks) and not isinstance(module, nn.modules.conv._ConvNd)
+        for p in module.parameters(recurse=False)
+        if p.dim() > 2 and min(p.shape) > 1
+    ]
+    if tensors:
+        warnings.warn(
+            f"{len(tensors)} weights of blocks have more than two dimensions (experts, say) and are trained as they "
+            f"are, e.g. of {tensors[0]}",
+            stacklevel=5,
+        )
 
 
 def matches(matrix: Matrix, pattern: str) -> bool:
@@ -110,10 +131,12 @@ def _check_patterns(patterns: Sequence[str], candidates: Sequence[Matrix], argum
 
 
 def _candidates(model: nn.Module) -> Iterator[Matrix]:
-    stacks = block_stacks(model)
+    stacks = {name: [child for child, _ in model.get_submodule(name).named_children()] for name in block_stacks(model)}
     for module_name, module in model.named_modules():
         for parameter_name, kind in _weights_of(module):
             weight = getattr(module, parameter_name)
+            if not isinstance(weight, nn.Parameter):  # weight_norm and others compute it anew in every forward pass
+                continue
             shape = as_matrix(weight, kind).shape
             name = f"{module_name}.{parameter_name}" if module_name else parameter_name
             yield Matrix(name, kind, shape[0], shape[1], *_place(name, stacks))
@@ -148,11 +171,11 @@ def _has_attention(module: nn.Module) -> bool:
     return any("attention" in type(m).__name__.lower() for m in module.modules())
 
 
-def _place(name: str, stacks: Sequence[str]) -> tuple[str, int, str]:
-    for stack in stacks:
+def _place(name: str, stacks: Mapping[str, Sequence[str]]) -> tuple[str, int, str]:
+    for stack, blocks in stacks.items():
         if name.startswith(f"{stack}."):
-            index, _, role = name[len(stack) + 1 :].partition(".")
-            return stack, int(index), role
+            block, _, role = name[len(stack) + 1 :].partition(".")
+            return stack, blocks.index(block), role
     return "", 0, name
 
 

@@ -27,13 +27,19 @@ def assign(p: Tensor, value: Tensor) -> None:
     p.copy_(value)
 
 
-def gathered(value: Any) -> Any:
-    """A state with what FSDP2 has sharded in it made whole; collective."""
+def gathered(value: Any, *, keep: bool) -> Any:
+    """A state with what FSDP2 has sharded in it made whole, in the CPU's memory; collective.
+
+    No device holds more than one tensor of it whole at a time; where it is not to be kept, empty ones are left.
+    """
     if isinstance(value, dict):
-        return {key: gathered(item) for key, item in value.items()}
+        return {key: gathered(item, keep=keep) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(gathered(item) for item in value)
-    return whole(value) if isinstance(value, Tensor) else value
+        return type(value)(gathered(item, keep=keep) for item in value)
+    if not isinstance(value, DTensor):
+        return value
+    full = whole(value)
+    return full.cpu() if keep else full.new_empty(0)
 
 
 def scattered(state_dict: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:

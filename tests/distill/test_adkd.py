@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
 
 from opdf.distill import Constraint, DistillationArguments, DistillationTrainer, keep_layers
 from opdf.distill.adkd import AttributionDistillation, attribute, integrated_gradients
@@ -144,3 +144,25 @@ def test_training_and_exact_resume(tmp_path: Path, over: OverParamConfig | None)
 def test_bad_arguments(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(options))} is"):
         AttributionDistillation(**options)
+
+
+def test_what_has_no_one_class_an_example_is_refused() -> None:
+    masked = BertForMaskedLM(bert().config).double().eval()
+    with pytest.raises(ValueError, match="the student is a BertForMaskedLM; use LogitsDistillation"):
+        AttributionDistillation().prepare(masked, masked)
+    several = bert(3)
+    with pytest.raises(ValueError, match="the model's outputs are multi-label"):
+        AttributionDistillation().losses(several, bert(3), batch(labels=torch.eye(3).tolist()), torch.tensor(3))
+    with pytest.raises(ValueError, match="the batch has no 'labels'"):
+        AttributionDistillation().losses(bert(), bert(), {"input_ids": batch()["input_ids"]}, torch.tensor(3))
+
+
+def test_a_compiled_student_is_refused(tmp_path: Path) -> None:
+    teacher = bert(dtype=torch.float32)
+    arguments = DistillationArguments(str(tmp_path), use_cpu=True, torch_compile=True, max_steps=1)
+    data = Dataset.from_list([{"input_ids": [1, 2, 3], "labels": 0}] * 4)
+    trainer = DistillationTrainer(
+        keep_layers(teacher, 1), arguments, teacher=teacher, objective=AttributionDistillation(), train_dataset=data
+    )
+    with pytest.raises(ValueError, match=r"differentiates twice, which torch\.compile cannot"):
+        trainer.train()

@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification, ViTConfig, ViTForImageClassification
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    T5Config,
+    T5ForConditionalGeneration,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from opdf.distill import HiddenDistillation, keep_layers
 
@@ -103,3 +110,10 @@ def test_different_patch_grids_are_refused_with_both() -> None:
 def test_bad_arguments(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         losses(bert(2), bert(4), **options)
+
+
+def test_models_without_one_list_of_hidden_states_are_refused() -> None:
+    config = T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=2, num_heads=2, decoder_start_token_id=0)
+    model = T5ForConditionalGeneration(config)
+    with pytest.raises(ValueError, match="the student has not one list of hidden states"):
+        HiddenDistillation().prepare(keep_layers(model, 1), model)

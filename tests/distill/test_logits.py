@@ -8,7 +8,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from opdf.distill.logits import LogitsDistillation, check_same_outputs, soft_binary_loss, soft_loss, squared_loss
 
@@ -65,13 +73,17 @@ def bert(**options: object) -> BertForSequenceClassification:
         ({"num_labels": 3}, torch.tensor([0, 2, 1, 1])),
         ({"num_labels": 1}, torch.tensor([0.5, -1.0, 2.0, 0.0])),
         ({"num_labels": 3, "problem_type": "multi_label_classification"}, torch.eye(4, 3)),
+        ({"num_labels": 3, "problem_type": "multi_label_classification"}, torch.eye(4, 3, dtype=torch.int64)),
         ({"num_labels": 3}, torch.eye(4, 3)),  # their head says so of itself only once it has computed a loss
     ],
 )
 def test_task_loss_is_the_models_own(options: dict[str, object], labels: torch.Tensor) -> None:
     model = bert(**options)
     batch = {"input_ids": torch.arange(16).reshape(4, 4), "labels": labels}
-    losses = LogitsDistillation(alpha=0.0).losses(model, None, batch, torch.tensor(4))
+    objective = LogitsDistillation(alpha=0.0)
+    losses = objective.losses(model, None, batch, objective.count_items(model, batch))
+    if not labels.is_floating_point() and labels.dim() == 2:  # their own loss wants these as floating point
+        batch["labels"] = labels.float()
     torch.testing.assert_close(losses.total, model(**batch).loss)
 
 
@@ -116,6 +128,21 @@ def test_labels_of_other_libraries_modules_are_not_shifted() -> None:
     assert int(items) == 3
     expected = F.cross_entropy(torch.eye(3), torch.arange(3))
     torch.testing.assert_close(objective.losses(Tagger(), None, batch, items).total, expected)
+
+
+def test_an_encoder_decoder_without_labels_learns_at_its_decoders_tokens() -> None:
+    torch.manual_seed(0)
+    config = T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, decoder_start_token_id=0)
+    student, teacher = T5ForConditionalGeneration(config).eval(), T5ForConditionalGeneration(config).eval()
+    batch = {"input_ids": torch.arange(12).reshape(2, 6), "decoder_input_ids": torch.tensor([[0, 3, 4], [0, 5, 6]]),
+             "decoder_attention_mask": torch.tensor([[1, 1, 1], [1, 1, 0]])}  # fmt: skip
+    objective = LogitsDistillation(alpha=1.0)
+    items = objective.count_items(student, batch)
+    assert int(items) == 5
+    kept = batch["decoder_attention_mask"].bool()
+    ours, theirs = (model(**batch).logits[kept] for model in (student, teacher))
+    total = objective.losses(student, teacher, batch, items).total
+    torch.testing.assert_close(total, soft_loss(ours, theirs, 2.0) / 5)
 
 
 def test_missing_labels_need_alpha_one() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -326,3 +327,14 @@ def test_a_spoiled_store_is_refused_or_reads_as_it_was(name: str, spoiling: Spoi
         assert again.info == INFO
         for key, tensor in before.items():
             assert torch.equal(module._load_shard(path)[key], tensor)
+
+
+def test_a_store_that_was_written_anew_is_read_anew(tmp_path: Path) -> None:
+    info = StoreInfo(rows=5, epochs=1, classes=6, top_k=0, data="d", teacher="t")
+    for value in (1.0, 2.0):
+        shutil.rmtree(tmp_path / "store", ignore_errors=True)
+        store = LogitsStore.create(tmp_path / "store", info)
+        for epoch, shard, rows in store.missing():
+            logits = torch.full((len(rows), store.info.classes), value)
+            store.write(epoch, shard, store.seeds(epoch, rows), logits)
+        assert float(store.read(0, 0)["logits"][0]) == value

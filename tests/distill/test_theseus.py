@@ -9,7 +9,14 @@ import pytest
 import torch
 from datasets import Dataset
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification, ViTConfig, ViTForImageClassification
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from opdf.distill import Constraint, DistillationArguments, DistillationTrainer, keep_layers
 from opdf.distill.theseus import Theseus, hybrid
@@ -164,3 +171,26 @@ def test_misfits() -> None:
         Theseus().prepare(bert(2), None)
     with pytest.raises(ValueError, match="3 student blocks do not divide the teacher's 4"):
         Theseus().prepare(keep_layers(bert(), [0, 1, 2]), bert())
+
+
+def test_decoders_run_without_a_cache() -> None:
+    """Teacher blocks carry the numbers of their own places, which a cache of the student's depth has not."""
+    config = GPT2Config(vocab_size=20, n_embd=8, n_layer=4, n_head=1, n_positions=8, bos_token_id=0, eos_token_id=0)
+    teacher = GPT2LMHeadModel(config).eval().requires_grad_(False)
+    objective, student = Theseus(), keep_layers(teacher, 2).eval()
+    objective.prepare(student, teacher)
+    objective._draw = lambda: [False, False]  # type: ignore[method-assign]
+    ids = torch.arange(12).reshape(2, 6)
+    batch = {"input_ids": ids, "labels": ids}
+    loss = objective.losses(student, teacher, batch, objective.count_items(student, batch)).total
+    torch.testing.assert_close(loss, teacher(**batch).loss, check_stride=False)
+
+
+def test_fp16_is_refused(tmp_path: Path) -> None:
+    objective, student, teacher = prepared()
+    trainer = DistillationTrainer(
+        student, DistillationArguments(str(tmp_path), use_cpu=True), teacher=teacher, objective=objective,
+    )  # fmt: skip
+    trainer.args.fp16 = True  # which the Trainer takes on GPUs only
+    with pytest.raises(ValueError, match="use bf16 instead of fp16"):
+        objective.on_train_begin(trainer)

@@ -673,11 +673,65 @@ def test_evaluation_reports_the_models_own_loss(tmp_path: Path) -> None:
         ({"train_dataset": sentences().select([])}, "train_dataset has no rows"),
         ({"train_dataset": labelled("labels", [0, 2, -1, 1])}, "2 rows of train_dataset have 'labels' outside 0 to 1"),
         ({"train_dataset": labelled("label", [0, 7])}, "e.g. 7; the student has 2 labels: give it more"),
+        ({"teacher": bert().bert}, "the teacher is a BertModel, which ends in hidden states"),
+        (
+            {"overparam": OverParamConfig(), "optimizers": (torch.optim.SGD(nn.Linear(1, 1).parameters()), None)},
+            "optimizers has an optimizer, which would step the student's weights",
+        ),
+        ({"compute_loss_func": len}, "compute_loss_func is .* the loss is the objective's"),
     ],
 )
 def test_misfits_are_refused_before_training(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DistillationTrainer(keep_layers(bert(), 2), arguments(tmp_path), **({"teacher": bert()} | options))
+
+
+def test_label_smoothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"label_smoothing_factor is 0\.1, and the loss is the objective's"):
+        DistillationTrainer(keep_layers(bert(), 2), arguments(tmp_path, label_smoothing_factor=0.1), teacher=bert())
+
+
+def test_of_several_gpus_one_is_used_without_a_launcher(tmp_path: Path) -> None:
+    several = arguments(tmp_path)
+    several._n_gpu = 2
+    with pytest.warns(UserWarning, match="2 GPUs are visible and one is used: start with torchrun --nproc-per-node 2"):
+        trainer = DistillationTrainer(keep_layers(bert(), 2), several, teacher=bert())
+    assert trainer.args.n_gpu == 1
+    assert trainer.args.train_batch_size == 8
+
+
+def test_a_teacher_that_is_spread_over_devices_stays_there(tmp_path: Path) -> None:
+    teacher = bert()
+    teacher.hf_device_map = {"bert": 0, "classifier": 1}
+    teacher.to = lambda *_: pytest.fail("it was moved")  # type: ignore[method-assign,assignment]
+    DistillationTrainer(keep_layers(bert(), 2), arguments(tmp_path), teacher=teacher)
+
+
+def test_a_step_without_a_kept_token_changes_nothing_and_is_no_divergence(tmp_path: Path) -> None:
+    config = GPT2Config(vocab_size=30, n_embd=8, n_layer=1, n_head=1, n_positions=8, bos_token_id=0, eos_token_id=0)
+    student, teacher = GPT2LMHeadModel(config), GPT2LMHeadModel(config)
+    before = {name: p.detach().clone() for name, p in student.named_parameters()}
+    data = Dataset.from_list([{"input_ids": [1, 2, 3], "labels": [-100] * 3}] * 8)
+    DistillationTrainer(student, arguments(tmp_path, max_steps=2), teacher=teacher, train_dataset=data).train()
+    assert all(torch.equal(before[name], p) for name, p in student.named_parameters())
+
+
+def test_columns_of_the_objective_do_not_reach_a_plain_model_in_evaluation(tmp_path: Path) -> None:
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(8, 2)
+
+        def forward(self, input_ids: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+            logits = self.head(input_ids.float())
+            loss = nn.functional.cross_entropy(logits, labels) if labels is not None else None
+            return {k: v for k, v in {"loss": loss, "logits": logits}.items() if v is not None}
+
+    data = sentences(8).remove_columns("attention_mask").add_column("teacher_logits", [[0.0, 1.0]] * 8)
+    trainer = DistillationTrainer(
+        Plain(), arguments(tmp_path), objective=LogitsDistillation(alpha=0.0), train_dataset=data, eval_dataset=data
+    )
+    assert trainer.evaluate()["eval_loss"] > 0
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,7 @@ def main(argv: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     job.train_teacher(config, prepared, teacher, folder)
     store = write_store(objective, config, prepared, teacher)
+    store.verify()
     entries = store.info.rows * store.info.epochs
     print(
         f"stored: {entries:,} outputs ({store.info.rows:,} examples, {store.info.epochs} epochs) in {folder}, "

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from datasets import DatasetDict
-from rich.progress import Progress
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import BatchEncoding
@@ -21,6 +20,7 @@ from transformers import BatchEncoding
 from opdf.cli import UserError
 from opdf.cli.config import DistillConfig
 from opdf.cli.prepared import Prepared
+from opdf.cli.progress import counting
 from opdf.data import ImageNoise, TextNoise, encode_rows
 from opdf.distill import DecisionDistillation, Objective, SparseLogitsDistillation
 from opdf.distill.dbkd import count_decisions, decision_logits
@@ -54,10 +54,12 @@ def with_decisions(
     with PartialState().main_process_first():
         counts = _kept_counts(cache, key)
         if counts is None:
-            counts = count_decisions(
-                Decisions(teacher, prepared, config.data.max_length), examples, prepared.task.num_labels,
-                _example_noise(prepared, objective.noise), copies=objective.copies, seed=objective.seed,
-            )  # fmt: skip
+            with counting("asking the teacher") as progress:
+                counts = count_decisions(
+                    Decisions(teacher, prepared, config.data.max_length), examples, prepared.task.num_labels,
+                    _example_noise(prepared, objective.noise), copies=objective.copies, seed=objective.seed,
+                    progress=progress,
+                )  # fmt: skip
             with replacing(cache) as scratch:
                 save_file({"counts": torch.from_numpy(counts)}, scratch, {"key": key})
     found = decision_logits(counts, solver=objective.solver).astype(np.float32)
@@ -131,15 +133,16 @@ def write_store(
     store = LogitsStore.create(Path(objective.store) / "logits", store_of(objective, config, prepared, teacher))
     examples, noise = _stored_examples(objective, prepared), _row_noise(objective, prepared)
     encode = _encoder(objective, config, prepared)
-    with Progress(transient=True) as progress:
-        bar = progress.add_task("running the teacher", total=store.info.rows * store.info.epochs)
+    done, total = 0, store.info.rows * store.info.epochs
+    with counting("running the teacher") as progress:
         for epoch, shard, rows in store.missing():
             seeds, logits = store.seeds(epoch, rows), []
             for start in range(0, len(rows), BATCH):
                 some = rows[start : start + BATCH]
                 inputs = [encode(noisy(examples[row], int(seeds[start + k]), noise)) for k, row in enumerate(some)]
                 logits.append(teacher_logits(teacher, prepared, inputs))
-                progress.advance(bar, len(some))
+                done += len(some)
+                progress(done, total)
             store.write(epoch, shard, seeds, torch.cat(logits))
     return store
 

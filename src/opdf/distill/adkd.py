@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from opdf.distill.logits import LogitsDistillation, kind_of, task_loss
-from opdf.distill.objective import Batch, Losses, forward
+from opdf.distill.objective import Batch, Losses, forward, is_language_model, labels_of
 
 if TYPE_CHECKING:
     from opdf.distill.trainer import DistillationTrainer
@@ -70,15 +70,21 @@ class AttributionDistillation(LogitsDistillation):
         if teacher is None:
             raise ValueError("AD-KD needs the teacher's gradients; pass a teacher")
         super().prepare(student, teacher)
+        if is_language_model(student):
+            raise ValueError(
+                f"AD-KD is for one class or value an example, and the student is a {type(student).__name__}; use "
+                "LogitsDistillation"
+            )
         for who, model in (("student", student), ("teacher", teacher)):
             if not isinstance(getattr(getattr(model, "base_model", None), "embeddings", None), nn.Module):
                 raise ValueError(f"the {who} {type(model).__name__} has no base_model.embeddings to attribute to")
 
     def losses(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, num_items: Tensor) -> Losses:
         assert teacher is not None
+        labels_of(batch)  # which a view is of
         ours, student_maps = attribute(student, batch, self.steps, create_graph=True)
         theirs, teacher_maps = self._teacher(teacher, batch)
-        task = task_loss(student, ours, batch["labels"]) / num_items
+        task = task_loss(student, ours, labels_of(batch)) / num_items
         soft = self._soft(student, ours, theirs) / num_items
         distance = map_distance(student_maps, teacher_maps).sum() / num_items
         total = (1 - self.alpha) * task + self.alpha * soft + self.attribution_weight * distance
@@ -169,7 +175,10 @@ def map_distance(ours: Tensor, theirs: Tensor) -> Tensor:
 
 def _views(model: nn.Module, logits: Tensor, labels: Tensor) -> list[Tensor]:
     """Scalars, each a sum over examples, so that one gradient holds every example's own."""
-    if kind_of(model, logits) == "regression":
+    kind = kind_of(model, logits, labels)
+    if kind not in ("classes", "regression"):
+        raise ValueError(f"AD-KD is for one class or value an example, and the model's outputs are {kind}")
+    if kind == "regression":
         return [(logits - labels.reshape(logits.shape)).square().sum()]
     scores = logits.log_softmax(-1)
     if logits.shape[-1] == 2:

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import track
 from scipy.optimize import least_squares
 from scipy.special import log_ndtr
 from torch import Tensor, nn
 
 from opdf.distill.logits import kind_of, soft_loss, task_loss
-from opdf.distill.objective import Batch, Losses, Objective, config_of, forward
+from opdf.distill.objective import Batch, Losses, Objective, config_of, forward, labels_of
+from opdf.mpo import Progress
 
 SOLVERS = ("root", "iterate")
 ROUNDS, TOLERANCE = 20, 1e-3
@@ -87,7 +87,7 @@ class DecisionDistillation(Objective):
         ours = forward(student, batch).logits
         if (kind := kind_of(student, ours, batch.get("labels"))) != "classes":
             raise ValueError(f"DBKD is for classification, and the student's outputs are {kind}")
-        task = task_loss(student, ours, batch["labels"]) / num_items
+        task = task_loss(student, ours, labels_of(batch)) / num_items
         ours = ours.float() if ours.dtype != torch.float64 else ours
         soft = soft_loss(ours, self.scale * batch["decision_logits"].to(ours), self.temperature) / num_items
         parts = {"task": task.detach(), "distillation": soft.detach()}
@@ -103,6 +103,7 @@ def count_decisions(
     copies: int = 10,
     seed: int = 0,
     batch: int = 256,
+    progress: Progress | None = None,
 ) -> np.ndarray:
     """How often the teacher chooses each class among noisy copies of an example, the example itself being the first.
 
@@ -114,6 +115,7 @@ def count_decisions(
         copies: N.
         seed: of the noise.
         batch: most examples to ask about at a time.
+        progress: called with the numbers of examples done and in all, before each time and at the end.
 
     Returns:
         Counts `[examples, C]`, int64, rows summing to N.
@@ -125,8 +127,10 @@ def count_decisions(
         raise ValueError(f"copies is {copies}; ask about each example at least once")
     counts = np.zeros((len(examples), classes), dtype=np.int64)
     group = max(1, batch // copies)
-    for start in track(range(0, len(examples), group), description="asking the teacher", transient=True):
+    tell = progress or (lambda done, total: None)
+    for start in range(0, len(examples), group):
         rows = range(start, min(start + group, len(examples)))
+        tell(start, len(examples))
         asked = [
             examples[row] if copy == 0 else perturb(examples[row], np.random.default_rng((seed, row, copy)))
             for row in rows
@@ -138,6 +142,7 @@ def count_decisions(
         if not ((answers >= 0) & (answers < classes)).all():
             raise ValueError(f"the teacher chose class {answers.max()} or {answers.min()}; there are {classes}, from 0")
         np.add.at(counts, (np.repeat(list(rows), copies), answers.astype(np.int64)), 1)
+    tell(len(examples), len(examples))
     return counts
 
 

@@ -58,6 +58,12 @@ class HiddenDistillation(LogitsDistillation):
             raise ValueError("hidden-state distillation needs a teacher; pass one")
         super().prepare(student, teacher)
         ours, theirs = config_of(student), config_of(teacher)
+        for who, config in (("student", ours), ("teacher", theirs)):
+            if getattr(config, "is_encoder_decoder", False) or not hasattr(config, "num_hidden_layers"):
+                raise ValueError(
+                    f"the {who} has not one list of hidden states (it is an encoder-decoder, or of no depth); use "
+                    "LogitsDistillation"
+                )
         self.pairs = _resolve(self._wanted_pairs, ours.num_hidden_layers, theirs.num_hidden_layers)
         if ours.hidden_size != theirs.hidden_size:
             for s, t in self.pairs:

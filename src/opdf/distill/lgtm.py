@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from opdf.distill.logits import LogitsDistillation, distillation_loss, task_loss
-from opdf.distill.objective import Batch, forward, model_inputs
+from opdf.distill.objective import Batch, forward, labels_of, model_inputs
 from opdf.distill.students import output_layer
 from opdf.overparam.optimizer import OverParameterizedOptimizer, rolled_back
 
@@ -178,7 +178,8 @@ class LGTM(LogitsDistillation):
         with rolled_back(optimizer):
             optimizer.step()
             with trainer.accelerator.autocast():
-                loss = task_loss(student, forward(student, batch).logits, batch["labels"]) / len(batch["labels"])
+                held_out = task_loss(student, forward(student, batch).logits, labels_of(batch))
+                loss = held_out / self.count_items(student, batch)
             found = _grads(loss, list(named.values()))
         direction = dict(zip(named, found, strict=True))
         return {n: trainer.accelerator.reduce(g, "mean") for n, g in direction.items()}
@@ -214,7 +215,7 @@ class LGTM(LogitsDistillation):
 
     def _teacher_loss(self, theirs: Tensor, ours: Tensor, batch: Batch, num_items: Tensor) -> Tensor:
         assert self._teacher is not None
-        task = task_loss(self._teacher, theirs, batch["labels"])
+        task = task_loss(self._teacher, theirs, labels_of(batch))
         follow = distillation_loss(self._teacher, theirs, ours, batch, self.temperature)
         return ((1 - self.teacher_alpha) * task + self.teacher_alpha * follow) / num_items
 

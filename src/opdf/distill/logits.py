@@ -14,6 +14,7 @@ from opdf.distill.objective import (
     Objective,
     config_of,
     forward,
+    has_no_head,
     is_causal,
     is_language_model,
     teacher_forward,
@@ -159,6 +160,12 @@ def check_same_outputs(student: nn.Module, teacher: nn.Module) -> None:
     Raises:
         ValueError: different numbers of labels, different label names, or different vocabularies.
     """
+    for who, model in (("student", student), ("teacher", teacher)):
+        if has_no_head(model):
+            raise ValueError(
+                f"the {who} is a {type(model).__name__}, which ends in hidden states; load it with a head for the task "
+                "(AutoModelFor...), or use EmbeddingDistillation"
+            )
     ours, theirs = config_of(student), config_of(teacher)
     if ours is None or theirs is None:
         return

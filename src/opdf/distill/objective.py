@@ -169,13 +169,28 @@ def is_causal(model: nn.Module) -> bool:
 def token_labels(model: nn.Module, batch: Batch) -> Tensor | None:
     """Labels `[batch, tokens]`, -100 where nothing is learned, or None where a batch has no label per token.
 
-    Without labels a language model learns at every token that is not padding.
+    Without labels a language model learns at every token that is not padding, an encoder-decoder of its decoder's.
     """
+    config = config_of(model)
+    if getattr(config, "problem_type", None) in ("multi_label_classification", "regression"):
+        return None
+    side = "decoder_" if getattr(config, "is_encoder_decoder", False) else ""
     labels = batch.get("labels")
-    if labels is None and "input_ids" in batch and is_language_model(model):
-        mask = batch.get("attention_mask")
-        labels = batch["input_ids"] if mask is None else batch["input_ids"].masked_fill(mask == 0, -100)
+    if labels is None and f"{side}input_ids" in batch and is_language_model(model):
+        labels, mask = batch[f"{side}input_ids"], batch.get(f"{side}attention_mask")
+        labels = labels if mask is None else labels.masked_fill(mask == 0, -100)
     return labels if labels is not None and labels.dim() == 2 and not labels.is_floating_point() else None
+
+
+def labels_of(batch: Batch) -> Tensor:
+    """The labels of a batch.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if "labels" not in batch:
+        raise ValueError("the batch has no 'labels', which this method learns from; add them to the training data")
+    return batch["labels"]
 
 
 def count_items(student: nn.Module, batch: Batch) -> Tensor:

@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from opdf.distill.logits import LogitsDistillation, kind_of, task_loss
-from opdf.distill.objective import Batch, Losses, config_of, forward
+from opdf.distill.objective import Batch, Losses, config_of, forward, labels_of
 from opdf.files import replacing
 
 if TYPE_CHECKING:
@@ -144,7 +144,8 @@ class LogitsStore:
             FileNotFoundError, ValueError: the shard is missing, truncated or altered; the message names it.
         """
         shard, inside = divmod(row, SHARD_ROWS)
-        tensors = _verified(str(self._path(epoch % self.info.epochs, shard)))
+        path = self._path(epoch % self.info.epochs, shard)
+        tensors = _verified(path, path.stat().st_mtime_ns if path.is_file() else 0)
         return {name: tensor[inside] for name, tensor in tensors.items()}
 
     def verify(self) -> None:
@@ -246,7 +247,7 @@ class SparseLogitsDistillation(LogitsDistillation):
         soft = -(target * ours.float().log_softmax(-1)).sum() / num_items
         if self.alpha == 1:
             return Losses(soft, {"distillation": soft.detach()})
-        task = task_loss(student, ours, batch["labels"]) / num_items
+        task = task_loss(student, ours, labels_of(batch)) / num_items
         parts = {"task": task.detach(), "distillation": soft.detach()}
         return Losses((1 - self.alpha) * task + self.alpha * soft, parts)
 
@@ -322,8 +323,9 @@ def _check_same(folder: Path, found: StoreInfo, wanted: StoreInfo) -> None:
 
 
 @lru_cache(maxsize=64)
-def _verified(path: str) -> dict[str, Tensor]:
-    return _load_shard(Path(path))
+def _verified(path: Path, written: int) -> dict[str, Tensor]:
+    """A shard, read once for as long as it stays as it was `written`."""
+    return _load_shard(path)
 
 
 def _load_shard(path: Path) -> dict[str, Tensor]:

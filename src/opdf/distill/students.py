@@ -107,9 +107,12 @@ def _check_blocks(teacher: nn.Module, student: nn.Module, kept: Mapping[str, Seq
                 f"{type(teacher).__name__} made {len(ours)} blocks of {stack} where {len(blocks)} were wanted; build "
                 "the student from a smaller config instead"
             )
+        told = [_plain_values(block) for block in theirs]
         for position, block in enumerate(blocks):
-            mine, other = _plain_values(ours[position]), _plain_values(theirs[block])
-            differing = [name for name in mine.keys() & other.keys() if mine[name] != other[name]]
+            mine, other = _plain_values(ours[position]), told[block]
+            # What all of the teacher's blocks have alike may have been changed in its configuration: dropout, say.
+            varying = [name for name in other if any(values.get(name) != other[name] for values in told)]
+            differing = [name for name in varying if name in mine and mine[name] != other[name]]
             if differing:
                 name = min(differing)
                 raise ValueError(

@@ -7,6 +7,7 @@ to 1; from then on the student is fine-tuned alone, with the same optimizer and 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from opdf.distill.logits import check_same_outputs, task_loss
-from opdf.distill.objective import Batch, Losses, Objective, forward
+from opdf.distill.objective import Batch, Losses, Objective, forward, labels_of
 from opdf.overparam.select import block_stacks
 
 if TYPE_CHECKING:
@@ -99,8 +100,8 @@ class Theseus(Objective):
 
     def losses(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, num_items: Tensor) -> Losses:
         with hybrid(_inner(student).get_submodule(self._stack), self._predecessors, self._draw()):
-            logits = forward(student, batch).logits
-        task = task_loss(student, logits, batch["labels"]) / num_items
+            logits = forward(student, batch, **_without_cache(student)).logits
+        task = task_loss(student, logits, labels_of(batch)) / num_items
         # When no student block ran, nothing in the model has a gradient: backward needs one leaf that does.
         return Losses(task + torch.zeros((), device=task.device, requires_grad=True), {"task": task.detach()})
 
@@ -160,6 +161,12 @@ class _Chain(nn.Module):
             finally:
                 block.eval()
         return output
+
+
+def _without_cache(student: nn.Module) -> dict[str, bool]:
+    """Teacher blocks would write into a decoder's cache of keys and values at places that are the student's."""
+    takes = inspect.signature(_inner(student).forward).parameters
+    return {"use_cache": False} if "use_cache" in takes else {}
 
 
 def _inner(model: Any) -> Any:

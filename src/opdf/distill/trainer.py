@@ -15,7 +15,14 @@ from datasets import Dataset
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -130,6 +137,7 @@ class DistillationTrainer(Trainer):
         self._diverged: Tensor | None = None
         self._teacher = teacher
         self.optimizer: torch.optim.Optimizer | None = None
+        self._check_used(args, kwargs, overparam)
         chooses = overparam is not None and overparam.most_important is not None
         if chooses and kwargs.get("train_dataset") is None:
             raise ValueError("most_important needs the gradients of training data; give train_dataset")
@@ -161,6 +169,21 @@ class DistillationTrainer(Trainer):
         self.add_callback(_ObjectiveHooks(self))
         if chooses:
             self._keep_most_important()
+
+    def _check_used(self, args: TrainingArguments, given: dict[str, Any], overparam: OverParamConfig | None) -> None:
+        """Refuse what the Trainer takes and this class would not use."""
+        if (given.get("optimizers") or (None,))[0] is not None and (overparam is not None or self.objective.modules()):
+            raise ValueError(
+                "optimizers has an optimizer, which would step the student's weights and not their cores or what the "
+                "objective trains; give optimizer_cls_and_kwargs=(class, options) instead"
+            )
+        smoothing = args.label_smoothing_factor
+        for name, value in (
+            ("compute_loss_func", given.get("compute_loss_func")),
+            ("label_smoothing_factor", smoothing),
+        ):
+            if value:
+                raise ValueError(f"{name} is {value}, and the loss is the objective's; write an Objective instead")
 
     @property
     def teacher(self) -> nn.Module | None:
@@ -241,7 +264,7 @@ class DistillationTrainer(Trainer):
         if not samples:
             return samples, None
         items = torch.stack([self.objective.count_items(self.model, s).to(device) for s in samples]).sum()
-        items = self.accelerator.reduce(items, "sum")
+        items = self.accelerator.reduce(items, "sum").clamp(min=1)  # a step without a kept token has no loss
         self._window = samples, items
         return samples, items
 
@@ -259,6 +282,7 @@ class DistillationTrainer(Trainer):
     ) -> Any:
         """The objective's loss in training; the model's own loss in evaluation."""
         if not model.training or return_outputs:
+            inputs = {name: value for name, value in inputs.items() if name not in self.objective.columns}
             return super().compute_loss(model, inputs, return_outputs)
         if num_items_in_batch is None:
             num_items_in_batch = self.objective.count_items(model, inputs)
@@ -335,7 +359,7 @@ class DistillationTrainer(Trainer):
         some models (ViT) under other names than they have in memory: their blocks would silently stay as they were.
         """
         student = self.accelerator.unwrap_model(self.model if model is None else model)
-        if not hasattr(student, "from_pretrained"):
+        if not isinstance(student, PreTrainedModel):
             super()._load_from_checkpoint(checkpoint, student)
             return
         with torch.random.fork_rng():

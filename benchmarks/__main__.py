@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from benchmarks import compiled, decomposition, growth, inference, memory, simulation, step, stored, together
+from benchmarks import compiled, decomposition, gpu, growth, inference, memory, simulation, step, stored, together
+from benchmarks.measure import DEVICE
 
 BENCHMARKS: dict[str, Callable[[], None]] = {
     "decomposition": decomposition.main,
@@ -17,15 +18,27 @@ BENCHMARKS: dict[str, Callable[[], None]] = {
     "compiled": compiled.main,
     "together": together.main,
     "stored": stored.main,
+    "gpu": gpu.main,
     "simulation": simulation.main,
 }
 
-if __name__ == "__main__":
+
+def chosen(arguments: Sequence[str] | None = None) -> list[str]:
+    """The benchmarks that are named, or else all that this machine can run; exits with status 2 where it cannot."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one or more of {', '.join(BENCHMARKS)}; default all")
-    names = parser.parse_args().names
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME",
+        help=f"one or more of {', '.join(BENCHMARKS)}; default all, without a GPU all but gpu",
+    )  # fmt: skip
+    names: list[str] = parser.parse_args(arguments).names
     for name in names:
         if name not in BENCHMARKS:
             parser.error(f"{name!r} is no benchmark; choose from {', '.join(BENCHMARKS)}")
-    for name in names or BENCHMARKS:
+    if "gpu" in names and DEVICE.type != "cuda":
+        parser.exit(2, "error: the benchmark 'gpu' needs a CUDA GPU, and torch finds none on this machine\n")
+    return names or [name for name in BENCHMARKS if name != "gpu" or DEVICE.type == "cuda"]
+
+
+if __name__ == "__main__":
+    for name in chosen():
         BENCHMARKS[name]()

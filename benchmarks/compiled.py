@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import opdf
-from benchmarks.measure import alternate, write
+from benchmarks.measure import DEVICE, alternate, synchronize, write
 from opdf.mpo import contract, decompose, plan_shape, pullback
 
 SIZES = ((384, 384), (1536, 384), (768, 768))
@@ -21,7 +21,7 @@ RATE, BETAS, EPS = 1e-5, (0.9, 0.999), 1e-8
 
 
 def optimizer_step(weight: Tensor, grad: Tensor) -> Callable[[], Any]:
-    model = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    model = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device=weight.device)
     model.weight.data.copy_(weight)
     over = opdf.overparameterize(model, opdf.OverParamConfig(ones=3, targets=["*"]))
     optimizer = over.optimizer(torch.optim.AdamW, lr=RATE, betas=BETAS, eps=EPS, weight_decay=0.0, fused=True)
@@ -32,7 +32,7 @@ def optimizer_step(weight: Tensor, grad: Tensor) -> Callable[[], Any]:
 def compiled_step(weight: Tensor, grad: Tensor) -> Callable[[], Any]:
     cores = decompose(weight, plan_shape(*weight.shape, ones=3))
     first, second = [torch.zeros_like(core) for core in cores], [torch.zeros_like(core) for core in cores]
-    steps, product = torch.zeros(()), weight.clone()
+    steps, product = torch.zeros((), device=weight.device), weight.clone()
 
     @torch.compile(dynamic=False)
     def advance(cores: list[Tensor], first: list[Tensor], second: list[Tensor], steps: Tensor) -> Tensor:
@@ -56,10 +56,12 @@ def main(repeats: int = 21) -> None:
     torch.manual_seed(0)
     rows: list[dict[str, Any]] = []
     for size in SIZES:
-        weight, grad = torch.randn(size) * 0.04, torch.randn(size) * 1e-3
+        weight, grad = torch.randn(size, device=DEVICE) * 0.04, torch.randn(size, device=DEVICE) * 1e-3
         eager, compiled = optimizer_step(weight, grad), compiled_step(weight, grad)
+        synchronize()
         start = time.perf_counter()
         compiled()
+        synchronize()
         seconds = time.perf_counter() - start
         times = alternate({"opdf": eager, "compiled": compiled}, repeats, warmup=3)
         faster = times["opdf"].median / times["compiled"].median

@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 from transformers import BertConfig, BertForSequenceClassification
 
 import opdf
+from benchmarks.measure import DEVICE
 from opdf.mpo import MPOShape, contract, decompose
 
 Step = Callable[[int], None]
@@ -30,29 +31,34 @@ TEACHER_LAYERS = {"MiniLM": 6, "BERT-base": 12}
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch of token ids and the teacher, whose forward pass every contender pays for."""
+    """One micro-batch of token ids and the teacher, whose forward pass every contender pays for.
+
+    With `autocast` both models' passes are in bfloat16.
+    """
 
     ids: Tensor
     teacher: nn.Module
+    autocast: bool = False
 
     def loss(self, forward: Callable[..., Tensor]) -> Tensor:
-        with torch.no_grad():
-            target = self.teacher(input_ids=self.ids).logits.log_softmax(-1)
-        logits = forward(self.ids)
-        return nn.functional.kl_div(logits.log_softmax(-1), target, log_target=True, reduction="batchmean")
+        with torch.autocast(self.ids.device.type, torch.bfloat16, enabled=self.autocast):
+            with torch.no_grad():
+                target = self.teacher(input_ids=self.ids).logits.log_softmax(-1)
+            logits = forward(self.ids)
+            return nn.functional.kl_div(logits.log_softmax(-1), target, log_target=True, reduction="batchmean")
 
 
 def student(name: str) -> nn.Module:
     torch.manual_seed(0)
-    return BertForSequenceClassification(MODELS[name])
+    return BertForSequenceClassification(MODELS[name]).to(DEVICE)
 
 
-def batch(name: str, examples: int = 16, tokens: int = 32) -> Batch:
+def batch(name: str, examples: int = 16, tokens: int = 32, *, autocast: bool = False) -> Batch:
     torch.manual_seed(1)
     config = copy.deepcopy(MODELS[name])
     config.num_hidden_layers = TEACHER_LAYERS[name]
-    teacher = BertForSequenceClassification(config).eval().requires_grad_(False)
-    return Batch(torch.randint(0, config.vocab_size, (examples, tokens)), teacher)
+    teacher = BertForSequenceClassification(config).to(DEVICE).eval().requires_grad_(False)
+    return Batch(torch.randint(0, config.vocab_size, (examples, tokens)).to(DEVICE), teacher, autocast)
 
 
 def plain(model: nn.Module, data: Batch, ones: int) -> Step:
@@ -61,11 +67,10 @@ def plain(model: nn.Module, data: Batch, ones: int) -> Step:
     return _stepper(lambda ids: model(input_ids=ids).logits, optimizer, data)
 
 
-def ours(model: nn.Module, data: Batch, ones: int) -> Step:
+def ours(model: nn.Module, data: Batch, ones: int, precision: str = "float32") -> Step:
     """Dense model, cores in the optimizer."""
-    optimizer = opdf.overparameterize(model, opdf.OverParamConfig(ones=ones)).optimizer(
-        torch.optim.AdamW, lr=1e-5, fused=True
-    )
+    overparam = opdf.overparameterize(model, opdf.OverParamConfig(ones=ones, precision=precision))
+    optimizer = overparam.optimizer(torch.optim.AdamW, lr=1e-5, fused=True)
     return _stepper(lambda ids: model(input_ids=ids).logits, optimizer, data)
 
 
@@ -111,7 +116,7 @@ def tensorly_torch(model: nn.Module, data: Batch, ones: int) -> Step:
                 theirs.copy_(ours_)
             factorized.bias.copy_(linear.bias)
         parent, _, child = target.matrix.module.rpartition(".")
-        setattr(model.get_submodule(parent), child, factorized)
+        setattr(model.get_submodule(parent), child, factorized.to(linear.weight.device))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     return _stepper(lambda ids: model(input_ids=ids).logits, optimizer, data)
 

@@ -7,7 +7,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 import opdf
 from benchmarks.contenders import Batch, ours, plain
-from benchmarks.measure import alternate, write
+from benchmarks.measure import DEVICE, alternate, write
 
 BASE = {"width": 256, "depth": 3, "L": 3, "tokens": 512}
 SWEEPS = {"width": (128, 256, 512), "depth": (1, 3, 6), "L": (0, 1, 3, 8), "tokens": (256, 512, 2048)}
@@ -22,10 +22,10 @@ def main(repeats: int = 7) -> None:
                 hidden_size=size["width"], num_attention_heads=4, intermediate_size=4 * size["width"],
                 num_hidden_layers=size["depth"], vocab_size=1000, num_labels=2,
             )  # fmt: skip
-            teacher = BertForSequenceClassification(config).eval().requires_grad_(False)
-            data = Batch(torch.randint(0, 1000, (size["tokens"] // 32, 32)), teacher)
+            teacher = BertForSequenceClassification(config).to(DEVICE).eval().requires_grad_(False)
+            data = Batch(torch.randint(0, 1000, (size["tokens"] // 32, 32)).to(DEVICE), teacher)
             steps = {
-                n: f(BertForSequenceClassification(config), data, size["L"])
+                n: f(BertForSequenceClassification(config).to(DEVICE), data, size["L"])
                 for n, f in (("plain", plain), ("opdf", ours))
             }
             times = alternate({n: lambda s=s: s(1) for n, s in steps.items()}, repeats)

@@ -8,7 +8,7 @@ import torch
 from transformers import BertForSequenceClassification
 
 from benchmarks.contenders import CONTENDERS, batch, student
-from benchmarks.measure import alternate, write
+from benchmarks.measure import DEVICE, alternate, write
 
 
 def main(repeats: int = 21) -> None:
@@ -17,7 +17,7 @@ def main(repeats: int = 21) -> None:
     CONTENDERS["opdf"](trained, data, 3)(1)
     with tempfile.TemporaryDirectory() as folder:
         trained.save_pretrained(folder)
-        saved = BertForSequenceClassification.from_pretrained(folder).eval()
+        saved = BertForSequenceClassification.from_pretrained(folder).to(DEVICE).eval()
     never = student("MiniLM").eval()
     trained.eval()
     with torch.inference_mode():

@@ -34,9 +34,11 @@ def main(repeats: int = 7) -> None:
         data = training_rows(objective, config, prepared, teacher, Path(scratch))
         set_seed(0)
         student = keep_layers(teacher, 2).train()
+        teacher.eval()  # fine-tuning left it in training mode
 
         def epoch(method: Any, teacher_: Any) -> None:
             for batch in DataLoader(data, batch_size=BATCH, collate_fn=default_data_collator):
+                batch = {key: value.to(student.device) for key, value in batch.items()}
                 method.losses(student, teacher_, batch, batch["labels"].new_tensor(BATCH)).total.backward()
                 student.zero_grad()
 

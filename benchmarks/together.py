@@ -16,7 +16,7 @@ from transformers import ViTConfig, ViTForImageClassification
 
 import opdf
 from benchmarks.contenders import student
-from benchmarks.measure import alternate, write
+from benchmarks.measure import DEVICE, alternate, write
 from opdf.overparam import optimizer as shipped
 
 GRID = (("ViT, width 48", 3), ("MiniLM", 1), ("MiniLM", 3), ("MiniLM", 8))
@@ -26,7 +26,7 @@ def vit(width: int) -> nn.Module:
     return ViTForImageClassification(
         ViTConfig(image_size=28, patch_size=7, hidden_size=width, num_hidden_layers=4, num_attention_heads=4,
                   intermediate_size=4 * width, num_channels=1, num_labels=10)
-    )  # fmt: skip
+    ).to(DEVICE)  # fmt: skip
 
 
 def stepper(name: str, ones: int) -> Callable[[], Any]:

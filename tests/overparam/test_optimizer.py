@@ -734,6 +734,15 @@ def test_bf16_resumes_bit_for_bit_and_float64_is_left_alone() -> None:
     assert_equal(weights(double), weights(exact))
 
 
+@pytest.mark.parametrize("counters_too", [False, True])
+def test_step_counters_go_to_the_device_for_kernels_that_read_them_there(counters_too: bool) -> None:
+    saved = {"core0": torch.ones(2), "inner0": {"step": torch.tensor(3.0), "exp_avg": torch.ones(2)}}
+    there = module.moved(saved, torch.device("meta"), counters_too=counters_too)
+    assert there["core0"].is_meta
+    assert there["inner0"]["exp_avg"].is_meta
+    assert there["inner0"]["step"].is_meta == counters_too
+
+
 @pytest.mark.parametrize(("precision", "inside"), [("float32", "ieee"), ("tf32", "tf32"), ("bf16", "ieee")])
 def test_tf32_is_set_for_the_step_and_restored(precision: str, inside: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []

@@ -219,6 +219,7 @@ class OwnerOptimizer(OverParameterizedOptimizer):
         others = {k for name, k in zip(names, keys, strict=False) if owners.get(name, _process()) != _process()}
         return state_dict | {"state": {k: values for k, values in state_dict["state"].items() if k not in others}}
 
+    @torch.no_grad()
     def _restore_weights(self, entries: Sequence[Entry]) -> None:
         for turn in self._turns(entries):
             self._gather(turn)

@@ -49,7 +49,7 @@ def test_readme() -> None:
     )
     rows = [{"input_ids": [1 + i, 2, 3], "attention_mask": [1, 1, 1], "labels": i % 2} for i in range(8)]
     run("README.md", teacher=teacher, data=Dataset.from_list(rows))
-    assert AutoModelForSequenceClassification.from_pretrained("student").config.num_hidden_layers == 3
+    assert AutoModelForSequenceClassification.from_pretrained("student").config.hidden_size == 8
 
 
 def test_method() -> None:
@@ -63,6 +63,12 @@ def test_methods() -> None:
 
 def test_choose_scale() -> None:
     run("docs/choose-scale.md")
+
+
+def test_own_model() -> None:
+    seen = run("docs/own-model.md")
+    assert seen["trainer"].state.log_history[-2]["distance_loss"] > 0
+    assert len(torch.load("student.pt", weights_only=True)) == len(seen["student"].state_dict())
 
 
 def test_tutorial_on_text() -> None:

@@ -17,10 +17,10 @@ from transformers import AutoModelForSequenceClassification, BertConfig, BertFor
 from opdf.cli import UserError, main, targets
 from opdf.cli.config import DistillConfig
 from opdf.cli.demo import VARIANTS, judge
-from opdf.cli.job import build_objective, build_student, prepare_data
+from opdf.cli.job import build_objective, build_student, check_objective, prepare_data
 from opdf.cli.models import from_config, load_model
 from opdf.cli.options import fill, parse, read_yaml
-from opdf.data import load_data
+from opdf.data import Task, load_data
 from opdf.distill import DistillationArguments
 from opdf.overparam import OverParamConfig, overparameterize
 
@@ -116,6 +116,20 @@ def test_resume_gives_the_uninterrupted_student(tmp_path: Path) -> None:
         weights.append(load_file(tmp_path / name / "student" / "model.safetensors"))
     for key, value in weights[0].items():
         assert torch.equal(value, weights[1][key]), key
+
+
+def test_checkpoints_are_chosen_by_a_metric_of_the_task(tmp_path: Path) -> None:
+    choose = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps",
+              "save_steps": 2, "max_steps": 4}  # fmt: skip
+    teacher = DIGITS["teacher"] | {"training": choose | {"metric_for_best_model": "matthews"}}
+    argv = [configuration(tmp_path, teacher=teacher, training=choose), "--training.metric_for_best_model", "eval_f1"]
+    assert main(["distill", *argv]) == 0
+    for log in ("teacher.log", "train.log"):
+        entries = [json.loads(line) for line in (tmp_path / "out" / log).read_text().splitlines()]
+        assert any({"eval_loss", "eval_f1", "eval_matthews"} <= entry.keys() for entry in entries)
+    for name in ("loss", "eval_loss", "accuracy", "eval_accuracy", None):
+        training = {"metric_for_best_model": name}
+        check_objective(DistillConfig(training=training), Task("classification", ("text",), "label", ("a", "b")))
 
 
 @pytest.mark.parametrize("changes", [
@@ -264,6 +278,28 @@ def test_bad_input_is_one_line_and_status_2(argv: list[str], message: str, capsy
     error = capsys.readouterr().err
     assert message in error
     assert len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("value", ["", "0", "1"])
+def test_errors_have_their_traceback_where_it_is_asked_for(value: str, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.setenv("OPDF_DEBUG", value)
+    if value == "1":
+        with pytest.raises(FileNotFoundError, match=r"no\.yaml does not exist"):
+            main(["distill", "no.yaml"])
+    else:
+        assert main(["distill", "no.yaml"]) == 2
+        assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    assert main(["--help"]) == 0
+    assert "OPDF_DEBUG=1" in capsys.readouterr().out
+
+
+def test_a_package_that_is_missing_is_named_and_a_part_of_ours_is_a_bug(monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert main(["completion", "bash"]) == 2
+    assert "shtab is not installed; the command line needs pip install" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "opdf.cli.plan", None)
+    with pytest.raises(ModuleNotFoundError):
+        main(["plan", "minilm"])
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,14 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModel, AutoModelForSequenceClassification
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    CLIPConfig,
+    CLIPModel,
+    Wav2Vec2Config,
+    Wav2Vec2ForSequenceClassification,
+)
 
 from families import FAMILIES, batch, build
 from opdf import DistillationArguments, DistillationTrainer, OverParamConfig
@@ -195,3 +202,24 @@ def test_models_that_cannot_be_read(tmp_path: Path, capsys: Any) -> None:
         assert main(["export", str(tmp_path / name), "--output", str(tmp_path / "out"), "--format", "torch"]) == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_models_of_other_inputs(tmp_path: Path, capsys: Any) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    text = sizes | {"vocab_size": 40, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    pictures = CLIPConfig(text_config=text, vision_config=sizes | {"image_size": 8, "patch_size": 4})
+    sounds = Wav2Vec2Config(
+        **sizes, conv_dim=(8,), conv_kernel=(3,), conv_stride=(2,), num_feat_extract_layers=1,
+        num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2,
+    )  # fmt: skip
+    for model, message in (
+        (CLIPModel(pictures), "is a CLIPModel, which reads input_ids and has no vocab_size"),
+        (Wav2Vec2ForSequenceClassification(sounds), "is a Wav2Vec2ForSequenceClassification, which reads input_values"),
+    ):
+        model.save_pretrained(tmp_path / "model")
+        argv = ["export", str(tmp_path / "model"), "--output", str(tmp_path / "out"), "--format", "torch"]
+        assert main(argv) == 2
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith("opdf: error: ")
+        assert message in error
+        assert [p.name for p in tmp_path.iterdir()] == ["model"]

@@ -122,6 +122,15 @@ def test_help_names_what_is_nested(capsys: Any) -> None:
     assert "<class" not in shown
 
 
+def test_help_shows_no_default_where_there_is_none(capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        main(["eval", "--help"])
+    shown = capsys.readouterr().out
+    assert "embedded set, file" in shown  # the words of DataConfig
+    assert 'default ""' not in shown
+    assert "movie-sentiment" not in shown
+
+
 def test_a_message_is_short_whatever_the_value(tmp_path: Path, capsys: Any) -> None:
     path = tmp_path / "long.yaml"
     path.write_text(json.dumps({"seed": "x" * 10_000}))

@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,7 @@ def data(folder: Path) -> None:
     hidden = Dataset.from_dict({"text": TEXTS, "label": [*LABELS[:-1], -1]}, features=features)
     hidden.to_parquet(str(folder / "outside.parquet"))
     values = "".join(f"{t},{v}\n" for t, v in zip(TEXTS, LABELS, strict=True))
+    lines("minus-one.jsonl", label=[-1] * ROWS)
     (folder / "nan-label.csv").write_text(f"text,label\n{values}w1,nan\n")
     (folder / "empty.csv").write_text("")
     (folder / "only-header.csv").write_text("text,label\n")
@@ -149,7 +151,10 @@ def test_the_good_configuration_is_good(tmp_path: Path, world: Path) -> None:
     path.write_text(yaml.safe_dump(placed(GOOD, {"world": world, "here": tmp_path})))
     assert main(["distill", str(path)]) == 0
     assert (tmp_path / "out" / "student" / "model.safetensors").is_file()
-    assert main(["eval", str(tmp_path / "out")]) == 0
+    for named in ("out", "out/student"):
+        assert main(["eval", str(tmp_path / named)]) == 0
+    for data in (["--data", json.dumps({"name": str(world / "good.jsonl")})], [f"--data.name={world / 'good.jsonl'}"]):
+        assert main(["eval", str(world / "teacher"), *data]) == 0
 
 
 CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
@@ -200,6 +205,16 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
     ({"training": {"report_to": "my-board"}}, "my-board is not supported"),
     ({"training": {"train_sampling_strategy": "x"}}, "train_sampling_strategy is 'x'; expected one of random"),
     ({"teacher": {"training": {"learning_rate": -1}}}, "learning_rate is -1.0"),
+    ({"training": {"optim": "sgd", "optim_args": "fast"}}, "training.optim is 'sgd' and optim_args 'fast': not enough"),
+    ({"training": {"metric_for_best_model": "acc"}}, "training.metric_for_best_model is 'acc', which evaluation does"),
+    ({"training": {"metric_for_best_model": "eval_acc"}}, "does not give; did you mean 'accuracy'?"),
+    ({"training": {"metric_for_best_model": "zz"}}, "does not give; known are loss, accuracy, f1, matthews"),
+    ({"teacher": {"training": {"metric_for_best_model": "pearson"}}}, "teacher.training.metric_for_best_model is 'pe"),
+    (
+        {"data": {"name": "nyt-pairs"}, "objective": {"name": "embedding"},
+         "training": {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "epoch"}},
+        "metric_for_best_model is 'loss', which evaluation does not give; a similarity has none",
+    ),
     ({"overparam": {"ones": -1}}, "ones is -1; it must be 0 or more"),
     ({"overparam": {"most_important": 50}}, "most_important is 50.0; it must be above 0 and at most 1"),
     ({"overparam": {"until": "end"}}, "until is 'end'; expected a number or null"),
@@ -217,6 +232,11 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
     ({"objective": {"options": {"temperature": float("inf")}}}, "temperature is inf"),
     ({"objective": {"options": {"alpha": 2}}}, "alpha is 2.0; it must be from 0"),
     ({"objective": {"name": "hidden", "options": {"pairs": [[0, 99]]}}}, "pairs holds (0, 99)"),
+    (
+        {"data": {"name": "digits"}, "teacher": {"model": None, "config": {"model_type": "vit", "image_size": 8}},
+         "objective": {"name": "adkd"}},
+        "objective.name is 'adkd' and digits holds images",
+    ),
     ({"objective": {"name": "lgtm", "options": {"held_out": 1000}}}, "held_out is 1000.0, which is 1000 of 42"),
     ({"objective": {"name": "sparse-logits", "options": {"store": "{here}/none"}}}, "holds no teacher's outputs"),
     ({"student": {"layers": 9}}, "layers is 9; the teacher has 2 blocks"),
@@ -259,6 +279,7 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
     ({"data": {"name": "{world}/float-label.jsonl", "task": "classification"}}, "set task to 'regression'"),
     ({"data": {"name": "{world}/one-class.jsonl"}}, "the one class ('1',)"),
     ({"data": {"name": "{world}/outside.parquet"}}, "has labels [-1, 0, 1]; expected 0 to 1"),
+    ({"data": {"name": "{world}/minus-one.jsonl"}}, "one class"),
     ({"data": {"name": "{world}/three.jsonl"}}, "head of 2 outputs (LABEL_0, LABEL_1); the data has 3 classes"),
     ({"data": {"name": "{world}/two-rows.jsonl"}}, "2 rows are too few"),
     ({"data": {"name": "{world}/named.jsonl", "task": "regression"}}, "a regression needs numbers"),
@@ -324,6 +345,41 @@ def test_configurations(changes: dict[str, Any], message: str, tmp_path: Path, w
     refused(["distill", str(path)], message, tmp_path, world, capsys)
 
 
+MISSING: list[tuple[str, dict[str, Any], str]] = [
+    ("wandb", {"training": {"report_to": "wandb"}}, "training.report_to is 'wandb': WandbCallback requires wandb"),
+    ("mlflow", {"teacher": {"training": {"report_to": ["tensorboard", "mlflow"]}}}, "teacher.training.report_to is 'm"),
+    ("neptune", {"training": {"report_to": "neptune"}}, "training.report_to is 'neptune': NeptuneCallback requires"),
+    ("flytekit", {"training": {"report_to": "flyte"}}, "training.report_to is 'flyte': FlyteCallback requires"),
+    *[(package, {"training": {"optim": name}}, f"training.optim is '{name}': {message}") for package, name, message in (
+        ("galore_torch", "galore_adamw", "You need to install `galore_torch`"),
+        ("bitsandbytes", "adamw_bnb_8bit", "You need to install `bitsandbytes`"),
+        ("lomo_optim", "lomo", "You need to install `lomo_optim`"),
+        ("torchao", "adamw_torch_8bit", "You need to have `torchao"),
+        ("schedulefree", "schedule_free_adamw", "You need to install `schedulefree`"),
+        ("grokadamw", "grokadamw", "Please install grokadamw"),
+        ("torch_npu", "adamw_torch_npu_fused", "Trainer failed to import FusedAdamW from torch_npu"),
+    )],
+    (
+        "timm",
+        {"data": {"name": "digits"}, "teacher": {"model": None, "config": {"model_type": "timm_wrapper"}}},
+        "TimmWrapperForImageClassification requires the timm library",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning", "error::FutureWarning")
+@pytest.mark.parametrize(("package", "changes", "message"), MISSING, ids=[package for package, *_ in MISSING])
+def test_packages_that_are_not_installed(
+    package: str, changes: dict[str, Any], message: str, tmp_path: Path, world: Path, capsys: Any
+) -> None:
+    if find_spec(package):
+        pytest.skip(f"{package} is installed")
+    changes = merged({"data": {"name": "{world}/none.csv"}}, changes)  # the options are looked at before the data
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(placed(merged(GOOD, changes), {"world": world, "here": tmp_path}), sort_keys=False))
+    refused(["distill", str(path)], message, tmp_path, world, capsys)
+
+
 LAUGHS = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{chr(98 + k)}: &{chr(98 + k)} [{','.join([f'*{chr(97 + k)}'] * 9)}]\n" for k in range(9)
 )
@@ -364,7 +420,10 @@ def test_hostile_files(text: bytes, message: str, tmp_path: Path, world: Path, c
 
 COMMANDS = [
     ("eval", "opdf eval needs MODEL as its first argument"),
-    ("eval {world}/teacher", "is no output folder of opdf distill; say what to score it on"),
+    ("eval {world}/teacher", "teacher comes without data; say what to score it on with --data.name"),
+    ("eval {world}/teacher --data.max_length 64", "say what to score it on with --data.name"),
+    ('eval {world}/teacher --data {"max_length":64}', "say what to score it on with --data.name"),
+    ("export {world}/teacher --data.max_length 64 --format torch", "say what to score it on with --data.name"),
     ("eval {world}/teacher --bach 3", "no option 'bach'; did you mean 'batch'"),
     ("eval {world}/teacher --batch x", "batch is 'x'; expected an integer"),
     ("eval {world}/teacher --batch 0", "batch is 0; it must be at least 1"),

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from PIL import Image
 from scipy.stats import pearsonr
 from transformers import AutoTokenizer, EvalPrediction, ViTImageProcessorPil
 
 from opdf.data import embedded_names, encode, load_data, minilm, standard_error
 from opdf.data.embedded import _snippets
+from opdf.data.load import _with_splits
 from opdf.data.task import Task
 
 ROWS = {
@@ -99,6 +100,37 @@ def test_files_with_named_classes(tmp_path: Path, kind: str) -> None:
     assert task == Task("classification", ("sentence",), "label", ("no", "yes"))
     assert [len(p) for p in data.values()] == [28, 4, 8]
     assert set(data["train"]["label"]) == {0, 1}
+
+
+def test_class_numbers_are_the_same_in_a_split_that_lacks_a_class(tmp_path: Path) -> None:
+    names = [*(["a", "c"] * 20), "b"]
+    data, task = load_data(write(tmp_path, "csv", text=[f"{name} {i}" for i, name in enumerate(names)], label=names))
+    assert task.labels == ("a", "b", "c")
+    assert sum(1 in part["label"] for part in data.values()) == 1
+    assert sum(len(part) for part in data.values()) == 41
+    for part in data.values():
+        assert [task.labels[k] for k in part["label"]] == [text[0] for text in part["text"]]
+
+
+@pytest.mark.parametrize(
+    ("columns", "used"),
+    [({"label": [-1] * 200}, False), ({}, False), ({"label": [-1] * 150 + [1] * 50}, True)],
+    ids=["hidden", "none", "some"],
+)
+def test_a_split_is_left_out_where_all_labels_are_hidden(columns: dict[str, Any], used: bool) -> None:
+    parts = ("train", "validation")
+    labelled = {part: Dataset.from_dict({"text": [part] * 40, "label": [0, 1] * 20}) for part in parts}
+    test = Dataset.from_dict({"text": ["test"] * 200, **columns})
+    data = _with_splits(DatasetDict(labelled, test=test), 0.1, 0.2, 0, "label")
+    assert set(data["test"]["text"]) == {"test" if used else "validation"}
+    assert len(data["train"]) == (40 if used else 36)
+
+
+def test_minus_one_is_a_class_like_others_also_where_the_file_begins_with_it(tmp_path: Path) -> None:
+    labels = [-1] * 150 + [0] * 25 + [1] * 25
+    data, task = load_data(write(tmp_path, "csv", text=[f"t{k}" for k in range(200)], label=labels))
+    assert task.labels == ("-1", "0", "1")
+    assert sum(list(part["label"]).count(0) for part in data.values()) == 150
 
 
 def test_pairs_and_regression(tmp_path: Path) -> None:

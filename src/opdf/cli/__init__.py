@@ -3,10 +3,14 @@
 Exit statuses: 0 done; 2 something to put right before it can start; 3 it stopped on its way for want of memory or disk
 space, or because training diverged or another of its processes was lost; 130 and 143 it was stopped by SIGINT and
 SIGTERM. Anything else is a bug of ours.
+
+A mistake of ours can look like one of the user's, a ValueError deep in a run, say. With OPDF_DEBUG=1 in the environment
+errors are let through, with a traceback instead of the one line.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from importlib import import_module
@@ -54,10 +58,15 @@ REFUSED = (
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command and return the exit status. Bad input is one line on stderr and status 2."""
+    """Run a command and return the exit status. Bad input is one line on stderr and status 2.
+
+    Raises:
+        Exception: a bug of ours; with OPDF_DEBUG=1 in the environment, any error.
+    """
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE + "\nopdf COMMAND --help shows the options of a command.")
+        print("OPDF_DEBUG=1 in the environment shows where an error comes from.")
         return 0
     if argv[0] == "--version":
         import opdf
@@ -68,12 +77,6 @@ def main(argv: list[str] | None = None) -> int:
         return _refuse(f"unknown command {argv[0]!r}; choose from {', '.join(COMMANDS)}")
     try:
         import_module(f"opdf.cli.{argv[0].replace('-', '_')}").main(argv[1:])
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("opdf"):
-            raise
-        return _refuse(not_installed(error.name, "the command line", "distill"))
-    except REFUSED as error:
-        return _refuse(str(error))
     except KeyboardInterrupt:
         print("opdf: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
@@ -81,10 +84,12 @@ def main(argv: list[str] | None = None) -> int:
         print(f"opdf: {stop}", file=sys.stderr)
         return 128 + stop.number
     except Exception as error:
-        reason = _adversity(error)
+        reason, status = _mistake(error), 2
         if reason is None:
+            reason, status = _adversity(error), 3
+        if reason is None or os.environ.get("OPDF_DEBUG") == "1":
             raise
-        return _refuse(reason, 3)
+        return _refuse(reason, status)
     return 0
 
 
@@ -96,6 +101,16 @@ def not_installed(package: str | None, what: str, extra: str) -> str:
 def _refuse(message: str, status: int = 2) -> int:
     print(f"opdf: error: {' '.join(message.split())}", file=sys.stderr)
     return status
+
+
+def _mistake(error: Exception) -> str | None:
+    """What to tell a user who can put it right; None for all else."""
+    if isinstance(error, ImportError):
+        if error.name is None:  # a library's own words for a package that it misses
+            return str(error)
+        missing = isinstance(error, ModuleNotFoundError) and not error.name.startswith("opdf")
+        return not_installed(error.name, "the command line", "distill") if missing else None
+    return str(error) if isinstance(error, REFUSED) else None
 
 
 def _adversity(error: Exception) -> str | None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from transformers import Trainer
+from transformers.integrations import get_reporting_integration_callbacks
 
 from opdf.cli import UserError
 from opdf.cli.options import fill
@@ -57,3 +62,31 @@ def training_arguments(
     }  # fmt: skip
     arguments: DistillationArguments = fill(DistillationArguments, options, where, **TRAINING, **machine)
     return arguments
+
+
+def check_packages(arguments: DistillationArguments, where: str = "training") -> None:
+    """Make what a Trainer reports with and find its optimizer, which says what they need and is not installed.
+
+    Args:
+        arguments: of the Trainer.
+        where: what the options are called in messages.
+
+    Raises:
+        UserError: a package is missing, or the optimizer's own options cannot be read.
+    """
+    for name in arguments.report_to or ():
+        (callback,) = get_reporting_integration_callbacks([name])
+        silent = {"__del__": lambda _: None}  # some complain when they go half made
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                type(callback.__name__, (callback,), silent)()
+        except (ImportError, RuntimeError, ValueError) as error:
+            raise UserError(f"{where}.report_to is {name!r}: {error}") from error
+    stand_in = copy.copy(arguments)
+    # There is no student yet whose modules these could be.
+    stand_in.optim_target_modules = arguments.optim_target_modules and "all-linear"
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(stand_in, nn.Sequential(nn.Linear(1, 1)))
+    except (ImportError, RuntimeError, ValueError) as error:
+        given = f" and optim_args {arguments.optim_args!r}" if arguments.optim_args else ""
+        raise UserError(f"{where}.optim is {arguments.optim.value!r}{given}: {error}") from error

@@ -17,6 +17,13 @@ opdf eval MODEL --data.name DATA scores any saved model."""
 
 
 @dataclass
+class ScoredData(DataConfig):
+    __doc__ = DataConfig.__doc__
+
+    name: str = ""  # no data unless they are named
+
+
+@dataclass
 class EvalConfig:
     """Options.
 
@@ -29,7 +36,7 @@ class EvalConfig:
     """
 
     model: str
-    data: DataConfig = field(default_factory=DataConfig)
+    data: ScoredData = field(default_factory=ScoredData)
     batch: int = 128
     probe: bool = False
     json: bool = False
@@ -48,11 +55,13 @@ def with_run(argv: list[str]) -> list[str]:
 
 
 def main(argv: list[str]) -> None:
-    argv = with_run(argv)
-    config = parse(argv, EvalConfig, "opdf eval", DESCRIPTION, positional="model")
+    config = parse(with_run(argv), EvalConfig, "opdf eval", DESCRIPTION, positional="model")
     at_least_one(config, "batch")
-    if not any(argument.partition("=")[0] == "--data.name" for argument in argv):
-        raise UserError(f"{config.model} is no output folder of opdf distill; say what to score it on with --data.name")
+    if not config.data.name:
+        raise UserError(
+            f"{config.model} comes without data; say what to score it on with --data.name, or give an output folder of "
+            "opdf distill"
+        )
     from opdf.cli import job
     from opdf.cli.models import check_inputs, load_model
     from opdf.cli.scoring import evaluator, scores

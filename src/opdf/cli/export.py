@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from opdf.cli import UserError, not_installed
-from opdf.cli.config import DataConfig, DistillConfig, TeacherConfig
-from opdf.cli.eval import with_run
+from opdf.cli.config import DistillConfig, TeacherConfig
+from opdf.cli.eval import ScoredData, with_run
 from opdf.cli.options import parse
 from opdf.files import replacing_folder
 
@@ -57,7 +57,7 @@ class ExportConfig:
     output: str = "export"
     format: str = "onnx"
     int8: bool = False
-    data: DataConfig | None = None
+    data: ScoredData | None = None
     batch: int = 128
     overwrite: bool = False
     json: bool = False
@@ -90,6 +90,8 @@ def check(config: ExportConfig) -> None:
         raise UserError("int8 is written as ONNX only; leave --format out, or --int8")
     if config.batch < 1:
         raise UserError(f"batch is {config.batch}; it must be at least 1")
+    if config.data is not None and not config.data.name:
+        raise UserError("data has no name; say what to score it on with --data.name, or leave data out")
     missing = [name for name in NEEDED if find_spec(name) is None] if config.format == "onnx" else []
     if missing:
         raise UserError(not_installed(missing[0], "format onnx", "export"))
@@ -105,7 +107,7 @@ def load(name: str) -> Any:
     """A saved model by the class that its configuration names, in eval mode and float32.
 
     Raises:
-        UserError: it cannot be read, or is no transformers class.
+        UserError: it cannot be read, is no transformers class, or reads neither texts alone nor images alone.
     """
     import torch
     import transformers
@@ -117,11 +119,26 @@ def load(name: str) -> Any:
         kind = (config.architectures or ["none"])[0]
         if not hasattr(transformers, kind):
             raise UserError(f"{name} is saved from class {kind}, which transformers does not have")
-        model = getattr(transformers, kind).from_pretrained(
-            folder, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
-        )
+        cls = getattr(transformers, kind)
+        check_inputs(name, cls, config)
+        model = cls.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, dtype=torch.float32)
     model.config.use_cache = False
     return model.eval()
+
+
+def check_inputs(name: str, cls: Any, config: Any) -> None:
+    """Refuse a model of other inputs than `examples` makes.
+
+    Raises:
+        UserError: it is one, of sounds or of texts with images, say.
+    """
+    main = cls.main_input_name
+    if main == "pixel_values" or (main == "input_ids" and hasattr(config, "vocab_size")):
+        return
+    reads = "input_ids and has no vocab_size, as models of texts with images" if main == "input_ids" else main
+    raise UserError(
+        f"{name} is a {cls.__name__}, which reads {reads}; give a model of texts (input_ids) or images (pixel_values)"
+    )
 
 
 def write(model: Any, config: ExportConfig, folder: Path) -> dict[str, Any]:

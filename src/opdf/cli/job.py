@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from accelerate import PartialState
@@ -23,7 +24,7 @@ from transformers import set_seed
 
 import opdf
 from opdf.cli import Stopped, UserError
-from opdf.cli.arguments import TRAINING, training_arguments
+from opdf.cli.arguments import TRAINING, check_packages, training_arguments
 from opdf.cli.card import write_card
 from opdf.cli.config import DistillConfig
 from opdf.cli.models import (
@@ -35,7 +36,7 @@ from opdf.cli.models import (
     load_model,
     load_processor,
 )  # fmt: skip
-from opdf.cli.options import fill, write_yaml
+from opdf.cli.options import fill, suggest, write_yaml
 from opdf.cli.output import claim, free, save, write_json
 from opdf.cli.prepared import Prepared
 from opdf.cli.progress import show, stopping
@@ -119,7 +120,7 @@ def check_options(config: DistillConfig) -> None:
     """What can be said of a configuration before anything is read."""
     build_objective(config)
     for options, where in ((config.training, "training"), (config.teacher.training, "teacher.training")):
-        training_arguments(options, Path(config.output), config.seed, where)
+        check_packages(training_arguments(options, Path(config.output), config.seed, where), where)
     check_student(config)
 
 
@@ -300,7 +301,7 @@ def load_teacher(config: DistillConfig, task: Task, output: Path) -> Any:
 
 
 def train_teacher(config: DistillConfig, prepared: Prepared, teacher: Any, output: Path) -> None:
-    """Fine-tune a loaded teacher, if that is asked and has not been done."""
+    """Fine-tune a loaded teacher, if that is asked and has not been done; it ends on the device of the run."""
     saved, use_saved = saved_teacher(config, output)
     if config.teacher.finetune and not use_saved:
         checkpoints = output / "teacher-checkpoints"
@@ -309,12 +310,14 @@ def train_teacher(config: DistillConfig, prepared: Prepared, teacher: Any, outpu
         trainer = DistillationTrainer(
             teacher, arguments, objective=LogitsDistillation(alpha=0), train_dataset=prepared.data["train"],
             eval_dataset=prepared.data["validation"], data_collator=prepared.collator,
+            compute_metrics=prepared.task.compute_metrics(),
         )  # fmt: skip
         show(trainer, "fine-tuning the teacher", output / "teacher.log")
         train(trainer, "the teacher", resume=begun)
         if is_main():
             save(teacher, prepared.processor, saved)
             shutil.rmtree(checkpoints, ignore_errors=True)
+    teacher.to(training_arguments(config.training, output, config.seed).device)
 
 
 def check_student(config: DistillConfig) -> None:
@@ -348,18 +351,43 @@ def build_objective(config: DistillConfig) -> Objective:
 
 
 def check_objective(config: DistillConfig, task: Task) -> None:
-    """Embeddings come from models without a head, everything else from models with one.
+    """Say what of a configuration does not go with the task: the objective, or a metric to choose checkpoints by.
+
+    Embeddings come from models without a head, everything else from models with one, and AD-KD from tokens.
 
     Raises:
-        UserError: the objective and the task want different ones.
+        UserError: the objective or a metric is for another task.
     """
     if (task.kind == "similarity") != (config.objective.name == "embedding"):
         raise UserError(
             f"objective.name is {config.objective.name!r} and the task of {config.data.name} is {task.kind!r}; "
             "embedding goes with similarity (data such as nyt-pairs, or data.task: similarity) and only with it"
         )
+    if config.objective.name == "adkd" and task.is_image:
+        raise UserError(
+            f"objective.name is 'adkd' and {config.data.name} holds images; adkd compares how much the tokens of a "
+            "text matter: give texts, or another objective"
+        )
     if task.kind == "similarity" and config.teacher.finetune:
         raise UserError("teacher.finetune is true and similarity data has no labels for it; give a trained teacher")
+    check_metrics(config, task)
+
+
+def check_metrics(config: DistillConfig, task: Task) -> None:
+    """Refuse to choose checkpoints, or lower the rate, by a metric that evaluation while training does not give.
+
+    Raises:
+        UserError: one of these.
+    """
+    two = np.arange(2)
+    known = [] if task.compute_metrics() is None else ["loss", *task.metrics(two, two)]
+    for options, where in ((config.training, "training"), (config.teacher.training, "teacher.training")):
+        # Where it is not given, other options can ask for the loss.
+        given = training_arguments(options, Path(config.output), config.seed, where).metric_for_best_model
+        name = (given or "").removeprefix("eval_")
+        if given is not None and name not in known:
+            remedy = suggest(name, known) if known else f"; a {task.kind} has none, leave out what asks for it"
+            raise UserError(f"{where}.metric_for_best_model is {given!r}, which evaluation does not give{remedy}")
 
 
 def versions() -> dict[str, str]:

@@ -304,7 +304,7 @@ def _sections(cls: type, prefix: str, positional: str | None = None) -> list[tup
             inner += _sections(nested, f"{prefix}{item.name}.")
         if item.name != positional and (not nested or item.default is None):
             default = None if item.default is dataclasses.MISSING else item.default
-            shown = "" if default in (None, ()) else f" (default {json.dumps(default)})"
+            shown = "" if default in (None, (), "") else f" (default {json.dumps(default)})"
             own.append((f"{prefix}{item.name}", texts.get(item.name, "") + shown))
     return [((docs.short_description or "").rstrip("."), own), *inner]
 

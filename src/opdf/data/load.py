@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import PIL.Image
+import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import ClassLabel, Dataset, DatasetDict, Image, load_dataset
+from datasets import ClassLabel, Dataset, DatasetDict, Image, concatenate_datasets, load_dataset
 from datasets.exceptions import DatasetsError
 from pyarrow.lib import ArrowException
 
@@ -117,7 +119,7 @@ def _loaded(name: str, reader: str, **options: Any) -> DatasetDict:
 
 
 def _with_splits(data: DatasetDict, validation: float, test: float, seed: int, column: str) -> DatasetDict:
-    usable = {k: v for k, v in data.items() if not _unlabelled(v, column)}
+    usable = {k: v for k, v in data.items() if k == "train" or not _unlabelled(v, column)}
     found = {
         "train": usable["train"],
         "validation": next((usable[k] for k in ("validation", "validation_matched", "dev") if k in usable), None),
@@ -136,8 +138,12 @@ def _with_splits(data: DatasetDict, validation: float, test: float, seed: int, c
 
 
 def _unlabelled(data: Dataset, column: str) -> bool:
-    """Whether a split hides its labels, as GLUE's test splits do with -1."""
-    return column in data.column_names and len(data) > 0 and set(data.select_columns([column])[:100][column]) == {-1}
+    """Whether a split hides its labels: it has no such column, or only -1 there, as GLUE's test splits do."""
+    return column not in data.column_names or pc.unique(_values(data, column)).to_pylist() == [-1]
+
+
+def _values(data: Dataset, column: str) -> pa.ChunkedArray:
+    return data.select_columns(column).with_format("arrow")[:][column]
 
 
 def _label_column(columns: Sequence[str]) -> str:
@@ -172,9 +178,13 @@ def _infer(data: Dataset, task: str | None, inputs: Sequence[str] | None, label:
 
 
 def _as_classes(data: DatasetDict, task: Task) -> DatasetDict:
+    """Labels as class numbers, which are the same in all splits, also where a class is missing in one."""
     if not task.has_classes or isinstance(data["train"].features[task.label], ClassLabel):
         return data
-    return data.class_encode_column(task.label)
+    together = concatenate_datasets(list(data.values())).class_encode_column(task.label)
+    ends = np.cumsum([len(rows) for rows in data.values()])
+    starts = [0, *ends[:-1]]
+    return DatasetDict({k: together.select(range(*ends)) for k, *ends in zip(data, starts, ends, strict=True)})
 
 
 def _check_columns(name: str, part: str, rows: Dataset, task: Task) -> None:
@@ -192,8 +202,7 @@ def _check_columns(name: str, part: str, rows: Dataset, task: Task) -> None:
     if not task.has_classes and not numbers:
         raise ValueError(f"labels in {task.label!r} are {kind}; a {task.kind} needs numbers")
     for column in (*task.inputs, task.label):
-        values = rows.select_columns(column).with_format("arrow")[:][column]
-        gaps = pc.is_null(values, nan_is_null=True)
+        gaps = pc.is_null(_values(rows, column), nan_is_null=True)
         if missing := pc.sum(gaps).as_py():
             first = pc.index(gaps, True).as_py()
             raise ValueError(

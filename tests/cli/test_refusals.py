@@ -500,10 +500,6 @@ def test_a_run_with_a_foreign_configuration(tmp_path: Path, world: Path, capsys:
         refused(["eval", str(run)], message, tmp_path, world, capsys)
 
 
-def test_nothing_of_a_model_was_run(world: Path) -> None:
-    assert not (world / "pwned").exists()
-
-
 def test_links_are_not_followed_into_other_folders(tmp_path: Path, world: Path, capsys: Any) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "config.yaml").write_text("mine")

@@ -686,6 +686,20 @@ def test_misfits_are_refused_before_training(tmp_path: Path, options: dict[str, 
         DistillationTrainer(keep_layers(bert(), 2), arguments(tmp_path), **({"teacher": bert()} | options))
 
 
+def test_a_student_with_adapters_resumes(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    weights = []
+    for folder, checkpoint in (("whole", None), ("resumed", str(tmp_path / "whole" / "checkpoint-2"))):
+        torch.manual_seed(0)
+        student = peft.get_peft_model(keep_layers(bert(), 2), peft.LoraConfig(target_modules=["query"], r=2))
+        options = arguments(tmp_path / folder, save_strategy="steps", save_steps=2)
+        trainer = DistillationTrainer(student, options, teacher=bert(), train_dataset=sentences(32))
+        trainer.train(resume_from_checkpoint=checkpoint)
+        weights.append({name: p.detach().clone() for name, p in student.named_parameters() if p.requires_grad})
+    assert len(weights[0]) == 4
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
 def test_label_smoothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"label_smoothing_factor is 0\.1, and the loss is the objective's"):
         DistillationTrainer(keep_layers(bert(), 2), arguments(tmp_path, label_smoothing_factor=0.1), teacher=bert())

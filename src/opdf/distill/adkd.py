@@ -18,8 +18,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from opdf.distill.logits import LogitsDistillation, kind_of, task_loss
-from opdf.distill.objective import Batch, Losses, forward, is_language_model, labels_of
+from opdf.distill.logits import LogitsDistillation, kind_of, precise, task_loss
+from opdf.distill.objective import (
+    Batch,
+    Losses,
+    check_frozen,
+    forward,
+    is_language_model,
+    labels_of,
+    unwrapped,
+)
 
 if TYPE_CHECKING:
     from opdf.distill.trainer import DistillationTrainer
@@ -99,10 +107,7 @@ class AttributionDistillation(LogitsDistillation):
 
     def _teacher(self, teacher: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits `[batch, classes]` and normalised maps `[views, batch, tokens]`, from memory where all are known."""
-        if teacher.training:
-            raise RuntimeError(
-                "the teacher is in training mode; something called teacher.train(). Keep it in eval mode"
-            )
+        check_frozen(teacher)
         keys = _keys(batch)
         if not all(key in self._known for key in keys):
             logits, maps = attribute(teacher, batch, self.steps, create_graph=False, top_k=self.top_k)
@@ -157,7 +162,7 @@ def integrated_gradients(
     for k in range(1, steps + 1):
         # Fused attention kernels cannot be differentiated twice.
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), _scaled(model, k / steps, create_graph) as seen:
-            logits = forward(model, batch).logits.float() if not _is_double(model) else forward(model, batch).logits
+            logits = precise(forward(model, batch).logits)
             embedding, point = seen
             views = _views(model, logits, batch["labels"])
             found = [
@@ -199,9 +204,6 @@ def _normalised(attribution: Tensor, mask: Tensor, top_k: int | None) -> Tensor:
 @contextmanager
 def _scaled(model: nn.Module, scale: float, create_graph: bool) -> Iterator[list[Tensor]]:
     """Inside, the embedding output e is replaced by scale * e; yields e and the tensor to differentiate by."""
-    inner: Any = model
-    while hasattr(inner, "module"):
-        inner = inner.module
     seen: list[Tensor] = []
 
     def hook(_: nn.Module, __: Any, output: Tensor) -> Tensor:
@@ -210,15 +212,11 @@ def _scaled(model: nn.Module, scale: float, create_graph: bool) -> Iterator[list
         seen[:] = [embedding, point]
         return point
 
-    handle = inner.base_model.embeddings.register_forward_hook(hook)
+    handle = unwrapped(model).base_model.embeddings.register_forward_hook(hook)
     try:
         yield seen
     finally:
         handle.remove()
-
-
-def _is_double(model: nn.Module) -> bool:
-    return next(model.parameters()).dtype == torch.float64
 
 
 def _tokens(batch: Batch) -> int:

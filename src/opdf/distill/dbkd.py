@@ -14,12 +14,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from scipy.optimize import least_squares
 from scipy.special import log_ndtr
 from torch import Tensor, nn
 
-from opdf.distill.logits import kind_of, soft_loss, task_loss
+from opdf.distill.logits import kind_of, precise, soft_loss, task_loss
 from opdf.distill.objective import Batch, Losses, Objective, config_of, forward, labels_of
 from opdf.mpo import Progress
 
@@ -88,7 +87,7 @@ class DecisionDistillation(Objective):
         if (kind := kind_of(student, ours, batch.get("labels"))) != "classes":
             raise ValueError(f"DBKD is for classification, and the student's outputs are {kind}")
         task = task_loss(student, ours, labels_of(batch)) / num_items
-        ours = ours.float() if ours.dtype != torch.float64 else ours
+        ours = precise(ours)
         soft = soft_loss(ours, self.scale * batch["decision_logits"].to(ours), self.temperature) / num_items
         parts = {"task": task.detach(), "distillation": soft.detach()}
         return Losses(task + self.alpha * soft, parts)

@@ -111,7 +111,7 @@ def task_loss(student: nn.Module, logits: Tensor, labels: Tensor) -> Tensor:
     kind = kind_of(student, logits, labels)
     if kind == "tokens":  # chosen before they are made float32: a vocabulary of logits is large
         logits, labels = _kept_tokens(student, logits, labels)
-    logits = _precise(logits)
+    logits = precise(logits)
     if kind == "tokens":
         return F.cross_entropy(logits, labels, reduction="sum")
     if kind == "regression":
@@ -130,7 +130,7 @@ def distillation_loss(student: nn.Module, ours: Tensor, theirs: Tensor, batch: B
         if labels is None:
             raise ValueError("the batch has no 'labels' that say which tokens count; add them, -100 where none counts")
         ours, theirs = (_kept_tokens(student, logits, labels)[0] for logits in (ours, theirs))
-    ours, theirs = _precise(ours), _precise(theirs)
+    ours, theirs = precise(ours), precise(theirs)
     if kind == "regression":
         return squared_loss(ours, theirs)
     if kind == "multi-label":
@@ -194,5 +194,6 @@ def _kept_tokens(model: nn.Module, logits: Tensor, labels: Tensor) -> tuple[Tens
     return logits[kept], labels[kept]
 
 
-def _precise(logits: Tensor) -> Tensor:
+def precise(logits: Tensor) -> Tensor:
+    """Logits in float32, or in float64 if they are."""
     return logits if logits.dtype == torch.float64 else logits.float()

@@ -133,20 +133,25 @@ def teacher_forward(teacher: nn.Module, batch: Batch, **options: Any) -> Any:
     Raises:
         RuntimeError: the teacher is in training mode, which would make its targets random.
     """
-    if teacher.training:
-        raise RuntimeError("the teacher is in training mode; something called teacher.train(). Keep it in eval mode")
+    check_frozen(teacher)
     with torch.no_grad():
         return forward(teacher, batch, **options)
 
 
+def check_frozen(teacher: nn.Module) -> None:
+    """Refuse a teacher in training mode, see `teacher_forward`."""
+    if teacher.training:
+        raise RuntimeError("the teacher is in training mode; something called teacher.train(). Keep it in eval mode")
+
+
 def config_of(model: nn.Module) -> Any:
     """The configuration of a transformers model, also inside a DDP or compiled wrapper."""
-    return getattr(_transformers_model(model), "config", None)
+    return getattr(unwrapped(model), "config", None)
 
 
 def is_language_model(model: nn.Module) -> bool:
     """Whether outputs are scores of the vocabulary."""
-    return getattr(_transformers_model(model), "get_output_embeddings", lambda: None)() is not None
+    return getattr(unwrapped(model), "get_output_embeddings", lambda: None)() is not None
 
 
 def has_no_head(model: nn.Module) -> bool:
@@ -160,10 +165,10 @@ def is_causal(model: nn.Module) -> bool:
     Decoders of transformers do; encoder-decoders get their inputs shifted, masked language models and taggers label in
     place, and so does any module of another library: who trains one shifts its labels, if they are to be shifted.
     """
-    inner = _transformers_model(model)
+    inner = unwrapped(model)
     if getattr(config_of(inner), "is_encoder_decoder", False):
         return False
-    return bool(inner.can_generate()) if hasattr(inner, "can_generate") else False  # type: ignore[operator]
+    return bool(inner.can_generate()) if hasattr(inner, "can_generate") else False
 
 
 def token_labels(model: nn.Module, batch: Batch) -> Tensor | None:
@@ -207,7 +212,8 @@ def items_by_example(student: nn.Module, batch: Batch) -> Tensor:
     return torch.ones(first.shape[0], dtype=torch.int64, device=first.device)
 
 
-def _transformers_model(model: nn.Module) -> nn.Module:
+def unwrapped(model: nn.Module) -> Any:
+    """A model without DDP's wrapper."""
     while not hasattr(model, "config") and hasattr(model, "module"):
         model = model.module  # type: ignore[assignment]
     return model

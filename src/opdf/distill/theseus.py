@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from opdf.distill.logits import check_same_outputs, task_loss
-from opdf.distill.objective import Batch, Losses, Objective, forward, labels_of
+from opdf.distill.objective import Batch, Losses, Objective, forward, labels_of, unwrapped
 from opdf.overparam.select import block_stacks
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class Theseus(Objective):
             p.requires_grad_(False)
 
     def losses(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, num_items: Tensor) -> Losses:
-        with hybrid(_inner(student).get_submodule(self._stack), self._predecessors, self._draw()):
+        with hybrid(unwrapped(student).get_submodule(self._stack), self._predecessors, self._draw()):
             logits = forward(student, batch, **_without_cache(student)).logits
         task = task_loss(student, logits, labels_of(batch)) / num_items
         # When no student block ran, nothing in the model has a gradient: backward needs one leaf that does.
@@ -165,11 +165,5 @@ class _Chain(nn.Module):
 
 def _without_cache(student: nn.Module) -> dict[str, bool]:
     """Teacher blocks would write into a decoder's cache of keys and values at places that are the student's."""
-    takes = inspect.signature(_inner(student).forward).parameters
+    takes = inspect.signature(unwrapped(student).forward).parameters
     return {"use_cache": False} if "use_cache" in takes else {}
-
-
-def _inner(model: Any) -> Any:
-    while hasattr(model, "module"):
-        model = model.module
-    return model

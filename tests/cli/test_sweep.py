@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,11 @@ import psutil
 import pytest
 import yaml
 
-from opdf.cli import main
+from opdf.cli import job, main
 from opdf.cli.options import fill, read_yaml
+from opdf.cli.runner import Runner
 from opdf.cli.sweep import StudyConfig, Sweep
-from opdf.study import Store
+from opdf.study import Cell, Outcome, Store
 
 STUDIES = sorted((Path(__file__).parents[2] / "studies").rglob("*.yaml"))
 
@@ -47,6 +50,10 @@ def study(folder: Path, **changes: Any) -> str:
     path = folder / "study.yaml"
     path.write_text(yaml.safe_dump(STUDY | {"output": str(folder / "out")} | changes))
     return str(path)
+
+
+def sweep_of(folder: Path, **changes: Any) -> Sweep:
+    return Sweep(fill(StudyConfig, STUDY | {"output": str(folder / "out")} | changes, "study"))
 
 
 def test_a_study_from_one_file(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,6 +116,82 @@ def test_bad_studies(tmp_path: Path, capsys: Any, changes: dict[str, Any], messa
     assert not (tmp_path / "out").exists()
 
 
+def test_a_rate_at_which_training_diverges_is_a_result_like_others(tmp_path: Path, capsys: Any) -> None:
+    assert main(["sweep", study(tmp_path, seeds=[0], learning_rates=[1e20])]) == 0
+    runs = json.loads((tmp_path / "out" / "results.json").read_text())["runs"]
+    assert [run["variant"] for run in runs] == ["KD", "OPDF"]
+    assert all(run["facts"]["diverged_in_step"] == 3 for run in runs)
+    facts = runs[1]["facts"]
+    assert [entry["step"] for entry in facts["spectra"]["steps"]] == [1]  # with the rate 0 of a warmup
+    assert "decompose_seconds" not in facts
+    assert main(["report", str(tmp_path / "out")]) == 0
+    assert "OPDF against KD, digits/64: no difference found" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("task", "probe", "score"),
+    [("digits", True, pytest.approx(0.1, abs=0.05)), ("scores", False, 0.0)],  # one digit in ten is a 0
+    ids=["probe", "regression"],
+)
+def test_a_diverged_student_is_taken_to_answer_zero(tmp_path: Path, task: str, probe: bool, score: Any) -> None:
+    (tmp_path / "scores.csv").write_text("text,label\n" + "".join(f"word {k},{k / 2}\n" for k in range(60)))
+    scores = {"data": {"name": str(tmp_path / "scores.csv")}, "teacher": {"model": "minilm", "config": None}}
+    sweep = sweep_of(tmp_path, tasks={"digits": {"data": {"name": "digits"}}, "scores": scores}, train_sizes=None)
+    runner = Runner(sweep.config, tmp_path / "teachers", probe=probe, spectra_seed=0)
+    outcome = runner.run(Cell(0, task, "KD", 1e20))
+    assert "diverged_in_step" in outcome.facts
+    assert set(outcome.predictions) == {0}
+    assert outcome.validation == score
+
+
+def test_a_run_leaves_no_student_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    students, made = [], job.student_trainer
+
+    def watched(*given: Any) -> Any:
+        trainer = made(*given)
+        students.append(weakref.ref(trainer.model))
+        return trainer
+
+    monkeypatch.setattr(job, "student_trainer", watched)
+    runner = Runner(sweep_of(tmp_path).config, tmp_path / "teachers", probe=False, spectra_seed=0)
+    gc.disable()  # so that it is the run that collects, not chance
+    try:
+        runner.run(Cell(0, "digits/64", "OPDF", 1e-3))
+    finally:
+        gc.enable()
+    assert [student() for student in students] == [None]
+
+
+def test_the_password_of_a_database_is_not_written_down(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, url = [], "postgresql://me:secret@server/studies"
+
+    def stand_in(url: str, *rest: Any) -> Store:
+        opened.append(url)
+        return Store(f"sqlite:///{tmp_path}/server.db", *rest)
+
+    monkeypatch.setattr("opdf.cli.sweep.Store", stand_in)
+    sweep, out = sweep_of(tmp_path), tmp_path / "out"
+    (store := sweep.store()).enqueue()
+    answers = [0.0] * len(sweep.loaded("digits/64", 0)[0]["test"])
+    store.work(lambda cell: Outcome(0.5, answers, 1.0, 20, 10))  # so that the command finds all runs done
+
+    assert main(["sweep", study(tmp_path), "--storage", url]) == 0
+    assert opened[-1] == url
+    assert main(["report", str(out)]) == 0
+    printed = "".join(capsys.readouterr())
+    assert "secret" not in printed
+    for name in ("study.yaml", "results.json", "report.html"):
+        text = (out / name).read_text()
+        assert "postgresql://me:***@server/studies" in text
+        assert "secret" not in text
+
+    assert main(["sweep", str(out / "study.yaml")]) == 2
+    assert "without its password; give --storage" in capsys.readouterr().err
+    assert main(["sweep", str(out / "study.yaml"), "--storage", url]) == 0
+
+
 def test_a_failing_run_is_told_and_the_rest_goes_on_later(tmp_path: Path, capsys: Any) -> None:
     blocked = tmp_path / "out" / "teachers"
     blocked.parent.mkdir()
@@ -143,17 +226,16 @@ sys.exit(main(sys.argv[1:]))
 
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, -15), (signal.SIGKILL, -9)])
 def test_workers_end_with_the_sweep(tmp_path: Path, sent: signal.Signals, status: int) -> None:
-    path = study(tmp_path, common=STUDY["common"] | {"training": {"max_steps": 100_000}})
+    path = study(tmp_path, common=STUDY["common"] | {"training": {"max_steps": 100_000, "dataloader_num_workers": 1}})
     sweep = subprocess.Popen([sys.executable, "-c", FROM_A_TERMINAL, "sweep", path])
-    log = tmp_path / "out" / "worker-0.log"
-    while not log.is_file():  # the worker has begun
+    begun = psutil.Process(sweep.pid)
+    while not any(worker.children() for worker in begun.children()):  # which load the student's data
         assert sweep.poll() is None
         time.sleep(0.1)
-    workers = psutil.Process(sweep.pid).children()
-    assert workers
+    processes = begun.children(recursive=True)
     sweep.send_signal(sent)
     assert sweep.wait(timeout=120) == status
-    assert not psutil.wait_procs(workers, timeout=30)[1], "a worker goes on alone"
+    assert not psutil.wait_procs(processes, timeout=30)[1], "a worker goes on alone"
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)

@@ -117,6 +117,22 @@ def test_every_figure_is_a_file_too(report: Path) -> None:
         assert {p.stem for p in (report.parent / "figures").glob(f"*.{ending}")} == names
 
 
+def test_runs_that_diverged_early_have_no_curve(tmp_path: Path) -> None:
+    found = results()
+    for run in found["runs"]:
+        if (run["setting"], run["variant"]) == ("films", "KD"):
+            run["facts"]["curve"] = []
+        if run["variant"] == "SVD":
+            run["facts"] = {}
+    write_report(found, tmp_path / "some", "some")
+    drawn = (tmp_path / "some" / "figures" / "curves.svg").read_text()
+    assert [name for name in PLAN.variants if f">{name}<" in drawn] == ["KD", "OPDF"]
+    for run in found["runs"]:
+        run["facts"]["curve"] = []
+    write_report(found, tmp_path / "none", "none")
+    assert not (tmp_path / "none" / "figures" / "curves.svg").exists()
+
+
 def test_only_chosen_runs_have_a_test_score() -> None:
     found = results()
     assert set(found["rates"]["films"].values()) == {2e-4}

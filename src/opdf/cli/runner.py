@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import hashlib
 import json
 import tempfile
@@ -25,6 +26,9 @@ from opdf.cli.targets import with_teacher_logits, write_store
 from opdf.distill import LogitsDistillation, SparseLogitsDistillation, TrainingDiverged
 from opdf.distill.probe import features, fit_probe
 from opdf.study import Cell, Outcome, Recorder
+
+JUDGED = ("validation", "test")
+"""Splits of which a student's answers are kept."""
 
 
 class Runner:
@@ -51,13 +55,19 @@ class Runner:
         """One run: its validation score, its answers on the test split, and what it cost."""
         config = self._configured(cell)
         taught = self._taught(config)
-        prepared = taught.prepared
         if (cell.setting, cell.variant) not in self._checked:
-            job.check_fit(config, prepared, taught.teacher)
+            job.check_fit(config, taught.prepared, taught.teacher)
             self._checked.add((cell.setting, cell.variant))
+        outcome = self._trained(self._stored(config, taught), taught, cell)
+        gc.collect()  # trainer and callbacks refer to each other, and would keep the student's memory on a GPU
+        return outcome
+
+    def _trained(self, config: DistillConfig, taught: Taught, cell: Cell) -> Outcome:
+        """What a new student is worth after its training, and what that took."""
+        prepared = taught.prepared
         with tempfile.TemporaryDirectory() as scratch:
             teacher = copy.deepcopy(taught.teacher)  # some methods train it
-            trainer = job.student_trainer(self._stored(config, taught), prepared, teacher, Path(scratch), str(cell))
+            trainer = job.student_trainer(config, prepared, teacher, Path(scratch), str(cell))
             recorder = Recorder(spectra=cell.seed == self.spectra_seed)
             recorder.attach(trainer)
             diverged, start = {}, time.perf_counter()
@@ -67,7 +77,7 @@ class Runner:
                 diverged = {"diverged_in_step": stop.step}
             seconds = time.perf_counter() - start
             recorder.finish()
-        answers = self._answers(trainer, prepared)
+        answers = self._answers(trainer.model, prepared) if not diverged else no_answers(prepared)
         labels = prepared.data["validation"].with_format("numpy").select_columns("labels")[:]["labels"]
         return Outcome(
             validation=prepared.task.score(answers["validation"], labels),
@@ -94,6 +104,7 @@ class Runner:
                 teacher = job.prepare_teacher(replace(config, resume=True), prepared, folder)
                 if not scored.is_file():
                     write_json(scores(evaluator(teacher, prepared), prepared), scored)
+            gc.collect()  # the teacher's trainer and its optimizer, as in run
             if cached:
                 prepared = with_teacher_logits(prepared, teacher)
             self._ready = key, Taught(prepared, teacher, json.loads(scored.read_text()), folder)
@@ -111,14 +122,13 @@ class Runner:
             write_store(job.build_objective(config), config, taught.prepared, taught.teacher)  # type: ignore[arg-type]
         return config
 
-    def _answers(self, trainer: Any, prepared: Prepared) -> dict[str, np.ndarray]:
-        """Class numbers or values on validation and test."""
-        parts = ("validation", "test")
+    def _answers(self, student: Any, prepared: Prepared) -> dict[str, np.ndarray]:
+        """Class numbers or values on the judged splits."""
         if self.probe:
-            probe = fit_probe(trainer.model, prepared.data["train"], prepared.collator)
-            return {p: probe.predict(features(trainer.model, prepared.data[p], prepared.collator)[0]) for p in parts}
-        predictor = evaluator(trainer.model, prepared)
-        return {p: prepared.task.answers(predictor.predict(prepared.data[p]).predictions) for p in parts}
+            probe = fit_probe(student, prepared.data["train"], prepared.collator)
+            return {p: probe.predict(features(student, prepared.data[p], prepared.collator)[0]) for p in JUDGED}
+        predictor = evaluator(student, prepared)
+        return {p: prepared.task.answers(predictor.predict(prepared.data[p]).predictions) for p in JUDGED}
 
 
 @dataclass(frozen=True)
@@ -129,6 +139,14 @@ class Taught:
     teacher: Any
     scores: dict[str, Any]
     folder: Path
+
+
+def no_answers(prepared: Prepared) -> dict[str, np.ndarray]:
+    """What a diverged student is taken to answer: class 0 or the value 0 to everything.
+
+    Its own outputs are NaN, which no probe can be fitted to and no value be correlated with.
+    """
+    return {part: np.zeros(len(prepared.data[part]), int) for part in JUDGED}
 
 
 def digest(content: Any) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from sqlalchemy import make_url
 
 from opdf.cli import UserError, job
 from opdf.cli.config import DistillConfig
@@ -32,6 +34,9 @@ the work between machines, start the same command on each, with the same --stora
 
 opdf report FOLDER then makes a page of the results. studies/ has files to start from."""
 
+HIDDEN = "***"
+"""What SQLAlchemy shows for a password."""
+
 
 @dataclass
 class StudyConfig:
@@ -47,7 +52,8 @@ class StudyConfig:
         seeds: of splits, initialisation and data order. Comparisons are paired by seed.
         probe: judge students by a linear classifier on their frozen features instead of their own head.
         output: folder for the store, the teachers and results.json.
-        storage: URL of Optuna's database; null is a SQLite file in the output folder.
+        storage: URL of Optuna's database; null is a SQLite file in the output folder. A password in it is not written
+            down: give the URL on the command line to run from study.yaml again.
         workers: processes; each gets its share of the CPU's cores.
     """
 
@@ -74,7 +80,7 @@ def main(argv: list[str]) -> None:
     sweep.check_data()
     folder.mkdir(parents=True, exist_ok=True)
     store = sweep.store()
-    write_yaml(study, folder / "study.yaml")
+    write_yaml(published(study), folder / "study.yaml")
     store.enqueue()
     _run_workers(study, sweep, store)
     results = sweep.results()
@@ -97,6 +103,8 @@ class Sweep:
             raise UserError("variants is empty; name at least two, e.g. {KD: {}, OPDF: {overparam: {ones: 3}}}")
         if study.workers < 1:
             raise UserError(f"workers is {study.workers}; give at least 1")
+        if study.storage and make_url(study.storage).password == HIDDEN:
+            raise UserError(f"storage is {study.storage}, without its password; give --storage with the whole URL")
         self.study = study
         self._settings = dict(_settings(study))
         self.plan = Plan(
@@ -167,10 +175,17 @@ class Sweep:
         return {
             "plan": asdict(self.plan),
             "metrics": {setting: task.metric for setting, task in tasks.items()},
-            "study": plain(self.study),
+            "study": plain(published(self.study)),
             "versions": job.versions(),
             **concluded,
         }
+
+
+def published(study: StudyConfig) -> StudyConfig:
+    """The study as it is written down, for all to see: without the password of its database."""
+    if study.storage is None:
+        return study
+    return replace(study, storage=make_url(study.storage).render_as_string(hide_password=True))
 
 
 def _settings(study: StudyConfig) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -196,17 +211,23 @@ def _run_workers(study: StudyConfig, sweep: Sweep, store: Store) -> None:
     if not store.missing():
         return
     context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_worker, args=(study, k), daemon=True) for k in range(study.workers)]
+    # Not as daemons: those may have no processes of their own, which dataloader_num_workers asks for.
+    workers = [context.Process(target=_worker, args=(study, k), daemon=False) for k in range(study.workers)]
     console = Console(file=sys.stderr)
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
                TimeRemainingColumn())  # fmt: skip
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task("runs", total=total, completed=total - store.missing())
-        for worker in workers:
-            worker.start()
-        while alive := [worker for worker in workers if worker.is_alive()]:
-            alive[0].join(5)
-            progress.update(bar, completed=total - store.missing())
+        try:
+            for worker in workers:
+                worker.start()
+            while alive := [worker for worker in workers if worker.is_alive()]:
+                alive[0].join(5)
+                progress.update(bar, completed=total - store.missing())
+        finally:  # at its end Python would wait for what they have left to do
+            for worker in workers:
+                if worker.is_alive():
+                    worker.terminate()
     failed = [k for k, worker in enumerate(workers) if worker.exitcode]
     if failed or store.missing():
         log = _worker_log(study, (failed or [0])[0])
@@ -225,10 +246,18 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
+    _end()
+
+
+def _end(*_: Any) -> None:
+    """End this process and those that load its data, of which one that is about to start would stay forever."""
+    for loader in multiprocessing.active_children():
+        loader.kill()
     os._exit(1)
 
 
 def _worker(study: StudyConfig, number: int) -> None:
+    signal.signal(signal.SIGTERM, _end)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with _worker_log(study, number).open("w", buffering=1) as log:
         os.dup2(log.fileno(), 1)

@@ -119,6 +119,7 @@ def _gram(core: Tensor) -> Tensor:
 
 def _spectrum(core: Tensor) -> Tensor:
     """Singular values of a core seen as `[..., d_left i j, d_right]`, of the last as `[..., d_left, i j]`."""
+    core = core.nan_to_num(0.0, 0.0, 0.0)  # LAPACK raises at NaN, where the training itself says that it has diverged
     return torch.linalg.svdvals(core.flatten(-4, -2) if core.shape[-1] > 1 else core.flatten(-3))
 
 

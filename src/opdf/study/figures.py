@@ -50,7 +50,7 @@ def figures(results: dict[str, Any]) -> Iterator[tuple[str, str, Figure]]:
         yield "rates", "Validation score against learning rate: mean over seeds, and their range.", rates(results)
         if frame(results)["scale"].nunique() > 1:
             yield "scale", "Test score against parameters in training over parameters at inference.", scale(results)
-        if any(run["facts"].get("curve") for run in results["runs"]):
+        if any(facts.get("curve") for facts in chosen(results)["facts"]):
             yield "curves", "Training loss at each variant's chosen rate, mean over seeds.", curves(results)
         for number, run in enumerate(_with_spectra(results)):
             caption = f"Singular values of the cores of {run['facts']['spectra']['matrix']}, {run['variant']}, by step."
@@ -128,14 +128,16 @@ def scale(results: dict[str, Any]) -> Figure:
 
 
 def curves(results: dict[str, Any]) -> Figure:
-    """Training losses of the chosen runs."""
+    """Training losses of the chosen runs; one that diverged early has none."""
     runs, settings = chosen(results), list(results["rates"])
     figure, axes = _panels(len(settings), height=3.0)
     for axis, setting in zip(axes, settings, strict=True):
         for variant in results["plan"]["variants"]:
             some = runs[(runs.setting == setting) & (runs.variant == variant)]
-            points = pd.DataFrame([point for facts in some["facts"] for point in facts["curve"]])
-            mean = points.groupby("step")["loss"].mean()
+            points = [point for facts in some["facts"] for point in facts.get("curve", [])]
+            if not points:
+                continue
+            mean = pd.DataFrame(points).groupby("step")["loss"].mean()
             axis.plot(mean.index, mean, color=_colour(results, variant), label=variant, linewidth=1.2)
         axis.set(title=setting, xlabel="optimizer step", ylabel="training loss")
     return _with_legend(figure, axes)
@@ -183,8 +185,8 @@ def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
 
 
 def _with_legend(figure: Figure, axes: list[Axes]) -> Figure:
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), fontsize=8)
+    shown = {label: h for axis in axes for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=min(4, len(shown)), fontsize=8)
     return figure
 
 

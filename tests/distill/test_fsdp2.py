@@ -30,14 +30,21 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedTo
 
 from opdf.cli import main
 from opdf.cli.output import save
-from opdf.distill import Constraint, DistillationArguments, DistillationTrainer, keep_layers
+from opdf.distill import Constraint, DistillationArguments, DistillationTrainer, LogitsDistillation, keep_layers
 from opdf.overparam import OverParamConfig
 
 FSDP2 = {"version": 2, "transformer_layer_cls_to_wrap": ["BertLayer"]}
 
 
 def trainer(
-    folder: Path, placement: str, batch: int, *, forced: bool = False, over: Any = None, **more: Any
+    folder: Path,
+    placement: str,
+    batch: int,
+    *,
+    forced: bool = False,
+    over: Any = None,
+    objective: Any = None,
+    **more: Any,
 ) -> DistillationTrainer:
     torch.manual_seed(0)
     teacher = BertForSequenceClassification(BertConfig(
@@ -54,9 +61,16 @@ def trainer(
         assert arguments.device.type == "cpu"
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     return DistillationTrainer(
-        keep_layers(teacher, 1), arguments, teacher=teacher, train_dataset=data,
+        keep_layers(teacher, 1), arguments, teacher=teacher, train_dataset=data, objective=objective,
         overparam=OverParamConfig(ones=1, placement=placement, **(over or {})), constraint=Constraint(),
     )  # fmt: skip
+
+
+class Projecting(LogitsDistillation):
+    """With a module of its own, as hidden states of another width need."""
+
+    def modules(self) -> dict[str, torch.nn.Module]:
+        return {"projection": torch.nn.Linear(1, 1)}
 
 
 def join(rank: int) -> None:
@@ -77,6 +91,10 @@ def worker(rank: int, folder: str) -> None:
         trainer(Path(folder), "replicate", 4, fsdp=True, fsdp_config=dict(FSDP2))
     with pytest.raises(ValueError, match=r"FSDP1 .* use DDP or FSDP2"):
         trainer(Path(folder), "replicate", 4, fsdp=True, fsdp_config=FSDP2 | {"version": 1}, forced=True)
+    with pytest.raises(
+        ValueError, match="Projecting trains modules of its own .*, which FSDP2 does not know"
+    ):
+        trainer(Path(folder), "replicate", 4, objective=Projecting(), fsdp=True, fsdp_config=dict(FSDP2), forced=True)
     for placement in ("replicate", "owner"):
         run = trainer(Path(folder), placement, 4, fsdp=True, fsdp_config=dict(FSDP2), forced=True)
         run.train()

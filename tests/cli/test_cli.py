@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -436,13 +437,17 @@ def test_demo(tmp_path: Path, capsys: Any, task: str, data: str) -> None:
 
 @pytest.mark.parametrize(
     ("ours", "plain", "verdict"),
-    [(0.80, 0.79, "No difference found: +1.00 points"), (0.90, 0.70, "Yes: +20.00"), (0.6, 0.8, "No, it lost: -20.00")],
+    [
+        ([1, 1, 0, 0] * 50, [1, 0, 1, 0] * 50, "No difference found: +0.00 points of accuracy on 200 test examples"),
+        ([1, 1, 0, 0] * 50, [1, 0, 0, 0] * 50, "With this seed OPDF's student is ahead: +25.00 points"),
+        ([1, 0, 0, 0] * 50, [1, 1, 0, 0] * 50, "With this seed KD's student is ahead: -25.00 points"),
+    ],
 )
-def test_verdict_is_plain(ours: float, plain: float, verdict: str) -> None:
-    scores = {
-        n: {"student": {"test": {"accuracy": s, "examples": 1000}}} for n, s in (("KD + OPDF", ours), ("KD", plain))
-    }
-    assert verdict in judge(scores, "accuracy")
+def test_verdict_is_plain(ours: list[int], plain: list[int], verdict: str) -> None:
+    found = judge(np.array(ours) == 1, np.array(plain) == 1)
+    assert verdict in found
+    each = 100 * (np.array(ours) - np.array(plain))
+    assert f"standard error {each.std() / 200**0.5:.2f}" in found
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

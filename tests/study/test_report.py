@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from opdf.cli import main
-from opdf.study import Cell, Outcome, Plan, conclude
-from opdf.study.report import read_results, write_report
+from opdf.study import DIVERGED, Cell, Outcome, Plan, conclude
+from opdf.study.report import cautions, read_results, write_report
 
 PLAN = Plan(("films", "goods"), ("KD", "SVD", "OPDF"), (1e-4, 2e-4, 4e-4), (0, 1, 2), "KD")
 SKILL = {"KD": 0.80, "SVD": 0.80, "OPDF": 0.90}
@@ -192,3 +192,15 @@ def test_what_a_browser_draws(report: Path, browser: Any, width: int, height: in
         assert (np.abs(pixels.astype(int) - colour).max(axis=1) < 8).sum() > 200
     rows = browser.find_elements("css selector", "#scores tr")
     assert len(rows) == 1 + 2 * 3
+
+
+def test_cautions_name_edges_divergence_and_chance() -> None:
+    found = results()
+    lines = cautions(found)
+    assert not any("learning rate" in line for line in lines)  # the middle one of three was chosen
+    found["rates"]["films"]["OPDF"] = 4e-4
+    assert "The highest learning rate was the best of OPDF on films: a better one may lie beyond." in cautions(found)
+    assert any("comparisons were made" in line for line in lines)
+    assert not any("diverged" in line for line in lines)
+    next(run for run in found["runs"] if run["variant"] == "SVD")["facts"][DIVERGED] = 3
+    assert any(line.endswith("runs of SVD diverged; they count as answering 0.") for line in cautions(found))

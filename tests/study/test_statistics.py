@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from opdf.study.plan import Cell, Plan
-from opdf.study.statistics import Effect, Pair, chosen_rate, complete_seeds, differences, effect
+from opdf.study.statistics import Differences, Effect, Pair, chosen_rate, complete_seeds, differences, effect
 
 PLAN = Plan(("a",), ("KD", "OPDF"), (1e-4, 1e-3), (0, 1, 2), "KD")
 
@@ -56,12 +56,53 @@ def test_seeds_that_differ_by_more_than_their_examples_have_students_interval() 
     assert measured.high - measured.low == pytest.approx(high - low, rel=0.1)
 
 
+def test_seeds_with_one_test_split_do_not_average_out_what_is_particular_to_it() -> None:
+    one = pair(np.random.default_rng(0), 0.05)
+    alone, six = effect([differences([one], accuracy)]), effect([differences([one] * 6, accuracy)])
+    assert (six.low, six.high) == pytest.approx((alone.low, alone.high))
+
+
+def test_intervals_of_one_test_split_cover_the_truth() -> None:
+    """Half of what makes an example right is common to all seeds; the truth is over other examples too."""
+    rng, covered, seeds, examples, truth = np.random.default_rng(4), 0, 6, 150, 0.0
+    for _ in range(60):
+        common = rng.normal(size=(2, examples))
+
+        def right(side: int, common: np.ndarray = common) -> np.ndarray:
+            return (common[side] + rng.normal(size=examples) > 0).astype(int)
+
+        pairs = [Pair(right(0), right(1), np.ones(examples, int)) for _ in range(seeds)]
+        found = effect([differences(pairs, accuracy)])
+        covered += found.low <= truth <= found.high
+    assert stats.binomtest(covered, 60, 0.95, alternative="less").pvalue > 0.05
+
+
+def test_settings_that_share_what_their_seeds_do_are_no_more_than_one() -> None:
+    rng = np.random.default_rng(5)
+    shared = [rng.normal() for _ in range(4)]
+
+    def setting(size: int) -> Differences:
+        pairs = [Pair(np.full(size, value), np.zeros(size), np.zeros(size)) for value in shared]
+        return differences(pairs, lambda predictions, _: float(predictions.mean()))
+
+    settings = [setting(size) for size in (3, 7)]
+    single, pooled = effect(settings[:1]), effect(settings)
+    assert (pooled.low, pooled.high) == pytest.approx((single.low, single.high))
+
+
+def test_settings_with_other_numbers_of_seeds_are_not_pooled() -> None:
+    rng = np.random.default_rng(6)
+    settings = [differences([pair(rng, 0.0) for _ in range(n)], accuracy) for n in (1, 3)]
+    with pytest.raises(ValueError, match="the settings have 1, 3 seeds"):
+        effect(settings)
+
+
 def test_pooling_halves_the_interval_of_four_equal_settings() -> None:
     rng = np.random.default_rng(2)
     settings = [differences([pair(rng, 0.03) for _ in range(4)], accuracy) for _ in range(4)]
     single, pooled = effect(settings[:1]), effect(settings)
     assert pooled.mean == pytest.approx(np.mean([s.mean for s in settings]))
-    assert pooled.seeds == 16
+    assert pooled.seeds == 4
     assert 0.3 < (pooled.high - pooled.low) / (single.high - single.low) < 0.75
 
 
@@ -71,6 +112,8 @@ def test_pooling_halves_the_interval_of_four_equal_settings() -> None:
         (Effect(0.004, 0.002, 0.006, 5), "gain of 0.4 ± 0.2"),
         (Effect(-0.01, -0.02, -0.001, 5), "loss of 1.0 ± 0.9"),
         (Effect(-0.001, -0.006, 0.004, 5), "no difference found (-0.1 ± 0.5)"),
+        (Effect(0.05, 0.03, 0.07, 1), "no verdict from one seed (+5.0 ± 2.0 by its test examples)"),
+        (Effect(0.5, float("nan"), float("nan"), 5), "no verdict: the metric is not defined on these answers"),
     ],
 )
 def test_verdicts(found: Effect, words: str) -> None:
@@ -83,6 +126,13 @@ def test_the_rate_is_chosen_by_the_mean_over_seeds() -> None:
     assert chosen_rate(PLAN, validation, "a", "KD", PLAN.seeds) == 1e-3
     assert chosen_rate(PLAN, validation, "a", "OPDF", PLAN.seeds) == 1e-4
     assert chosen_rate(PLAN, dict.fromkeys(validation, 0.5), "a", "KD", PLAN.seeds) == 1e-4
+
+
+def test_a_rate_with_a_diverged_run_is_chosen_last() -> None:
+    validation = {cell: cell.rate for cell in PLAN.cells()}
+    diverged = {Cell(1, "a", "KD", 1e-3)}
+    assert chosen_rate(PLAN, validation, "a", "KD", PLAN.seeds, diverged) == 1e-4
+    assert chosen_rate(PLAN, validation, "a", "KD", PLAN.seeds, {*diverged, Cell(0, "a", "KD", 1e-4)}) == 1e-3
 
 
 def test_only_seeds_that_all_variants_have_count() -> None:

@@ -21,11 +21,11 @@ from opdf.cli.config import DistillConfig, ObjectiveConfig
 from opdf.cli.options import plain
 from opdf.cli.output import write_json
 from opdf.cli.prepared import Prepared
-from opdf.cli.scoring import evaluator, scores
+from opdf.cli.scoring import answers, evaluator, scores
 from opdf.cli.targets import with_teacher_logits, write_store
 from opdf.distill import LogitsDistillation, SparseLogitsDistillation, TrainingDiverged
 from opdf.distill.probe import features, fit_probe
-from opdf.study import Cell, Outcome, Recorder
+from opdf.study import DIVERGED, Cell, Outcome, Recorder
 
 JUDGED = ("validation", "test")
 """Splits of which a student's answers are kept."""
@@ -74,7 +74,7 @@ class Runner:
             try:
                 trainer.train()
             except TrainingDiverged as stop:  # too high a rate is a result like others
-                diverged = {"diverged_in_step": stop.step}
+                diverged = {DIVERGED: stop.step}
             seconds = time.perf_counter() - start
             recorder.finish()
         answers = self._answers(trainer.model, prepared) if not diverged else no_answers(prepared)
@@ -127,8 +127,7 @@ class Runner:
         if self.probe:
             probe = fit_probe(student, prepared.data["train"], prepared.collator)
             return {p: probe.predict(features(student, prepared.data[p], prepared.collator)[0]) for p in JUDGED}
-        predictor = evaluator(student, prepared)
-        return {p: prepared.task.answers(predictor.predict(prepared.data[p]).predictions) for p in JUDGED}
+        return {p: answers(student, prepared, p) for p in JUDGED}
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,11 @@ def evaluator(model: Any, prepared: Prepared, batch: int = 128) -> Trainer:
     return trainer
 
 
+def answers(model: Any, prepared: Prepared, part: str) -> np.ndarray:
+    """What a model says to a split's examples: class numbers or values `[examples]`."""
+    return prepared.task.answers(evaluator(model, prepared).predict(prepared.data[part]).predictions)
+
+
 def scores(trainer: Trainer, prepared: Prepared) -> dict[str, Any]:
     """Metrics on validation and test, with the number of examples."""
     result: dict[str, Any] = {}

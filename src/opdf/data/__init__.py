@@ -5,7 +5,7 @@ from opdf.data.embedded import names as embedded_names
 from opdf.data.encode import encode, encode_rows, longest_text
 from opdf.data.load import load_data
 from opdf.data.packages import minilm
-from opdf.data.task import Task, standard_error
+from opdf.data.task import Task
 
 __all__ = [
     "ImageNoise",
@@ -17,5 +17,4 @@ __all__ = [
     "load_data",
     "longest_text",
     "minilm",
-    "standard_error",
 ]

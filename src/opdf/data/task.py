@@ -84,12 +84,7 @@ class Task:
         return float(np.mean(answers == labels))
 
 
-def standard_error(score: float, examples: int) -> float:
-    """Of an accuracy measured on `examples` independent examples."""
-    return float(np.sqrt(score * (1 - score) / examples))
-
-
 def _correlation(answers: np.ndarray, labels: np.ndarray, metric: str) -> float:
-    if np.ptp(answers) == 0:  # a constant has no correlation
+    if np.ptp(answers) == 0 or np.ptp(labels) == 0:  # a constant has no correlation
         return 0.0
     return float(np.mean([coefficient(answers, labels)[0] for coefficient in CORRELATIONS[metric]]))

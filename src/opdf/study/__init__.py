@@ -2,7 +2,7 @@
 
 from opdf.study.plan import Cell, Plan
 from opdf.study.recorder import Recorder
-from opdf.study.results import conclude
+from opdf.study.results import DIVERGED, conclude
 from opdf.study.store import Outcome, Store
 
-__all__ = ["Cell", "Outcome", "Plan", "Recorder", "Store", "conclude"]
+__all__ = ["DIVERGED", "Cell", "Outcome", "Plan", "Recorder", "Store", "conclude"]

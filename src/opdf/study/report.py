@@ -15,7 +15,7 @@ from tabulate import tabulate
 
 from opdf.files import replacing
 from opdf.study.figures import chosen, figures, frame
-from opdf.study.results import POOLED
+from opdf.study.results import DIVERGED, POOLED
 
 
 def read_results(folder: Path) -> dict[str, Any]:
@@ -54,7 +54,8 @@ def write_report(results: dict[str, Any], folder: Path, title: str) -> Path:
     environment = Environment(loader=PackageLoader("opdf.study", "."), autoescape=select_autoescape(["html"]))
     page = environment.get_template("report.html").render(
         title=title, figures=drawn, scores=score_rows(results), effects=effect_rows(results), costs=cost_rows(results),
-        baseline=results["plan"]["baseline"], conclusions=conclusions(results), versions=results.get("versions", {}),
+        baseline=results["plan"]["baseline"], conclusions=conclusions(results), cautions=cautions(results),
+        versions=results.get("versions", {}),
         study=yaml.safe_dump(results.get("study", results["plan"]), sort_keys=False, allow_unicode=True),
         seeds=results["seeds"],
     )  # fmt: skip
@@ -70,6 +71,27 @@ def conclusions(results: dict[str, Any]) -> list[str]:
     where = POOLED if POOLED in names else next(iter(names), "")
     found = [e for e in results["effects"] if e["setting"] == where and e["at"] == "best"]
     return [f"{e['variant']} against {results['plan']['baseline']}, {where}: {e['verdict']}." for e in found]
+
+
+def cautions(results: dict[str, Any]) -> list[str]:
+    """What to keep in mind with the conclusions: rates at the edge of the grid, diverged runs, chance."""
+    grid = sorted(results["plan"]["rates"])
+    found = []
+    for edge, rate in (("lowest", grid[0]), ("highest", grid[-1])) if len(grid) > 1 else ():
+        at = [f"{v} on {s}" for s, rates in results["rates"].items() for v, chosen in rates.items() if chosen == rate]
+        if at:
+            found.append(f"The {edge} learning rate was the best of {', '.join(at)}: a better one may lie beyond.")
+    runs = frame(results)
+    for variant in results["plan"]["variants"]:
+        some = [DIVERGED in facts for facts in runs[runs.variant == variant]["facts"]]
+        if any(some):
+            found.append(f"{sum(some)} of {len(some)} runs of {variant} diverged; they count as answering 0.")
+    if len(results["effects"]) > 2:
+        found.append(
+            f"{len(results['effects'])} comparisons were made. One in twenty excludes zero by chance: what is ahead "
+            "here has to be ahead again on new seeds."
+        )
+    return found
 
 
 def summary(results: dict[str, Any]) -> str:

@@ -17,6 +17,9 @@ Labels = Callable[[str, int], np.ndarray]
 
 POOLED = "all settings"
 
+DIVERGED = "diverged_in_step"
+"""Among the facts of a run that ended so."""
+
 
 def conclude(
     plan: Plan, outcomes: Mapping[Cell, Outcome], labels: Labels, metrics: Mapping[str, Metric]
@@ -39,12 +42,13 @@ def conclude(
     test: dict[Cell, float] = {}
     seeds, rates, samples = {}, {}, {}
     validation = {cell: outcome.validation for cell, outcome in outcomes.items()}
+    diverged = {cell for cell, outcome in outcomes.items() if DIVERGED in outcome.facts}
     for setting in plan.settings:
         seeds[setting] = complete_seeds(plan, outcomes, setting)
         if not seeds[setting]:
             continue
         truth = {seed: labels(setting, seed) for seed in seeds[setting]}
-        rates[setting] = {v: chosen_rate(plan, validation, setting, v, seeds[setting]) for v in plan.variants}
+        rates[setting] = {v: chosen_rate(plan, validation, setting, v, seeds[setting], diverged) for v in plan.variants}
         opened = {(v, rate) for v in plan.variants for rate in (rates[setting][v], rates[setting][plan.baseline])}
         for variant, rate in opened:
             for seed in seeds[setting]:
@@ -90,7 +94,7 @@ def _effects(plan: Plan, samples: Mapping[str, Mapping[Compared, Differences]]) 
     for compared in next(iter(samples.values()), {}):
         for setting, found in samples.items():
             entries.append(_entry(setting, compared, effect([found[compared]])))
-        if len(samples) > 1:
+        if len(samples) > 1 and len({found[compared].seeds for found in samples.values()}) == 1:
             entries.append(_entry(POOLED, compared, effect([found[compared] for found in samples.values()])))
     return entries
 

@@ -75,10 +75,10 @@ def test_distill_leaves_what_a_user_needs(tmp_path: Path, capsys: Any) -> None:
     assert printed["student"] == metrics["student"]
     assert printed == json.loads((tmp_path / "again" / "metrics.json").read_text())
 
-    for named in (out, out / "student"):
-        assert main(["eval", str(named), "--json", "true"]) == 0
+    for named, *data in ((out,), (out / "student",), (out / "student", "--data.name", "digits", "--data.seed", "3")):
+        assert main(["eval", str(named), "--json", "true", *data]) == 0
         scored = json.loads(capsys.readouterr().out)
-        assert scored["test"] == metrics["student"]["test"]
+        assert (scored["test"] == metrics["student"]["test"]) == (not data)
 
     assert main(["distill", configuration(tmp_path)]) == 2
     assert "is not empty" in capsys.readouterr().err

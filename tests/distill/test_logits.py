@@ -12,6 +12,8 @@ from transformers import (
     BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
+    CLIPConfig,
+    CLIPForImageClassification,
     GPT2Config,
     GPT2LMHeadModel,
     T5Config,
@@ -128,6 +130,15 @@ def test_labels_of_other_libraries_modules_are_not_shifted() -> None:
     assert int(items) == 3
     expected = F.cross_entropy(torch.eye(3), torch.arange(3))
     torch.testing.assert_close(objective.losses(Tagger(), None, batch, items).total, expected)
+
+
+def test_classifiers_that_are_their_own_base_model_have_a_head() -> None:
+    vision = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+              "image_size": 8, "patch_size": 4}  # fmt: skip
+    model = CLIPForImageClassification(CLIPConfig(vision_config=vision, num_labels=3)).eval()
+    LogitsDistillation().prepare(model, model)
+    with pytest.raises(ValueError, match="the teacher is a BertModel, which ends in hidden states"):
+        LogitsDistillation().prepare(bert(), bert().bert)
 
 
 def test_an_encoder_decoder_without_labels_learns_at_its_decoders_tokens() -> None:

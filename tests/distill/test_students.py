@@ -8,9 +8,16 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, BartConfig, BartForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BartConfig,
+    BartForCausalLM,
+    BeitConfig,
+    BeitForImageClassification,
+)
 
-from families import FAMILIES, TEXT, batch, build
+from families import FAMILIES, IMAGE, TEXT, batch, build
 from opdf.distill import keep_layers
 from opdf.overparam.select import block_stacks
 
@@ -84,6 +91,19 @@ def test_blocks_of_kinds_that_a_configuration_cannot_say_are_refused() -> None:
     teacher = AutoModelForCausalLM.from_config(config)
     with pytest.raises(ValueError, match=r"student block . would have is_moe_layer=.* keep blocks of the same kinds"):
         keep_layers(teacher, [1, 2, 3])
+
+
+def test_what_is_no_list_of_blocks_is_left_alone() -> None:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("llama", **SMALL | HEADS | {"num_hidden_layers": 3, "eos_token_id": [5, 6, 7]})
+    student = keep_layers(AutoModelForCausalLM.from_config(config), 2)
+    assert student.config.eos_token_id == [5, 6, 7]
+
+
+def test_rates_that_grow_with_the_depth_do_not_matter() -> None:
+    config = BeitConfig(**IMAGE | {"num_hidden_layers": 6, "drop_path_rate": 0.1})
+    student = keep_layers(BeitForImageClassification(config), 3)
+    assert len(student.beit.layers) == 3
 
 
 def test_a_decoder_alone_of_a_family_with_encoders() -> None:

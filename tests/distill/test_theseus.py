@@ -187,10 +187,8 @@ def test_decoders_run_without_a_cache() -> None:
 
 
 def test_fp16_is_refused(tmp_path: Path) -> None:
-    objective, student, teacher = prepared()
-    trainer = DistillationTrainer(
-        student, DistillationArguments(str(tmp_path), use_cpu=True), teacher=teacher, objective=objective,
-    )  # fmt: skip
-    trainer.args.fp16 = True  # which the Trainer takes on GPUs only
+    teacher = bert()
+    arguments = DistillationArguments(str(tmp_path), use_cpu=True)
+    arguments.fp16 = True  # which it takes on GPUs only
     with pytest.raises(ValueError, match="use bf16 instead of fp16"):
-        objective.on_train_begin(trainer)
+        DistillationTrainer(student_of(teacher), arguments, teacher=teacher, objective=Theseus())

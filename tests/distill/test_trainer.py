@@ -24,6 +24,7 @@ from transformers import (
     GPT2LMHeadModel,
     Trainer,
     TrainerCallback,
+    TrainingArguments,
     set_seed,
 )
 from transformers.trainer_pt_utils import safe_globals
@@ -701,8 +702,12 @@ def test_a_student_with_adapters_resumes(tmp_path: Path) -> None:
 
 
 def test_label_smoothing_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"label_smoothing_factor is 0\.1, and the loss is the objective's"):
-        DistillationTrainer(keep_layers(bert(), 2), arguments(tmp_path, label_smoothing_factor=0.1), teacher=bert())
+    message = r"label_smoothing_factor is 0\.1, and the loss is the objective's"
+    with pytest.raises(ValueError, match=message):
+        arguments(tmp_path, label_smoothing_factor=0.1)
+    plain = TrainingArguments(str(tmp_path), use_cpu=True, label_smoothing_factor=0.1)
+    with pytest.raises(ValueError, match=message):
+        DistillationTrainer(keep_layers(bert(), 2), plain, teacher=bert())
 
 
 def test_of_several_gpus_one_is_used_without_a_launcher(tmp_path: Path) -> None:

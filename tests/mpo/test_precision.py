@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from opdf.mpo import matmul_precision
+
 # One process for each: torch refuses to mix the two ways, and cannot be brought back from the newer one.
 SETTINGS = [
     "pass",
@@ -28,10 +30,19 @@ for inside in ("ieee", "tf32"):
     with matmul_precision(inside):
         assert state() == [inside, inside]
     assert state() == before
+if torch.backends.fp32_precision == "tf32":  # and what was inherited is inherited still
+    torch.backends.fp32_precision = "ieee"
+    assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
+    torch.backends.fp32_precision = "tf32"
 matrix = torch.randn(24, 30)
 assert torch.dist(contract(decompose(matrix, plan_shape(24, 30))), matrix) < 1e-5 * matrix.norm()
 assert state() == before
 """
+
+
+def test_other_words_are_refused() -> None:
+    with pytest.raises(ValueError, match="precision is 'high'; expected 'ieee' or 'tf32'"), matmul_precision("high"):
+        pass
 
 
 @pytest.mark.parametrize("setting", SETTINGS)

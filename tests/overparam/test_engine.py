@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -112,6 +113,9 @@ def test_loaded_cores_do_not_outlive_the_weights_that_they_made() -> None:
     torch.testing.assert_close(model[0].weight.detach(), moved)
     step(model, overparam.optimizer(torch.optim.SGD, lr=1e-9))  # a second phase of training
     torch.testing.assert_close(model[0].weight.detach(), moved)
+    overparam.load_state_dict(overparam.state_dict())
+    with warnings.catch_warnings(action="error"):
+        step(model, overparam.optimizer(torch.optim.SGD, lr=1e-9))
 
 
 def test_cores_are_those_of_a_weight_that_was_changed_from_outside() -> None:

@@ -43,10 +43,8 @@ class EvalConfig:
 
 
 def with_run(argv: list[str]) -> list[str]:
-    """The student's folder and the data's options in place of an output folder of opdf distill, or its student."""
+    """The student's folder and the data's options in place of an output folder of opdf distill."""
     run = Path(argv[0]) if argv else Path()
-    if run.name == "student" and not (run / "config.yaml").exists():
-        run = run.parent
     if not (run / "config.yaml").is_file() or not (run / "student").is_dir():
         return argv
     file = str(run / "config.yaml")
@@ -54,8 +52,16 @@ def with_run(argv: list[str]) -> list[str]:
     return [str(run / "student"), *(f"--data.{k}={json.dumps(v)}" for k, v in vars(data).items()), *argv[1:]]
 
 
+def of_student(argv: list[str]) -> list[str]:
+    """A run in place of its student's folder, unless that is to be scored on other data."""
+    folder = Path(argv[0]) if argv else Path()
+    if folder.name == "student" and not any(argument.startswith("--data") for argument in argv):
+        return [str(folder.parent), *argv[1:]] if (folder.parent / "config.yaml").is_file() else argv
+    return argv
+
+
 def main(argv: list[str]) -> None:
-    config = parse(with_run(argv), EvalConfig, "opdf eval", DESCRIPTION, positional="model")
+    config = parse(with_run(of_student(argv)), EvalConfig, "opdf eval", DESCRIPTION, positional="model")
     at_least_one(config, "batch")
     if not config.data.name:
         raise UserError(

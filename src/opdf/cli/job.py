@@ -145,7 +145,9 @@ def check_models(config: DistillConfig, task: Task, teacher: Any) -> Any:
     with torch.device("meta"):
         stand_in = type(teacher)._from_config(copy.deepcopy(teacher.config))
         student = build_student(config, stand_in, task)
-    plan_student(student, stand_in, build_objective(config), config.overparam, config.constraint)
+    objective = build_objective(config)
+    plan_student(student, stand_in, objective, config.overparam, config.constraint)
+    objective.check_arguments(training_arguments(config.training, Path(config.output), config.seed))
     return student
 
 

@@ -30,6 +30,8 @@ from opdf.distill.objective import (
 )
 
 if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
     from opdf.distill.trainer import DistillationTrainer
 
 EPSILON = 1e-12
@@ -89,10 +91,10 @@ class AttributionDistillation(LogitsDistillation):
 
     def losses(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, num_items: Tensor) -> Losses:
         assert teacher is not None
-        labels_of(batch)  # which a view is of
+        labels = labels_of(batch)
         ours, student_maps = attribute(student, batch, self.steps, create_graph=True)
         theirs, teacher_maps = self._teacher(teacher, batch)
-        task = task_loss(student, ours, labels_of(batch)) / num_items
+        task = task_loss(student, ours, labels) / num_items
         soft = self._soft(student, ours, theirs) / num_items
         distance = map_distance(student_maps, teacher_maps).sum() / num_items
         total = (1 - self.alpha) * task + self.alpha * soft + self.attribution_weight * distance
@@ -119,9 +121,12 @@ class AttributionDistillation(LogitsDistillation):
         padded = [F.pad(maps[:, :tokens], (0, tokens - maps[:, :tokens].shape[1])) for _, maps in known]
         return torch.stack([logits for logits, _ in known]).to(device), torch.stack(padded, 1).to(device)
 
-    def on_train_begin(self, trainer: DistillationTrainer) -> None:
-        if trainer.args.torch_compile:
+    def check_arguments(self, args: TrainingArguments) -> None:
+        super().check_arguments(args)
+        if args.torch_compile:
             raise ValueError("AD-KD differentiates twice, which torch.compile cannot; leave torch_compile out")
+
+    def on_train_begin(self, trainer: DistillationTrainer) -> None:
         self._progress = trainer.state
 
     @property

@@ -53,6 +53,7 @@ class DistillationArguments(TrainingArguments):
         _refuse("DeepSpeed", bool(self.deepspeed) or _launched_with("DEEPSPEED"))  # before its package is looked for
         super().__post_init__()
         check_engine(self)
+        check_loss(self)
         get_reporting_integration_callbacks(self.report_to)  # refuses names that it does not know
 
 
@@ -99,11 +100,28 @@ def check_engine(args: TrainingArguments, accelerator: Accelerator | None = None
             stacklevel=3,
         )
         args._n_gpu = 1
-    asked = bool(args.fsdp) or _launched_with("FSDP")
-    if accelerator and asked and kind != DistributedType.FSDP:
+    if accelerator and asks_for_fsdp(args) and kind != DistributedType.FSDP:
         raise ValueError(
             "fsdp is set, and accelerate has FSDP on accelerators only, with several processes: this run would be "
             f"{kind} instead. Start it with torchrun or accelerate launch on GPUs, or remove fsdp"
+        )
+
+
+def asks_for_fsdp(args: TrainingArguments) -> bool:
+    """Whether FSDP is asked for, by the arguments or the launcher."""
+    return bool(args.fsdp) or _launched_with("FSDP")
+
+
+def check_loss(args: TrainingArguments) -> None:
+    """Refuse what would change a loss of the Trainer's, which distillation does not use.
+
+    Raises:
+        ValueError: `label_smoothing_factor` is set.
+    """
+    if args.label_smoothing_factor:
+        raise ValueError(
+            f"label_smoothing_factor is {args.label_smoothing_factor}, and the loss is the objective's; leave it out, "
+            "or write an Objective"
         )
 
 

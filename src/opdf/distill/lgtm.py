@@ -27,6 +27,8 @@ from opdf.distill.students import output_layer
 from opdf.overparam.optimizer import OverParameterizedOptimizer, rolled_back
 
 if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
     from opdf.distill.trainer import DistillationTrainer
 
 COUPLINGS = ("student", "teacher")
@@ -118,9 +120,12 @@ class LGTM(LogitsDistillation):
         self._held_out = dataset.select(sorted(order[:count]))
         return dataset.select(sorted(order[count:]))
 
-    def on_train_begin(self, trainer: DistillationTrainer) -> None:
-        if trainer.args.fp16:
+    def check_arguments(self, args: TrainingArguments) -> None:
+        super().check_arguments(args)
+        if args.fp16:
             raise ValueError("LGTM takes trial steps that a gradient scaler knows nothing of; use bf16 instead of fp16")
+
+    def on_train_begin(self, trainer: DistillationTrainer) -> None:
         assert self._teacher is not None
         assert self._held_out is not None
         self._held_out = trainer._remove_unused_columns(self._held_out, "held-out examples")

@@ -7,6 +7,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from opdf.distill.objective import (
     Batch,
@@ -14,7 +15,6 @@ from opdf.distill.objective import (
     Objective,
     config_of,
     forward,
-    has_no_head,
     is_causal,
     is_language_model,
     teacher_forward,
@@ -154,6 +154,10 @@ def kind_of(model: nn.Module, logits: Tensor, labels: Tensor | None = None) -> s
     return "regression" if problem == "regression" or logits.shape[-1] == 1 else "classes"
 
 
+HEADLESS = {name for names in MODEL_MAPPING_NAMES.values() for name in ((names,) if isinstance(names, str) else names)}
+"""Classes of transformers that end in hidden states."""
+
+
 def check_same_outputs(student: nn.Module, teacher: nn.Module) -> None:
     """Refuse a student and a teacher whose outputs do not mean the same.
 
@@ -161,7 +165,7 @@ def check_same_outputs(student: nn.Module, teacher: nn.Module) -> None:
         ValueError: different numbers of labels, different label names, or different vocabularies.
     """
     for who, model in (("student", student), ("teacher", teacher)):
-        if has_no_head(model):
+        if type(model).__name__ in HEADLESS:
             raise ValueError(
                 f"the {who} is a {type(model).__name__}, which ends in hidden states; load it with a head for the task "
                 "(AutoModelFor...), or use EmbeddingDistillation"

@@ -13,7 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from opdf.distill.arguments import asks_for_fsdp
+
 if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
     from opdf.distill.trainer import DistillationTrainer
 
 Batch = Mapping[str, Tensor]
@@ -52,6 +56,18 @@ class Objective:
         Raises:
             ValueError: they do not fit; the message names both sizes.
         """
+
+    def check_arguments(self, args: TrainingArguments) -> None:
+        """Check that the trainer's arguments go with this method; called once it is prepared, before any step.
+
+        Raises:
+            ValueError: they do not.
+        """
+        if self.modules() and asks_for_fsdp(args):
+            raise ValueError(
+                f"{type(self).__name__} trains modules of its own ({', '.join(self.modules())}), which FSDP2 does not "
+                "know; use DDP, or a student of the teacher's width, which needs none"
+            )
 
     def training_data(self, dataset: Any) -> Any:
         """What to train on, of the dataset that the trainer was given; called once, before any step."""
@@ -155,8 +171,12 @@ def is_language_model(model: nn.Module) -> bool:
 
 
 def has_no_head(model: nn.Module) -> bool:
-    """Whether a transformers model ends in hidden states (AutoModel) and not in a task's outputs."""
-    return getattr(model, "base_model", None) is model and not is_language_model(model)
+    """Whether a transformers model ends in hidden states (AutoModel) and not in a task's outputs.
+
+    Some with a head are their own base model; transformers calls those something For a task.
+    """
+    own = getattr(model, "base_model", None) is model
+    return own and "For" not in type(model).__name__ and not is_language_model(model)
 
 
 def is_causal(model: nn.Module) -> bool:
@@ -213,7 +233,11 @@ def items_by_example(student: nn.Module, batch: Batch) -> Tensor:
 
 
 def unwrapped(model: nn.Module) -> Any:
-    """A model without DDP's wrapper."""
-    while not hasattr(model, "config") and hasattr(model, "module"):
-        model = model.module  # type: ignore[assignment]
-    return model
+    """A model without the wrappers of DDP and torch.compile."""
+    while True:
+        if hasattr(model, "_orig_mod"):
+            model = model._orig_mod  # type: ignore[assignment]
+        elif not hasattr(model, "config") and hasattr(model, "module"):
+            model = model.module  # type: ignore[assignment]
+        else:
+            return model

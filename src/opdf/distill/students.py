@@ -87,15 +87,20 @@ def _set_depth(config: Any, stack: str, depth: int, kept: Sequence[int]) -> None
             f"{type(config).__name__}.{attribute} is not the {depth} blocks of {stack}; cannot change depth"
         )
     setattr(config, attribute, len(kept))
-    for name, value in vars(config).items():
-        if isinstance(value, list) and len(value) == depth:  # layer_types, no_rope_layers, ...: one entry a block
+    for name in ONE_A_BLOCK:
+        value = getattr(config, name, None)
+        if isinstance(value, list) and len(value) == depth:
             setattr(config, name, [value[k] for k in kept])
     if hasattr(config, "attention_types"):  # GPT-Neo's shorter way to write attention_layers, from which it is loaded
         config.attention_types = [[[kind], 1] for kind in config.attention_layers]
 
 
-OWN = ("training", "layer_idx", "layer_id", "has_relative_attention_bias")
-"""What a block may say of its own place; T5's first block has the position bias of all."""
+ONE_A_BLOCK = ("layer_types", "mlp_layer_types", "no_rope_layers", "attention_layers", "attention_window")
+"""Fields of configurations that are lists with an entry for each block."""
+
+PLACE = ("training", "layer_idx", "layer_id", "has_relative_attention_bias", "drop_prob", "seed")
+"""What may differ between blocks that compute the same: numbers of their place, rates and seeds that grow with it, and
+the position bias of all that T5's first block has."""
 
 
 def _check_blocks(teacher: nn.Module, student: nn.Module, kept: Mapping[str, Sequence[int]]) -> None:
@@ -128,7 +133,7 @@ def _plain_values(block: nn.Module) -> dict[str, Any]:
         f"{name}.{key}".lstrip("."): value
         for name, module in block.named_modules()
         for key, value in vars(module).items()
-        if isinstance(value, bool | int | float | str) and key not in OWN
+        if isinstance(value, bool | int | float | str) and key not in PLACE
     }
 
 

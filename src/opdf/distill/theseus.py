@@ -20,6 +20,8 @@ from opdf.distill.objective import Batch, Losses, Objective, forward, labels_of,
 from opdf.overparam.select import block_stacks
 
 if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
     from opdf.distill.trainer import DistillationTrainer
 
 SCHEDULES = ("linear", "constant")
@@ -63,7 +65,7 @@ class Theseus(Objective):
         self._predecessors: list[list[nn.Module]] = []
 
     def replacement_rate(self) -> float:
-        """p at the current optimizer step."""
+        """p at the current optimizer step; where `slope` is None it begins to rise when training begins."""
         if self.schedule == "linear":
             return min(1.0, self.rate + self._slope * self.step)
         return self.rate if self.step < self.steps else 1.0
@@ -111,12 +113,15 @@ class Theseus(Objective):
         self.draws += 1
         return (torch.rand(len(self._predecessors), generator=generator) < self.replacement_rate()).tolist()
 
-    def on_train_begin(self, trainer: DistillationTrainer) -> None:
-        if trainer.args.fp16:
+    def check_arguments(self, args: TrainingArguments) -> None:
+        super().check_arguments(args)
+        if args.fp16:
             raise ValueError(
                 "a step in which no student block ran has no gradient, which fp16's gradient scaler takes for a "
                 "mistake; use bf16 instead of fp16"
             )
+
+    def on_train_begin(self, trainer: DistillationTrainer) -> None:
         if self.slope is None:
             self._slope = (1 - self.rate) / max(1, trainer.state.max_steps // 2)
 

@@ -27,7 +27,7 @@ from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME, TRAINING_AR
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from opdf.distill import checkpoint
-from opdf.distill.arguments import DistillationArguments, check_engine
+from opdf.distill.arguments import DistillationArguments, check_engine, check_loss
 from opdf.distill.labels import check_labels
 from opdf.distill.logits import LogitsDistillation
 from opdf.distill.objective import Objective
@@ -129,6 +129,7 @@ class DistillationTrainer(Trainer):
     ) -> None:
         args = args if args is not None else DistillationArguments("opdf-output")
         check_engine(args)
+        check_loss(args)
         self.objective = objective if objective is not None else LogitsDistillation()
         self._parts: dict[str, Tensor] = {}
         self._parts_since = 0
@@ -137,7 +138,6 @@ class DistillationTrainer(Trainer):
         self._diverged: Tensor | None = None
         self._teacher = teacher
         self.optimizer: torch.optim.Optimizer | None = None
-        self._check_used(args, kwargs, overparam)
         chooses = overparam is not None and overparam.most_important is not None
         if chooses and kwargs.get("train_dataset") is None:
             raise ValueError("most_important needs the gradients of training data; give train_dataset")
@@ -145,6 +145,8 @@ class DistillationTrainer(Trainer):
             if given is not None and any(p.is_meta for p in given.parameters()):
                 raise ValueError(f"the {who} is on the meta device and has no weights; load them first")
         self.overparameterization = plan_student(model, teacher, self.objective, overparam, constraint)
+        self.objective.check_arguments(args)
+        self._check_used(kwargs, overparam)
         if kwargs.get("train_dataset") is not None:
             check_labels(model, kwargs["train_dataset"])
             kwargs["train_dataset"] = self.objective.training_data(kwargs["train_dataset"])
@@ -152,11 +154,6 @@ class DistillationTrainer(Trainer):
                 raise ValueError("train_dataset has no rows; give some to train on")
         super().__init__(model=model, args=args, **kwargs)
         check_engine(args, self.accelerator)
-        if self.is_fsdp_enabled and self.objective.modules():
-            raise ValueError(
-                f"{type(self.objective).__name__} trains modules of its own ({', '.join(self.objective.modules())}), "
-                "which FSDP2 does not know; use DDP, or a student of the teacher's width, which needs none"
-            )
         # This class normalises its loss over the whole accumulation window by itself, see compute_loss.
         self.model_accepts_loss_kwargs = False
         self.loss_is_scaled_for_ga = True
@@ -170,20 +167,15 @@ class DistillationTrainer(Trainer):
         if chooses:
             self._keep_most_important()
 
-    def _check_used(self, args: TrainingArguments, given: dict[str, Any], overparam: OverParamConfig | None) -> None:
+    def _check_used(self, given: dict[str, Any], overparam: OverParamConfig | None) -> None:
         """Refuse what the Trainer takes and this class would not use."""
         if (given.get("optimizers") or (None,))[0] is not None and (overparam is not None or self.objective.modules()):
             raise ValueError(
                 "optimizers has an optimizer, which would step the student's weights and not their cores or what the "
                 "objective trains; give optimizer_cls_and_kwargs=(class, options) instead"
             )
-        smoothing = args.label_smoothing_factor
-        for name, value in (
-            ("compute_loss_func", given.get("compute_loss_func")),
-            ("label_smoothing_factor", smoothing),
-        ):
-            if value:
-                raise ValueError(f"{name} is {value}, and the loss is the objective's; write an Objective instead")
+        if given.get("compute_loss_func") is not None:
+            raise ValueError("compute_loss_func is set, and the loss is the objective's; write an Objective instead")
 
     @property
     def teacher(self) -> nn.Module | None:

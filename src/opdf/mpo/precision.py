@@ -17,10 +17,14 @@ def matmul_precision(precision: str = "ieee") -> Iterator[None]:
     The setting is the process's, not the thread's: enter it before threads are started. It is read where it acts:
     torch.get_float32_matmul_precision() raises once torch's newer way to set it was used, as transformers uses it.
     """
-    before = [backend.fp32_precision for backend in BACKENDS]
-    for backend in BACKENDS:
-        backend.fp32_precision = precision
+    if precision not in ("ieee", "tf32"):
+        raise ValueError(f"precision is {precision!r}; expected 'ieee' or 'tf32'")
+    # What is read may be inherited from the setting for all; written back it would stay when that is changed.
+    general = torch.backends.fp32_precision  # type: ignore[attr-defined]
+    before = ["none" if backend.fp32_precision == general else backend.fp32_precision for backend in BACKENDS]
     try:
+        for backend in BACKENDS:
+            backend.fp32_precision = precision
         with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
             yield
     finally:

@@ -203,7 +203,7 @@ class OverParameterization:
         for target in self.matrices:
             if (found := shape_of(loaded[target.name])) != target.shape:
                 raise ValueError(f"{target.name} is {found} in state_dict and {target.shape} here; use its config")
-        self._initial_cores = loaded
+        self._initial_cores = {} if self._optimizer else loaded
         optimizer = self._optimizer or self._make_optimizer(torch.optim.SGD, None, {"lr": 0.0})
         for name, cores in loaded.items():
             optimizer.set_cores(name, cores)

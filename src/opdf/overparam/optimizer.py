@@ -535,7 +535,7 @@ class OverParameterizedOptimizer(Optimizer):
                 warnings.warn(
                     f"{name} did not hold the product of the loaded cores and was set to it; "
                     "load the model's weights from the same checkpoint",
-                    stacklevel=3,
+                    stacklevel=4,
                 )
                 self._write([(name, p, spec)])
 

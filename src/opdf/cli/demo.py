@@ -20,7 +20,7 @@ cores per matrix (SVD), with five (MPO), and with five and the constraint loss (
 steps and learning rate. Prints a comparison and leaves the students on disk. Minutes on two CPU cores."""
 
 # The same for every variant. The first is chosen for its length; the second is a setting of studies/narrow.yaml, where
-# OPDF gains at an equal number of steps, with the rate that was chosen on validation for plain distillation.
+# OPDF is ahead after as many steps, with the rate that was chosen on validation for plain distillation.
 TEXT = DistillConfig(
     data=DataConfig(name="movie-sentiment", train_limit=1600, max_length=48),
     teacher=TeacherConfig(

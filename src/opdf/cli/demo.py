@@ -103,17 +103,15 @@ def main(argv: list[str]) -> None:
     print(f"{config.data.name}: {rows[0]} training and {rows[1]} test examples. Students go to {output}/", flush=True)
     teacher = job.prepare_teacher(config, prepared, output)
     teacher_scores = scores(evaluator(teacher, prepared), prepared)
-    labels = prepared.data["test"].with_format("numpy")[:]["labels"]
-    right: dict[str, Any] = {}
     results: dict[str, Any] = {"teacher": {"student": teacher_scores, "inference_params": _count(teacher)}}
+    folders = {name: output / name.lower().replace(" + ", "-") for name in VARIANTS}
     for name, changes in VARIANTS.items():
-        folder = output / name.lower().replace(" + ", "-")
-        folder.mkdir()
-        results[name] = job.train_student(replace(config, **changes), prepared, teacher, folder, name)
-        student = load_model(str(folder / "student"), prepared.task)[0]
-        right[name] = answers(student, prepared, "test") == labels
+        folders[name].mkdir()
+        results[name] = job.train_student(replace(config, **changes), prepared, teacher, folders[name], name)
     about = _about_constraint(results["KD + OPDF"]) if config.student.layers else ""
-    verdict = judge(right["KD + OPDF"], right["KD"]) + about
+    labels = prepared.data["test"].with_format("numpy")[:]["labels"]
+    compared = (load_model(str(folders[name] / "student"), prepared.task)[0] for name in ("KD + OPDF", "KD"))
+    verdict = judge(*(answers(student, prepared, "test") == labels for student in compared)) + about
     seconds = time.perf_counter() - start
     write_json({"results": results, "verdict": verdict, "seconds": seconds}, output / "results.json")
     table = markdown(results, prepared.task.metric)

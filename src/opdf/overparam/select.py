@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -65,7 +65,7 @@ def find_matrices(
     if targets == "blocks":
         chosen = [m for m in chosen if m.stack]
         if trainable_only:
-            _warn_of_experts(model)
+            _warn_of_experts(model, {m.stack for m in chosen})
         if not chosen:
             raise ValueError(
                 f"targets='blocks' found no attention blocks in {type(model).__name__}; "
@@ -90,13 +90,13 @@ def find_matrices(
     return trained
 
 
-def _warn_of_experts(model: nn.Module) -> None:
+def _warn_of_experts(model: nn.Module, stacks: Collection[str]) -> None:
     """Say what blocks hold beside matrices: a mixture's experts as one tensor are most of a model's parameters."""
-    stacks = tuple(f"{stack}." for stack in block_stacks(model))
+    blocks = tuple(f"{stack}." for stack in stacks)
     tensors = [
         name
         for name, module in model.named_modules()
-        if f"{name}.".startswith(stacks) and not isinstance(module, nn.modules.conv._ConvNd)
+        if f"{name}.".startswith(blocks) and not isinstance(module, nn.modules.conv._ConvNd)
         for p in module.parameters(recurse=False)
         if p.dim() > 2 and min(p.shape) > 1
     ]

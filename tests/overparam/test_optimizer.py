@@ -7,6 +7,7 @@ import io
 import pickle
 import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from threading import Barrier
@@ -741,6 +742,25 @@ def test_step_counters_go_to_the_device_for_kernels_that_read_them_there(counter
     assert there["core0"].is_meta
     assert there["inner0"]["exp_avg"].is_meta
     assert there["inner0"]["step"].is_meta == counters_too
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_the_device_is_not_waited_for_once_weights_are_products_of_their_cores(written: bool) -> None:
+    """Tensors without values stand in for those of a GPU: whoever asks for a value fails."""
+    model = net()
+    optimizer = make(model)
+    train(model, optimizer, 2)
+    far = copy.deepcopy(model).to("meta")
+    there = make(far)
+    for p, q in zip(model.parameters(), far.parameters(), strict=True):
+        there.state[q] = module.moved(optimizer.state[p], q.device) | {"version": q._version}
+        q.grad = torch.empty_like(q)
+        if written:
+            there._written.add(q)
+    before = far[0].weight._version
+    with nullcontext() if written else pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        there.step()
+    assert far[0].weight._version == before + written
 
 
 @pytest.mark.parametrize(("precision", "inside"), [("float32", "ieee"), ("tf32", "tf32"), ("bf16", "ieee")])

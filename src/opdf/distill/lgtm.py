@@ -14,6 +14,7 @@ A teacher that follows -h lowers the held-out loss of the student that follows t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -95,18 +96,22 @@ class LGTM(LogitsDistillation):
         self.step = 0
         self._held_out: Dataset | None = None
         self._teacher: nn.Module | None = None
-        self._optimizer: torch.optim.Optimizer | None = None
 
     def prepare(self, student: nn.Module, teacher: nn.Module | None) -> None:
         if teacher is None:
             raise ValueError("LGTM trains the teacher beside the student; pass a teacher")
         super().prepare(student, teacher)
         self._teacher = teacher
-        self._optimizer = torch.optim.AdamW(teacher.parameters(), lr=self.teacher_learning_rate, weight_decay=0.0)
         if self.zero_heads:
             for model in (student, teacher):
                 for p in output_layer(model).parameters():
                     nn.init.zeros_(p)
+
+    @cached_property
+    def _optimizer(self) -> torch.optim.Optimizer:
+        """The teacher's. Made once the teacher is on the run's device: on some, moving a model replaces parameters."""
+        assert self._teacher is not None
+        return torch.optim.AdamW(self._teacher.parameters(), lr=self.teacher_learning_rate, weight_decay=0.0)
 
     def training_data(self, dataset: Any) -> Any:
         if not isinstance(dataset, Dataset):
@@ -134,7 +139,6 @@ class LGTM(LogitsDistillation):
     def before_forward(self, trainer: DistillationTrainer, batches: Sequence[Batch], num_items: Tensor) -> None:
         """The teacher's step."""
         assert self._teacher is not None
-        assert self._optimizer is not None
         batches = [trainer._prepare_inputs(dict(batch)) for batch in batches]
         student, params = trainer.accelerator.unwrap_model(trainer.model), list(self._teacher.parameters())
         rate = self.teacher_learning_rate * _schedule(trainer)
@@ -259,7 +263,6 @@ class LGTM(LogitsDistillation):
 
     def tensors(self) -> dict[str, Tensor]:
         assert self._teacher is not None
-        assert self._optimizer is not None
         found = {f"teacher.{name}": p for name, p in self._teacher.state_dict().items()}
         for index, values in self._optimizer.state_dict()["state"].items():
             found.update({f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in values.items()})
@@ -267,7 +270,6 @@ class LGTM(LogitsDistillation):
 
     def load_tensors(self, saved: Mapping[str, Tensor]) -> None:
         assert self._teacher is not None
-        assert self._optimizer is not None
         self._teacher.load_state_dict(
             {k.removeprefix("teacher."): v for k, v in saved.items() if k.startswith("teacher.")}
         )

@@ -154,6 +154,7 @@ class OverParameterizedOptimizer(Optimizer):
         self._start = start
         self.progress: Progress | None = None
         self._products: dict[Tensor, Products] = {}
+        self._written: set[Tensor] = set()  # weights that are the very product of their cores
         self._logs: dict[str, dict[str, Tensor]] = {}
         super().__init__(params, {**self._make_inner({}).defaults, "opdf_format": FORMAT})
         missing = self._specs.keys() - {name for group in self.param_groups for name in group["param_names"]}
@@ -292,6 +293,7 @@ class OverParameterizedOptimizer(Optimizer):
             group["opdf_specs"] = (None,) * len(group["params"])
         self._specs, self._alignment = {}, None
         self._initial_cores, self._products, self._logs = {}, {}, {}
+        self._written = set()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict; cores and moments keep their saved precision, and the cores are the truth.
@@ -302,6 +304,7 @@ class OverParameterizedOptimizer(Optimizer):
         if all("opdf_specs" in group and not any(group["opdf_specs"]) for group in state_dict["param_groups"]):
             self.densify()
         self._check_compatible(state_dict)
+        self._written = set()
         super().load_state_dict(self._own_part(state_dict))
         keys = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
         saved = {p: state_dict["state"].get(key) for p, key in zip(self._params(), keys, strict=True)}
@@ -329,7 +332,7 @@ class OverParameterizedOptimizer(Optimizer):
         own = ("_inner_class", "_inner_options", "_specs", "_lr_scaling", "_alignment", "_initial_cores", "_logs",
                "_keep_products", "_precision", "_cache", "_start")  # fmt: skip
         kept = {name: self.__dict__[name] for name in own}
-        return super().__getstate__() | kept | {"_products": {}, "progress": None}
+        return super().__getstate__() | kept | {"_products": {}, "_written": set(), "progress": None}
 
     def _entries(self) -> list[Entry]:
         return [entry for group in self.param_groups for entry in self._over_parameterized(group)]
@@ -433,7 +436,7 @@ class OverParameterizedOptimizer(Optimizer):
         pulled = pullback(low, self._low(_together(dense)), self._known_products(stack, chains))
         pulled = [g.to(core.dtype) for g, core in zip(pulled, cores, strict=True)]
         grads = list(zip(*(_apart(g, len(stack)) for g in pulled), strict=True))
-        idle = [zero or group["lr"] == 0 for zero in _all_zero(dense)]
+        idle = self._idle(group, stack, dense)
         for n, (_, p, _) in enumerate(stack):
             if self.state[p].get("lr_scale") == _UNKNOWN and not idle[n]:
                 self.state[p]["lr_scale"] = dense_over_cores(inner, chains[n], list(grads[n]), dense[n])
@@ -446,6 +449,17 @@ class OverParameterizedOptimizer(Optimizer):
         del dense, cores, low, pulled, grads
         if changed:
             self._write(changed)
+
+    def _idle(self, group: Mapping[str, Any], stack: Sequence[Entry], dense: Sequence[Tensor]) -> list[bool]:
+        """Which weights have to stay bit for bit if their cores do: those without a gradient or a learning rate.
+
+        To look for a gradient is to wait for a GPU. It is not needed where writing an unmoved weight changes nothing,
+        because it was written before, and the scale of the learning rate is known.
+        """
+        known = all(p in self._written and self.state[p].get("lr_scale") != _UNKNOWN for _, p, _ in stack)
+        if known and dense[0].device.type != "cpu":
+            return [False] * len(stack)
+        return [zero or group["lr"] == 0 for zero in _all_zero(dense)]
 
     def _step_matrix(
         self, inner: Optimizer, lr: float, state: dict[str, Any], cores: Sequence[Tensor], grads: Sequence[Tensor],
@@ -474,6 +488,7 @@ class OverParameterizedOptimizer(Optimizer):
             for key in [k for k in state if k != "lr_scale"]:
                 del state[key]
         state["version"] = p._version
+        self._written.discard(p)
 
     def _constrain(self, stack: Sequence[Entry], cores: Sequence[Tensor], grads: Sequence[Tensor]) -> None:
         """Add the constraint's gradient, if these matrices have partners."""
@@ -506,6 +521,7 @@ class OverParameterizedOptimizer(Optimizer):
             self._products.update({p: products for _, p, _ in stack})
         for (_, p, spec), matrix in zip(stack, _apart(product.to(chains[0][0].dtype), len(stack)), strict=True):
             self._put(p, as_weight(matrix, spec.kind, p.shape))
+            self._written.add(p)
 
     def _known_products(self, stack: Sequence[Entry], chains: Sequence[list[Tensor]]) -> Segments | None:
         """The products of the last contraction, if it was of this stack and the cores are still those.

@@ -61,6 +61,10 @@ test: data ## Run the fast tests and report coverage
 test-slow: data ## Run the tests that take minutes
 	@$(RUN) -m pytest -m slow
 
+.PHONY: test-device
+test-device: data ## Run the tests on a stand-in for a GPU (needs g++)
+	@$(RUN) -m pytest -m device
+
 # The lower bounds of pyproject.toml as pip constraints. Not torch: constraints.txt pins the one that all of this runs on.
 LOWER_BOUNDS := import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
     print(*(line.replace(">=", "==") for line in project["optional-dependencies"]["distill"]), sep="\n")

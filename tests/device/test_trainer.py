@@ -1,0 +1,198 @@
+"""The trainer and the command line on a device of its own: what they train there is what they train on the CPU."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from datasets import Dataset
+from torch import nn
+from transformers import TrainerCallback, training_args
+
+from families import FAMILIES, batch, build
+from opdf import DistillationArguments, DistillationTrainer, OverParamConfig
+from opdf.cli import main
+from opdf.distill import (
+    LGTM,
+    AttributionDistillation,
+    Constraint,
+    HiddenDistillation,
+    LogitsDistillation,
+    Theseus,
+    keep_layers,
+)
+
+pytestmark = pytest.mark.device
+
+Choose = Callable[[torch.device], None]
+CPU = torch.device("cpu")
+OBJECTIVES = [LogitsDistillation, HiddenDistillation, AttributionDistillation, Theseus, LGTM]
+SHALLOW = {"swin": [1, 1], "resnet": [1, 1]}
+TARGETS = {"resnet": ["convolution"]}
+NO_DROPOUT = {"gpt2": {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}, "t5": {"dropout_rate": 0.0}}
+VIT = {
+    "model_type": "vit", "image_size": 8, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "intermediate_size": 32,
+}  # fmt: skip
+
+
+def trainer(folder: Path, models: tuple[nn.Module, nn.Module], data: Dataset, **options: Any) -> DistillationTrainer:
+    defaults: dict[str, Any] = {
+        "max_steps": 4, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "learning_rate": 1e-2,
+        "optim": "sgd", "logging_steps": 1, "save_strategy": "no", "disable_tqdm": True, "dataloader_pin_memory": False,
+    }  # fmt: skip
+    args = DistillationArguments(str(folder), **(defaults | options.pop("training", {})))
+    options.setdefault("overparam", OverParamConfig(ones=1))
+    student, teacher = models
+    return DistillationTrainer(student, args, teacher=teacher, train_dataset=data, **options)
+
+
+def rows(family: str) -> Dataset:
+    return Dataset.from_dict({k: v.tolist() for k, v in batch(family, 24).items()}).with_format("torch")
+
+
+def pair(family: str) -> tuple[nn.Module, nn.Module]:
+    teacher = build(family, **NO_DROPOUT.get(family, {}))  # attention on a device draws other random numbers
+    return (build(family, SHALLOW[family]) if family in SHALLOW else keep_layers(teacher, 1)), teacher
+
+
+def trained(run: DistillationTrainer, device: torch.device) -> nn.Module:
+    run.train()
+    assert {p.device for p in run.model.parameters()} == {device}
+    return run.model
+
+
+def assert_same(model: nn.Module, other: nn.Module, tolerance: float = 1e-5) -> None:
+    for (name, p), q in zip(model.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p.cpu(), q.cpu(), rtol=tolerance, atol=tolerance, msg=name)
+
+
+def check_same_on(
+    device: torch.device, train_on: Choose, folder: Path, family: str, objective: Any = None, **options: Any
+) -> None:
+    models, found = pair(family), []
+    for place in (CPU, device):
+        train_on(place)
+        wanted = {"objective": objective() if objective else None} | options
+        found.append(trained(trainer(folder / place.type, copy.deepcopy(models), rows(family), **wanted), place))
+    assert_same(*found)
+    start = zip(models[0].parameters(), found[1].parameters(), strict=True)
+    assert not all(torch.equal(p, q.cpu()) for p, q in start)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family(tmp_path: Path, device: torch.device, train_on: Choose, family: str) -> None:
+    overparam = OverParamConfig(ones=1, targets=TARGETS.get(family, "blocks"))
+    check_same_on(device, train_on, tmp_path, family, overparam=overparam)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("overparam", [None, OverParamConfig(ones=1), OverParamConfig(ones=1, most_important=0.5)])
+def test_every_objective(
+    tmp_path: Path, device: torch.device, train_on: Choose, objective: Any, overparam: OverParamConfig | None
+) -> None:
+    check_same_on(device, train_on, tmp_path, "bert", objective, overparam=overparam)
+
+
+@pytest.mark.parametrize("there", [(True, False), (False, True), (True, True)])
+def test_models_may_be_anywhere_before(
+    tmp_path: Path, device: torch.device, train_on: Choose, there: tuple[bool, bool]
+) -> None:
+    models, options = pair("bert"), {"constraint": Constraint(0.1)}
+    train_on(CPU)
+    plain = trained(trainer(tmp_path / "cpu", copy.deepcopy(models), rows("bert"), **options), CPU)
+    for model, moved in zip(models, there, strict=True):
+        model.to(device if moved else CPU)
+    train_on(device)
+    assert_same(plain, trained(trainer(tmp_path / "there", models, rows("bert"), **options), device))
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch_fused", "sgd"])
+@pytest.mark.parametrize("objective", [LogitsDistillation, LGTM])
+def test_a_resumed_run_is_the_uninterrupted_one(
+    tmp_path: Path, device: torch.device, train_on: Choose, optim: str, objective: Any
+) -> None:
+    train_on(device)
+    models, training = pair("bert"), {"optim": optim, "save_strategy": "steps", "save_steps": 2}
+    whole, again = (
+        trainer(tmp_path, copy.deepcopy(models), rows("bert"), objective=objective(), training=training)
+        for _ in range(2)
+    )
+    whole.train()
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    for p, q in zip(whole.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(p.cpu(), q.cpu())
+
+
+def test_a_run_goes_on_on_another_device(tmp_path: Path, device: torch.device, train_on: Choose) -> None:
+    models, training = pair("bert"), {"save_strategy": "steps", "save_steps": 2}
+    train_on(device)
+    whole = trained(trainer(tmp_path, copy.deepcopy(models), rows("bert"), training=training), device)
+    train_on(CPU)
+    again = trainer(tmp_path, models, rows("bert"), training=training)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert_same(whole, again.model)
+
+
+def test_bf16_autocast(tmp_path: Path, device: torch.device, train_on: Choose, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_args, "is_torch_bf16_gpu_available", lambda: True)
+    train_on(device)
+    run = trainer(tmp_path, pair("bert"), rows("bert"), training={"bf16": True}, constraint=Constraint(0.1))
+    trained(run, device)
+    assert {p.dtype for p in run.model.parameters()} == {torch.float32}
+    losses = [log["loss"] for log in run.state.log_history if "loss" in log]
+    assert len(losses) == 4
+    assert all(0 < loss < 10 for loss in losses)
+
+
+def test_over_parameterization_adds_no_waits(
+    tmp_path: Path, device: torch.device, train_on: Choose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the first step; transformers waits in some models' forward passes, and no more often than it does."""
+    counts = []
+    for overparam in (None, OverParamConfig(ones=1)):
+        train_on(device)
+        counter = Waits()
+        run = trainer(
+            tmp_path, pair("bert"), rows("bert"), overparam=overparam,
+            constraint=Constraint(0.1) if overparam else None, training={"logging_steps": 100}, callbacks=[counter],
+        )  # fmt: skip
+        run.train()
+        counts.append(counter.seen[-1] - counter.seen[0])
+    assert counts[0] == counts[1]
+
+
+class Waits(TrainerCallback):
+    """How often the device was waited for at the end of every step."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.seen.append(torch.ops.standin.waits())
+
+
+@pytest.mark.parametrize("name", ["logits", "sparse-logits"])
+def test_the_command_line(tmp_path: Path, device: torch.device, train_on: Choose, name: str) -> None:
+    train_on(device)
+    objective = {"name": name} | ({"options": {"store": str(tmp_path / "store")}} if name == "sparse-logits" else {})
+    config = {
+        "data": {"name": "digits", "train_limit": 64}, "output": str(tmp_path / "out"),
+        "teacher": {"model": None, "finetune": True, "config": VIT, "training": {"max_steps": 2}},
+        "student": {"layers": 1}, "objective": objective, "overparam": {"ones": 1},
+        "constraint": {"weight": 0.1},
+        "training": {"max_steps": 3, "per_device_train_batch_size": 8, "eval_strategy": "steps", "eval_steps": 2},
+    }  # fmt: skip
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    if name == "sparse-logits":
+        assert main(["cache-teacher", str(tmp_path / "config.yaml")]) == 0
+    assert main(["distill", str(tmp_path / "config.yaml")]) == 0
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert 0 <= metrics["student"]["test"]["accuracy"] <= 1
+    assert main(["eval", str(tmp_path / "out" / "student"), "--data.name", "digits"]) == 0

@@ -14,6 +14,8 @@ import torch
 from accelerate.state import AcceleratorState
 from torch.utils import cpp_extension
 
+from opdf.mpo import precision
+
 SOURCE = Path(__file__).with_name("standin.cpp")
 NAME = "standin"
 
@@ -86,6 +88,15 @@ class Backend(SimpleNamespace):
 
         def __exit__(self, *exception: Any) -> None:
             pass
+
+
+@pytest.fixture
+def single_only(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Makes the device one without float64 and without factorizations, as Apple's GPUs are."""
+    monkeypatch.setattr(precision, "WITHOUT_FLOAT64", {device.type})
+    torch.ops.standin.single_only(True)
+    yield
+    torch.ops.standin.single_only(False)
 
 
 @pytest.fixture

@@ -31,6 +31,13 @@ const c10::Device DEVICE(KIND, 0);
 std::atomic<int64_t> held{0}, peak{0}, waits{0};
 thread_local bool in_kernel = false;
 
+// Apple's GPUs have neither float64 nor these factorizations.
+std::atomic<bool> single_only{false};
+
+void check_type(at::ScalarType type) {
+  TORCH_CHECK_TYPE(!single_only || type != at::kDouble, "this device has no float64");
+}
+
 // Memory.
 
 struct Allocator final : c10::Allocator {
@@ -123,6 +130,9 @@ void check_devices(const c10::OperatorHandle& op, const torch::jit::Stack& stack
 
 void kernel(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::Stack* stack) {
   check_devices(op, *stack);
+  const std::string& name = op.schema().name();
+  const bool factorizes = name.find("_linalg_svd") != std::string::npos || name.find("_linalg_eigh") != std::string::npos;
+  TORCH_CHECK_NOT_IMPLEMENTED(!single_only || !factorizes, name, " is not implemented for this device");
   const bool before = in_kernel;
   in_kernel = true;  // what is copied in here is this file's way, not a GPU's
   at::native::cpu_fallback(op, stack);
@@ -131,12 +141,14 @@ void kernel(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::Stac
 
 Tensor empty(IntArrayRef size, optional<at::ScalarType> type, optional<at::Layout>, optional<at::Device>,
              optional<bool>, optional<at::MemoryFormat> format) {
+  check_type(at::dtype_or_default(type));
   const c10::DispatchKeySet keys(c10::DispatchKey::PrivateUse1);
   return at::detail::empty_generic(size, &allocator, keys, at::dtype_or_default(type), format);
 }
 
 Tensor empty_strided(IntArrayRef size, IntArrayRef stride, optional<at::ScalarType> type, optional<at::Layout>,
                      optional<at::Device>, optional<bool>) {
+  check_type(at::dtype_or_default(type));
   const c10::DispatchKeySet keys(c10::DispatchKey::PrivateUse1);
   return at::detail::empty_strided_generic(size, stride, &allocator, keys, at::dtype_or_default(type));
 }
@@ -226,9 +238,10 @@ TORCH_LIBRARY_IMPL(aten, AutocastPrivateUse1, m) {
   KERNEL_PRIVATEUSEONE(scaled_dot_product_attention, lower_precision_fp)
 }
 
-// What it counts.
+// What it counts, and what it can do without.
 
 TORCH_LIBRARY(standin, m) {
+  m.def("single_only(bool on) -> ()", [](bool on) { single_only = on; });
   m.def("waits() -> int", []() -> int64_t { return waits; });
   m.def("memory_allocated() -> int", []() -> int64_t { return held; });
   m.def("max_memory_allocated() -> int", []() -> int64_t { return peak; });

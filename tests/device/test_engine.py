@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from benchmarks import contenders, gpu
 from opdf import OverParamConfig, overparameterize
-from opdf.mpo import MPOShape, decompose_many, pullback
+from opdf.mpo import MPOShape, decompose_many, decompose_with_errors, pullback
 from opdf.overparam import OverParameterizedOptimizer, optimizer
 
 pytestmark = pytest.mark.device
@@ -103,6 +103,29 @@ def test_the_constraint_whatever_device_the_teacher_is_on(
     train(there, second, 4)
     assert_same(here, there)
     assert second.constraint_logs == pytest.approx(first.constraint_logs)
+
+
+@pytest.mark.usefixtures("single_only")
+@pytest.mark.parametrize(
+    ("start", "gauge"),
+    [("symmetric", ""), ("balanced", ""), ("random", ""), *(("symmetric", gauge) for gauge in GAUGES)],
+)
+def test_a_device_without_float64(device: torch.device, start: str, gauge: str) -> None:
+    here, there = net(dtype=torch.float32), net(dtype=torch.float32).to(device)
+    for model in (here, there):
+        teacher = net(seed=1, dtype=torch.float32).to(model[0].weight.device) if gauge else None
+        torch.manual_seed(0)
+        train(model, make(model, (torch.optim.SGD, {"lr": 1e-2}), gauge, teacher, start=start), 4)
+    assert_same(here, there, 1e-5)
+
+
+@pytest.mark.usefixtures("single_only")
+def test_truncation_is_reported_where_there_is_no_float64(device: torch.device) -> None:
+    matrix, shape = torch.randn(2, 12, 15), MPOShape((4, 3), (3, 5), (1, 6, 1))
+    here, there = decompose_with_errors(matrix, shape), decompose_with_errors(matrix.to(device), shape)
+    assert {core.device for core in there.cores} == {device}
+    torch.testing.assert_close(there.bound, here.bound)
+    torch.testing.assert_close(there.error(matrix.to(device)), here.error(matrix), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("inner", INNER, ids=lambda inner: inner[0].__name__)

@@ -100,6 +100,14 @@ def test_every_objective(
     check_same_on(device, train_on, tmp_path, "bert", objective, overparam=overparam)
 
 
+@pytest.mark.usefixtures("single_only")
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_where_there_is_no_float64(
+    tmp_path: Path, device: torch.device, train_on: Choose, objective: Any
+) -> None:
+    check_same_on(device, train_on, tmp_path, "bert", objective)
+
+
 @pytest.mark.parametrize("there", [(True, False), (False, True), (True, True)])
 def test_models_may_be_anywhere_before(
     tmp_path: Path, device: torch.device, train_on: Choose, there: tuple[bool, bool]
@@ -178,6 +186,7 @@ class Waits(TrainerCallback):
         self.seen.append(torch.ops.standin.waits())
 
 
+@pytest.mark.usefixtures("single_only")
 @pytest.mark.parametrize("name", ["logits", "sparse-logits"])
 def test_the_command_line(tmp_path: Path, device: torch.device, train_on: Choose, name: str) -> None:
     train_on(device)

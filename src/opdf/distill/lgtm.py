@@ -292,7 +292,7 @@ def central_difference(
         direction: by name; a zero direction gives zeros.
         radius: length of the perturbation.
     """
-    norm = torch.stack([v.double().square().sum() for v in direction.values()]).sum().sqrt()
+    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(v) for v in direction.values()]))
     if norm == 0:
         return [torch.zeros_like(g) for g in gradient(dict(weights))]
     step = float(radius / norm)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from opdf.mpo.contract import contract, from_matrix
-from opdf.mpo.precision import matmul_precision
+from opdf.mpo.precision import factorized_on, matmul_precision
 from opdf.mpo.shape import MPOShape
 from opdf.mpo.threads import Progress, one_a_thread, threads_for
 
@@ -32,7 +32,8 @@ class Decomposition:
 
     Attributes:
         cores: core k of shape `[..., d_{k-1}, i_k, j_k, d_k]`.
-        bond_errors: `[..., n-1]`, float64, the Frobenius norm e_k that truncation dropped at each inner bond.
+        bond_errors: `[..., n-1]`, float64, the Frobenius norm e_k that truncation dropped at each inner bond. On the
+            cores' device, or on the CPU if that has no float64.
     """
 
     cores: list[Tensor]
@@ -45,7 +46,8 @@ class Decomposition:
 
     def error(self, matrix: Tensor) -> Tensor:
         """`[...]`, float64, the Frobenius norm of `matrix - contract(cores)`."""
-        return torch.linalg.matrix_norm(matrix.double() - contract(self.cores).double())
+        place = self.bond_errors.device
+        return torch.linalg.matrix_norm(matrix.to(place).double() - contract(self.cores).to(place).double())
 
 
 def decompose(matrix: Tensor, shape: MPOShape, *, gauge: str = "symmetric") -> list[Tensor]:
@@ -119,12 +121,19 @@ def _on_threads(
     matrices: Sequence[Tensor], shapes: Sequence[MPOShape], gauge: str, progress: Progress | None = None
 ) -> list[Decomposition]:
     """Each matrix on one thread; matrices on a GPU one after another."""
+    places = [factorized_on(matrix.device) for matrix in matrices]
+
+    def work(given: tuple[Tensor, MPOShape, torch.device]) -> Decomposition:
+        matrix, shape, place = given
+        found = _decompose(matrix.to(place), shape, gauge)
+        return Decomposition([core.to(matrix.device) for core in found.cores], found.bond_errors)
+
     with matmul_precision():
         return one_a_thread(
-            lambda given: _decompose(*given, gauge),
-            list(zip(matrices, shapes, strict=True)),
+            work,
+            list(zip(matrices, shapes, places, strict=True)),
             [shape.num_params for shape in shapes],
-            threads=threads_for(matrices),
+            threads=threads_for(places),
             progress=progress,
         )
 

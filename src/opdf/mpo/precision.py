@@ -1,4 +1,4 @@
-"""How exactly matrix products are computed, whatever the process has set for itself."""
+"""How exactly is computed: matrix products, whatever the process has set for itself, and factorizations."""
 
 from __future__ import annotations
 
@@ -8,6 +8,14 @@ from contextlib import contextmanager
 import torch
 
 BACKENDS = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+
+WITHOUT_FLOAT64 = {"mps"}
+"""Types of device that have no float64, nor all factorizations: Apple's."""
+
+
+def factorized_on(device: torch.device) -> torch.device:
+    """Where to factorize what is on a device: there, or on the CPU if it has no float64."""
+    return torch.device("cpu") if device.type in WITHOUT_FLOAT64 else device
 
 
 @contextmanager

@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import TypeVar
 
 import torch
-from torch import Tensor
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -16,9 +15,9 @@ Progress = Callable[[int, int], None]
 """Told how many matrices are done, of how many."""
 
 
-def threads_for(tensors: Iterable[Tensor]) -> int:
-    """How many may be worked on at a time: torch's number of threads on a CPU, one on anything else."""
-    return torch.get_num_threads() if all(tensor.device.type == "cpu" for tensor in tensors) else 1
+def threads_for(devices: Iterable[torch.device]) -> int:
+    """How many things may be worked on at a time: torch's number of threads on a CPU, one on anything else."""
+    return torch.get_num_threads() if all(device.type == "cpu" for device in devices) else 1
 
 
 def one_a_thread(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from opdf.mpo import MPOShape, match_gauge
+from opdf.mpo import MPOShape, factorized_on, match_gauge
 from opdf.overparam.config import LayerMap
 from opdf.overparam.select import Matrix, as_matrix, find_matrices
 
@@ -120,7 +120,8 @@ def _gram(core: Tensor) -> Tensor:
 def _spectrum(core: Tensor) -> Tensor:
     """Singular values of a core seen as `[..., d_left i j, d_right]`, of the last as `[..., d_left, i j]`."""
     core = core.nan_to_num(0.0, 0.0, 0.0)  # LAPACK raises at NaN, where the training itself says that it has diverged
-    return torch.linalg.svdvals(core.flatten(-4, -2) if core.shape[-1] > 1 else core.flatten(-3))
+    matrix = core.flatten(-4, -2) if core.shape[-1] > 1 else core.flatten(-3)
+    return torch.linalg.svdvals(matrix.to(factorized_on(core.device))).to(core.device)
 
 
 GAUGE_FREE: dict[str, Callable[[Tensor], Tensor]] = {"gram": _gram, "spectrum": _spectrum}

@@ -421,7 +421,7 @@ class OverParameterizedOptimizer(Optimizer):
                 lambda given: targets(*given),
                 list(zip(entries, teachers, strict=True)),
                 [spec.shape.num_params for _, _, spec in entries],
-                threads=threads_for(p for _, p, _ in entries),
+                threads=threads_for(p.device for _, p, _ in entries),
             )
         for (_, p, _), kept in zip(entries, found, strict=True):
             self.state[p].update({f"target{k}": core for k, core in kept.items()}, aligned=1)

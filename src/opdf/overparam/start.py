@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from opdf.mpo import MPOShape, Progress
+from opdf.mpo import MPOShape, Progress, factorized_on
 from opdf.overparam.cache import decompose_cached
 
 NOISE = 0.1
@@ -35,9 +35,10 @@ def first_cores(
 def _perturbed(name: str, cores: Sequence[Tensor], shape: MPOShape) -> list[Tensor]:
     """Noise on every square core at a 1x1 site; the first other core right of them undoes it, in float64."""
     generator = torch.Generator().manual_seed((torch.initial_seed() + zlib.crc32(name.encode())) % 2**63)
-    result = list(cores)
+    home = cores[0].device
+    result = [core.to(factorized_on(home)) for core in cores]
     added: Tensor | None = None
-    for k, core in enumerate(cores):
+    for k, core in enumerate(result):
         if k in shape.square_sites:
             bond = len(core)
             noise = torch.randn(bond, bond, generator=generator, dtype=torch.float64).to(core.device)
@@ -47,4 +48,4 @@ def _perturbed(name: str, cores: Sequence[Tensor], shape: MPOShape) -> list[Tens
         elif added is not None:
             result[k] = torch.linalg.solve(added, core.double().flatten(1)).reshape(core.shape).to(core.dtype)
             added = None
-    return result
+    return [core.to(home) for core in result]

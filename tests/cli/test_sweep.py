@@ -224,7 +224,10 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, -15), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, -15, marks=pytest.mark.slow), (signal.SIGKILL, -9)],
+)
 def test_workers_end_with_the_sweep(tmp_path: Path, sent: signal.Signals, status: int) -> None:
     path = study(tmp_path, common=STUDY["common"] | {"training": {"max_steps": 100_000, "dataloader_num_workers": 1}})
     sweep = subprocess.Popen([sys.executable, "-c", FROM_A_TERMINAL, "sweep", path])

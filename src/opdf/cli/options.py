@@ -11,6 +11,7 @@ import textwrap
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -216,17 +217,24 @@ def _typed(cls: type, options: dict[str, Any], where: str) -> dict[str, Any]:
         if isinstance(value, dict) and dict[str, Any] in _members(known[key]):
             typed[key] = value  # checked where it is used; jsonargparse would read the texts in it as YAML
             continue
-        parser = jsonargparse.ArgumentParser(exit_on_error=False)
-        parser.add_class_arguments(cls, skip=known.keys() - {key})  # one by one, so that an error is about this key
         try:
             if value is None and not _may_be_null(known[key]):
                 raise TypeError("null")
-            typed[key] = parser.parse_object({key: value})[key]
+            typed[key] = _reader(cls, key).parse_object({key: value})[key]
         except (jsonargparse.ArgumentError, TypeError) as error:
             raise UserError(f"{where}: {key} is {_clipped(value)}; expected {_described(known[key])}") from error
     return typed
 
 
+@cache
+def _reader(cls: type, key: str) -> jsonargparse.ArgumentParser:
+    """Reads one argument of a class, so that an error is about that one; making it takes a hundredth of a second."""
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(cls, skip=_hints(cls).keys() - {key})
+    return parser
+
+
+@cache
 def _hints(cls: type) -> dict[str, Any]:
     hints = typing.get_type_hints(cls if dataclasses.is_dataclass(cls) else vars(cls)["__init__"])
     return {name: hint for name, hint in hints.items() if name != "return"}

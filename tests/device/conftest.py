@@ -1,12 +1,13 @@
-"""A stand-in for a GPU (standin.cpp), compiled and registered once, and what counts its memory and waits."""
+"""The GPU that this folder's tests train on, or what stands in for one (standin.cpp)."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,10 +23,12 @@ NAME = "standin"
 
 @pytest.fixture(scope="session")
 def device(tmp_path_factory: pytest.TempPathFactory) -> torch.device:
-    """The device. It stays registered in this process, and torch says from then on that there is an accelerator."""
+    """The first GPU, or the stand-in, which stays registered: from then on torch says that there is an accelerator."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", 0)
     compiler = shutil.which("g++")
     if compiler is None:
-        pytest.skip("needs g++")
+        pytest.skip("needs a GPU, or g++ for its stand-in")
     library = tmp_path_factory.mktemp(NAME) / "standin.so"
     paths = [f"-I{path}" for path in cpp_extension.include_paths()]
     paths += [f"-L{path}" for path in cpp_extension.library_paths()]
@@ -40,8 +43,8 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> torch.device:
     return torch.device(NAME, 0)
 
 
-class Backend(SimpleNamespace):
-    """What torch and accelerate ask of a device's module."""
+class Backend:
+    """What torch and accelerate ask of a device's module. Random numbers are the CPU's."""
 
     def is_available(self) -> bool:
         return True
@@ -67,11 +70,8 @@ class Backend(SimpleNamespace):
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.bfloat16]
 
-    def _is_in_bad_fork(self) -> bool:
-        return False
-
     def manual_seed_all(self, seed: int) -> None:
-        """Random numbers are the CPU's."""
+        pass
 
     def get_rng_state(self, device: Any = None) -> torch.Tensor:
         return torch.get_rng_state()
@@ -79,20 +79,49 @@ class Backend(SimpleNamespace):
     def set_rng_state(self, state: torch.Tensor, device: Any = None) -> None:
         torch.set_rng_state(state)
 
-    class device:  # noqa: N801 - as in torch.cuda
-        def __init__(self, index: Any) -> None:
-            pass
+    def _is_in_bad_fork(self) -> bool:
+        return False
 
-        def __enter__(self) -> None:
-            pass
+    @contextmanager
+    def device(self, index: Any) -> Iterator[None]:
+        yield
 
-        def __exit__(self, *exception: Any) -> None:
-            pass
+
+@pytest.fixture(autouse=True)
+def _exact_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch has TF32 off for products and on for convolutions."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+@pytest.fixture
+def count_waits(device: torch.device) -> Callable[[], AbstractContextManager[list[int]]]:
+    """A context that puts into a list how often Python waited for the device in it."""
+
+    @contextmanager
+    def count() -> Iterator[list[int]]:
+        found: list[int] = []
+        if device.type == NAME:
+            before = torch.ops.standin.waits()
+            yield found
+            found.append(torch.ops.standin.waits() - before)
+            return
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                yield found
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        found.append(sum("synchronizing CUDA operation" in str(warning.message) for warning in seen))
+
+    return count
 
 
 @pytest.fixture
 def single_only(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Makes the device one without float64 and without factorizations, as Apple's GPUs are."""
+    """Makes the stand-in one without float64 and without factorizations, as Apple's GPUs are."""
+    if device.type != NAME:
+        pytest.skip("only the stand-in can do without float64")
     monkeypatch.setattr(precision, "WITHOUT_FLOAT64", {device.type})
     torch.ops.standin.single_only(True)
     yield
@@ -101,14 +130,14 @@ def single_only(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 @pytest.fixture
 def train_on(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[torch.device], None]]:
-    """Chooses the device that the next trainer finds, as it would find a GPU."""
+    """Chooses the device that the next trainer finds."""
 
     def choose(device: torch.device) -> None:
         monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", str(device))
         AcceleratorState._reset_state(reset_partial_state=True)
 
     # A model that is moved to CUDA keeps its parameters, and so what is tied or held by an optimizer; here only thus.
-    torch.__future__.set_swap_module_params_on_conversion(True)
+    torch.__future__.set_swap_module_params_on_conversion(not torch.cuda.is_available())
     yield choose
     torch.__future__.set_swap_module_params_on_conversion(False)
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 import yaml
 from datasets import Dataset
 from torch import nn
-from transformers import TrainerCallback, training_args
+from transformers import AutoConfig, TrainerCallback, training_args
 
 from families import FAMILIES, batch, build
 from opdf import DistillationArguments, DistillationTrainer, OverParamConfig
@@ -35,7 +36,10 @@ CPU = torch.device("cpu")
 OBJECTIVES = [LogitsDistillation, HiddenDistillation, AttributionDistillation, Theseus, LGTM]
 SHALLOW = {"swin": [1, 1], "resnet": [1, 1]}
 TARGETS = {"resnet": ["convolution"]}
-NO_DROPOUT = {"gpt2": {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}, "t5": {"dropout_rate": 0.0}}
+DROPOUT = (
+    "hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout", "attn_pdrop", "resid_pdrop",
+    "embd_pdrop", "dropout_rate", "drop_path_rate",
+)  # fmt: skip
 VIT = {
     "model_type": "vit", "image_size": 8, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 2,
     "num_attention_heads": 2, "intermediate_size": 32,
@@ -46,6 +50,7 @@ def trainer(folder: Path, models: tuple[nn.Module, nn.Module], data: Dataset, **
     defaults: dict[str, Any] = {
         "max_steps": 4, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "learning_rate": 1e-2,
         "optim": "sgd", "logging_steps": 1, "save_strategy": "no", "disable_tqdm": True, "dataloader_pin_memory": False,
+        "use_cpu": os.environ["ACCELERATE_TORCH_DEVICE"] == "cpu",
     }  # fmt: skip
     args = DistillationArguments(str(folder), **(defaults | options.pop("training", {})))
     options.setdefault("overparam", OverParamConfig(ones=1))
@@ -58,8 +63,10 @@ def rows(family: str) -> Dataset:
 
 
 def pair(family: str) -> tuple[nn.Module, nn.Module]:
-    teacher = build(family, **NO_DROPOUT.get(family, {}))  # attention on a device draws other random numbers
-    return (build(family, SHALLOW[family]) if family in SHALLOW else keep_layers(teacher, 1)), teacher
+    """A student and its teacher, without dropout: devices draw different random numbers."""
+    off = dict.fromkeys((name for name in DROPOUT if hasattr(AutoConfig.for_model(family), name)), 0.0)
+    teacher = build(family, **off)
+    return (build(family, SHALLOW[family], **off) if family in SHALLOW else keep_layers(teacher, 1)), teacher
 
 
 def trained(run: DistillationTrainer, device: torch.device) -> nn.Module:
@@ -160,36 +167,46 @@ def test_bf16_autocast(tmp_path: Path, device: torch.device, train_on: Choose, m
 
 
 def test_over_parameterization_adds_no_waits(
-    tmp_path: Path, device: torch.device, train_on: Choose, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, device: torch.device, train_on: Choose, count_waits: Any
 ) -> None:
     """After the first step; transformers waits in some models' forward passes, and no more often than it does."""
     counts = []
-    for overparam in (None, OverParamConfig(ones=1)):
+    for over in (None, OverParamConfig(ones=1)):
         train_on(device)
-        counter = Waits()
+        steps = Waits(count_waits)
+        constraint = Constraint(0.1) if over else None
         run = trainer(
-            tmp_path, pair("bert"), rows("bert"), overparam=overparam,
-            constraint=Constraint(0.1) if overparam else None, training={"logging_steps": 100}, callbacks=[counter],
+            tmp_path, pair("bert"), rows("bert"), overparam=over, constraint=constraint, callbacks=[steps],
+            training={"logging_steps": 100},
         )  # fmt: skip
         run.train()
-        counts.append(counter.seen[-1] - counter.seen[0])
+        counts.append(steps.counts[1:])
     assert counts[0] == counts[1]
 
 
 class Waits(TrainerCallback):
-    """How often the device was waited for at the end of every step."""
+    """How often the device was waited for in every step."""
 
-    def __init__(self) -> None:
-        self.seen: list[int] = []
+    def __init__(self, count_waits: Any) -> None:
+        self.count_waits, self.counts = count_waits, []
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.counting = self.count_waits()
+        self.found = self.counting.__enter__()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.seen.append(torch.ops.standin.waits())
+        self.counting.__exit__(None, None, None)
+        self.counts += self.found
 
 
-@pytest.mark.usefixtures("single_only")
 @pytest.mark.parametrize("name", ["logits", "sparse-logits"])
-def test_the_command_line(tmp_path: Path, device: torch.device, train_on: Choose, name: str) -> None:
+@pytest.mark.parametrize("kind", ["any", "single_only"])
+def test_the_command_line(
+    tmp_path: Path, device: torch.device, train_on: Choose, name: str, kind: str, request: pytest.FixtureRequest
+) -> None:
     train_on(device)
+    if kind == "single_only":
+        request.getfixturevalue(kind)
     objective = {"name": name} | ({"options": {"store": str(tmp_path / "store")}} if name == "sparse-logits" else {})
     config = {
         "data": {"name": "digits", "train_limit": 64}, "output": str(tmp_path / "out"),

@@ -26,6 +26,8 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> torch.device:
     """The first GPU, or the stand-in, which stays registered: from then on torch says that there is an accelerator."""
     if torch.cuda.is_available():
         return torch.device("cuda", 0)
+    if torch.backends.mps.is_available():
+        pytest.skip("the Trainer takes Apple's GPU, whatever else there is")
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("needs a GPU, or g++ for its stand-in")

@@ -88,7 +88,7 @@ def test_products_of_less_precision(device: torch.device, precision: str) -> Non
     here, there = net(dtype=torch.float32), net(dtype=torch.float32).to(device)
     for model in (here, there):
         train(model, make(model, (torch.optim.SGD, {"lr": 1e-2}), precision=precision), 4)
-    assert_same(here, there, 1e-4)
+    assert_same(here, there, 4 * optimizer.ROUNDING[precision])
 
 
 @pytest.mark.parametrize("gauge", GAUGES)
@@ -144,7 +144,7 @@ def test_a_saved_state_goes_on_where_it_is_loaded(device: torch.device, inner: A
     assert_same(whole, second)
 
 
-@pytest.mark.parametrize("gauge", ["", *GAUGES])
+@pytest.mark.parametrize("gauge", ["", *(gauge for gauge in GAUGES if gauge != "spectrum")])  # an SVD waits
 def test_no_step_but_the_first_waits(device: torch.device, count_waits: Any, gauge: str) -> None:
     model = net().to(device)
     over = make(model, gauge=gauge, teacher=net(seed=1).to(device) if gauge else None)

@@ -38,7 +38,7 @@ SHALLOW = {"swin": [1, 1], "resnet": [1, 1]}
 TARGETS = {"resnet": ["convolution"]}
 DROPOUT = (
     "hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout", "attn_pdrop", "resid_pdrop",
-    "embd_pdrop", "dropout_rate", "drop_path_rate",
+    "embd_pdrop", "dropout_rate", "drop_path_rate", "seq_classif_dropout",
 )  # fmt: skip
 VIT = {
     "model_type": "vit", "image_size": 8, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 2,

@@ -189,6 +189,16 @@ def test_without_influence_the_teacher_takes_a_plain_step(tmp_path: Path) -> Non
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6, msg=name)
 
 
+def test_an_objective_that_is_used_again_trains_the_next_teacher(tmp_path: Path) -> None:
+    objective = LGTM(influence_scale=0.1)
+    for folder in ("one", "two"):
+        run = trainer(tmp_path / folder, objective, max_steps=1)
+        assert run.teacher is not None
+        start = weights(run.teacher)
+        run.train()
+        assert any(not torch.equal(p, start[n]) for n, p in run.teacher.named_parameters())
+
+
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_a_resumed_run_goes_on_with_its_teacher(tmp_path: Path, accumulation: int) -> None:
     options = {"save_strategy": "steps", "save_steps": 2, "gradient_accumulation_steps": accumulation}

@@ -102,6 +102,7 @@ class LGTM(LogitsDistillation):
             raise ValueError("LGTM trains the teacher beside the student; pass a teacher")
         super().prepare(student, teacher)
         self._teacher = teacher
+        self.__dict__.pop("_optimizer", None)  # of another teacher
         if self.zero_heads:
             for model in (student, teacher):
                 for p in output_layer(model).parameters():

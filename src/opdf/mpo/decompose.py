@@ -121,21 +121,19 @@ def _on_threads(
     matrices: Sequence[Tensor], shapes: Sequence[MPOShape], gauge: str, progress: Progress | None = None
 ) -> list[Decomposition]:
     """Each matrix on one thread; matrices on a GPU one after another."""
-    places = [factorized_on(matrix.device) for matrix in matrices]
-
-    def work(given: tuple[Tensor, MPOShape, torch.device]) -> Decomposition:
-        matrix, shape, place = given
-        found = _decompose(matrix.to(place), shape, gauge)
-        return Decomposition([core.to(matrix.device) for core in found.cores], found.bond_errors)
-
+    near = [matrix.detach().to(factorized_on(matrix.device)) for matrix in matrices]  # Apple's bear one thread only
     with matmul_precision():
-        return one_a_thread(
-            work,
-            list(zip(matrices, shapes, places, strict=True)),
+        found = one_a_thread(
+            lambda given: _decompose(*given, gauge),
+            list(zip(near, shapes, strict=True)),
             [shape.num_params for shape in shapes],
-            threads=threads_for(places),
+            threads=threads_for(matrix.device for matrix in near),
             progress=progress,
         )
+    return [
+        Decomposition([core.to(matrix.device) for core in one.cores], one.bond_errors)
+        for one, matrix in zip(found, matrices, strict=True)
+    ]
 
 
 @torch.no_grad()

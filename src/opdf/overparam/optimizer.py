@@ -7,7 +7,7 @@ weight from its cores in each forward pass would give, at one contraction per st
 What it keeps to, so that schedulers, GradScaler, accelerate, checkpoints and resuming work:
  - parameter groups hold the model's dense parameters and nothing else; cores live in `state`, made at the first step;
  - state is contiguous tensors, numbers and dicts, in float32 (float64 for float64 weights) whatever the parameter is;
- - what does not move is not rewritten: a step of rate 0, or with nothing to do, leaves weights bit-identical;
+ - what does not move is not changed: a step of rate 0, or with nothing to do, leaves weights bit-identical;
  - gradient clipping and GradScaler act on the dense gradients, weight decay on the cores.
 """
 
@@ -98,6 +98,13 @@ class Products(NamedTuple):
     segments: Segments
 
 
+class Written(NamedTuple):
+    """A weight's version when a step has written it, and the weights that were contracted with it."""
+
+    version: int
+    together: tuple[str, ...]
+
+
 class OverParameterizedOptimizer(Optimizer):
     """A torch optimizer on the cores of some parameters and on all others as they are.
 
@@ -154,7 +161,7 @@ class OverParameterizedOptimizer(Optimizer):
         self._start = start
         self.progress: Progress | None = None
         self._products: dict[Tensor, Products] = {}
-        self._written: set[Tensor] = set()  # weights that are the very product of their cores
+        self._written: dict[Tensor, Written] = {}
         self._logs: dict[str, dict[str, Tensor]] = {}
         super().__init__(params, {**self._make_inner({}).defaults, "opdf_format": FORMAT})
         missing = self._specs.keys() - {name for group in self.param_groups for name in group["param_names"]}
@@ -292,8 +299,7 @@ class OverParameterizedOptimizer(Optimizer):
         for group in self.param_groups:
             group["opdf_specs"] = (None,) * len(group["params"])
         self._specs, self._alignment = {}, None
-        self._initial_cores, self._products, self._logs = {}, {}, {}
-        self._written = set()
+        self._initial_cores, self._products, self._written, self._logs = {}, {}, {}, {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict; cores and moments keep their saved precision, and the cores are the truth.
@@ -304,7 +310,7 @@ class OverParameterizedOptimizer(Optimizer):
         if all("opdf_specs" in group and not any(group["opdf_specs"]) for group in state_dict["param_groups"]):
             self.densify()
         self._check_compatible(state_dict)
-        self._written = set()
+        self._written = {}
         super().load_state_dict(self._own_part(state_dict))
         keys = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
         saved = {p: state_dict["state"].get(key) for p, key in zip(self._params(), keys, strict=True)}
@@ -332,7 +338,7 @@ class OverParameterizedOptimizer(Optimizer):
         own = ("_inner_class", "_inner_options", "_specs", "_lr_scaling", "_alignment", "_initial_cores", "_logs",
                "_keep_products", "_precision", "_cache", "_start")  # fmt: skip
         kept = {name: self.__dict__[name] for name in own}
-        return super().__getstate__() | kept | {"_products": {}, "_written": set(), "progress": None}
+        return super().__getstate__() | kept | {"_products": {}, "_written": {}, "progress": None}
 
     def _entries(self) -> list[Entry]:
         return [entry for group in self.param_groups for entry in self._over_parameterized(group)]
@@ -449,14 +455,20 @@ class OverParameterizedOptimizer(Optimizer):
         del dense, cores, low, pulled, grads
         if changed:
             self._write(changed)
+            together = tuple(name for name, _, _ in changed)
+            self._written.update({p: Written(p._version, together) for _, p, _ in changed})
 
     def _idle(self, group: Mapping[str, Any], stack: Sequence[Entry], dense: Sequence[Tensor]) -> list[bool]:
         """Which weights have to stay bit for bit if their cores do: those without a gradient or a learning rate.
 
-        To look for a gradient is to wait for a GPU. It is not needed where writing an unmoved weight changes nothing,
-        because it was written before, and the scale of the learning rate is known.
+        To look for a gradient is to wait for a GPU. That is not needed once a step has written these weights together,
+        as it would do again: writing one whose cores have not moved changes nothing.
         """
-        known = all(p in self._written and self.state[p].get("lr_scale") != _UNKNOWN for _, p, _ in stack)
+        together = tuple(name for name, _, _ in stack)
+        known = all(
+            self._written.get(p) == Written(p._version, together) and self.state[p].get("lr_scale") != _UNKNOWN
+            for _, p, _ in stack
+        )
         if known and dense[0].device.type != "cpu":
             return [False] * len(stack)
         return [zero or group["lr"] == 0 for zero in _all_zero(dense)]
@@ -488,7 +500,6 @@ class OverParameterizedOptimizer(Optimizer):
             for key in [k for k in state if k != "lr_scale"]:
                 del state[key]
         state["version"] = p._version
-        self._written.discard(p)
 
     def _constrain(self, stack: Sequence[Entry], cores: Sequence[Tensor], grads: Sequence[Tensor]) -> None:
         """Add the constraint's gradient, if these matrices have partners."""
@@ -521,7 +532,6 @@ class OverParameterizedOptimizer(Optimizer):
             self._products.update({p: products for _, p, _ in stack})
         for (_, p, spec), matrix in zip(stack, _apart(product.to(chains[0][0].dtype), len(stack)), strict=True):
             self._put(p, as_weight(matrix, spec.kind, p.shape))
-            self._written.add(p)
 
     def _known_products(self, stack: Sequence[Entry], chains: Sequence[list[Tensor]]) -> Segments | None:
         """The products of the last contraction, if it was of this stack and the cores are still those.

@@ -62,7 +62,7 @@ test-slow: data ## Run the tests that take minutes
 	@$(RUN) -m pytest -m slow
 
 .PHONY: test-device
-test-device: data ## Run the tests on a GPU, or a stand-in for one (needs g++)
+test-device: $(READY) ## Run the tests on a GPU, or a stand-in for one (needs g++)
 	@$(RUN) -m pytest -m device
 
 # The lower bounds of pyproject.toml as pip constraints. Not torch: constraints.txt pins the one that all of this runs on.

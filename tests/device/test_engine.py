@@ -181,4 +181,9 @@ def test_memory_is_that_of_cores_and_moments(device: torch.device, monkeypatch: 
     shares = {row["products in"]: row["(opdf - plain) / cores and moments"] for row in rows}
     assert shares.keys() == {"float32", "tf32", "bf16"}
     assert max(shares.values()) <= gpu.MEMORY_TARGET, shares
-    assert min(shares.values()) > 0.5, shares
+    if device.type == "standin":  # the numbers of docs/performance.md
+        assert {name: round(share, 2) for name, share in shares.items()} == {
+            "float32": 0.91,
+            "tf32": 0.91,
+            "bf16": 0.93,
+        }

@@ -121,7 +121,8 @@ def _on_threads(
     matrices: Sequence[Tensor], shapes: Sequence[MPOShape], gauge: str, progress: Progress | None = None
 ) -> list[Decomposition]:
     """Each matrix on one thread; matrices on a GPU one after another."""
-    near = [matrix.detach().to(factorized_on(matrix.device)) for matrix in matrices]  # Apple's bear one thread only
+    # Copied here and not by the threads: Apple's devices may be used by one thread at a time.
+    near = [matrix.detach().to(factorized_on(matrix.device)) for matrix in matrices]
     with matmul_precision():
         found = one_a_thread(
             lambda given: _decompose(*given, gauge),

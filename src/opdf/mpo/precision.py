@@ -1,4 +1,4 @@
-"""How exactly is computed: matrix products, whatever the process has set for itself, and factorizations."""
+"""How exactly matrix products are computed, whatever the process has set, and where matrices are factorized."""
 
 from __future__ import annotations
 

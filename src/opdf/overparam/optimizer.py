@@ -464,14 +464,16 @@ class OverParameterizedOptimizer(Optimizer):
         To look for a gradient is to wait for a GPU. That is not needed once a step has written these weights together,
         as it would do again: writing one whose cores have not moved changes nothing.
         """
+        if dense[0].device.type != "cpu" and self._as_written(stack):
+            return [False] * len(stack)
+        return [zero or group["lr"] == 0 for zero in _all_zero(dense)]
+
+    def _as_written(self, stack: Sequence[Entry]) -> bool:
         together = tuple(name for name, _, _ in stack)
-        known = all(
+        return all(
             self._written.get(p) == Written(p._version, together) and self.state[p].get("lr_scale") != _UNKNOWN
             for _, p, _ in stack
         )
-        if known and dense[0].device.type != "cpu":
-            return [False] * len(stack)
-        return [zero or group["lr"] == 0 for zero in _all_zero(dense)]
 
     def _step_matrix(
         self, inner: Optimizer, lr: float, state: dict[str, Any], cores: Sequence[Tensor], grads: Sequence[Tensor],

@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from threading import Barrier
 from typing import Any
@@ -871,6 +873,45 @@ def test_a_stack_is_no_larger_than_memory_allows(monkeypatch: pytest.MonkeyPatch
         assert [len(stack) for stack in module._stacks(optimizer._entries(), aligned=())] == sizes
 
 
+# Products that torch.compile has compiled.
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_products_are_the_same_ones(backend: str, together: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced and lowered for every shape; inductor alone needs a C++ compiler."""
+    if backend == "inductor" and shutil.which("g++") is None:
+        pytest.skip("needs g++")
+    monkeypatch.setattr(module, "STACK_ENTRIES", {"cpu": 2**18} if together else {})
+    graphs: list[int] = []
+
+    def counting(graph: Any, inputs: Any) -> Any:
+        graphs.append(len(inputs))
+        return torch._dynamo.lookup_backend(backend)(graph, inputs)
+
+    torch.compiler.reset()
+    module._compiled.cache_clear()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counting))
+    found = []
+    for config in (WIDE, replace(WIDE, compile=True)):
+        model = wide().double()
+        overparam = overparameterize(model, config)
+        names = ["0.weight", "2.weight", "4.weight"]
+        overparam.align(wide(1).double(), weight=0.5, layer_map={name: name for name in names})
+        optimizer = overparam.optimizer(torch.optim.AdamW, lr=1e-2)
+        train(model, optimizer, 4)
+        found.append((weights(model), optimizer.constraint_logs))
+        assert bool(graphs) == config.compile
+    compiled = len(graphs)
+    train(model, optimizer, 2, start=4)
+    assert len(graphs) == compiled  # none for a step: one a shape, and one more for products that are kept
+    for a, b in zip(found[0][0], found[1][0], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+    assert found[1][1] == pytest.approx(found[0][1], rel=1e-9)
+    module._compiled.cache_clear()
+    torch.compiler.reset()
+
+
 # Matrices beside each other on a CPU, one a thread.
 
 
@@ -909,16 +950,16 @@ def test_steps_do_not_depend_on_the_number_of_threads(gauge: str, set_threads: A
 def test_as_many_as_threads_where_there_are_enough_matrices(
     threads: int, at_once: int, set_threads: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = module.OverParameterizedOptimizer._step_matrix
+    real = module.OverParameterizedOptimizer._step_cores
     meeting = Barrier(at_once, timeout=30)
     inside: list[int] = []
 
-    def watched(self: Any, *args: Any, **options: Any) -> bool:
+    def watched(self: Any, *args: Any) -> list[bool]:
         meeting.wait()
         inside.append(torch.get_num_threads())
-        return real(self, *args, **options)
+        return real(self, *args)
 
-    monkeypatch.setattr(module.OverParameterizedOptimizer, "_step_matrix", watched)
+    monkeypatch.setattr(module.OverParameterizedOptimizer, "_step_cores", watched)
     set_threads(threads)
     model = net()
     train(model, make(model), 2)

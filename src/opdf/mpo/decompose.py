@@ -25,6 +25,9 @@ GAUGES = ("symmetric", "balanced", "left")
 WELL_CONDITIONED = 1e-3
 """Least ratio of the smallest to the largest squared singular value at which float32 does: a condition up to 32."""
 
+BLOCK = 128
+"""Columns of a triangular matrix that are multiplied at a time, with no more rows than they have."""
+
 
 @dataclass(frozen=True)
 class Decomposition:
@@ -197,9 +200,7 @@ def _split_gram(rest: Tensor, bond: int) -> Split:
     if rest.dtype == torch.float32:
         if not values[0] > WELL_CONDITIONED * values[-1]:
             return _split_gram(rest.double(), bond)
-        # One Newton-Schulz step: orthogonal to float32's rounding instead of the eigensolver's, ten times larger.
-        lower = _gram(vectors.mT).tril()
-        vectors = torch.addmm(vectors, vectors, lower + lower.tril(-1).mT, beta=1.5, alpha=-0.5)
+        _orthogonalize(vectors)
     s = values.flip(-1).clamp(min=0).sqrt()
     vectors = vectors.flip(-1)[:, :bond]
     if not tall:
@@ -211,12 +212,23 @@ def _split_gram(rest: Tensor, bond: int) -> Split:
     return u.mul_(sign), (vectors * (safe * sign)).mT, s
 
 
-def _gram(rows: Tensor, block: int = 128) -> Tensor:
+def _orthogonalize(columns: Tensor) -> None:
+    """Make columns that an eigensolver left nearly orthogonal so to rounding, which is ten times less. In place.
+
+    V <- V (I + T) with T lower triangular and T + T' = I - V'V: to first order what V's QR decomposition gives.
+    """
+    change = _gram(columns.mT).tril_().neg_()
+    change.diagonal().add_(1).mul_(0.5)
+    for start in range(0, len(change), BLOCK):
+        columns[:, start : start + BLOCK] += columns[:, start:] @ change[start:, start : start + BLOCK]
+
+
+def _gram(rows: Tensor) -> Tensor:
     """`rows @ rows.mT`, its lower triangle only (and what the blocks have above it): `eigh` reads no more."""
     n = len(rows)
     gram = rows.new_zeros(n, n)
-    for start in range(0, n, block):
-        stop = min(n, start + block)
+    for start in range(0, n, BLOCK):
+        stop = min(n, start + BLOCK)
         torch.mm(rows[start:stop], rows[:stop].mT, out=gram[start:stop, :stop])
     return gram
 

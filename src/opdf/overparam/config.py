@@ -43,6 +43,9 @@ class OverParamConfig:
         precision: of the products between cores: "float32"; "tf32", on GPUs that have it; or "bf16". Cores, moments and
             weights stay in float32 (float64 weights and their cores stay out of this): what is lost is the rounding of
             each product, 2^-11 and 2^-9 of the weight.
+        compile: run the products between cores through torch.compile, which compiles them once for every shape and
+            stack (seconds each) and needs a C++ compiler for CPUs, Triton for GPUs. Beyond torch's limit of
+            recompilations they run as without it. No faster on a CPU; for a GPU, measure it.
         start: of the square cores at 1x1 sites. "symmetric" starts them as identities, every bond's singular values
             shared by the two outer cores; "balanced" spreads the singular values evenly over all cores of a bond;
             "random" adds noise to the identities and takes it back in the core that follows. The weight is the same.
@@ -66,6 +69,7 @@ class OverParamConfig:
     lr_scaling: str = "match-dense"
     keep_products: bool | None = None
     precision: str = "float32"
+    compile: bool = False
     start: str = "symmetric"
     cache: str | None = None
     placement: str = "replicate"

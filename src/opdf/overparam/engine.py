@@ -221,6 +221,7 @@ class OverParameterization:
             initial_cores=self._initial_cores,
             keep_products=self.config.keep_products,
             precision=self.config.precision,
+            compile=self.config.compile,
             cache=self.config.cache,
             start=self.config.start,
             **options,

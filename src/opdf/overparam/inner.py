@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from threading import Lock
 from typing import Any
 
@@ -15,11 +16,16 @@ _FORWARD_MODE = Lock()
 """torch counts levels of forward-mode differentiation for all threads together."""
 
 
-def run_inner(inner: Optimizer, tensors: list[Tensor], state: Any, lr: float | Tensor) -> None:
-    """Let `inner` step these tensors, which have gradients, with a state by tensor and at a rate of their own."""
-    group = inner.param_groups[0]
-    group["params"], group["lr"], inner.state = tensors, lr, state
+def run_inner(inner: Optimizer, parts: Iterable[tuple[list[Tensor], float | Tensor]], state: Any) -> None:
+    """Let `inner` step tensors that have gradients, with a state by tensor and each part at a rate of its own.
+
+    One call for all of them: what a torch optimizer does around its arithmetic takes as long as a small matrix.
+    """
+    given = inner.param_groups
+    inner.param_groups = [{**given[0], "params": tensors, "lr": lr} for tensors, lr in parts]
+    inner.state = state
     inner.step()
+    inner.param_groups = given
 
 
 def dense_over_cores(inner: Optimizer, cores: list[Tensor], grads: list[Tensor], grad: Tensor) -> float:
@@ -44,7 +50,7 @@ def _unit_updates(inner: Optimizer, grads: list[Tensor]) -> list[Tensor]:
     kept = options.get("weight_decay")
     if kept is not None:
         options["weight_decay"] = 0.0
-    run_inner(inner, tensors, {t: {} for t in tensors}, 1.0)
+    run_inner(inner, [(tensors, 1.0)], {t: {} for t in tensors})
     if kept is not None:
         options["weight_decay"] = kept
     return [t.detach() for t in tensors]

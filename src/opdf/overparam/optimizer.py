@@ -43,7 +43,7 @@ _EXTERNAL = -1
 _UNKNOWN = 0.0
 """Learning rate factor before the first step that moves anything; a state's keys do not depend on it being known."""
 
-STACK_ENTRIES = {"cuda": 2**24, "cpu": 2**19}
+STACK_ENTRIES = {"cuda": 2**25, "cpu": 2**19}
 """Core entries that are stepped together at most: on a CPU where calls cost more than their arithmetic, on a GPU as
 memory allows for copies and gradients, which exist only that long. Elsewhere matrices are stepped one by one."""
 
@@ -117,7 +117,7 @@ class OverParameterizedOptimizer(Optimizer):
         lr_scaling: "match-dense" or "none", see `OverParamConfig`.
         alignment: the constraint loss, or None.
         initial_cores: cores by name to start from instead of decomposing the weights.
-        keep_products, precision, cache, start: see `OverParamConfig`.
+        keep_products, precision, compile, cache, start: see `OverParamConfig`.
         **inner_options: options of `inner`: lr, betas, weight_decay, ...
 
     Attributes:
@@ -139,6 +139,7 @@ class OverParameterizedOptimizer(Optimizer):
         initial_cores: Mapping[str, list[Tensor]] | None = None,
         keep_products: bool | None = None,
         precision: str = "float32",
+        compile: bool = False,
         cache: str | Path | None = None,
         start: str = "symmetric",
         **inner_options: Any,
@@ -157,6 +158,7 @@ class OverParameterizedOptimizer(Optimizer):
         self._initial_cores = dict(initial_cores or {})
         self._keep_products = keep_products
         self._precision = precision
+        self._compile = compile
         self._cache = cache
         self._start = start
         self.progress: Progress | None = None
@@ -216,7 +218,7 @@ class OverParameterizedOptimizer(Optimizer):
         for group in self.param_groups:
             plain = [p for p, spec in members(group) if spec is None and p.grad is not None]
             if plain:
-                run_inner(self._make_inner(group), plain, self.state, group["lr"])
+                run_inner(self._make_inner(group), [(plain, group["lr"])], self.state)
 
     def _plan_stacks(self, entries: Iterable[Entry], places: Mapping[str, int] | None = None) -> list[Stack]:
         """What to step together: matrices of one group and shape, and of one of `places` if that is given."""
@@ -230,7 +232,7 @@ class OverParameterizedOptimizer(Optimizer):
 
     def _step_stacks(self, stacks: Sequence[Stack]) -> None:
         with matmul_precision("tf32" if self._precision == "tf32" else "ieee"):
-            if _faster_beside(stacks):
+            if not self._compile and _faster_beside(stacks):
                 costs = [stack.flops for stack in stacks]
                 one_a_thread(lambda stack: self._step_stack(*stack), stacks, costs, threads=torch.get_num_threads())
             else:
@@ -336,7 +338,7 @@ class OverParameterizedOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("_inner_class", "_inner_options", "_specs", "_lr_scaling", "_alignment", "_initial_cores", "_logs",
-               "_keep_products", "_precision", "_cache", "_start")  # fmt: skip
+               "_keep_products", "_precision", "_compile", "_cache", "_start")  # fmt: skip
         kept = {name: self.__dict__[name] for name in own}
         return super().__getstate__() | kept | {"_products": {}, "_written": {}, "progress": None}
 
@@ -439,7 +441,7 @@ class OverParameterizedOptimizer(Optimizer):
         dense = [as_matrix(self._whole_grad(p), spec.kind).to(chains[0][0].dtype) for _, p, spec in stack]
         cores = [_together(alike) for alike in zip(*chains, strict=True)]
         low = [self._low(core) for core in cores]
-        pulled = pullback(low, self._low(_together(dense)), self._known_products(stack, chains))
+        pulled = self._maths(pullback)(low, self._low(_together(dense)), self._known_products(stack, chains))
         pulled = [g.to(core.dtype) for g, core in zip(pulled, cores, strict=True)]
         grads = list(zip(*(_apart(g, len(stack)) for g in pulled), strict=True))
         idle = self._idle(group, stack, dense)
@@ -447,11 +449,8 @@ class OverParameterizedOptimizer(Optimizer):
             if self.state[p].get("lr_scale") == _UNKNOWN and not idle[n]:
                 self.state[p]["lr_scale"] = dense_over_cores(inner, chains[n], list(grads[n]), dense[n])
         self._constrain(stack, cores, pulled)
-        changed = [
-            entry
-            for n, entry in enumerate(stack)
-            if self._step_matrix(inner, group["lr"], self.state[entry[1]], chains[n], grads[n], idle=idle[n])
-        ]
+        moved = self._step_cores(inner, group["lr"], [self.state[p] for _, p, _ in stack], chains, grads, idle)
+        changed = [entry for entry, has_moved in zip(stack, moved, strict=True) if has_moved]
         del dense, cores, low, pulled, grads
         if changed:
             self._write(changed)
@@ -475,21 +474,27 @@ class OverParameterizedOptimizer(Optimizer):
             for _, p, _ in stack
         )
 
-    def _step_matrix(
-        self, inner: Optimizer, lr: float, state: dict[str, Any], cores: Sequence[Tensor], grads: Sequence[Tensor],
-        *, idle: bool,
-    ) -> bool:  # fmt: skip
-        """Step the cores of one matrix, `idle` without a gradient; whether any of them moved."""
-        before = [core.clone() for core in cores] if idle else None
-        states: dict[Tensor, dict[str, Any]] = {core: state.get(f"inner{k}", {}) for k, core in enumerate(cores)}
-        for core, g in zip(cores, grads, strict=True):
-            core.grad = g
-        run_inner(inner, list(cores), states, lr * (state.get("lr_scale") or 1.0))
-        for k, core in enumerate(cores):
-            core.grad = None
-            if states[core]:
-                state[f"inner{k}"] = states[core]
-        return before is None or any(not torch.equal(b, core) for b, core in zip(before, cores, strict=True))
+    def _step_cores(
+        self, inner: Optimizer, lr: float, states: Sequence[dict[str, Any]], chains: Sequence[list[Tensor]],
+        grads: Sequence[Sequence[Tensor]], idle: Sequence[bool],
+    ) -> list[bool]:  # fmt: skip
+        """Step the cores of matrices, `idle` ones being without a gradient; which of them moved."""
+        before = [[core.clone() for core in cores] if still else [] for cores, still in zip(chains, idle, strict=True)]
+        inner_states: dict[Tensor, dict[str, Any]] = {}
+        for state, cores, gradients in zip(states, chains, grads, strict=True):
+            for k, (core, g) in enumerate(zip(cores, gradients, strict=True)):
+                core.grad, inner_states[core] = g, state.get(f"inner{k}", {})
+        rates = [lr * (state.get("lr_scale") or 1.0) for state in states]
+        run_inner(inner, zip(chains, rates, strict=True), inner_states)
+        for state, cores in zip(states, chains, strict=True):
+            for k, core in enumerate(cores):
+                core.grad = None
+                if inner_states[core]:
+                    state[f"inner{k}"] = inner_states[core]
+        return [
+            not still or any(not torch.equal(core, b) for core, b in zip(cores, was, strict=True))
+            for still, cores, was in zip(idle, chains, before, strict=True)
+        ]
 
     def _reconcile(self, name: str, p: Tensor, spec: Spec, state: dict[str, Any]) -> None:
         """Someone else wrote the weight since the last step: if its values changed, they win over the cores."""
@@ -525,7 +530,7 @@ class OverParameterizedOptimizer(Optimizer):
         """Contract the cores of matrices of one shape, and write their weights."""
         shape = stack[0][2].shape
         chains = [_cores_of(self.state[p], shape) for _, p, _ in stack]
-        product, segments = contract_segments(
+        product, segments = self._maths(contract_segments)(
             [self._low(_together(alike)) for alike in zip(*chains, strict=True)], shape
         )
         if self._keep_products or (self._keep_products is None and chains[0][0].device.type == "cpu"):
@@ -547,6 +552,9 @@ class OverParameterizedOptimizer(Optimizer):
             return None
         same = all(core is other for core, other in zip(cores, last.cores, strict=True))
         return last.segments if same and last.versions == [core._version for core in cores] else None
+
+    def _maths(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return _compiled(function) if self._compile else function
 
     def _low(self, tensor: Tensor) -> Tensor:
         return tensor.bfloat16() if self._precision == "bf16" and tensor.dtype == torch.float32 else tensor
@@ -610,6 +618,19 @@ def rolled_back(optimizer: Optimizer) -> Iterator[None]:
                 p.copy_(weight)
                 if was_known:
                     optimizer.state[p]["version"] = p._version
+
+
+@lru_cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` through torch.compile, which is told nothing new about the plans that it reads from a cache."""
+    compiled = torch.compile(function, dynamic=False)
+
+    def quiet(*args: Any) -> Any:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*functools.lru_cache.*")
+            return compiled(*args)
+
+    return quiet
 
 
 def _group_specs(group: Mapping[str, Any]) -> list[Spec | None]:

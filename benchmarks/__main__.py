@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 
-from benchmarks import compiled, decomposition, gpu, growth, inference, memory, simulation, step, stored, together
+from benchmarks import compiled, decomposition, gpu, growth, host, inference, memory, simulation, step, stored, together
 from benchmarks.measure import DEVICE
 
 BENCHMARKS: dict[str, Callable[[], None]] = {
@@ -17,6 +17,7 @@ BENCHMARKS: dict[str, Callable[[], None]] = {
     "growth": growth.main,
     "compiled": compiled.main,
     "together": together.main,
+    "host": host.main,
     "stored": stored.main,
     "gpu": gpu.main,
     "simulation": simulation.main,

@@ -25,8 +25,11 @@ MODELS = {
         hidden_size=384, num_hidden_layers=3, num_attention_heads=12, intermediate_size=1536, num_labels=2
     ),
     "BERT-base": BertConfig(num_hidden_layers=6, num_labels=2),
+    "BERT of width 32": BertConfig(
+        hidden_size=32, num_hidden_layers=6, num_attention_heads=4, intermediate_size=128, num_labels=2, vocab_size=1000
+    ),
 }
-TEACHER_LAYERS = {"MiniLM": 6, "BERT-base": 12}
+TEACHER_LAYERS = {"MiniLM": 6, "BERT-base": 12, "BERT of width 32": 12}
 
 
 @dataclass(frozen=True)

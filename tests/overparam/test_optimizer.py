@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 import shutil
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -889,6 +890,7 @@ def test_compiled_products_are_the_same_ones(backend: str, together: bool, monke
         graphs.append(len(inputs))
         return torch._dynamo.lookup_backend(backend)(graph, inputs)
 
+    monkeypatch.setenv("CXX", shutil.which("g++") or sys.executable)  # any program: aot_eager does without
     torch.compiler.reset()
     module._compiled.cache_clear()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counting))
@@ -910,6 +912,16 @@ def test_compiled_products_are_the_same_ones(backend: str, together: bool, monke
     assert found[1][1] == pytest.approx(found[0][1], rel=1e-9)
     module._compiled.cache_clear()
     torch.compiler.reset()
+
+
+def test_compiling_without_a_compiler_is_refused_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ValueError, match=r"C\+\+ compiler: no-such-compiler is not there; install it"):
+        overparameterize(net(), replace(CONFIG, compile=True))
+    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ValueError, match="compile is True"):
+        overparameterize(net(), replace(CONFIG, compile=True))
 
 
 # Matrices beside each other on a CPU, one a thread.

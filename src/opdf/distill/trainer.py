@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
@@ -223,7 +224,7 @@ class DistillationTrainer(Trainer):
         return list(islice(loader, max(1, examples // size)))
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        extra = [p for module in self.objective.modules().values() for p in module.parameters()]
+        extra = self._own_parameters()
         current: torch.optim.Optimizer | None = self.optimizer
         if current is None and (self.overparameterization is not None or extra):
             student = self.model if model is None else model
@@ -285,6 +286,19 @@ class DistillationTrainer(Trainer):
         self._watch(losses.total.detach())
         # Gradients are averaged over processes, the loss is a sum over all their items.
         return losses.total * self.accelerator.num_processes
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        loss = super().training_step(*args, **kwargs)
+        # Now, not before the step: what looks for overflow then has to see the same gradients on every process.
+        if self.accelerator.sync_gradients and self.accelerator.num_processes > 1:
+            for p in self._own_parameters():
+                if p.grad is not None:
+                    p.grad = self.accelerator.reduce(p.grad, "mean")
+        return loss
+
+    def _own_parameters(self) -> list[nn.Parameter]:
+        """Those of the objective, which no model wrapper looks after."""
+        return [p for module in self.objective.modules().values() for p in module.parameters()]
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
@@ -495,12 +509,15 @@ class DistillationTrainer(Trainer):
 
 
 class _ObjectiveHooks(TrainerCallback):
-    """Passes the Trainer's events to the objective, whose own parameters no model wrapper looks after."""
+    """Passes the Trainer's events to the objective."""
 
     def __init__(self, trainer: DistillationTrainer) -> None:
         self.trainer = trainer
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.trainer.accelerator.num_processes > 1:
+            for p in self.trainer._own_parameters():
+                p.data.copy_(broadcast(p.data))
         self.trainer._parts, self.trainer._parts_since = {}, state.global_step
         self.trainer._diverged = None
         self.trainer.objective.on_train_begin(self.trainer)
@@ -513,23 +530,12 @@ class _ObjectiveHooks(TrainerCallback):
         # Not where the batches are drawn: a resumed run sets its random state between the two.
         self.trainer.objective.before_forward(self.trainer, *self.trainer._window)
 
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        if self.trainer.accelerator.num_processes > 1:
-            for p in self._parameters():
-                if p.grad is not None:
-                    p.grad = self.trainer.accelerator.reduce(p.grad, "mean")
-
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         self.trainer.objective.after_optimizer_step(self.trainer)
-        for p in self._parameters():
+        for p in self.trainer._own_parameters():
             p.grad = None
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.trainer.objective.on_train_end(self.trainer)
-
-    def _parameters(self) -> list[nn.Parameter]:
-        return [p for module in self.trainer.objective.modules().values() for p in module.parameters()]

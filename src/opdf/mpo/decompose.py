@@ -204,12 +204,12 @@ def _split_gram(rest: Tensor, bond: int) -> Split:
     s = values.flip(-1).clamp(min=0).sqrt()
     vectors = vectors.flip(-1)[:, :bond]
     if not tall:
-        u = vectors * _signs(vectors)
+        u = vectors.mul_(_signs(vectors))
         return u, u.mT @ rest, s
     safe = _share(s[:bond], torch.float32).square()
     u = (rest @ vectors).div_(safe)
     sign = _signs(u)
-    return u.mul_(sign), (vectors * (safe * sign)).mT, s
+    return u.mul_(sign), vectors.mul_(safe * sign).mT, s
 
 
 def _orthogonalize(columns: Tensor) -> None:

@@ -48,7 +48,8 @@ class OverParamConfig:
             recompilations they run as without it. No faster on a CPU; for a GPU, measure it.
         start: of the square cores at 1x1 sites. "symmetric" starts them as identities, every bond's singular values
             shared by the two outer cores; "balanced" spreads the singular values evenly over all cores of a bond;
-            "random" adds noise to the identities and takes it back in the core that follows. The weight is the same.
+            "random" adds noise, from torch's seed (the same on all processes), to the identities and takes it back in
+            the core that follows. The weight is the same.
         cache: folder in which decompositions are kept by content, for runs that start from the same weights.
         placement: with several processes, "replicate" steps all cores on every one; "owner" gives each matrix's cores
             and moments to one, which steps them and sends the weight to the others.

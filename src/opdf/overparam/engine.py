@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -262,8 +265,8 @@ def overparameterize(model: nn.Module, config: OverParamConfig | None = None) ->
             `loss.backward()` on a few batches.
 
     Raises:
-        ValueError: the configuration matches nothing, explicit factors do not multiply up to a matrix's size, or
-            `most_important` finds no gradients.
+        ValueError: the configuration matches nothing, explicit factors do not multiply up to a matrix's size,
+            `most_important` finds no gradients, or `compile` no compiler.
         TypeError: a weight is quantized or not floating-point.
     """
     planned = plan_all(model, config)
@@ -276,11 +279,24 @@ def plan_all(model: nn.Module, config: OverParamConfig | None = None) -> OverPar
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; give a torch.nn.Module")
     config = OverParamConfig() if config is None else config
+    if config.compile:
+        _check_compiler()
     found = find_matrices(model, config.targets, config.exclude)
     for pattern in config.shapes or {}:
         if not any(matches(matrix, pattern) for matrix in found):
             raise ValueError(f"shapes pattern {pattern!r} matches no matrix; there is e.g. {found[0].name}")
     return OverParameterization(model, config, [TargetMatrix(m, _shape(m, config)) for m in found])
+
+
+def _check_compiler() -> None:
+    """Before anything runs: torch looks for it when it first compiles, which is in the first step."""
+    default = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+    compiler = os.environ.get("CXX", default)
+    if shutil.which(compiler) is None:
+        raise ValueError(
+            f"compile is True and torch.compile needs a C++ compiler: {compiler} is not there; "
+            "install it, name another in the environment variable CXX, or leave compile out"
+        )
 
 
 def _shape(matrix: Matrix, config: OverParamConfig) -> MPOShape:

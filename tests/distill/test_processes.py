@@ -1,4 +1,4 @@
-"""The trainer under FSDP2: two processes (gloo) against one, and the engines that it refuses.
+"""The trainer in two processes (gloo) against one, under FSDP2 and DDP, and the engines that it refuses.
 
 accelerate takes up FSDP2 on accelerators only. Here the processes tell it that they have some, which are CPUs.
 """
@@ -30,7 +30,14 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedTo
 
 from opdf.cli import main
 from opdf.cli.output import save
-from opdf.distill import Constraint, DistillationArguments, DistillationTrainer, LogitsDistillation, keep_layers
+from opdf.distill import (
+    Constraint,
+    DistillationArguments,
+    DistillationTrainer,
+    HiddenDistillation,
+    LogitsDistillation,
+    keep_layers,
+)
 from opdf.overparam import OverParamConfig
 
 FSDP2 = {"version": 2, "transformer_layer_cls_to_wrap": ["BertLayer"]}
@@ -127,6 +134,58 @@ def test_two_processes_equal_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert all(torch.equal(first[name], p) for name, p in saved.named_parameters())
     moved = [name for name, p in alone.model.named_parameters() if not torch.allclose(p, before[name], atol=1e-3)]
     assert "bert.encoder.layer.0.attention.self.query.weight" in moved
+
+
+class Watched(DistillationTrainer):
+    """Its projections have the same gradients everywhere when they are looked at for overflow."""
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        for p in self.objective.modules()["projections"].parameters():
+            assert p.grad is not None
+            first, *others = self.accelerator.gather(p.grad[None])
+            assert all(torch.equal(first, other) for other in others)
+        return super()._clip_grad_norm(model)
+
+
+def projected(folder: str, batch: int, seed: int = 0) -> Watched:
+    """A student of another width than its teacher; `seed` is that of its projections."""
+    sizes = {"vocab_size": 20, "num_attention_heads": 2, "intermediate_size": 32, "hidden_dropout_prob": 0.0}
+    torch.manual_seed(0)
+    teacher, student = (
+        BertForSequenceClassification(
+            BertConfig(hidden_size=width, num_hidden_layers=blocks, attention_probs_dropout_prob=0.0, **sizes)
+        )
+        for width, blocks in ((16, 2), (8, 1))
+    )
+    ids = torch.randint(0, 20, (64, 5), generator=torch.Generator().manual_seed(0))
+    data = Dataset.from_dict({"input_ids": ids.tolist(), "labels": (ids.sum(1) % 2).tolist()})
+    arguments = DistillationArguments(
+        folder, use_cpu=True, per_device_train_batch_size=batch, gradient_accumulation_steps=2, learning_rate=1e-2,
+        lr_scheduler_type="constant", disable_tqdm=True, max_steps=3, save_strategy="no",
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    return Watched(student, arguments, teacher=teacher, train_dataset=data, objective=HiddenDistillation())
+
+
+def projecting(rank: int, folder: str) -> None:
+    join(rank)
+    run = projected(folder, 4, seed=rank)
+    run.train()
+    torch.save(run.model.state_dict() | run.objective.projections.state_dict(), f"{folder}/{rank}.pt")
+    torch.distributed.barrier()
+    os._exit(0)
+
+
+def test_projections_under_ddp_are_those_of_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    launch(projecting, (str(tmp_path),), monkeypatch)
+    alone = projected(str(tmp_path), 8)
+    alone.train()
+    expected = alone.model.state_dict() | alone.objective.projections.state_dict()
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert len(expected) == len(alone.model.state_dict()) + 1
+    for name, value in expected.items():
+        torch.testing.assert_close(first[name], value, rtol=1e-3, atol=1e-5, msg=name)
+        assert torch.equal(first[name], second[name]), name
 
 
 SAVING = {"save_strategy": "steps", "save_steps": 2}

@@ -1,0 +1,36 @@
+"""The benchmark of a GPU's host steps as many matrices at a time as a GPU does with the full-sized student."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import opdf
+from benchmarks import host, measure
+from benchmarks.contenders import student
+from opdf.overparam import optimizer
+
+
+def test_stacks_are_those_of_the_full_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    real = optimizer.OverParameterizedOptimizer._step_stack
+
+    def watched(self: Any, inner: Any, group: Any, stack: Any) -> None:
+        sizes.append(len(stack))
+        real(self, inner, group, stack)
+
+    monkeypatch.setattr(optimizer.OverParameterizedOptimizer, "_step_stack", watched)
+    monkeypatch.setattr(measure, "RESULTS", tmp_path)
+    host.main(repeats=1)
+
+    matrices = opdf.overparameterize(student("BERT-base"), opdf.OverParamConfig(ones=host.ONES)).matrices
+    full = []
+    for shape in {target.shape for target in matrices}:
+        alike = sum(target.shape == shape for target in matrices)
+        most = optimizer.STACK_ENTRIES["cuda"] // shape.num_params
+        full += [most] * (alike // most) + [alike % most]
+    assert sorted(sizes[: len(full)]) == sorted(full)
+    assert json.loads((tmp_path / "host.json").read_text())["rows"][0]["opdf / plain"] > 1

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 import opdf
-from benchmarks import host, measure
-from benchmarks.contenders import student
+from benchmarks import contenders, host, measure
 from opdf.overparam import optimizer
 
 
@@ -26,7 +25,7 @@ def test_stacks_are_those_of_the_full_size(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(measure, "RESULTS", tmp_path)
     host.main(repeats=1)
 
-    matrices = opdf.overparameterize(student("BERT-base"), opdf.OverParamConfig(ones=host.ONES)).matrices
+    matrices = opdf.overparameterize(contenders.student("BERT-base"), opdf.OverParamConfig(ones=host.ONES)).matrices
     full = []
     for shape in {target.shape for target in matrices}:
         alike = sum(target.shape == shape for target in matrices)

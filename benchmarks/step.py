@@ -14,7 +14,7 @@ from benchmarks.measure import Timing, alternate, matmul_rate, write
 
 GRID = [("MiniLM", ones, accumulation) for ones in (1, 3, 8) for accumulation in (1, 4, 16)]
 GRID_LARGE = [("BERT-base", ones, 1) for ones in (1, 3, 8)] + [("BERT-base", ones, 4) for ones in (1, 3)]
-"""What two cores can measure in three quarters of an hour; with accumulation 16 a row takes that long by itself."""
+"""What two cores can measure in half an hour; with accumulation 16 a row takes longer than that by itself."""
 
 
 def floor_seconds(name: str, ones: int, rate: float) -> float:

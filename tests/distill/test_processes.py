@@ -43,6 +43,11 @@ from opdf.overparam import OverParamConfig
 FSDP2 = {"version": 2, "transformer_layer_cls_to_wrap": ["BertLayer"]}
 
 
+def examples() -> Dataset:
+    ids = torch.randint(0, 20, (64, 5), generator=torch.Generator().manual_seed(0))
+    return Dataset.from_dict({"input_ids": ids.tolist(), "labels": (ids.sum(1) % 2).tolist()})
+
+
 def trainer(
     folder: Path,
     placement: str,
@@ -58,8 +63,6 @@ def trainer(
         vocab_size=20, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
         hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     ))  # fmt: skip
-    ids = torch.randint(0, 20, (64, 5), generator=torch.Generator().manual_seed(0))
-    data = Dataset.from_dict({"input_ids": ids.tolist(), "labels": (ids.sum(1) % 2).tolist()})
     arguments = DistillationArguments(
         str(folder), use_cpu=True, per_device_train_batch_size=batch, learning_rate=1e-2,
         lr_scheduler_type="constant", disable_tqdm=True, **({"max_steps": 5, "save_strategy": "no"} | more),
@@ -68,7 +71,7 @@ def trainer(
         assert arguments.device.type == "cpu"
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     return DistillationTrainer(
-        keep_layers(teacher, 1), arguments, teacher=teacher, train_dataset=data, objective=objective,
+        keep_layers(teacher, 1), arguments, teacher=teacher, train_dataset=examples(), objective=objective,
         overparam=OverParamConfig(ones=1, placement=placement, **(over or {})), constraint=Constraint(),
     )  # fmt: skip
 
@@ -157,14 +160,12 @@ def projected(folder: str, batch: int, seed: int = 0) -> Watched:
         )
         for width, blocks in ((16, 2), (8, 1))
     )
-    ids = torch.randint(0, 20, (64, 5), generator=torch.Generator().manual_seed(0))
-    data = Dataset.from_dict({"input_ids": ids.tolist(), "labels": (ids.sum(1) % 2).tolist()})
     arguments = DistillationArguments(
         folder, use_cpu=True, per_device_train_batch_size=batch, gradient_accumulation_steps=2, learning_rate=1e-2,
         lr_scheduler_type="constant", disable_tqdm=True, max_steps=3, save_strategy="no",
     )  # fmt: skip
     torch.manual_seed(seed)
-    return Watched(student, arguments, teacher=teacher, train_dataset=data, objective=HiddenDistillation())
+    return Watched(student, arguments, teacher=teacher, train_dataset=examples(), objective=HiddenDistillation())
 
 
 def projecting(rank: int, folder: str) -> None:

@@ -622,7 +622,7 @@ def rolled_back(optimizer: Optimizer) -> Iterator[None]:
 
 @lru_cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` through torch.compile, which is told nothing new about the plans that it reads from a cache."""
+    """`function` through torch.compile, without its warning about `lru_cache`: what is cached there never changes."""
     compiled = torch.compile(function, dynamic=False)
 
     def quiet(*args: Any) -> Any:

@@ -20,13 +20,14 @@ from typing import Any
 from tabulate import tabulate
 
 from benchmarks.measure import RESULTS
-from opdf.cli import job, scoring
-from opdf.cli.config import DataConfig, DistillConfig, ObjectiveConfig, StudentConfig, TeacherConfig
-from opdf.cli.models import load_model
-from opdf.cli.options import read_yaml
-from opdf.cli.targets import write_store
 from opdf.distill import SparseLogitsDistillation
 from opdf.distill.probe import linear_probe
+from opdf.job import run as job
+from opdf.job import scoring
+from opdf.job.config import DataConfig, DistillConfig, ObjectiveConfig, StudentConfig, TeacherConfig
+from opdf.job.models import load_model
+from opdf.job.options import read_yaml
+from opdf.job.targets import write_store
 from opdf.overparam import Constraint, OverParamConfig
 
 SEEDS = (0, 1, 2)

@@ -12,10 +12,10 @@ from transformers import default_data_collator, set_seed
 
 from benchmarks.measure import alternate, write
 from benchmarks.methods import IMAGES
-from opdf.cli import job
-from opdf.cli.config import ObjectiveConfig
-from opdf.cli.targets import training_rows, write_store
 from opdf.distill import LogitsDistillation, SparseLogitsDistillation, keep_layers
+from opdf.job import run as job
+from opdf.job.config import ObjectiveConfig
+from opdf.job.targets import training_rows, write_store
 
 STEPS, BATCH = 20, 32
 

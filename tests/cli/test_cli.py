@@ -16,14 +16,17 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification, BertModel
 
-from opdf.cli import UserError, main, targets
-from opdf.cli.config import DistillConfig
+from opdf.cli import main
 from opdf.cli.demo import TASKS, VARIANTS, judge
-from opdf.cli.job import build_objective, build_student, check_objective, prepare_data
-from opdf.cli.models import from_config, load_model
-from opdf.cli.options import fill, parse, read_yaml
+from opdf.cli.options import parse
 from opdf.data import Task, load_data
 from opdf.distill import DistillationArguments
+from opdf.job import targets
+from opdf.job.config import DistillConfig
+from opdf.job.errors import UserError
+from opdf.job.models import from_config, load_model
+from opdf.job.options import fill, read_yaml
+from opdf.job.run import build_objective, build_student, check_objective, prepare_data
 from opdf.overparam import OverParamConfig, overparameterize
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))

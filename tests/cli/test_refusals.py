@@ -19,7 +19,7 @@ from PIL import Image
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
 from opdf.cli import main
-from opdf.cli.options import merged
+from opdf.job.options import merged
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{k}" for k in range(40))]
 ROWS = 60

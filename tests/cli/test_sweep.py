@@ -17,11 +17,12 @@ import psutil
 import pytest
 import yaml
 
-from opdf.cli import job, main
-from opdf.cli.options import fill, read_yaml
-from opdf.cli.runner import Runner
+from opdf.cli import main
 from opdf.cli.sweep import StudyConfig, Sweep
+from opdf.job import run as job
+from opdf.job.options import fill, read_yaml
 from opdf.study import Cell, Outcome, Store
+from opdf.study.runner import Runner
 
 STUDIES = sorted((Path(__file__).parents[2] / "studies").rglob("*.yaml"))
 

@@ -29,7 +29,6 @@ from torch.distributed.tensor import DTensor
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast, TrainingArguments
 
 from opdf.cli import main
-from opdf.cli.output import save
 from opdf.distill import (
     Constraint,
     DistillationArguments,
@@ -38,6 +37,7 @@ from opdf.distill import (
     LogitsDistillation,
     keep_layers,
 )
+from opdf.job.output import save
 from opdf.overparam import OverParamConfig
 
 FSDP2 = {"version": 2, "transformer_layer_cls_to_wrap": ["BertLayer"]}

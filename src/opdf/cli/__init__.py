@@ -15,6 +15,8 @@ import signal
 import sys
 from importlib import import_module
 
+from opdf.job.errors import Stopped, UserError
+
 COMMANDS = {
     "distill": "distill a student from a teacher as a YAML file says",
     "plan": "show what over-parameterization would do to a model, before anything runs",
@@ -30,18 +32,6 @@ COMMANDS = {
 USAGE = "usage: opdf [--version] COMMAND ...\n\nOver-parameterized knowledge distillation.\n\ncommands:\n" + "".join(
     f"  {name:<14}{text}\n" for name, text in COMMANDS.items()
 )
-
-
-class UserError(Exception):
-    """Something the user can put right: one line on stderr and exit status 2."""
-
-
-class Stopped(Exception):  # noqa: N818
-    """A signal ended a run, whose checkpoint is saved."""
-
-    def __init__(self, number: int, message: str) -> None:
-        super().__init__(message)
-        self.number = number
 
 
 NEEDS_LESS_MEMORY = (

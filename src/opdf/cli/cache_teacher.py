@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from opdf.cli import UserError
-from opdf.cli.config import DistillConfig
 from opdf.cli.options import parse
+from opdf.job.config import DistillConfig
+from opdf.job.errors import UserError
 
 DESCRIPTION = """Run the teacher once over the training data and keep its outputs.
 
@@ -19,10 +19,10 @@ KNOWN = {"teacher", "teacher.log", "teacher-checkpoints", "logits"}
 
 def main(argv: list[str]) -> None:
     config = parse(argv, DistillConfig, "opdf cache-teacher", DESCRIPTION)
-    from opdf.cli import job
-    from opdf.cli.models import check_inputs
-    from opdf.cli.targets import store_of, write_store
     from opdf.distill import SparseLogitsDistillation
+    from opdf.job import run as job
+    from opdf.job.models import check_inputs
+    from opdf.job.targets import store_of, write_store
 
     objective = job.build_objective(config)
     if not isinstance(objective, SparseLogitsDistillation) or not objective.store:

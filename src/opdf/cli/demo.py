@@ -9,10 +9,11 @@ from typing import Any
 
 from tabulate import tabulate
 
-from opdf.cli import UserError
-from opdf.cli.config import DataConfig, DistillConfig, StudentConfig, TeacherConfig
-from opdf.cli.options import at_least_one, parse, write_yaml
+from opdf.cli.options import at_least_one, parse
 from opdf.files import replacing
+from opdf.job.config import DataConfig, DistillConfig, StudentConfig, TeacherConfig
+from opdf.job.errors import UserError
+from opdf.job.options import write_yaml
 from opdf.overparam import Constraint, OverParamConfig
 
 DESCRIPTION = """Fine-tune a teacher on embedded data, then distill the same student four ways: plain (KD), with two
@@ -83,10 +84,10 @@ def main(argv: list[str]) -> None:
     if options.task not in TASKS:
         raise UserError(f"task is {options.task!r}; expected one of {', '.join(TASKS)}")
     at_least_one(options, "train_limit")
-    from opdf.cli import job
-    from opdf.cli.models import load_model
-    from opdf.cli.output import claim, free, write_json
-    from opdf.cli.scoring import answers, evaluator, scores
+    from opdf.job import run as job
+    from opdf.job.models import load_model
+    from opdf.job.output import claim, free, write_json
+    from opdf.job.scoring import answers, evaluator, scores
 
     job.quiet()
     start = time.perf_counter()

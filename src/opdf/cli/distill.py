@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 
-from opdf.cli.config import DistillConfig
 from opdf.cli.options import parse
+from opdf.job.config import DistillConfig
 
 DESCRIPTION = """Distill a student from a teacher.
 
@@ -19,7 +19,7 @@ accelerate launch --multi_gpu --num_processes 4 -m opdf.cli distill CONFIG.yaml,
 
 def main(argv: list[str]) -> None:
     config = parse(argv, DistillConfig, "opdf distill", DESCRIPTION)
-    from opdf.cli import job
+    from opdf.job import run as job
 
     job.quiet()
     metrics = job.run(config, shlex.join(["opdf", "distill", *argv]))

@@ -6,9 +6,10 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from opdf.cli import UserError
-from opdf.cli.config import DataConfig, DistillConfig, TeacherConfig
-from opdf.cli.options import at_least_one, fill, parse, read_yaml
+from opdf.cli.options import at_least_one, parse
+from opdf.job.config import DataConfig, DistillConfig, TeacherConfig
+from opdf.job.errors import UserError
+from opdf.job.options import fill, read_yaml
 
 DESCRIPTION = """Score a model on a dataset.
 
@@ -68,10 +69,10 @@ def main(argv: list[str]) -> None:
             f"{config.model} comes without data; say what to score it on with --data.name, or give an output folder of "
             "opdf distill"
         )
-    from opdf.cli import job
-    from opdf.cli.models import check_inputs, load_model
-    from opdf.cli.scoring import evaluator, scores
     from opdf.distill.probe import linear_probe
+    from opdf.job import run as job
+    from opdf.job.models import check_inputs, load_model
+    from opdf.job.scoring import evaluator, scores
 
     job.quiet()
     prepared = job.prepare_data(DistillConfig(data=config.data, teacher=TeacherConfig(model=config.model)))

@@ -14,11 +14,12 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from opdf.cli import UserError, not_installed
-from opdf.cli.config import DistillConfig, TeacherConfig
+from opdf.cli import not_installed
 from opdf.cli.eval import ScoredData, with_run
 from opdf.cli.options import parse
 from opdf.files import replacing_folder
+from opdf.job.config import DistillConfig, TeacherConfig
+from opdf.job.errors import UserError
 
 DESCRIPTION = """Write a saved model as ONNX, or as a torch.export program, and compare it with torch.
 
@@ -66,7 +67,7 @@ class ExportConfig:
 def main(argv: list[str]) -> None:
     config = parse(with_run(argv), ExportConfig, "opdf export", DESCRIPTION, positional="model")
     check(config)
-    from opdf.cli import job
+    from opdf.job import run as job
 
     job.quiet()
     model = load(config.model)
@@ -112,7 +113,7 @@ def load(name: str) -> Any:
     import torch
     import transformers
 
-    from opdf.cli.models import load_config, loading
+    from opdf.job.models import load_config, loading
 
     with loading(name) as folder:
         config = load_config(name, folder)
@@ -145,8 +146,8 @@ def write(model: Any, config: ExportConfig, folder: Path) -> dict[str, Any]:
     """Export into a folder, with configuration and tokenizer beside it; returns what export.json holds."""
     from transformers import AutoProcessor
 
-    from opdf.cli import job
-    from opdf.cli.models import loading
+    from opdf.job import run as job
+    from opdf.job.models import loading
 
     expected = [(inputs, torch_outputs(model)(inputs)) for inputs in examples(model)]
     if config.format == "onnx":
@@ -319,8 +320,8 @@ def score(outputs: Outputs, prepared: Any, batch: int) -> dict[str, Any]:
     import numpy as np
     from torch.utils.data import DataLoader
 
-    from opdf.cli.scoring import similarity_metrics
     from opdf.distill.embedding import mean_pooled, pair_cosines
+    from opdf.job.scoring import similarity_metrics
 
     data, task = prepared.data["test"], prepared.task
     if task.kind == "similarity":

@@ -94,8 +94,8 @@ def _meta_model(name: str, layers: int | None = None) -> Any:
     import torch
     from transformers import AutoConfig, AutoModel
 
-    from opdf.cli.job import quiet
-    from opdf.cli.models import loading
+    from opdf.job.models import loading
+    from opdf.job.run import quiet
 
     quiet()
     with loading(name) as folder:

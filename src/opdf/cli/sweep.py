@@ -18,13 +18,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from sqlalchemy import make_url
 
-from opdf.cli import UserError, job
-from opdf.cli.config import DistillConfig
-from opdf.cli.options import fill, merged, parse, plain, write_yaml
-from opdf.cli.output import write_json
-from opdf.cli.runner import Runner, digest
+from opdf.cli.options import parse
 from opdf.data import Task, load_data
+from opdf.job import run as job
+from opdf.job.config import DistillConfig
+from opdf.job.errors import UserError
+from opdf.job.options import fill, merged, plain, write_yaml
+from opdf.job.output import write_json
 from opdf.study import Plan, Store, conclude
+from opdf.study.runner import Runner, digest
 
 DESCRIPTION = """Compare variants of a distillation at equal effort.
 

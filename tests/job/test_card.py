@@ -11,9 +11,9 @@ import yaml
 from huggingface_hub import ModelCard
 
 from opdf.cli import main
-from opdf.cli.card import card_data, hub_name, teacher_of
-from opdf.cli.config import DataConfig, DistillConfig, TeacherConfig
 from opdf.data import Task
+from opdf.job.card import card_data, hub_name, teacher_of
+from opdf.job.config import DataConfig, DistillConfig, TeacherConfig
 
 CONFIG: dict[str, Any] = {
     "data": {"name": "digits"},

@@ -23,25 +23,6 @@ from torch import nn
 from transformers import set_seed
 
 import opdf
-from opdf.cli import Stopped, UserError
-from opdf.cli.arguments import TRAINING, check_packages, training_arguments
-from opdf.cli.card import write_card
-from opdf.cli.config import DistillConfig
-from opdf.cli.models import (
-    DECIDED,
-    check_fields,
-    check_inputs,
-    check_same_tokens,
-    from_config,
-    load_model,
-    load_processor,
-)  # fmt: skip
-from opdf.cli.options import fill, suggest, write_yaml
-from opdf.cli.output import claim, free, save, write_json
-from opdf.cli.prepared import Prepared
-from opdf.cli.progress import show, stopping
-from opdf.cli.scoring import evaluator, scores
-from opdf.cli.targets import training_rows
 from opdf.data import Task, encode, load_data
 from opdf.distill import (
     LGTM,
@@ -58,6 +39,25 @@ from opdf.distill import (
 )
 from opdf.distill.checkpoint import newest_whole
 from opdf.distill.trainer import plan_student
+from opdf.job.arguments import TRAINING, check_packages, training_arguments
+from opdf.job.card import write_card
+from opdf.job.config import DistillConfig
+from opdf.job.errors import Stopped, UserError
+from opdf.job.models import (
+    DECIDED,
+    check_fields,
+    check_inputs,
+    check_same_tokens,
+    from_config,
+    load_model,
+    load_processor,
+)  # fmt: skip
+from opdf.job.options import fill, suggest, write_yaml
+from opdf.job.output import claim, free, save, write_json
+from opdf.job.prepared import Prepared
+from opdf.job.progress import show, stopping
+from opdf.job.scoring import evaluator, scores
+from opdf.job.targets import training_rows
 from opdf.overparam import OverParameterization
 
 OBJECTIVES: dict[str, type[Objective]] = {

@@ -17,15 +17,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import BatchEncoding
 
-from opdf.cli import UserError
-from opdf.cli.config import DistillConfig
-from opdf.cli.prepared import Prepared
-from opdf.cli.progress import counting
 from opdf.data import ImageNoise, TextNoise, encode_rows
 from opdf.distill import DecisionDistillation, Objective, SparseLogitsDistillation
 from opdf.distill.dbkd import count_decisions, decision_logits
 from opdf.distill.sparse_logits import LogitsStore, StoredDataset, StoreInfo, fingerprint, noisy, weights_digest
 from opdf.files import replacing
+from opdf.job.config import DistillConfig
+from opdf.job.errors import UserError
+from opdf.job.prepared import Prepared
+from opdf.job.progress import counting
 
 BATCH = 128
 

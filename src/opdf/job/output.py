@@ -9,9 +9,9 @@ from typing import Any
 
 from accelerate import PartialState
 
-from opdf.cli import UserError
 from opdf.distill.checkpoint import writing
 from opdf.files import replacing, replacing_folder
+from opdf.job.errors import UserError
 
 REMEDY = "free some space and run it again"
 

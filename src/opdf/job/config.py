@@ -1,4 +1,4 @@
-"""What `opdf distill` can be told, as dataclasses; `opdf.cli.options` fills them in."""
+"""What `opdf distill` can be told, as dataclasses; `opdf.job.options` fills them in."""
 
 from __future__ import annotations
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from opdf.cli import progress as module
-from opdf.cli.progress import Bar
+from opdf.job import progress as module
+from opdf.job.progress import Bar
 
 
 @pytest.fixture

@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from opdf.cli import job
-from opdf.cli.config import DistillConfig, ObjectiveConfig
-from opdf.cli.options import plain
-from opdf.cli.output import write_json
-from opdf.cli.prepared import Prepared
-from opdf.cli.scoring import answers, evaluator, scores
-from opdf.cli.targets import with_teacher_logits, write_store
 from opdf.distill import LogitsDistillation, SparseLogitsDistillation, TrainingDiverged
 from opdf.distill.probe import features, fit_probe
+from opdf.job import run as job
+from opdf.job.config import DistillConfig, ObjectiveConfig
+from opdf.job.options import plain
+from opdf.job.output import write_json
+from opdf.job.prepared import Prepared
+from opdf.job.scoring import answers, evaluator, scores
+from opdf.job.targets import with_teacher_logits, write_store
 from opdf.study import DIVERGED, Cell, Outcome, Recorder
 
 JUDGED = ("validation", "test")

@@ -15,9 +15,9 @@ import torch
 from huggingface_hub import constants
 from transformers import BertConfig, BertForSequenceClassification
 
-from opdf.cli import UserError
-from opdf.cli.models import load_model
 from opdf.data import Task
+from opdf.job.errors import UserError
+from opdf.job.models import load_model
 
 TASK = Task("classification", ("text",), "label", ("a", "b"))
 
@@ -46,8 +46,8 @@ def test_a_cached_model_needs_no_network(cache: Path, monkeypatch: pytest.Monkey
 
 
 ASK = """
-from opdf.cli import UserError
-from opdf.cli.models import load_model
+from opdf.job.errors import UserError
+from opdf.job.models import load_model
 from opdf.data import Task, load_data
 try:
     load_data("nobody/data")

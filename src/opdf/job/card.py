@@ -8,11 +8,11 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from opdf.cli.config import DistillConfig
-from opdf.cli.options import plain
-from opdf.cli.prepared import Prepared
 from opdf.data import Task
 from opdf.files import replacing
+from opdf.job.config import DistillConfig
+from opdf.job.options import plain
+from opdf.job.prepared import Prepared
 
 PIPELINES = {
     "classification": "text-classification",

@@ -12,9 +12,9 @@ from torch import nn
 from transformers import Trainer
 from transformers.integrations import get_reporting_integration_callbacks
 
-from opdf.cli import UserError
-from opdf.cli.options import fill
 from opdf.distill import DistillationArguments
+from opdf.job.errors import UserError
+from opdf.job.options import fill
 
 UPLOAD = "opdf publishes nothing; when the student is done: hf auth login, then hf upload NAME OUTPUT/student"
 OURS = {

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from transformers import Trainer
 
-from opdf.cli.arguments import training_arguments
-from opdf.cli.prepared import Prepared
 from opdf.distill.embedding import embedder, pair_cosines
+from opdf.job.arguments import training_arguments
+from opdf.job.prepared import Prepared
 
 
 def evaluator(model: Any, prepared: Prepared, batch: int = 128) -> Trainer:

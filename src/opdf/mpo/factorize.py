@@ -64,6 +64,6 @@ def _svd(matrix: Tensor) -> Sequence[Tensor]:
 def _attempt(factorize: Callable[[Tensor], Sequence[Tensor]], matrix: Tensor) -> tuple[Tensor, ...] | None:
     try:
         found = tuple(factorize(matrix))
-    except torch.linalg.LinAlgError:
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         return None
     return found if all(bool(part.isfinite().all()) for part in found) else None

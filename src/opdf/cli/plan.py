@@ -72,9 +72,7 @@ def _print(report: dict[str, Any]) -> None:
     ):
         table.add_column(title, justify=justify, overflow="fold")  # type: ignore[arg-type]
     prefix = os.path.commonpath([m["name"].replace(".", "/") for m in report["matrices"]]).replace("/", ".")
-    count, kept = len(report["matrices"]), report["kept"]
-    chosen = f"; training keeps the {kept} most important" if kept < count else ""
-    print(f"{count} matrices of {prefix or 'the model'}{chosen}\n")
+    print(f"{len(report['matrices'])} matrices of {prefix or 'the model'}\n")
     for m in report["matrices"]:
         name = m["name"].removesuffix(".weight").removeprefix(f"{prefix}.")
         factors = m["shape"].removeprefix("T(").removesuffix(")")

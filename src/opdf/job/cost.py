@@ -9,9 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from opdf.job.models import loading
-from opdf.overparam import OverParamConfig, OverParameterization
-from opdf.overparam.engine import plan_all
-from opdf.overparam.importance import count_kept
+from opdf.overparam import OverParamConfig, OverParameterization, overparameterize
 
 
 def plan_model(
@@ -25,10 +23,10 @@ def plan_model(
         layers: blocks of the student, whose teacher is the model; None plans for the model itself.
         batch, tokens, accumulation: examples a micro-batch, tokens an example, micro-batches an optimizer step.
     """
-    planned = plan_all(_meta_model(name, layers), overparam)
+    planned = overparameterize(_meta_model(name, layers), overparam)
     teacher = 0
     if layers is not None:
-        teacher = _entries(plan_all(_meta_model(name), OverParamConfig(method="svd")))
+        teacher = _entries(overparameterize(_meta_model(name), OverParamConfig(ones=0)))
     return summarize(planned, teacher=teacher, batch=batch, tokens=tokens, accumulation=accumulation)
 
 
@@ -40,7 +38,6 @@ def summarize(
     The step's arithmetic is 3 contractions a matrix and optimizer step; the student's own is 6 operations per entry of
     its matrices and token, and the teacher's, which has `teacher` entries (0 where it is not known), 2. A matrix's
     memory is its cores and two moments in float32; the total has one gradient of the largest too.
-    All of it is of all targets; "kept" is how many of them `most_important` keeps.
     """
     rate = _matmul_rate()
     matrices = [
@@ -54,7 +51,6 @@ def summarize(
     cores = sum(t.shape.num_params for t in planned.matrices)
     return {
         "matrices": matrices,
-        "kept": count_kept(len(matrices), planned.config.most_important or 1.0),
         "train_params": planned.train_params,
         "inference_params": planned.inference_params,
         "scale": planned.train_params / planned.inference_params,

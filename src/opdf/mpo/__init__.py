@@ -7,6 +7,7 @@ from opdf.lazy import import_when_used
 if TYPE_CHECKING:
     from opdf.mpo.contract import contract, contract_segments, pullback, shape_of
     from opdf.mpo.decompose import Decomposition, decompose, decompose_many, decompose_with_errors
+    from opdf.mpo.factorize import singular_values
     from opdf.mpo.gauge import match_gauge
     from opdf.mpo.precision import factorized_on, matmul_precision
     from opdf.mpo.shape import MPOShape, plan_shape
@@ -28,6 +29,7 @@ __all__ = [
     "plan_shape",
     "pullback",
     "shape_of",
+    "singular_values",
     "threads_for",
 ]
 

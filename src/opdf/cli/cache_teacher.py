@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from opdf.cli.options import parse
@@ -20,31 +19,33 @@ KNOWN = {"teacher", "teacher.log", "teacher-checkpoints", "logits"}
 def main(argv: list[str]) -> None:
     config = parse(argv, DistillConfig, "opdf cache-teacher", DESCRIPTION)
     from opdf.distill import SparseLogitsDistillation
-    from opdf.job import run as job
-    from opdf.job.models import check_inputs
+    from opdf.job.checks import check_inputs, check_task
+    from opdf.job.job import Job
+    from opdf.job.prepared import prepare_data
+    from opdf.job.progress import quiet
     from opdf.job.targets import store_of, write_store
+    from opdf.job.teacher import load_teacher, train_teacher
 
-    objective = job.build_objective(config)
+    folder = Path(config.objective.options.get("store") or "")
+    job = Job(config, teachers=folder)
+    objective = job.objective
     if not isinstance(objective, SparseLogitsDistillation) or not objective.store:
         raise UserError("cache-teacher needs objective.name sparse-logits and its folder in objective.options.store")
-    folder = Path(objective.store)
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"store {folder} is a file; choose another folder")
     unknown = [p.name for p in folder.iterdir() if p.name not in KNOWN] if folder.is_dir() else []
     if unknown:
         raise FileExistsError(f"store {folder} holds {unknown[0]}, which is not ours; choose another folder")
-    job.check_options(config)
-    job.quiet()
-    prepared = job.prepare_data(config)
-    job.check_objective(config, prepared.task)
-    config = replace(config, resume=True)
-    teacher = job.load_teacher(config, prepared.task, folder)
-    check_inputs("the teacher", teacher, prepared)
-    store_of(objective, config, prepared, teacher)
-    folder.mkdir(parents=True, exist_ok=True)
-    job.train_teacher(config, prepared, teacher, folder)
-    store = write_store(objective, config, prepared, teacher)
-    store.verify()
+    with quiet():
+        prepared = prepare_data(config.data, config.teacher)
+        check_task(job, prepared.task)
+        teacher = load_teacher(job, prepared.task)
+        check_inputs("the teacher", teacher, prepared)
+        store_of(objective, config, prepared, teacher)
+        folder.mkdir(parents=True, exist_ok=True)
+        train_teacher(job, prepared, teacher)
+        store = write_store(objective, config, prepared, teacher)
+        store.verify()
     entries = store.info.rows * store.info.epochs
     print(
         f"stored: {entries:,} outputs ({store.info.rows:,} examples, {store.info.epochs} epochs) in {folder}, "

@@ -18,7 +18,7 @@ from opdf.cli import not_installed
 from opdf.cli.eval import ScoredData, with_run
 from opdf.cli.options import parse
 from opdf.files import replacing_folder
-from opdf.job.config import DistillConfig, TeacherConfig
+from opdf.job.config import TeacherConfig
 from opdf.job.errors import UserError
 
 DESCRIPTION = """Write a saved model as ONNX, or as a torch.export program, and compare it with torch.
@@ -67,14 +67,14 @@ class ExportConfig:
 def main(argv: list[str]) -> None:
     config = parse(with_run(argv), ExportConfig, "opdf export", DESCRIPTION, positional="model")
     check(config)
-    from opdf.job import run as job
+    from opdf.job.progress import quiet
 
-    job.quiet()
-    model = load(config.model)
     folder = Path(config.output)
-    with replacing_folder(folder) as scratch:
-        report = write(model, config, scratch)
-        (scratch / "export.json").write_text(json.dumps(report, indent=2) + "\n")
+    with quiet():
+        model = load(config.model)
+        with replacing_folder(folder) as scratch:
+            report = write(model, config, scratch)
+            (scratch / "export.json").write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report, indent=2) if config.json else describe(report, folder))
 
 
@@ -146,8 +146,9 @@ def write(model: Any, config: ExportConfig, folder: Path) -> dict[str, Any]:
     """Export into a folder, with configuration and tokenizer beside it; returns what export.json holds."""
     from transformers import AutoProcessor
 
-    from opdf.job import run as job
     from opdf.job.models import loading
+    from opdf.job.prepared import prepare_data
+    from opdf.job.run import versions
 
     expected = [(inputs, torch_outputs(model)(inputs)) for inputs in examples(model)]
     if config.format == "onnx":
@@ -163,7 +164,7 @@ def write(model: Any, config: ExportConfig, folder: Path) -> dict[str, Any]:
         AutoProcessor.from_pretrained(source, trust_remote_code=False).save_pretrained(folder)
     prepared = None
     if config.data is not None:
-        prepared = job.prepare_data(DistillConfig(data=config.data, teacher=TeacherConfig(model=config.model)))
+        prepared = prepare_data(config.data, TeacherConfig(model=config.model))
     files: dict[str, dict[str, Any]] = {}
     for name, outputs in runners.items():
         files[name] = {
@@ -186,7 +187,7 @@ def write(model: Any, config: ExportConfig, folder: Path) -> dict[str, Any]:
         "largest_output": largest,
         **({"metric": prepared.task.metric} if prepared else {}),
         "files": files,
-        "versions": job.versions(),
+        "versions": versions(),
     }
 
 

@@ -259,8 +259,8 @@ def to_onnx(model: Any, path: Path) -> None:
         try:
             torch.onnx.export(
                 plain(model, inputs), tuple(inputs.values()), path, dynamo=True, verbose=False,
-                input_names=list(inputs), output_names=[output_name(model)], dynamic_shapes=(tuple(axes(model, inputs).values()),),
-                external_data=weights > ONE_FILE,
+                input_names=list(inputs), output_names=[output_name(model)],
+                dynamic_shapes=(tuple(axes(model, inputs).values()),), external_data=weights > ONE_FILE,
             )  # fmt: skip
         finally:
             model.set_attn_implementation(before)

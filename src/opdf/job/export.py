@@ -232,7 +232,7 @@ def plain(model: Any, inputs: Mapping[str, Any]) -> nn.Module:
         def forward(self, *given: Tensor) -> Any:
             for (first, its_axis), *others in shared.values():
                 for other, axis in others:
-                    torch._check(given[other].shape[axis] == given[first].shape[its_axis])
+                    torch._check(given[other].shape[axis] == given[first].shape[its_axis])  # type: ignore[no-untyped-call]
             outputs = self.model(**dict(zip(inputs, given, strict=True)), return_dict=True)
             return getattr(outputs, output_name(model))
 

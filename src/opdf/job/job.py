@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import inspect
+import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from opdf.distill import Objective
+from opdf.data import embedded_names
+from opdf.distill import DistillationArguments, Objective
 from opdf.job.arguments import TRAINING, check_packages, training_arguments
 from opdf.job.config import DistillConfig
 from opdf.job.errors import UserError
 from opdf.job.objectives import OBJECTIVES
-from opdf.job.options import fill
+from opdf.job.options import fill, plain, typed
 from opdf.job.student import check_student
 
 
@@ -52,18 +55,47 @@ class Job:
 
 
 def resolved(config: DistillConfig) -> DistillConfig:
-    """The configuration with the defaults written out of what it passes on."""
+    """The configuration with its types checked, and the defaults written out of what it passes on.
+
+    Raises:
+        UserError: an option is unknown or has the wrong type.
+    """
+    config = fill(DistillConfig, plain(config), "the configuration")
     name = config.objective.name
     if name not in OBJECTIVES:
         raise UserError(f"objective.name is {name!r}; expected one of {', '.join(OBJECTIVES)}")
     arguments = inspect.signature(OBJECTIVES[name]).parameters.items()
     defaults = {key: a.default for key, a in arguments if a.default is not a.empty}
+    options = defaults | typed(OBJECTIVES[name], config.objective.options, f"objective {name}")
+
+    def training(given: dict[str, Any], where: str) -> dict[str, Any]:
+        return TRAINING | typed(DistillationArguments, given, where)
+
     return replace(
         config,
-        objective=replace(config.objective, options=defaults | config.objective.options),
-        teacher=replace(config.teacher, training=TRAINING | config.teacher.training),
-        training=TRAINING | config.training,
+        objective=replace(config.objective, options=options),
+        teacher=replace(config.teacher, training=training(config.teacher.training, "teacher.training")),
+        training=training(config.training, "training"),
     )
+
+
+def located(config: DistillConfig) -> DistillConfig:
+    """The configuration with whole paths in place of those that depend on the folder where it was read."""
+    objective, teacher, student = config.objective, config.teacher.model, config.student.model
+    if store := objective.options.get("store"):
+        objective = replace(objective, options=objective.options | {"store": os.path.abspath(store)})
+    return replace(
+        config,
+        data=replace(config.data, name=_whole(config.data.name, embedded_names())),
+        teacher=replace(config.teacher, model=teacher and _whole(teacher, ["minilm"])),
+        student=replace(config.student, model=student and _whole(student, ["minilm"])),
+        objective=objective,
+    )
+
+
+def _whole(name: str, known: list[str]) -> str:
+    """The whole path of a file or folder; other names as they are."""
+    return os.path.abspath(name) if name not in known and Path(name).exists() else name
 
 
 def build_objective(config: DistillConfig) -> Objective:

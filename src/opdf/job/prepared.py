@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from accelerate import PartialState
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 
 from opdf.data import Task, encode, load_data
 from opdf.job.config import DataConfig, TeacherConfig
@@ -45,3 +47,15 @@ def prepare_data(options: DataConfig, teacher: TeacherConfig) -> Prepared:
         processor = load_processor(teacher, task)
         data, collator = encode(raw, task, processor, max_length=options.max_length)
     return Prepared(raw, data, task, processor, collator)
+
+
+def rows_digest(rows: Dataset) -> str:
+    """A digest of all rows in their order; of an image in a file, the file's name."""
+    digest = hashlib.sha256(repr(sorted(rows.column_names)).encode())
+    for batch in rows.with_format("arrow").iter(1000):
+        for column in sorted(batch.column_names):
+            for value in batch[column].to_pylist():
+                if isinstance(value, dict) and value.keys() == {"bytes", "path"}:
+                    value = value["bytes"] or PurePath(value["path"]).name
+                digest.update(repr(value).encode())
+    return digest.hexdigest()[:32]

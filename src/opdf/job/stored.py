@@ -5,16 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from opdf.distill import LogitsStore, SparseLogitsDistillation
+from opdf.files import LOCK
 from opdf.job.checks import check_inputs, check_task
 from opdf.job.config import DistillConfig
 from opdf.job.errors import UserError
 from opdf.job.job import Job
+from opdf.job.output import owned_together
 from opdf.job.prepared import prepare_data
 from opdf.job.progress import quiet
 from opdf.job.targets import store_of, write_store
 from opdf.job.teacher import load_teacher, train_teacher
 
-KNOWN = {"teacher", "teacher.log", "teacher-checkpoints", "logits"}
+KNOWN = {"teacher", "teacher.log", "teacher-checkpoints", "logits", LOCK}
 
 
 def cache_teacher(config: DistillConfig) -> LogitsStore:
@@ -45,8 +47,8 @@ def cache_teacher(config: DistillConfig) -> LogitsStore:
         teacher = load_teacher(job, prepared.task)
         check_inputs("the teacher", teacher, prepared)
         store_of(objective, config, prepared, teacher)
-        folder.mkdir(parents=True, exist_ok=True)
-        train_teacher(job, prepared, teacher)
-        store = write_store(objective, config, prepared, teacher)
-        store.verify()
+        with owned_together(folder):
+            train_teacher(job, prepared, teacher)
+            store = write_store(objective, config, prepared, teacher)
+            store.verify()
     return store

@@ -157,7 +157,7 @@ def typed(cls: type, options: Any, where: str) -> dict[str, Any]:
     """The options of a class with numbers in text read and types checked, see `fill`."""
     known = hints_of(cls)
     if not isinstance(options, dict):
-        raise UserError(f"{where} is {_clipped(options)}; expected a mapping of options such as {next(iter(known))}")
+        raise UserError(f"{where} is {clipped(options)}; expected a mapping of options such as {next(iter(known))}")
     for key in options:
         if key not in known:
             raise UserError(f"{where} has no option {key!r}{suggest(str(key), known)}")
@@ -177,7 +177,7 @@ def _typed_value(cls: type, key: str, value: Any, where: str) -> Any:
             raise TypeError("null")
         return _reader(cls, key).parse_object({key: value})[key]
     except (ArgumentError, TypeError) as error:
-        raise UserError(f"{where}: {key} is {_clipped(value)}; expected {_described(hint)}") from error
+        raise UserError(f"{where}: {key} is {clipped(value)}; expected {_described(hint)}") from error
 
 
 @cache
@@ -228,7 +228,8 @@ def _described(hint: Any) -> str:
     return " or ".join(dict.fromkeys(words))
 
 
-def _clipped(value: Any) -> str:
+def clipped(value: Any) -> str:
+    """A value in a message."""
     shown = "null" if value is None else repr(value)
     return shown if len(shown) <= 80 else f"{shown[:77]}..."
 

@@ -20,7 +20,7 @@ from opdf.distill.checkpoint import newest_whole
 from opdf.job.config import DistillConfig
 from opdf.job.errors import UserError
 from opdf.job.job import Job, located, resolved
-from opdf.job.options import plain, read_config
+from opdf.job.options import clipped, plain, read_config
 from opdf.job.output import CONFIG, METRICS, write_json
 from opdf.job.prepared import rows_digest
 from opdf.job.processes import tell
@@ -66,34 +66,46 @@ def examples_of(job: Job) -> int:
     return int(arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size)
 
 
-def check_same_run(job: Job, data: DatasetDict) -> None:
-    """Refuse to go on with a run under another configuration, or with other rows.
+def check_same_configuration(job: Job) -> None:
+    """Refuse to go on with a run under another configuration.
 
     Raises:
         UserError: something differs that its result depends on; the message names it and both values.
     """
-    folder, now = job.folder, plain(located(job.config))
-    then = plain(begun_config(folder))
+    folder, begun = job.folder, _begun(job.folder)
+    then, now = plain(begun_config(folder)), plain(located(job.config))
     changed = [(key, a, b) for key, a, b in differences(then, now) if not _may_change(key, a, b)]
-    begun = Begun(**json.loads((folder / BEGUN).read_text())) if (folder / BEGUN).is_file() else None
     if begun is not None and begun.examples == examples_of(job):
         changed = [entry for entry in changed if entry[0] not in A_STEP]
     elif begun is not None:
         tell(f"note: a step of this run had {begun.examples} examples and goes on with {examples_of(job)}")
     if changed:
-        said = "; ".join(f"{key} was {_shown(a)} and is {_shown(b)}" for key, a, b in changed[:3])
+        said = "; ".join(f"{key} was {clipped(a)} and is {clipped(b)}" for key, a, b in changed[:3])
         raise UserError(
             f"{folder} goes on only as it was begun: {said}. Give what it was begun with, or start a new run in "
             "another folder"
         )
-    if begun is None:
-        return
+
+
+def check_same_rows(job: Job, data: DatasetDict) -> None:
+    """Refuse to go on with a run on other rows: some of them could have been trained on, and be tested on now.
+
+    Raises:
+        UserError: a split holds other rows, or the same in another order.
+    """
+    begun = _begun(job.folder)
     for part, rows in data.items():
-        if rows_digest(rows) != begun.rows.get(part):
+        if begun is not None and rows_digest(rows) != begun.rows.get(part):
             raise UserError(
-                f"the {part} split of {job.config.data.name} holds other rows than {folder} was begun with; give the "
-                "same data, or start a new run in another folder"
+                f"the {part} split of {job.config.data.name} holds other rows than {job.folder} was begun with; give "
+                "the same data, or start a new run in another folder"
             )
+
+
+def _begun(folder: Path) -> Begun | None:
+    """What a run began with; None if it was stopped before that was written."""
+    file = folder / BEGUN
+    return Begun(**json.loads(file.read_text())) if file.is_file() else None
 
 
 def is_finished(job: Job) -> bool:
@@ -149,7 +161,3 @@ def _may_change(key: str, then: Any, now: Any) -> bool:
     if key in MAY_GROW and None not in (then, now):
         return bool(0 < then < now)
     return any(fnmatchcase(key, pattern) for pattern in MAY_CHANGE)
-
-
-def _shown(value: Any) -> str:
-    return "null" if value is None else repr(value)

@@ -23,7 +23,7 @@ from opdf.job.output import CONFIG, METRICS, check_free, claimed, save, write_js
 from opdf.job.prepared import Prepared, prepare_data
 from opdf.job.processes import is_main, tell
 from opdf.job.progress import quiet, show
-from opdf.job.resume import Begun, check_same_run, is_finished
+from opdf.job.resume import Begun, check_same_configuration, check_same_rows, is_finished
 from opdf.job.scoring import evaluator, scores
 from opdf.job.student import build_student
 from opdf.job.targets import training_rows
@@ -57,13 +57,15 @@ def run(config: DistillConfig, *, command: str | None = None) -> dict[str, Any]:
     with quiet():
         job = Job(config)
         check_free(job.folder, overwrite=config.overwrite, resume=config.resume)
-        prepared = prepare_data(config.data, config.teacher)
-        check_task(job, prepared.task)
         if config.resume:
-            check_same_run(job, prepared.raw)
+            check_same_configuration(job)
             if is_finished(job):
                 tell(f"{job.folder} is finished; nothing was changed")
                 return dict(json.loads((job.folder / METRICS).read_text()))
+        prepared = prepare_data(config.data, config.teacher)
+        check_task(job, prepared.task)
+        if config.resume:
+            check_same_rows(job, prepared.raw)
         teacher = load_teacher(job, prepared.task)
         check_fit(job, prepared, teacher)
         if config.objective.name == "sparse-logits":

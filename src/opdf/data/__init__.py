@@ -5,10 +5,12 @@ from opdf.data.embedded import names as embedded_names
 from opdf.data.encode import encode, encode_rows, longest_text
 from opdf.data.load import load_data
 from opdf.data.packages import minilm
+from opdf.data.prepared import Prepared
 from opdf.data.task import Task
 
 __all__ = [
     "ImageNoise",
+    "Prepared",
     "Task",
     "TextNoise",
     "embedded_names",

@@ -3,8 +3,8 @@
 from opdf.overparam.alignment import Alignment
 from opdf.overparam.config import Constraint, OverParamConfig
 from opdf.overparam.engine import OverParameterization, TargetMatrix, overparameterize
-from opdf.overparam.optimizer import OverParameterizedOptimizer
-from opdf.overparam.select import Matrix
+from opdf.overparam.optimizer import OverParameterizedOptimizer, rolled_back
+from opdf.overparam.select import Matrix, block_stacks
 
 __all__ = [
     "Alignment",
@@ -14,5 +14,7 @@ __all__ = [
     "OverParameterization",
     "OverParameterizedOptimizer",
     "TargetMatrix",
+    "block_stacks",
     "overparameterize",
+    "rolled_back",
 ]

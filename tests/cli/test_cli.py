@@ -164,7 +164,7 @@ def test_embeddings_of_a_file_of_pairs(tmp_path: Path, capsys: Any) -> None:
     assert main(["eval", str(tmp_path / "out"), "--json", "true"]) == 0
     assert json.loads(capsys.readouterr().out) == metrics["student"]
     assert main(["distill", *argv, "--objective", '{"name": "logits"}', "--output", str(tmp_path / "b")]) == 2
-    assert "embedding goes with similarity" in capsys.readouterr().err
+    assert "the objective is for classification or regression or image-classification" in capsys.readouterr().err
 
 
 TEXT = {
@@ -244,7 +244,7 @@ def test_a_probe_is_fitted_to_frozen_features(tmp_path: Path, capsys: Any) -> No
     [
         ({}, "its folder in objective.options.store"),
         ({"store": "FOLDER"}, "holds mine.txt, which is not ours"),
-        ({"store": "FOLDER/new", "noise": True}, "noise is for images"),
+        ({"store": "FOLDER/new", "noise": True}, "the objective is for image-classification"),
     ],
 )
 def test_bad_stores(tmp_path: Path, capsys: Any, options: dict[str, Any], message: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from opdf.cli.options import parse
 from opdf.job.config import DistillConfig
@@ -19,15 +18,14 @@ KNOWN = {"teacher", "teacher.log", "teacher-checkpoints", "logits"}
 
 def main(argv: list[str]) -> None:
     config = parse(argv, DistillConfig, "opdf cache-teacher", DESCRIPTION)
-    from opdf.distill import SparseLogitsDistillation
     from opdf.job import run as job
     from opdf.job.models import check_inputs
-    from opdf.job.targets import store_of, write_store
+    from opdf.job.progress import counting
 
     objective = job.build_objective(config)
-    if not isinstance(objective, SparseLogitsDistillation) or not objective.store:
+    folder = objective.cache
+    if folder is None:
         raise UserError("cache-teacher needs objective.name sparse-logits and its folder in objective.options.store")
-    folder = Path(objective.store)
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"store {folder} is a file; choose another folder")
     unknown = [p.name for p in folder.iterdir() if p.name not in KNOWN] if folder.is_dir() else []
@@ -40,10 +38,10 @@ def main(argv: list[str]) -> None:
     config = replace(config, resume=True)
     teacher = job.load_teacher(config, prepared.task, folder)
     check_inputs("the teacher", teacher, prepared)
-    store_of(objective, config, prepared, teacher)
     folder.mkdir(parents=True, exist_ok=True)
     job.train_teacher(config, prepared, teacher, folder)
-    store = write_store(objective, config, prepared, teacher)
+    with counting("running the teacher") as progress:
+        store = objective.write_cache(prepared, teacher, progress)
     store.verify()
     entries = store.info.rows * store.info.epochs
     print(

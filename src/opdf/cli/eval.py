@@ -69,9 +69,9 @@ def main(argv: list[str]) -> None:
             f"{config.model} comes without data; say what to score it on with --data.name, or give an output folder of "
             "opdf distill"
         )
-    from opdf.distill.probe import linear_probe
     from opdf.job import run as job
     from opdf.job.models import check_inputs, load_model
+    from opdf.job.probe import linear_probe
     from opdf.job.scoring import evaluator, scores
 
     job.quiet()

@@ -214,7 +214,7 @@ def examples(model: Any) -> Iterator[dict[str, Any]]:
 
 
 def output_name(model: Any) -> str:
-    from opdf.distill.objective import has_no_head
+    from opdf.distill import has_no_head
 
     return "last_hidden_state" if has_no_head(model) else "logits"
 
@@ -320,8 +320,8 @@ def score(outputs: Outputs, prepared: Any, batch: int) -> dict[str, Any]:
     import numpy as np
     from torch.utils.data import DataLoader
 
-    from opdf.distill.embedding import mean_pooled, pair_cosines
-    from opdf.job.scoring import similarity_metrics
+    from opdf.distill import mean_pooled
+    from opdf.job.scoring import pair_cosines, similarity_metrics
 
     data, task = prepared.data["test"], prepared.task
     if task.kind == "similarity":

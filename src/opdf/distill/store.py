@@ -32,6 +32,7 @@ from opdf.files import replacing
 FORMAT = 1
 SHARD_ROWS = 4096
 
+
 @dataclass(frozen=True)
 class StoreInfo:
     """What a store was made of.

@@ -22,12 +22,11 @@ from transformers import (
     AutoTokenizer,
 )
 
-from opdf.data import Task, longest_text, minilm
+from opdf.data import Prepared, Task, longest_text, minilm
 from opdf.data.hub import hub
 from opdf.job.config import TeacherConfig
 from opdf.job.errors import UserError
 from opdf.job.options import suggest
-from opdf.job.prepared import Prepared
 
 
 def load_processor(teacher: TeacherConfig, task: Task) -> Any:

@@ -23,22 +23,16 @@ from torch import nn
 from transformers import set_seed
 
 import opdf
-from opdf.data import Task, encode, load_data
+from opdf.data import Prepared, Task, encode, load_data
 from opdf.distill import (
-    LGTM,
-    AttributionDistillation,
-    DecisionDistillation,
+    METHODS,
     DistillationTrainer,
-    EmbeddingDistillation,
-    HiddenDistillation,
     LogitsDistillation,
     Objective,
-    SparseLogitsDistillation,
-    Theseus,
     keep_layers,
+    newest_whole,
+    plan_student,
 )
-from opdf.distill.checkpoint import newest_whole
-from opdf.distill.trainer import plan_student
 from opdf.job.arguments import TRAINING, check_packages, training_arguments
 from opdf.job.card import write_card
 from opdf.job.config import DistillConfig
@@ -54,22 +48,9 @@ from opdf.job.models import (
 )  # fmt: skip
 from opdf.job.options import fill, suggest, write_yaml
 from opdf.job.output import claim, free, save, write_json
-from opdf.job.prepared import Prepared
-from opdf.job.progress import show, stopping
+from opdf.job.progress import counting, show, stopping
 from opdf.job.scoring import evaluator, scores
-from opdf.job.targets import training_rows
 from opdf.overparam import OverParameterization
-
-OBJECTIVES: dict[str, type[Objective]] = {
-    "logits": LogitsDistillation,
-    "hidden": HiddenDistillation,
-    "embedding": EmbeddingDistillation,
-    "theseus": Theseus,
-    "lgtm": LGTM,
-    "dbkd": DecisionDistillation,
-    "adkd": AttributionDistillation,
-    "sparse-logits": SparseLogitsDistillation,
-}
 
 
 def quiet() -> None:
@@ -90,8 +71,6 @@ def run(config: DistillConfig, command: str) -> dict[str, Any]:
     check_objective(config, prepared.task)
     teacher = load_teacher(config, prepared.task, output)
     check_fit(config, prepared, teacher)
-    if config.objective.name == "sparse-logits":
-        training_rows(build_objective(config), config, prepared, teacher, output)  # the store, if it is this run's
     claim(config.output, overwrite=config.overwrite, resume=config.resume)
     if is_main():
         write_yaml(config, output / "config.yaml")
@@ -126,7 +105,7 @@ def check_options(config: DistillConfig) -> None:
 
 def resolved(config: DistillConfig) -> DistillConfig:
     """The configuration with the defaults written out of what it passes on: to the Trainer and to the objective."""
-    arguments = inspect.signature(OBJECTIVES[config.objective.name]).parameters.items()
+    arguments = inspect.signature(METHODS[config.objective.name]).parameters.items()
     defaults = {name: a.default for name, a in arguments if a.default is not a.empty}
     return replace(
         config,
@@ -154,7 +133,7 @@ def check_models(config: DistillConfig, task: Task, teacher: Any) -> Any:
 def check_fit(config: DistillConfig, prepared: Prepared, teacher: Any) -> None:
     """Say before work starts what does not fit together of models, objective and data."""
     student = check_models(config, prepared.task, teacher)
-    build_objective(config).training_data(prepared.data["train"])
+    build_objective(config).check_data(prepared, teacher)
     for who, model in (("teacher", teacher), ("student", student)):
         check_inputs(f"the {who}", model, prepared)
     if config.student.model and not prepared.task.is_image:
@@ -166,9 +145,11 @@ def is_main() -> bool:
     return bool(PartialState().is_main_process)
 
 
-def train_student(config: DistillConfig, prepared: Prepared, teacher: Any, output: Path, title: str) -> dict[str, Any]:
-    """Distill one student, save it under `output`, and return its metrics."""
-    trainer = student_trainer(config, prepared, teacher, output, title)
+def train_student(
+    config: DistillConfig, prepared: Prepared, teacher: Any, output: Path, title: str, kept: Path | None = None
+) -> dict[str, Any]:
+    """Distill one student, save it under `output`, and return its metrics; `kept` as for `student_trainer`."""
+    trainer = student_trainer(config, prepared, teacher, output, title, kept)
     architecture = type(trainer.model).__name__  # which FSDP2 changes
     start = time.perf_counter()
     train(trainer, "the student", resume=config.resume)
@@ -212,12 +193,19 @@ def train(trainer: DistillationTrainer, who: str, *, resume: bool) -> None:
 
 
 def student_trainer(
-    config: DistillConfig, prepared: Prepared, teacher: Any, output: Path, title: str
+    config: DistillConfig, prepared: Prepared, teacher: Any, output: Path, title: str, kept: Path | None = None
 ) -> DistillationTrainer:
-    """A new student with all that trains it; its log goes to `output`."""
+    """A new student with all that trains it; its log goes to `output`.
+
+    In `kept`, if it is given, runs with the same data and teacher share what the objective asks of the teacher.
+    """
     set_seed(config.seed)
     student = build_student(config, teacher, prepared.task)
     objective = build_objective(config)
+    if config.constraint is not None and objective.decisions_only:
+        _tell("note: the constraint loss reads the teacher's weights, which a black box would not show")
+    with counting("asking the teacher") as progress:
+        rows = objective.prepare_data(prepared, teacher, kept or output, shared=kept is not None, progress=progress)
     trainer = DistillationTrainer(
         student,
         training_arguments(config.training, output / "checkpoints", config.seed),
@@ -225,7 +213,7 @@ def student_trainer(
         objective=objective,
         overparam=config.overparam,
         constraint=config.constraint,
-        train_dataset=training_rows(objective, config, prepared, teacher, output),
+        train_dataset=rows,
         eval_dataset=prepared.data["validation"],
         data_collator=prepared.collator,
         compute_metrics=prepared.task.compute_metrics(),
@@ -258,7 +246,7 @@ def prepare_data(config: DistillConfig) -> Prepared:
     )  # fmt: skip
     processor = load_processor(config.teacher, task)
     encoded, collator = encode(data, task, processor, max_length=options.max_length)
-    return Prepared(data, encoded, task, processor, collator)
+    return Prepared(data, encoded, task, processor, collator, options.max_length)
 
 
 def prepare_teacher(config: DistillConfig, prepared: Prepared, output: Path) -> Any:
@@ -270,9 +258,9 @@ def prepare_teacher(config: DistillConfig, prepared: Prepared, output: Path) -> 
 
 def saved_teacher(config: DistillConfig, output: Path) -> tuple[Path, bool]:
     """Where a fine-tuned teacher is kept, and whether one from there is to be used."""
-    objective, folder, wanted = build_objective(config), output / "teacher", config.resume
-    if isinstance(objective, SparseLogitsDistillation) and (Path(objective.store) / "teacher").is_dir():
-        folder, wanted = Path(objective.store) / "teacher", True
+    folder, wanted, cache = output / "teacher", config.resume, build_objective(config).cache
+    if cache is not None and (cache / "teacher").is_dir():
+        folder, wanted = cache / "teacher", True
     return folder, wanted and (folder / "config.json").is_file()
 
 
@@ -346,29 +334,24 @@ def build_student(config: DistillConfig, teacher: nn.Module, task: Task) -> Any:
 
 def build_objective(config: DistillConfig) -> Objective:
     name = config.objective.name
-    if name not in OBJECTIVES:
-        raise UserError(f"objective.name is {name!r}; expected one of {', '.join(OBJECTIVES)}")
-    built: Objective = fill(OBJECTIVES[name], config.objective.options, f"objective {name}")
+    if name not in METHODS:
+        raise UserError(f"objective.name is {name!r}; expected one of {', '.join(METHODS)}")
+    built: Objective = fill(METHODS[name], config.objective.options, f"objective {name}")
     return built
 
 
 def check_objective(config: DistillConfig, task: Task) -> None:
     """Say what of a configuration does not go with the task: the objective, or a metric to choose checkpoints by.
 
-    Embeddings come from models without a head, everything else from models with one, and AD-KD from tokens.
-
     Raises:
         UserError: the objective or a metric is for another task.
     """
-    if (task.kind == "similarity") != (config.objective.name == "embedding"):
+    objective = build_objective(config)
+    if task.kind not in objective.tasks:
+        others = ", ".join(name for name, method in METHODS.items() if task.kind in method.tasks)
         raise UserError(
-            f"objective.name is {config.objective.name!r} and the task of {config.data.name} is {task.kind!r}; "
-            "embedding goes with similarity (data such as nyt-pairs, or data.task: similarity) and only with it"
-        )
-    if config.objective.name == "adkd" and task.is_image:
-        raise UserError(
-            f"objective.name is 'adkd' and {config.data.name} holds images; adkd compares how much the tokens of a "
-            "text matter: give texts, or another objective"
+            f"objective.name is {config.objective.name!r} and the task of {config.data.name} is {task.kind!r}; as it "
+            f"is set, the objective is for {' or '.join(objective.tasks)}. For this task there are {others}"
         )
     if task.kind == "similarity" and config.teacher.finetune:
         raise UserError("teacher.finetune is true and similarity data has no labels for it; give a trained teacher")

@@ -18,8 +18,8 @@ from transformers import BertConfig, BertForSequenceClassification
 from opdf.cli.export import to_onnx
 from opdf.data import TextNoise
 from opdf.distill import DecisionDistillation
-from opdf.distill.dbkd import count_decisions, decision_logits, decision_probabilities
-from opdf.distill.logits import soft_loss
+from opdf.distill.losses import soft_loss
+from opdf.distill.methods.dbkd import count_decisions, decision_logits, decision_probabilities
 
 
 def centred(rng: np.random.Generator, classes: int) -> np.ndarray:

@@ -13,7 +13,10 @@ from transformers import default_data_collator, set_seed
 from benchmarks.measure import alternate, write
 from benchmarks.methods import IMAGES
 from opdf.distill import LogitsDistillation, SparseLogitsDistillation, keep_layers
-from opdf.job import run as job
+from opdf.job.job import Job
+from opdf.job.prepared import prepare_data
+from opdf.job.progress import quiet
+from opdf.job.teacher import ready_teacher
 
 STEPS, BATCH = 20, 32
 PLAIN = ("pixel_values", "labels")
@@ -21,11 +24,10 @@ PLAIN = ("pixel_values", "labels")
 
 
 def main(repeats: int = 7) -> None:
-    with tempfile.TemporaryDirectory() as scratch:
-        config = replace(IMAGES, data=replace(IMAGES.data, train_limit=STEPS * BATCH), seed=0)
-        job.quiet()
-        prepared = job.prepare_data(config)
-        teacher = job.prepare_teacher(config, prepared, Path(scratch))
+    with tempfile.TemporaryDirectory() as scratch, quiet():
+        config = replace(IMAGES, data=replace(IMAGES.data, train_limit=STEPS * BATCH), seed=0, output=scratch)
+        prepared = prepare_data(config.data, config.teacher)
+        teacher = ready_teacher(Job(config), prepared)
         objective = SparseLogitsDistillation(store=f"{scratch}/store", top_k=5, noise=True)
         store = objective.write_cache(prepared, teacher)
         data = objective.prepare_data(prepared, teacher, Path(scratch))

@@ -1,28 +1,33 @@
 """What a student learns from a teacher, and the trainer that does it."""
 
-from opdf.distill.arguments import DistillationArguments
-from opdf.distill.checkpoint import StorageError, newest_whole, storage_problem, writing
-from opdf.distill.losses import Batch
-from opdf.distill.methods import (
-    LGTM,
-    METHODS,
-    AttributionDistillation,
-    DecisionDistillation,
-    EmbeddingDistillation,
-    HiddenDistillation,
-    LogitsDistillation,
-    SparseLogitsDistillation,
-    Theseus,
-    count_decisions,
-    decision_logits,
-    mean_pooled,
-)
-from opdf.distill.models import has_no_head, output_layer
-from opdf.distill.objective import Losses, Objective
-from opdf.distill.store import LogitsStore, StoredDataset
-from opdf.distill.students import keep_layers
-from opdf.distill.trainer import DistillationTrainer, TrainingDiverged, plan_student
-from opdf.overparam import Constraint
+from typing import TYPE_CHECKING
+
+from opdf.lazy import import_when_used
+
+if TYPE_CHECKING:
+    from opdf.distill.arguments import DistillationArguments
+    from opdf.distill.checkpoint import StorageError, newest_whole, storage_problem, writing
+    from opdf.distill.losses import Batch
+    from opdf.distill.methods import (
+        LGTM,
+        METHODS,
+        AttributionDistillation,
+        DecisionDistillation,
+        EmbeddingDistillation,
+        HiddenDistillation,
+        LogitsDistillation,
+        SparseLogitsDistillation,
+        Theseus,
+        count_decisions,
+        decision_logits,
+        mean_pooled,
+    )
+    from opdf.distill.models import has_no_head, output_layer
+    from opdf.distill.objective import Losses, Objective
+    from opdf.distill.store import LogitsStore, StoredDataset
+    from opdf.distill.students import keep_layers
+    from opdf.distill.trainer import DistillationTrainer, TrainingDiverged, plan_student
+    from opdf.overparam import Constraint
 
 __all__ = [
     "LGTM",
@@ -55,3 +60,5 @@ __all__ = [
     "storage_problem",
     "writing",
 ]
+
+import_when_used(__name__)

@@ -18,12 +18,16 @@ from filelock import FileLock
 
 from opdf.data import Prepared
 from opdf.distill import TrainingDiverged
-from opdf.job import run as job
+from opdf.job.checks import check_fit
 from opdf.job.config import DistillConfig
+from opdf.job.job import Job
 from opdf.job.options import plain
 from opdf.job.output import write_json
+from opdf.job.prepared import prepare_data
 from opdf.job.probe import features, fit_probe
+from opdf.job.run import parameters, student_trainer
 from opdf.job.scoring import answers, evaluator, scores
+from opdf.job.teacher import ready_teacher
 from opdf.study import DIVERGED, Cell, Outcome, Recorder
 
 JUDGED = ("validation", "test")
@@ -55,7 +59,7 @@ class Runner:
         config = self._configured(cell)
         taught = self._taught(config)
         if (cell.setting, cell.variant) not in self._checked:
-            job.check_fit(config, taught.prepared, taught.teacher)
+            check_fit(Job(config), taught.prepared, taught.teacher)
             self._checked.add((cell.setting, cell.variant))
         outcome = self._trained(config, taught, cell)
         gc.collect()  # trainer and callbacks refer to each other, and would keep the student's memory on a GPU
@@ -66,8 +70,9 @@ class Runner:
         prepared = taught.prepared
         with tempfile.TemporaryDirectory() as scratch:
             teacher = copy.deepcopy(taught.teacher)  # some methods train it
-            with FileLock(taught.folder / "lock"):  # what the teacher says is made by one process as well
-                trainer = job.student_trainer(config, prepared, teacher, Path(scratch), str(cell), taught.folder)
+            job = Job(replace(config, output=scratch), teachers=taught.folder)
+            with FileLock(taught.folder / "lock"):  # what the teacher says is kept there, by one process
+                trainer = student_trainer(job, prepared, teacher, str(cell))
             recorder = Recorder(spectra=cell.seed == self.spectra_seed)
             recorder.attach(trainer)
             diverged, start = {}, time.perf_counter()
@@ -83,7 +88,7 @@ class Runner:
             validation=prepared.task.score(answers["validation"], labels),
             predictions=answers["test"].tolist(),
             seconds=round(seconds, 2),
-            **job.parameters(trainer),
+            **parameters(trainer),
             facts={"teacher": taught.scores, "steps": trainer.state.global_step, **recorder.facts, **diverged},
         )
 
@@ -98,9 +103,9 @@ class Runner:
         if self._ready is None or self._ready[0] != key:
             folder = self.folder / key
             folder.mkdir(parents=True, exist_ok=True)
-            prepared, scored = job.prepare_data(config), folder / "scores.json"
+            prepared, scored = prepare_data(config.data, config.teacher), folder / "scores.json"
             with FileLock(folder / "lock"):
-                teacher = job.prepare_teacher(replace(config, resume=True), prepared, folder)
+                teacher = ready_teacher(Job(config, teachers=folder), prepared)
                 if not scored.is_file():
                     write_json(scores(evaluator(teacher, prepared), prepared), scored)
             gc.collect()  # the teacher's trainer and its optimizer, as in run

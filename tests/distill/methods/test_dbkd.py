@@ -15,11 +15,11 @@ import torch
 from scipy.stats import norm
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
-from opdf.cli.export import to_onnx
 from opdf.data import Prepared, TextNoise, encode, load_data, minilm
 from opdf.distill import DecisionDistillation
 from opdf.distill.losses import soft_loss
 from opdf.distill.methods.dbkd import count_decisions, decision_logits, decision_probabilities
+from opdf.job.export import to_onnx
 
 
 def centred(rng: np.random.Generator, classes: int) -> np.ndarray:

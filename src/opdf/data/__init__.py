@@ -10,10 +10,12 @@ if TYPE_CHECKING:
     from opdf.data.encode import encode, encode_rows, longest_text
     from opdf.data.load import load_data
     from opdf.data.packages import minilm
+    from opdf.data.prepared import Prepared
     from opdf.data.task import Task
 
 __all__ = [
     "ImageNoise",
+    "Prepared",
     "Task",
     "TextNoise",
     "embedded_names",

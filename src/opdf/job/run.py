@@ -252,12 +252,9 @@ def shapes(over: OverParameterization) -> list[dict[str, Any]]:
 
 def prepare_data(config: DistillConfig) -> Prepared:
     options = config.data
-    data, task = load_data(
-        options.name, task=options.task, inputs=options.inputs, label=options.label, validation=options.validation,
-        test=options.test, train_limit=options.train_limit, seed=options.seed,
-    )  # fmt: skip
+    data, task = load_data(**{k: v for k, v in vars(options).items() if k != "max_length"}, where="data.")
     processor = load_processor(config.teacher, task)
-    encoded, collator = encode(data, task, processor, max_length=options.max_length)
+    encoded, collator = encode(data, task, processor, max_length=options.max_length, where="data.")
     return Prepared(data, encoded, task, processor, collator)
 
 

@@ -18,6 +18,9 @@ from opdf.data.read import READERS, path_of, read_file, read_folder
 from opdf.data.splits import TEST, VALIDATION, split
 from opdf.data.task import Task
 
+FEW = 10
+"""So many classes may have one row each in any data."""
+
 
 def load_data(
     name: str,
@@ -206,7 +209,7 @@ def _check_classes(data: DatasetDict, task: Task, asked: Asked) -> None:
 def _check_no_identifier(counts: Counter[int], task: Task, asked: Asked) -> None:
     """Refuse labels that are as good as different in every row, unless their names are given."""
     alone = sum(count == 1 for count in counts.values())
-    if asked.labels is None and 2 * alone > counts.total():
+    if asked.labels is None and alone > FEW and 2 * alone > counts.total():
         raise ValueError(
             f"{task.label!r} of {asked.name} has {len(counts):,} classes in {counts.total():,} rows, {alone:,} of them "
             f"with one row each, as identifiers or free texts have; set {asked.option('label')} to a column of "

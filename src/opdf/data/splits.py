@@ -48,28 +48,21 @@ def split(
             f"{where}validation is {validation} and {where}test {test}; give fractions from 0 on that leave some to "
             "train on"
         )
-    keys = np.asarray(groups) if groups is not None else None
-    rows = np.arange(len(data))
-    parts: dict[str, np.ndarray] = {}
-    for name, fraction in (("test", test), ("validation", validation / (1 - test))):
-        if fraction:
-            try:
-                rows, parts[name] = _cut(rows, fraction, seed, keys)
-            except ValueError as error:  # scikit-learn's words are about other arguments
-                raise ValueError(
-                    f"{len(data)} rows are too few to cut off {where}validation={validation} and {where}test={test}; "
-                    "give more rows or other fractions"
-                ) from error
-    parts["train"] = rows
-    if inputs and len(parts) > 1:
-        together = [contents(data, inputs)] if groups is None else [contents(data, inputs), groups]
-        parts = _reunited(parts, _components(together))
-        empty = [name for name, rows in parts.items() if not len(rows)]
-        if empty:
-            raise ValueError(
-                f"the {len(data)} rows hold {len(set(together[0]))} different {' and '.join(inputs)}, and rows that "
-                f"say the same stay in one split, so {empty[0]} would be empty; give more rows or other fractions"
-            )
+    fractions = {"test": test, "validation": validation / (1 - test)}
+    try:
+        parts = _cut_all(len(data), fractions, seed, groups)
+        if inputs and len(parts) > 1:
+            said = contents(data, inputs)
+            together = _components([said] if groups is None else [said, groups])
+            parts = _reunited(parts, together)
+            if not all(map(len, parts.values())):  # few rows and many copies
+                parts = _cut_all(len(data), fractions, seed, together)
+    except ValueError as error:  # scikit-learn's words are about other arguments
+        different = f", {len(set(contents(data, inputs)))} different ones," if inputs else ""
+        raise ValueError(
+            f"{len(data)} rows{different} are too few to cut off {where}validation={validation} and "
+            f"{where}test={test}; give more rows or other fractions"
+        ) from error
     order = ("train", "validation", "test")
     return DatasetDict({name: data.select(parts[name]) for name in order if name in parts})
 
@@ -141,8 +134,14 @@ def _reunited(parts: dict[str, np.ndarray], components: np.ndarray) -> dict[str,
     }
 
 
-def _cut(rows: np.ndarray, fraction: float, seed: int, keys: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    cls = ShuffleSplit if keys is None else GroupShuffleSplit
-    cutter = cls(n_splits=1, test_size=fraction, random_state=seed)
-    kept, cut = next(cutter.split(rows, groups=None if keys is None else keys[rows]))
-    return rows[kept], rows[cut]
+def _cut_all(
+    rows: int, fractions: dict[str, float], seed: int, groups: Sequence[Hashable] | np.ndarray | None
+) -> dict[str, np.ndarray]:
+    """Row numbers of every split, cut one after the other; the rest is train."""
+    rest, keys, parts = np.arange(rows), None if groups is None else np.asarray(groups), {}
+    for name, fraction in fractions.items():
+        if fraction:
+            cutter = (ShuffleSplit if keys is None else GroupShuffleSplit)(1, test_size=fraction, random_state=seed)
+            kept, cut = next(cutter.split(rest, groups=None if keys is None else keys[rest]))
+            rest, parts[name] = rest[kept], rest[cut]
+    return {**parts, "train": rest}

@@ -13,22 +13,23 @@ from transformers import default_data_collator, set_seed
 from benchmarks.measure import alternate, write
 from benchmarks.methods import IMAGES
 from opdf.distill import LogitsDistillation, SparseLogitsDistillation, keep_layers
-from opdf.job import run as job
 from opdf.job.config import ObjectiveConfig
+from opdf.job.job import Job
+from opdf.job.prepared import prepare_data
+from opdf.job.progress import quiet
 from opdf.job.targets import training_rows, write_store
+from opdf.job.teacher import ready_teacher
 
 STEPS, BATCH = 20, 32
 
 
 def main(repeats: int = 7) -> None:
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, quiet():
         options = {"store": f"{scratch}/store", "top_k": 5, "noise": True}
-        config = replace(IMAGES, data=replace(IMAGES.data, train_limit=STEPS * BATCH), seed=0,
+        config = replace(IMAGES, data=replace(IMAGES.data, train_limit=STEPS * BATCH), seed=0, output=scratch,
                          objective=ObjectiveConfig("sparse-logits", options))  # fmt: skip
-        job.quiet()
-        prepared = job.prepare_data(config)
-        teacher = job.prepare_teacher(config, prepared, Path(scratch))
-        objective = job.build_objective(config)
+        job, prepared = Job(config), prepare_data(config.data, config.teacher)
+        teacher, objective = ready_teacher(job, prepared), job.objective
         assert isinstance(objective, SparseLogitsDistillation)
         store = write_store(objective, config, prepared, teacher)
         data = training_rows(objective, config, prepared, teacher, Path(scratch))

@@ -22,11 +22,14 @@ from opdf.cli.options import parse
 from opdf.data import Task, load_data
 from opdf.distill import DistillationArguments
 from opdf.job import targets
-from opdf.job.config import DistillConfig
+from opdf.job.checks import check_task
+from opdf.job.config import DistillConfig, StudentConfig
 from opdf.job.errors import UserError
+from opdf.job.job import Job, build_objective
 from opdf.job.models import from_config, load_model
 from opdf.job.options import fill, read_yaml
-from opdf.job.run import build_objective, build_student, check_objective, prepare_data
+from opdf.job.prepared import prepare_data
+from opdf.job.student import build_student
 from opdf.overparam import OverParamConfig, overparameterize
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
@@ -134,7 +137,8 @@ def test_checkpoints_are_chosen_by_a_metric_of_the_task(tmp_path: Path) -> None:
         assert any({"eval_loss", "eval_f1", "eval_matthews"} <= entry.keys() for entry in entries)
     for name in ("loss", "eval_loss", "accuracy", "eval_accuracy", None):
         training = {"metric_for_best_model": name}
-        check_objective(DistillConfig(training=training), Task("classification", ("text",), "label", ("a", "b")))
+        job = Job(DistillConfig(training=training, student=StudentConfig(layers=1)))
+        check_task(job, Task("classification", ("text",), "label", ("a", "b")))
 
 
 @pytest.mark.parametrize("changes", [
@@ -473,10 +477,10 @@ def test_glue_recipes_train_the_papers_parameters(recipe: Path) -> None:
 @pytest.mark.parametrize("recipe", [p for p in RECIPES if p.stem.startswith(("text", "images"))], ids=lambda p: p.stem)
 def test_recipes_on_embedded_data_build(recipe: Path) -> None:
     config = parse([str(recipe), "--data.train_limit", "50"], DistillConfig, "opdf distill", "")
-    prepared = prepare_data(config)
+    prepared = prepare_data(config.data, config.teacher)
     options = config.teacher
     teacher = from_config(options.config, prepared.task) if options.config else load_model("minilm", prepared.task)[0]
-    student = build_student(config, teacher, prepared.task)
+    student = build_student(config.student, teacher, prepared.task)
     build_objective(config).prepare(student, teacher)
     assert config.overparam is not None
     planned = overparameterize(student, config.overparam)

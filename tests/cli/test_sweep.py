@@ -19,9 +19,8 @@ import yaml
 
 from opdf.cli import main
 from opdf.cli.sweep import StudyConfig, Sweep
-from opdf.job import run as job
 from opdf.job.options import fill, read_yaml
-from opdf.study import Cell, Outcome, Store
+from opdf.study import Cell, Outcome, Store, runner
 from opdf.study.runner import Runner
 
 STUDIES = sorted((Path(__file__).parents[2] / "studies").rglob("*.yaml"))
@@ -146,18 +145,18 @@ def test_a_diverged_student_is_taken_to_answer_zero(tmp_path: Path, task: str, p
 
 
 def test_a_run_leaves_no_student_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    students, made = [], job.student_trainer
+    students, made = [], runner.student_trainer
 
     def watched(*given: Any) -> Any:
         trainer = made(*given)
         students.append(weakref.ref(trainer.model))
         return trainer
 
-    monkeypatch.setattr(job, "student_trainer", watched)
-    runner = Runner(sweep_of(tmp_path).config, tmp_path / "teachers", probe=False, spectra_seed=0)
+    monkeypatch.setattr(runner, "student_trainer", watched)
+    trains = Runner(sweep_of(tmp_path).config, tmp_path / "teachers", probe=False, spectra_seed=0)
     gc.disable()  # so that it is the run that collects, not chance
     try:
-        runner.run(Cell(0, "digits/64", "OPDF", 1e-3))
+        trains.run(Cell(0, "digits/64", "OPDF", 1e-3))
     finally:
         gc.enable()
     assert [student() for student in students] == [None]

@@ -20,11 +20,15 @@ from sqlalchemy import make_url
 
 from opdf.cli.options import parse
 from opdf.data import Task, load_data
-from opdf.job import run as job
+from opdf.job.checks import check_models, check_task
 from opdf.job.config import DistillConfig
 from opdf.job.errors import UserError
+from opdf.job.job import Job
 from opdf.job.options import fill, merged, plain, write_yaml
 from opdf.job.output import write_json
+from opdf.job.progress import quiet
+from opdf.job.run import versions
+from opdf.job.teacher import load_teacher
 from opdf.study import Plan, Store, conclude
 from opdf.study.runner import Runner, digest
 
@@ -74,8 +78,13 @@ class StudyConfig:
 
 def main(argv: list[str]) -> None:
     study = parse(argv, StudyConfig, "opdf sweep", DESCRIPTION)
+    with quiet():
+        compare(study)
+
+
+def compare(study: StudyConfig) -> None:
+    """Run what is missing of a study and write what can be concluded."""
     sweep = Sweep(study)
-    job.quiet()
     folder = Path(study.output)
     if folder.exists() and any(folder.iterdir()) and not (folder / "study.yaml").is_file():
         raise FileExistsError(f"output {folder} was not written by opdf sweep; choose another folder")
@@ -116,7 +125,7 @@ class Sweep:
         self.loaded = lru_cache(self._load)
         for setting in self.plan.settings:
             for variant in self.plan.variants:
-                job.check_options(self.config(setting, variant))
+                Job(self.config(setting, variant))
 
     def check_data(self) -> None:
         """Refuse data that cannot be read or judged, and variants whose models, constraint or objective do not fit."""
@@ -125,11 +134,12 @@ class Sweep:
             _, task = self.loaded(setting, self.plan.seeds[0])
             for variant in self.plan.variants:
                 config = self.config(setting, variant)
-                job.check_objective(config, task)
+                job = Job(config)
+                check_task(job, task)
                 key = digest([setting, plain(config.teacher)])
                 if key not in teachers:
-                    teachers[key] = job.load_teacher(config, task, Path(self.study.output))
-                job.check_models(config, task, teachers[key])
+                    teachers[key] = load_teacher(job, task)
+                check_models(job, task, teachers[key])
                 if task.kind == "similarity":
                     raise UserError(
                         f"{config.data.name} is for similarity, which studies do not know; use opdf distill"
@@ -178,7 +188,7 @@ class Sweep:
             "plan": asdict(self.plan),
             "metrics": {setting: task.metric for setting, task in tasks.items()},
             "study": plain(published(self.study)),
-            "versions": job.versions(),
+            "versions": versions(),
             **concluded,
         }
 
@@ -265,8 +275,8 @@ def _worker(study: StudyConfig, number: int) -> None:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
         torch.set_num_threads(max(1, torch.get_num_threads() // study.workers))  # OMP_NUM_THREADS counts
-        job.quiet()
-        sweep = Sweep(study)
-        teachers = Path(study.output) / "teachers"
-        runner = Runner(sweep.config, teachers, probe=study.probe, spectra_seed=sweep.plan.seeds[0])
-        sweep.store().work(runner.run)
+        with quiet():
+            sweep = Sweep(study)
+            teachers = Path(study.output) / "teachers"
+            runner = Runner(sweep.config, teachers, probe=study.probe, spectra_seed=sweep.plan.seeds[0])
+            sweep.store().work(runner.run)

@@ -1,19 +1,24 @@
 """What a student learns from a teacher, and the trainer that does it."""
 
-from opdf.distill.adkd import AttributionDistillation
-from opdf.distill.arguments import DistillationArguments
-from opdf.distill.checkpoint import StorageError
-from opdf.distill.dbkd import DecisionDistillation, count_decisions, decision_logits
-from opdf.distill.embedding import EmbeddingDistillation, mean_pooled
-from opdf.distill.hidden import HiddenDistillation
-from opdf.distill.lgtm import LGTM
-from opdf.distill.logits import LogitsDistillation
-from opdf.distill.objective import Batch, Losses, Objective
-from opdf.distill.sparse_logits import LogitsStore, SparseLogitsDistillation, StoredDataset
-from opdf.distill.students import keep_layers
-from opdf.distill.theseus import Theseus
-from opdf.distill.trainer import DistillationTrainer, TrainingDiverged
-from opdf.overparam import Constraint
+from typing import TYPE_CHECKING
+
+from opdf.lazy import import_when_used
+
+if TYPE_CHECKING:
+    from opdf.distill.adkd import AttributionDistillation
+    from opdf.distill.arguments import DistillationArguments
+    from opdf.distill.checkpoint import StorageError
+    from opdf.distill.dbkd import DecisionDistillation, count_decisions, decision_logits
+    from opdf.distill.embedding import EmbeddingDistillation, mean_pooled
+    from opdf.distill.hidden import HiddenDistillation
+    from opdf.distill.lgtm import LGTM
+    from opdf.distill.logits import LogitsDistillation
+    from opdf.distill.objective import Batch, Losses, Objective
+    from opdf.distill.sparse_logits import LogitsStore, SparseLogitsDistillation, StoredDataset
+    from opdf.distill.students import keep_layers
+    from opdf.distill.theseus import Theseus
+    from opdf.distill.trainer import DistillationTrainer, TrainingDiverged
+    from opdf.overparam import Constraint
 
 __all__ = [
     "LGTM",
@@ -39,3 +44,5 @@ __all__ = [
     "keep_layers",
     "mean_pooled",
 ]
+
+import_when_used(__name__)

@@ -1,10 +1,15 @@
 """From matrices to models: which weights, their cores, the optimizer that trains them, the constraint loss."""
 
-from opdf.overparam.alignment import Alignment
-from opdf.overparam.config import Constraint, OverParamConfig
-from opdf.overparam.engine import OverParameterization, TargetMatrix, overparameterize
-from opdf.overparam.optimizer import OverParameterizedOptimizer
-from opdf.overparam.select import Matrix
+from typing import TYPE_CHECKING
+
+from opdf.lazy import import_when_used
+
+if TYPE_CHECKING:
+    from opdf.overparam.alignment import Alignment
+    from opdf.overparam.config import Constraint, OverParamConfig
+    from opdf.overparam.engine import OverParameterization, TargetMatrix, overparameterize
+    from opdf.overparam.optimizer import OverParameterizedOptimizer
+    from opdf.overparam.select import Matrix
 
 __all__ = [
     "Alignment",
@@ -16,3 +21,5 @@ __all__ = [
     "TargetMatrix",
     "overparameterize",
 ]
+
+import_when_used(__name__)

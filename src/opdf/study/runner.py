@@ -18,13 +18,16 @@ from filelock import FileLock
 
 from opdf.distill import LogitsDistillation, SparseLogitsDistillation, TrainingDiverged
 from opdf.distill.probe import features, fit_probe
-from opdf.job import run as job
+from opdf.job.checks import check_fit
 from opdf.job.config import DistillConfig, ObjectiveConfig
+from opdf.job.job import Job
 from opdf.job.options import plain
 from opdf.job.output import write_json
-from opdf.job.prepared import Prepared
+from opdf.job.prepared import Prepared, prepare_data
+from opdf.job.run import parameters, student_trainer
 from opdf.job.scoring import answers, evaluator, scores
 from opdf.job.targets import with_teacher_logits, write_store
+from opdf.job.teacher import ready_teacher
 from opdf.study import DIVERGED, Cell, Outcome, Recorder
 
 JUDGED = ("validation", "test")
@@ -56,7 +59,7 @@ class Runner:
         config = self._configured(cell)
         taught = self._taught(config)
         if (cell.setting, cell.variant) not in self._checked:
-            job.check_fit(config, taught.prepared, taught.teacher)
+            check_fit(Job(config), taught.prepared, taught.teacher)
             self._checked.add((cell.setting, cell.variant))
         outcome = self._trained(self._stored(config, taught), taught, cell)
         gc.collect()  # trainer and callbacks refer to each other, and would keep the student's memory on a GPU
@@ -67,7 +70,7 @@ class Runner:
         prepared = taught.prepared
         with tempfile.TemporaryDirectory() as scratch:
             teacher = copy.deepcopy(taught.teacher)  # some methods train it
-            trainer = job.student_trainer(config, prepared, teacher, Path(scratch), str(cell))
+            trainer = student_trainer(Job(replace(config, output=scratch)), prepared, teacher, str(cell))
             recorder = Recorder(spectra=cell.seed == self.spectra_seed)
             recorder.attach(trainer)
             diverged, start = {}, time.perf_counter()
@@ -83,7 +86,7 @@ class Runner:
             validation=prepared.task.score(answers["validation"], labels),
             predictions=answers["test"].tolist(),
             seconds=round(seconds, 2),
-            **job.parameters(trainer),
+            **parameters(trainer),
             facts={"teacher": taught.scores, "steps": trainer.state.global_step, **recorder.facts, **diverged},
         )
 
@@ -94,14 +97,14 @@ class Runner:
 
     def _taught(self, config: DistillConfig) -> Taught:
         """Data and teacher of a run, shared with all that agree in these; a teacher is trained by one process."""
-        cached = type(job.build_objective(config)) is LogitsDistillation
+        cached = type(Job(config).objective) is LogitsDistillation
         key = digest([plain(config.data), plain(config.teacher), cached])
         if self._ready is None or self._ready[0] != key:
             folder = self.folder / digest([plain(config.data), plain(config.teacher)])
             folder.mkdir(parents=True, exist_ok=True)
-            prepared, scored = job.prepare_data(config), folder / "scores.json"
+            prepared, scored = prepare_data(config.data, config.teacher), folder / "scores.json"
             with FileLock(folder / "lock"):
-                teacher = job.prepare_teacher(replace(config, resume=True), prepared, folder)
+                teacher = ready_teacher(Job(config, teachers=folder), prepared)
                 if not scored.is_file():
                     write_json(scores(evaluator(teacher, prepared), prepared), scored)
             gc.collect()  # the teacher's trainer and its optimizer, as in run
@@ -112,14 +115,14 @@ class Runner:
 
     def _stored(self, config: DistillConfig, taught: Taught) -> DistillConfig:
         """The configuration with a store of the teacher's outputs, written if need be, if its objective reads one."""
-        objective = job.build_objective(config)
+        objective = Job(config).objective
         if not isinstance(objective, SparseLogitsDistillation):
             return config
         options = config.objective.options
         folder = taught.folder / f"store-{digest({k: v for k, v in options.items() if k != 'store'})}"
         config = replace(config, objective=ObjectiveConfig("sparse-logits", options | {"store": str(folder)}))
         with FileLock(taught.folder / "lock"):
-            write_store(job.build_objective(config), config, taught.prepared, taught.teacher)  # type: ignore[arg-type]
+            write_store(Job(config).objective, config, taught.prepared, taught.teacher)  # type: ignore[arg-type]
         return config
 
     def _answers(self, student: Any, prepared: Prepared) -> dict[str, np.ndarray]:

@@ -10,7 +10,7 @@ import pytest
 from datasets import Dataset
 from transformers import AutoTokenizer, ViTImageProcessorPil
 
-from opdf.data import DataSummary, describe, encode, load_data, minilm
+from opdf.data import DataSummary, Prepared, describe, encode, load_data, minilm
 
 TEXTS = ["one two", "three", "four five six"]
 
@@ -22,8 +22,8 @@ def tokenizer() -> Any:
 
 def summary(name: str, processor: Any, max_length: int = 128, **options: Any) -> DataSummary:
     data, task = load_data(name, **options)
-    encoded, _ = encode(data, task, processor, max_length=max_length)
-    return describe(name, data, encoded, task, processor, max_length=max_length, where="data.")
+    encoded, collator = encode(data, task, processor, max_length=max_length)
+    return describe(Prepared(data, encoded, task, processor, collator, max_length), name, where="data.")
 
 
 def write(path: Path, **columns: Any) -> str:

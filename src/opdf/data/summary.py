@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
-from datasets import Dataset, DatasetDict
 
 from opdf.data.columns import values
+from opdf.data.prepared import Prepared
 from opdf.data.splits import contents
 from opdf.data.task import Task
 
@@ -93,21 +92,19 @@ class DataSummary:
             yield f"no training row has the class {', '.join(absent[:SHOWN])}{more}"
 
 
-def describe(
-    name: str, raw: DatasetDict, encoded: DatasetDict, task: Task, processor: Any, *, max_length: int, where: str = ""
-) -> DataSummary:
+def describe(prepared: Prepared, name: str, *, where: str = "") -> DataSummary:
     """Task, columns, classes with counts, rows of each split, texts that are cut and rows that repeat.
 
     Args:
-        name: of the data.
-        raw, task: from `load_data`.
-        encoded: of `encode`, with the same `processor` and `max_length`.
+        prepared: the data.
+        name: what they are called.
         where: what stands before the names of options: "data." on the command line.
     """
+    raw, task = prepared.raw, prepared.task
     labels = {part: values(rows, task.label).to_numpy() for part, rows in raw.items()}
     together = np.concatenate(list(labels.values()))
-    lengths = {} if task.is_image else {p: _lengths(raw[p], encoded[p], task, processor, max_length) for p in raw}
-    said = {part: contents(rows, task.inputs) for part, rows in raw.items()} if not task.is_image else {}
+    lengths = {} if task.is_image else {part: _lengths(prepared, part) for part in raw}
+    said = {} if task.is_image else {part: contents(rows, task.inputs) for part, rows in raw.items()}
     trained = set(said.get("train", ()))
     return DataSummary(
         name=name,
@@ -115,8 +112,8 @@ def describe(
         rows={part: len(rows) for part, rows in raw.items()},
         classes={part: _counts(some, task) for part, some in labels.items()} if task.labels else {},
         values=None if task.labels else (float(together.min()), float(together.max()), float(together.mean())),
-        max_length=None if task.is_image else max_length,
-        truncated={part: int((some > max_length).sum()) for part, some in lengths.items()},
+        max_length=None if task.is_image else prepared.max_length,
+        truncated={part: int((some > prepared.max_length).sum()) for part, some in lengths.items()},
         longest=max((int(some.max()) for some in lengths.values()), default=0),
         repeated={part: sum(row in trained for row in rows) for part, rows in said.items() if part != "train"},
         where=where,
@@ -128,17 +125,15 @@ def _counts(labels: np.ndarray, task: Task) -> dict[str, int]:
     return dict(zip(task.labels, counts.tolist(), strict=True))
 
 
-def _lengths(raw: Dataset, encoded: Dataset, task: Task, processor: Any, max_length: int) -> np.ndarray:
-    """Tokens `[rows]` before anything is cut. Only rows that fill `max_length` are read once more."""
-    lengths = pc.list_value_length(values(encoded, "input_ids")).to_numpy().copy()
-    if task.kind == "similarity":  # two encoded rows a pair
-        full = np.flatnonzero(lengths >= max_length)
-        texts = [raw[int(k) // 2][task.inputs[int(k) % 2]] for k in full]
-        inputs: tuple[list[str], ...] = (texts,)
+def _lengths(prepared: Prepared, part: str) -> np.ndarray:
+    """Tokens of every row of a split before anything is cut. Only rows that fill `max_length` are read once more."""
+    raw, inputs = prepared.raw[part], prepared.task.inputs
+    lengths = pc.list_value_length(values(prepared.data[part], "input_ids")).to_numpy().copy()
+    full = np.flatnonzero(lengths >= prepared.max_length)
+    if prepared.task.kind == "similarity":  # two encoded rows a pair
+        texts: tuple[list[str], ...] = ([raw[int(k) // 2][inputs[int(k) % 2]] for k in full],)
     else:
-        full = np.flatnonzero(lengths >= max_length)
-        some = raw.select(full)
-        inputs = tuple(some[column][:] for column in task.inputs)
+        texts = tuple(raw.select(full)[column][:] for column in inputs)
     if len(full):
-        lengths[full] = [len(ids) for ids in processor(*inputs, truncation=False, verbose=False)["input_ids"]]
+        lengths[full] = [len(ids) for ids in prepared.processor(*texts, truncation=False, verbose=False)["input_ids"]]
     return lengths.reshape(len(raw), -1).max(1)

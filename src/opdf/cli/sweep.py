@@ -147,7 +147,7 @@ class Sweep:
 
     def _load(self, setting: str, seed: int) -> tuple[Any, Task]:
         options = vars(self.config(setting, self.plan.baseline).data) | {"seed": seed}
-        return load_data(**{k: v for k, v in options.items() if k != "max_length"})
+        return load_data(**{k: v for k, v in options.items() if k != "max_length"}, where="data.")
 
     def config(self, setting: str, variant: str) -> DistillConfig:
         """What the runs of a variant on a setting have in common."""

@@ -16,17 +16,17 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from opdf.distill import LogitsDistillation, SparseLogitsDistillation, TrainingDiverged
-from opdf.distill.probe import features, fit_probe
+from opdf.data import Prepared
+from opdf.distill import TrainingDiverged
 from opdf.job.checks import check_fit
-from opdf.job.config import DistillConfig, ObjectiveConfig
+from opdf.job.config import DistillConfig
 from opdf.job.job import Job
 from opdf.job.options import plain
 from opdf.job.output import write_json
-from opdf.job.prepared import Prepared, prepare_data
+from opdf.job.prepared import prepare_data
+from opdf.job.probe import features, fit_probe
 from opdf.job.run import parameters, student_trainer
 from opdf.job.scoring import answers, evaluator, scores
-from opdf.job.targets import with_teacher_logits, write_store
 from opdf.job.teacher import ready_teacher
 from opdf.study import DIVERGED, Cell, Outcome, Recorder
 
@@ -61,7 +61,7 @@ class Runner:
         if (cell.setting, cell.variant) not in self._checked:
             check_fit(Job(config), taught.prepared, taught.teacher)
             self._checked.add((cell.setting, cell.variant))
-        outcome = self._trained(self._stored(config, taught), taught, cell)
+        outcome = self._trained(config, taught, cell)
         gc.collect()  # trainer and callbacks refer to each other, and would keep the student's memory on a GPU
         return outcome
 
@@ -70,7 +70,9 @@ class Runner:
         prepared = taught.prepared
         with tempfile.TemporaryDirectory() as scratch:
             teacher = copy.deepcopy(taught.teacher)  # some methods train it
-            trainer = student_trainer(Job(replace(config, output=scratch)), prepared, teacher, str(cell))
+            job = Job(replace(config, output=scratch), teachers=taught.folder)
+            with FileLock(taught.folder / "lock"):  # what the teacher says is kept there, by one process
+                trainer = student_trainer(job, prepared, teacher, str(cell))
             recorder = Recorder(spectra=cell.seed == self.spectra_seed)
             recorder.attach(trainer)
             diverged, start = {}, time.perf_counter()
@@ -97,10 +99,9 @@ class Runner:
 
     def _taught(self, config: DistillConfig) -> Taught:
         """Data and teacher of a run, shared with all that agree in these; a teacher is trained by one process."""
-        cached = type(Job(config).objective) is LogitsDistillation
-        key = digest([plain(config.data), plain(config.teacher), cached])
+        key = digest([plain(config.data), plain(config.teacher)])
         if self._ready is None or self._ready[0] != key:
-            folder = self.folder / digest([plain(config.data), plain(config.teacher)])
+            folder = self.folder / key
             folder.mkdir(parents=True, exist_ok=True)
             prepared, scored = prepare_data(config.data, config.teacher), folder / "scores.json"
             with FileLock(folder / "lock"):
@@ -108,22 +109,8 @@ class Runner:
                 if not scored.is_file():
                     write_json(scores(evaluator(teacher, prepared), prepared), scored)
             gc.collect()  # the teacher's trainer and its optimizer, as in run
-            if cached:
-                prepared = with_teacher_logits(prepared, teacher)
             self._ready = key, Taught(prepared, teacher, json.loads(scored.read_text()), folder)
         return self._ready[1]
-
-    def _stored(self, config: DistillConfig, taught: Taught) -> DistillConfig:
-        """The configuration with a store of the teacher's outputs, written if need be, if its objective reads one."""
-        objective = Job(config).objective
-        if not isinstance(objective, SparseLogitsDistillation):
-            return config
-        options = config.objective.options
-        folder = taught.folder / f"store-{digest({k: v for k, v in options.items() if k != 'store'})}"
-        config = replace(config, objective=ObjectiveConfig("sparse-logits", options | {"store": str(folder)}))
-        with FileLock(taught.folder / "lock"):
-            write_store(Job(config).objective, config, taught.prepared, taught.teacher)  # type: ignore[arg-type]
-        return config
 
     def _answers(self, student: Any, prepared: Prepared) -> dict[str, np.ndarray]:
         """Class numbers or values on the judged splits."""

@@ -20,8 +20,10 @@ from transformers import ViTConfig, ViTForImageClassification, default_data_coll
 
 from opdf.data import ImageNoise
 from opdf.distill import DistillationArguments, DistillationTrainer, LogitsDistillation, SparseLogitsDistillation
-from opdf.distill import sparse_logits as module
-from opdf.distill.sparse_logits import LogitsStore, StoredDataset, StoreInfo, fingerprint, soft_labels, weights_digest
+from opdf.distill import store as module
+from opdf.distill.methods.sparse_logits import soft_labels
+from opdf.distill.outputs import fingerprint, weights_digest
+from opdf.distill.store import LogitsStore, StoredDataset, StoreInfo
 
 INFO = StoreInfo(rows=10, epochs=2, classes=6, top_k=3, data="d", teacher="t")
 

@@ -5,7 +5,7 @@ batches, V a held-out batch:
 
     theta' = theta after one trial step of the student's optimizer on L_s(B)
     v      = gradient of the task loss of theta' on V
-    h      = d/dphi < grad_theta L(B), v >      by central difference: ( g(theta + e v) - g(theta - e v) ) / (2 e)
+    h      = d/dphi < grad_theta L_s(B), v >    by central difference: ( g(theta + e v) - g(theta - e v) ) / (2 e)
     phi   <- AdamW step on grad_phi L_t(B) - scale * h
 
 A teacher that follows -h lowers the held-out loss of the student that follows the teacher.
@@ -22,22 +22,20 @@ from datasets import Dataset
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from opdf.distill.logits import LogitsDistillation, distillation_loss, task_loss
-from opdf.distill.objective import Batch, forward, labels_of, model_inputs
-from opdf.distill.students import output_layer
-from opdf.overparam.optimizer import OverParameterizedOptimizer, rolled_back
+from opdf.data import Prepared
+from opdf.distill.losses import Batch, distillation_loss, labels_of, task_loss
+from opdf.distill.methods.logits import TaskAndLogits
+from opdf.distill.models import output_layer
+from opdf.distill.objective import Losses, model_inputs
+from opdf.overparam import rolled_back
 
 if TYPE_CHECKING:
-    from transformers import TrainingArguments
-
-    from opdf.distill.trainer import DistillationTrainer
-
-COUPLINGS = ("student", "teacher")
+    from transformers import Trainer, TrainingArguments
 
 Weights = dict[str, Tensor]
 
 
-class LGTM(LogitsDistillation):
+class LGTM(TaskAndLogits):
     """Student: (1 - alpha) task + alpha D(teacher, student). Teacher: (1 - teacher_alpha) task + teacher_alpha
     D(student, teacher) - influence. D is the distillation loss of `LogitsDistillation`, squared error for a regression.
 
@@ -52,11 +50,7 @@ class LGTM(LogitsDistillation):
         radius: r, the length of the perturbation e v of the student's weights.
         influence_scale: factor of h; None is the teacher's current rate, as in the released code, where the
             influence is orders of magnitude smaller than the rest; 0 leaves it out.
-        coupling: the loss that h differentiates: "student" is L_s, the derivation's; "teacher" is L_t with the
-            student's logits as constants, the released code's.
         zero_heads: start with both output layers at zero, for a teacher that was not fine-tuned.
-        realign_steps: decompose the teacher again for the constraint loss every so many steps; 0 keeps the teacher of
-            the first step.
         seed: of the held-out examples and their order.
     """
 
@@ -71,9 +65,7 @@ class LGTM(LogitsDistillation):
         held_out: float = 0.1,
         radius: float = 0.01,
         influence_scale: float | None = None,
-        coupling: str = "student",
         zero_heads: bool = False,
-        realign_steps: int = 0,
         seed: int = 0,
     ) -> None:
         super().__init__(temperature, alpha)
@@ -86,13 +78,9 @@ class LGTM(LogitsDistillation):
         ):
             if not value > 0:
                 raise ValueError(f"{name} is {value}; it must be above 0")
-        if coupling not in COUPLINGS:
-            raise ValueError(f"coupling is {coupling!r}; expected one of {', '.join(COUPLINGS)}")
-        if realign_steps < 0:
-            raise ValueError(f"realign_steps is {realign_steps}; it must be 0 (never) or more")
         self.teacher_alpha, self.teacher_learning_rate = teacher_alpha, teacher_learning_rate
         self.held_out, self.radius, self.influence_scale = held_out, radius, influence_scale
-        self.coupling, self.zero_heads, self.realign_steps, self.seed = coupling, zero_heads, realign_steps, seed
+        self.zero_heads, self.seed = zero_heads, seed
         self.step = 0
         self._held_out: Dataset | None = None
         self._teacher: nn.Module | None = None
@@ -114,7 +102,21 @@ class LGTM(LogitsDistillation):
         assert self._teacher is not None
         return torch.optim.AdamW(self._teacher.parameters(), lr=self.teacher_learning_rate, weight_decay=0.0)
 
+    def losses(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, num_items: Tensor) -> Losses:
+        assert teacher is not None
+        ours = self.forward(student, batch).logits
+        theirs = self.teacher_forward(teacher, batch).logits if self.alpha else None
+        return self.combine(student, ours, theirs, batch, num_items)
+
+    def check_data(self, data: Prepared, teacher: nn.Module) -> None:
+        self._split(data.data["train"])
+
     def training_data(self, dataset: Any) -> Any:
+        self._held_out, rest = self._split(dataset)
+        return rest
+
+    def _split(self, dataset: Any) -> tuple[Dataset, Dataset]:
+        """The rows to hold out and the others."""
         if not isinstance(dataset, Dataset):
             raise TypeError(f"train_dataset is a {type(dataset).__name__}; LGTM holds out rows of a datasets.Dataset")
         count = int(self.held_out * len(dataset)) if self.held_out < 1 else int(self.held_out)
@@ -123,21 +125,20 @@ class LGTM(LogitsDistillation):
                 f"held_out is {self.held_out}, which is {count} of {len(dataset)} training examples; leave both some"
             )
         order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(self.seed)).tolist()
-        self._held_out = dataset.select(sorted(order[:count]))
-        return dataset.select(sorted(order[count:]))
+        return dataset.select(sorted(order[:count])), dataset.select(sorted(order[count:]))
 
     def check_arguments(self, args: TrainingArguments) -> None:
         super().check_arguments(args)
         if args.fp16:
             raise ValueError("LGTM takes trial steps that a gradient scaler knows nothing of; use bf16 instead of fp16")
 
-    def on_train_begin(self, trainer: DistillationTrainer) -> None:
+    def on_train_begin(self, trainer: Trainer) -> None:
         assert self._teacher is not None
         assert self._held_out is not None
         self._held_out = trainer._remove_unused_columns(self._held_out, "held-out examples")
         self._teacher.requires_grad_(True)
 
-    def before_forward(self, trainer: DistillationTrainer, batches: Sequence[Batch], num_items: Tensor) -> None:
+    def before_forward(self, trainer: Trainer, batches: Sequence[Batch], num_items: Tensor) -> None:
         """The teacher's step."""
         assert self._teacher is not None
         batches = [trainer._prepare_inputs(dict(batch)) for batch in batches]
@@ -167,7 +168,7 @@ class LGTM(LogitsDistillation):
         student.train(), self._teacher.train()
         for batch in batches:
             with trainer.accelerator.autocast(), torch.set_grad_enabled(True):
-                ours, theirs = forward(student, batch).logits, forward(self._teacher, batch).logits
+                ours, theirs = self.forward(student, batch).logits, self.forward(self._teacher, batch).logits
                 loss = self._teacher_loss(theirs, ours.detach(), batch, num_items)
                 if with_student:
                     loss = loss + self.combine(student, ours, theirs.detach(), batch, num_items).total
@@ -188,7 +189,7 @@ class LGTM(LogitsDistillation):
         with rolled_back(optimizer):
             optimizer.step()
             with trainer.accelerator.autocast():
-                held_out = task_loss(student, forward(student, batch).logits, labels_of(batch))
+                held_out = task_loss(student, self.forward(student, batch).logits, labels_of(batch))
                 loss = held_out / self.count_items(student, batch)
             found = _grads(loss, list(named.values()))
         direction = dict(zip(named, found, strict=True))
@@ -216,12 +217,11 @@ class LGTM(LogitsDistillation):
     def coupling_loss(
         self, student: Any, weights: Mapping[str, Tensor], teacher: nn.Module, batch: Batch, num_items: Tensor
     ) -> Tensor:
-        """The loss that couples teacher and student, with the student at other `weights`."""
-        ours = functional_call(student, dict(weights), kwargs=model_inputs(student, batch)).logits
-        theirs = forward(teacher, batch).logits
-        if self.coupling == "student":
-            return self.alpha * distillation_loss(student, ours, theirs, batch, self.temperature) / num_items
-        return self._teacher_loss(theirs, ours.detach(), batch, num_items)
+        """The part of L_s that couples teacher and student, with the student at other `weights`."""
+        inputs = model_inputs(student, batch, self.columns)
+        ours = functional_call(student, dict(weights), kwargs=inputs).logits
+        theirs = self.forward(teacher, batch).logits
+        return self.alpha * distillation_loss(student, ours, theirs, batch, self.temperature) / num_items
 
     def _teacher_loss(self, theirs: Tensor, ours: Tensor, batch: Batch, num_items: Tensor) -> Tensor:
         assert self._teacher is not None
@@ -245,14 +245,10 @@ class LGTM(LogitsDistillation):
                 if p.grad is not None:
                     p.grad = trainer.accelerator.reduce(p.grad, "sum")
 
-    def after_optimizer_step(self, trainer: DistillationTrainer) -> None:
+    def after_optimizer_step(self, trainer: Trainer) -> None:
         self.step += 1
-        optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
-        due = self.realign_steps and not self.step % self.realign_steps
-        if due and isinstance(optimizer, OverParameterizedOptimizer):
-            optimizer.realign()
 
-    def on_train_end(self, trainer: DistillationTrainer) -> None:
+    def on_train_end(self, trainer: Trainer) -> None:
         assert self._teacher is not None
         self._teacher.requires_grad_(False)
 

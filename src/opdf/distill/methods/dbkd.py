@@ -11,6 +11,7 @@ The z for which P(z) is what was counted are the soft targets of an ordinary log
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,11 @@ from scipy.optimize import least_squares
 from scipy.special import log_ndtr
 from torch import Tensor, nn
 
-from opdf.distill.logits import kind_of, precise, soft_loss, task_loss
-from opdf.distill.objective import Batch, Losses, Objective, config_of, forward, labels_of
+from opdf.data import ImageNoise, Prepared, TextNoise
+from opdf.distill.losses import Batch, labels_of, precise, soft_loss, task_loss
+from opdf.distill.models import config_of, kind_of
+from opdf.distill.objective import Losses, Objective
+from opdf.distill.outputs import fingerprint, kept, teacher_logits, weights_digest, with_column
 from opdf.mpo import Progress
 
 SOLVERS = ("root", "iterate")
@@ -39,19 +43,22 @@ Perturb = Callable[[Any, np.random.Generator], Any]
 class DecisionDistillation(Objective):
     """task + alpha T^2 KL( softmax(scale z / T) || softmax(student / T) ), with z recovered from decisions.
 
-    z is the training data's column "decision_logits": make it with `decision_logits`. The teacher itself is not used
-    in training, so that none need be given; the constraint loss would read its weights.
+    z is the training data's column "decision_logits". `prepare_data` makes it, or you do with `decision_logits`. The
+    teacher itself is not used in training, so that none need be given.
 
     Args:
         temperature: T, above 0.
         alpha: weight of the second term, 0 or more.
         scale: factor of the recovered logits, for noise of another size than 1.
-        copies, noise, seed: how often each example is asked about, the share of its words that are changed, and the
-            seed of that; for the command line.
-        solver: see `decision_logits`; for the command line.
+        copies: how often `prepare_data` asks about each example, itself and noisy copies of it.
+        noise: share of a copy's words that are changed.
+        solver: how `prepare_data` makes logits of the counts, see `decision_logits`.
+        seed: of the noise.
     """
 
+    tasks = ("classification", "image-classification")
     columns = ("decision_logits",)
+    decisions_only = True
 
     def __init__(
         self,
@@ -83,7 +90,7 @@ class DecisionDistillation(Objective):
     def losses(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, num_items: Tensor) -> Losses:
         if "decision_logits" not in batch:
             raise ValueError("the batch has no 'decision_logits'; add them to the training data with decision_logits()")
-        ours = forward(student, batch).logits
+        ours = self.forward(student, batch).logits
         if (kind := kind_of(student, ours, batch.get("labels"))) != "classes":
             raise ValueError(f"DBKD is for classification, and the student's outputs are {kind}")
         task = task_loss(student, ours, labels_of(batch)) / num_items
@@ -91,6 +98,41 @@ class DecisionDistillation(Objective):
         soft = soft_loss(ours, self.scale * batch["decision_logits"].to(ours), self.temperature) / num_items
         parts = {"task": task.detach(), "distillation": soft.detach()}
         return Losses(task + self.alpha * soft, parts)
+
+    def prepare_data(
+        self,
+        data: Prepared,
+        teacher: nn.Module,
+        folder: Path,
+        *,
+        shared: bool = False,
+        progress: Progress | None = None,
+    ) -> Any:
+        """The training rows with a column "decision_logits"; the counts behind it are kept in `folder`."""
+        raw, task = data.raw["train"], data.task
+        depends = [
+            fingerprint(raw), weights_digest(teacher), data.max_length, self.copies, self.noise, self.seed
+        ]  # fmt: skip
+
+        def count() -> np.ndarray:
+            return count_decisions(
+                lambda rows: teacher_logits(teacher, data, data.encode(rows)).argmax(-1).tolist(), raw,
+                task.num_labels, _row_noise(data, self.noise), copies=self.copies, seed=self.seed, progress=progress,
+            )  # fmt: skip
+
+        counts = kept(folder, "decisions", depends, count)
+        found = decision_logits(counts, solver=self.solver).astype(np.float32)
+        return with_column(data.data["train"], "decision_logits", found)
+
+
+def _row_noise(data: Prepared, rate: float) -> Perturb:
+    """Noise for raw rows: on their image, or on each of their texts."""
+    columns = data.task.inputs
+    if data.task.is_image:
+        change: Perturb = ImageNoise()
+    else:
+        change = TextNoise([text for column in columns for text in data.raw["train"][column]], rate)
+    return lambda row, rng: row | {column: change(row[column], rng) for column in columns}
 
 
 def count_decisions(

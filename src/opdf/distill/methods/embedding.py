@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from opdf.distill.objective import Batch, Losses, Objective, config_of, forward, has_no_head, teacher_forward
+from opdf.distill.losses import Batch
+from opdf.distill.models import config_of, has_no_head
+from opdf.distill.objective import Losses, Objective
 
 
 class EmbeddingDistillation(Objective):
@@ -22,6 +21,8 @@ class EmbeddingDistillation(Objective):
         cosine_weight: factor of the cosine distance, 0 or more.
         mse_weight: factor of the squared difference, a mean over the width, 0 or more; lengths are learned with it.
     """
+
+    tasks = ("similarity",)
 
     def __init__(self, cosine_weight: float = 1.0, mse_weight: float = 0.0) -> None:
         for name, value in (("cosine_weight", cosine_weight), ("mse_weight", mse_weight)):
@@ -50,8 +51,8 @@ class EmbeddingDistillation(Objective):
     def losses(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, num_items: Tensor) -> Losses:
         assert teacher is not None
         mask = batch.get("attention_mask")
-        ours = mean_pooled(forward(student, batch).last_hidden_state, mask)
-        theirs = mean_pooled(teacher_forward(teacher, batch).last_hidden_state, mask)
+        ours = mean_pooled(self.forward(student, batch).last_hidden_state, mask)
+        theirs = mean_pooled(self.teacher_forward(teacher, batch).last_hidden_state, mask)
         total, parts = ours.new_zeros(()), {}
         if self.cosine_weight:
             cosine = (1 - F.cosine_similarity(ours, theirs)).sum() / num_items
@@ -79,33 +80,3 @@ def mean_pooled(hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         return hidden.mean(1)
     real = mask.unsqueeze(-1).to(hidden.dtype)
     return (hidden * real).sum(1) / real.sum(1)
-
-
-def embedder(model: nn.Module) -> Callable[[Batch], Tensor]:
-    """Batches of a model without a head to embeddings on the CPU."""
-
-    def embed(batch: Batch) -> Tensor:
-        device, was = next(model.parameters()).device, model.training
-        inputs = {name: value.to(device) for name, value in batch.items()}
-        with torch.no_grad():
-            output = model.eval()(**inputs)
-        model.train(was)
-        return mean_pooled(output.last_hidden_state, inputs.get("attention_mask")).cpu()
-
-    return embed
-
-
-def pair_cosines(
-    embed: Callable[[Batch], Tensor], rows: Sequence[Any], collate: Callable[[list[Any]], Batch], batch: int = 128
-) -> Tensor:
-    """Cosines `[pairs]` of the embeddings of pairs of texts.
-
-    Args:
-        embed: a batch to embeddings `[batch, width]`; see `embedder`.
-        rows: encoded texts; 2k and 2k + 1 are pair k.
-        collate: makes a batch of rows.
-        batch: rows at a time.
-    """
-    starts = range(0, len(rows), batch)
-    vectors = torch.cat([embed(collate([rows[k] for k in range(s, min(s + batch, len(rows)))])) for s in starts])
-    return F.cosine_similarity(vectors[::2], vectors[1::2])

@@ -1,4 +1,4 @@
-"""TinyViT's fast distillation (arXiv 2207.10666): the teacher runs once, any number of students learn from disk.
+"""A folder of teacher outputs, from which any number of students learn (TinyViT: arXiv 2207.10666).
 
 A store holds, per epoch and example, the seed of the example's noise and the teacher's K largest probabilities; a
 student makes the same noisy example from the same seed. Without noise there is one epoch, and plain logits are stored.
@@ -18,25 +18,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from opdf.distill.logits import LogitsDistillation, kind_of, task_loss
-from opdf.distill.objective import Batch, Losses, config_of, forward, labels_of
+from opdf.distill.outputs import Noise, noisy
 from opdf.files import replacing
-
-if TYPE_CHECKING:
-    from opdf.distill.trainer import DistillationTrainer
 
 FORMAT = 1
 SHARD_ROWS = 4096
-
-Noise = Callable[[Any, np.random.Generator], Any]
 
 
 @dataclass(frozen=True)
@@ -194,112 +188,6 @@ class StoredDataset(torch.utils.data.Dataset[dict[str, Any]]):
         stored = self.store.read(int(self._epoch), int(row))
         example = noisy(self.examples[row], int(stored.pop("seed")), self.noise)
         return self.encode(example) | {f"teacher_{name}": value.tolist() for name, value in stored.items()}
-
-
-class SparseLogitsDistillation(LogitsDistillation):
-    """(1 - alpha) task + alpha distillation from a `LogitsStore`; no teacher runs.
-
-    Probabilities of a store with noise: cross-entropy against the stored ones and an even share of the rest for all
-    other classes, at temperature 1. Plain logits: as `LogitsDistillation`.
-
-    Args:
-        store: folder of the teacher's outputs, for the command line.
-        top_k: probabilities to store, at most as many as classes; 0 stores plain logits.
-        epochs: epochs to store, each with new noise; more epochs of training go round them again.
-        noise: whether examples are made noisy (images only).
-        temperature: for plain logits.
-        alpha: weight of the distillation, from 0 to 1; the paper uses no labels.
-    """
-
-    columns = ("teacher_logits", "teacher_classes", "teacher_probabilities")
-
-    def __init__(
-        self,
-        store: str = "",
-        top_k: int = 0,
-        epochs: int = 1,
-        noise: bool = False,
-        temperature: float = 1.0,
-        alpha: float = 1.0,
-    ) -> None:
-        super().__init__(temperature, alpha)
-        if top_k < 0 or epochs < 1:
-            raise ValueError(f"top_k is {top_k} and epochs {epochs}; top_k is 0 or more, epochs 1 or more")
-        if epochs > 1 and not noise:
-            raise ValueError(
-                f"epochs is {epochs} without noise: every epoch would hold the same; set noise, or epochs=1"
-            )
-        self.store, self.top_k, self.stored_epochs, self.noise = store, top_k, epochs, noise
-
-    def prepare(self, student: nn.Module, teacher: nn.Module | None) -> None:
-        if getattr(config_of(student), "problem_type", None) == "regression" and self.top_k:
-            raise ValueError("a regression has no classes; store plain values with top_k=0")
-
-    def losses(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, num_items: Tensor) -> Losses:
-        if "teacher_logits" in batch:
-            return super().losses(student, None, batch, num_items)
-        ours = forward(student, batch).logits
-        if "teacher_probabilities" not in batch:
-            raise ValueError("the batch has no stored teacher outputs; train on a StoredDataset")
-        if (kind := kind_of(student, ours, batch.get("labels"))) != "classes":
-            raise ValueError(f"the student's outputs are {kind}; stored probabilities are of classes")
-        target = soft_labels(batch["teacher_classes"], batch["teacher_probabilities"], ours.shape[-1])
-        soft = -(target * ours.float().log_softmax(-1)).sum() / num_items
-        if self.alpha == 1:
-            return Losses(soft, {"distillation": soft.detach()})
-        task = task_loss(student, ours, labels_of(batch)) / num_items
-        parts = {"task": task.detach(), "distillation": soft.detach()}
-        return Losses((1 - self.alpha) * task + self.alpha * soft, parts)
-
-    def on_epoch_begin(self, trainer: DistillationTrainer) -> None:
-        if isinstance(trainer.train_dataset, StoredDataset):
-            trainer.train_dataset.set_epoch(int(trainer.state.epoch or 0))
-
-
-def soft_labels(classes: Tensor, probabilities: Tensor, count: int) -> Tensor:
-    """`[batch, K]` stored classes and probabilities to `[batch, count]` that sum to 1, the rest spread evenly.
-
-    Rounding to float16 can take the stored sum above 1; the rest is then 0 and the sum is scaled to 1.
-    """
-    stored = probabilities.float()
-    kept = stored.sum(-1, keepdim=True)
-    rest = (1 - kept).clamp(min=0) / max(1, count - classes.shape[-1])
-    labels = rest.expand(-1, count).scatter(-1, classes.long(), stored)
-    return labels / labels.sum(-1, keepdim=True)
-
-
-def noisy(example: Any, seed: int, noise: Noise | None) -> Any:
-    """The example that a seed makes of another."""
-    return example if noise is None else noise(example, np.random.Generator(np.random.PCG64(seed)))
-
-
-def fingerprint(examples: Any, noise: Noise | None = None) -> str:
-    """A digest of some examples, made noisy with known seeds: it changes with the data, the noise and its libraries.
-
-    Args:
-        examples: by row number: mappings, images, texts or numbers.
-        noise: as for `StoredDataset`.
-    """
-    digest = hashlib.sha256(f"{len(examples)}".encode())
-    for row in np.linspace(0, len(examples) - 1, num=min(len(examples), 32), dtype=int):
-        digest.update(_content(noisy(examples[int(row)], int(row), noise)))
-    return digest.hexdigest()[:32]
-
-
-def weights_digest(model: nn.Module) -> str:
-    """A digest of a model's weights."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:32]
-
-
-def _content(value: Any) -> bytes:
-    if isinstance(value, dict):
-        return b"".join(key.encode() + _content(value[key]) for key in sorted(value))
-    if hasattr(value, "tobytes"):  # an image or an array
-        return repr(getattr(value, "size", "")).encode() + value.tobytes()
-    return repr(value.tolist() if isinstance(value, Tensor) else value).encode()
 
 
 def _read_info(meta: Path) -> StoreInfo:

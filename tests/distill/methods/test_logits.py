@@ -20,7 +20,9 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from opdf.distill.logits import LogitsDistillation, check_same_outputs, soft_binary_loss, soft_loss, squared_loss
+from opdf.distill import LogitsDistillation
+from opdf.distill.losses import soft_binary_loss, soft_loss, squared_loss
+from opdf.distill.models import check_same_outputs
 
 
 def logits(seed: int, items: int = 6, classes: int = 5) -> torch.Tensor:

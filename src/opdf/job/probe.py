@@ -13,8 +13,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.utils.data import DataLoader
 
-from opdf.distill.objective import model_inputs
-from opdf.distill.students import output_layer
+from opdf.distill import output_layer
 
 
 def features(model: nn.Module, data: Any, collator: Any, *, batch: int = 128) -> tuple[np.ndarray, np.ndarray]:
@@ -28,7 +27,7 @@ def features(model: nn.Module, data: Any, collator: Any, *, batch: int = 128) ->
         model.eval()
         with torch.no_grad():
             for some in DataLoader(data, batch_size=batch, collate_fn=collator):
-                model(**{k: v.to(device) for k, v in model_inputs(model, some).items()})
+                model(**{k: v.to(device) for k, v in some.items() if k != "labels"})
                 rows.append(seen.pop().flatten(1).float().cpu().numpy())
                 labels.append(some["labels"].numpy())
     finally:

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import norm
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
-from opdf.data import TextNoise
+from opdf.data import Prepared, TextNoise, encode, load_data, minilm
 from opdf.distill import DecisionDistillation
-from opdf.distill.dbkd import count_decisions, decision_logits, decision_probabilities
-from opdf.distill.logits import soft_loss
+from opdf.distill.losses import soft_loss
+from opdf.distill.methods.dbkd import count_decisions, decision_logits, decision_probabilities
 from opdf.job.export import to_onnx
 
 
@@ -218,3 +218,31 @@ def test_a_regression_is_refused() -> None:
     )  # fmt: skip
     with pytest.raises(ValueError, match="regression has no decisions"):
         DecisionDistillation().prepare(model, None)
+
+
+def test_decisions_are_counted_once_for_the_same_data_teacher_and_options(tmp_path: Path) -> None:
+    raw, task = load_data("movie-sentiment", train_limit=16)
+    tokenizer = AutoTokenizer.from_pretrained(minilm())
+    encoded, collator = encode(raw, task, tokenizer, max_length=16)
+    data = Prepared(raw, encoded, task, tokenizer, collator, 16)
+    config = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    teacher = BertForSequenceClassification(BertConfig(vocab_size=len(tokenizer), **config)).eval()
+    asked: list[int] = []
+    teacher.register_forward_hook(lambda *_: asked.append(1))
+
+    def made(**options: Any) -> tuple[int, Any]:
+        before = len(asked)
+        rows = DecisionDistillation(**options).prepare_data(data, teacher, tmp_path)
+        return len(asked) - before, np.asarray(rows["decision_logits"])
+
+    first, logits = made()
+    assert first > 0
+    assert logits.shape == (16, 2)
+    again, same = made()
+    assert again == 0
+    np.testing.assert_array_equal(logits, same)
+    assert made(solver="iterate")[0] == 0  # of the same counts
+    assert made(seed=7)[0] > 0
+    for kept in tmp_path.glob("decisions-*"):
+        kept.write_bytes(kept.read_bytes()[:99])
+    assert made()[0] > 0  # a damaged file is counted again

@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from opdf.distill.logits import check_same_outputs, task_loss
-from opdf.distill.objective import Batch, Losses, Objective, forward, labels_of, unwrapped
-from opdf.overparam.select import block_stacks
+from opdf.distill.losses import Batch, labels_of, task_loss
+from opdf.distill.models import check_same_outputs, unwrapped
+from opdf.distill.objective import Losses, Objective
+from opdf.overparam import block_stacks
 
 if TYPE_CHECKING:
-    from transformers import TrainingArguments
-
-    from opdf.distill.trainer import DistillationTrainer
+    from transformers import Trainer, TrainingArguments
 
 SCHEDULES = ("linear", "constant")
 
@@ -102,7 +101,7 @@ class Theseus(Objective):
 
     def losses(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, num_items: Tensor) -> Losses:
         with hybrid(unwrapped(student).get_submodule(self._stack), self._predecessors, self._draw()):
-            logits = forward(student, batch, **_without_cache(student)).logits
+            logits = self.forward(student, batch, **_without_cache(student)).logits
         task = task_loss(student, logits, labels_of(batch)) / num_items
         # When no student block ran, nothing in the model has a gradient: backward needs one leaf that does.
         return Losses(task + torch.zeros((), device=task.device, requires_grad=True), {"task": task.detach()})
@@ -121,11 +120,11 @@ class Theseus(Objective):
                 "mistake; use bf16 instead of fp16"
             )
 
-    def on_train_begin(self, trainer: DistillationTrainer) -> None:
+    def on_train_begin(self, trainer: Trainer) -> None:
         if self.slope is None:
             self._slope = (1 - self.rate) / max(1, trainer.state.max_steps // 2)
 
-    def after_optimizer_step(self, trainer: DistillationTrainer) -> None:
+    def after_optimizer_step(self, trainer: Trainer) -> None:
         self.step += 1
 
     def state_dict(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from transformers import (
 from opdf import DistillationArguments, DistillationTrainer, OverParamConfig
 from opdf.data import load_data, minilm
 from opdf.distill import EmbeddingDistillation, keep_layers
-from opdf.distill.embedding import embedder, pair_cosines
+from opdf.job.scoring import embedder, pair_cosines
 
 
 def bert(width: int = 8, layers: int = 2) -> BertModel:

@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
 
 from opdf.distill import Constraint, DistillationArguments, DistillationTrainer, keep_layers
-from opdf.distill.adkd import AttributionDistillation, attribute, integrated_gradients
+from opdf.distill.methods.adkd import AttributionDistillation, attribute, integrated_gradients
 from opdf.overparam import OverParamConfig
 
 

@@ -18,27 +18,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from opdf.distill.logits import LogitsDistillation, kind_of, precise, task_loss
-from opdf.distill.objective import (
-    Batch,
-    Losses,
-    check_frozen,
-    forward,
-    is_language_model,
-    labels_of,
-    unwrapped,
-)
+from opdf.distill.losses import Batch, labels_of, precise, task_loss
+from opdf.distill.methods.logits import TaskAndLogits
+from opdf.distill.models import check_frozen, is_language_model, kind_of, unwrapped
+from opdf.distill.objective import Losses, model_inputs
 
 if TYPE_CHECKING:
-    from transformers import TrainingArguments
-
-    from opdf.distill.trainer import DistillationTrainer
+    from transformers import Trainer, TrainingArguments
 
 EPSILON = 1e-12
 """Smallest norm that is divided by: a saturated example has no attribution at all."""
 
 
-class AttributionDistillation(LogitsDistillation):
+class AttributionDistillation(TaskAndLogits):
     """(1 - alpha) task + alpha soft cross-entropy + attribution_weight * distance of the normalised token maps.
 
     Two classes have one view (the gold label's; the other's map is the same), more have one view each, summed; a
@@ -55,6 +47,8 @@ class AttributionDistillation(LogitsDistillation):
         top_k: keep the largest entries of the teacher's attribution over the width of each token; None keeps all.
         anneal: let T fall linearly to 1 over the epochs.
     """
+
+    tasks = ("classification", "regression")
 
     def __init__(
         self,
@@ -92,6 +86,7 @@ class AttributionDistillation(LogitsDistillation):
     def losses(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, num_items: Tensor) -> Losses:
         assert teacher is not None
         labels = labels_of(batch)
+        batch = {name: value for name, value in batch.items() if name not in self.columns}
         ours, student_maps = attribute(student, batch, self.steps, create_graph=True)
         theirs, teacher_maps = self._teacher(teacher, batch)
         task = task_loss(student, ours, labels) / num_items
@@ -126,7 +121,7 @@ class AttributionDistillation(LogitsDistillation):
         if args.torch_compile:
             raise ValueError("AD-KD differentiates twice, which torch.compile cannot; leave torch_compile out")
 
-    def on_train_begin(self, trainer: DistillationTrainer) -> None:
+    def on_train_begin(self, trainer: Trainer) -> None:
         self._progress = trainer.state
 
     @property
@@ -167,7 +162,7 @@ def integrated_gradients(
     for k in range(1, steps + 1):
         # Fused attention kernels cannot be differentiated twice.
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), _scaled(model, k / steps, create_graph) as seen:
-            logits = precise(forward(model, batch).logits)
+            logits = precise(model(**model_inputs(model, batch)).logits)
             embedding, point = seen
             views = _views(model, logits, batch["labels"])
             found = [

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from opdf.distill import Constraint, DistillationArguments, DistillationTrainer, keep_layers
-from opdf.distill.theseus import Theseus, hybrid
+from opdf.distill.methods.theseus import Theseus, hybrid
 from opdf.overparam import OverParamConfig
 
 BATCH = {"input_ids": torch.arange(1, 19).reshape(3, 6), "labels": torch.tensor([0, 1, 1])}

@@ -33,7 +33,7 @@ from opdf.overparam import Constraint, OverParamConfig
 SEEDS = (0, 1, 2)
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "SVD": {"overparam": OverParamConfig(method="svd")},
+    "SVD": {"overparam": OverParamConfig(ones=0)},
     "OPDF": {"overparam": OverParamConfig(ones=3), "constraint": Constraint(weight=0.1)},
 }
 TEXT = DistillConfig(

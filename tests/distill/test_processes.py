@@ -54,7 +54,6 @@ def trainer(
     batch: int,
     *,
     forced: bool = False,
-    over: Any = None,
     objective: Any = None,
     **more: Any,
 ) -> DistillationTrainer:
@@ -72,7 +71,7 @@ def trainer(
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     return DistillationTrainer(
         keep_layers(teacher, 1), arguments, teacher=teacher, train_dataset=examples(), objective=objective,
-        overparam=OverParamConfig(ones=1, placement=placement, **(over or {})), constraint=Constraint(),
+        overparam=OverParamConfig(ones=1, placement=placement), constraint=Constraint(),
     )  # fmt: skip
 
 
@@ -192,33 +191,30 @@ def test_projections_under_ddp_are_those_of_one_process(tmp_path: Path, monkeypa
 SAVING = {"save_strategy": "steps", "save_steps": 2}
 
 
-def part(rank: int, folder: str, placement: str, steps: int, over: dict[str, Any]) -> None:
+def part(rank: int, folder: str, placement: str, steps: int) -> None:
     """Steps of a run, from its last checkpoint if there is one."""
     join(rank)
     more = SAVING | {"max_steps": steps, "fsdp": True, "fsdp_config": dict(FSDP2)}
-    run = trainer(Path(folder), placement, 4, forced=True, over=over, **more)
+    run = trainer(Path(folder), placement, 4, forced=True, **more)
     run.train(resume_from_checkpoint=any(Path(folder).glob("checkpoint-*")) or None)
     torch.distributed.barrier()
     os._exit(0)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("placement", "over"), [
-    ("replicate", {}), ("owner", {}), ("owner", {"most_important": 0.5}), ("replicate", {"until": 0.4}),
-    ("replicate", {"most_important": 0.5, "until": 0.75}),
-])  # fmt: skip
+@pytest.mark.parametrize("placement", ["replicate", "owner"])
 def test_a_resumed_run_is_exact_and_one_process_takes_its_checkpoint(
-    tmp_path: Path, placement: str, over: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, placement: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    launch(part, (str(tmp_path / "whole"), placement, 4, over), monkeypatch)
+    launch(part, (str(tmp_path / "whole"), placement, 4), monkeypatch)
     shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "half" / "checkpoint-2")
-    launch(part, (str(tmp_path / "half"), placement, 4, over), monkeypatch)
+    launch(part, (str(tmp_path / "half"), placement, 4), monkeypatch)
     whole, half = (load_file(tmp_path / name / "checkpoint-4" / "model.safetensors") for name in ("whole", "half"))
     assert all(torch.equal(value, half[key]) for key, value in whole.items())
-    alone = trainer(tmp_path / "whole", placement, 8, over=over, max_steps=4)
+    alone = trainer(tmp_path / "whole", placement, 8, max_steps=4)
     alone.train(resume_from_checkpoint=True)
     assert all(torch.equal(value, whole[key]) for key, value in alone.model.state_dict().items())
-    further = trainer(tmp_path / "whole", placement, 8, over=over, max_steps=6)
+    further = trainer(tmp_path / "whole", placement, 8, max_steps=6)
     further.train(resume_from_checkpoint=True)  # with the optimizer's state
 
 

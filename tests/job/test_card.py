@@ -12,9 +12,8 @@ from huggingface_hub import ModelCard
 
 from opdf.cli import main
 from opdf.data import Task
-from opdf.job.card import card_data, form_of, hub_name, teacher_of
+from opdf.job.card import card_data, hub_name, teacher_of
 from opdf.job.config import DataConfig, DistillConfig, TeacherConfig
-from opdf.overparam import OverParamConfig
 
 CONFIG: dict[str, Any] = {
     "data": {"name": "digits"},
@@ -63,13 +62,6 @@ def test_a_card_says_what_the_run_did(tmp_path: Path, over: bool) -> None:
     assert sum(s["matrices"] for s in metrics["shapes"]) == (6 if over else 0)
     assert ("weight 0.5" in card.text) == over
     assert not list((tmp_path / "small vit" / "student").glob(".*"))
-
-
-def test_a_share_of_matrices_and_of_steps_is_named() -> None:
-    said = form_of(OverParamConfig(method="svd", most_important=0.125, until=0.5))
-    assert said.startswith("svd, learning rate match-dense, the most important 12.5 % of the matrices, ")
-    assert said.endswith("for the first 50 % of the steps")
-    assert form_of(OverParamConfig()) == "mpo, learning rate match-dense"
 
 
 def test_only_names_of_the_hub_are_linked(tmp_path: Path, monkeypatch: Any) -> None:

@@ -51,7 +51,7 @@ MARKER = "demo.yaml"
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "KD": {},
-    "KD + SVD": {"overparam": OverParamConfig(method="svd")},
+    "KD + SVD": {"overparam": OverParamConfig(ones=0)},
     "KD + MPO": {"overparam": OverParamConfig(ones=3)},
     "KD + OPDF": {"overparam": OverParamConfig(ones=3), "constraint": Constraint()},
 }

@@ -9,9 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from opdf.cli.options import at_least_one, parse
-from opdf.overparam import OverParamConfig, OverParameterization
-from opdf.overparam.engine import plan_all
-from opdf.overparam.importance import count_kept
+from opdf.overparam import OverParamConfig, OverParameterization, overparameterize
 
 DESCRIPTION = """Show every matrix that would be over-parameterized: shape, bond dimensions, parameters, scale,
 and the extra time and memory of training. Only the model's configuration is read; no weights are loaded.
@@ -45,10 +43,10 @@ class PlanConfig:
 def main(argv: list[str]) -> None:
     config = parse(argv, PlanConfig, "opdf plan", DESCRIPTION, positional="model")
     at_least_one(config, "layers", "batch", "tokens", "accumulation")
-    planned = plan_all(_meta_model(config.model, config.layers), config.overparam)
+    planned = overparameterize(_meta_model(config.model, config.layers), config.overparam)
     teacher = 0
     if config.layers is not None:
-        teacher = _entries(plan_all(_meta_model(config.model), OverParamConfig(method="svd")))
+        teacher = _entries(overparameterize(_meta_model(config.model), OverParamConfig(ones=0)))
     report = summarize(planned, config, teacher)
     if config.json:
         print(json.dumps(report, indent=2))
@@ -62,7 +60,6 @@ def summarize(planned: OverParameterization, config: PlanConfig, teacher: int) -
     The step's arithmetic is 3 contractions a matrix and optimizer step; the student's own is 6 operations per entry of
     its matrices and token, and the teacher's, which has `teacher` entries (0 where it is not known), 2. A matrix's
     memory is its cores and two moments in float32; the total has one gradient of the largest too.
-    All of it is of all targets; "kept" is how many of them `most_important` keeps.
     """
     rate = _matmul_rate()
     matrices = [
@@ -76,7 +73,6 @@ def summarize(planned: OverParameterization, config: PlanConfig, teacher: int) -
     cores = sum(t.shape.num_params for t in planned.matrices)
     return {
         "matrices": matrices,
-        "kept": count_kept(len(matrices), config.overparam.most_important or 1.0),
         "train_params": planned.train_params,
         "inference_params": planned.inference_params,
         "scale": planned.train_params / planned.inference_params,
@@ -143,9 +139,7 @@ def _print(report: dict[str, Any]) -> None:
     ):
         table.add_column(title, justify=justify, overflow="fold")  # type: ignore[arg-type]
     prefix = os.path.commonpath([m["name"].replace(".", "/") for m in report["matrices"]]).replace("/", ".")
-    count, kept = len(report["matrices"]), report["kept"]
-    chosen = f"; training keeps the {kept} most important" if kept < count else ""
-    print(f"{count} matrices of {prefix or 'the model'}{chosen}\n")
+    print(f"{len(report['matrices'])} matrices of {prefix or 'the model'}\n")
     for m in report["matrices"]:
         name = m["name"].removesuffix(".weight").removeprefix(f"{prefix}.")
         factors = m["shape"].removeprefix("T(").removesuffix(")")

@@ -13,7 +13,6 @@ from opdf.files import replacing
 from opdf.job.config import DistillConfig
 from opdf.job.options import plain
 from opdf.job.prepared import Prepared
-from opdf.overparam import OverParamConfig
 
 PIPELINES = {
     "classification": "text-classification",
@@ -132,19 +131,13 @@ def facts(config: DistillConfig, metrics: dict[str, Any], prepared: Prepared) ->
         ("data", f"{data_of(config)}: {', '.join(rows)} rows, seed {config.data.seed}"),
         ("teacher", teacher_of(config)),
         ("objective", ", ".join(method)),
-        ("over-parameterization", form_of(over) if over else "none"),
+        ("over-parameterization", f"{'SVD' if over.ones == 0 else 'MPO'}, rate {over.lr_scaling}" if over else "none"),
         ("constraint loss", pulled),
         ("parameters while training", f"{metrics['train_params']:,}"),
         ("parameters at inference", f"{metrics['inference_params']:,}"),
         ("optimizer steps", f"{metrics['steps']:,} in {metrics['train_seconds']:,} s, seed {metrics['seed']}"),
         ("versions", ", ".join(f"{name} {version}" for name, version in metrics["versions"].items())),
     ]
-
-
-def form_of(over: OverParamConfig) -> str:
-    part = f", the most important {100 * over.most_important:g} % of the matrices" if over.most_important else ""
-    time = f", for the first {100 * over.until:g} % of the steps" if over.until else ""
-    return f"{over.method}, learning rate {over.lr_scaling}{part}{time}"
 
 
 def teacher_of(config: DistillConfig) -> str:

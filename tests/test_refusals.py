@@ -28,7 +28,7 @@ from opdf.distill import (
     Theseus,
     keep_layers,
 )
-from opdf.distill.dbkd import count_decisions, decision_logits
+from opdf.distill.methods.dbkd import count_decisions, decision_logits
 
 SHAPE = MPOShape((2, 3), (2, 2))
 SIZES = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 1, "intermediate_size": 8}

@@ -232,7 +232,7 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
     (
         {"data": {"name": "digits"}, "teacher": {"model": None, "config": {"model_type": "vit", "image_size": 8}},
          "objective": {"name": "adkd"}},
-        "objective.name is 'adkd' and digits holds images",
+        "objective.name is 'adkd' and the task of digits is 'image-classification'",
     ),
     ({"objective": {"name": "lgtm", "options": {"held_out": 1000}}}, "held_out is 1000.0, which is 1000 of 42"),
     ({"objective": {"name": "sparse-logits", "options": {"store": "{here}/none"}}}, "holds no teacher's outputs"),
@@ -446,7 +446,7 @@ COMMANDS = [
     ("cache-teacher {here}/store.yaml --data.name nyt-pairs", "and the task of nyt-pairs is 'similarity'"),
     ("cache-teacher {here}/store.yaml --data.name none.csv", "none.csv does not exist"),
     ("cache-teacher {here}/store.yaml --teacher.model {world}/three-classes", "has a head of 3 outputs"),
-    ("cache-teacher {here}/store.yaml --objective.options.noise true", "noise is for images"),
+    ("cache-teacher {here}/store.yaml --objective.options.noise true", "the objective is for image-classification"),
     ("cache-teacher {here}/store.yaml --objective.options.store {world}/notes.txt", "is a file; choose another"),
     ("cache-teacher {here}/store.yaml --objective.options.store {world}", "which is not ours"),
 ]

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.study.example import STUDY, config
 
 from opdf.cli import main
 from opdf.job.options import write_yaml
 from opdf.study import Study
 from opdf.study.runner import Runner
-from tests.study.example import STUDY, config
 
 
 def file(folder: Path, **changes: Any) -> str:

@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.study.example import OPDF, STUDY, config
 
-from opdf.job import run as job
+from opdf.job.job import Job
+from opdf.job.prepared import prepare_data
 from opdf.job.scoring import answers
+from opdf.job.student import build_student
+from opdf.job.teacher import load_teacher
 from opdf.study import Cell, Outcome, Study
+from opdf.study import runner as runner_module
 from opdf.study.pace import Pace
 from opdf.study.runner import Runner
-from tests.study.example import OPDF, STUDY, config
 
 
 def runner(folder: Path, **changes: Any) -> Runner:
@@ -44,14 +48,14 @@ def test_of_a_regression_that_diverged_nothing_is_correlated(tmp_path: Path) -> 
 
 
 def test_a_run_leaves_no_student_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    students, made = [], job.student_trainer
+    students, made = [], runner_module.student_trainer
 
     def watched(*given: Any) -> Any:
         trainer = made(*given)
         students.append(weakref.ref(trainer.model))
         return trainer
 
-    monkeypatch.setattr(job, "student_trainer", watched)
+    monkeypatch.setattr(runner_module, "student_trainer", watched)
     gc.disable()  # so that it is the run that collects, not chance
     try:
         runner(tmp_path, curve=True).run(Cell(0, "digits/64", "OPDF", 1e-3))
@@ -81,11 +85,11 @@ def test_scores_on_the_way_are_those_of_shorter_runs_and_disturb_nothing(tmp_pat
     assert seconds[0] == 0 < seconds[-1] < long.seconds
 
     # The first one is the untrained student's.
-    options = replace(study(8, curve=True).config("digits/64", "KD"), seed=1, resume=True)
-    options.data.seed = 1
-    prepared = job.prepare_data(options)
+    options = study(8, curve=True).config("digits/64", "KD")
+    prepared = prepare_data(replace(options.data, seed=1), options.teacher)
     (folder,) = (tmp_path / "out" / "teachers").iterdir()
-    student = job.build_student(options, job.load_teacher(options, prepared.task, folder), prepared.task)
+    teacher = load_teacher(Job(options, teachers=folder), prepared.task)
+    student = build_student(options.student, teacher, prepared.task)
     right = answers(student, prepared, "validation") == prepared.data["validation"].with_format("numpy")["labels"][:]
     assert scores[0] == pytest.approx(right.mean(), abs=1e-5)
 

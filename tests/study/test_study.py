@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.study.example import OPDF, STUDY, config
 
 from opdf.job.options import fill, read_yaml
 from opdf.study import Study, StudyConfig
-from tests.study.example import OPDF, STUDY, config
 
 STUDIES = sorted((Path(__file__).parents[2] / "studies").rglob("*.yaml"))
 PAIRS = {"digits": {"data": {"name": "digits"}}, "pairs": {"data": {"name": "nyt-pairs"}}}

@@ -12,13 +12,13 @@ from typing import Any
 
 import psutil
 import pytest
+from tests.study.example import OPDF, STUDY, config
 
 from opdf.job.errors import UserError
 from opdf.job.options import plain, write_yaml
 from opdf.study import Cell, Outcome, Study, sweep
 from opdf.study.runner import Runner
 from opdf.study.study import digest
-from tests.study.example import OPDF, STUDY, config
 
 
 def test_a_study_is_run_once_and_goes_on_when_its_file_changes(tmp_path: Path) -> None:

@@ -1,14 +1,21 @@
 """Datasets by name or path, and the ones that ship with the package."""
 
-from opdf.data.augment import ImageNoise, TextNoise
-from opdf.data.embedded import names as embedded_names
-from opdf.data.encode import encode, encode_rows, longest_text
-from opdf.data.load import load_data
-from opdf.data.packages import minilm
-from opdf.data.task import Task
+from typing import TYPE_CHECKING
+
+from opdf.lazy import import_when_used
+
+if TYPE_CHECKING:
+    from opdf.data.augment import ImageNoise, TextNoise
+    from opdf.data.embedded import names as embedded_names
+    from opdf.data.encode import encode, encode_rows, longest_text
+    from opdf.data.load import load_data
+    from opdf.data.packages import minilm
+    from opdf.data.prepared import Prepared
+    from opdf.data.task import Task
 
 __all__ = [
     "ImageNoise",
+    "Prepared",
     "Task",
     "TextNoise",
     "embedded_names",
@@ -18,3 +25,5 @@ __all__ = [
     "longest_text",
     "minilm",
 ]
+
+import_when_used(__name__)

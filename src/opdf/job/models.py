@@ -22,12 +22,11 @@ from transformers import (
     AutoTokenizer,
 )
 
-from opdf.data import Task, longest_text, minilm
+from opdf.data import Task, minilm
 from opdf.data.hub import hub
 from opdf.job.config import TeacherConfig
 from opdf.job.errors import UserError
 from opdf.job.options import suggest
-from opdf.job.prepared import Prepared
 
 
 def load_processor(teacher: TeacherConfig, task: Task) -> Any:
@@ -134,34 +133,6 @@ def check_labels(name: str, config: Any, task: Task) -> None:
         raise UserError(
             f"model {name!r} has the classes {', '.join(theirs)} and the data {', '.join(task.labels)}: "
             "give both the same order"
-        )
-
-
-def check_inputs(who: str, model: Any, prepared: Prepared) -> None:
-    """Refuse a model that the encoded texts would be out of range for.
-
-    Raises:
-        UserError: it has fewer tokens than the tokenizer, or fewer positions than the longest text.
-    """
-    if prepared.task.is_image:
-        return
-    tokens, positions = (getattr(model.config, n, None) for n in ("vocab_size", "max_position_embeddings"))
-    if tokens is not None and len(prepared.processor) > tokens:
-        raise UserError(
-            f"{who} knows {tokens} tokens and the teacher's tokenizer has {len(prepared.processor)}; both read the "
-            "same tokens, so give a student of the teacher's vocabulary"
-        )
-    longest = max(longest_text(rows) for rows in prepared.data.values())
-    if positions is not None and longest > positions:
-        raise UserError(f"{who} reads {positions} tokens and the longest text has {longest}; lower data.max_length")
-
-
-def check_same_tokens(student: str, prepared: Prepared) -> None:
-    """Refuse a pretrained student with another tokenizer: it would get the teacher's tokens and read other words."""
-    if load_tokenizer(student).get_vocab() != prepared.processor.get_vocab():
-        raise UserError(
-            f"student.model {student} has another vocabulary than the teacher, whose tokens it would get; "
-            "give a student with the teacher's tokenizer"
         )
 
 

@@ -9,18 +9,18 @@ from typing import Any
 
 from accelerate import PartialState
 
-from opdf.distill.checkpoint import writing
+from opdf.distill import writing
 from opdf.files import replacing, replacing_folder
 from opdf.job.errors import UserError
 
 REMEDY = "free some space and run it again"
 
 
-def free(path: str, *, overwrite: bool, resume: bool, marker: str = "config.yaml") -> Path:
-    """A folder that can be an output folder without a loss; nothing is changed yet.
+def free(folder: Path, *, overwrite: bool, resume: bool, marker: str = "config.yaml") -> None:
+    """Refuse an output folder that cannot be made, or not without a loss; nothing is changed yet.
 
     Args:
-        path: of the folder.
+        folder: for output.
         overwrite: whether an earlier run of the command may be replaced.
         resume: whether a run in it goes on.
         marker: the file by which a run of the command is known.
@@ -29,13 +29,10 @@ def free(path: str, *, overwrite: bool, resume: bool, marker: str = "config.yaml
         FileExistsError: it holds something and neither `overwrite` nor `resume` was asked for, or it is a file.
         FileNotFoundError: there is no run to resume in it.
     """
-    folder = Path(path)
-    if not path:
-        raise UserError("output is empty; name a folder")
     try:
         blocking = next((p for p in (folder, *folder.parents) if p.exists()), folder)
     except OSError as error:
-        raise UserError(f"output {path[:60]}... cannot be a folder: {error.strerror}") from error
+        raise UserError(f"output {str(folder)[:60]}... cannot be a folder: {error.strerror}") from error
     if blocking.exists() and not blocking.is_dir():
         raise FileExistsError(f"output {folder} cannot be made: {blocking} is a file; choose another")
     if folder.is_symlink() and overwrite:
@@ -51,16 +48,15 @@ def free(path: str, *, overwrite: bool, resume: bool, marker: str = "config.yaml
             raise FileExistsError(
                 f"output {folder} was not written by this command and is not overwritten; choose another"
             )
-    return folder
 
 
-def claim(path: str, *, overwrite: bool, resume: bool, marker: str = "config.yaml") -> Path:
-    """The output folder, emptied unless a run is resumed.
+def claim(folder: Path, *, overwrite: bool, resume: bool, marker: str = "config.yaml") -> None:
+    """Make the output folder, or empty it unless a run is resumed.
 
     Raises:
         FileExistsError: as `free`.
     """
-    folder = free(path, overwrite=overwrite, resume=resume, marker=marker)
+    free(folder, overwrite=overwrite, resume=resume, marker=marker)
     state = PartialState()
     state.wait_for_everyone()  # all have seen the folder as it was
     if state.is_main_process:
@@ -68,7 +64,6 @@ def claim(path: str, *, overwrite: bool, resume: bool, marker: str = "config.yam
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
     state.wait_for_everyone()
-    return folder
 
 
 def save(model: Any, processor: Any, folder: Path, weights: dict[str, Any] | None = None) -> None:

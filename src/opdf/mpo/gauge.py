@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from opdf.mpo.contract import shape_of
+from opdf.mpo.factorize import svd
 from opdf.mpo.precision import factorized_on
 
 SWEEPS = 4
@@ -94,7 +95,7 @@ def _right_overlap(core: Tensor, other: Tensor) -> Tensor:
 
 def _rotate_bonds(cores: list[Tensor], first: int, last: int, overlap: Tensor) -> None:
     """Turn bonds `first` to `last` by the orthogonal matrix nearest to `overlap`, in place of the list."""
-    u, _s, vh = torch.linalg.svd(overlap.to(factorized_on(overlap.device)))
+    u, _s, vh = svd(overlap.to(factorized_on(overlap.device)))
     rotation = (u @ vh).to(overlap.device)
     cores[first - 1] = _rotate_right(cores[first - 1], rotation)
     cores[last] = _rotate_left(cores[last], rotation)

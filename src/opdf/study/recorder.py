@@ -10,7 +10,7 @@ import torch
 from transformers import TrainerCallback
 
 from opdf.distill import DistillationTrainer
-from opdf.mpo import contract, decompose_many
+from opdf.mpo import contract, decompose_many, singular_values
 from opdf.overparam import OverParameterization
 from opdf.overparam.select import as_matrix
 
@@ -106,7 +106,7 @@ def spectra(over: OverParameterization) -> list[list[float]]:
     """Thinned singular values of every core of the first matrix."""
     cores = over.cores(over.matrices[0])
     matrices = [core.flatten(0, 2) for core in cores[:-1]] + [cores[-1].flatten(1)]
-    return [_thinned(torch.linalg.svdvals(matrix.cpu())) for matrix in matrices]
+    return [_thinned(singular_values(matrix.cpu())) for matrix in matrices]
 
 
 def _times(over: OverParameterization) -> dict[str, float]:

@@ -17,15 +17,18 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from opdf.distill import DistillationTrainer, LogitsDistillation, SparseLogitsDistillation, TrainingDiverged
-from opdf.distill.probe import features, fit_probe
-from opdf.job import run as job
-from opdf.job.config import DistillConfig, ObjectiveConfig
+from opdf.data import Prepared
+from opdf.distill import DistillationTrainer, TrainingDiverged
+from opdf.job.checks import check_fit
+from opdf.job.config import DistillConfig
+from opdf.job.job import Job
 from opdf.job.options import plain
 from opdf.job.output import write_json
-from opdf.job.prepared import Prepared
+from opdf.job.prepared import prepare_data
+from opdf.job.probe import features, fit_probe
+from opdf.job.run import parameters, student_trainer
 from opdf.job.scoring import answers, evaluator, scores
-from opdf.job.targets import with_teacher_logits, write_store
+from opdf.job.teacher import ready_teacher
 from opdf.study.pace import measured
 from opdf.study.plan import Cell
 from opdf.study.recorder import Recorder
@@ -56,7 +59,7 @@ class Runner:
         config = self._configured(cell)
         taught = self._taught(config)
         if (cell.setting, cell.variant) not in self._checked:
-            job.check_fit(config, taught.prepared, taught.teacher)
+            check_fit(Job(config), taught.prepared, taught.teacher)
             self._checked.add((cell.setting, cell.variant))
         outcome = self._trained(config, taught, cell)
         gc.collect()  # trainer and callbacks refer to each other, and would keep the student's memory on a GPU
@@ -92,7 +95,7 @@ class Runner:
             validation=prepared.task.score(said["validation"], labels),
             predictions=said["test"].tolist(),
             seconds=round(recorder.seconds, 2),
-            **job.parameters(trainer),
+            **parameters(trainer),
             facts=facts | {"steps": trainer.state.global_step} | recorder.facts(),
         )
 
@@ -100,8 +103,10 @@ class Runner:
     def _trainer(self, config: DistillConfig, taught: Taught, title: str) -> Iterator[DistillationTrainer]:
         with tempfile.TemporaryDirectory() as scratch:
             teacher = copy.deepcopy(taught.teacher)  # some methods train it
-            stored = self._stored(config, taught)
-            yield job.student_trainer(stored, taught.prepared, teacher, Path(scratch), title)
+            job = Job(replace(config, output=scratch), teachers=taught.folder)
+            with FileLock(taught.folder / "lock"):  # what the teacher says is kept there, by one process
+                trainer = student_trainer(job, taught.prepared, teacher, title)
+            yield trainer
 
     def _timed(self, cell: Cell, taught: Taught) -> dict[str, Any] | None:
         """How many steps of a variant fit into another's time, if it asks for that; measured once a setting."""
@@ -121,7 +126,12 @@ class Runner:
                     [partial(self._trainer, c, taught, "measuring the time of a step") for c in configs]
                 )
                 write_json(
-                    {"variant": other, "steps": mine.steps_in(theirs.seconds), "mine": asdict(mine), "theirs": asdict(theirs)},
+                    {
+                        "variant": other,
+                        "steps": mine.steps_in(theirs.seconds),
+                        "mine": asdict(mine),
+                        "theirs": asdict(theirs),
+                    },
                     file,
                 )
         found: dict[str, Any] = json.loads(file.read_text())
@@ -134,35 +144,20 @@ class Runner:
 
     def _taught(self, config: DistillConfig) -> Taught:
         """Data and teacher of a run, shared with all that agree in these; a teacher is trained by one process."""
-        cached = type(job.build_objective(config)) is LogitsDistillation
-        key = digest([plain(config.data), plain(config.teacher), cached])
+        key = digest([plain(config.data), plain(config.teacher)])
         if self._ready is None or self._ready[0] != key:
-            folder = self.study.folder / "teachers" / digest([plain(config.data), plain(config.teacher)])
+            folder = self.study.folder / "teachers" / key
             folder.mkdir(parents=True, exist_ok=True)
-            prepared, scored = job.prepare_data(config), folder / "scores.json"
+            prepared, scored = prepare_data(config.data, config.teacher), folder / "scores.json"
             with FileLock(folder / "lock"):
                 untrained, start = not any(folder.glob("teacher*")), time.perf_counter()
-                teacher = job.prepare_teacher(replace(config, resume=True), prepared, folder)
+                teacher = ready_teacher(Job(config, teachers=folder), prepared)
                 seconds = round(time.perf_counter() - start, 2) if config.teacher.finetune and untrained else None
                 if not scored.is_file():
                     write_json(scores(evaluator(teacher, prepared), prepared) | {"train_seconds": seconds}, scored)
             gc.collect()  # the teacher's trainer and its optimizer, as in run
-            if cached:
-                prepared = with_teacher_logits(prepared, teacher)
             self._ready = key, Taught(prepared, teacher, json.loads(scored.read_text()), folder)
         return self._ready[1]
-
-    def _stored(self, config: DistillConfig, taught: Taught) -> DistillConfig:
-        """The configuration with a store of the teacher's outputs, written if need be, if its objective reads one."""
-        objective = job.build_objective(config)
-        if not isinstance(objective, SparseLogitsDistillation):
-            return config
-        options = config.objective.options
-        folder = taught.folder / f"store-{digest({k: v for k, v in options.items() if k != 'store'})}"
-        config = replace(config, objective=ObjectiveConfig("sparse-logits", options | {"store": str(folder)}))
-        with FileLock(taught.folder / "lock"):
-            write_store(job.build_objective(config), config, taught.prepared, taught.teacher)  # type: ignore[arg-type]
-        return config
 
     def _answers(self, student: Any, prepared: Prepared, part: str) -> np.ndarray:
         """Class numbers or values on a split."""

@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from opdf.data import Task, load_data
-from opdf.job import run as job
+from opdf.job.checks import check_models, check_task
 from opdf.job.config import DistillConfig
 from opdf.job.errors import UserError
+from opdf.job.job import Job
 from opdf.job.options import fill, merged, plain
+from opdf.job.run import versions
+from opdf.job.teacher import load_teacher
 from opdf.study.config import StudyConfig
 from opdf.study.plan import Cell, Plan
 from opdf.study.results import conclude
@@ -59,7 +62,7 @@ class Study:
         for variant in self.plan.variants:
             self._check_time(variant)
             for setting in self.plan.settings:
-                job.check_options(self.config(setting, variant))
+                Job(self.config(setting, variant))
 
     def config(self, setting: str, variant: str) -> DistillConfig:
         """What the runs of a variant on a setting have in common."""
@@ -80,11 +83,12 @@ class Study:
             _, task = self.loaded(setting, self.plan.seeds[0])
             for variant in self.plan.variants:
                 config = self.config(setting, variant)
-                job.check_objective(config, task)
+                job = Job(config)
+                check_task(job, task)
                 key = digest([setting, plain(config.teacher)])
                 if key not in teachers:
-                    teachers[key] = job.load_teacher(config, task, self.folder)
-                job.check_models(config, task, teachers[key])
+                    teachers[key] = load_teacher(job, task)
+                check_models(job, task, teachers[key])
                 if task.kind == "similarity":
                     raise UserError(
                         f"{config.data.name} is for similarity, which studies do not know; use opdf distill"
@@ -109,7 +113,7 @@ class Study:
             "plan": asdict(self.plan),
             "metrics": {setting: task.metric for setting, task in tasks.items()},
             "study": plain(self.options),
-            "versions": job.versions(),
+            "versions": versions(),
             **conclude(self.plan, self.store.outcomes(), labels, metrics),
         }
 

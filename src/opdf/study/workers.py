@@ -15,10 +15,10 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from opdf.job import run as job
 from opdf.job.errors import UserError
 from opdf.job.options import write_yaml
 from opdf.job.output import write_json
+from opdf.job.progress import quiet
 from opdf.study.config import StudyConfig
 from opdf.study.runner import Runner
 from opdf.study.study import Study
@@ -40,20 +40,20 @@ def sweep(config: StudyConfig) -> dict[str, Any]:
         FileExistsError: the output folder holds something else.
         FileNotFoundError: data or a model does not exist.
     """
-    study = Study(config)
-    job.quiet()
-    folder = study.folder
-    if folder.exists() and any(folder.iterdir()) and not (folder / "study.yaml").is_file():
-        raise FileExistsError(f"output {folder} was not written by opdf sweep; choose another folder")
-    study.check()
-    folder.mkdir(parents=True, exist_ok=True)
-    write_yaml(config, folder / "study.yaml")
-    study.store.retry()
-    if study.store.missing():
-        _run_workers(study)
-    results = study.results()
-    write_json(results, folder / "results.json")
-    return results
+    with quiet():
+        study = Study(config)
+        folder = study.folder
+        if folder.exists() and any(folder.iterdir()) and not (folder / "study.yaml").is_file():
+            raise FileExistsError(f"output {folder} was not written by opdf sweep; choose another folder")
+        study.check()
+        folder.mkdir(parents=True, exist_ok=True)
+        write_yaml(config, folder / "study.yaml")
+        study.store.retry()
+        if study.store.missing():
+            _run_workers(study)
+        results = study.results()
+        write_json(results, folder / "results.json")
+        return results
 
 
 def _run_workers(study: Study) -> None:
@@ -100,9 +100,9 @@ def _worker(config: StudyConfig, number: int) -> None:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         torch.set_num_threads(max(1, torch.get_num_threads() // config.workers))  # OMP_NUM_THREADS counts
-        job.quiet()
-        study = Study(config)
-        study.store.work(Runner(study).run)
+        with quiet():
+            study = Study(config)
+            study.store.work(Runner(study).run)
 
 
 def _end_with_parent() -> None:

@@ -1,0 +1,34 @@
+"""What the pages of the site promise by their form."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+REFERENCE = sorted((ROOT / "docs" / "api").glob("*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_code_fits_into_its_block_on_a_screen_of_1280_pixels(page: Path) -> None:
+    """A block holds 90 characters there, measured in chromium."""
+    text = page.read_text()
+    fenced = [line for block in re.findall(r"```\w*\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    indented = [line[4:] for line in re.sub(r"```.*?```", "", text, flags=re.DOTALL).splitlines() if line[:4] == "    "]
+    long = [line for line in fenced + indented if len(line) > 90]
+    assert not long, "\n".join(long)
+
+
+@pytest.mark.parametrize("page", REFERENCE, ids=lambda page: page.stem)
+def test_the_reference_lists_and_describes_every_public_name(page: Path) -> None:
+    package = page.read_text().partition("\n")[0].removeprefix("# ")
+    public = set(importlib.import_module(package).__all__)
+    text = page.read_text()
+    listed = re.findall(r"^\| (.*?) \|", text, re.MULTILINE)
+    assert public <= set(re.findall(r"\[`(\w+)`\]", " ".join(listed)))
+    if package != "opdf":  # its names are described where they are defined
+        assert sorted(re.findall(rf"^::: {re.escape(package)}\.(\w+)", text, re.MULTILINE)) == sorted(public)

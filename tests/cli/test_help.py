@@ -21,7 +21,7 @@ finally:
 
 
 @pytest.mark.parametrize(
-    "argv", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS if name != "sweep")], ids=" ".join
+    "argv", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)], ids=" ".join
 )
 def test_help_is_quick_and_imports_nothing_heavy(argv: list[str]) -> None:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -119,7 +119,7 @@ class Study:
 
     def _load(self, setting: str, seed: int) -> tuple[Any, Task]:
         options = vars(self.config(setting, self.plan.baseline).data) | {"seed": seed}
-        return load_data(**{k: v for k, v in options.items() if k != "max_length"})
+        return load_data(**{k: v for k, v in options.items() if k != "max_length"}, where="data.")
 
     def _given(self, setting: str, variant: str) -> dict[str, Any]:
         """A run's configuration as far as the file says it: with other defaults it stays the same run."""

@@ -114,8 +114,10 @@ def test_other_rows_under_the_same_name_are_refused(tmp_path: Path) -> None:
 
     rows = texts(tmp_path / "rows.jsonl")
     run(config(rows))
-    moved = rows.rename(tmp_path / "moved.jsonl")
+    moved, metrics = rows.rename(tmp_path / "moved.jsonl"), tmp_path / "out" / "metrics.json"
+    metrics.unlink()  # as if it had been stopped before the end
     run(config(moved, resume=True))  # the same rows
+    metrics.unlink()
     lines = moved.read_text().splitlines(keepends=True)
     moved.write_text("".join(lines[1:] + lines[:1]))
     with pytest.raises(UserError, match=r"the train split of .*moved.jsonl holds other rows"):

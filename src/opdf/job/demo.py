@@ -11,6 +11,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from opdf.data import Prepared
 from opdf.files import replacing
 from opdf.job.config import DataConfig, DistillConfig, StudentConfig, TeacherConfig
 from opdf.job.errors import UserError
@@ -18,7 +19,7 @@ from opdf.job.job import Job
 from opdf.job.models import load_model
 from opdf.job.options import write_yaml
 from opdf.job.output import check_free, claimed, write_json
-from opdf.job.prepared import Prepared, prepare_data
+from opdf.job.prepared import prepare_data
 from opdf.job.progress import quiet
 from opdf.job.run import train_student
 from opdf.job.scoring import answers, evaluator, scores

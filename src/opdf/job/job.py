@@ -8,12 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from opdf.data import embedded_names
-from opdf.distill import DistillationArguments, Objective
+from opdf import data as datasets
+from opdf.distill import METHODS, DistillationArguments, Objective
 from opdf.job.arguments import TRAINING, check_packages, training_arguments
 from opdf.job.config import DistillConfig
 from opdf.job.errors import UserError
-from opdf.job.objectives import OBJECTIVES
 from opdf.job.options import fill, plain, typed
 from opdf.job.student import check_student
 
@@ -62,11 +61,11 @@ def resolved(config: DistillConfig) -> DistillConfig:
     """
     config = fill(DistillConfig, plain(config), "the configuration")
     name = config.objective.name
-    if name not in OBJECTIVES:
-        raise UserError(f"objective.name is {name!r}; expected one of {', '.join(OBJECTIVES)}")
-    arguments = inspect.signature(OBJECTIVES[name]).parameters.items()
+    if name not in METHODS:
+        raise UserError(f"objective.name is {name!r}; expected one of {', '.join(METHODS)}")
+    arguments = inspect.signature(METHODS[name]).parameters.items()
     defaults = {key: a.default for key, a in arguments if a.default is not a.empty}
-    options = defaults | typed(OBJECTIVES[name], config.objective.options, f"objective {name}")
+    options = defaults | typed(METHODS[name], config.objective.options, f"objective {name}")
 
     def training(given: dict[str, Any], where: str) -> dict[str, Any]:
         return TRAINING | typed(DistillationArguments, given, where)
@@ -81,24 +80,24 @@ def resolved(config: DistillConfig) -> DistillConfig:
 
 def located(config: DistillConfig) -> DistillConfig:
     """The configuration with whole paths in place of those that depend on the folder where it was read."""
-    objective, teacher, student = config.objective, config.teacher.model, config.student.model
+    data, objective = config.data, config.objective
+    validation, test = (datasets.located(v) if isinstance(v, str) else v for v in (data.validation, data.test))
     if store := objective.options.get("store"):
         objective = replace(objective, options=objective.options | {"store": os.path.abspath(store)})
     return replace(
         config,
-        data=replace(config.data, name=_whole(config.data.name, embedded_names())),
-        teacher=replace(config.teacher, model=teacher and _whole(teacher, ["minilm"])),
-        student=replace(config.student, model=student and _whole(student, ["minilm"])),
+        data=replace(data, name=datasets.located(data.name), validation=validation, test=test),
+        teacher=replace(config.teacher, model=_located_model(config.teacher.model)),
+        student=replace(config.student, model=_located_model(config.student.model)),
         objective=objective,
     )
 
 
-def _whole(name: str, known: list[str]) -> str:
-    """The whole path of a file or folder; other names as they are."""
-    return os.path.abspath(name) if name not in known and Path(name).exists() else name
+def _located_model(name: str | None) -> str | None:
+    return os.path.abspath(name) if name and name != "minilm" and Path(name).exists() else name
 
 
 def build_objective(config: DistillConfig) -> Objective:
     options = config.objective
-    built: Objective = fill(OBJECTIVES[options.name], options.options, f"objective {options.name}")
+    built: Objective = fill(METHODS[options.name], options.options, f"objective {options.name}")
     return built

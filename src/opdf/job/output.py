@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from opdf.distill.checkpoint import writing
+from opdf.distill import writing
 from opdf.files import LOCK, empty, is_empty, owned, replacing, replacing_folder
 from opdf.job.errors import UserError
 from opdf.job.processes import on_main

@@ -6,23 +6,22 @@ output/begun.json    digests of the rows of each split, and how many examples a 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import MISSING, asdict, dataclass, fields
 from fnmatch import fnmatchcase
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 
-from opdf.distill import DistillationArguments
-from opdf.distill.checkpoint import newest_whole
+from opdf.distill import DistillationArguments, newest_whole
 from opdf.job.config import DistillConfig
 from opdf.job.errors import UserError
 from opdf.job.job import Job, located, resolved
 from opdf.job.options import clipped, plain, read_config
 from opdf.job.output import CONFIG, METRICS, write_json
-from opdf.job.prepared import rows_digest
 from opdf.job.processes import tell
 
 BEGUN = "begun.json"
@@ -58,6 +57,18 @@ class Begun:
 
     def write(self, folder: Path) -> None:
         write_json(asdict(self), folder / BEGUN)
+
+
+def rows_digest(rows: Dataset) -> str:
+    """A digest of all rows in their order; of an image in a file, the file's name."""
+    digest = hashlib.sha256(repr(sorted(rows.column_names)).encode())
+    for batch in rows.with_format("arrow").iter(1000):
+        for column in sorted(batch.column_names):
+            for value in batch[column].to_pylist():
+                if isinstance(value, dict) and value.keys() == {"bytes", "path"}:
+                    value = value["bytes"] or PurePath(value["path"]).name
+                digest.update(repr(value).encode())
+    return digest.hexdigest()[:32]
 
 
 def examples_of(job: Job) -> int:

@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from opdf.overparam.alignment import Alignment
     from opdf.overparam.config import Constraint, OverParamConfig
     from opdf.overparam.engine import OverParameterization, TargetMatrix, overparameterize
-    from opdf.overparam.optimizer import OverParameterizedOptimizer
-    from opdf.overparam.select import Matrix
+    from opdf.overparam.optimizer import OverParameterizedOptimizer, rolled_back
+    from opdf.overparam.select import Matrix, block_stacks
 
 __all__ = [
     "Alignment",
@@ -19,7 +19,9 @@ __all__ = [
     "OverParameterization",
     "OverParameterizedOptimizer",
     "TargetMatrix",
+    "block_stacks",
     "overparameterize",
+    "rolled_back",
 ]
 
 import_when_used(__name__)

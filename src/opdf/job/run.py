@@ -15,6 +15,7 @@ from transformers import set_seed
 import opdf
 from opdf.data import Prepared
 from opdf.distill import DistillationTrainer
+from opdf.job.arguments import renewed
 from opdf.job.card import write_card
 from opdf.job.checks import check_fit, check_task
 from opdf.job.config import DistillConfig
@@ -120,7 +121,7 @@ def student_trainer(job: Job, prepared: Prepared, teacher: Any, title: str) -> D
     student = build_student(job.config.student, teacher, prepared.task)
     trainer = DistillationTrainer(
         student,
-        job.training,
+        renewed(job.training),
         teacher=teacher,
         objective=job.objective,
         overparam=job.config.overparam,

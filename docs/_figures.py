@@ -1,8 +1,9 @@
-"""Draws the figures of the pages from the results that are committed: `make figures`.
+"""Draws figures and fills in tables of the pages from committed results: `make figures`.
 
 Each function of `FIGURES` draws its numbers and describes them in words. The description
-becomes the image's text for screen readers. A test compares it with the committed image,
-so that no figure outlives its data.
+becomes the image's text for screen readers. In a page the comment
+`<!-- studies/results/NAME -->` stands before the table of that study. Tests compare both
+with the results, so that no figure and no table outlives its data.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from opdf.study.report import read_results, summary
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "docs" / "images"
@@ -64,6 +67,14 @@ Study = dict[str, Any]
 def main() -> None:
     for name in FIGURES:
         (IMAGES / f"{name}.svg").write_text(image(name))
+    for page in sorted((ROOT / "docs").glob("*.md")):
+        page.write_text(with_tables(page.read_text()))
+
+
+def with_tables(page: str) -> str:
+    """A page with each study's table as `opdf report` prints it."""
+    place = r"(<!-- studies/results/([\w-]+) -->\n\n)(?:\|.*\n)*\n*"
+    return re.sub(place, lambda found: f"{found[1]}{summary(study(found[2]))}\n\n", page)
 
 
 def image(name: str) -> str:
@@ -103,18 +114,23 @@ def gains() -> tuple[Figure, str]:
         "own blocks, SGD": ("sgd", ORANGE),
         "own blocks, MiniLM, four texts": ("text-methods", ORANGE),
     }
+    effects = {label: pooled(study(name), "OPDF") for label, (name, _) in studies.items()}
     figure, axes = panel(height=3.2)
-    told = []
-    for place, (label, (name, colour)) in enumerate(studies.items()):
-        low, mean, high = pooled(study(name), "OPDF")
-        bar = [[mean - low], [high - mean]]
-        axes.errorbar(mean, place, xerr=bar, fmt="o", capsize=3, color=colour)
-        told.append(f"{label}: {mean:+.1f} [{low:+.1f}, {high:+.1f}]")
-    axes.axvline(0, color=TEXT, linewidth=1)
-    axes.set(xlabel="points over plain distillation, 95 % intervals")
-    rows(axes, list(studies))
+    forest(axes, effects, {label: colour for label, (_, colour) in studies.items()})
     what = "OPDF minus plain distillation in points, at equal steps and tuned rates"
-    return figure, f"{what}. {'; '.join(told)}."
+    return figure, f"{what}. {in_words(effects)}."
+
+
+def what_helps() -> tuple[Figure, str]:
+    """Every arm of the study that tried many."""
+    results = study("what-helps")
+    variants = results["plan"]["variants"]
+    arms = [variant for variant in variants if not variant.startswith("KD")]
+    effects = {arm: pooled(results, arm) for arm in arms}
+    figure, axes = panel(height=0.26 * len(arms) + 0.6)
+    forest(axes, effects, dict.fromkeys(arms, BLUE))
+    what = "Arms with cores minus plain distillation in points, two students together"
+    return figure, f"{what}. {in_words(effects)}."
 
 
 def narrow() -> tuple[Figure, str]:
@@ -223,6 +239,7 @@ def step_time() -> tuple[Figure, str]:
 
 FIGURES: dict[str, Callable[[], tuple[Figure, str]]] = {
     "gains": gains,
+    "what-helps": what_helps,
     "narrow": narrow,
     "rates": rates,
     "step-time": step_time,
@@ -237,6 +254,27 @@ def panel(height: float) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
+Effects = dict[str, tuple[float, float, float]]
+"""By label: low end, mean and high end of a difference, in points."""
+
+
+def forest(axes: Axes, effects: Effects, colours: dict[str, str]) -> None:
+    """Differences with their intervals, one a row."""
+    for place, (label, (low, mean, high)) in enumerate(effects.items()):
+        bar = [[mean - low], [high - mean]]
+        axes.errorbar(mean, place, xerr=bar, fmt="o", capsize=3, color=colours[label])
+    axes.axvline(0, color=TEXT, linewidth=1)
+    axes.set(xlabel="points over plain distillation, 95 % intervals")
+    rows(axes, list(effects))
+
+
+def in_words(effects: Effects) -> str:
+    ends = effects.items()
+    return "; ".join(
+        f"{label}: {m:+.1f} [{low:+.1f}, {high:+.1f}]" for label, (low, m, high) in ends
+    )
+
+
 def rows(axes: Axes, labels: list[str]) -> None:
     """Name the rows of a figure, the first on top."""
     axes.set_yticks(range(len(labels)), labels)
@@ -248,10 +286,7 @@ def rows(axes: Axes, labels: list[str]) -> None:
 
 
 def study(name: str) -> Study:
-    results: Study = json.loads(
-        (ROOT / "studies/results" / name / "results.json").read_text()
-    )
-    return results
+    return read_results(ROOT / "studies" / "results" / name)
 
 
 def benchmark(name: str) -> list[dict[str, Any]]:

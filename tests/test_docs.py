@@ -62,6 +62,12 @@ def test_readme() -> None:
     assert AutoModelForSequenceClassification.from_pretrained("student").config.hidden_size == 8
 
 
+def test_a_job() -> None:
+    metrics = run("docs/api/job.md")["metrics"]
+    assert metrics["steps"] == 20
+    assert Path("runs/digits/student/model.safetensors").is_file()
+
+
 def test_method() -> None:
     run("docs/method.md")
 

@@ -15,11 +15,11 @@ import torch
 from scipy.stats import norm
 from transformers import BertConfig, BertForSequenceClassification
 
-from opdf.cli.export import to_onnx
 from opdf.data import TextNoise
 from opdf.distill import DecisionDistillation
 from opdf.distill.dbkd import count_decisions, decision_logits, decision_probabilities
 from opdf.distill.logits import soft_loss
+from opdf.job.export import to_onnx
 
 
 def centred(rng: np.random.Generator, classes: int) -> np.ndarray:

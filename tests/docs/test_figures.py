@@ -1,4 +1,4 @@
-"""The figures of the pages say what the committed results say."""
+"""The figures and tables of the pages say what the committed results say."""
 
 from __future__ import annotations
 
@@ -32,6 +32,14 @@ def test_the_committed_figure_has_the_numbers_of_the_results(name: str) -> None:
     committed = re.search(r"<desc>(.*?)</desc>", (IMAGES / f"{name}.svg").read_text(), re.DOTALL)
     assert committed is not None
     assert unescape(committed[1]) == description, "run `make figures`"
+
+
+def test_the_tables_of_studies_are_those_of_the_results() -> None:
+    page = (ROOT / "docs" / "evidence.md").read_text()
+    assert page.count("<!-- studies/results/") > 3
+    assert figures.with_tables(page) == page, "run `make figures`"
+    stale = page.replace(" 67.3 ", " 68.3 ")
+    assert figures.with_tables(stale) == page != stale
 
 
 @pytest.mark.parametrize("path", sorted(IMAGES.glob("*.svg")), ids=lambda path: path.stem)

@@ -15,7 +15,7 @@ import signal
 import sys
 from importlib import import_module
 
-from opdf.job.errors import Stopped, UserError
+from opdf.job.errors import Stopped, UserError, not_installed
 
 COMMANDS = {
     "distill": "distill a student from a teacher as a YAML file says",
@@ -81,11 +81,6 @@ def main(argv: list[str] | None = None) -> int:
             raise
         return _refuse(reason, status)
     return 0
-
-
-def not_installed(package: str | None, what: str, extra: str) -> str:
-    """What to tell a user who has not installed all that `what` needs."""
-    return f"{package} is not installed; {what} needs pip install 'opdf[{extra}]' (in a clone: '.[{extra}]')"
 
 
 def _refuse(message: str, status: int = 2) -> int:

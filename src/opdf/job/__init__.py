@@ -12,7 +12,11 @@ from opdf.lazy import import_when_used
 if TYPE_CHECKING:
     from opdf.job.config import DataConfig, DistillConfig, ObjectiveConfig, StudentConfig, TeacherConfig
     from opdf.job.errors import Stopped, UserError
+    from opdf.job.export import export
+    from opdf.job.options import read_config
     from opdf.job.run import run
+    from opdf.job.scoring import evaluate
+    from opdf.job.stored import cache_teacher
     from opdf.overparam.config import Constraint, OverParamConfig
 
 __all__ = [
@@ -25,6 +29,10 @@ __all__ = [
     "StudentConfig",
     "TeacherConfig",
     "UserError",
+    "cache_teacher",
+    "evaluate",
+    "export",
+    "read_config",
     "run",
 ]
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from opdf.files import replacing
+from opdf.job.config import DistillConfig
 from opdf.job.errors import UserError
 
 if TYPE_CHECKING:
@@ -42,6 +43,17 @@ def read_yaml(path: str) -> dict[str, Any]:
         seen.append(file.resolve())
         content = merged(_read_mapping(str(file)), content)
     return content
+
+
+def read_config(path: str) -> DistillConfig:
+    """The configuration of a distillation from a YAML file, as `opdf distill` reads it.
+
+    Raises:
+        UserError: an option is unknown or has the wrong type, or the file is no YAML mapping of plain values.
+        FileNotFoundError: the file, or one that it builds on, does not exist.
+    """
+    config: DistillConfig = fill(DistillConfig, read_yaml(path), path)
+    return config
 
 
 def merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

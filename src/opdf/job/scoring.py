@@ -11,8 +11,13 @@ import torch
 from transformers import Trainer
 
 from opdf.distill.embedding import embedder, pair_cosines
+from opdf.distill.probe import linear_probe
 from opdf.job.arguments import training_arguments
-from opdf.job.prepared import Prepared
+from opdf.job.checks import check_inputs
+from opdf.job.config import DataConfig, TeacherConfig
+from opdf.job.errors import UserError
+from opdf.job.models import load_model
+from opdf.job.prepared import Prepared, prepare_data
 
 
 def evaluator(model: Any, prepared: Prepared, batch: int = 128) -> Trainer:
@@ -25,6 +30,32 @@ def evaluator(model: Any, prepared: Prepared, batch: int = 128) -> Trainer:
     for callback in list(trainer.callback_handler.callbacks):
         trainer.remove_callback(callback)
     return trainer
+
+
+def evaluate(name: str, data: DataConfig, *, batch: int = 128, probe: bool = False) -> dict[str, Any]:
+    """Score a saved model on the validation and test splits of some data.
+
+    Args:
+        name: a saved model's folder, or a hub name.
+        data: the data.
+        batch: examples at a time.
+        probe: also train a linear classifier on the frozen features and score it on the test split.
+
+    Returns:
+        Metrics by split, with the number of examples.
+
+    Raises:
+        UserError: the model is not trained for this task, or it or the data cannot be read.
+    """
+    prepared = prepare_data(data, TeacherConfig(model=name))
+    model, missing = load_model(name, prepared.task)
+    if missing:
+        raise UserError(f"{name} is not trained for this task ({missing[0]} is missing); give a fine-tuned model")
+    check_inputs("the model", model, prepared)
+    result = scores(evaluator(model, prepared, batch), prepared)
+    if probe:
+        result["linear probe"] = linear_probe(model, prepared.data, prepared.collator, batch=batch)
+    return result
 
 
 def answers(model: Any, prepared: Prepared, part: str) -> np.ndarray:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
+import resource
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,10 @@ from transformers import (
 
 from families import FAMILIES, batch, build
 from opdf import DistillationArguments, DistillationTrainer, OverParamConfig
-from opdf.cli import export, main
 from opdf.distill import keep_layers
+from opdf.job import DataConfig, DistillConfig, UserError, export, run
+from opdf.job.export import NEEDED, to_onnx
+from opdf.job.options import fill
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -53,9 +57,7 @@ def session_outputs(path: Path, inputs: dict[str, torch.Tensor]) -> np.ndarray:
     return session.run(None, {k.name: inputs[k.name].numpy() for k in session.get_inputs()})[0]
 
 
-def test_a_run_is_exported_and_scored(tmp_path: Path, capsys: Any) -> None:
-    import yaml
-
+def test_a_run_is_exported_and_scored(tmp_path: Path) -> None:
     config = {
         "data": {"name": "digits"},
         "teacher": {"model": None, "finetune": True, "training": {"max_steps": 2}, "config": {
@@ -64,12 +66,8 @@ def test_a_run_is_exported_and_scored(tmp_path: Path, capsys: Any) -> None:
         "student": {"layers": 1}, "overparam": {"ones": 1}, "output": str(tmp_path / "run"),
         "training": {"max_steps": 60, "learning_rate": 3e-3},
     }  # fmt: skip
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    assert main(["distill", str(tmp_path / "config.yaml")]) == 0
-    capsys.readouterr()
-    assert main(["export", str(tmp_path / "run"), "--output", str(tmp_path / "out"), "--int8", "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
-    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    metrics = run(fill(DistillConfig, config, "config"))
+    report = export(str(tmp_path / "run" / "student"), tmp_path / "out", int8=True, data=DataConfig("digits"))
     assert report["files"]["model.onnx"]["test"]["accuracy"] == metrics["student"]["test"]["accuracy"]
     assert report["files"]["model.onnx"]["difference"] < 1e-5
     assert abs(report["files"]["model.int8.onnx"]["test"]["accuracy"] - metrics["student"]["test"]["accuracy"]) < 0.1
@@ -84,7 +82,7 @@ def test_size_and_graph_are_those_of_a_plain_student(tmp_path: Path) -> None:
     made = []
     for name, over in (("over", True), ("plain", False)):
         student = distilled(tmp_path / name, over=over)
-        export.to_onnx(student, tmp_path / name / "model.onnx")
+        to_onnx(student, tmp_path / name / "model.onnx")
         graph = onnx.load(tmp_path / name / "model.onnx").graph
         sizes = [(tmp_path / name / file).stat().st_size for file in ("model.onnx", "student/model.safetensors")]
         made.append(
@@ -100,7 +98,11 @@ def test_every_family_in_onnxruntime(family: str, tmp_path: Path) -> None:
     """Sizes that the graph was not traced with, padding included."""
     model = build(family)
     model.config.use_cache = False
-    export.to_onnx(model, tmp_path / "model.onnx")
+    to_onnx(model, tmp_path / "model.onnx")
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    sizes = {entry.name: [axis.dim_param for axis in entry.type.tensor_type.shape.dim] for entry in graph.input}
+    assert {named[0] for named in sizes.values()} == {"batch"}  # one size for all, which servers batch by
+    assert {sizes[name][1] for name in ("input_ids", "attention_mask") if name in sizes} <= {"tokens"}
     inputs = {k: v for k, v in batch(family, 5).items() if k != "labels"}
     if family in ("bert", "roberta"):
         inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
@@ -111,12 +113,10 @@ def test_every_family_in_onnxruntime(family: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(session_outputs(tmp_path / "model.onnx", inputs), expected, atol=2e-6)
 
 
-def test_torch_export_runs_where_opdf_is_not_installed(tmp_path: Path, capsys: Any) -> None:
+def test_torch_export_runs_where_opdf_is_not_installed(tmp_path: Path) -> None:
     student = distilled(tmp_path)
-    argv = ["export", str(tmp_path / "student"), "--output", str(tmp_path / "out"), "--format", "torch"]
-    assert main(argv) == 0
-    (said,) = re.findall(r"model\.pt2: .* largest difference from torch (\S+)", capsys.readouterr().out)
-    assert 0 <= float(said) < 1e-5
+    report = export(str(tmp_path / "student"), tmp_path / "out", format="torch")
+    assert 0 <= report["files"]["model.pt2"]["difference"] < 1e-5
     inputs = {k: v for k, v in batch("bert", 3).items() if k != "labels"}
     inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
     torch.save(tuple(inputs.values()), tmp_path / "inputs.pt")
@@ -131,65 +131,64 @@ def test_torch_export_runs_where_opdf_is_not_installed(tmp_path: Path, capsys: A
         torch.testing.assert_close(torch.load(tmp_path / "output.pt"), student(**inputs).logits)
 
 
-def test_a_model_without_a_head_gives_hidden_states(tmp_path: Path, capsys: Any) -> None:
+def test_a_model_without_a_head_gives_hidden_states(tmp_path: Path) -> None:
     AutoModel.from_config(build("bert").config).save_pretrained(tmp_path / "model")
-    assert (
-        main(["export", str(tmp_path / "model"), "--output", str(tmp_path / "out"), "--json", "--format", "torch"]) == 0
-    )
-    assert json.loads(capsys.readouterr().out)["output"] == "last_hidden_state"
+    assert export(str(tmp_path / "model"), tmp_path / "out", format="torch")["output"] == "last_hidden_state"
 
 
-def test_an_export_is_whole_or_absent(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+@contextmanager
+def full_disk(size: int) -> Iterator[None]:
+    """Inside, the system refuses files above so many bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_an_export_is_whole_or_absent(tmp_path: Path) -> None:
     distilled(tmp_path)
-    argv = ["export", str(tmp_path / "student"), "--output", str(tmp_path / "out"), "--format", "torch"]
-
-    def fails(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(export, "to_torch", fails)
-        assert main(argv) == 3
-    assert "No space left" in capsys.readouterr().err
+    name, out = str(tmp_path / "student"), tmp_path / "out"
+    with full_disk(5000), pytest.raises(OSError, match="File too large"):
+        export(name, out, format="torch")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["student", "training"]
-    assert main(argv) == 0
-    before = (tmp_path / "out" / "model.pt2").read_bytes()
-    assert main(argv) == 2
-    assert "is not empty" in capsys.readouterr().err
-    with monkeypatch.context() as patch:
-        patch.setattr(export, "to_torch", fails)
-        assert main([*argv, "--overwrite"]) == 3
-    assert (tmp_path / "out" / "model.pt2").read_bytes() == before
+    export(name, out, format="torch")
+    before = (out / "model.pt2").read_bytes()
+    with pytest.raises(FileExistsError, match="is not empty"):
+        export(name, out, format="torch")
+    with full_disk(5000), pytest.raises(OSError, match="File too large"):
+        export(name, out, format="torch", overwrite=True)
+    assert (out / "model.pt2").read_bytes() == before
 
 
 @pytest.mark.parametrize(
-    ("argv", "message"),
+    ("options", "message"),
     [
-        (["--format", "tflite"], "format is 'tflite'; expected one of onnx, torch"),
-        (["--int8", "--format", "torch"], "int8 is written as ONNX only"),
-        (["--batch", "0"], "batch is 0"),
-        (["--output", "FOLDER/mine"], "was not written by opdf export"),
-        (["--output", "FOLDER/mine/thesis.txt"], "was not written by opdf export"),
+        ({"format": "tflite"}, "format is 'tflite'; expected one of onnx, torch"),
+        ({"int8": True, "format": "torch"}, "int8 is written as ONNX only"),
+        ({"batch": 0}, "batch is 0"),
+        ({"data": DataConfig("")}, "data has no name"),
+        ({"output": "mine"}, "was not written by opdf export"),
+        ({"output": "mine/thesis.txt"}, "was not written by opdf export"),
     ],
 )
-def test_bad_options(argv: list[str], message: str, tmp_path: Path, capsys: Any) -> None:
+def test_bad_options(options: dict[str, Any], message: str, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    argv = ["export", "minilm", "--output", str(tmp_path / "out"), *(a.replace("FOLDER", str(tmp_path)) for a in argv)]
-    assert main(argv) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert len(error.strip().splitlines()) == 1
+    with pytest.raises((UserError, FileExistsError), match=message):
+        export("minilm", tmp_path / options.pop("output", "out"), **options)
     assert [p.name for p in tmp_path.rglob("*")] == ["mine", "thesis.txt"]
 
 
-@pytest.mark.parametrize("package", export.NEEDED)
-def test_a_missing_package_is_named(package: str, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
-    monkeypatch.setattr(export, "find_spec", lambda name: None if name == package else object())
-    assert main(["export", "minilm", "--output", str(tmp_path / "out")]) == 2
-    assert f"{package} is not installed; format onnx needs pip install 'opdf[export]'" in capsys.readouterr().err
+@pytest.mark.parametrize("package", NEEDED)
+def test_a_missing_package_is_named(package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=rf"{package} is not installed; format onnx needs pip install 'opdf\[export\]'"):
+        export("minilm", tmp_path / "out")
 
 
-def test_models_that_cannot_be_read(tmp_path: Path, capsys: Any) -> None:
+def test_models_that_cannot_be_read(tmp_path: Path) -> None:
     build("bert").config.save_pretrained(tmp_path / "empty")
     build("bert").save_pretrained(tmp_path / "custom")
     config = json.loads((tmp_path / "custom" / "config.json").read_text()) | {"architectures": ["MyBert"]}
@@ -199,12 +198,12 @@ def test_models_that_cannot_be_read(tmp_path: Path, capsys: Any) -> None:
         ("custom", "class MyBert"),
         ("none/at/all", "does not exist"),
     ):
-        assert main(["export", str(tmp_path / name), "--output", str(tmp_path / "out"), "--format", "torch"]) == 2
-        assert message in capsys.readouterr().err
+        with pytest.raises((UserError, FileNotFoundError), match=message):
+            export(str(tmp_path / name), tmp_path / "out", format="torch")
     assert not (tmp_path / "out").exists()
 
 
-def test_models_of_other_inputs(tmp_path: Path, capsys: Any) -> None:
+def test_models_of_other_inputs(tmp_path: Path) -> None:
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     text = sizes | {"vocab_size": 40, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
     pictures = CLIPConfig(text_config=text, vision_config=sizes | {"image_size": 8, "patch_size": 4})
@@ -217,9 +216,6 @@ def test_models_of_other_inputs(tmp_path: Path, capsys: Any) -> None:
         (Wav2Vec2ForSequenceClassification(sounds), "is a Wav2Vec2ForSequenceClassification, which reads input_values"),
     ):
         model.save_pretrained(tmp_path / "model")
-        argv = ["export", str(tmp_path / "model"), "--output", str(tmp_path / "out"), "--format", "torch"]
-        assert main(argv) == 2
-        error = capsys.readouterr().err.strip().splitlines()[-1]
-        assert error.startswith("opdf: error: ")
-        assert message in error
+        with pytest.raises(UserError, match=message):
+            export(str(tmp_path / "model"), tmp_path / "out", format="torch")
         assert [p.name for p in tmp_path.iterdir()] == ["model"]

@@ -25,7 +25,7 @@ from torch.func import functional_call
 from opdf.distill.logits import LogitsDistillation, distillation_loss, task_loss
 from opdf.distill.objective import Batch, forward, labels_of, model_inputs
 from opdf.distill.students import output_layer
-from opdf.overparam.optimizer import OverParameterizedOptimizer, rolled_back
+from opdf.overparam import OverParameterizedOptimizer, rolled_back
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments

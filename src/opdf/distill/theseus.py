@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from opdf.distill.logits import check_same_outputs, task_loss
 from opdf.distill.objective import Batch, Losses, Objective, forward, labels_of, unwrapped
-from opdf.overparam.select import block_stacks
+from opdf.overparam import block_lists
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -74,7 +74,7 @@ class Theseus(Objective):
         if teacher is None:
             raise ValueError("BERT-of-Theseus needs the teacher's blocks; pass a teacher")
         check_same_outputs(student, teacher)
-        stacks, theirs = block_stacks(student), block_stacks(teacher)
+        stacks, theirs = block_lists(student), block_lists(teacher)
         if len(stacks) != 1 or stacks != theirs:
             raise ValueError(
                 f"the student has the block stacks {stacks} and the teacher {theirs}; BERT-of-Theseus needs one, alike "

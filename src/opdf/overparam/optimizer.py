@@ -538,8 +538,9 @@ def rate_is_due(moves: int) -> bool:
 def check_is_matrix(p: Tensor, matrix: Matrix) -> None:
     if tuple(p.shape) != matrix.weight_shape:
         raise RuntimeError(
-            f"{matrix.name} has shape {tuple(p.shape)} in the optimizer and {matrix.weight_shape} in the model: a "
-            "wrapper has flattened or partitioned it (FSDP1, DeepSpeed ZeRO). Matrices must stay whole: use DDP or FSDP2"
+            f"{matrix.name} has shape {tuple(p.shape)} in the optimizer and {matrix.weight_shape} in the model: "
+            "a wrapper has flattened or partitioned it (FSDP1, DeepSpeed ZeRO). Matrices must stay whole: use DDP or "
+            "FSDP2"
         )
 
 

@@ -161,7 +161,7 @@ def _pair_names(
 
 
 def _pair_lists(ours: Mapping[str, int], theirs: Mapping[str, int]) -> dict[str, tuple[str, int, int]]:
-    """Student's list of blocks -> (teacher's, how many ours, theirs); by the common end of their names, else in order."""
+    """Student's list of blocks -> (teacher's, how many ours, theirs): by the common end of names, else in order."""
     if len(ours) > len(theirs):
         raise ValueError(f"the student has the lists of blocks {list(ours)}, the teacher only {list(theirs)}")
     pairs = {}

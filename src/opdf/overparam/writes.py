@@ -1,9 +1,9 @@
 """Weights that someone else writes: a pruning mask, a reload, an average that is swapped in.
 
-A tensor's version tells of writes in place, but not of those through `.data`, NumPy or a kernel of someone's own. So some
-entries of every weight are compared, bit for bit, with what the last step has written there: one in every row and one in
-every column. A write to a whole row or column is always seen, one to a share s of all entries with probability
-1 - (1 - s)^n, n being the larger of rows and columns.
+A tensor's version tells of writes in place, but not of those through `.data`, NumPy or a kernel of someone's own. So
+some entries of every weight are compared, bit for bit, with what the last step has written there: one in every row and
+one in every column. A write to a whole row or column is always seen. One to a share s of all entries is seen with
+probability 1 - (1 - s)^n, n being the larger of rows and columns.
 """
 
 from __future__ import annotations

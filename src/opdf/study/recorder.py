@@ -11,7 +11,6 @@ from transformers import TrainerCallback
 from opdf.distill import DistillationTrainer
 from opdf.mpo import contract, decompose_many, singular_values
 from opdf.overparam import OverParameterization
-from opdf.overparam.select import as_matrix
 
 CURVE_POINTS, SPECTRUM_POINTS, SPECTRUM_STEPS = 40, 24, 5
 
@@ -56,7 +55,7 @@ class Recorder(TrainerCallback):
         over = self._trainer.overparameterization
         if not self._spectra or over is None or not finite(over):
             return
-        weights = [(as_matrix(over.model.get_parameter(t.name), t.matrix.kind), t.shape) for t in over.matrices]
+        weights = [(t.of(over.model.get_parameter(t.name)), t.shape) for t in over.matrices]
         start = time.perf_counter()
         chains = decompose_many(*zip(*weights, strict=True))
         middle = time.perf_counter()

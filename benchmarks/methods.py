@@ -20,17 +20,15 @@ from typing import Any
 from tabulate import tabulate
 
 from benchmarks.measure import RESULTS
-from opdf.distill import SparseLogitsDistillation
-from opdf.distill.probe import linear_probe
 from opdf.job import scoring
 from opdf.job.config import DataConfig, DistillConfig, ObjectiveConfig, StudentConfig, TeacherConfig
 from opdf.job.job import Job
 from opdf.job.models import load_model
 from opdf.job.options import read_yaml
 from opdf.job.prepared import prepare_data
+from opdf.job.probe import linear_probe
 from opdf.job.progress import quiet
 from opdf.job.run import train_student
-from opdf.job.targets import write_store
 from opdf.job.teacher import ready_teacher
 from opdf.overparam import Constraint, OverParamConfig
 
@@ -78,8 +76,6 @@ def run(method: str, seed: int) -> Iterator[dict[str, Any]]:
         return
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        if method == "sparse-logits":
-            options = options | {"store": str(folder / "store")}
         config = replace(config, seed=seed, objective=ObjectiveConfig(method, options))
         config = replace(config, data=replace(config.data, seed=seed))
         job = Job(replace(config, output=str(folder)))
@@ -87,15 +83,11 @@ def run(method: str, seed: int) -> Iterator[dict[str, Any]]:
         # LGTM's own teacher is not fine-tuned in the paper; here all methods start from the same one.
         teacher = ready_teacher(job, prepared)
         scores = scoring.scores(scoring.evaluator(teacher, prepared), prepared)
-        if isinstance(job.objective, SparseLogitsDistillation):
-            write_store(job.objective, config, prepared, teacher)
         for number, (variant, rate) in enumerate(todo):
             output = folder / str(number)
             training = config.training | {"learning_rate": rate}
-            changed = Job(replace(config, output=str(output), training=training, **VARIANTS[variant]))
+            changed = Job(replace(config, output=str(output), training=training, **VARIANTS[variant]), teachers=folder)
             output.mkdir()
-            if method == "dbkd" and number:  # the decisions are the same for all
-                (output / "decisions.safetensors").write_bytes((folder / "0" / "decisions.safetensors").read_bytes())
             found = train_student(changed, prepared, copy.deepcopy(teacher), f"{method} {variant} {rate}")
             student = found["student"]
             row = {

@@ -16,6 +16,8 @@ from transformers import BertConfig, BertModel
 from opdf.distill import keep_layers
 from opdf.mpo import MPOShape, decompose, plan_shape
 from opdf.overparam import Alignment, Constraint, Matrix, OverParamConfig, OverParameterizedOptimizer, overparameterize
+from opdf.overparam.alignment import compared_sites
+from opdf.overparam.cores import match
 from opdf.overparam.pairing import pair, teacher_shape
 
 
@@ -86,6 +88,27 @@ def test_gauge_matching_undoes_a_rotation_that_raw_cores_suffer_from() -> None:
         step(student, optimizer)
         losses[gauge] = optimizer.constraint_logs["constraint_loss"]
     assert losses["matched"] < 0.05 * losses["raw"]
+
+
+@pytest.mark.parametrize("normalize", ["relative", "mse"])
+@pytest.mark.parametrize("ones", [0, 2])
+def test_no_rotation_of_the_teachers_bonds_lowers_the_loss(ones: int, normalize: str) -> None:
+    """Turned further at one end, by little or by any rotation, the matched cores give a larger loss."""
+    generator = torch.Generator().manual_seed(0)
+    shape = plan_shape(12, 18, ones=ones)
+    cores, teacher = (decompose(torch.randn(12, 18, dtype=torch.float64, generator=generator), shape) for _ in range(2))
+    alignment = Alignment(Constraint(normalize=normalize), {"weight": Matrix("weight", False, (12, 18), shape)}, {})
+    (matched,) = match([teacher], [cores], [alignment.weights_of(shape, teacher)])
+    targets = {k: matched[k] for k in compared_sites(shape)}
+    assert targets.keys() == {0, shape.sites - 1} - {shape.center}
+    least = float(alignment.gradients(shape, cores, targets)[0])
+    for strength in (1e-3, 0.1, 10.0):
+        for site, core in targets.items():
+            bond = core.shape[-1] if site == 0 else core.shape[0]
+            angles = strength * torch.randn(bond, bond, dtype=torch.float64, generator=generator)
+            rotation = torch.linalg.matrix_exp(angles - angles.T)
+            further = core @ rotation if site == 0 else torch.tensordot(rotation, core, 1)
+            assert float(alignment.gradients(shape, cores, targets | {site: further})[0]) > least
 
 
 @pytest.mark.parametrize("normalize", ["relative", "mse"])

@@ -102,8 +102,7 @@ def _adversity(error: Exception) -> str | None:
     """What to tell a user whose run met with something that is no mistake, ours or theirs; None for all else."""
     import torch
 
-    from opdf.distill import StorageError, TrainingDiverged
-    from opdf.distill.checkpoint import storage_problem
+    from opdf.distill import StorageError, TrainingDiverged, storage_problem
 
     if isinstance(error, TrainingDiverged | StorageError):
         return str(error)

@@ -24,8 +24,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from opdf.distill import checkpoint
 from opdf.distill.arguments import DistillationArguments, check_engine, check_loss
-from opdf.distill.labels import check_labels
-from opdf.distill.logits import LogitsDistillation
+from opdf.distill.methods import LogitsDistillation
+from opdf.distill.models import check_labels
 from opdf.distill.objective import Objective
 from opdf.overparam import (
     Constraint,

@@ -8,11 +8,10 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from opdf.data import Task
+from opdf.data import Prepared, Task
 from opdf.files import replacing
 from opdf.job.config import DistillConfig
 from opdf.job.options import plain
-from opdf.job.prepared import Prepared
 
 PIPELINES = {
     "classification": "text-classification",

@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from opdf.data import Task, longest_text
-from opdf.distill.trainer import plan_student
+from opdf.data import Prepared, Task, longest_text
+from opdf.distill import METHODS, plan_student
 from opdf.job.errors import UserError
 from opdf.job.job import Job
 from opdf.job.models import load_tokenizer
 from opdf.job.options import suggest
-from opdf.job.prepared import Prepared
 from opdf.job.student import build_student
 
 
@@ -25,15 +24,11 @@ def check_task(job: Job, task: Task) -> None:
         UserError: one of these.
     """
     name, data = job.config.objective.name, job.config.data.name
-    if (task.kind == "similarity") != (name == "embedding"):
+    if task.kind not in job.objective.tasks:
+        others = ", ".join(other for other, method in METHODS.items() if task.kind in method.tasks)
         raise UserError(
-            f"objective.name is {name!r} and the task of {data} is {task.kind!r}; "
-            "embedding goes with similarity (data such as nyt-pairs, or data.task: similarity) and only with it"
-        )
-    if name == "adkd" and task.is_image:
-        raise UserError(
-            f"objective.name is 'adkd' and {data} holds images; adkd compares how much the tokens of a "
-            "text matter: give texts, or another objective"
+            f"objective.name is {name!r} and the task of {data} is {task.kind!r}; as it is set, the objective is for "
+            f"{' or '.join(job.objective.tasks)}. For this task there are {others}"
         )
     if task.kind == "similarity" and job.config.teacher.finetune:
         raise UserError("teacher.finetune is true and similarity data has no labels for it; give a trained teacher")
@@ -81,7 +76,7 @@ def check_fit(job: Job, prepared: Prepared, teacher: Any) -> None:
         ValueError: one of these.
     """
     student = check_models(job, prepared.task, teacher)
-    copy.deepcopy(job.objective).training_data(prepared.data["train"])
+    job.objective.check_data(prepared, teacher)
     for who, model in (("the teacher", teacher), ("the student", student)):
         check_inputs(who, model, prepared)
     if job.config.student.model and not prepared.task.is_image:

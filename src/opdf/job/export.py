@@ -21,15 +21,15 @@ from torch.export import Dim
 from torch.utils.data import DataLoader
 from transformers import AutoProcessor
 
-from opdf.distill.embedding import mean_pooled, pair_cosines
-from opdf.distill.objective import has_no_head
+from opdf.data import Prepared
+from opdf.distill import has_no_head, mean_pooled
 from opdf.files import replacing_folder
 from opdf.job.config import DataConfig, TeacherConfig
 from opdf.job.errors import UserError, not_installed
 from opdf.job.models import load_config, loading
-from opdf.job.prepared import Prepared, prepare_data
+from opdf.job.prepared import prepare_data
 from opdf.job.run import versions
-from opdf.job.scoring import similarity_metrics
+from opdf.job.scoring import pair_cosines, similarity_metrics
 
 FORMATS = ("onnx", "torch")
 NEEDED = ("onnx", "onnxruntime", "onnxscript")

@@ -6,11 +6,10 @@ import inspect
 from dataclasses import replace
 from pathlib import Path
 
-from opdf.distill import Objective
+from opdf.distill import METHODS, Objective
 from opdf.job.arguments import TRAINING, check_packages, training_arguments
 from opdf.job.config import DistillConfig
 from opdf.job.errors import UserError
-from opdf.job.objectives import OBJECTIVES
 from opdf.job.options import fill
 from opdf.job.student import check_student
 
@@ -54,9 +53,9 @@ class Job:
 def resolved(config: DistillConfig) -> DistillConfig:
     """The configuration with the defaults written out of what it passes on."""
     name = config.objective.name
-    if name not in OBJECTIVES:
-        raise UserError(f"objective.name is {name!r}; expected one of {', '.join(OBJECTIVES)}")
-    arguments = inspect.signature(OBJECTIVES[name]).parameters.items()
+    if name not in METHODS:
+        raise UserError(f"objective.name is {name!r}; expected one of {', '.join(METHODS)}")
+    arguments = inspect.signature(METHODS[name]).parameters.items()
     defaults = {key: a.default for key, a in arguments if a.default is not a.empty}
     return replace(
         config,
@@ -68,5 +67,5 @@ def resolved(config: DistillConfig) -> DistillConfig:
 
 def build_objective(config: DistillConfig) -> Objective:
     options = config.objective
-    built: Objective = fill(OBJECTIVES[options.name], options.options, f"objective {options.name}")
+    built: Objective = fill(METHODS[options.name], options.options, f"objective {options.name}")
     return built

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import re
 import types
 import typing
@@ -192,8 +193,9 @@ def _reader(cls: type, key: str) -> ArgumentParser:
 
 @cache
 def hints_of(cls: type) -> dict[str, Any]:
-    hints = typing.get_type_hints(cls if dataclasses.is_dataclass(cls) else vars(cls)["__init__"])
-    return {name: hint for name, hint in hints.items() if name != "return"}
+    if dataclasses.is_dataclass(cls):
+        return typing.get_type_hints(cls)
+    return {name: a.annotation for name, a in inspect.signature(cls, eval_str=True).parameters.items()}
 
 
 def _members(hint: Any) -> tuple[Any, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from accelerate import PartialState
 
-from opdf.distill.checkpoint import writing
+from opdf.distill import writing
 from opdf.files import replacing, replacing_folder
 from opdf.job.errors import UserError
 

@@ -1,35 +1,12 @@
-"""The data of a job, as they are and as the Trainer takes them."""
+"""The data of a job, loaded and encoded."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 from accelerate import PartialState
-from datasets import DatasetDict
 
-from opdf.data import Task, encode, load_data
+from opdf.data import Prepared, encode, load_data
 from opdf.job.config import DataConfig, TeacherConfig
 from opdf.job.models import load_processor
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Data that are ready.
-
-    Attributes:
-        raw: texts or images with their labels.
-        data: what a model reads, and `labels`.
-        task: what the data ask for.
-        processor: the tokenizer or image processor that made `data` of `raw`.
-        collator: makes a batch of some rows of `data`.
-    """
-
-    raw: DatasetDict
-    data: DatasetDict
-    task: Task
-    processor: Any
-    collator: Any
 
 
 def prepare_data(options: DataConfig, teacher: TeacherConfig) -> Prepared:
@@ -38,10 +15,8 @@ def prepare_data(options: DataConfig, teacher: TeacherConfig) -> Prepared:
     Of several processes the first one works, and the others find the cache filled.
     """
     with PartialState().main_process_first():
-        raw, task = load_data(
-            options.name, task=options.task, inputs=options.inputs, label=options.label, validation=options.validation,
-            test=options.test, train_limit=options.train_limit, seed=options.seed,
-        )  # fmt: skip
+        asked = {name: value for name, value in vars(options).items() if name != "max_length"}
+        raw, task = load_data(**asked, where="data.")
         processor = load_processor(teacher, task)
-        data, collator = encode(raw, task, processor, max_length=options.max_length)
-    return Prepared(raw, data, task, processor, collator)
+        data, collator = encode(raw, task, processor, max_length=options.max_length, where="data.")
+    return Prepared(raw, data, task, processor, collator, options.max_length)

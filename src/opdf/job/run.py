@@ -12,6 +12,7 @@ import transformers
 from transformers import set_seed
 
 import opdf
+from opdf.data import Prepared
 from opdf.distill import DistillationTrainer
 from opdf.job.card import write_card
 from opdf.job.checks import check_fit, check_task
@@ -19,12 +20,11 @@ from opdf.job.config import DistillConfig
 from opdf.job.job import Job
 from opdf.job.options import write_yaml
 from opdf.job.output import claim, free, save, write_json
-from opdf.job.prepared import Prepared, prepare_data
-from opdf.job.processes import is_main
-from opdf.job.progress import quiet, show
+from opdf.job.prepared import prepare_data
+from opdf.job.processes import is_main, tell
+from opdf.job.progress import counting, quiet, show
 from opdf.job.scoring import evaluator, scores
 from opdf.job.student import build_student
-from opdf.job.targets import training_rows
 from opdf.job.teacher import load_teacher, train_teacher
 from opdf.job.training import train
 from opdf.overparam import OverParameterization
@@ -59,8 +59,6 @@ def run(config: DistillConfig, *, command: str | None = None) -> dict[str, Any]:
         check_task(job, prepared.task)
         teacher = load_teacher(job, prepared.task)
         check_fit(job, prepared, teacher)
-        if config.objective.name == "sparse-logits":
-            training_rows(job.objective, config, prepared, teacher, job.folder)  # the store, if it is this run's
         claim(job.folder, overwrite=config.overwrite, resume=config.resume)
         if is_main():
             write_yaml(job.config, job.folder / "config.yaml")
@@ -111,13 +109,22 @@ def student_trainer(job: Job, prepared: Prepared, teacher: Any, title: str) -> D
         objective=job.objective,
         overparam=job.config.overparam,
         constraint=job.config.constraint,
-        train_dataset=training_rows(job.objective, job.config, prepared, teacher, job.folder),
+        train_dataset=training_rows(job, prepared, teacher),
         eval_dataset=prepared.data["validation"],
         data_collator=prepared.collator,
         compute_metrics=prepared.task.compute_metrics(),
     )
     show(trainer, title, job.folder / "train.log")
     return trainer
+
+
+def training_rows(job: Job, prepared: Prepared, teacher: Any) -> Any:
+    """The training rows with what the objective wants of the teacher, which jobs of one teacher share."""
+    if job.config.constraint is not None and job.objective.decisions_only:
+        tell("note: the constraint loss reads the teacher's weights, which a black box would not show")
+    shared = job.teachers != job.folder
+    with counting("asking the teacher") as progress:
+        return job.objective.prepare_data(prepared, teacher, job.teachers, shared=shared, progress=progress)
 
 
 def parameters(trainer: DistillationTrainer) -> dict[str, int]:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 from transformers import Trainer
 
-from opdf.distill.embedding import embedder, pair_cosines
-from opdf.distill.probe import linear_probe
+from opdf.data import Prepared
+from opdf.distill import Batch, mean_pooled
 from opdf.job.arguments import training_arguments
 from opdf.job.checks import check_inputs
 from opdf.job.config import DataConfig, TeacherConfig
 from opdf.job.errors import UserError
 from opdf.job.models import load_model
-from opdf.job.prepared import Prepared, prepare_data
+from opdf.job.prepared import prepare_data
+from opdf.job.probe import linear_probe
 
 
 def evaluator(model: Any, prepared: Prepared, batch: int = 128) -> Trainer:
@@ -78,6 +82,36 @@ def scores(trainer: Trainer, prepared: Prepared) -> dict[str, Any]:
     return result
 
 
-def similarity_metrics(prepared: Prepared, part: str, cosines: torch.Tensor) -> dict[str, Any]:
+def similarity_metrics(prepared: Prepared, part: str, cosines: Tensor) -> dict[str, Any]:
     labels = np.asarray(prepared.raw[part][prepared.task.label])
     return {**prepared.task.metrics(cosines.numpy(), labels), "examples": len(labels)}
+
+
+def embedder(model: nn.Module) -> Callable[[Batch], Tensor]:
+    """Batches of a model without a head to embeddings on the CPU."""
+
+    def embed(batch: Batch) -> Tensor:
+        device, was = next(model.parameters()).device, model.training
+        inputs = {name: value.to(device) for name, value in batch.items()}
+        with torch.no_grad():
+            output = model.eval()(**inputs)
+        model.train(was)
+        return mean_pooled(output.last_hidden_state, inputs.get("attention_mask")).cpu()
+
+    return embed
+
+
+def pair_cosines(
+    embed: Callable[[Batch], Tensor], rows: Sequence[Any], collate: Callable[[list[Any]], Batch], batch: int = 128
+) -> Tensor:
+    """Cosines `[pairs]` of the embeddings of pairs of texts.
+
+    Args:
+        embed: a batch to embeddings `[batch, width]`; see `embedder`.
+        rows: encoded texts; 2k and 2k + 1 are pair k.
+        collate: makes a batch of rows.
+        batch: rows at a time.
+    """
+    starts = range(0, len(rows), batch)
+    vectors = torch.cat([embed(collate([rows[k] for k in range(s, min(s + batch, len(rows)))])) for s in starts])
+    return F.cosine_similarity(vectors[::2], vectors[1::2])

@@ -8,13 +8,12 @@ from typing import Any
 
 from transformers import set_seed
 
-from opdf.data import Task
-from opdf.distill import DistillationTrainer, LogitsDistillation, SparseLogitsDistillation
+from opdf.data import Prepared, Task
+from opdf.distill import DistillationTrainer, LogitsDistillation
 from opdf.job.errors import UserError
 from opdf.job.job import Job
 from opdf.job.models import check_fields, from_config, load_model
 from opdf.job.output import save
-from opdf.job.prepared import Prepared
 from opdf.job.processes import is_main
 from opdf.job.progress import show
 from opdf.job.training import train
@@ -74,7 +73,7 @@ def train_teacher(job: Job, prepared: Prepared, teacher: Any) -> None:
 def kept_teacher(job: Job) -> Path | None:
     """The folder of the teacher that an earlier part of this run fine-tuned, or the one beside its stored outputs."""
     folder, wanted = job.teachers / "teacher", job.config.resume or job.teachers != job.folder
-    objective = job.objective
-    if isinstance(objective, SparseLogitsDistillation) and (Path(objective.store) / "teacher").is_dir():
-        folder, wanted = Path(objective.store) / "teacher", True
+    cache = job.objective.cache
+    if cache is not None and (cache / "teacher").is_dir():
+        folder, wanted = cache / "teacher", True
     return folder if wanted and (folder / "config.json").is_file() else None

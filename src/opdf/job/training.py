@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from opdf.distill import DistillationTrainer
-from opdf.distill.checkpoint import newest_whole
+from opdf.distill import DistillationTrainer, newest_whole
 from opdf.job.errors import Stopped
 from opdf.job.processes import tell
 from opdf.job.progress import stopping

@@ -83,6 +83,10 @@ class Alignment:
             gradients[k] = difference.mul_(2 * factor)
         return loss, gradients
 
+    def weights_of(self, shape: MPOShape, theirs: Sequence[Tensor]) -> dict[int, float]:
+        """What the loss multiplies the squared distance of each auxiliary core by, for one teacher chain."""
+        return {k: float(self._factor(shape, theirs[k], (0, 1, 2, 3))) for k in shape.auxiliary}
+
     def _factor(self, shape: MPOShape, target: Tensor, entries: tuple[int, ...]) -> Tensor | float:
         if self.constraint.normalize == "mse":
             return 1 / (math.prod(target.shape[k] for k in entries) * len(shape.auxiliary) * len(self.partners))

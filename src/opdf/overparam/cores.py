@@ -181,12 +181,19 @@ def decompose(
     return decompose_many(matrices, shapes, progress=progress)
 
 
-def match(chains: Sequence[Sequence[Tensor]], references: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:
-    """Chains whose bonds are rotated to those of their references; on a CPU one a thread."""
+def match(
+    chains: Sequence[Sequence[Tensor]],
+    references: Sequence[Sequence[Tensor]],
+    weights: Sequence[Mapping[int, float]],
+) -> list[list[Tensor]]:
+    """Chains whose bonds are rotated to those of their references, `weights` being the loss's by site.
+
+    On a CPU one a thread.
+    """
     with products_in():
         return one_a_thread(
             lambda given: match_gauge(*given),
-            list(zip(chains, references, strict=True)),
+            list(zip(chains, references, weights, strict=True)),
             [sum(core.numel() for core in chain) for chain in chains],
             threads=threads_for(chain[0].device for chain in chains),
         )

@@ -368,9 +368,11 @@ class OverParameterizedOptimizer(Optimizer):
 
     def _set_teachers(self, weights: Weights, chains: Sequence[list[Tensor]]) -> None:
         """Keep what cores are compared with in the state, because a resumed run cannot recompute it."""
-        ours = [cores_in(self.state[p], matrix.shape) for p, matrix in weights.items()]
-        if self._recipe.alignment and self._recipe.alignment.constraint.gauge == "matched":
-            chains = match(chains, ours)
+        alignment = self._recipe.alignment
+        if alignment is not None and alignment.constraint.gauge == "matched":
+            ours = [cores_in(self.state[p], matrix.shape) for p, matrix in weights.items()]
+            losses = [alignment.weights_of(m.shape, chain) for m, chain in zip(weights.values(), chains, strict=True)]
+            chains = match(chains, ours, losses)
         for (p, matrix), chain in zip(weights.items(), chains, strict=True):
             kept = {f"teacher{k}": chain[k] for k in compared_sites(matrix.shape)}
             self.state[p].update(kept, aligned=1)

@@ -9,6 +9,7 @@ from opdf.distill.hidden import HiddenDistillation
 from opdf.distill.lgtm import LGTM
 from opdf.distill.logits import LogitsDistillation
 from opdf.distill.objective import Batch, Losses, Objective
+from opdf.distill.shrink import ShrinkReport, shrink, shrink_report
 from opdf.distill.sparse_logits import LogitsStore, SparseLogitsDistillation, StoredDataset
 from opdf.distill.students import keep_layers
 from opdf.distill.theseus import Theseus
@@ -29,6 +30,7 @@ __all__ = [
     "LogitsStore",
     "Losses",
     "Objective",
+    "ShrinkReport",
     "SparseLogitsDistillation",
     "StorageError",
     "StoredDataset",
@@ -38,4 +40,6 @@ __all__ = [
     "decision_logits",
     "keep_layers",
     "mean_pooled",
+    "shrink",
+    "shrink_report",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 
-from benchmarks import compiled, decomposition, gpu, growth, host, inference, memory, simulation, step, stored, together
+from benchmarks import decomposition, gpu, growth, host, inference, memory, simulation, step, stored, together
 from benchmarks.measure import DEVICE
 
 BENCHMARKS: dict[str, Callable[[], None]] = {
@@ -15,7 +15,6 @@ BENCHMARKS: dict[str, Callable[[], None]] = {
     "memory": memory.main,
     "inference": inference.main,
     "growth": growth.main,
-    "compiled": compiled.main,
     "together": together.main,
     "host": host.main,
     "stored": stored.main,

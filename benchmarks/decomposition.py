@@ -6,7 +6,6 @@ an SVD of every bond's matrix for the symmetric gauge (algorithm S.2 of arXiv 24
 
 from __future__ import annotations
 
-import tempfile
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ from torch import Tensor
 from benchmarks.measure import DEVICE, alternate, write
 from opdf.mpo import MPOShape, contract, decompose, decompose_many, plan_shape
 from opdf.mpo.contract import from_matrix
-from opdf.overparam.cache import decompose_cached
 
 SIZES = {(768, 768): 24, (3072, 768): 6, (768, 3072): 6}
 
@@ -76,16 +74,14 @@ def main(repeats: int = 7, sixth: bool = False) -> None:
     sizes = [size for size, count in SIZES.items() for _ in range(count // 6 if sixth else count)]
     matrices = [torch.randn(size, device=DEVICE) * 0.04 for size in sizes]
     hosted, shapes = [matrix.cpu() for matrix in matrices], [plan_shape(*size, ones=3) for size in sizes]
-    with tempfile.TemporaryDirectory() as folder:
-        contenders = {
-            "NumPy float64": lambda: [textbook(m, s, np) for m, s in zip(hosted, shapes, strict=True)],
-            "torch float32": lambda: [textbook(m, s) for m, s in zip(matrices, shapes, strict=True)],
-            "opdf, one by one": lambda: [decompose(m, s) for m, s in zip(matrices, shapes, strict=True)],
-            "opdf": lambda: decompose_many(matrices, shapes),
-            "opdf, from its cache": lambda: decompose_cached(folder, matrices, shapes),
-        }
-        times = alternate(contenders, repeats)
-        worst = {n: max(map(error, matrices, run())) for n, run in contenders.items()}
+    contenders = {
+        "NumPy float64": lambda: [textbook(m, s, np) for m, s in zip(hosted, shapes, strict=True)],
+        "torch float32": lambda: [textbook(m, s) for m, s in zip(matrices, shapes, strict=True)],
+        "opdf, one by one": lambda: [decompose(m, s) for m, s in zip(matrices, shapes, strict=True)],
+        "opdf": lambda: decompose_many(matrices, shapes),
+    }
+    times = alternate(contenders, repeats)
+    worst = {n: max(map(error, matrices, run())) for n, run in contenders.items()}
     ours = times["opdf"].median
     rows = [
         {"way": name, "time": times[name], "over opdf": times[name].median / ours, "largest error": worst[name]}
@@ -94,7 +90,7 @@ def main(repeats: int = 7, sixth: bool = False) -> None:
     beside = "one matrix a thread" if DEVICE.type == "cpu" else "one matrix after another, NumPy runs on the CPU"
     notes = (
         f"{len(sizes)} matrices. The first two are the textbook algorithm, in NumPy and float64 as in the authors' "
-        f"code and in torch and float32; opdf does {beside}, its cache is read from files held in memory. "
+        f"code and in torch and float32; opdf does {beside}. "
         f"Medians of {repeats}, alternating; errors are relative Frobenius norms in float32."
     )
     write("decomposition", "Decomposition of a 6-layer BERT-base student, L = 3", rows, notes)

@@ -13,10 +13,12 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from opdf.cli import COMMANDS, UserError, main
-from opdf.cli.config import DistillConfig
-from opdf.cli.options import fill, parse, plain, read_yaml, suggest
+from opdf.cli import COMMANDS, main
+from opdf.cli.options import parse
 from opdf.distill import DistillationArguments, LogitsDistillation
+from opdf.job.config import DistillConfig
+from opdf.job.errors import UserError
+from opdf.job.options import fill, plain, read_yaml, suggest
 
 QUICK = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 READABLE = (UserError, FileNotFoundError, ValueError, TypeError)

@@ -19,7 +19,7 @@ from PIL import Image
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
 from opdf.cli import main
-from opdf.cli.options import merged
+from opdf.job.options import merged
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{k}" for k in range(40))]
 ROWS = 60
@@ -174,7 +174,7 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
     ({"overwrite": "maybe"}, "overwrite is 'maybe'; expected true or false"),
     ({"output": None}, "output is null; expected text"),
     ({"student": {"layers": ["a"]}}, "layers is ['a']; expected an integer or a list of integers"),
-    ({"data": {"inputs": "text"}}, "inputs is 'text'; expected a list of texts or null"),
+    ({"data": {"inputs": 3}}, "inputs is 3; expected a list of texts or text or null"),
     ({"data": {"train_limit": "x"}}, "train_limit is 'x'; expected an integer or null"),
     ({"objective": {"options": {"temperature": "hot"}}}, "temperature is 'hot'; expected a number"),
     ({"objective": {"options": {"alpha": None}}}, "alpha is null; expected a number"),
@@ -216,9 +216,6 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
         "metric_for_best_model is 'loss', which evaluation does not give; a similarity has none",
     ),
     ({"overparam": {"ones": -1}}, "ones is -1; it must be 0 or more"),
-    ({"overparam": {"most_important": 50}}, "most_important is 50.0; it must be above 0 and at most 1"),
-    ({"overparam": {"until": "end"}}, "until is 'end'; expected a number or null"),
-    ({"overparam": {"until": 0.7, "placement": "owner"}}, "until is 0.7 and placement 'owner'"),
     ({"overparam": {"ones": 10**6}}, "ones is 1000000; it must be 0 or more, and at most 100"),
     ({"overparam": {"scale": 2.0}}, "ones=1 and scale=2.0 were both given"),
     ({"overparam": {"shapes": {"query": [[2, 3], [2, 2]]}}}, "shapes['query'] gives a 6x4 matrix"),
@@ -235,7 +232,7 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
     (
         {"data": {"name": "digits"}, "teacher": {"model": None, "config": {"model_type": "vit", "image_size": 8}},
          "objective": {"name": "adkd"}},
-        "objective.name is 'adkd' and digits holds images",
+        "objective.name is 'adkd' and the task of digits is 'image-classification'",
     ),
     ({"objective": {"name": "lgtm", "options": {"held_out": 1000}}}, "held_out is 1000.0, which is 1000 of 42"),
     ({"objective": {"name": "sparse-logits", "options": {"store": "{here}/none"}}}, "holds no teacher's outputs"),
@@ -250,9 +247,9 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
     ({"student": {"layers": None, "config": {"model_type": "nope"}}}, "model_type is 'nope', which transformers"),
     ({"data": {"max_length": 0}}, "max_length is 0; 2 tokens go to the tokenizer's own marks"),
     ({"data": {"train_limit": 0}}, "train_limit is 0"),
-    ({"data": {"validation": 0.0}}, "validation is 0.0 and the data has no such split"),
-    ({"data": {"test": 0.0}}, "test is 0.0 and the data has no such split"),
-    ({"data": {"validation": 0.6, "test": 0.6}}, "validation is 0.6 and test 0.6"),
+    ({"data": {"validation": 0.0}}, "data.validation is 0.0 and the data have no such split"),
+    ({"data": {"test": 0.0}}, "data.test is 0.0 and the data have no such split"),
+    ({"data": {"validation": 0.6, "test": 0.6}}, "data.validation is 0.6 and data.test 0.6"),
     ({"data": {"validation": float("nan")}}, "validation is nan"),
     ({"data": {"seed": -1}}, "seed is -1; it must be from 0"),
     ({"data": {"name": "amazon-sentiment", "test": 0.3}}, "test is 0.3; amazon-sentiment has its own columns"),
@@ -262,7 +259,7 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
     ({"data": {"name": "{world}/notes.txt"}}, "is no data file that can be read; give one of .csv"),
     ({"data": {"name": "{world}/empty.csv"}}, "empty.csv cannot be read as csv: No columns"),
     ({"data": {"name": "{world}/only-header.csv"}}, "only-header.csv has no rows"),
-    ({"data": {"name": "{world}/no-header.csv"}}, "no column is called 'label'; name it with label="),
+    ({"data": {"name": "{world}/no-header.csv"}}, "is called 'label'; set data.label to one of w0 w0, 0"),
     ({"data": {"name": "{world}/ragged.csv"}}, "ragged.csv cannot be read as csv"),
     ({"data": {"name": "{world}/noise.parquet"}}, "noise.parquet cannot be read as parquet"),
     ({"data": {"name": "{world}/broken.json"}}, "broken.json cannot be read as json"),
@@ -273,17 +270,20 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
     ({"data": {"name": "{world}/text-gap.jsonl"}}, "column 'text' of"),
     ({"data": {"name": "{world}/no-text.jsonl"}}, "inputs is []; name one or two text columns"),
     ({"data": {"name": "{world}/number-text.jsonl", "inputs": ["text"]}}, "holds int64; task classification needs te"),
-    ({"data": {"name": "{world}/label-gap.jsonl"}}, "is empty in 1 of 60 rows of the train split, first in row 50"),
+    ({"data": {"name": "{world}/label-gap.jsonl"}}, "is empty in 1 of 60 rows: line 51; fill or remove th"),
     ({"data": {"name": "{world}/nan-label.csv"}}, "column 'label' of"),
     ({"data": {"name": "{world}/list-label.jsonl"}}, "classes are texts or integers"),
-    ({"data": {"name": "{world}/float-label.jsonl", "task": "classification"}}, "set task to 'regression'"),
+    ({"data": {"name": "{world}/float-label.jsonl", "task": "classification"}}, "set data.task to 'regression'"),
     ({"data": {"name": "{world}/one-class.jsonl"}}, "the one class ('1',)"),
     ({"data": {"name": "{world}/outside.parquet"}}, "has labels [-1, 0, 1]; expected 0 to 1"),
     ({"data": {"name": "{world}/minus-one.jsonl"}}, "one class"),
     ({"data": {"name": "{world}/three.jsonl"}}, "head of 2 outputs (LABEL_0, LABEL_1); the data has 3 classes"),
-    ({"data": {"name": "{world}/two-rows.jsonl"}}, "2 rows are too few"),
+    ({"data": {"name": "{world}/two-rows.jsonl"}}, "2 rows, 2 different ones, are too few"),
     ({"data": {"name": "{world}/named.jsonl", "task": "regression"}}, "a regression needs numbers"),
     ({"data": {"name": "{world}/named.jsonl"}, "teacher": {"model": "{world}/reversed"}}, "give both the same order"),
+    ({"data": {"name": "{world}/named.jsonl", "label": "text", "inputs": ["label"]}}, "60 of them with one row each"),
+    ({"data": {"task": "causal"}}, "data.task is 'causal'; expected one of"),
+    ({"data": {"validation": "none.csv"}}, "data.validation is 'none.csv', which does not exist"),
     ({"data": {"inputs": ["txt"]}}, "no column 'txt'; did you mean 'text'"),
     ({"data": {"inputs": ["label"]}}, "'label' is both an input and the label"),
     ({"data": {"label": "lable"}}, "no column 'lable'; did you mean 'label'"),
@@ -449,7 +449,7 @@ COMMANDS = [
     ("cache-teacher {here}/store.yaml --data.name nyt-pairs", "and the task of nyt-pairs is 'similarity'"),
     ("cache-teacher {here}/store.yaml --data.name none.csv", "none.csv does not exist"),
     ("cache-teacher {here}/store.yaml --teacher.model {world}/three-classes", "has a head of 3 outputs"),
-    ("cache-teacher {here}/store.yaml --objective.options.noise true", "noise is for images"),
+    ("cache-teacher {here}/store.yaml --objective.options.noise true", "the objective is for image-classification"),
     ("cache-teacher {here}/store.yaml --objective.options.store {world}/notes.txt", "is a file; choose another"),
     ("cache-teacher {here}/store.yaml --objective.options.store {world}", "which is not ours"),
 ]

@@ -46,7 +46,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 # One server imports everything once; every run is a process forked from it.
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["opdf.cli.job"])
+SERVER.set_forkserver_preload(["opdf.job.run"])
 
 
 def configuration(folder: Path, **changes: Any) -> str:

@@ -16,7 +16,7 @@ from opdf.overparam import OverParameterizedOptimizer, optimizer
 
 pytestmark = pytest.mark.device
 
-GAUGES = ["matched", "raw", "gram", "spectrum"]
+GAUGES = ["matched", "raw"]
 FUSED = (torch.optim.AdamW, {"lr": 1e-2, "fused": True})
 INNER = [
     FUSED, (torch.optim.AdamW, {"lr": 1e-2, "foreach": True, "amsgrad": True}),
@@ -106,16 +106,13 @@ def test_the_constraint_whatever_device_the_teacher_is_on(
 
 
 @pytest.mark.usefixtures("single_only")
-@pytest.mark.parametrize(
-    ("start", "gauge"),
-    [("symmetric", ""), ("balanced", ""), ("random", ""), *(("symmetric", gauge) for gauge in GAUGES)],
-)
-def test_a_device_without_float64(device: torch.device, start: str, gauge: str) -> None:
+@pytest.mark.parametrize("gauge", ["", *GAUGES])
+def test_a_device_without_float64(device: torch.device, gauge: str) -> None:
     here, there = net(dtype=torch.float32), net(dtype=torch.float32).to(device)
     for model in (here, there):
         teacher = net(seed=1, dtype=torch.float32).to(model[0].weight.device) if gauge else None
         torch.manual_seed(0)
-        train(model, make(model, (torch.optim.SGD, {"lr": 1e-2}), gauge, teacher, start=start), 4)
+        train(model, make(model, (torch.optim.SGD, {"lr": 1e-2}), gauge, teacher), 4)
     assert_same(here, there, 1e-5)
 
 
@@ -144,7 +141,7 @@ def test_a_saved_state_goes_on_where_it_is_loaded(device: torch.device, inner: A
     assert_same(whole, second)
 
 
-@pytest.mark.parametrize("gauge", ["", *(gauge for gauge in GAUGES if gauge != "spectrum")])  # an SVD waits
+@pytest.mark.parametrize("gauge", ["", *GAUGES])
 def test_no_step_but_the_first_waits(device: torch.device, count_waits: Any, gauge: str) -> None:
     model = net().to(device)
     over = make(model, gauge=gauge, teacher=net(seed=1).to(device) if gauge else None)

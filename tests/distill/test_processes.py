@@ -28,8 +28,6 @@ from tokenizers.models import WordLevel
 from torch.distributed.tensor import DTensor
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast, TrainingArguments
 
-from opdf.cli import main
-from opdf.cli.output import save
 from opdf.distill import (
     Constraint,
     DistillationArguments,
@@ -38,6 +36,8 @@ from opdf.distill import (
     LogitsDistillation,
     keep_layers,
 )
+from opdf.job import DistillConfig, StudentConfig, read_config, run
+from opdf.job.output import save
 from opdf.overparam import OverParamConfig
 
 FSDP2 = {"version": 2, "transformer_layer_cls_to_wrap": ["BertLayer"]}
@@ -54,7 +54,6 @@ def trainer(
     batch: int,
     *,
     forced: bool = False,
-    over: Any = None,
     objective: Any = None,
     **more: Any,
 ) -> DistillationTrainer:
@@ -72,7 +71,7 @@ def trainer(
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     return DistillationTrainer(
         keep_layers(teacher, 1), arguments, teacher=teacher, train_dataset=examples(), objective=objective,
-        overparam=OverParamConfig(ones=1, placement=placement, **(over or {})), constraint=Constraint(),
+        overparam=OverParamConfig(ones=1, placement=placement), constraint=Constraint(),
     )  # fmt: skip
 
 
@@ -192,38 +191,35 @@ def test_projections_under_ddp_are_those_of_one_process(tmp_path: Path, monkeypa
 SAVING = {"save_strategy": "steps", "save_steps": 2}
 
 
-def part(rank: int, folder: str, placement: str, steps: int, over: dict[str, Any]) -> None:
+def part(rank: int, folder: str, placement: str, steps: int) -> None:
     """Steps of a run, from its last checkpoint if there is one."""
     join(rank)
     more = SAVING | {"max_steps": steps, "fsdp": True, "fsdp_config": dict(FSDP2)}
-    run = trainer(Path(folder), placement, 4, forced=True, over=over, **more)
+    run = trainer(Path(folder), placement, 4, forced=True, **more)
     run.train(resume_from_checkpoint=any(Path(folder).glob("checkpoint-*")) or None)
     torch.distributed.barrier()
     os._exit(0)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("placement", "over"), [
-    ("replicate", {}), ("owner", {}), ("owner", {"most_important": 0.5}), ("replicate", {"until": 0.4}),
-    ("replicate", {"most_important": 0.5, "until": 0.75}),
-])  # fmt: skip
+@pytest.mark.parametrize("placement", ["replicate", "owner"])
 def test_a_resumed_run_is_exact_and_one_process_takes_its_checkpoint(
-    tmp_path: Path, placement: str, over: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, placement: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    launch(part, (str(tmp_path / "whole"), placement, 4, over), monkeypatch)
+    launch(part, (str(tmp_path / "whole"), placement, 4), monkeypatch)
     shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "half" / "checkpoint-2")
-    launch(part, (str(tmp_path / "half"), placement, 4, over), monkeypatch)
+    launch(part, (str(tmp_path / "half"), placement, 4), monkeypatch)
     whole, half = (load_file(tmp_path / name / "checkpoint-4" / "model.safetensors") for name in ("whole", "half"))
     assert all(torch.equal(value, half[key]) for key, value in whole.items())
-    alone = trainer(tmp_path / "whole", placement, 8, over=over, max_steps=4)
+    alone = trainer(tmp_path / "whole", placement, 8, max_steps=4)
     alone.train(resume_from_checkpoint=True)
     assert all(torch.equal(value, whole[key]) for key, value in alone.model.state_dict().items())
-    further = trainer(tmp_path / "whole", placement, 8, over=over, max_steps=6)
+    further = trainer(tmp_path / "whole", placement, 8, max_steps=6)
     further.train(resume_from_checkpoint=True)  # with the optimizer's state
 
 
-def command(rank: int, config: str) -> None:
-    """`opdf distill` in one of two processes."""
+def run_part(rank: int, config: str) -> None:
+    """A run's part in one of two processes."""
     join(rank)
     made = DistillationTrainer.__init__
 
@@ -233,8 +229,8 @@ def command(rank: int, config: str) -> None:
         made(self, model, args, **more)
 
     with mock.patch.object(DistillationTrainer, "__init__", make):
-        status = main(["distill", config])
-    os._exit(status)
+        run(read_config(config))
+    os._exit(0)
 
 
 VIT = {
@@ -243,7 +239,7 @@ VIT = {
 }  # fmt: skip
 
 
-def test_the_command_line_gives_what_one_process_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_gives_what_one_process_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Adam would divide the rounding of gradients near 0 by itself.
     shared = {"use_cpu": True, "optim": "sgd", "learning_rate": 0.1, "max_steps": 6}
 
@@ -258,15 +254,15 @@ def test_the_command_line_gives_what_one_process_gives(tmp_path: Path, monkeypat
         return str(path)
 
     finetuned = {"model": None, "finetune": True, "config": VIT, "training": shared}
-    assert main(["distill", config("first", finetuned)]) == 0
+    run(read_config(config("first", finetuned)))
     teacher = {"model": str(tmp_path / "first" / "teacher")}
-    assert main(["distill", config("one", teacher, per_device_train_batch_size=16)]) == 0
+    run(read_config(config("one", teacher, per_device_train_batch_size=16)))
     wrapped = {"fsdp": True, "fsdp_config": FSDP2 | {"transformer_layer_cls_to_wrap": ["ViTLayer"]}}
     expected = load_file(tmp_path / "one" / "student" / "model.safetensors")
     scores = json.loads((tmp_path / "one" / "metrics.json").read_text())["student"]["test"]
     for placement in ("replicate", "owner"):
         path = config(placement, teacher, per_device_train_batch_size=8, placement=placement, **wrapped)
-        launch(command, (path,), monkeypatch)
+        launch(run_part, (path,), monkeypatch)
         found = load_file(tmp_path / placement / "student" / "model.safetensors")
         for name, value in expected.items():
             torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
@@ -315,7 +311,7 @@ def launched(flags: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_what_accelerate_launch_asks_for_is_refused(
-    flags: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    flags: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = TrainingArguments(str(tmp_path), use_cpu=True)
     launched(flags, monkeypatch)
@@ -323,8 +319,8 @@ def test_what_accelerate_launch_asks_for_is_refused(
         DistillationArguments(str(tmp_path / "out"))
     with pytest.raises(ValueError, match=rf"{name} flattens or partitions"):
         DistillationTrainer(BertForSequenceClassification(STUDENT), plain, teacher=None)
-    assert main(["distill", "--student.layers", "1", "--output", str(tmp_path / "out")]) == 2
-    assert f"opdf: error: {name} flattens or partitions" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=rf"{name} flattens or partitions"):
+        run(DistillConfig(student=StudentConfig(layers=1), output=str(tmp_path / "out")))
     assert not (tmp_path / "out").exists()
 
 

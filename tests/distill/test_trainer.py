@@ -37,12 +37,11 @@ from opdf.distill import (
     HiddenDistillation,
     LogitsDistillation,
     Objective,
-    Theseus,
     TrainingDiverged,
     keep_layers,
 )
 from opdf.distill.checkpoint import MANIFEST, SCRATCH, damage, publish
-from opdf.distill.labels import check_labels
+from opdf.distill.models import check_labels
 from opdf.overparam import OverParamConfig, OverParameterizedOptimizer
 
 
@@ -187,143 +186,6 @@ def noisy_student() -> BertForSequenceClassification:
         if isinstance(module, nn.Dropout):
             module.p = 0.2
     return student
-
-
-def test_the_most_important_matrices_are_those_of_the_first_batches_gradients(tmp_path: Path) -> None:
-    """Against a plain loop over the data in order, with the student in eval mode."""
-    student, teacher, data = noisy_student(), bert().eval(), sentences()
-    reference = noisy_student().eval()
-    for start in range(0, 24, 8):
-        rows = {k: torch.tensor(data[start : start + 8][k]) for k in data.column_names}
-        labels = rows.pop("labels")
-        ours, theirs = reference(**rows).logits, teacher(**rows).logits.detach()
-        soft = nn.functional.kl_div((ours / 2).log_softmax(-1), (theirs / 2).softmax(-1), reduction="batchmean")
-        (0.1 * nn.functional.cross_entropy(ours, labels) + 0.9 * 4 * soft).backward()  # 3 times the mean
-    names = [n for n, p in reference.named_parameters() if "layer" in n and p.dim() == 2]
-    scores = {n: float((p.detach() * p.grad).abs().sum()) for n, p in reference.named_parameters() if n in names}
-    trainer = DistillationTrainer(
-        student, arguments(tmp_path), teacher=teacher, objective=LogitsDistillation(temperature=2.0, alpha=0.9),
-        overparam=OverParamConfig(most_important=0.5), train_dataset=data,
-    )  # fmt: skip
-    assert len(names) == 12
-    assert set(chosen(trainer)) == set(sorted(names, key=lambda name: -scores[name])[:6])
-    assert all(p.grad is None for p in student.parameters())
-    assert student.training
-
-
-@pytest.mark.parametrize("objective", [LogitsDistillation, HiddenDistillation, Theseus, LGTM])
-def test_choosing_matrices_leaves_the_training_as_it_is(tmp_path: Path, objective: Any) -> None:
-    """Taking all of them after a look at the gradients is bit for bit the training without the look."""
-    wide = objective is HiddenDistillation
-    states = []
-    for share in (None, 1.0):
-        student = bert(2, 8, hidden_act="relu") if wide else noisy_student()
-        over = OverParamConfig(ones=1, most_important=share)
-        trainer, _ = train(tmp_path, student=student, objective=objective(), overparam=over)
-        states.append((student.state_dict(), trainer.objective.state_dict()))
-        assert len(chosen(trainer)) == 12
-    assert states[0][1] == states[1][1]
-    assert all(torch.equal(value, states[1][0][name]) for name, value in states[0][0].items())
-
-
-def test_a_constraint_stays_with_the_matrices_that_are_kept(tmp_path: Path) -> None:
-    options = {"overparam": OverParamConfig(ones=1, most_important=0.3), "constraint": Constraint(layer_map="first")}
-    trainer, _ = train(tmp_path, **options)
-    assert len(chosen(trainer)) == 4
-    optimizer = trainer.optimizer.optimizer
-    with_targets = [name for name, p, _ in optimizer._entries() if "target0" in optimizer.state[p]]
-    assert with_targets == chosen(trainer)
-    assert trainer.state.log_history[0]["constraint_loss"] >= 0
-    student = keep_layers(bert(), 2)
-    for p in student.bert.encoder.layer[0].parameters():
-        if p.dim() == 2:
-            p.data.zero_()
-    with pytest.raises(ValueError, match="keeps no matrix with a constraint"):
-        train(tmp_path, student=student, **(options | {"constraint": Constraint(layer_map={0: 0})}))
-
-
-def test_choosing_takes_data(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="most_important needs the gradients of training data; give train_dataset"):
-        DistillationTrainer(
-            keep_layers(bert(), 2), arguments(tmp_path), teacher=bert(), overparam=OverParamConfig(most_important=0.5)
-        )
-
-
-@pytest.mark.parametrize("placement", ["replicate", "owner"])
-def test_a_resumed_run_chooses_the_same_matrices(tmp_path: Path, placement: str) -> None:
-    runs: dict[str, Any] = {
-        "overparam": OverParamConfig(ones=1, most_important=0.4, placement=placement),
-        "training": {"save_strategy": "steps", "save_steps": 2, "max_steps": 5},
-    }
-    first, whole = train(tmp_path, student=noisy_student(), **runs)
-    torch.manual_seed(99)  # another state of the world
-    last = str(tmp_path / "checkpoint-2")
-    again, resumed = train(tmp_path / "again", student=noisy_student(), resume=last, **runs)
-    assert chosen(first) == chosen(again)
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
-
-
-class CoreSteps(TrainerCallback):
-    """After which steps the optimizer had cores, and had none."""
-
-    def __init__(self) -> None:
-        self.cores: list[bool] = []
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any, **_: Any) -> None:
-        self.cores.append(any("core0" in values for values in optimizer.optimizer.state.values()))
-
-
-@pytest.mark.parametrize(
-    ("until", "steps"), [(0.01, 1), (0.3, 2), (0.5, 3), (1.0, 6), (None, 6)], ids=lambda value: str(value)
-)
-def test_the_matrices_are_dense_after_their_share_of_the_steps(tmp_path: Path, until: float, steps: int) -> None:
-    seen = CoreSteps()
-    trainer, _ = train(
-        tmp_path, overparam=OverParamConfig(ones=1, until=until), constraint=Constraint(layer_map="first"),
-        callbacks=[seen], training={"max_steps": 6},
-    )  # fmt: skip
-    assert seen.cores == [True] * steps + [False] * (6 - steps)
-    logged = [log["step"] for log in trainer.state.log_history if "constraint_loss" in log]
-    assert logged == list(range(1, steps + 1))
-    assert trainer.overparameterization is not None
-    assert trainer.overparameterization.train_params > trainer.overparameterization.inference_params
-
-
-@pytest.mark.parametrize("method", ["constraint", "lgtm"])
-def test_resume_is_exact_before_at_and_after_the_switch(tmp_path: Path, method: str) -> None:
-    """Six steps, dense after three; dropout, accumulation and bf16."""
-    training = {"save_strategy": "steps", "save_steps": 1, "max_steps": 6, "bf16": True,
-                "gradient_accumulation_steps": 2, "per_device_train_batch_size": 3}  # fmt: skip
-    found = []
-    for folder, resume in (("whole", None), ("before", 2), ("at", 3), ("after", 4)):
-        options: dict[str, Any] = {
-            "constraint": {"constraint": Constraint(layer_map="first")},
-            "lgtm": {"objective": LGTM(teacher_learning_rate=1e-3, realign_steps=2)},
-        }[method]  # fmt: skip
-        last = str(tmp_path / "whole" / f"checkpoint-{resume}") if resume else None
-        over = OverParamConfig(ones=1, until=0.5)
-        _, student = train(
-            tmp_path / folder, student=noisy_student(), overparam=over, training=training, resume=last, **options
-        )
-        found.append(student.state_dict())
-    for other in found[1:]:
-        assert all(torch.equal(found[0][name], value) for name, value in other.items())
-    held = [
-        {key.rpartition(".")[2] for path in (tmp_path / f"whole/checkpoint-{step}").glob("optimizer-*.safetensors")
-         for key in load_file(path)}
-        for step in (3, 4)
-    ]  # fmt: skip
-    assert "core0" in held[0]
-    assert held[1] == {"step", "exp_avg", "exp_avg_sq"}
-
-
-@pytest.mark.parametrize("until", [None, 0.9])
-def test_a_checkpoint_from_after_the_switch_is_not_silently_trained_densely(tmp_path: Path, until: Any) -> None:
-    training = {"save_strategy": "steps", "save_steps": 3}
-    train(tmp_path, overparam=OverParamConfig(ones=1, until=0.5), training=training)
-    over, last = OverParamConfig(ones=1, until=until), str(tmp_path / "checkpoint-3")
-    with pytest.raises(ValueError, match=rf"saved after the over-parameterization had ended.*until is {until}\)"):
-        train(tmp_path, overparam=over, training=training, resume=last)
 
 
 def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
@@ -667,7 +529,6 @@ def test_evaluation_reports_the_models_own_loss(tmp_path: Path) -> None:
         ({"teacher": bert(num_labels=3)}, "student has 2 labels and the teacher 3"),
         ({"teacher": None}, "alpha is 0.9 but there is no teacher"),
         ({"constraint": Constraint()}, "constraint needs overparam"),
-        ({"objective": HiddenDistillation(attention_weight=1.0)}, "attn_implementation='eager'"),
         ({"objective": HiddenDistillation(pairs=[(5, 1)])}, r"pairs holds \(5, 1\)"),
         ({"teacher": bert(3), "objective": HiddenDistillation()}, "do not divide"),
         ({"teacher": bert().to("meta")}, "teacher is on the meta device and has no weights; load them first"),

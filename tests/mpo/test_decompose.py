@@ -101,7 +101,7 @@ class TestExact:
         assert relative_error(matrix, cores) <= threshold(dtype, shape.sites)
 
     @pytest.mark.parametrize("dtype", DTYPES)
-    @pytest.mark.parametrize("gauge", ["symmetric", "balanced", "left"])
+    @pytest.mark.parametrize("gauge", ["symmetric", "left"])
     @pytest.mark.parametrize(
         "shape",
         [
@@ -344,10 +344,10 @@ class TestMany:
 
     def test_an_error_on_the_way_ends_it(self, threads, monkeypatch):
         def fail(_rest: Tensor) -> Tensor:
-            raise RuntimeError("no convergence")
+            raise RuntimeError("out of memory")
 
         monkeypatch.setattr(torch.linalg, "eigh", fail)
-        with pytest.raises(RuntimeError, match="no convergence"):
+        with pytest.raises(RuntimeError, match="out of memory"):
             decompose_many(self.MATRICES, self.SHAPES)
         assert torch.get_num_threads() == threads
 
@@ -444,25 +444,6 @@ class TestGauge:
             eye = torch.eye(flat.shape[1], dtype=dtype)
             torch.testing.assert_close(flat.T @ flat, eye, rtol=0, atol=1e-12 if dtype == torch.float64 else 1e-5)
 
-    @pytest.mark.parametrize("dtype", DTYPES)
-    @pytest.mark.parametrize("scale", [1.0, 1e-12, 300.0])
-    def test_balanced_cores_have_the_same_singular_values(self, dtype, scale):
-        matrix = (random_matrix(48, 60) * scale).to(dtype)
-        shape = plan_shape(48, 60, ones=3)
-        cores = decompose(matrix, shape, gauge="balanced")
-        digits = matrix.double().reshape(shape.row_factors[0], -1, shape.col_factors[0], shape.col_factors[-1])
-        unfolded = digits.transpose(1, 2).reshape(shape.row_factors[0] * shape.col_factors[0], -1)
-        expected = torch.linalg.svdvals(unfolded) ** (1 / 5)
-        for k, core in enumerate(cores):
-            found = torch.linalg.svdvals(core.double().flatten(1) if k == 4 else core.double().flatten(0, 2))
-            torch.testing.assert_close(found, expected, rtol=1e-9 if dtype == torch.float64 else 1e-4, atol=0)
-
-    @pytest.mark.parametrize("name", ["rank deficient", "all zero", "identity", "prime sizes", "1e20", "1e-20"])
-    def test_balanced_cores_of_difficult_matrices_are_exact(self, name):
-        matrix = MATRICES[name]().float()
-        cores = decompose(matrix, plan_shape(*matrix.shape, ones=2), gauge="balanced")
-        assert relative_error(matrix, cores) <= threshold(torch.float32, 4)
-
     @pytest.mark.parametrize("name", ["rank deficient", "all zero", "zero rows", "one entry"])
     def test_where_there_is_no_weight_one_side_keeps_a_direction(self, name):
         """Were both sides of a bond zero, neither would ever get a gradient."""
@@ -494,7 +475,7 @@ class TestErrors:
             decompose(matrix, self.SHAPE)
 
     def test_gauge(self):
-        with pytest.raises(ValueError, match=r"gauge is 'right'; expected one of \('symmetric', 'balanced', 'left'\)"):
+        with pytest.raises(ValueError, match=r"gauge is 'right'; expected one of \('symmetric', 'left'\)"):
             decompose(torch.ones(8, 6), self.SHAPE, gauge="right")
 
 

@@ -15,6 +15,8 @@ import signal
 import sys
 from importlib import import_module
 
+from opdf.job.errors import Stopped, UserError, not_installed
+
 COMMANDS = {
     "distill": "distill a student from a teacher as a YAML file says",
     "plan": "show what over-parameterization would do to a model, before anything runs",
@@ -30,18 +32,6 @@ COMMANDS = {
 USAGE = "usage: opdf [--version] COMMAND ...\n\nOver-parameterized knowledge distillation.\n\ncommands:\n" + "".join(
     f"  {name:<14}{text}\n" for name, text in COMMANDS.items()
 )
-
-
-class UserError(Exception):
-    """Something the user can put right: one line on stderr and exit status 2."""
-
-
-class Stopped(Exception):  # noqa: N818
-    """A signal ended a run, whose checkpoint is saved."""
-
-    def __init__(self, number: int, message: str) -> None:
-        super().__init__(message)
-        self.number = number
 
 
 NEEDS_LESS_MEMORY = (
@@ -93,11 +83,6 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def not_installed(package: str | None, what: str, extra: str) -> str:
-    """What to tell a user who has not installed all that `what` needs."""
-    return f"{package} is not installed; {what} needs pip install 'opdf[{extra}]' (in a clone: '.[{extra}]')"
-
-
 def _refuse(message: str, status: int = 2) -> int:
     print(f"opdf: error: {' '.join(message.split())}", file=sys.stderr)
     return status
@@ -117,8 +102,7 @@ def _adversity(error: Exception) -> str | None:
     """What to tell a user whose run met with something that is no mistake, ours or theirs; None for all else."""
     import torch
 
-    from opdf.distill import StorageError, TrainingDiverged
-    from opdf.distill.checkpoint import storage_problem
+    from opdf.distill import StorageError, TrainingDiverged, storage_problem
 
     if isinstance(error, TrainingDiverged | StorageError):
         return str(error)

@@ -8,8 +8,9 @@ import typing
 from collections.abc import Iterator
 from importlib import import_module
 
-from opdf.cli import COMMANDS, UserError
-from opdf.cli.config import DistillConfig
+from opdf.cli import COMMANDS
+from opdf.job.config import DistillConfig
+from opdf.job.errors import UserError
 
 SHELLS = ("bash", "zsh")
 

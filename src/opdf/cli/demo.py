@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
-from opdf.cli import UserError
-from opdf.cli.config import DataConfig, DistillConfig, StudentConfig, TeacherConfig
-from opdf.cli.options import at_least_one, parse, write_yaml
+from opdf.cli.options import at_least_one, parse
 from opdf.files import replacing
+from opdf.job.config import DataConfig, DistillConfig, StudentConfig, TeacherConfig
+from opdf.job.errors import UserError
+from opdf.job.options import write_yaml
 from opdf.overparam import Constraint, OverParamConfig
 
 DESCRIPTION = """Fine-tune a teacher on embedded data, then distill the same student four ways: plain (KD), with two
@@ -50,7 +52,7 @@ MARKER = "demo.yaml"
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "KD": {},
-    "KD + SVD": {"overparam": OverParamConfig(method="svd")},
+    "KD + SVD": {"overparam": OverParamConfig(ones=0)},
     "KD + MPO": {"overparam": OverParamConfig(ones=3)},
     "KD + OPDF": {"overparam": OverParamConfig(ones=3), "constraint": Constraint()},
 }
@@ -83,31 +85,42 @@ def main(argv: list[str]) -> None:
     if options.task not in TASKS:
         raise UserError(f"task is {options.task!r}; expected one of {', '.join(TASKS)}")
     at_least_one(options, "train_limit")
-    from opdf.cli import job
-    from opdf.cli.models import load_model
-    from opdf.cli.output import claim, free, write_json
-    from opdf.cli.scoring import answers, evaluator, scores
+    from opdf.job.progress import quiet
 
-    job.quiet()
+    with quiet():
+        compare(options)
+
+
+def compare(options: DemoConfig) -> None:
+    """Train the teacher and every variant of the student, and print the comparison."""
+    from opdf.job.job import Job
+    from opdf.job.models import load_model
+    from opdf.job.output import claim, free, write_json
+    from opdf.job.prepared import prepare_data
+    from opdf.job.run import train_student
+    from opdf.job.scoring import answers, evaluator, scores
+    from opdf.job.teacher import ready_teacher
+
     start = time.perf_counter()
     config = _configured(options)
-    place = f"{options.output}-{options.task}"
-    free(place, overwrite=options.overwrite, resume=False, marker=MARKER)
-    prepared = job.prepare_data(config)
+    output = Path(f"{options.output}-{options.task}")
+    free(output, overwrite=options.overwrite, resume=False, marker=MARKER)
+    prepared = prepare_data(config.data, config.teacher)
     kind = "image-classification" if options.task == "images" else "classification"
     if prepared.task.kind != kind:
         raise UserError(f"data {config.data.name} is for {prepared.task.kind}; task {options.task} shows {kind}")
-    output = claim(place, overwrite=options.overwrite, resume=False, marker=MARKER)
+    claim(output, overwrite=options.overwrite, resume=False, marker=MARKER)
     write_yaml(options, output / MARKER)
     rows = len(prepared.data["train"]), len(prepared.data["test"])
     print(f"{config.data.name}: {rows[0]} training and {rows[1]} test examples. Students go to {output}/", flush=True)
-    teacher = job.prepare_teacher(config, prepared, output)
+    teacher = ready_teacher(Job(replace(config, output=str(output))), prepared)
     teacher_scores = scores(evaluator(teacher, prepared), prepared)
     results: dict[str, Any] = {"teacher": {"student": teacher_scores, "inference_params": _count(teacher)}}
     folders = {name: output / name.lower().replace(" + ", "-") for name in VARIANTS}
     for name, changes in VARIANTS.items():
         folders[name].mkdir()
-        results[name] = job.train_student(replace(config, **changes), prepared, teacher, folders[name], name)
+        variant = Job(replace(config, output=str(folders[name]), **changes))
+        results[name] = train_student(variant, prepared, teacher, name)
     about = _about_constraint(results["KD + OPDF"]) if config.student.layers else ""
     labels = prepared.data["test"].with_format("numpy")[:]["labels"]
     compared = (load_model(str(folders[name] / "student"), prepared.task)[0] for name in ("KD + OPDF", "KD"))

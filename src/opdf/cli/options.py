@@ -1,31 +1,20 @@
-"""Options of a command, from a YAML file and `--a.b value`: read, checked against dataclasses, explained by --help."""
+"""Options of a command, from a YAML file and `--a.b value`, explained by --help."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import json
-import re
 import textwrap
-import types
-import typing
-from collections.abc import Mapping, Sequence
-from functools import cache
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import docstring_parser
-import jsonargparse
 import yaml
 
-from opdf.cli import UserError
-from opdf.files import replacing
+from opdf.job.errors import UserError
+from opdf.job.options import dataclass_of, fill, hints_of, load_yaml, read_yaml
 
-Config = typing.TypeVar("Config")
-
-DEEPEST = 50
-"""Mappings and lists inside each other in a file; ours have four."""
+Config = TypeVar("Config")
 
 
 def parse(argv: list[str], cls: type[Config], prog: str, description: str, positional: str | None = None) -> Config:
@@ -49,102 +38,6 @@ def parse(argv: list[str], cls: type[Config], prog: str, description: str, posit
     return found
 
 
-def read_yaml(path: str) -> dict[str, Any]:
-    """A YAML mapping of plain values, over the file that its key `base` names, if any.
-
-    Raises:
-        UserError: it is no such mapping, or something that plain configurations do not need, see `_Loader`.
-        FileNotFoundError: the file, or one that it builds on, does not exist.
-    """
-    content = _read_mapping(path)
-    seen = [Path(path).resolve()]
-    while (base := content.pop("base", None)) is not None:
-        if not isinstance(base, str):
-            raise UserError(f"{path}: base is {base!r}; expected the name of a file")
-        file = seen[-1].parent / base
-        if file.resolve() in seen:
-            raise UserError(f"{path}: base {base} leads back to itself")
-        seen.append(file.resolve())
-        content = merged(_read_mapping(str(file)), content)
-    return content
-
-
-def merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` on top of `under`; mappings in both are merged, so that a file says only what it changes."""
-    both = {k: merged(under[k], v) for k, v in over.items() if isinstance(v, dict) and isinstance(under.get(k), dict)}
-    return under | over | both
-
-
-def _read_mapping(path: str) -> dict[str, Any]:
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"configuration file {path} does not exist")
-    try:
-        content = _load(Path(path).read_text(encoding="utf-8"))
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise UserError(f"{path} is not valid YAML{where}: {error.problem}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {getattr(error, 'reason', error)}") from error
-    except ValueError as error:  # a date that does not exist, say
-        raise UserError(f"{path} holds a value that YAML cannot read: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no options; expected keys such as data: and student:")
-    return content
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML's plain values.
-
-    Refused are tags that make objects (by SafeLoader), aliases, with which a few lines can stand for billions of
-    values or for themselves, endless nesting, and keys that are given twice.
-    """
-
-    depth = 0
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        problem = None
-        if self.check_event(yaml.AliasEvent):
-            problem = "aliases (*name) are not read; write the value out, or share a file by base:"
-        elif self.depth == DEEPEST:
-            problem = f"more than {DEEPEST} mappings and lists inside each other"
-        if problem:
-            raise yaml.composer.ComposerError(None, None, problem, self.peek_event().start_mark)  # type: ignore[no-untyped-call]
-        self.depth += 1
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is given twice", key.start_mark)
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
-
-
-# YAML 1.1 reads 3e-5, which has no dot, as text.
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
-# It also reads yes, no, on and off as truth values, of which save_strategy: no is none; true and false stay.
-for _letter in "yYnNoO":
-    _Loader.yaml_implicit_resolvers[_letter] = [
-        (tag, pattern) for tag, pattern in _Loader.yaml_implicit_resolvers[_letter] if tag != "tag:yaml.org,2002:bool"
-    ]
-
-
-def _load(text: str) -> Any:
-    loader = _Loader(text)
-    try:
-        return loader.get_single_data()
-    finally:
-        loader.dispose()
-
-
 def _override(given: dict[str, Any], argv: list[str]) -> None:
     """Put `--a.b value`, `--a.b=value` and the switch `--a.b` into nested mappings; values are read as YAML."""
     words = list(argv)
@@ -165,7 +58,7 @@ def _override(given: dict[str, Any], argv: list[str]) -> None:
 
 
 def _value(text: str) -> Any:
-    for read in (json.loads, _load):
+    for read in (json.loads, load_yaml):
         try:
             return read(text)
         except (ValueError, RecursionError, yaml.YAMLError):
@@ -178,111 +71,6 @@ def at_least_one(config: Any, *names: str) -> None:
     for name in names:
         if (value := getattr(config, name)) is not None and value < 1:
             raise UserError(f"{name} is {value}; it must be at least 1")
-
-
-def write_yaml(config: Any, path: Path) -> None:
-    """A configuration as a file that `parse` reads again."""
-    with replacing(path) as scratch:
-        scratch.write_text(yaml.safe_dump(plain(config), sort_keys=False))
-
-
-def fill(cls: type, options: Any, where: str, **defaults: Any) -> Any:
-    """An instance of a class from a user's options, in which dataclasses are mappings.
-
-    Args:
-        cls: a dataclass, or a class with typed arguments.
-        options: its fields or arguments by name.
-        where: what the options are called in messages.
-        **defaults: arguments that the options may override.
-
-    Raises:
-        UserError: the options are no mapping, or one is unknown or has the wrong type.
-    """
-    known = _hints(cls)
-    if not isinstance(options, dict):
-        raise UserError(f"{where} is {_clipped(options)}; expected a mapping of options such as {next(iter(known))}")
-    for key in options:
-        if key not in known:
-            raise UserError(f"{where} has no option {key!r}{suggest(str(key), known)}")
-    nested = {k: _dataclass(known[k]) for k, v in options.items() if v is not None or not _may_be_null(known[k])}
-    filled = {k: fill(inner, options[k], f"{where}: {k}") for k, inner in nested.items() if inner}
-    return cls(**(defaults | _typed(cls, {k: v for k, v in options.items() if k not in filled}, where) | filled))
-
-
-def _typed(cls: type, options: dict[str, Any], where: str) -> dict[str, Any]:
-    """The options with numbers in text read and types checked."""
-    known = _hints(cls)
-    typed = {}
-    for key, value in options.items():
-        if isinstance(value, dict) and dict[str, Any] in _members(known[key]):
-            typed[key] = value  # checked where it is used; jsonargparse would read the texts in it as YAML
-            continue
-        try:
-            if value is None and not _may_be_null(known[key]):
-                raise TypeError("null")
-            typed[key] = _reader(cls, key).parse_object({key: value})[key]
-        except (jsonargparse.ArgumentError, TypeError) as error:
-            raise UserError(f"{where}: {key} is {_clipped(value)}; expected {_described(known[key])}") from error
-    return typed
-
-
-@cache
-def _reader(cls: type, key: str) -> jsonargparse.ArgumentParser:
-    """Reads one argument of a class, so that an error is about that one; making it takes a hundredth of a second."""
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(cls, skip=_hints(cls).keys() - {key})
-    return parser
-
-
-@cache
-def _hints(cls: type) -> dict[str, Any]:
-    hints = typing.get_type_hints(cls if dataclasses.is_dataclass(cls) else vars(cls)["__init__"])
-    return {name: hint for name, hint in hints.items() if name != "return"}
-
-
-def _members(hint: Any) -> tuple[Any, ...]:
-    """The types of a union; other types alone."""
-    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-
-
-def _may_be_null(hint: Any) -> bool:
-    return bool({Any, type(None)} & set(_members(hint)))
-
-
-def _dataclass(hint: Any) -> type | None:
-    return next((m for m in _members(hint) if isinstance(m, type) and dataclasses.is_dataclass(m)), None)
-
-
-KINDS = {
-    bool: "true or false", int: "an integer", float: "a number", str: "text", type(None): "null",
-    list: "a list", tuple: "a list", Sequence: "a list", dict: "a mapping", Mapping: "a mapping",
-}  # fmt: skip
-
-
-PLURALS = {str: "texts", int: "integers"}
-
-
-def _described(hint: Any) -> str:
-    """A type in a user's words."""
-    words = []
-    for member in _members(hint):
-        kind, items = typing.get_origin(member) or member, typing.get_args(member)
-        of = f" of {PLURALS[items[0]]}" if items and items[0] in PLURALS else ""
-        words.append(KINDS.get(kind, getattr(kind, "__name__", str(kind))) + of)
-    return " or ".join(dict.fromkeys(words))
-
-
-def _clipped(value: Any) -> str:
-    shown = "null" if value is None else repr(value)
-    return shown if len(shown) <= 80 else f"{shown[:77]}..."
-
-
-def suggest(key: str, known: Any) -> str:
-    """The end of a message about an unknown name: the nearest known one, or all of a few."""
-    close = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; known are {', '.join(known)}" if len(known) < 15 else f"; {len(known)} are known, see the documentation"
 
 
 def _help(cls: type, prog: str, description: str, positional: str | None) -> argparse.ArgumentParser:
@@ -307,7 +95,7 @@ def _sections(cls: type, prefix: str, positional: str | None = None) -> list[tup
     own: list[tuple[str, str]] = []
     inner: list[tuple[str, list[tuple[str, str]]]] = []
     for item in dataclasses.fields(cls):
-        nested = _dataclass(_hints(cls)[item.name])
+        nested = dataclass_of(hints_of(cls)[item.name])
         if nested:
             inner += _sections(nested, f"{prefix}{item.name}.")
         if item.name != positional and (not nested or item.default is None):
@@ -315,14 +103,3 @@ def _sections(cls: type, prefix: str, positional: str | None = None) -> list[tup
             shown = "" if default in (None, (), "") else f" (default {json.dumps(default)})"
             own.append((f"{prefix}{item.name}", texts.get(item.name, "") + shown))
     return [((docs.short_description or "").rstrip("."), own), *inner]
-
-
-def plain(value: Any) -> Any:
-    """A configuration as mappings, lists and plain values."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {k: plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    return value

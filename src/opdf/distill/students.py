@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from opdf.distill.objective import config_of
-from opdf.overparam.select import block_stacks
+from opdf.overparam import block_stacks
 
 
 def keep_layers(teacher: nn.Module, layers: int | Sequence[int]) -> Any:
@@ -51,20 +50,6 @@ def keep_layers(teacher: nn.Module, layers: int | Sequence[int]) -> Any:
     _check_blocks(teacher, student, kept)
     student.load_state_dict(_renumbered(teacher.state_dict(), student.state_dict(), kept))
     return student.to(next(teacher.parameters()).device)
-
-
-def output_layer(model: nn.Module) -> nn.Linear:
-    """The Linear that makes a classifier's or regressor's outputs.
-
-    Raises:
-        ValueError: no Linear outside the blocks has as many outputs as the configuration has labels.
-    """
-    labels = config_of(model).num_labels
-    base = {id(m) for m in getattr(model, "base_model", nn.Module()).modules()}
-    found = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == labels and id(m) not in base]
-    if not found:
-        raise ValueError(f"{type(model).__name__} has no Linear with {labels} outputs as its head")
-    return found[-1]
 
 
 def chosen_layers(layers: int | Sequence[int], depth: int) -> list[int]:

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import pickle
 import shutil
-from contextlib import nullcontext
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import broadcast
-from datasets import Dataset
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
-from torch.utils.data import DataLoader
 from transformers import (
     PreTrainedModel,
     Trainer,
@@ -29,18 +24,14 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from opdf.distill import checkpoint
 from opdf.distill.arguments import DistillationArguments, check_engine, check_loss
-from opdf.distill.labels import check_labels
-from opdf.distill.logits import LogitsDistillation
+from opdf.distill.methods import LogitsDistillation
+from opdf.distill.models import check_labels
 from opdf.distill.objective import Objective
-from opdf.overparam import Constraint, OverParamConfig, OverParameterization
-from opdf.overparam.engine import plan_all
+from opdf.overparam import Constraint, OverParamConfig, OverParameterization, overparameterize
 from opdf.overparam.owner import OwnerOptimizer
 from opdf.overparam.sharding import gathered, local, scattered, whole
 
 OPTIMIZER, OBJECTIVE = "optimizer", "objective"
-
-IMPORTANCE_EXAMPLES = 256
-"""Training examples whose gradient chooses the matrices of `OverParamConfig(most_important=...)`."""
 
 HOPELESS_SCALE = 2.0**-20
 """A gradient scaler starts at 2^16 and halves at each overflow; down here it has long not seen a finite gradient."""
@@ -72,8 +63,6 @@ def plan_student(
 ) -> OverParameterization | None:
     """Prepare an objective and the over-parameterization of its student; also with models on the meta device.
 
-    All targets are planned: which of them are `most_important` takes data to say.
-
     Raises:
         ValueError: student, teacher, objective and constraint do not fit together.
     """
@@ -84,7 +73,7 @@ def plan_student(
     objective.prepare(student, teacher)
     if overparam is None:
         return None
-    planned = plan_all(student, overparam)
+    planned = overparameterize(student, overparam)
     if constraint is not None:
         assert teacher is not None
         planned.align(teacher, **vars(constraint))
@@ -139,9 +128,6 @@ class DistillationTrainer(Trainer):
         self._diverged: Tensor | None = None
         self._teacher = teacher
         self.optimizer: torch.optim.Optimizer | None = None
-        chooses = overparam is not None and overparam.most_important is not None
-        if chooses and kwargs.get("train_dataset") is None:
-            raise ValueError("most_important needs the gradients of training data; give train_dataset")
         for who, given in (("student", model), ("teacher", teacher)):
             if given is not None and any(p.is_meta for p in given.parameters()):
                 raise ValueError(f"the {who} is on the meta device and has no weights; load them first")
@@ -165,8 +151,6 @@ class DistillationTrainer(Trainer):
         for module in self.objective.modules().values():
             module.to(self.args.device)
         self.add_callback(_ObjectiveHooks(self))
-        if chooses:
-            self._keep_most_important()
 
     def _check_used(self, given: dict[str, Any], overparam: OverParamConfig | None) -> None:
         """Refuse what the Trainer takes and this class would not use."""
@@ -181,47 +165,6 @@ class DistillationTrainer(Trainer):
     @property
     def teacher(self) -> nn.Module | None:
         return self._teacher
-
-    def _keep_most_important(self) -> None:
-        """Choose matrices by the gradient of the objective's mean loss on the first training examples.
-
-        The same on all processes, and again in a resumed run, which begins with the same student: the examples are
-        taken in order, the student is in eval mode, and random states and the objective's are left as they were.
-        """
-        over, student = self.overparameterization, self.model
-        assert over is not None
-        targets = [student.get_parameter(target.name) for target in over.matrices]
-        device, training, state = targets[0].device, student.training, self.objective.state_dict()
-        student.zero_grad()
-        student.eval()
-        if self.is_fsdp_enabled:
-            student.to(self.args.device)  # where it is not before it is sharded
-        with torch.random.fork_rng(devices=[]):  # in eval mode the device draws nothing
-            batches = self._first_batches(IMPORTANCE_EXAMPLES)
-            items = torch.stack([self.objective.count_items(student, batch) for batch in batches]).sum()
-            # Half precision would lose small gradients, which no scaler saves here.
-            autocast = nullcontext if self.args.fp16 else self.accelerator.autocast
-            for batch in map(self._prepare_inputs, batches):
-                with autocast():
-                    losses = self.objective.losses(student, self._teacher, batch, items.to(self.args.device))
-                losses.total.backward(inputs=targets)  # type: ignore[no-untyped-call]
-        over.keep_most_important()
-        student.zero_grad()
-        student.train(training)
-        if self.is_fsdp_enabled:
-            student.to(device)
-        self.objective.load_state_dict(state)
-
-    def _first_batches(self, examples: int) -> list[Any]:
-        """Micro-batches with about so many of the training data's examples, in their order."""
-        data, collator = self.train_dataset, self.data_collator
-        if isinstance(data, Dataset):
-            data = self._remove_unused_columns(data, "training")
-        else:
-            collator = self._get_collator_with_removed_columns(collator, "training")
-        size = self.args.per_device_train_batch_size
-        loader: DataLoader[Any] = DataLoader(data, size, collate_fn=collator)
-        return list(islice(loader, max(1, examples // size)))
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         extra = self._own_parameters()
@@ -482,30 +425,10 @@ class DistillationTrainer(Trainer):
         state = {key: value for part in parts for key, value in part["state"].items()}
         assert self.optimizer is not None
         self.optimizer.load_state_dict(scattered(parts[0] | {"state": state}, self.optimizer))
-        self._check_dense(folder)
         self.lr_scheduler.load_state_dict(torch.load(folder / SCHEDULER_NAME, weights_only=True))
         (objective,) = checkpoint.read_state(folder, OBJECTIVE)
         self.objective.load_tensors(objective["tensors"])
         self.objective.load_state_dict(objective["state"])
-
-    @property
-    def _until_step(self) -> float:
-        """The number of optimizer steps that the student is over-parameterized for."""
-        until = self.overparameterization.config.until if self.overparameterization else None
-        return math.inf if until is None else max(1, round(until * self.state.max_steps))
-
-    def _densify_when_due(self) -> None:
-        if self.overparameterization is not None and self.state.global_step >= self._until_step:
-            self.overparameterization.densify()
-
-    def _check_dense(self, folder: Path) -> None:
-        """Refuse to go on with dense matrices where this run has over-parameterized ones."""
-        over = self.overparameterization
-        if over is not None and over.dense and self.state.global_step < self._until_step:
-            raise ValueError(
-                f"{folder} was saved after the over-parameterization had ended, and this run has it for longer "
-                f"(until is {over.config.until}); use the until and the number of steps that it was saved with"
-            )
 
 
 class _ObjectiveHooks(TrainerCallback):
@@ -526,7 +449,6 @@ class _ObjectiveHooks(TrainerCallback):
         self.trainer.objective.on_epoch_begin(self.trainer)
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.trainer._densify_when_due()
         # Not where the batches are drawn: a resumed run sets its random state between the two.
         self.trainer.objective.before_forward(self.trainer, *self.trainer._window)
 

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from opdf.mpo.contract import contract, from_matrix
+from opdf.mpo.factorize import eigh, svd
 from opdf.mpo.precision import factorized_on, matmul_precision
 from opdf.mpo.shape import MPOShape
 from opdf.mpo.threads import Progress, one_a_thread, threads_for
 
-GAUGES = ("symmetric", "balanced", "left")
+GAUGES = ("symmetric", "left")
 
 WELL_CONDITIONED = 1e-3
 """Least ratio of the smallest to the largest squared singular value at which float32 does: a condition up to 32."""
@@ -60,8 +61,7 @@ def decompose(matrix: Tensor, shape: MPOShape, *, gauge: str = "symmetric") -> l
         matrix: `[..., rows, cols]`, float32 or float64; float16 and bfloat16 are computed in float32.
         shape: factors and bond dimensions.
         gauge: "symmetric" shares every bond's singular values by square root between the two cores it joins;
-            "balanced" shares them evenly with the square cores between the two as well; "left" keeps all cores but
-            the last orthogonal.
+            "left" keeps all cores but the last orthogonal.
 
     Returns:
         One contiguous tensor per site, `[..., d_{k-1}, i_k, j_k, d_k]`. The same matrix gives the same cores on
@@ -152,27 +152,21 @@ def _decompose(matrix: Tensor, shape: MPOShape, gauge: str) -> Decomposition:
     # What the next core is multiplied by: roots of singular values, and the end's part of the scale.
     ends = 2 if gauge != "left" and shape.sites > 1 else 1
     carried = rest.new_full((1,), scale**0.5 if ends == 2 else 1.0)
-    square = rest.new_ones(1)
     cores: list[Tensor] = []
     dropped: list[Tensor] = []
     square_sites = shape.square_sites
     for k, size in enumerate(shape.core_shapes[:-1]):
         d_left, i, j, d_right = size
         if k in square_sites:
-            cores.append(torch.diag(square).reshape(size))
+            cores.append(torch.eye(d_left, dtype=rest.dtype, device=rest.device).reshape(size))
             dropped.append(rest.new_zeros((), dtype=torch.float64))
             continue
         left, rest, singular = split(rest.reshape(d_left * i * j, -1), d_right)
         dropped.append(torch.linalg.vector_norm(singular[d_right:].double()))
-        squares = next(m for m in range(shape.sites) if k + 1 + m not in square_sites)
         share = _share(singular[:d_right], work.dtype) if gauge != "left" else torch.ones_like(rest[:, 0])
-        square = torch.ones_like(share)
-        if gauge == "balanced":
-            square = share ** (2 / (2 + squares)) * scale ** (1 / (2 + squares))
-            share = square / scale**0.5
         factors = carried[:, None, None] * share  # [d_left, 1, d_right]
         cores.append(left.reshape(d_left, i * j, d_right).mul_(factors).reshape(size))
-        carried = 1 / (share * square**squares)
+        carried = 1 / share
     cores.append(rest.mul_((carried * scale ** (1 / ends))[:, None]).reshape(shape.core_shapes[-1]))
     errors = torch.stack(dropped) if dropped else rest.new_zeros(0, dtype=torch.float64)
     return Decomposition([core.to(work.dtype).contiguous() for core in cores], errors * scale)
@@ -183,7 +177,7 @@ Split = tuple[Tensor, Tensor, Tensor]
 
 
 def _split_svd(rest: Tensor, bond: int) -> Split:
-    u, s, vh = torch.linalg.svd(rest, full_matrices=False)
+    u, s, vh = svd(rest)
     sign = _signs(u)[:bond]
     return u[:, :bond] * sign, (s[:bond] * sign)[:, None] * vh[:bond], s
 
@@ -196,10 +190,12 @@ def _split_gram(rest: Tensor, bond: int) -> Split:
     One factor is square and orthogonal, so the product stays exact, and this is faster than an SVD in float32.
     """
     tall = rest.shape[-2] > rest.shape[-1]
-    values, vectors = torch.linalg.eigh(_gram(rest.mT if tall else rest))
-    if rest.dtype == torch.float32:
-        if not values[0] > WELL_CONDITIONED * values[-1]:
-            return _split_gram(rest.double(), bond)
+    single = rest.dtype == torch.float32
+    found = eigh(_gram(rest.mT if tall else rest))
+    if found is None or (single and not found[0][0] > WELL_CONDITIONED * found[0][-1]):
+        return _split_gram(rest.double(), bond) if single else _split_svd(rest, bond)
+    values, vectors = found
+    if single:
         _orthogonalize(vectors)
     s = values.flip(-1).clamp(min=0).sqrt()
     vectors = vectors.flip(-1)[:, :bond]

@@ -7,17 +7,17 @@ autograd graph. Two matrices are compared after their gauges have been matched, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from opdf.mpo import MPOShape, factorized_on, match_gauge
+from opdf.mpo import MPOShape, match_gauge
 from opdf.overparam.config import LayerMap
 from opdf.overparam.select import Matrix, as_matrix, find_matrices
 
-GAUGES = ("matched", "raw", "gram", "spectrum")
+GAUGES = ("matched", "raw")
 NORMALIZATIONS = ("relative", "mse")
 
 
@@ -39,11 +39,8 @@ class Alignment:
         weights: the teacher's weights by the same name, read when the student's matrix is first decomposed.
         weight: factor of the constraint loss in the total.
         gauge: "matched" rotates the teacher's bonds to the student's first; "raw" compares the cores as decomposed.
-            "gram" and "spectrum" compare what no rotation of a bond changes: the Gram matrix of a core over its
-            factors (its column space and how strong each direction is), or its singular values alone.
         normalize: "relative" sums |S - T|^2 / |T|^2 over auxiliary cores and matrices, so that weights of order 1
-            matter; "mse" is equation 5: mean squared error, averaged over auxiliary cores and matrices. S and T are
-            cores, or what `gauge` compares in their place.
+            matter; "mse" is equation 5: mean squared error, averaged over auxiliary cores and matrices.
     """
 
     pairs: dict[str, Pair]
@@ -66,8 +63,10 @@ class Alignment:
         """
         pair = self.pairs[name]
         if self.gauge == "matched":
-            teacher = match_gauge(teacher, cores)
-        return {k: self._compared(teacher[k]) for k in pair.shape.auxiliary if k not in pair.shape.square_sites}
+            every = (0, 1, 2, 3)
+            weights = {k: float(self._factor(pair.shape, teacher[k], every)) for k in pair.shape.auxiliary}
+            teacher = match_gauge(teacher, cores, weights)
+        return {k: teacher[k] for k in pair.shape.auxiliary if k not in pair.shape.square_sites}
 
     def gradients(
         self, shape: MPOShape, cores: Sequence[Tensor], targets: Mapping[int, Tensor]
@@ -85,46 +84,19 @@ class Alignment:
         loss = cores[0].new_zeros(())
         gradients = {}
         for k in shape.auxiliary:
-            target = targets[k] if k in targets else self._compared(_identity(cores[k]))
-            compared, pull = self._with_pullback(cores[k])
-            difference = compared - target
+            target = targets[k] if k in targets else _identity(cores[k])
+            difference = cores[k] - target
             entries = tuple(range(cores[k].dim() - 4, target.dim()))  # of one matrix
             factor = self._factor(shape, target, entries)
             loss += (factor * difference.square().sum(entries, keepdim=True)).sum()
-            gradients[k] = pull(difference.mul_(2 * factor))
+            gradients[k] = difference.mul_(2 * factor)
         return loss, gradients
-
-    def _compared(self, core: Tensor) -> Tensor:
-        return GAUGE_FREE[self.gauge](core) if self.gauge in GAUGE_FREE else core
-
-    def _with_pullback(self, core: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """What is compared of a core, and the map from its gradient to the core's."""
-        if self.gauge not in GAUGE_FREE:
-            return core, lambda gradient: gradient
-        compared, pull = torch.func.vjp(GAUGE_FREE[self.gauge], core)  # type: ignore[misc]
-        return compared, lambda gradient: pull(gradient)[0]
 
     def _factor(self, shape: MPOShape, target: Tensor, entries: tuple[int, ...]) -> Tensor | float:
         if self.normalize == "mse":
             return 1 / (math.prod(target.shape[k] for k in entries) * len(shape.auxiliary) * len(self.pairs))
         norm = target.square().sum(entries, keepdim=True)
         return torch.where(norm > 0, norm, 1.0).reciprocal()
-
-
-def _gram(core: Tensor) -> Tensor:
-    """`[..., i j, i j]`, inner products of a core's slices: the bonds are summed over, so their rotations cancel."""
-    slices = core.movedim(-4, -2).flatten(-2).flatten(-3, -2)
-    return slices @ slices.mT
-
-
-def _spectrum(core: Tensor) -> Tensor:
-    """Singular values of a core seen as `[..., d_left i j, d_right]`, of the last as `[..., d_left, i j]`."""
-    core = core.nan_to_num(0.0, 0.0, 0.0)  # LAPACK raises at NaN, where the training itself says that it has diverged
-    matrix = core.flatten(-4, -2) if core.shape[-1] > 1 else core.flatten(-3)
-    return torch.linalg.svdvals(matrix.to(factorized_on(core.device))).to(core.device)
-
-
-GAUGE_FREE: dict[str, Callable[[Tensor], Tensor]] = {"gram": _gram, "spectrum": _spectrum}
 
 
 def build_alignment(

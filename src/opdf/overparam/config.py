@@ -8,12 +8,10 @@ from dataclasses import dataclass
 
 from opdf.mpo import MPOShape, plan_shape
 
-METHODS = ("mpo", "svd")
 LR_SCALINGS = ("match-dense", "none")
 PLACEMENTS = ("replicate", "owner")
 PRECISIONS = ("float32", "tf32", "bf16")
 PRESETS = ("blocks", "all-linear")
-STARTS = ("symmetric", "balanced", "random")
 
 Factors = tuple[Sequence[int], Sequence[int]]
 
@@ -25,8 +23,8 @@ class OverParamConfig:
     """How to over-parameterize a model.
 
     Args:
-        method: "mpo" puts 1x1 sites between two outer cores; "svd" has the two outer cores only (the paper's baseline).
-        ones: number L of 1x1 sites, for method "mpo". 3 when neither `scale` nor `shapes` says otherwise.
+        ones: number L of 1x1 sites between the two outer cores. 0 is the paper's SVD baseline. 3 when neither `scale`
+            nor `shapes` says otherwise.
         scale: instead of `ones`, the wanted ratio of training to dense parameters of each matrix.
         shapes: explicit factors by name pattern, `{pattern: (row_factors, col_factors)}`; other matrices follow
             `ones` or `scale`. Rows are output features.
@@ -34,8 +32,6 @@ class OverParamConfig:
             Linear and Conv1D that is not tied; or name patterns. A pattern is a module's full name with shell
             wildcards, or the end of it after a dot: "query", "*.layer.0.*", "conv1".
         exclude: name patterns to leave out.
-        most_important: of these matrices, over-parameterize only this share (above 0, at most 1) with the largest sums
-            of |gradient x weight| and train the others densely. None takes all.
         lr_scaling: "match-dense" scales the cores' learning rate so that the first step moves every matrix as far as
             the same optimizer would move it densely; "none" uses the group's rate on the cores, as the paper does.
         keep_products: keep the products of a step's contraction for the next step's gradient: a fifth to a quarter of
@@ -43,58 +39,31 @@ class OverParamConfig:
         precision: of the products between cores: "float32"; "tf32", on GPUs that have it; or "bf16". Cores, moments and
             weights stay in float32 (float64 weights and their cores stay out of this): what is lost is the rounding of
             each product, 2^-11 and 2^-9 of the weight.
-        compile: run the products between cores through torch.compile, which compiles them once for every shape and
-            stack (seconds each) and needs a C++ compiler for CPUs, Triton for GPUs. Beyond torch's limit of
-            recompilations they run as without it. No faster on a CPU; for a GPU, measure it.
-        start: of the square cores at 1x1 sites. "symmetric" starts them as identities, every bond's singular values
-            shared by the two outer cores; "balanced" spreads the singular values evenly over all cores of a bond;
-            "random" adds noise, from torch's seed (the same on all processes), to the identities and takes it back in
-            the core that follows. The weight is the same.
-        cache: folder in which decompositions are kept by content, for runs that start from the same weights.
         placement: with several processes, "replicate" steps all cores on every one; "owner" gives each matrix's cores
             and moments to one, which steps them and sends the weight to the others.
-        until: share of the training's optimizer steps (above 0, at most 1) after which the trainer goes on with the
-            dense matrices, without constraint. None over-parameterizes to the end.
 
     Raises:
         ValueError, TypeError: a field holds what it cannot.
     """
 
-    method: str = "mpo"
     ones: int | None = None
     scale: float | None = None
     shapes: Mapping[str, Factors] | None = None
     targets: str | Sequence[str] = "blocks"
     exclude: Sequence[str] = ()
-    most_important: float | None = None
     lr_scaling: str = "match-dense"
     keep_products: bool | None = None
     precision: str = "float32"
-    compile: bool = False
-    start: str = "symmetric"
-    cache: str | None = None
     placement: str = "replicate"
-    until: float | None = None
 
     def __post_init__(self) -> None:
-        _one_of("method", self.method, METHODS)
         _one_of("lr_scaling", self.lr_scaling, LR_SCALINGS)
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("placement", self.placement, PLACEMENTS)
-        _one_of("start", self.start, STARTS)
-        if self.method == "svd" and (self.ones or self.scale is not None):
-            raise ValueError(f"method 'svd' has no 1x1 sites; remove ones={self.ones} and scale={self.scale}")
         if isinstance(self.targets, str):
             _one_of("targets", self.targets, PRESETS, hint="or a list of name patterns")
         if isinstance(self.exclude, str):
             raise TypeError(f"exclude is the string {self.exclude!r}; give a list of name patterns")
-        _check_share("most_important", self.most_important)
-        _check_share("until", self.until)
-        if self.until is not None and self.placement == "owner":
-            raise ValueError(
-                f"until is {self.until} and placement 'owner': cores on one process cannot be given up for dense "
-                "training on all; use placement='replicate', or until=None"
-            )
         if self.shapes is not None and not isinstance(self.shapes, Mapping):
             raise TypeError(f"shapes is {self.shapes!r}; give {{pattern: (row_factors, col_factors)}}")
         object.__setattr__(self, "exclude", tuple(self.exclude))
@@ -109,8 +78,6 @@ class OverParamConfig:
         """The shape of one matrix of `rows` x `cols`; `factors` are the explicit ones, when a pattern names it."""
         if factors is not None:
             return MPOShape(tuple(factors[0]), tuple(factors[1]))
-        if self.method == "svd":
-            return plan_shape(rows, cols, ones=0)
         return plan_shape(rows, cols, ones=self.ones, scale=self.scale)
 
 
@@ -124,8 +91,7 @@ class Constraint:
         weight: factor of the loss.
         layer_map: last (a student's block follows the last of its group of teacher blocks), first, {student block:
             teacher block}, or {student name: teacher name} of weights.
-        gauge: matched (cores, after rotating the teacher's bonds), raw (cores as they are), gram or spectrum (what
-            no rotation changes: Gram matrices or singular values).
+        gauge: matched (cores, after rotating the teacher's bonds) or raw (cores as they are).
         normalize: relative or mse.
     """
 
@@ -133,15 +99,6 @@ class Constraint:
     layer_map: LayerMap = "last"
     gauge: str = "matched"
     normalize: str = "relative"
-
-
-def _check_share(name: str, value: object) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} is {value!r}; give a number above 0 and at most 1, or None")
-    if not 0 < value <= 1:
-        raise ValueError(f"{name} is {value}; it must be above 0 and at most 1, or None")
 
 
 def _one_of(name: str, value: object, allowed: Sequence[str], hint: str = "") -> None:

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from opdf.mpo import MPOShape, Progress
+from opdf.mpo import MPOShape, Progress, decompose
 from opdf.mpo.contract import shape_of
 from opdf.overparam.alignment import Alignment, build_alignment
 from opdf.overparam.config import LayerMap, OverParamConfig
-from opdf.overparam.importance import most_important
 from opdf.overparam.optimizer import OverParameterizedOptimizer, Spec
 from opdf.overparam.owner import OwnerOptimizer
 from opdf.overparam.select import Matrix, as_matrix, find_matrices, matches
-from opdf.overparam.start import first_cores
 
 
 @dataclass(frozen=True)
@@ -44,7 +39,7 @@ class OverParameterization:
     Attributes:
         model: the student.
         config: what was asked for.
-        matrices: the over-parameterized weights, in the model's order; also those that have become dense again.
+        matrices: the over-parameterized weights, in the model's order.
         progress: called with the numbers of matrices done and in all while the optimizer decomposes them, at its
             first step; None at first.
     """
@@ -84,61 +79,19 @@ class OverParameterization:
             layer_map: "last" (student block s follows the last of its group of teacher blocks), "first", or an
                 explicit `{student block: teacher block}` or `{student name: teacher name}`.
             weight: factor of the constraint loss.
-            gauge: "matched", "raw", "gram" or "spectrum", see `opdf.overparam.Alignment`.
+            gauge: "matched" or "raw", see `opdf.overparam.Alignment`.
             normalize: "relative" or "mse", see there too.
 
         Raises:
-            ValueError: matrices cannot be paired, an option is unknown, or the square cores do not start as identities.
+            ValueError: matrices cannot be paired, or an option is unknown.
             RuntimeError: the optimizer exists already.
         """
         if self._optimizer is not None:
             raise RuntimeError("align() was called after optimizer(); call it before")
-        if self.config.start != "symmetric":
-            raise ValueError(
-                f"start is {self.config.start!r} and the constraint pulls cores to a teacher in the symmetric gauge; "
-                "use start='symmetric', or no constraint"
-            )
         targets = {t.name: (t.matrix, t.shape) for t in self.matrices}
         self._alignment = build_alignment(
             self.model, targets, teacher, layer_map=layer_map, weight=weight, gauge=gauge, normalize=normalize
         )
-
-    def keep_most_important(self) -> None:
-        """Keep the share `config.most_important` of `matrices`, by the gradients that the model's parameters have now.
-
-        Raises:
-            ValueError: the model has no gradients, or a constraint is left with none of its pairs.
-            RuntimeError: the optimizer exists already.
-        """
-        if self._optimizer is not None:
-            raise RuntimeError("keep_most_important() was called after optimizer(); call it before")
-        share = self.config.most_important
-        if share is None:
-            return
-        kept = most_important(self.model, [target.name for target in self.matrices], share)
-        self.matrices = tuple(target for target in self.matrices if target.name in kept)
-        if self._alignment is not None:
-            pairs = {name: pair for name, pair in self._alignment.pairs.items() if name in kept}
-            if not pairs:
-                raise ValueError(
-                    f"most_important={share} keeps no matrix with a constraint; raise it, or map more blocks"
-                )
-            self._alignment = replace(self._alignment, pairs=pairs)
-
-    @property
-    def dense(self) -> bool:
-        """Whether the optimizer trains the matrices as dense ones by now."""
-        return self._optimizer is not None and self._optimizer.dense
-
-    def densify(self) -> None:
-        """Train the matrices as dense ones from now on, see `OverParameterizedOptimizer.densify`.
-
-        Raises:
-            RuntimeError: the optimizer does not exist yet.
-        """
-        if self._optimizer is None:
-            raise RuntimeError("densify() was called before optimizer(); nothing is over-parameterized yet")
-        self._optimizer.densify()
 
     def optimizer(
         self,
@@ -174,7 +127,7 @@ class OverParameterization:
         return "\n".join(lines)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The cores, as `{parameter name}.core{k}`; of weights without, not stepped or dense again, a decomposition."""
+        """The cores, as `{parameter name}.core{k}`; a weight without cores is decomposed on the fly."""
         return {
             f"{target.name}.core{k}": core.detach().clone()
             for target in self.matrices
@@ -186,7 +139,7 @@ class OverParameterization:
         cores = self._optimizer.cores(target.name) if self._optimizer else self._initial_cores.get(target.name)
         if cores is None:
             matrix = as_matrix(self.model.get_parameter(target.name), target.matrix.kind)
-            (cores,) = first_cores([target.name], [matrix], [target.shape], self.config.start, self.config.cache)
+            cores = decompose(matrix, target.shape)
         return cores
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
@@ -224,9 +177,6 @@ class OverParameterization:
             initial_cores=self._initial_cores,
             keep_products=self.config.keep_products,
             precision=self.config.precision,
-            compile=self.config.compile,
-            cache=self.config.cache,
-            start=self.config.start,
             **options,
         )
         # Looked up when it is called: it may be set after the optimizer has been made.
@@ -261,42 +211,20 @@ def overparameterize(model: nn.Module, config: OverParamConfig | None = None) ->
 
     Args:
         model: any module; tied weights are handled once, or refused when named explicitly.
-        config: default `OverParamConfig()`. With `most_important` the parameters need gradients, from
-            `loss.backward()` on a few batches.
+        config: default `OverParamConfig()`.
 
     Raises:
-        ValueError: the configuration matches nothing, explicit factors do not multiply up to a matrix's size,
-            `most_important` finds no gradients, or `compile` no compiler.
+        ValueError: the configuration matches nothing, or explicit factors do not multiply up to a matrix's size.
         TypeError: a weight is quantized or not floating-point.
     """
-    planned = plan_all(model, config)
-    planned.keep_most_important()
-    return planned
-
-
-def plan_all(model: nn.Module, config: OverParamConfig | None = None) -> OverParameterization:
-    """`overparameterize` before its `most_important` matrices are chosen, which takes gradients."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; give a torch.nn.Module")
     config = OverParamConfig() if config is None else config
-    if config.compile:
-        _check_compiler()
     found = find_matrices(model, config.targets, config.exclude)
     for pattern in config.shapes or {}:
         if not any(matches(matrix, pattern) for matrix in found):
             raise ValueError(f"shapes pattern {pattern!r} matches no matrix; there is e.g. {found[0].name}")
     return OverParameterization(model, config, [TargetMatrix(m, _shape(m, config)) for m in found])
-
-
-def _check_compiler() -> None:
-    """Before anything runs: torch looks for it when it first compiles, which is in the first step."""
-    default = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
-    compiler = os.environ.get("CXX", default)
-    if shutil.which(compiler) is None:
-        raise ValueError(
-            f"compile is True and torch.compile needs a C++ compiler: {compiler} is not there; "
-            "install it, name another in the environment variable CXX, or leave compile out"
-        )
 
 
 def _shape(matrix: Matrix, config: OverParamConfig) -> MPOShape:

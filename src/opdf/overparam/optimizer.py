@@ -18,7 +18,6 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import chain
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -26,13 +25,12 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from opdf.mpo import MPOShape, Progress, contract, matmul_precision, one_a_thread, pullback, threads_for
+from opdf.mpo import MPOShape, Progress, contract, decompose_many, matmul_precision, one_a_thread, pullback, threads_for
 from opdf.mpo.contract import Segments, contract_segments
 from opdf.overparam.alignment import Alignment
 from opdf.overparam.inner import dense_over_cores, run_inner
 from opdf.overparam.select import as_matrix, as_weight
 from opdf.overparam.sharding import assign, whole
-from opdf.overparam.start import first_cores
 
 FORMAT = 1
 """Version of the state's layout, saved in every group and checked on load."""
@@ -117,7 +115,7 @@ class OverParameterizedOptimizer(Optimizer):
         lr_scaling: "match-dense" or "none", see `OverParamConfig`.
         alignment: the constraint loss, or None.
         initial_cores: cores by name to start from instead of decomposing the weights.
-        keep_products, precision, compile, cache, start: see `OverParamConfig`.
+        keep_products, precision: see `OverParamConfig`.
         **inner_options: options of `inner`: lr, betas, weight_decay, ...
 
     Attributes:
@@ -139,9 +137,6 @@ class OverParameterizedOptimizer(Optimizer):
         initial_cores: Mapping[str, list[Tensor]] | None = None,
         keep_products: bool | None = None,
         precision: str = "float32",
-        compile: bool = False,
-        cache: str | Path | None = None,
-        start: str = "symmetric",
         **inner_options: Any,
     ) -> None:
         if not (isinstance(inner, type) and issubclass(inner, Optimizer)):
@@ -158,9 +153,6 @@ class OverParameterizedOptimizer(Optimizer):
         self._initial_cores = dict(initial_cores or {})
         self._keep_products = keep_products
         self._precision = precision
-        self._compile = compile
-        self._cache = cache
-        self._start = start
         self.progress: Progress | None = None
         self._products: dict[Tensor, Products] = {}
         self._written: dict[Tensor, Written] = {}
@@ -232,7 +224,7 @@ class OverParameterizedOptimizer(Optimizer):
 
     def _step_stacks(self, stacks: Sequence[Stack]) -> None:
         with matmul_precision("tf32" if self._precision == "tf32" else "ieee"):
-            if not self._compile and _faster_beside(stacks):
+            if _faster_beside(stacks):
                 costs = [stack.flops for stack in stacks]
                 one_a_thread(lambda stack: self._step_stack(*stack), stacks, costs, threads=torch.get_num_threads())
             else:
@@ -254,10 +246,8 @@ class OverParameterizedOptimizer(Optimizer):
     def cores(self, name: str) -> list[Tensor] | None:
         """The current cores of a weight.
 
-        None before its first step, once it is dense again, and where its values were changed from outside since.
+        None before its first step, and where its values were changed from outside since.
         """
-        if self.dense:
-            return None
         _, p, spec = self._entry(name)
         if not self.state.get(p):
             cores = self._initial_cores.get(name)
@@ -284,33 +274,12 @@ class OverParameterizedOptimizer(Optimizer):
         """Make the cores of every weight that has none yet; `step` does it for those that it moves."""
         self._prepare(self._entries())
 
-    @property
-    def dense(self) -> bool:
-        """Whether no weight is over-parameterized, or none is any more."""
-        return not self._specs
-
-    def densify(self) -> None:
-        """Step all weights as they are from now on.
-
-        Their values, which are the products of their cores already, stay bit for bit, and so do groups and all other
-        parameters' moments. Cores, their moments and the constraint are dropped; the inner optimizer begins anew on the
-        weights that had cores. A state dict saved after this makes the optimizer that loads it dense too.
-        """
-        for _, p, _ in self._entries():
-            self.state.pop(p, None)
-        for group in self.param_groups:
-            group["opdf_specs"] = (None,) * len(group["params"])
-        self._specs, self._alignment = {}, None
-        self._initial_cores, self._products, self._written, self._logs = {}, {}, {}, {}
-
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict; cores and moments keep their saved precision, and the cores are the truth.
 
         Raises:
             ValueError: it was saved with other factors, another format version, or by another optimizer.
         """
-        if all("opdf_specs" in group and not any(group["opdf_specs"]) for group in state_dict["param_groups"]):
-            self.densify()
         self._check_compatible(state_dict)
         self._written = {}
         super().load_state_dict(self._own_part(state_dict))
@@ -338,7 +307,7 @@ class OverParameterizedOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("_inner_class", "_inner_options", "_specs", "_lr_scaling", "_alignment", "_initial_cores", "_logs",
-               "_keep_products", "_precision", "_compile", "_cache", "_start")  # fmt: skip
+               "_keep_products", "_precision")  # fmt: skip
         kept = {name: self.__dict__[name] for name in own}
         return super().__getstate__() | kept | {"_products": {}, "_written": {}, "progress": None}
 
@@ -380,14 +349,12 @@ class OverParameterizedOptimizer(Optimizer):
         unknown = [entry for entry, cores in zip(new, given, strict=True) if cores is None]
         if not new and not free:
             return
-        names = [name for name, _, _ in unknown]
         matrices = [as_matrix(self._whole_weight(p), spec.kind) for _, p, spec in unknown]
         shapes = [spec.shape for _, _, spec in unknown]
         if alignment:
             matrices += [alignment.teacher_matrix(name).to(p.device, _working_dtype(p)) for name, p, _ in free]
             shapes += [pairs[name].shape for name, _, _ in free]
-            names += [pairs[name].teacher for name, _, _ in free]
-        made = iter(first_cores(names, matrices, shapes, self._start, self._cache, self.progress))
+        made = iter(decompose_many(matrices, shapes, progress=self.progress))
         for (_, p, _), known in zip(new, given, strict=True):
             state = self.state[p]
             state.update({f"core{k}": _working(core, p) for k, core in enumerate(known or next(made))})
@@ -441,7 +408,7 @@ class OverParameterizedOptimizer(Optimizer):
         dense = [as_matrix(self._whole_grad(p), spec.kind).to(chains[0][0].dtype) for _, p, spec in stack]
         cores = [_together(alike) for alike in zip(*chains, strict=True)]
         low = [self._low(core) for core in cores]
-        pulled = self._maths(pullback)(low, self._low(_together(dense)), self._known_products(stack, chains))
+        pulled = pullback(low, self._low(_together(dense)), self._known_products(stack, chains))
         pulled = [g.to(core.dtype) for g, core in zip(pulled, cores, strict=True)]
         grads = list(zip(*(_apart(g, len(stack)) for g in pulled), strict=True))
         idle = self._idle(group, stack, dense)
@@ -530,7 +497,7 @@ class OverParameterizedOptimizer(Optimizer):
         """Contract the cores of matrices of one shape, and write their weights."""
         shape = stack[0][2].shape
         chains = [_cores_of(self.state[p], shape) for _, p, _ in stack]
-        product, segments = self._maths(contract_segments)(
+        product, segments = contract_segments(
             [self._low(_together(alike)) for alike in zip(*chains, strict=True)], shape
         )
         if self._keep_products or (self._keep_products is None and chains[0][0].device.type == "cpu"):
@@ -552,9 +519,6 @@ class OverParameterizedOptimizer(Optimizer):
             return None
         same = all(core is other for core, other in zip(cores, last.cores, strict=True))
         return last.segments if same and last.versions == [core._version for core in cores] else None
-
-    def _maths(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        return _compiled(function) if self._compile else function
 
     def _low(self, tensor: Tensor) -> Tensor:
         return tensor.bfloat16() if self._precision == "bf16" and tensor.dtype == torch.float32 else tensor
@@ -618,19 +582,6 @@ def rolled_back(optimizer: Optimizer) -> Iterator[None]:
                 p.copy_(weight)
                 if was_known:
                     optimizer.state[p]["version"] = p._version
-
-
-@lru_cache
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` through torch.compile, without its warning about `lru_cache`: what is cached there never changes."""
-    compiled = torch.compile(function, dynamic=False)
-
-    def quiet(*args: Any) -> Any:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*functools.lru_cache.*")
-            return compiled(*args)
-
-    return quiet
 
 
 def _group_specs(group: Mapping[str, Any]) -> list[Spec | None]:

@@ -1,0 +1,92 @@
+"""The Trainer's arguments of a command."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer
+from transformers.integrations import get_reporting_integration_callbacks
+
+from opdf.distill import DistillationArguments
+from opdf.job.errors import UserError
+from opdf.job.options import fill
+
+UPLOAD = "opdf publishes nothing; when the student is done: hf auth login, then hf upload NAME OUTPUT/student"
+OURS = {
+    "output_dir": "is set by the option output",
+    "resume_from_checkpoint": "is set by the option resume",
+    "push_to_hub": f"would publish checkpoints, and {UPLOAD}",
+    **dict.fromkeys(
+        ("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
+        f"would publish the run's numbers, and {UPLOAD}",
+    ),
+    "hub_token": f"would be readable in config.yaml and in the model card, and {UPLOAD}",
+}
+"""Options of the Trainer that are not for a command: all that it writes is in one folder, and fit to be seen."""
+
+
+TRAINING: dict[str, Any] = {
+    "learning_rate": 5e-5, "num_train_epochs": 3, "per_device_train_batch_size": 32, "per_device_eval_batch_size": 128,
+    "lr_scheduler_type": "linear", "warmup_steps": 0.1, "logging_steps": 20, "save_strategy": "no",
+    "save_total_limit": 2,
+}  # fmt: skip
+"""What a command trains with unless told otherwise; the rest is as the Trainer has it."""
+
+
+def training_arguments(
+    options: dict[str, Any], folder: Path, seed: int, where: str = "training"
+) -> DistillationArguments:
+    """The Trainer's arguments from a user's options.
+
+    Args:
+        options: of transformers.TrainingArguments, or more of `DistillationArguments`.
+        folder: for checkpoints.
+        seed: of initialisation and data order.
+        where: what the options are called in messages.
+
+    Raises:
+        UserError: an option is unknown, has the wrong type, or is not for a command.
+    """
+    for key in OURS.keys() & options.keys():
+        raise UserError(f"{where}.{key} {OURS[key]}; remove it")
+    machine: dict[str, Any] = {
+        # Left to itself accelerate takes processes on CPUs for strangers, unless told that CPUs are what is wanted.
+        "use_cpu": not torch.accelerator.is_available(),
+        "output_dir": str(folder), "seed": seed, "disable_tqdm": True,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+    }  # fmt: skip
+    arguments: DistillationArguments = fill(DistillationArguments, options, where, **TRAINING, **machine)
+    return arguments
+
+
+def check_packages(arguments: DistillationArguments, where: str = "training") -> None:
+    """Make what a Trainer reports with and find its optimizer, which says what they need and is not installed.
+
+    Args:
+        arguments: of the Trainer.
+        where: what the options are called in messages.
+
+    Raises:
+        UserError: a package is missing, or the optimizer's own options cannot be read.
+    """
+    for name in arguments.report_to or ():
+        (callback,) = get_reporting_integration_callbacks([name])
+        silent = {"__del__": lambda _: None}  # some complain when they go half made
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                type(callback.__name__, (callback,), silent)()
+        except (ImportError, RuntimeError, ValueError) as error:
+            raise UserError(f"{where}.report_to is {name!r}: {error}") from error
+    stand_in = copy.copy(arguments)
+    # There is no student yet whose modules these could be.
+    stand_in.optim_target_modules = arguments.optim_target_modules and "all-linear"
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(stand_in, nn.Sequential(nn.Linear(1, 1)))
+    except (ImportError, RuntimeError, ValueError) as error:
+        given = f" and optim_args {arguments.optim_args!r}" if arguments.optim_args else ""
+        raise UserError(f"{where}.optim is {arguments.optim.value!r}{given}: {error}") from error

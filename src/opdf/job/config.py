@@ -1,0 +1,118 @@
+"""What `opdf distill` can be told, as dataclasses; `opdf.job.options` fills them in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from opdf.overparam import Constraint, OverParamConfig
+
+
+@dataclass
+class DataConfig:
+    """The data.
+
+    Args:
+        name: embedded set, file (csv, tsv, json, jsonl, parquet), image folder, or hub name[:configuration].
+        task: classification, regression, image-classification or similarity; inferred when null.
+        inputs: a text column or a list of two, or the image column; inferred when null.
+        label: the label column; "label" or "labels" when null.
+        labels: the classes in the order of their numbers; in rising order when null.
+        validation: file to validate on, or fraction of rows for it where the dataset has no such split.
+        test: file to test on, or fraction of rows for it where the dataset has no such split.
+        drop_empty: leave out rows without a text or a label, which are refused otherwise.
+        train_limit: use this many training rows.
+        max_length: of a text, in tokens.
+        seed: of the splits.
+    """
+
+    name: str = "movie-sentiment"
+    task: str | None = None
+    inputs: list[str] | str | None = None
+    label: str | None = None
+    labels: list[str] | None = None
+    validation: float | str = 0.1
+    test: float | str = 0.2
+    drop_empty: bool = False
+    train_limit: int | None = None
+    max_length: int = 128
+    seed: int = 0
+
+
+@dataclass
+class TeacherConfig:
+    """The teacher.
+
+    Args:
+        model: hub name, local folder (safetensors), or "minilm", the embedded all-MiniLM-L6-v2; null with `config`.
+        config: build the teacher from this transformers configuration (model_type and its fields) instead.
+        finetune: train the teacher on the task first; needed when it has no head for the task.
+        training: options of transformers.TrainingArguments for that.
+    """
+
+    model: str | None = "minilm"
+    config: dict[str, Any] | None = None
+    finetune: bool = False
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class StudentConfig:
+    """The student: layers, model or config.
+
+    Args:
+        layers: keep blocks of the teacher, or of `model` if that is given too: how many, or which.
+        model: hub name or local folder of a pretrained student, or "minilm".
+        config: fields of the teacher's configuration to change; the student starts untrained.
+    """
+
+    layers: int | list[int] | None = None
+    model: str | None = None
+    config: dict[str, Any] | None = None
+
+
+@dataclass
+class ObjectiveConfig:
+    """What the student learns.
+
+    Args:
+        name: logits, hidden, embedding, theseus, lgtm, dbkd, adkd or sparse-logits.
+        options: of the objective, e.g. temperature and alpha.
+    """
+
+    name: str = "logits"
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class DistillConfig:
+    """A whole distillation.
+
+    Args:
+        data: the data.
+        teacher: the teacher.
+        student: the student.
+        objective: what the student learns.
+        overparam: over-parameterization; null trains the student as it is.
+        constraint: pull the student's auxiliary cores to the teacher's; null leaves it out.
+        training: options of transformers.TrainingArguments (learning_rate, num_train_epochs, bf16, ...). Unless set:
+            batches of 32, rate 5e-5, linear schedule after a tenth of the steps, 3 epochs, no checkpoints.
+        output: folder for student, metrics.json, config.yaml and train.log.
+        overwrite: replace an output folder that is not empty.
+        resume: continue from the last checkpoint in the output folder.
+        seed: of initialisation and data order.
+        json: print what metrics.json holds instead of lines.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    student: StudentConfig = field(default_factory=StudentConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    overparam: OverParamConfig | None = None
+    constraint: Constraint | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+    output: str = "runs/distill"
+    overwrite: bool = False
+    resume: bool = False
+    seed: int = 0
+    json: bool = False

@@ -1,0 +1,182 @@
+"""A Trainer's run as its user follows it: a bar on stderr that vanishes in a pipe, the log as a file, and stopping."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import transformers
+from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+
+from opdf.distill import DistillationTrainer
+
+PATIENCE = 2.0
+"""Seconds that decomposition may take without a bar of its own."""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Inside, libraries do not chatter between a run's own lines."""
+    chatter, verbosity, bars = transformers.utils.logging, transformers.utils.logging.get_verbosity(), []
+    chatter.set_verbosity_error()
+    if chatter.is_progress_bar_enabled():
+        chatter.disable_progress_bar()
+        bars.append(chatter.enable_progress_bar)
+    if not are_progress_bars_disabled():
+        disable_progress_bars()
+        bars.append(enable_progress_bars)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        yield
+    finally:
+        chatter.set_verbosity(verbosity)
+        for enable in bars:
+            enable()
+
+
+@contextmanager
+def counting(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar, while it is open, that is told how much is done and of how much."""
+    console = Console(file=sys.stderr)
+    columns = TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task(title, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+class Bar(TrainerCallback):
+    """One line: what runs, steps done, time gone and left, last loss."""
+
+    def __init__(self, title: str) -> None:
+        console = Console(file=sys.stderr)
+        self.progress = Progress(
+            TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
+            TimeRemainingColumn(), TextColumn("{task.fields[loss]}"), console=console, disable=not console.is_terminal,
+        )  # fmt: skip
+        self.task = self.progress.add_task(title, loss="")
+        self.matrices: TaskID | None = None
+        self.started = 0.0
+
+    def decomposing(self, done: int, total: int) -> None:
+        """A second line while the student's matrices are decomposed, before the first step; if that takes seconds."""
+        if done == 0:
+            self.started = time.monotonic()
+        if self.matrices is None and done < total and time.monotonic() - self.started > PATIENCE:
+            self.matrices = self.progress.add_task("decomposing", total=total, loss="")
+        if self.matrices is not None:
+            self.progress.update(self.matrices, completed=done)
+            if done == total:
+                self.progress.remove_task(self.matrices)
+                self.matrices = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            self.progress.start()
+            atexit.register(self.progress.stop)  # an error leaves the cursor hidden otherwise
+        self.progress.update(self.task, total=state.max_steps, completed=state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.progress.update(self.task, completed=state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        if logs and "loss" in logs:
+            self.progress.update(self.task, loss=f"loss {float(logs['loss']):.3f}")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.progress.stop()
+
+
+class LogFile(TrainerCallback):
+    """Every log entry of the Trainer as one line of JSON."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        if state.is_world_process_zero and logs:
+            with self.path.open("a") as file:
+                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+class Stop(TrainerCallback):
+    """Saves a checkpoint and ends the training after the step in which SIGINT or SIGTERM came.
+
+    Attributes:
+        signal: the signal that came, in any process; None before.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._here: int | None = None
+        self._group: Any = None
+
+    def received(self, number: int, frame: FrameType | None = None) -> None:
+        if self._here == number:  # another kind is a launcher's way to pass on the first
+            os._exit(128 + number)
+        self._here = number
+        name = signal.Signals(number).name
+        os.write(2, f"opdf: {name}: a checkpoint is saved after this step; {name} again stops at once\n".encode())
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if args.world_size > 1:
+            self._group = dist.new_group(backend="gloo")  # the answer is wanted on the host
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.signal = self._anywhere(self._here)
+        if self.signal is not None:
+            control.should_save = control.should_training_stop = True
+
+    def _anywhere(self, number: int | None) -> int | None:
+        """A signal that some process got: all have to stop after the same step."""
+        if self._group is None:
+            return number
+        found = torch.tensor(number or 0)
+        dist.all_reduce(found, dist.ReduceOp.MAX, self._group)
+        return int(found) or None
+
+
+@contextmanager
+def stopping(trainer: Trainer) -> Iterator[Stop]:
+    """Inside, SIGINT and SIGTERM end the training in an orderly way, and the second of a kind at once."""
+    stop = Stop()
+    trainer.add_callback(stop)
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(kind, stop.received) for kind in kinds]
+    try:
+        yield stop
+    finally:
+        for kind, handler in zip(kinds, before, strict=True):
+            signal.signal(kind, handler)
+
+
+def show(trainer: Trainer, title: str, log: Path) -> None:
+    """Replace the Trainer's own bars and printed dictionaries."""
+    for callback in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(callback)
+    bar = Bar(title)
+    trainer.add_callback(bar)
+    if isinstance(trainer, DistillationTrainer) and trainer.overparameterization is not None:
+        trainer.overparameterization.progress = bar.decomposing
+    trainer.add_callback(LogFile(log))

@@ -1,0 +1,151 @@
+"""A run: data, teacher, student, training, scores, and what is left of it on the disk."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections import Counter
+from typing import Any
+
+import torch
+import transformers
+from transformers import set_seed
+
+import opdf
+from opdf.data import Prepared
+from opdf.distill import DistillationTrainer
+from opdf.job.card import write_card
+from opdf.job.checks import check_fit, check_task
+from opdf.job.config import DistillConfig
+from opdf.job.job import Job
+from opdf.job.options import write_yaml
+from opdf.job.output import claim, free, save, write_json
+from opdf.job.prepared import prepare_data
+from opdf.job.processes import is_main, tell
+from opdf.job.progress import counting, quiet, show
+from opdf.job.scoring import evaluator, scores
+from opdf.job.student import build_student
+from opdf.job.teacher import load_teacher, train_teacher
+from opdf.job.training import train
+from opdf.overparam import OverParameterization
+
+
+def run(config: DistillConfig, *, command: str | None = None) -> dict[str, Any]:
+    """Distill as a configuration says, as `opdf distill` does.
+
+    >>> metrics = run(DistillConfig(data=DataConfig("digits"), student=StudentConfig(layers=2), output="runs/mine"))
+
+    Progress is shown on stderr where that is a terminal. The output folder gets the student, metrics.json, config.yaml
+    and train.log.
+
+    Args:
+        config: what is asked for.
+        command: that the model card names as what made it; None names none.
+
+    Returns:
+        What metrics.json holds: scores of teacher and student, numbers of parameters, seconds, steps, versions.
+
+    Raises:
+        UserError, ValueError, TypeError, FileNotFoundError, FileExistsError: something is to be put right before it can
+            start; nothing has been written then.
+        TrainingDiverged: the loss or its gradient is no longer a finite number.
+        StorageError: the disk is full.
+        Stopped: SIGINT or SIGTERM came; a checkpoint is saved, and the same configuration with `resume` goes on.
+    """
+    with quiet():
+        job = Job(config)
+        free(job.folder, overwrite=config.overwrite, resume=config.resume)
+        prepared = prepare_data(config.data, config.teacher)
+        check_task(job, prepared.task)
+        teacher = load_teacher(job, prepared.task)
+        check_fit(job, prepared, teacher)
+        claim(job.folder, overwrite=config.overwrite, resume=config.resume)
+        if is_main():
+            write_yaml(job.config, job.folder / "config.yaml")
+        train_teacher(job, prepared, teacher)
+        teacher_scores = scores(evaluator(teacher, prepared), prepared)
+        metrics = train_student(job, prepared, teacher, "distilling") | {"teacher": teacher_scores}
+        if is_main():
+            write_card(job.config, metrics, prepared, command, job.folder / "student")
+            write_json(metrics, job.folder / "metrics.json")
+        return metrics
+
+
+def train_student(job: Job, prepared: Prepared, teacher: Any, title: str) -> dict[str, Any]:
+    """Distill one student, save it in the job's folder, and return its metrics; `title` stands before the bar."""
+    trainer = student_trainer(job, prepared, teacher, title)
+    architecture = type(trainer.model).__name__  # which FSDP2 changes
+    start = time.perf_counter()
+    train(trainer, "the student", resume=job.config.resume)
+    seconds = time.perf_counter() - start
+    weights = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None  # by all together
+    if is_main():
+        save(trainer.model, prepared.processor, job.folder / "student", weights)
+        if trainer.objective.trains_teacher:
+            save(teacher, prepared.processor, job.folder / "trained-teacher")
+    ratios = [entry["constraint_grad_ratio"] for entry in trainer.state.log_history if "constraint_grad_ratio" in entry]
+    return {
+        "class": architecture,
+        "metric": prepared.task.metric,
+        "student": scores(trainer, prepared),
+        **parameters(trainer),
+        "shapes": shapes(trainer.overparameterization) if trainer.overparameterization else [],
+        "constraint_grad_ratio": max(ratios, default=None),
+        "train_seconds": round(seconds, 1),
+        "steps": trainer.state.global_step,
+        "seed": job.config.seed,
+        "versions": versions(),
+    }
+
+
+def student_trainer(job: Job, prepared: Prepared, teacher: Any, title: str) -> DistillationTrainer:
+    """A new student with all that trains it; its log goes to the job's folder."""
+    set_seed(job.config.seed)
+    student = build_student(job.config.student, teacher, prepared.task)
+    trainer = DistillationTrainer(
+        student,
+        job.training,
+        teacher=teacher,
+        objective=job.objective,
+        overparam=job.config.overparam,
+        constraint=job.config.constraint,
+        train_dataset=training_rows(job, prepared, teacher),
+        eval_dataset=prepared.data["validation"],
+        data_collator=prepared.collator,
+        compute_metrics=prepared.task.compute_metrics(),
+    )
+    show(trainer, title, job.folder / "train.log")
+    return trainer
+
+
+def training_rows(job: Job, prepared: Prepared, teacher: Any) -> Any:
+    """The training rows with what the objective wants of the teacher, which jobs of one teacher share."""
+    if job.config.constraint is not None and job.objective.decisions_only:
+        tell("note: the constraint loss reads the teacher's weights, which a black box would not show")
+    shared = job.teachers != job.folder
+    with counting("asking the teacher") as progress:
+        return job.objective.prepare_data(prepared, teacher, job.teachers, shared=shared, progress=progress)
+
+
+def parameters(trainer: DistillationTrainer) -> dict[str, int]:
+    """Of the student, while it trains and at inference."""
+    over = trainer.overparameterization
+    inference = sum(p.numel() for p in trainer.model.parameters())
+    return {"train_params": over.train_params if over else inference, "inference_params": inference}
+
+
+def shapes(over: OverParameterization) -> list[dict[str, Any]]:
+    """How many matrices of which size were trained in which shape."""
+    counts = Counter(target.shape for target in over.matrices)
+    return [
+        {"matrices": count, "rows": s.rows, "cols": s.cols, "shape": str(s), "scale": round(s.scale, 3)}
+        for s, count in counts.items()
+    ]
+
+
+def versions() -> dict[str, str]:
+    """Of what a result depends on."""
+    return {
+        "opdf": opdf.__version__, "torch": torch.__version__, "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }  # fmt: skip

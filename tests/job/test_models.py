@@ -1,0 +1,93 @@
+"""Models by hub name: from the cache where there is no network, and what a hub says that refuses them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import constants
+from transformers import BertConfig, BertForSequenceClassification
+
+from opdf.data import Task
+from opdf.job.errors import UserError
+from opdf.job.models import load_model
+
+TASK = Task("classification", ("text",), "label", ("a", "b"))
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The hub's cache, with one model in it, as the hub's client lays it out."""
+    folder = tmp_path / "hub" / "models--somebody--tiny"
+    BertForSequenceClassification(
+        BertConfig(vocab_size=9, hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4)
+    ).save_pretrained(folder / "snapshots" / "abc")
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("abc")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return folder / "snapshots" / "abc"
+
+
+def test_a_cached_model_needs_no_network(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    model, missing = load_model("somebody/tiny", TASK)
+    assert missing == []
+    expected = BertForSequenceClassification.from_pretrained(cache).state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+    with pytest.raises(UserError, match="somebody/other is not in the hub's cache"):
+        load_model("somebody/other", TASK)
+
+
+ASK = """
+from opdf.job.errors import UserError
+from opdf.job.models import load_model
+from opdf.data import Task, load_data
+try:
+    load_data("nobody/data")
+except FileNotFoundError as error:
+    print(error)
+try:
+    load_model("nobody/model", Task("classification", ("text",), "label", ("a", "b")))
+except UserError as error:
+    print(error)
+"""
+
+
+def test_a_hub_that_answers_is_asked_and_its_refusal_says_what_to_do(tmp_path: Path) -> None:
+    """A server whose repositories are all for members of a group; its address is read when the client is imported."""
+    requests: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            requests.append(self.path)
+            self.send_response(200 if self.path == "/" else 403)
+            self.send_header("X-Error-Code", "GatedRepo")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_GET = do_HEAD  # noqa: N815
+
+        def log_message(self, *_: Any) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        places = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path)}
+        told = subprocess.run(
+            [sys.executable, "-c", ASK], capture_output=True, text=True, check=True, env=os.environ | places
+        ).stdout.splitlines()
+        server.shutdown()
+    assert len(told) == 2
+    assert "nobody/data" in told[0]
+    assert "gated" in told[0]
+    assert "gated repo" in told[1]
+    assert told[1].endswith("log in with hf auth login or set HF_TOKEN")
+    assert requests.count("/") == 1
+    assert any(path.startswith("/nobody/model/") for path in requests)
+    assert any(path.startswith("/datasets/nobody/data/") for path in requests)

@@ -1,0 +1,73 @@
+"""What a user sees of a run: one line on a terminal, and while matrices are decomposed a second if it takes long."""
+
+from __future__ import annotations
+
+import re
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from opdf.job import progress as module
+from opdf.job.progress import Bar
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    return now
+
+
+def lines(bar: Any) -> list[tuple[str, float, float | None]]:
+    return [(task.description, task.completed, task.total) for task in bar.progress.tasks[1:]]
+
+
+def test_quick_decompositions_show_nothing(clock: list[float]) -> None:
+    bar = Bar("distilling")
+    for done in range(4):
+        clock[0] += 0.5
+        bar.decomposing(done, 3)
+        assert lines(bar) == []
+
+
+def test_slow_ones_get_a_line_until_they_are_done(clock: list[float]) -> None:
+    bar = Bar("distilling")
+    seen = []
+    for _ in range(2):
+        for done in range(4):
+            bar.decomposing(done, 3)
+            seen.append(lines(bar))
+            clock[0] += 2.5
+    assert seen == 2 * [[], [("decomposing", 1, 3)], [("decomposing", 2, 3)], []]
+
+
+def test_on_a_terminal_a_line_of_80_columns_has_steps_time_gone_and_left_and_the_loss(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # a terminal, as rich sees it
+    monkeypatch.setenv("COLUMNS", "80")
+    bar = Bar("fine-tuning the teacher")
+    state = SimpleNamespace(is_world_process_zero=True, max_steps=4000, global_step=0)
+    bar.on_train_begin(None, state, None)
+    for step in range(1, 11):
+        time.sleep(0.01)
+        state.global_step = step
+        bar.on_step_end(None, state, None)
+    bar.on_log(None, state, None, {"loss": 0.5})
+    bar.on_train_end(None, state, None)
+    last = capsys.readouterr().err.rpartition("\x1b[2K")[2]  # the line is drawn over itself
+    line = re.sub(r"\x1b\[[0-9;?]*[a-z]", "", last).strip()
+    steps, gone, left = r"10/4000", r"0:00:0\d", r"0:0\d:\d\d"
+    assert re.fullmatch(rf"fine-tuning the teacher \S+ +{steps} {gone} {left} loss 0\.500", line), line
+    assert len(line) <= 80
+
+
+def test_in_a_pipe_there_is_no_bar(capsys: Any) -> None:
+    bar = Bar("distilling")
+    state = SimpleNamespace(is_world_process_zero=True, max_steps=4, global_step=0)
+    bar.on_train_begin(None, state, None)
+    bar.on_log(None, state, None, {"loss": 0.5})
+    bar.on_train_end(None, state, None)
+    assert capsys.readouterr().err == ""

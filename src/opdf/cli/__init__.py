@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 from importlib import import_module
+from typing import TextIO
 
 from opdf.job.errors import Stopped, UserError, not_installed
 
@@ -53,7 +54,27 @@ def main(argv: list[str] | None = None) -> int:
     Raises:
         Exception: a bug of ours; with OPDF_DEBUG=1 in the environment, any error.
     """
-    argv = sys.argv[1:] if argv is None else argv
+    try:
+        status = _status(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        if not _is_closed(sys.stdout):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+
+
+def _is_closed(pipe: TextIO) -> bool:
+    """Whether the reader of a pipe, head say, has seen enough and is gone."""
+    try:
+        pipe.flush()
+    except BrokenPipeError:
+        return True
+    return False
+
+
+def _status(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE + "\nopdf COMMAND --help shows the options of a command.")
         print("OPDF_DEBUG=1 in the environment shows where an error comes from.")
@@ -67,6 +88,8 @@ def main(argv: list[str] | None = None) -> int:
         return _refuse(f"unknown command {argv[0]!r}; choose from {', '.join(COMMANDS)}")
     try:
         import_module(f"opdf.cli.{argv[0].replace('-', '_')}").main(argv[1:])
+    except BrokenPipeError:
+        raise
     except KeyboardInterrupt:
         print("opdf: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT

@@ -48,7 +48,7 @@ def _override(given: dict[str, Any], argv: list[str]) -> None:
         name, equals, text = word[2:].partition("=")
         if not equals:
             text = words.pop(0) if words and not words[0].startswith("--") else "true"
-        *parents, last = name.split(".")
+        *parents, last = name.replace("-", "_").split(".")
         place = given
         for parent in parents:
             if not isinstance(place.get(parent), dict):

@@ -11,10 +11,10 @@ errors are let through, with a traceback instead of the one line.
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 from importlib import import_module
-from typing import TextIO
 
 from opdf.job.errors import Stopped, UserError, not_installed
 
@@ -59,19 +59,17 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except BrokenPipeError:
-        if not _is_closed(sys.stdout):
+        if not _has_lost_its_reader(sys.stdout.fileno()):
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
 
 
-def _is_closed(pipe: TextIO) -> bool:
-    """Whether the reader of a pipe, head say, has seen enough and is gone."""
-    try:
-        pipe.flush()
-    except BrokenPipeError:
-        return True
-    return False
+def _has_lost_its_reader(pipe: int) -> bool:
+    """Whether who reads a pipe, head say, has seen enough and is gone."""
+    waiting = select.poll()
+    waiting.register(pipe, select.POLLOUT)
+    return any(event & select.POLLERR for _, event in waiting.poll(0))
 
 
 def _status(argv: list[str]) -> int:

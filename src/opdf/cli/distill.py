@@ -28,6 +28,9 @@ class CommandConfig(DistillConfig):
     dry_run: bool = False
 
 
+OPTIONS = CommandConfig
+
+
 def main(argv: list[str]) -> None:
     options = parse(argv, CommandConfig, "opdf distill", DESCRIPTION)
     config = DistillConfig(**{item.name: getattr(options, item.name) for item in fields(DistillConfig)})

@@ -82,7 +82,7 @@ def _help(cls: type, prog: str, description: str, positional: str | None) -> arg
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     for title, options in _sections(cls, "", positional):
-        group = parser.add_argument_group(title)
+        group = parser.add_argument_group(textwrap.fill(title, 79))
         for name, text in options:
             group.add_argument(f"--{name}", metavar="", help=text.replace("%", "%%"))
     return parser

@@ -43,6 +43,9 @@ class PlanConfig:
     json: bool = False
 
 
+OPTIONS = PlanConfig
+
+
 def main(argv: list[str]) -> None:
     if argv and argv[0].endswith((".yaml", ".yml")):
         show(parse(argv, DistillConfig, "opdf plan", DESCRIPTION))

@@ -32,14 +32,11 @@ class Overview:
     cost: StepCost | None
 
     def __str__(self) -> str:
-        width = max(60, min(120, shutil.get_terminal_size().columns))
+        width = max(60, min(120, shutil.get_terminal_size().columns)) - INDENT
+        wrapper = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False)
         return "\n".join(
-            textwrap.fill(
-                f"{what:<{INDENT}}{text}", width, subsequent_indent=" " * INDENT, break_long_words=False,
-                break_on_hyphens=False,
-            )
-            for what, text in self.lines
-        )  # fmt: skip
+            f"{what:<{INDENT}}" + f"\n{'':<{INDENT}}".join(wrapper.wrap(text)) for what, text in self.lines
+        )
 
 
 def overview(job: Job, prepared: Prepared, fit: Fit) -> Overview:

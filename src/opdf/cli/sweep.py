@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from sqlalchemy import make_url
 
 from opdf.cli.options import parse
-from opdf.data import Task, load_data
+from opdf.data import Task
 from opdf.job.checks import check_models, check_task
 from opdf.job.config import DistillConfig
 from opdf.job.errors import UserError
@@ -146,8 +146,7 @@ class Sweep:
                     )
 
     def _load(self, setting: str, seed: int) -> tuple[Any, Task]:
-        options = vars(self.config(setting, self.plan.baseline).data) | {"seed": seed}
-        return load_data(**{k: v for k, v in options.items() if k != "max_length"}, where="data.")
+        return load(replace(self.config(setting, self.plan.baseline).data, seed=seed))
 
     def config(self, setting: str, variant: str) -> DistillConfig:
         """What the runs of a variant on a setting have in common."""

@@ -104,6 +104,7 @@ def data(folder: Path) -> None:
     (folder / "ragged.csv").write_text("text,label\na,1\nb,2,3,4,5\n")
     (folder / "noise.parquet").write_bytes(bytes(range(256)) * 10)
     (folder / "broken.json").write_text("{ not json")
+    (folder / "notes.md").write_text("x")
     (folder / "notes.txt").write_text("x")
     (folder / "empty").mkdir()
     (folder / "no-images" / "cat").mkdir(parents=True)
@@ -256,7 +257,8 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
     # data
     ({"data": {"name": ""}}, "'' is no embedded set, file or folder"),
     ({"data": {"name": "{world}/none.csv"}}, "none.csv does not exist"),
-    ({"data": {"name": "{world}/notes.txt"}}, "is no data file that can be read; give one of .csv"),
+    ({"data": {"name": "{world}/notes.md"}}, "is no data file that can be read; give one of .csv"),
+    ({"data": {"name": "{world}/notes.txt"}}, "so no labels; set data.task to causal-lm to learn the texts, or data.lab"),
     ({"data": {"name": "{world}/empty.csv"}}, "empty.csv cannot be read as csv: No columns"),
     ({"data": {"name": "{world}/only-header.csv"}}, "only-header.csv has no rows"),
     ({"data": {"name": "{world}/no-header.csv"}}, "is called 'label'; set data.label to one of w0 w0, 0"),
@@ -275,7 +277,7 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
     ({"data": {"name": "{world}/list-label.jsonl"}}, "classes are texts or integers"),
     ({"data": {"name": "{world}/float-label.jsonl", "task": "classification"}}, "set data.task to 'regression'"),
     ({"data": {"name": "{world}/one-class.jsonl"}}, "the one class ('1',)"),
-    ({"data": {"name": "{world}/outside.parquet"}}, "has labels [-1, 0, 1]; expected 0 to 1"),
+    ({"data": {"name": "{world}/outside.parquet"}}, "has labels [-1]; expected 0 to 1"),
     ({"data": {"name": "{world}/minus-one.jsonl"}}, "one class"),
     ({"data": {"name": "{world}/three.jsonl"}}, "head of 2 outputs (LABEL_0, LABEL_1); the data has 3 classes"),
     ({"data": {"name": "{world}/two-rows.jsonl"}}, "2 rows, 2 different ones, are too few"),

@@ -42,7 +42,7 @@ def keep_layers(teacher: nn.Module, layers: int | Sequence[int]) -> Any:
     kept = {}
     for stack in stacks:
         depth = len(list(teacher.get_submodule(stack).children()))
-        kept[stack] = _chosen(layers, depth)
+        kept[stack] = chosen_layers(layers, depth)
         _set_depth(config, stack, depth, kept[stack])
     with torch.random.fork_rng(), next(teacher.parameters()).device:
         make: Any = type(teacher)
@@ -52,7 +52,7 @@ def keep_layers(teacher: nn.Module, layers: int | Sequence[int]) -> Any:
     return student.to(next(teacher.parameters()).device)
 
 
-def _chosen(layers: int | Sequence[int], depth: int) -> list[int]:
+def chosen_layers(layers: int | Sequence[int], depth: int) -> list[int]:
     if isinstance(layers, int):
         if not 1 <= layers <= depth:
             raise ValueError(f"layers is {layers}; the teacher has {depth} blocks, keep 1 to {depth}")

@@ -9,7 +9,6 @@ from opdf.data import Prepared, Task, encode, load_data
 from opdf.job.config import DataConfig, TeacherConfig
 from opdf.job.models import load_processor
 
-
 ENCODING = ("max_length", "pack", "answers_only")
 """Options of the data that are about what models are given."""
 

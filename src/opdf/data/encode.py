@@ -41,16 +41,19 @@ def encode(
         ValueError: `max_length` leaves no token of the text, a row cannot be read (the message names it), or the
             tokenizer cannot do what the task needs.
     """
-    _check_options(data["train"], task, processor, max_length, answers_only, where)
+    _check_options(data, task, processor, max_length, answers_only, where)
     cut = None if task.kind == "causal-lm" and pack else max_length
 
     def rows_encoded(rows: Mapping[str, Any]) -> dict[str, Any]:
         return encode_rows(rows, task, processor, max_length=cut, answers_only=answers_only)
 
+    # Were a column called "labels", datasets would keep its type.
+    names = {column: f"raw {column}" for column in task.columns}
     try:
-        encoded = data.map(
-            rows_encoded, batched=True, batch_size=256, remove_columns=data["train"].column_names, desc="encoding"
-        )
+        encoded = data.select_columns(list(names)).rename_columns(names).map(
+            lambda rows: rows_encoded({column: rows[name] for column, name in names.items()}),
+            batched=True, batch_size=256, remove_columns=list(names.values()), desc="encoding",
+        )  # fmt: skip
     except Exception as error:
         problem = _unreadable_row(data, task, rows_encoded)
         if problem is None:
@@ -68,7 +71,9 @@ def encode(
     return encoded, DataCollatorWithPadding(processor)
 
 
-def _check_options(rows: Dataset, task: Task, processor: Any, max_length: int, answers_only: bool, where: str) -> None:
+def _check_options(
+    data: DatasetDict, task: Task, processor: Any, max_length: int, answers_only: bool, where: str
+) -> None:
     if answers_only and task.kind != "causal-lm":
         raise ValueError(f"{where}answers_only is true and the task is {task.kind}; it is for causal-lm: leave it out")
     if task.is_image:
@@ -84,7 +89,7 @@ def _check_options(rows: Dataset, task: Task, processor: Any, max_length: int, a
             f"{type(processor).__name__} does not say which token is of which word; give a model with a fast tokenizer"
         )
     if task.kind == "causal-lm":
-        chat = is_conversation(rows[0][task.inputs[0]])
+        chat = is_conversation(data["train"][0][task.inputs[0]])
         if chat and processor.chat_template is None:
             raise ValueError(
                 f"{task.inputs[0]!r} holds conversations and the tokenizer has no chat template; give a model that has "

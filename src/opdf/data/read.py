@@ -31,8 +31,8 @@ SPLITS = {"train": "train", "validation": "validation", "val": "validation", "de
 METADATA = ("metadata.csv", "metadata.jsonl")
 """Files in a folder of images with a column `file_name`, as datasets has them."""
 
-KEPT = 1
-"""To be counted up when files are read in another way, so that what was kept before is not used."""
+READ_BY = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
+"""Which version of this file read what is kept: another one may read it in another way."""
 
 SHOWN = 5
 """Rows that a message names."""
@@ -50,8 +50,8 @@ def read_file(path: Path) -> Dataset:
     Empty cells of a csv or tsv file are missing. `NA`, `null`, `nan` and the like are so in a column of numbers; in a
     column of words they are words.
 
-    A conll file has a word and, last, its tag in every line, and a blank line between sentences.
-    Its columns are `tokens` and `tags`. A txt file has the column `text`: paragraphs between blank lines, or lines where none is blank.
+    A conll file has a word and, last, its tag in every line, and a blank line between sentences. Its columns are
+    `tokens` and `tags`. A txt file has the column `text`: paragraphs between blank lines, or lines where none is blank.
 
     Raises:
         ValueError: the file cannot be read or has no rows.
@@ -153,7 +153,7 @@ def _kept_images(paths: Sequence[Path], make: Callable[[], Dataset]) -> Dataset:
 
 def _kept(key: str, make: Callable[[], Dataset]) -> Dataset:
     """A dataset from the cache of datasets, made and written there first if need be."""
-    file = Path(datasets.config.HF_DATASETS_CACHE) / "opdf" / f"{key}-{KEPT}" / "data.arrow"
+    file = Path(datasets.config.HF_DATASETS_CACHE) / "opdf" / f"{key}-{READ_BY}" / "data.arrow"
     if not file.is_file():
         table = make().data.table
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -247,7 +247,7 @@ def _conll(path: Path) -> pa.Table:
 
 def _paragraphs(path: Path) -> pa.Table:
     text = path.read_text(encoding="utf-8-sig")
-    parts = re.split(r"\n[ \t]*\n", text.strip())
+    parts = re.split(r"\n(?:[ \t]*\n)+", text.strip())
     return pa.table(
         {"text": pa.array([part for part in (parts if len(parts) > 1 else text.splitlines()) if part.strip()])}
     )

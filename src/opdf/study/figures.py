@@ -170,7 +170,7 @@ def _with_spectra(results: dict[str, Any]) -> list[dict[str, Any]]:
 def _gains_caption(results: dict[str, Any]) -> str:
     return (
         f"Test score minus that of {results['plan']['baseline']}, paired by seed, each variant at its own best rate: "
-        "mean and bootstrap 95 % interval."
+        "mean and 95 % interval."
     )
 
 

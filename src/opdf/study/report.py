@@ -88,8 +88,8 @@ def cautions(results: dict[str, Any]) -> list[str]:
             found.append(f"{sum(some)} of {len(some)} runs of {variant} diverged; they count as answering 0.")
     if len(results["effects"]) > 2:
         found.append(
-            f"{len(results['effects'])} comparisons were made. One in twenty excludes zero by chance: what is ahead "
-            "here has to be ahead again on new seeds."
+            f"{len(results['effects'])} comparisons were made. Where nothing differs, one interval in twenty excludes "
+            "zero all the same: what is ahead here has to be ahead again on new seeds."
         )
     return found
 

@@ -9,7 +9,17 @@ from typing import Any
 import numpy as np
 
 from opdf.study.plan import Cell, Plan
-from opdf.study.statistics import Differences, Effect, Metric, Pair, chosen_rate, complete_seeds, differences, effect
+from opdf.study.statistics import (
+    Differences,
+    Effect,
+    Metric,
+    Pair,
+    chosen_rate,
+    complete_seeds,
+    differences,
+    effect,
+    interval,
+)
 from opdf.study.store import Outcome
 
 Labels = Callable[[str, int], np.ndarray]
@@ -59,8 +69,35 @@ def conclude(
         "seeds": seeds,
         "rates": rates,
         "runs": [_run(cell, outcome, test.get(cell)) for cell, outcome in outcomes.items()],
-        "effects": list(_effects(plan, samples)),
+        "effects": list(_effects(samples, seeds)),
     }
+
+
+def conclude_again(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The effects of a results.json by today's rule for intervals, from its scores alone.
+
+    What test examples add is taken from each effect's `example_error` and `shared_error`.
+    """
+    baseline, seeds, rates = results["plan"]["baseline"], results["seeds"], results["rates"]
+    test = {Cell(r["seed"], r["setting"], r["variant"], r["rate"]): r["test"] for r in results["runs"]}
+
+    def by_seed(setting: str, compared: Compared) -> np.ndarray:
+        variant, at = compared
+        base = rates[setting][baseline]
+        rate = rates[setting][variant] if at == "best" else base
+        return np.array([
+            test[Cell(seed, setting, variant, rate)] - test[Cell(seed, setting, baseline, base)]
+            for seed in seeds[setting]
+        ])  # fmt: skip
+
+    again = []
+    for entry in results["effects"]:
+        compared = entry["variant"], entry["at"]
+        settings = list(rates) if entry["setting"] == POOLED else [entry["setting"]]
+        differences_ = np.mean([by_seed(setting, compared) for setting in settings], axis=0)
+        found = interval(differences_, entry["example_error"], entry["shared_error"])
+        again.append(_entry(entry["setting"], compared, found))
+    return again
 
 
 Compared = tuple[str, str]
@@ -89,12 +126,15 @@ def _samples(
     return found
 
 
-def _effects(plan: Plan, samples: Mapping[str, Mapping[Compared, Differences]]) -> Sequence[dict[str, Any]]:
+def _effects(
+    samples: Mapping[str, Mapping[Compared, Differences]], seeds: Mapping[str, Sequence[int]]
+) -> Sequence[dict[str, Any]]:
     entries = []
+    poolable = len(samples) > 1 and len({tuple(seeds[setting]) for setting in samples}) == 1
     for compared in next(iter(samples.values()), {}):
         for setting, found in samples.items():
             entries.append(_entry(setting, compared, effect([found[compared]])))
-        if len(samples) > 1 and len({found[compared].seeds for found in samples.values()}) == 1:
+        if poolable:
             entries.append(_entry(POOLED, compared, effect([found[compared] for found in samples.values()])))
     return entries
 

@@ -59,7 +59,7 @@ def test_home() -> None:
 
 def test_readme() -> None:
     run("README.md", **small())
-    assert AutoModelForSequenceClassification.from_pretrained("student").config.hidden_size == 8
+    assert AutoModelForSequenceClassification.from_pretrained("student").config.num_hidden_layers == 3
 
 
 def test_a_job() -> None:

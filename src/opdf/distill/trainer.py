@@ -27,9 +27,17 @@ from opdf.distill.arguments import DistillationArguments, check_engine, check_lo
 from opdf.distill.methods import LogitsDistillation
 from opdf.distill.models import check_labels
 from opdf.distill.objective import Objective
-from opdf.overparam import Constraint, OverParamConfig, OverParameterization, overparameterize
-from opdf.overparam.owner import OwnerOptimizer
-from opdf.overparam.sharding import gathered, local, scattered, whole
+from opdf.overparam import (
+    Constraint,
+    OverParamConfig,
+    OverParameterization,
+    OwnerOptimizer,
+    gathered,
+    local,
+    overparameterize,
+    scattered,
+    whole,
+)
 
 OPTIMIZER, OBJECTIVE = "optimizer", "objective"
 
@@ -76,7 +84,7 @@ def plan_student(
     planned = overparameterize(student, overparam)
     if constraint is not None:
         assert teacher is not None
-        planned.align(teacher, **vars(constraint))
+        planned.align(teacher, constraint)
     return planned
 
 

@@ -46,11 +46,12 @@ def conclude(
         metrics: by setting.
 
     Returns:
-        JSON: "seeds" and "rates" by setting (and variant), "runs" (one entry a run, `test` null where it was not
-        looked at), "effects" (one entry a setting or all, variant, and "best" or "equal" rate).
+        JSON: "seeds" and "rates" by setting (and variant), "chance" by setting (what the best constant answer scores on
+        the test split, mean over seeds), "runs" (one entry a run, `test` null where it was not looked at), "effects"
+        (one entry a setting or all, variant, and "best" or "equal" rate).
     """
     test: dict[Cell, float] = {}
-    seeds, rates, samples = {}, {}, {}
+    seeds, rates, chances, samples = {}, {}, {}, {}
     validation = {cell: outcome.validation for cell, outcome in outcomes.items()}
     diverged = {cell for cell, outcome in outcomes.items() if DIVERGED in outcome.facts}
     for setting in plan.settings:
@@ -58,6 +59,7 @@ def conclude(
         if not seeds[setting]:
             continue
         truth = {seed: labels(setting, seed) for seed in seeds[setting]}
+        chances[setting] = float(np.mean([chance(metrics[setting], some) for some in truth.values()]))
         rates[setting] = {v: chosen_rate(plan, validation, setting, v, seeds[setting], diverged) for v in plan.variants}
         opened = {(v, rate) for v in plan.variants for rate in (rates[setting][v], rates[setting][plan.baseline])}
         for variant, rate in opened:
@@ -68,6 +70,7 @@ def conclude(
     return {
         "seeds": seeds,
         "rates": rates,
+        "chance": chances,
         "runs": [_run(cell, outcome, test.get(cell)) for cell, outcome in outcomes.items()],
         "effects": list(_effects(samples, seeds)),
     }
@@ -98,6 +101,12 @@ def conclude_again(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         found = interval(differences_, entry["example_error"], entry["shared_error"])
         again.append(_entry(entry["setting"], compared, found))
     return again
+
+
+def chance(metric: Metric, labels: np.ndarray) -> float:
+    """What the best constant answer scores; of values, which any constant is as good for, 0's."""
+    answers = np.unique(labels) if np.issubdtype(labels.dtype, np.integer) else np.zeros(1)
+    return max(metric(np.full(labels.shape, answer), labels) for answer in answers)
 
 
 Compared = tuple[str, str]

@@ -344,17 +344,9 @@ def _with_spectra(seen: Results) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-<<<<<<< HEAD
-def _gains_caption(results: dict[str, Any]) -> str:
-    return (
-        f"Test score minus that of {results['plan']['baseline']}, paired by seed, each variant at its own best rate: "
-        "mean and 95 % interval."
-    )
-=======
 def _teacher(draw: Callable[..., Any], score: float | None) -> None:
     if score is not None:
         draw(100 * score, linestyle="--", color="#444444", linewidth=1.2, zorder=1)
->>>>>>> main
 
 
 def _at_least(axis: Axes) -> None:

@@ -128,8 +128,8 @@ CASES: list[tuple[Any, type[Exception], str]] = [
     (lambda: planned(linear()).optimizer(params=[]), ValueError, "empty parameter list"),
     (lambda: planned(linear()).load_state_dict({}), KeyError, "state_dict misses 5 cores"),
     (lambda: overparameterize(bert()).align(bert(hidden_size=4)), ValueError, "cannot follow"),
-    (lambda: overparameterize(bert()).align(bert(), weight=torch.inf), ValueError, "weight is inf"),
-    (lambda: overparameterize(bert()).align(bert(), layer_map="middle"), ValueError, "layer_map is 'middle'"),
+    (lambda: opdf.Constraint(weight=torch.inf), ValueError, "weight is inf"),
+    (lambda: opdf.Constraint(layer_map="middle"), ValueError, "layer_map is 'middle'"),
     # student and teacher
     (lambda: keep_layers(nn.Linear(2, 2), 1), TypeError, "keep_layers needs a transformers model"),
     (lambda: keep_layers(bert(), 3), ValueError, "layers is 3; the teacher has 2 blocks"),

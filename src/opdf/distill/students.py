@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from opdf.overparam import block_stacks
+from opdf.overparam import block_lists
 
 
 def keep_layers(teacher: nn.Module, layers: int | Sequence[int]) -> Any:
@@ -32,7 +32,7 @@ def keep_layers(teacher: nn.Module, layers: int | Sequence[int]) -> Any:
     config = getattr(teacher, "config", None)
     if config is None or not hasattr(teacher, "_from_config"):
         raise TypeError(f"teacher is a {type(teacher).__name__}; keep_layers needs a transformers model")
-    stacks = block_stacks(teacher)
+    stacks = block_lists(teacher)
     if hasattr(config, "depths") or not stacks or len(stacks) > 2:
         raise ValueError(
             f"{type(teacher).__name__} has {len(stacks)} stacks of blocks ({', '.join(stacks)}); keep_layers handles "

@@ -93,6 +93,10 @@ format: $(READY) ## Apply ruff's fixes and format
 docs: $(READY) ## Build the documentation site into site/
 	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 
+.PHONY: figures
+figures: $(READY) ## Draw the figures of the documentation from the committed results
+	@$(RUN) docs/_figures.py
+
 .PHONY: bench
 bench: $(READY) ## Run the benchmarks (some of them: make bench BENCH="step memory")
 	@$(RUN) -m benchmarks $(BENCH)

@@ -20,14 +20,16 @@ from typing import Any
 from tabulate import tabulate
 
 from benchmarks.measure import RESULTS
-from opdf.distill import SparseLogitsDistillation
-from opdf.distill.probe import linear_probe
-from opdf.job import run as job
 from opdf.job import scoring
 from opdf.job.config import DataConfig, DistillConfig, ObjectiveConfig, StudentConfig, TeacherConfig
+from opdf.job.job import Job
 from opdf.job.models import load_model
 from opdf.job.options import read_yaml
-from opdf.job.targets import write_store
+from opdf.job.prepared import prepare_data
+from opdf.job.probe import linear_probe
+from opdf.job.progress import quiet
+from opdf.job.run import train_student
+from opdf.job.teacher import ready_teacher
 from opdf.overparam import Constraint, OverParamConfig
 
 SEEDS = (0, 1, 2)
@@ -74,24 +76,19 @@ def run(method: str, seed: int) -> Iterator[dict[str, Any]]:
         return
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        if method == "sparse-logits":
-            options = options | {"store": str(folder / "store")}
         config = replace(config, seed=seed, objective=ObjectiveConfig(method, options))
         config = replace(config, data=replace(config.data, seed=seed))
-        prepared = job.prepare_data(config)
+        job = Job(replace(config, output=str(folder)))
+        prepared = prepare_data(config.data, config.teacher)
         # LGTM's own teacher is not fine-tuned in the paper; here all methods start from the same one.
-        teacher = job.prepare_teacher(config, prepared, folder)
+        teacher = ready_teacher(job, prepared)
         scores = scoring.scores(scoring.evaluator(teacher, prepared), prepared)
-        objective = job.build_objective(config)
-        if isinstance(objective, SparseLogitsDistillation):
-            write_store(objective, config, prepared, teacher)
         for number, (variant, rate) in enumerate(todo):
-            changed = replace(config, training=config.training | {"learning_rate": rate}, **VARIANTS[variant])
             output = folder / str(number)
+            training = config.training | {"learning_rate": rate}
+            changed = Job(replace(config, output=str(output), training=training, **VARIANTS[variant]), teachers=folder)
             output.mkdir()
-            if method == "dbkd" and number:  # the decisions are the same for all
-                (output / "decisions.safetensors").write_bytes((folder / "0" / "decisions.safetensors").read_bytes())
-            found = job.train_student(changed, prepared, copy.deepcopy(teacher), output, f"{method} {variant} {rate}")
+            found = train_student(changed, prepared, copy.deepcopy(teacher), f"{method} {variant} {rate}")
             student = found["student"]
             row = {
                 "method": method, "variant": variant, "seed": seed, "rate": rate,
@@ -133,7 +130,6 @@ def _spread(values: list[float]) -> str:
 
 
 def main(methods: list[str]) -> None:
-    job.quiet()
     RESULTS.mkdir(exist_ok=True)
     for seed in SEEDS:
         for method in methods or METHODS:
@@ -146,4 +142,5 @@ def main(methods: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with quiet():
+        main(sys.argv[1:])

@@ -13,32 +13,31 @@ from transformers import default_data_collator, set_seed
 from benchmarks.measure import alternate, write
 from benchmarks.methods import IMAGES
 from opdf.distill import LogitsDistillation, SparseLogitsDistillation, keep_layers
-from opdf.job import run as job
-from opdf.job.config import ObjectiveConfig
-from opdf.job.targets import training_rows, write_store
+from opdf.job.job import Job
+from opdf.job.prepared import prepare_data
+from opdf.job.progress import quiet
+from opdf.job.teacher import ready_teacher
 
 STEPS, BATCH = 20, 32
+PLAIN = ("pixel_values", "labels")
+"""What a batch has without the stored outputs."""
 
 
 def main(repeats: int = 7) -> None:
-    with tempfile.TemporaryDirectory() as scratch:
-        options = {"store": f"{scratch}/store", "top_k": 5, "noise": True}
-        config = replace(IMAGES, data=replace(IMAGES.data, train_limit=STEPS * BATCH), seed=0,
-                         objective=ObjectiveConfig("sparse-logits", options))  # fmt: skip
-        job.quiet()
-        prepared = job.prepare_data(config)
-        teacher = job.prepare_teacher(config, prepared, Path(scratch))
-        objective = job.build_objective(config)
-        assert isinstance(objective, SparseLogitsDistillation)
-        store = write_store(objective, config, prepared, teacher)
-        data = training_rows(objective, config, prepared, teacher, Path(scratch))
+    with tempfile.TemporaryDirectory() as scratch, quiet():
+        config = replace(IMAGES, data=replace(IMAGES.data, train_limit=STEPS * BATCH), seed=0, output=scratch)
+        prepared = prepare_data(config.data, config.teacher)
+        teacher = ready_teacher(Job(config), prepared)
+        objective = SparseLogitsDistillation(store=f"{scratch}/store", top_k=5, noise=True)
+        store = objective.write_cache(prepared, teacher)
+        data = objective.prepare_data(prepared, teacher, Path(scratch))
         set_seed(0)
         student = keep_layers(teacher, 2).train()
         teacher.eval()  # fine-tuning left it in training mode
 
         def epoch(method: Any, teacher_: Any) -> None:
             for batch in DataLoader(data, batch_size=BATCH, collate_fn=default_data_collator):
-                batch = {key: value.to(student.device) for key, value in batch.items()}
+                batch = {k: v.to(student.device) for k, v in batch.items() if teacher_ is None or k in PLAIN}
                 method.losses(student, teacher_, batch, batch["labels"].new_tensor(BATCH)).total.backward()
                 student.zero_grad()
 

@@ -1,8 +1,8 @@
-"""Links from pages to the rest of the repository, such as benchmark tables and examples, work on the site too.
+"""Links from pages to the rest of the repository work on the site too.
 
-Pages are written to be read in the repository, where `../benchmarks/results/step.md` leads somewhere. A file that is
-linked so is published along with the pages, under its path in the repository; a folder, which has no page, becomes its
-name.
+Pages are written to be read in the repository, where `../benchmarks/results/step.md`
+leads somewhere. A file that is linked so is published with the pages, under its path in
+the repository. A folder has no page and becomes its name.
 """
 
 from __future__ import annotations
@@ -20,7 +20,11 @@ LINK = re.compile(r"\[([^\]]*)\]\(\.\./([^)#]+)\)")
 
 def on_files(files: Files, config: Any) -> Files:
     """Add what pages link to."""
-    linked = {path for file in files.documentation_pages() for _, path in LINK.findall(file.content_string)}
+    linked = {
+        path
+        for file in files.documentation_pages()
+        for _, path in LINK.findall(file.content_string)
+    }
     for path in sorted(linked | set(ALWAYS)):
         if (ROOT / path).is_file():
             files.append(File.generated(config, path, abs_src_path=str(ROOT / path)))
@@ -35,7 +39,11 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     def on_the_site(link: re.Match[str]) -> str:
         text, path = link.groups()
         if (ROOT / path).is_dir():
-            return f"`{path}`" if text.rstrip("/") == path.rstrip("/") else f"{text} (`{path}`)"
+            return (
+                f"`{path}`"
+                if text.rstrip("/") == path.rstrip("/")
+                else f"{text} (`{path}`)"
+            )
         return f"[{text}]({path})"  # what leads nowhere is mkdocs' to report
 
     return LINK.sub(on_the_site, markdown)

@@ -28,7 +28,7 @@ from opdf.distill import (
     Theseus,
     keep_layers,
 )
-from opdf.distill.dbkd import count_decisions, decision_logits
+from opdf.distill.methods.dbkd import count_decisions, decision_logits
 
 SHAPE = MPOShape((2, 3), (2, 2))
 SIZES = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 1, "intermediate_size": 8}
@@ -128,8 +128,8 @@ CASES: list[tuple[Any, type[Exception], str]] = [
     (lambda: planned(linear()).optimizer(params=[]), ValueError, "empty parameter list"),
     (lambda: planned(linear()).load_state_dict({}), KeyError, "state_dict misses 5 cores"),
     (lambda: overparameterize(bert()).align(bert(hidden_size=4)), ValueError, "cannot follow"),
-    (lambda: overparameterize(bert()).align(bert(), weight=torch.inf), ValueError, "weight is inf"),
-    (lambda: overparameterize(bert()).align(bert(), layer_map="middle"), ValueError, "layer_map is 'middle'"),
+    (lambda: opdf.Constraint(weight=torch.inf), ValueError, "weight is inf"),
+    (lambda: opdf.Constraint(layer_map="middle"), ValueError, "layer_map is 'middle'"),
     # student and teacher
     (lambda: keep_layers(nn.Linear(2, 2), 1), TypeError, "keep_layers needs a transformers model"),
     (lambda: keep_layers(bert(), 3), ValueError, "layers is 3; the teacher has 2 blocks"),
@@ -160,10 +160,16 @@ CASES: list[tuple[Any, type[Exception], str]] = [
     # data
     (rows(text=[], label=[]), ValueError, "has no rows"),
     (rows(text=TEXTS, label=[1] * 40), ValueError, "has the one class"),
-    (rows(text=TEXTS[:2], label=LABELS[:2]), ValueError, "2 rows are too few"),
-    (rows(text=[*TEXTS[1:], None], label=LABELS), ValueError, "is empty in 1 of 40 rows"),
-    (rows(text=TEXTS, label=[[v] for v in LABELS]), ValueError, "classes are texts or integers"),
+    (rows(text=["a", "b"], label=LABELS[:2]), ValueError, "2 rows, 2 different ones, are too few"),
+    (rows(text=[*TEXTS[1:], None], label=LABELS), ValueError, "is empty in 1 of 40 rows: line 40; fill or"),
+    (rows(text=TEXTS, label=[{"a": v} for v in LABELS]), ValueError, "are dict; classes are texts or integers"),
     (rows(text=TEXTS, label=["no"] * 40, task="regression"), ValueError, "a regression needs numbers"),
+    (rows(text=TEXTS, label=[*range(40)]), ValueError, "40 classes in 40 rows, 40 of them with one row each"),
+    (rows(text=TEXTS, label=LABELS), ValueError, "40 rows, 1 different ones, are too few"),
+    (rows(text=TEXTS, label=LABELS, labels=("no",)), ValueError, "labels is no, and 'label' of"),
+    (rows(text=TEXTS, label=LABELS, labels=("no", "no")), ValueError, "name every class once"),
+    (rows(text=TEXTS, label=LABELS, task="regression", labels=("no", "yes")), ValueError, "the task is regression"),
+    (rows(text=TEXTS, label=LABELS, validation="none.csv"), FileNotFoundError, "validation is 'none.csv', which does"),
     (rows(text=TEXTS, label=LABELS, train_limit=-1), ValueError, "train_limit is -1"),
     (rows(text=TEXTS, label=LABELS, seed=2**40), ValueError, "seed is 1099511627776"),
     (lambda: load_data("digits", task="regression"), ValueError, "task is 'regression'; digits is for image"),

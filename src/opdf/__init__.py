@@ -1,21 +1,24 @@
 """Over-parameterized knowledge distillation: train a student as matrix product operators, deploy it unchanged."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from opdf.mpo import MPOShape, contract, decompose, plan_shape, pullback
-from opdf.overparam import (
-    OverParamConfig,
-    OverParameterization,
-    OverParameterizedOptimizer,
-    overparameterize,
-)
+from opdf.lazy import import_when_used
 
 if TYPE_CHECKING:
     from opdf.distill import DistillationArguments, DistillationTrainer
+    from opdf.mpo import MPOShape, contract, decompose, plan_shape, pullback
+    from opdf.overparam import (
+        Constraint,
+        OverParamConfig,
+        OverParameterization,
+        OverParameterizedOptimizer,
+        overparameterize,
+    )
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Constraint",
     "DistillationArguments",
     "DistillationTrainer",
     "MPOShape",
@@ -29,11 +32,4 @@ __all__ = [
     "pullback",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """The trainer needs transformers, which `import opdf` must not."""
-    if name in ("DistillationArguments", "DistillationTrainer"):
-        from opdf import distill
-
-        return getattr(distill, name)
-    raise AttributeError(f"module 'opdf' has no attribute {name!r}")
+import_when_used(__name__)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,14 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from datasets import Dataset
 from torch import nn
 from transformers import AutoConfig, TrainerCallback, training_args
 
 from families import FAMILIES, batch, build
 from opdf import DistillationArguments, DistillationTrainer, OverParamConfig
-from opdf.cli import main
 from opdf.distill import (
     LGTM,
     AttributionDistillation,
@@ -28,6 +25,8 @@ from opdf.distill import (
     Theseus,
     keep_layers,
 )
+from opdf.job import DistillConfig, cache_teacher, evaluate, run
+from opdf.job.options import fill
 
 pytestmark = pytest.mark.device
 
@@ -201,7 +200,7 @@ class Waits(TrainerCallback):
 
 @pytest.mark.parametrize("name", ["logits", "sparse-logits"])
 @pytest.mark.parametrize("kind", ["any", "single_only"])
-def test_the_command_line(
+def test_a_run(
     tmp_path: Path, device: torch.device, train_on: Choose, name: str, kind: str, request: pytest.FixtureRequest
 ) -> None:
     train_on(device)
@@ -215,10 +214,9 @@ def test_the_command_line(
         "constraint": {"weight": 0.1},
         "training": {"max_steps": 3, "per_device_train_batch_size": 8, "eval_strategy": "steps", "eval_steps": 2},
     }  # fmt: skip
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    job = fill(DistillConfig, config, "config")
     if name == "sparse-logits":
-        assert main(["cache-teacher", str(tmp_path / "config.yaml")]) == 0
-    assert main(["distill", str(tmp_path / "config.yaml")]) == 0
-    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+        cache_teacher(job)
+    metrics = run(job)
     assert 0 <= metrics["student"]["test"]["accuracy"] <= 1
-    assert main(["eval", str(tmp_path / "out" / "student"), "--data.name", "digits"]) == 0
+    assert evaluate(str(tmp_path / "out" / "student"), job.data)["test"] == metrics["student"]["test"]

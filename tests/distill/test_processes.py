@@ -28,7 +28,6 @@ from tokenizers.models import WordLevel
 from torch.distributed.tensor import DTensor
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast, TrainingArguments
 
-from opdf.cli import main
 from opdf.distill import (
     Constraint,
     DistillationArguments,
@@ -37,6 +36,7 @@ from opdf.distill import (
     LogitsDistillation,
     keep_layers,
 )
+from opdf.job import DistillConfig, StudentConfig, read_config, run
 from opdf.job.output import save
 from opdf.overparam import OverParamConfig
 
@@ -218,8 +218,8 @@ def test_a_resumed_run_is_exact_and_one_process_takes_its_checkpoint(
     further.train(resume_from_checkpoint=True)  # with the optimizer's state
 
 
-def command(rank: int, config: str) -> None:
-    """`opdf distill` in one of two processes."""
+def run_part(rank: int, config: str) -> None:
+    """A run's part in one of two processes."""
     join(rank)
     made = DistillationTrainer.__init__
 
@@ -229,8 +229,8 @@ def command(rank: int, config: str) -> None:
         made(self, model, args, **more)
 
     with mock.patch.object(DistillationTrainer, "__init__", make):
-        status = main(["distill", config])
-    os._exit(status)
+        run(read_config(config))
+    os._exit(0)
 
 
 VIT = {
@@ -239,7 +239,7 @@ VIT = {
 }  # fmt: skip
 
 
-def test_the_command_line_gives_what_one_process_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_gives_what_one_process_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Adam would divide the rounding of gradients near 0 by itself.
     shared = {"use_cpu": True, "optim": "sgd", "learning_rate": 0.1, "max_steps": 6}
 
@@ -254,15 +254,15 @@ def test_the_command_line_gives_what_one_process_gives(tmp_path: Path, monkeypat
         return str(path)
 
     finetuned = {"model": None, "finetune": True, "config": VIT, "training": shared}
-    assert main(["distill", config("first", finetuned)]) == 0
+    run(read_config(config("first", finetuned)))
     teacher = {"model": str(tmp_path / "first" / "teacher")}
-    assert main(["distill", config("one", teacher, per_device_train_batch_size=16)]) == 0
+    run(read_config(config("one", teacher, per_device_train_batch_size=16)))
     wrapped = {"fsdp": True, "fsdp_config": FSDP2 | {"transformer_layer_cls_to_wrap": ["ViTLayer"]}}
     expected = load_file(tmp_path / "one" / "student" / "model.safetensors")
     scores = json.loads((tmp_path / "one" / "metrics.json").read_text())["student"]["test"]
     for placement in ("replicate", "owner"):
         path = config(placement, teacher, per_device_train_batch_size=8, placement=placement, **wrapped)
-        launch(command, (path,), monkeypatch)
+        launch(run_part, (path,), monkeypatch)
         found = load_file(tmp_path / placement / "student" / "model.safetensors")
         for name, value in expected.items():
             torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
@@ -311,7 +311,7 @@ def launched(flags: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_what_accelerate_launch_asks_for_is_refused(
-    flags: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    flags: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = TrainingArguments(str(tmp_path), use_cpu=True)
     launched(flags, monkeypatch)
@@ -319,8 +319,8 @@ def test_what_accelerate_launch_asks_for_is_refused(
         DistillationArguments(str(tmp_path / "out"))
     with pytest.raises(ValueError, match=rf"{name} flattens or partitions"):
         DistillationTrainer(BertForSequenceClassification(STUDENT), plain, teacher=None)
-    assert main(["distill", "--student.layers", "1", "--output", str(tmp_path / "out")]) == 2
-    assert f"opdf: error: {name} flattens or partitions" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=rf"{name} flattens or partitions"):
+        run(DistillConfig(student=StudentConfig(layers=1), output=str(tmp_path / "out")))
     assert not (tmp_path / "out").exists()
 
 

@@ -15,7 +15,7 @@ import signal
 import sys
 from importlib import import_module
 
-from opdf.job.errors import Stopped, UserError
+from opdf.job.errors import Stopped, UserError, not_installed
 
 COMMANDS = {
     "distill": "distill a student from a teacher as a YAML file says",
@@ -83,11 +83,6 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def not_installed(package: str | None, what: str, extra: str) -> str:
-    """What to tell a user who has not installed all that `what` needs."""
-    return f"{package} is not installed; {what} needs pip install 'opdf[{extra}]' (in a clone: '.[{extra}]')"
-
-
 def _refuse(message: str, status: int = 2) -> int:
     print(f"opdf: error: {' '.join(message.split())}", file=sys.stderr)
     return status
@@ -107,8 +102,7 @@ def _adversity(error: Exception) -> str | None:
     """What to tell a user whose run met with something that is no mistake, ours or theirs; None for all else."""
     import torch
 
-    from opdf.distill import StorageError, TrainingDiverged
-    from opdf.distill.checkpoint import storage_problem
+    from opdf.distill import StorageError, TrainingDiverged, storage_problem
 
     if isinstance(error, TrainingDiverged | StorageError):
         return str(error)

@@ -19,11 +19,16 @@ accelerate launch --multi_gpu --num_processes 4 -m opdf.cli distill CONFIG.yaml,
 
 def main(argv: list[str]) -> None:
     config = parse(argv, DistillConfig, "opdf distill", DESCRIPTION)
-    from opdf.job import run as job
+    from opdf.job import Stopped, run
+    from opdf.job.processes import is_main, leave
 
-    job.quiet()
-    metrics = job.run(config, shlex.join(["opdf", "distill", *argv]))
-    if not job.is_main():
+    try:
+        metrics = run(config, command=shlex.join(["opdf", "distill", *argv]))
+    except Stopped:
+        leave()
+        raise
+    leave()
+    if not is_main():
         return
     if config.json:
         print(json.dumps(metrics, indent=2))

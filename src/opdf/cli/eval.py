@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from opdf.cli.options import at_least_one, parse
-from opdf.job.config import DataConfig, DistillConfig, TeacherConfig
+from opdf.job.config import DataConfig
 from opdf.job.errors import UserError
 from opdf.job.options import fill, read_yaml
 
@@ -69,22 +69,11 @@ def main(argv: list[str]) -> None:
             f"{config.model} comes without data; say what to score it on with --data.name, or give an output folder of "
             "opdf distill"
         )
-    from opdf.distill.probe import linear_probe
-    from opdf.job import run as job
-    from opdf.job.models import check_inputs, load_model
-    from opdf.job.scoring import evaluator, scores
+    from opdf.job.progress import quiet
+    from opdf.job.scoring import evaluate
 
-    job.quiet()
-    prepared = job.prepare_data(DistillConfig(data=config.data, teacher=TeacherConfig(model=config.model)))
-    model, missing = load_model(config.model, prepared.task)
-    if missing:
-        raise UserError(
-            f"{config.model} is not trained for this task ({missing[0]} is missing); give a fine-tuned model"
-        )
-    check_inputs("the model", model, prepared)
-    result = scores(evaluator(model, prepared, config.batch), prepared)
-    if config.probe:
-        result["linear probe"] = linear_probe(model, prepared.data, prepared.collator, batch=config.batch)
+    with quiet():
+        result = evaluate(config.model, config.data, batch=config.batch, probe=config.probe)
     if config.json:
         print(json.dumps(result, indent=2))
         return

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from dataclasses import dataclass, field
 from typing import Any
 
 from opdf.cli.options import at_least_one, parse
-from opdf.overparam import OverParamConfig, OverParameterization, overparameterize
+from opdf.overparam import OverParamConfig
 
 DESCRIPTION = """Show every matrix that would be over-parameterized: shape, bond dimensions, parameters, scale,
 and the extra time and memory of training. Only the model's configuration is read; no weights are loaded.
@@ -43,84 +42,18 @@ class PlanConfig:
 def main(argv: list[str]) -> None:
     config = parse(argv, PlanConfig, "opdf plan", DESCRIPTION, positional="model")
     at_least_one(config, "layers", "batch", "tokens", "accumulation")
-    planned = overparameterize(_meta_model(config.model, config.layers), config.overparam)
-    teacher = 0
-    if config.layers is not None:
-        teacher = _entries(overparameterize(_meta_model(config.model), OverParamConfig(ones=0)))
-    report = summarize(planned, config, teacher)
+    from opdf.job.cost import plan_model
+    from opdf.job.progress import quiet
+
+    with quiet():
+        report = plan_model(
+            config.model, config.overparam, layers=config.layers, batch=config.batch, tokens=config.tokens,
+            accumulation=config.accumulation,
+        )  # fmt: skip
     if config.json:
         print(json.dumps(report, indent=2))
     else:
         _print(report)
-
-
-def summarize(planned: OverParameterization, config: PlanConfig, teacher: int) -> dict[str, Any]:
-    """Every matrix, the totals, and the expected cost of a step.
-
-    The step's arithmetic is 3 contractions a matrix and optimizer step; the student's own is 6 operations per entry of
-    its matrices and token, and the teacher's, which has `teacher` entries (0 where it is not known), 2. A matrix's
-    memory is its cores and two moments in float32; the total has one gradient of the largest too.
-    """
-    rate = _matmul_rate()
-    matrices = [
-        {"name": t.name, "rows": t.shape.rows, "cols": t.shape.cols, "shape": str(t.shape),
-         "bonds": list(t.shape.bond_dims or ()), "params": t.shape.num_params, "scale": round(t.shape.scale, 3),
-         "extra_seconds_per_step": 3 * t.shape.contract_flops / rate, "extra_megabytes": 12 * t.shape.num_params / 1e6}
-        for t in planned.matrices
-    ]  # fmt: skip
-    extra = sum(3 * t.shape.contract_flops for t in planned.matrices)
-    plain = (6 * _entries(planned) + 2 * teacher) * config.batch * config.tokens * config.accumulation
-    cores = sum(t.shape.num_params for t in planned.matrices)
-    return {
-        "matrices": matrices,
-        "train_params": planned.train_params,
-        "inference_params": planned.inference_params,
-        "scale": planned.train_params / planned.inference_params,
-        "extra_gflop_per_step": extra / 1e9,
-        "extra_seconds_per_step": extra / rate,
-        "expected_step_ratio": 1 + extra / plain,
-        "with_teacher": teacher > 0,
-        "measured_gflops": rate / 1e9,
-        "extra_megabytes": 4 * (3 * cores + max(t.shape.num_params for t in planned.matrices)) / 1e6,
-        "batch": config.batch, "tokens": config.tokens, "accumulation": config.accumulation,
-    }  # fmt: skip
-
-
-def _entries(planned: OverParameterization) -> int:
-    return sum(t.shape.rows * t.shape.cols for t in planned.matrices)
-
-
-def _meta_model(name: str, layers: int | None = None) -> Any:
-    import torch
-    from transformers import AutoConfig, AutoModel
-
-    from opdf.job.models import loading
-    from opdf.job.run import quiet
-
-    quiet()
-    with loading(name) as folder:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    if layers is not None:
-        config.num_hidden_layers = layers
-    with torch.device("meta"):
-        return AutoModel.from_config(config)
-
-
-def _matmul_rate() -> float:
-    """Floating-point operations per second of float32 matrix products here, measured in about 0.1 s."""
-    import torch
-
-    # A GPU would be measured waiting, with one small product at a time.
-    device, size, products = ("cuda", 4096, 4) if torch.cuda.is_available() else ("cpu", 768, 1)
-    a = torch.randn(size, size, device=device)
-    best = 0.0
-    for _ in range(5):
-        start = time.perf_counter()
-        for _ in range(products):
-            found = a @ a
-        float(found[0, 0])
-        best = max(best, products * 2 * size**3 / (time.perf_counter() - start))
-    return best
 
 
 def _print(report: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""`opdf report FOLDER`: a page of a study's results."""
+"""`opdf report FOLDER`"""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from opdf.cli.options import parse
-from opdf.study.report import rates_table, read_results, summary, write_report
 
 DESCRIPTION = """Make a page of a study's results.
 
@@ -31,6 +30,8 @@ class ReportConfig:
 
 def main(argv: list[str]) -> None:
     options = parse(argv, ReportConfig, "opdf report", DESCRIPTION, positional="folder")
+    from opdf.study.report import rates_table, read_results, summary, write_report
+
     folder = Path(options.folder)
     results = read_results(folder)
     path = write_report(results, folder, options.title or folder.resolve().name)

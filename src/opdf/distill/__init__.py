@@ -1,22 +1,38 @@
 """What a student learns from a teacher, and the trainer that does it."""
 
-from opdf.distill.adkd import AttributionDistillation
-from opdf.distill.arguments import DistillationArguments
-from opdf.distill.checkpoint import StorageError
-from opdf.distill.dbkd import DecisionDistillation, count_decisions, decision_logits
-from opdf.distill.embedding import EmbeddingDistillation, mean_pooled
-from opdf.distill.hidden import HiddenDistillation
-from opdf.distill.lgtm import LGTM
-from opdf.distill.logits import LogitsDistillation
-from opdf.distill.objective import Batch, Losses, Objective
-from opdf.distill.sparse_logits import LogitsStore, SparseLogitsDistillation, StoredDataset
-from opdf.distill.students import keep_layers
-from opdf.distill.theseus import Theseus
-from opdf.distill.trainer import DistillationTrainer, TrainingDiverged
-from opdf.overparam import Constraint
+from typing import TYPE_CHECKING
+
+from opdf.lazy import import_when_used
+
+if TYPE_CHECKING:
+    from opdf.distill.arguments import DistillationArguments
+    from opdf.distill.checkpoint import StorageError, newest_whole, storage_problem, writing
+    from opdf.distill.losses import Batch
+    from opdf.distill.methods import (
+        LGTM,
+        METHODS,
+        AttributionDistillation,
+        DecisionDistillation,
+        EmbeddingDistillation,
+        HiddenDistillation,
+        LogitsDistillation,
+        SparseLogitsDistillation,
+        Theseus,
+        count_decisions,
+        decision_logits,
+        mean_pooled,
+    )
+    from opdf.distill.models import has_no_head, output_layer
+    from opdf.distill.objective import Losses, Objective
+    from opdf.distill.shrink import ShrinkReport, shrink, shrink_report
+    from opdf.distill.store import LogitsStore, StoredDataset
+    from opdf.distill.students import keep_layers
+    from opdf.distill.trainer import DistillationTrainer, TrainingDiverged, plan_student
+    from opdf.overparam import Constraint
 
 __all__ = [
     "LGTM",
+    "METHODS",
     "AttributionDistillation",
     "Batch",
     "Constraint",
@@ -29,6 +45,7 @@ __all__ = [
     "LogitsStore",
     "Losses",
     "Objective",
+    "ShrinkReport",
     "SparseLogitsDistillation",
     "StorageError",
     "StoredDataset",
@@ -36,6 +53,16 @@ __all__ = [
     "TrainingDiverged",
     "count_decisions",
     "decision_logits",
+    "has_no_head",
     "keep_layers",
     "mean_pooled",
+    "newest_whole",
+    "output_layer",
+    "plan_student",
+    "shrink",
+    "shrink_report",
+    "storage_problem",
+    "writing",
 ]
+
+import_when_used(__name__)

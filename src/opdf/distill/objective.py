@@ -6,23 +6,24 @@ needs (hybrid layers, gradients with respect to inputs, cached teacher outputs).
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from opdf.data import Prepared
 from opdf.distill.arguments import asks_for_fsdp
+from opdf.distill.losses import Batch, items_by_example
+from opdf.distill.models import check_frozen, config_of
+from opdf.distill.store import LogitsStore
+from opdf.mpo import Progress
 
 if TYPE_CHECKING:
-    from transformers import TrainingArguments
-
-    from opdf.distill.trainer import DistillationTrainer
-
-Batch = Mapping[str, Tensor]
-"""What the collator made: input_ids and attention_mask `[batch, tokens]` int64, or pixel_values
-`[batch, channels, height, width]` float32; labels `[batch]` or `[batch, tokens]`; the objective's `columns`."""
+    from transformers import Trainer, TrainingArguments
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,24 @@ class Losses:
 class Objective:
     """Base of all methods. Only `losses` must be filled in.
 
+    The arguments of a method's `__init__` are kept in attributes of the same names.
+
     Attributes:
-        columns: columns of the training data, beside inputs and labels, that `losses` reads.
+        tasks: kinds of `opdf.data.Task` that the method is for.
+        columns: columns of the training data, beside inputs and labels, that `losses` reads. No model is given them.
         trains_teacher: whether the teacher is trained too, and so need not have been fine-tuned.
+        decisions_only: whether nothing but the teacher's decisions is used, as if it were a black box.
     """
 
-    columns: tuple[str, ...] = ()
-    trains_teacher: bool = False
+    tasks: tuple[str, ...] = ("classification", "regression", "image-classification")
+    columns: ClassVar[tuple[str, ...]] = ()
+    trains_teacher: ClassVar[bool] = False
+    decisions_only: ClassVar[bool] = False
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the method was made with, by the names of its arguments."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters if hasattr(self, name)}
 
     def prepare(self, student: nn.Module, teacher: nn.Module | None) -> None:
         """Check that student and teacher fit and build what training needs; called once, before any step.
@@ -69,6 +81,42 @@ class Objective:
                 "know; use DDP, or a student of the teacher's width, which needs none"
             )
 
+    def check_data(self, data: Prepared, teacher: nn.Module) -> None:
+        """Check that a run's data go with this method; called before the run trains or writes anything.
+
+        Raises:
+            ValueError, FileNotFoundError: they do not, or something that the method reads is not there.
+        """
+
+    def prepare_data(
+        self,
+        data: Prepared,
+        teacher: nn.Module,
+        folder: Path,
+        *,
+        shared: bool = False,
+        progress: Progress | None = None,
+    ) -> Any:
+        """The rows to train on: the encoded training split, with what the method wants of the teacher beside it.
+
+        Args:
+            data: of the run.
+            teacher: as it is when the student's training begins.
+            folder: of the run. What takes long is kept there, and a resumed run finds it.
+            shared: whether other runs with this data and teacher follow, for which more is worth keeping.
+            progress: called with the numbers of examples done and in all.
+        """
+        return data.data["train"]
+
+    @property
+    def cache(self) -> Path | None:
+        """Folder where a teacher and what it said are kept for many runs; None for a method that asks it anew."""
+        return None
+
+    def write_cache(self, data: Prepared, teacher: nn.Module, progress: Progress | None = None) -> LogitsStore:
+        """Put into `cache` what is not there yet; for methods that have one."""
+        raise NotImplementedError
+
     def training_data(self, dataset: Any) -> Any:
         """What to train on, of the dataset that the trainer was given; called once, before any step."""
         return dataset
@@ -83,9 +131,23 @@ class Objective:
         """
         raise NotImplementedError
 
+    def forward(self, model: nn.Module, batch: Batch, **options: Any) -> Any:
+        """A model's outputs without its own loss."""
+        return model(**model_inputs(model, batch, self.columns), **options)
+
+    def teacher_forward(self, teacher: nn.Module, batch: Batch, **options: Any) -> Any:
+        """A frozen teacher's outputs, without gradient.
+
+        Raises:
+            RuntimeError: the teacher is in training mode, which would make its targets random.
+        """
+        check_frozen(teacher)
+        with torch.no_grad():
+            return self.forward(teacher, batch, **options)
+
     def count_items(self, student: nn.Module, batch: Batch) -> Tensor:
         """Items that the loss of this micro-batch sums over: examples, or kept tokens of a language model."""
-        return count_items(student, batch)
+        return items_by_example(student, batch).sum()
 
     def modules(self) -> dict[str, nn.Module]:
         """Modules of the method's own that are trained and checkpointed with the student, and dropped after."""
@@ -112,132 +174,26 @@ class Objective:
             for name, tensor in self.tensors().items():
                 tensor.copy_(saved[name])
 
-    def on_train_begin(self, trainer: DistillationTrainer) -> None:
+    def on_train_begin(self, trainer: Trainer) -> None:
         """Before the first step of a run, new or resumed."""
 
-    def on_epoch_begin(self, trainer: DistillationTrainer) -> None:
+    def on_epoch_begin(self, trainer: Trainer) -> None:
         """Before the first batch of an epoch is drawn."""
 
-    def before_forward(self, trainer: DistillationTrainer, batches: Sequence[Batch], num_items: Tensor) -> None:
+    def before_forward(self, trainer: Trainer, batches: Sequence[Batch], num_items: Tensor) -> None:
         """Before the forward passes of a step; `batches` are its micro-batches, with `num_items` items in all."""
 
-    def after_optimizer_step(self, trainer: DistillationTrainer) -> None:
+    def after_optimizer_step(self, trainer: Trainer) -> None:
         """After the optimizer's and before the scheduler's step."""
 
-    def on_train_end(self, trainer: DistillationTrainer) -> None:
+    def on_train_end(self, trainer: Trainer) -> None:
         """After the last step."""
 
 
-TARGETS = ("decision_logits", "teacher_logits", "teacher_classes", "teacher_probabilities")
-"""Columns with what a teacher said; no model takes them as inputs."""
+def model_inputs(model: nn.Module, batch: Batch, columns: Sequence[str] = ()) -> dict[str, Tensor]:
+    """What of a batch goes into a model: neither the objective's columns nor the labels.
 
-
-def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-    """What of a batch goes into a model: not the labels, unless an encoder-decoder makes decoder inputs of them."""
+    An encoder-decoder gets the labels, of which it makes its decoder's inputs.
+    """
     needs_labels = getattr(config_of(model), "is_encoder_decoder", False)
-    return {k: v for k, v in batch.items() if k not in TARGETS and (needs_labels or k != "labels")}
-
-
-def forward(model: nn.Module, batch: Batch, **options: Any) -> Any:
-    """A model's outputs without its own loss."""
-    return model(**model_inputs(model, batch), **options)
-
-
-def teacher_forward(teacher: nn.Module, batch: Batch, **options: Any) -> Any:
-    """A frozen teacher's outputs, without gradient.
-
-    Raises:
-        RuntimeError: the teacher is in training mode, which would make its targets random.
-    """
-    check_frozen(teacher)
-    with torch.no_grad():
-        return forward(teacher, batch, **options)
-
-
-def check_frozen(teacher: nn.Module) -> None:
-    """Refuse a teacher in training mode, see `teacher_forward`."""
-    if teacher.training:
-        raise RuntimeError("the teacher is in training mode; something called teacher.train(). Keep it in eval mode")
-
-
-def config_of(model: nn.Module) -> Any:
-    """The configuration of a transformers model, also inside a DDP or compiled wrapper."""
-    return getattr(unwrapped(model), "config", None)
-
-
-def is_language_model(model: nn.Module) -> bool:
-    """Whether outputs are scores of the vocabulary."""
-    return getattr(unwrapped(model), "get_output_embeddings", lambda: None)() is not None
-
-
-def has_no_head(model: nn.Module) -> bool:
-    """Whether a transformers model ends in hidden states (AutoModel) and not in a task's outputs.
-
-    Some with a head are their own base model; transformers calls those something For a task.
-    """
-    own = getattr(model, "base_model", None) is model
-    return own and "For" not in type(model).__name__ and not is_language_model(model)
-
-
-def is_causal(model: nn.Module) -> bool:
-    """Whether logits at one position predict the label of the next, so that both have to be shifted.
-
-    Decoders of transformers do; encoder-decoders get their inputs shifted, masked language models and taggers label in
-    place, and so does any module of another library: who trains one shifts its labels, if they are to be shifted.
-    """
-    inner = unwrapped(model)
-    if getattr(config_of(inner), "is_encoder_decoder", False):
-        return False
-    return bool(inner.can_generate()) if hasattr(inner, "can_generate") else False
-
-
-def token_labels(model: nn.Module, batch: Batch) -> Tensor | None:
-    """Labels `[batch, tokens]`, -100 where nothing is learned, or None where a batch has no label per token.
-
-    Without labels a language model learns at every token that is not padding, an encoder-decoder of its decoder's.
-    """
-    config = config_of(model)
-    if getattr(config, "problem_type", None) in ("multi_label_classification", "regression"):
-        return None
-    side = "decoder_" if getattr(config, "is_encoder_decoder", False) else ""
-    labels = batch.get("labels")
-    if labels is None and f"{side}input_ids" in batch and is_language_model(model):
-        labels, mask = batch[f"{side}input_ids"], batch.get(f"{side}attention_mask")
-        labels = labels if mask is None else labels.masked_fill(mask == 0, -100)
-    return labels if labels is not None and labels.dim() == 2 and not labels.is_floating_point() else None
-
-
-def labels_of(batch: Batch) -> Tensor:
-    """The labels of a batch.
-
-    Raises:
-        ValueError: it has none.
-    """
-    if "labels" not in batch:
-        raise ValueError("the batch has no 'labels', which this method learns from; add them to the training data")
-    return batch["labels"]
-
-
-def count_items(student: nn.Module, batch: Batch) -> Tensor:
-    """Scalar: the items of a batch, see `items_by_example`."""
-    return items_by_example(student, batch).sum()
-
-
-def items_by_example(student: nn.Module, batch: Batch) -> Tensor:
-    """`[batch]` int64: 1 each; kept tokens (label not -100, shifted as the model does) where labels are per token."""
-    labels = token_labels(student, batch)
-    if labels is not None:
-        return (labels[:, 1:] if is_causal(student) else labels).ne(-100).sum(1)
-    first = batch["labels"] if "labels" in batch else next(iter(batch.values()))
-    return torch.ones(first.shape[0], dtype=torch.int64, device=first.device)
-
-
-def unwrapped(model: nn.Module) -> Any:
-    """A model without the wrappers of DDP and torch.compile."""
-    while True:
-        if hasattr(model, "_orig_mod"):
-            model = model._orig_mod  # type: ignore[assignment]
-        elif not hasattr(model, "config") and hasattr(model, "module"):
-            model = model.module  # type: ignore[assignment]
-        else:
-            return model
+    return {k: v for k, v in batch.items() if k not in columns and (needs_labels or k != "labels")}

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from opdf.distill.objective import config_of
-from opdf.overparam.select import block_stacks
+from opdf.overparam import block_lists
 
 
 def keep_layers(teacher: nn.Module, layers: int | Sequence[int]) -> Any:
@@ -33,7 +32,7 @@ def keep_layers(teacher: nn.Module, layers: int | Sequence[int]) -> Any:
     config = getattr(teacher, "config", None)
     if config is None or not hasattr(teacher, "_from_config"):
         raise TypeError(f"teacher is a {type(teacher).__name__}; keep_layers needs a transformers model")
-    stacks = block_stacks(teacher)
+    stacks = block_lists(teacher)
     if hasattr(config, "depths") or not stacks or len(stacks) > 2:
         raise ValueError(
             f"{type(teacher).__name__} has {len(stacks)} stacks of blocks ({', '.join(stacks)}); keep_layers handles "
@@ -43,7 +42,7 @@ def keep_layers(teacher: nn.Module, layers: int | Sequence[int]) -> Any:
     kept = {}
     for stack in stacks:
         depth = len(list(teacher.get_submodule(stack).children()))
-        kept[stack] = _chosen(layers, depth)
+        kept[stack] = chosen_layers(layers, depth)
         _set_depth(config, stack, depth, kept[stack])
     with torch.random.fork_rng(), next(teacher.parameters()).device:
         make: Any = type(teacher)
@@ -53,21 +52,7 @@ def keep_layers(teacher: nn.Module, layers: int | Sequence[int]) -> Any:
     return student.to(next(teacher.parameters()).device)
 
 
-def output_layer(model: nn.Module) -> nn.Linear:
-    """The Linear that makes a classifier's or regressor's outputs.
-
-    Raises:
-        ValueError: no Linear outside the blocks has as many outputs as the configuration has labels.
-    """
-    labels = config_of(model).num_labels
-    base = {id(m) for m in getattr(model, "base_model", nn.Module()).modules()}
-    found = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == labels and id(m) not in base]
-    if not found:
-        raise ValueError(f"{type(model).__name__} has no Linear with {labels} outputs as its head")
-    return found[-1]
-
-
-def _chosen(layers: int | Sequence[int], depth: int) -> list[int]:
+def chosen_layers(layers: int | Sequence[int], depth: int) -> list[int]:
     if isinstance(layers, int):
         if not 1 <= layers <= depth:
             raise ValueError(f"layers is {layers}; the teacher has {depth} blocks, keep 1 to {depth}")

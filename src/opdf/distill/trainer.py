@@ -24,12 +24,20 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from opdf.distill import checkpoint
 from opdf.distill.arguments import DistillationArguments, check_engine, check_loss
-from opdf.distill.labels import check_labels
-from opdf.distill.logits import LogitsDistillation
+from opdf.distill.methods import LogitsDistillation
+from opdf.distill.models import check_labels
 from opdf.distill.objective import Objective
-from opdf.overparam import Constraint, OverParamConfig, OverParameterization, overparameterize
-from opdf.overparam.owner import OwnerOptimizer
-from opdf.overparam.sharding import gathered, local, scattered, whole
+from opdf.overparam import (
+    Constraint,
+    OverParamConfig,
+    OverParameterization,
+    OwnerOptimizer,
+    gathered,
+    local,
+    overparameterize,
+    scattered,
+    whole,
+)
 
 OPTIMIZER, OBJECTIVE = "optimizer", "objective"
 
@@ -76,18 +84,16 @@ def plan_student(
     planned = overparameterize(student, overparam)
     if constraint is not None:
         assert teacher is not None
-        planned.align(teacher, **vars(constraint))
+        planned.align(teacher, constraint)
     return planned
 
 
 class DistillationTrainer(Trainer):
     """transformers.Trainer for a student that follows a teacher (OPDF: arXiv 2411.06448).
 
-    >>> trainer = opdf.DistillationTrainer(
-    ...     student, opdf.DistillationArguments("out"), teacher=teacher, overparam=opdf.OverParamConfig(ones=3),
-    ...     train_dataset=data,
-    ... )
-    >>> trainer.train()
+        arguments = opdf.DistillationArguments("out")
+        trainer = opdf.DistillationTrainer(student, arguments, teacher=teacher, train_dataset=data)
+        trainer.train()
 
     The teacher is frozen, in eval mode, and part of neither the student nor its checkpoints. The loss is a mean over
     the examples of all micro-batches of a step, however they are split. Everything else is the Trainer's.

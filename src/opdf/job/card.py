@@ -8,11 +8,10 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from opdf.data import Task
+from opdf.data import Prepared, Task
 from opdf.files import replacing
 from opdf.job.config import DistillConfig
 from opdf.job.options import plain
-from opdf.job.prepared import Prepared
 
 PIPELINES = {
     "classification": "text-classification",
@@ -49,11 +48,15 @@ It loads with plain transformers.
 | {{ s.matrices }} | {{ s.rows }} x {{ s.cols }} | {{ s.shape }} | {{ "%.2f" % s.scale }} |
 {% endfor %}
 {% endif %}
+{% if command -%}
 ```
 {{ command }}
 ```
 
 with the configuration
+{%- else -%}
+The configuration was
+{%- endif %}
 
 ```yaml
 {{ configuration }}
@@ -61,14 +64,16 @@ with the configuration
 """
 
 
-def write_card(config: DistillConfig, metrics: dict[str, Any], prepared: Prepared, command: str, folder: Path) -> None:
+def write_card(
+    config: DistillConfig, metrics: dict[str, Any], prepared: Prepared, command: str | None, folder: Path
+) -> None:
     """README.md in a student's folder, complete or absent.
 
     Args:
         config: what was asked for.
         metrics: what metrics.json holds.
         prepared: the data.
-        command: as it was typed.
+        command: as it was typed; None for a run from Python.
         folder: where the student is.
     """
     card = ModelCard.from_template(

@@ -17,3 +17,8 @@ class Stopped(Exception):  # noqa: N818
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)
         self.number = number
+
+
+def not_installed(package: str | None, what: str, extra: str) -> str:
+    """What to tell a user who has not installed all that `what` needs."""
+    return f"{package} is not installed; {what} needs pip install 'opdf[{extra}]' (in a clone: '.[{extra}]')"

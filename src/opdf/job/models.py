@@ -22,12 +22,14 @@ from transformers import (
     AutoTokenizer,
 )
 
-from opdf.data import Task, longest_text, minilm
+from opdf.data import Task, minilm
 from opdf.data.hub import hub
 from opdf.job.config import TeacherConfig
 from opdf.job.errors import UserError
 from opdf.job.options import suggest
-from opdf.job.prepared import Prepared
+
+DTYPE = torch.float32
+"""Of all weights, whatever a file holds: training.bf16 and fp16 compute in half precision from them."""
 
 
 def load_processor(teacher: TeacherConfig, task: Task) -> Any:
@@ -110,8 +112,9 @@ def load_model(name: str, task: Task) -> tuple[Any, list[str]]:
     with loading(name) as folder, torch.device("cpu"):  # values are read, whatever surrounds this
         check_labels(name, load_config(name, folder), task)
         model, info = auto.from_pretrained(
-            folder, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **head_of(task)
-        )
+            folder, dtype=DTYPE, use_safetensors=True, trust_remote_code=False, output_loading_info=True,
+            **head_of(task),
+        )  # fmt: skip
     broken = next((n for n, p in model.named_parameters() if not torch.isfinite(p).all()), None)
     if broken:
         raise UserError(f"model {name!r} is broken: {broken} holds NaN or infinite entries")
@@ -134,34 +137,6 @@ def check_labels(name: str, config: Any, task: Task) -> None:
         raise UserError(
             f"model {name!r} has the classes {', '.join(theirs)} and the data {', '.join(task.labels)}: "
             "give both the same order"
-        )
-
-
-def check_inputs(who: str, model: Any, prepared: Prepared) -> None:
-    """Refuse a model that the encoded texts would be out of range for.
-
-    Raises:
-        UserError: it has fewer tokens than the tokenizer, or fewer positions than the longest text.
-    """
-    if prepared.task.is_image:
-        return
-    tokens, positions = (getattr(model.config, n, None) for n in ("vocab_size", "max_position_embeddings"))
-    if tokens is not None and len(prepared.processor) > tokens:
-        raise UserError(
-            f"{who} knows {tokens} tokens and the teacher's tokenizer has {len(prepared.processor)}; both read the "
-            "same tokens, so give a student of the teacher's vocabulary"
-        )
-    longest = max(longest_text(rows) for rows in prepared.data.values())
-    if positions is not None and longest > positions:
-        raise UserError(f"{who} reads {positions} tokens and the longest text has {longest}; lower data.max_length")
-
-
-def check_same_tokens(student: str, prepared: Prepared) -> None:
-    """Refuse a pretrained student with another tokenizer: it would get the teacher's tokens and read other words."""
-    if load_tokenizer(student).get_vocab() != prepared.processor.get_vocab():
-        raise UserError(
-            f"student.model {student} has another vocabulary than the teacher, whose tokens it would get; "
-            "give a student with the teacher's tokenizer"
         )
 
 
@@ -194,7 +169,7 @@ def from_config(fields: dict[str, Any], task: Task) -> Any:
     fields = copy.deepcopy(fields)
     kind = fields.pop("model_type")
     try:
-        return auto_class(task).from_config(AutoConfig.for_model(kind, **fields, **head_of(task)))
+        return auto_class(task).from_config(AutoConfig.for_model(kind, **fields, **head_of(task)), dtype=DTYPE)
     except (StrictDataclassError, RuntimeError, ValueError, TypeError, ZeroDivisionError) as error:
         raise UserError(f"no {kind} can be built from the model's config: {' '.join(str(error).split())}") from error
 

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jsonargparse
 import yaml
 
 from opdf.files import replacing
+from opdf.job.config import DistillConfig
 from opdf.job.errors import UserError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
 
 DEEPEST = 50
 """Mappings and lists inside each other in a file; ours have four."""
@@ -40,6 +44,17 @@ def read_yaml(path: str) -> dict[str, Any]:
         seen.append(file.resolve())
         content = merged(_read_mapping(str(file)), content)
     return content
+
+
+def read_config(path: str) -> DistillConfig:
+    """The configuration of a distillation from a YAML file, as `opdf distill` reads it.
+
+    Raises:
+        UserError: an option is unknown or has the wrong type, or the file is no YAML mapping of plain values.
+        FileNotFoundError: the file, or one that it builds on, does not exist.
+    """
+    config: DistillConfig = fill(DistillConfig, read_yaml(path), path)
+    return config
 
 
 def merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -136,46 +151,51 @@ def fill(cls: type, options: Any, where: str, **defaults: Any) -> Any:
     Raises:
         UserError: the options are no mapping, or one is unknown or has the wrong type.
     """
+    return cls(**(defaults | typed(cls, options, where)))
+
+
+def typed(cls: type, options: Any, where: str) -> dict[str, Any]:
+    """The options of a class with numbers in text read and types checked, see `fill`."""
     known = hints_of(cls)
     if not isinstance(options, dict):
-        raise UserError(f"{where} is {_clipped(options)}; expected a mapping of options such as {next(iter(known))}")
+        raise UserError(f"{where} is {clipped(options)}; expected a mapping of options such as {next(iter(known))}")
     for key in options:
         if key not in known:
             raise UserError(f"{where} has no option {key!r}{suggest(str(key), known)}")
     nested = {k: dataclass_of(known[k]) for k, v in options.items() if v is not None or not _may_be_null(known[k])}
     filled = {k: fill(inner, options[k], f"{where}: {k}") for k, inner in nested.items() if inner}
-    return cls(**(defaults | _typed(cls, {k: v for k, v in options.items() if k not in filled}, where) | filled))
+    return {k: filled[k] if k in filled else _typed_value(cls, k, v, where) for k, v in options.items()}
 
 
-def _typed(cls: type, options: dict[str, Any], where: str) -> dict[str, Any]:
-    """The options with numbers in text read and types checked."""
-    known = hints_of(cls)
-    typed = {}
-    for key, value in options.items():
-        if isinstance(value, dict) and dict[str, Any] in _members(known[key]):
-            typed[key] = value  # checked where it is used; jsonargparse would read the texts in it as YAML
-            continue
-        try:
-            if value is None and not _may_be_null(known[key]):
-                raise TypeError("null")
-            typed[key] = _reader(cls, key).parse_object({key: value})[key]
-        except (jsonargparse.ArgumentError, TypeError) as error:
-            raise UserError(f"{where}: {key} is {_clipped(value)}; expected {_described(known[key])}") from error
-    return typed
+def _typed_value(cls: type, key: str, value: Any, where: str) -> Any:
+    from jsonargparse import ArgumentError
+
+    hint = hints_of(cls)[key]
+    if isinstance(value, dict) and dict[str, Any] in _members(hint):
+        return value  # checked where it is used; jsonargparse would read the texts in it as YAML
+    try:
+        if value is None and not _may_be_null(hint):
+            raise TypeError("null")
+        return _reader(cls, key).parse_object({key: value})[key]
+    except (ArgumentError, TypeError) as error:
+        raise UserError(f"{where}: {key} is {clipped(value)}; expected {_described(hint)}") from error
 
 
 @cache
-def _reader(cls: type, key: str) -> jsonargparse.ArgumentParser:
+def _reader(cls: type, key: str) -> ArgumentParser:
     """Reads one argument of a class, so that an error is about that one; making it takes a hundredth of a second."""
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    from jsonargparse import ArgumentParser  # takes a tenth of a second, which --help need not wait for
+
+    parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls, skip=hints_of(cls).keys() - {key})
     return parser
 
 
 @cache
 def hints_of(cls: type) -> dict[str, Any]:
-    hints = typing.get_type_hints(cls if dataclasses.is_dataclass(cls) else vars(cls)["__init__"])
-    return {name: hint for name, hint in hints.items() if name != "return"}
+    if dataclasses.is_dataclass(cls):
+        return typing.get_type_hints(cls)
+    return {name: a.annotation for name, a in inspect.signature(cls, eval_str=True).parameters.items()}
 
 
 def _members(hint: Any) -> tuple[Any, ...]:
@@ -210,7 +230,8 @@ def _described(hint: Any) -> str:
     return " or ".join(dict.fromkeys(words))
 
 
-def _clipped(value: Any) -> str:
+def clipped(value: Any) -> str:
+    """A value in a message."""
     shown = "null" if value is None else repr(value)
     return shown if len(shown) <= 80 else f"{shown[:77]}..."
 

@@ -1,21 +1,31 @@
-"""Data of a command, ready for the Trainer."""
+"""The data of a job, loaded and encoded."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
+from accelerate import PartialState
 from datasets import DatasetDict
 
-from opdf.data import Task
+from opdf.data import Prepared, Task, encode, load_data
+from opdf.job.config import DataConfig, TeacherConfig
+from opdf.job.models import load_processor
+
+ENCODING = ("max_length", "pack", "answers_only")
+"""Options of the data that are about what models are given."""
 
 
-@dataclass
-class Prepared:
-    """Data as it is and as the Trainer takes it, and what encodes it."""
+def load(options: DataConfig) -> tuple[DatasetDict, Task]:
+    """The data as they are, and their task."""
+    return load_data(**{name: value for name, value in vars(options).items() if name not in ENCODING}, where="data.")
 
-    raw: DatasetDict
-    data: DatasetDict
-    task: Task
-    processor: Any
-    collator: Any
+
+def prepare_data(options: DataConfig, teacher: TeacherConfig) -> Prepared:
+    """Load the data and encode them as the teacher reads them.
+
+    Of several processes the first one works, and the others find the cache filled.
+    """
+    with PartialState().main_process_first():
+        raw, task = load(options)
+        processor = load_processor(teacher, task)
+        how = {name: getattr(options, name) for name in ENCODING}
+        data, collator = encode(raw, task, processor, **how, where="data.")
+    return Prepared(raw, data, task, processor, collator, options.max_length)

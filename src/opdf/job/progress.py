@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import transformers
+from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -32,6 +34,26 @@ from opdf.distill import DistillationTrainer
 
 PATIENCE = 2.0
 """Seconds that decomposition may take without a bar of its own."""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Inside, libraries do not chatter between a run's own lines."""
+    chatter, verbosity, bars = transformers.utils.logging, transformers.utils.logging.get_verbosity(), []
+    chatter.set_verbosity_error()
+    if chatter.is_progress_bar_enabled():
+        chatter.disable_progress_bar()
+        bars.append(chatter.enable_progress_bar)
+    if not are_progress_bars_disabled():
+        disable_progress_bars()
+        bars.append(enable_progress_bars)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        yield
+    finally:
+        chatter.set_verbosity(verbosity)
+        for enable in bars:
+            enable()
 
 
 @contextmanager

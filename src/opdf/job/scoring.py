@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 from transformers import Trainer
 
-from opdf.distill.embedding import embedder, pair_cosines
+from opdf.data import Prepared
+from opdf.distill import Batch, mean_pooled
 from opdf.job.arguments import training_arguments
-from opdf.job.prepared import Prepared
+from opdf.job.checks import check_inputs
+from opdf.job.config import DataConfig, TeacherConfig
+from opdf.job.errors import UserError
+from opdf.job.models import load_model
+from opdf.job.prepared import prepare_data
+from opdf.job.probe import linear_probe
 
 
 def evaluator(model: Any, prepared: Prepared, batch: int = 128) -> Trainer:
@@ -25,6 +34,32 @@ def evaluator(model: Any, prepared: Prepared, batch: int = 128) -> Trainer:
     for callback in list(trainer.callback_handler.callbacks):
         trainer.remove_callback(callback)
     return trainer
+
+
+def evaluate(name: str, data: DataConfig, *, batch: int = 128, probe: bool = False) -> dict[str, Any]:
+    """Score a saved model on the validation and test splits of some data.
+
+    Args:
+        name: a saved model's folder, or a hub name.
+        data: the data.
+        batch: examples at a time.
+        probe: also train a linear classifier on the frozen features and score it on the test split.
+
+    Returns:
+        Metrics by split, with the number of examples.
+
+    Raises:
+        UserError: the model is not trained for this task, or it or the data cannot be read.
+    """
+    prepared = prepare_data(data, TeacherConfig(model=name))
+    model, missing = load_model(name, prepared.task)
+    if missing:
+        raise UserError(f"{name} is not trained for this task ({missing[0]} is missing); give a fine-tuned model")
+    check_inputs("the model", model, prepared)
+    result = scores(evaluator(model, prepared, batch), prepared)
+    if probe:
+        result["linear probe"] = linear_probe(model, prepared.data, prepared.collator, batch=batch)
+    return result
 
 
 def answers(model: Any, prepared: Prepared, part: str) -> np.ndarray:
@@ -47,6 +82,36 @@ def scores(trainer: Trainer, prepared: Prepared) -> dict[str, Any]:
     return result
 
 
-def similarity_metrics(prepared: Prepared, part: str, cosines: torch.Tensor) -> dict[str, Any]:
+def similarity_metrics(prepared: Prepared, part: str, cosines: Tensor) -> dict[str, Any]:
     labels = np.asarray(prepared.raw[part][prepared.task.label])
     return {**prepared.task.metrics(cosines.numpy(), labels), "examples": len(labels)}
+
+
+def embedder(model: nn.Module) -> Callable[[Batch], Tensor]:
+    """Batches of a model without a head to embeddings on the CPU."""
+
+    def embed(batch: Batch) -> Tensor:
+        device, was = next(model.parameters()).device, model.training
+        inputs = {name: value.to(device) for name, value in batch.items()}
+        with torch.no_grad():
+            output = model.eval()(**inputs)
+        model.train(was)
+        return mean_pooled(output.last_hidden_state, inputs.get("attention_mask")).cpu()
+
+    return embed
+
+
+def pair_cosines(
+    embed: Callable[[Batch], Tensor], rows: Sequence[Any], collate: Callable[[list[Any]], Batch], batch: int = 128
+) -> Tensor:
+    """Cosines `[pairs]` of the embeddings of pairs of texts.
+
+    Args:
+        embed: a batch to embeddings `[batch, width]`; see `embedder`.
+        rows: encoded texts; 2k and 2k + 1 are pair k.
+        collate: makes a batch of rows.
+        batch: rows at a time.
+    """
+    starts = range(0, len(rows), batch)
+    vectors = torch.cat([embed(collate([rows[k] for k in range(s, min(s + batch, len(rows)))])) for s in starts])
+    return F.cosine_similarity(vectors[::2], vectors[1::2])

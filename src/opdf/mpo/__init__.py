@@ -1,11 +1,17 @@
 """Matrix product operators: tensors in, tensors out. Knows no module and no optimizer."""
 
-from opdf.mpo.contract import contract, contract_segments, pullback, shape_of
-from opdf.mpo.decompose import Decomposition, decompose, decompose_many, decompose_with_errors
-from opdf.mpo.gauge import match_gauge
-from opdf.mpo.precision import factorized_on, matmul_precision
-from opdf.mpo.shape import MPOShape, plan_shape
-from opdf.mpo.threads import Progress, one_a_thread, threads_for
+from typing import TYPE_CHECKING
+
+from opdf.lazy import import_when_used
+
+if TYPE_CHECKING:
+    from opdf.mpo.contract import contract, contract_segments, pullback, shape_of
+    from opdf.mpo.decompose import Decomposition, decompose, decompose_many, decompose_with_errors
+    from opdf.mpo.factorize import singular_values
+    from opdf.mpo.gauge import match_gauge
+    from opdf.mpo.precision import factorized_on, matmul_precision
+    from opdf.mpo.shape import MPOShape, plan_shape
+    from opdf.mpo.threads import Progress, one_a_thread, threads_for
 
 __all__ = [
     "Decomposition",
@@ -23,5 +29,8 @@ __all__ = [
     "plan_shape",
     "pullback",
     "shape_of",
+    "singular_values",
     "threads_for",
 ]
+
+import_when_used(__name__)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from opdf.mpo.contract import contract, from_matrix
+from opdf.mpo.factorize import eigh, svd
 from opdf.mpo.precision import factorized_on, matmul_precision
 from opdf.mpo.shape import MPOShape
 from opdf.mpo.threads import Progress, one_a_thread, threads_for
@@ -176,7 +177,7 @@ Split = tuple[Tensor, Tensor, Tensor]
 
 
 def _split_svd(rest: Tensor, bond: int) -> Split:
-    u, s, vh = torch.linalg.svd(rest, full_matrices=False)
+    u, s, vh = svd(rest)
     sign = _signs(u)[:bond]
     return u[:, :bond] * sign, (s[:bond] * sign)[:, None] * vh[:bond], s
 
@@ -189,10 +190,12 @@ def _split_gram(rest: Tensor, bond: int) -> Split:
     One factor is square and orthogonal, so the product stays exact, and this is faster than an SVD in float32.
     """
     tall = rest.shape[-2] > rest.shape[-1]
-    values, vectors = torch.linalg.eigh(_gram(rest.mT if tall else rest))
-    if rest.dtype == torch.float32:
-        if not values[0] > WELL_CONDITIONED * values[-1]:
-            return _split_gram(rest.double(), bond)
+    single = rest.dtype == torch.float32
+    found = eigh(_gram(rest.mT if tall else rest))
+    if found is None or (single and not found[0][0] > WELL_CONDITIONED * found[0][-1]):
+        return _split_gram(rest.double(), bond) if single else _split_svd(rest, bond)
+    values, vectors = found
+    if single:
         _orthogonalize(vectors)
     s = values.flip(-1).clamp(min=0).sqrt()
     vectors = vectors.flip(-1)[:, :bond]

@@ -1,10 +1,17 @@
 """From matrices to models: which weights, their cores, the optimizer that trains them, the constraint loss."""
 
-from opdf.overparam.alignment import Alignment
-from opdf.overparam.config import Constraint, OverParamConfig
-from opdf.overparam.engine import OverParameterization, TargetMatrix, overparameterize
-from opdf.overparam.optimizer import OverParameterizedOptimizer
-from opdf.overparam.select import Matrix
+from typing import TYPE_CHECKING
+
+from opdf.lazy import import_when_used
+
+if TYPE_CHECKING:
+    from opdf.overparam.alignment import Alignment
+    from opdf.overparam.config import Constraint, OverParamConfig
+    from opdf.overparam.optimizer import OverParameterizedOptimizer, rolled_back
+    from opdf.overparam.owner import OwnerOptimizer
+    from opdf.overparam.plan import OverParameterization, overparameterize
+    from opdf.overparam.select import Matrix, block_lists
+    from opdf.overparam.sharding import gathered, local, scattered, whole
 
 __all__ = [
     "Alignment",
@@ -13,6 +20,14 @@ __all__ = [
     "OverParamConfig",
     "OverParameterization",
     "OverParameterizedOptimizer",
-    "TargetMatrix",
+    "OwnerOptimizer",
+    "block_lists",
+    "gathered",
+    "local",
     "overparameterize",
+    "rolled_back",
+    "scattered",
+    "whole",
 ]
+
+import_when_used(__name__)

@@ -1,0 +1,334 @@
+"""Draws figures and fills in tables of the pages from committed results: `make figures`.
+
+Each function of `FIGURES` draws its numbers and describes them in words. The description
+becomes the image's text for screen readers. In a page the comment
+`<!-- studies/results/NAME -->` stands before the table of that study. Tests compare both
+with the results, so that no figure and no table outlives its data.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from html import escape
+from io import StringIO
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from opdf.study.report import read_results, summary
+
+ROOT = Path(__file__).resolve().parents[1]
+IMAGES = ROOT / "docs" / "images"
+
+# A colour on a light page and on a dark one. An image follows the scheme of its page.
+COLOURS = {
+    "page": ("#ffffff", "#1e2129"),
+    "text": ("#1f2328", "#e6e8eb"),
+    "grid": ("#d8dee4", "#3a4049"),
+    "grey": ("#6e7781", "#9aa4af"),
+    "blue": ("#0969da", "#58a6ff"),
+    "green": ("#1a7f37", "#4ac26b"),
+    "orange": ("#bc4c00", "#f0883e"),
+}
+PAGE, TEXT, GRID, GREY, BLUE, GREEN, ORANGE = (light for light, _ in COLOURS.values())
+STYLE: dict[str, Any] = {
+    "font.size": 11,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": TEXT,
+    "axes.facecolor": PAGE,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "figure.facecolor": PAGE,
+    "grid.color": GRID,
+    "text.color": TEXT,
+    "xtick.color": TEXT,
+    "ytick.color": TEXT,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "opdf",
+}
+FONT = "system-ui, Helvetica, Arial, sans-serif"
+WIDTH = 6.4
+"""Inches, of 72 pixels. A phone shows a figure at three quarters of its size."""
+
+Study = dict[str, Any]
+
+
+def main() -> None:
+    for name in FIGURES:
+        (IMAGES / f"{name}.svg").write_text(image(name))
+    for page in sorted((ROOT / "docs").glob("*.md")):
+        page.write_text(with_tables(page.read_text()))
+
+
+def with_tables(page: str) -> str:
+    """A page with each study's table as `opdf report` prints it."""
+    place = r"(<!-- studies/results/([\w-]+) -->\n\n)(?:\|.*\n)*\n*"
+    return re.sub(place, lambda found: f"{found[1]}{summary(study(found[2]))}\n\n", page)
+
+
+def image(name: str) -> str:
+    """A figure as SVG in the page's colours."""
+    with matplotlib.rc_context(STYLE):
+        figure, description = FIGURES[name]()
+        buffer = StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", buffer.getvalue(), flags=re.DOTALL)
+    svg = re.sub(r"(font: [\d. ]+px) [^;\"]*", rf"\1 {FONT}", svg)
+    for colour, (light, _) in COLOURS.items():
+        svg = svg.replace(light, f"var(--{colour})")
+    head = f"<desc>{escape(description)}</desc>\n<style>{scheme()}</style>\n"
+    return re.sub(r"(<svg [^>]*>\s*)", lambda start: start[1] + head, svg, count=1)
+
+
+def scheme() -> str:
+    light, dark = (
+        "; ".join(f"--{colour}: {pair[k]}" for colour, pair in COLOURS.items())
+        for k in (0, 1)
+    )
+    dark_rule = f"@media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}"
+    return f":root {{ {light} }} {dark_rule}"
+
+
+# --- the figures
+
+
+def gains() -> tuple[Figure, str]:
+    """OPDF's difference to plain distillation in every study that has both."""
+    studies = {
+        "half width, untrained, 300 steps": ("narrow", BLUE),
+        "the same, frozen features": ("narrow-probe", BLUE),
+        "the same, 1,500 steps": ("narrow-long", BLUE),
+        "own blocks or untrained, ViT": ("constraint", ORANGE),
+        "own blocks, 250 and 3,000 images": ("data-sizes", ORANGE),
+        "own blocks, SGD": ("sgd", ORANGE),
+        "own blocks, MiniLM, four texts": ("text-methods", ORANGE),
+    }
+    effects = {label: pooled(study(name), "OPDF") for label, (name, _) in studies.items()}
+    figure, axes = panel(height=3.2)
+    forest(axes, effects, {label: colour for label, (_, colour) in studies.items()})
+    what = "OPDF minus plain distillation in points, at equal steps and tuned rates"
+    return figure, f"{what}. {in_words(effects)}."
+
+
+def what_helps() -> tuple[Figure, str]:
+    """Every arm of the study that tried many."""
+    results = study("what-helps")
+    variants = results["plan"]["variants"]
+    arms = [variant for variant in variants if not variant.startswith("KD")]
+    effects = {arm: pooled(results, arm) for arm in arms}
+    figure, axes = panel(height=0.26 * len(arms) + 0.6)
+    forest(axes, effects, dict.fromkeys(arms, BLUE))
+    what = "Arms with cores minus plain distillation in points, two students together"
+    return figure, f"{what}. {in_words(effects)}."
+
+
+def narrow() -> tuple[Figure, str]:
+    """Test scores of narrow students after few and many steps."""
+    studies = {"300": study("narrow"), "1,500": study("narrow-long")}
+    settings = studies["300"]["plan"]["settings"]
+    figure, axes = panel(height=3.0)
+    labels, told = [], []
+    for setting in settings:
+        for steps, results in studies.items():
+            place, label = len(labels), f"{setting}, {steps} steps"
+            kd, opdf = (test_score(results, setting, v) for v in ("KD", "OPDF"))
+            teacher = teacher_score(results, setting)
+            axes.plot([kd, opdf], [place, place], color=GREY, linewidth=1)
+            points = [
+                axes.plot(kd, place, "o", color=GREY, label="plain distillation"),
+                axes.plot(opdf, place, "o", color=BLUE, label="OPDF"),
+                axes.plot(
+                    teacher, place, "|", color=TEXT, markersize=12, label="teacher"
+                ),
+            ]
+            labels.append(label)
+            told.append(f"{label}: KD {kd:.1f}, OPDF {opdf:.1f}, teacher {teacher:.1f}")
+    axes.set(xlabel="test accuracy in percent")
+    rows(axes, labels)
+    figure.legend(handles=[p[0] for p in points], loc="outside upper center", ncols=3)
+    what = "Test accuracy of students of half their teacher's width that start untrained"
+    return figure, f"{what}. {'; '.join(told)}."
+
+
+def rates() -> tuple[Figure, str]:
+    """Validation score against learning rate, with and without matched rates."""
+    results = study("learning-rates")
+    grid = results["plan"]["rates"]
+    arms = {
+        "1.0, plain": ("KD", GREY),
+        "1.9": ("SVD {}", GREEN),
+        "2.8": ("3x {}", BLUE),
+        "4.5": ("5x {}", ORANGE),
+    }
+    figure = Figure((WIDTH, 4.8), layout="constrained")
+    panels = figure.subplots(2, sharex=True, sharey=True)
+    told = []
+    for axes, kind, value in zip(
+        panels, ("matched", "raw"), ("match-dense", "none"), strict=True
+    ):
+        for label, (variant, colour) in arms.items():
+            scores = [
+                validation_score(results, variant.format(kind), rate) for rate in grid
+            ]
+            score, best = max(zip(scores, grid, strict=True))
+            (line,) = axes.plot(grid, scores, color=colour)
+            axes.plot(best, score, "o", color=colour)
+            if kind == "matched":
+                line.set_label(label)
+            told.append(f"{value}, scale {label}: best at {best:g} with {score:.1f}")
+        title = f'lr_scaling="{value}"'
+        axes.set(title=title, xscale="log", ylabel="validation accuracy")
+    panels[-1].set(xlabel="learning rate (a dot marks the best one)")
+    panels[-1].set_xticks(grid, [f"{rate:g}" for rate in grid])
+    panels[-1].set_xticks([], minor=True)
+    legend = "parameters in training over parameters at inference"
+    figure.legend(loc="outside upper center", ncols=4, title=legend)
+    return figure, f"Validation accuracy against learning rate. {'; '.join(told)}."
+
+
+def step_time() -> tuple[Figure, str]:
+    """The time of a step over plain distillation's, against micro-batches a step."""
+    measured = benchmark("step")
+    ways = {
+        "opdf": ("opdf", "-", 1, (-8, 0), "right"),
+        "rebuild": ("rebuilt", ":", 16, (8, 0), "left"),
+    }
+    figure, axes = panel(height=3.4)
+    told = []
+    for ones, colour in ((1, GREEN), (3, BLUE), (8, ORANGE)):
+        chosen = [row for row in measured if row["L"] == ones]
+        batches = [row["accumulation"] for row in chosen]
+        for way, (name, dashes, end, offset, side) in ways.items():
+            over = [row[way]["median"] / row["plain"]["median"] for row in chosen]
+            axes.plot(batches, over, dashes, marker="o", markersize=4, color=colour)
+            axes.annotate(
+                f"L = {ones}, {name}",
+                (end, over[batches.index(end)]),
+                offset,
+                textcoords="offset points",
+                ha=side,
+                va="center",
+                color=colour,
+            )
+            pairs = zip(over, batches, strict=True)
+            told.append(
+                f"L = {ones}, {name}: " + ", ".join(f"{r:.2f} at {n}" for r, n in pairs)
+            )
+    axes.axhline(1, color=TEXT, linewidth=1)
+    axes.set_xscale("log", base=2)
+    axes.set(xlim=(0.35, 45), ylim=(0.8, None))
+    axes.set(
+        xlabel="micro-batches of 16x32 tokens in a step",
+        ylabel="time over plain distillation",
+    )
+    axes.set_xticks([1, 4, 16], ["1", "4", "16"])
+    what = "Time of a step over plain distillation's, MiniLM on two CPU cores"
+    return figure, f"{what}. {'; '.join(told)}."
+
+
+FIGURES: dict[str, Callable[[], tuple[Figure, str]]] = {
+    "gains": gains,
+    "what-helps": what_helps,
+    "narrow": narrow,
+    "rates": rates,
+    "step-time": step_time,
+}
+
+
+# --- what they share
+
+
+def panel(height: float) -> tuple[Figure, Axes]:
+    figure = Figure((WIDTH, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+Effects = dict[str, tuple[float, float, float]]
+"""By label: low end, mean and high end of a difference, in points."""
+
+
+def forest(axes: Axes, effects: Effects, colours: dict[str, str]) -> None:
+    """Differences with their intervals, one a row."""
+    for place, (label, (low, mean, high)) in enumerate(effects.items()):
+        bar = [[mean - low], [high - mean]]
+        axes.errorbar(mean, place, xerr=bar, fmt="o", capsize=3, color=colours[label])
+    axes.axvline(0, color=TEXT, linewidth=1)
+    axes.set(xlabel="points over plain distillation, 95 % intervals")
+    rows(axes, list(effects))
+
+
+def in_words(effects: Effects) -> str:
+    ends = effects.items()
+    return "; ".join(
+        f"{label}: {m:+.1f} [{low:+.1f}, {high:+.1f}]" for label, (low, m, high) in ends
+    )
+
+
+def rows(axes: Axes, labels: list[str]) -> None:
+    """Name the rows of a figure, the first on top."""
+    axes.set_yticks(range(len(labels)), labels)
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+
+
+# --- the numbers
+
+
+def study(name: str) -> Study:
+    return read_results(ROOT / "studies" / "results" / name)
+
+
+def benchmark(name: str) -> list[dict[str, Any]]:
+    table = json.loads((ROOT / "benchmarks/results" / f"{name}.json").read_text())
+    measured: list[dict[str, Any]] = table["rows"]
+    return measured
+
+
+def pooled(results: Study, variant: str) -> tuple[float, float, float]:
+    """Low end, mean and high end in points, over all settings where there are several."""
+    found = [
+        e for e in results["effects"] if (e["variant"], e["at"]) == (variant, "best")
+    ]
+    low, mean, high = (100 * found[-1][end] for end in ("low", "mean", "high"))
+    return low, mean, high
+
+
+def test_score(results: Study, setting: str, variant: str) -> float:
+    """In percent, at the variant's chosen rate."""
+    chosen = (setting, variant, results["rates"][setting][variant])
+    runs = [
+        r for r in results["runs"] if (r["setting"], r["variant"], r["rate"]) == chosen
+    ]
+    return 100 * fmean(run["test"] for run in runs if run["test"] is not None)
+
+
+def teacher_score(results: Study, setting: str) -> float:
+    """In percent, over the seeds."""
+    metric = results["metrics"][setting]
+    runs = [run for run in results["runs"] if run["setting"] == setting]
+    return 100 * fmean(
+        {r["seed"]: r["facts"]["teacher"]["test"][metric] for r in runs}.values()
+    )
+
+
+def validation_score(results: Study, variant: str, rate: float) -> float:
+    """In percent, over the seeds of a study with one setting."""
+    runs = [
+        run for run in results["runs"] if (run["variant"], run["rate"]) == (variant, rate)
+    ]
+    return 100 * fmean(run["validation"] for run in runs)
+
+
+if __name__ == "__main__":
+    main()

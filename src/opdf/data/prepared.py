@@ -1,0 +1,53 @@
+"""Data of a run: rows as they are, and as a model takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from datasets import DatasetDict
+
+from opdf.data.encode import Collator, encode_rows
+from opdf.data.task import Task
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Data as it is and as the Trainer takes it, and what encodes it.
+
+    Attributes:
+        raw: splits "train", "validation" and "test" of rows with the task's columns.
+        data: the same splits, encoded: model inputs and "labels".
+        task: what the data ask for.
+        processor: tokenizer or image processor.
+        collator: encoded rows to a batch of tensors.
+        max_length: of a text, in tokens.
+    """
+
+    raw: DatasetDict
+    data: DatasetDict
+    task: Task
+    processor: Any
+    collator: Collator
+    max_length: int = 128
+
+    def encode(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Raw rows as model inputs; a row without a label gets label 0."""
+        columns = {name: [row.get(name, 0) for row in rows] for name in self.task.columns}
+        encoded = encode_rows(columns, self.task, self.processor, max_length=self.max_length)
+        return [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
+
+    def judged_by(self, answers: Mapping[str, np.ndarray]) -> Prepared:
+        """Unlabelled data whose validation and test splits are labelled by what the teacher says, to score students.
+
+        Args:
+            answers: `task.answers` of the teacher for both splits.
+        """
+        data = DatasetDict(self.data)
+        for part, said in answers.items():
+            rows = data[part]
+            labels = said.astype(float) if self.task.kind == "multi-label" else said
+            data[part] = rows.with_format(None).add_column("labels", labels.tolist()).with_format(rows.format["type"])
+        return replace(self, data=data)

@@ -1,0 +1,122 @@
+"""Losses that methods share, summed over items, and how many items there are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from opdf.distill.models import IGNORED, config_of, is_causal, is_language_model, kind_of
+
+Batch = Mapping[str, Tensor]
+"""What the collator made: input_ids and attention_mask `[batch, tokens]` int64, or pixel_values
+`[batch, channels, height, width]` float32; labels `[batch]` or `[batch, tokens]`; the objective's `columns`."""
+
+
+def soft_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T^2 KL( softmax(teacher / T) || softmax(student / T) ), summed over classes and items.
+
+    T^2 keeps the size of the gradient independent of T.
+
+    Args:
+        student, teacher: logits `[items, classes]`.
+        temperature: T > 0.
+    """
+    target = F.log_softmax(teacher / temperature, dim=-1)
+    predicted = F.log_softmax(student / temperature, dim=-1)
+    return F.kl_div(predicted, target, reduction="sum", log_target=True) * temperature**2
+
+
+def soft_binary_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """The same for several labels at once, each a sigmoid: mean over labels, summed over items."""
+    target, scaled = torch.sigmoid(teacher / temperature), teacher / temperature
+    cross = F.binary_cross_entropy_with_logits(student / temperature, target, reduction="none")
+    entropy = F.binary_cross_entropy_with_logits(scaled, target, reduction="none")
+    return (cross - entropy).mean(-1).sum() * temperature**2
+
+
+def squared_loss(student: Tensor, target: Tensor) -> Tensor:
+    """Squared error of a regression, mean over outputs, summed over items."""
+    return (student - target.reshape(student.shape)).square().flatten(1).mean(-1).sum()
+
+
+def task_loss(student: nn.Module, logits: Tensor, labels: Tensor) -> Tensor:
+    """The loss against labels, summed over items."""
+    kind = kind_of(student, logits, labels)
+    if kind == "tokens":  # chosen before they are made float32: a vocabulary of logits is large
+        logits, labels = _kept_tokens(student, logits, labels)
+    logits = precise(logits)
+    if kind == "tokens":
+        return F.cross_entropy(logits, labels, reduction="sum")
+    if kind == "regression":
+        return squared_loss(logits, labels.to(logits.dtype))
+    if kind == "multi-label":
+        target = labels.to(logits.dtype)
+        return F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(-1).sum()
+    return F.cross_entropy(logits, labels, reduction="sum")
+
+
+def distillation_loss(student: nn.Module, ours: Tensor, theirs: Tensor, batch: Batch, temperature: float) -> Tensor:
+    """The loss against the teacher's logits, summed over items."""
+    kind = kind_of(student, ours, batch.get("labels"))
+    if kind == "tokens":
+        labels = token_labels(student, batch)
+        if labels is None:
+            raise ValueError("the batch has no 'labels' that say which tokens count; add them, -100 where none counts")
+        ours, theirs = (_kept_tokens(student, logits, labels)[0] for logits in (ours, theirs))
+    ours, theirs = precise(ours), precise(theirs)
+    if kind == "regression":
+        return squared_loss(ours, theirs)
+    if kind == "multi-label":
+        return soft_binary_loss(ours, theirs, temperature)
+    return soft_loss(ours, theirs, temperature)
+
+
+def _kept_tokens(model: nn.Module, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    if is_causal(model):
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    kept = labels != IGNORED
+    return logits[kept], labels[kept]
+
+
+def precise(logits: Tensor) -> Tensor:
+    """Logits in float32, or in float64 if they are."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def token_labels(model: nn.Module, batch: Batch) -> Tensor | None:
+    """Labels `[batch, tokens]`, -100 where nothing is learned, or None where a batch has no label per token.
+
+    Without labels a language model learns at every token that is not padding, an encoder-decoder of its decoder's.
+    """
+    config = config_of(model)
+    if getattr(config, "problem_type", None) in ("multi_label_classification", "regression"):
+        return None
+    side = "decoder_" if getattr(config, "is_encoder_decoder", False) else ""
+    labels = batch.get("labels")
+    if labels is None and f"{side}input_ids" in batch and is_language_model(model):
+        labels, mask = batch[f"{side}input_ids"], batch.get(f"{side}attention_mask")
+        labels = labels if mask is None else labels.masked_fill(mask == 0, IGNORED)
+    return labels if labels is not None and labels.dim() == 2 and not labels.is_floating_point() else None
+
+
+def labels_of(batch: Batch) -> Tensor:
+    """The labels of a batch.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if "labels" not in batch:
+        raise ValueError("the batch has no 'labels', which this method learns from; add them to the training data")
+    return batch["labels"]
+
+
+def items_by_example(student: nn.Module, batch: Batch) -> Tensor:
+    """`[batch]` int64: 1 each; kept tokens (label not -100, shifted as the model does) where labels are per token."""
+    labels = token_labels(student, batch)
+    if labels is not None:
+        return (labels[:, 1:] if is_causal(student) else labels).ne(IGNORED).sum(1)
+    first = batch["labels"] if "labels" in batch else next(iter(batch.values()))
+    return torch.ones(first.shape[0], dtype=torch.int64, device=first.device)

@@ -1,0 +1,240 @@
+"""AD-KD, attribution-driven distillation (arXiv 2305.10010): find the same input tokens important as the teacher.
+
+The importance of a token is the integrated gradient of a class's log-probability with respect to the embedding output
+e (hidden state 0), from a baseline of zero:
+
+    IG_c = e * (1/m) sum_{k=1..m} d log p_c( (k/m) e ) / d( (k/m) e )
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from opdf.distill.losses import Batch, labels_of, precise, task_loss
+from opdf.distill.methods.logits import TaskAndLogits
+from opdf.distill.models import check_frozen, is_language_model, kind_of, unwrapped
+from opdf.distill.objective import Losses, model_inputs
+
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainingArguments
+
+EPSILON = 1e-12
+"""Smallest norm that is divided by: a saturated example has no attribution at all."""
+
+
+class AttributionDistillation(TaskAndLogits):
+    """(1 - alpha) task + alpha soft cross-entropy + attribution_weight * distance of the normalised token maps.
+
+    Two classes have one view (the gold label's; the other's map is the same), more have one view each, summed; a
+    regression's view is its squared error. The distance is, per example, the squared difference over the number of
+    tokens that the teacher's map is not zero on, averaged over examples. The teacher is fixed, so its logits and maps
+    are kept by example and computed once.
+
+    Args:
+        temperature: T of the soft cross-entropy, which has no factor T^2 here; a regression divides both by T.
+        alpha: weight of the soft cross-entropy.
+        attribution_weight: weight of the attribution loss, 0 or more; the paper uses 1 to 100.
+        steps: m, at least 1. The paper's 1 is gradient times input; more approaches the integral and costs as many
+            forward and double backward passes.
+        top_k: keep the largest entries of the teacher's attribution over the width of each token; None keeps all.
+        anneal: let T fall linearly to 1 over the epochs.
+    """
+
+    tasks = ("classification", "regression")
+
+    def __init__(
+        self,
+        temperature: float = 2.0,
+        alpha: float = 0.9,
+        attribution_weight: float = 10.0,
+        steps: int = 1,
+        top_k: int | None = None,
+        anneal: bool = False,
+    ) -> None:
+        super().__init__(temperature, alpha)
+        if not attribution_weight >= 0:
+            raise ValueError(f"attribution_weight is {attribution_weight}; it must be 0 or more")
+        if steps < 1:
+            raise ValueError(f"steps is {steps}; integrated gradients need at least 1")
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k is {top_k}; keep at least 1 entry, or None for all")
+        self.attribution_weight, self.steps, self.top_k, self.anneal = attribution_weight, steps, top_k, anneal
+        self._progress: Any = None
+        self._known: dict[bytes, tuple[Tensor, Tensor]] = {}
+
+    def prepare(self, student: nn.Module, teacher: nn.Module | None) -> None:
+        if teacher is None:
+            raise ValueError("AD-KD needs the teacher's gradients; pass a teacher")
+        super().prepare(student, teacher)
+        if is_language_model(student):
+            raise ValueError(
+                f"AD-KD is for one class or value an example, and the student is a {type(student).__name__}; use "
+                "LogitsDistillation"
+            )
+        for who, model in (("student", student), ("teacher", teacher)):
+            if not isinstance(getattr(getattr(model, "base_model", None), "embeddings", None), nn.Module):
+                raise ValueError(f"the {who} {type(model).__name__} has no base_model.embeddings to attribute to")
+
+    def losses(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, num_items: Tensor) -> Losses:
+        assert teacher is not None
+        labels = labels_of(batch)
+        batch = {name: value for name, value in batch.items() if name not in self.columns}
+        ours, student_maps = attribute(student, batch, self.steps, create_graph=True)
+        theirs, teacher_maps = self._teacher(teacher, batch)
+        task = task_loss(student, ours, labels) / num_items
+        soft = self._soft(student, ours, theirs) / num_items
+        distance = map_distance(student_maps, teacher_maps).sum() / num_items
+        total = (1 - self.alpha) * task + self.alpha * soft + self.attribution_weight * distance
+        parts = {"task": task, "distillation": soft, "attribution": distance}
+        return Losses(total, {name: part.detach() for name, part in parts.items()})
+
+    def _soft(self, student: nn.Module, ours: Tensor, theirs: Tensor) -> Tensor:
+        ours, theirs = ours / self.current_temperature, theirs / self.current_temperature
+        if kind_of(student, ours) == "regression":
+            return (ours - theirs).square().flatten(1).mean(-1).sum()
+        return -(theirs.softmax(-1) * ours.log_softmax(-1)).sum()
+
+    def _teacher(self, teacher: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits `[batch, classes]` and normalised maps `[views, batch, tokens]`, from memory where all are known."""
+        check_frozen(teacher)
+        keys = _keys(batch)
+        if not all(key in self._known for key in keys):
+            logits, maps = attribute(teacher, batch, self.steps, create_graph=False, top_k=self.top_k)
+            for row, key in enumerate(keys):
+                self._known[key] = logits[row].detach().cpu(), maps[:, row].detach().cpu()
+        known = [self._known[key] for key in keys]
+        device, tokens = batch["labels"].device, _tokens(batch)
+        # A known map may have been made beside other padding.
+        padded = [F.pad(maps[:, :tokens], (0, tokens - maps[:, :tokens].shape[1])) for _, maps in known]
+        return torch.stack([logits for logits, _ in known]).to(device), torch.stack(padded, 1).to(device)
+
+    def check_arguments(self, args: TrainingArguments) -> None:
+        super().check_arguments(args)
+        if args.torch_compile:
+            raise ValueError("AD-KD differentiates twice, which torch.compile cannot; leave torch_compile out")
+
+    def on_train_begin(self, trainer: Trainer) -> None:
+        self._progress = trainer.state
+
+    @property
+    def current_temperature(self) -> float:
+        """T in the current epoch."""
+        if not self.anneal or self._progress is None or self._progress.num_train_epochs < 2:
+            return self.temperature
+        last = self._progress.num_train_epochs - 1
+        return self.temperature + (1 - self.temperature) * min(int(self._progress.epoch or 0), last) / last
+
+
+def attribute(
+    model: nn.Module, batch: Batch, steps: int, *, create_graph: bool, top_k: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Logits and every view's token map, scaled to norm 1 over an example's real tokens.
+
+    Args:
+        model: a classifier or regressor with `base_model.embeddings`; the maps of a student keep their graph.
+        batch: inputs with "labels"; padding gets 0.
+        steps: m of the integral.
+        create_graph: keep second derivatives (for the student).
+        top_k: entries of the width to keep per token.
+
+    Returns:
+        Logits `[batch, classes]` and maps `[views, batch, tokens]`.
+    """
+    gradients, embedding, logits = integrated_gradients(model, batch, steps, create_graph=create_graph)
+    mask = batch.get("attention_mask", torch.ones(embedding.shape[:2], device=embedding.device)).bool()
+    maps = torch.stack([_normalised(gradient * embedding, mask, top_k) for gradient in gradients])
+    return logits, maps
+
+
+def integrated_gradients(
+    model: nn.Module, batch: Batch, steps: int, *, create_graph: bool
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Mean gradients of every view along the path from 0 to e, e itself, and the logits at e."""
+    sums: list[Tensor] = []
+    for k in range(1, steps + 1):
+        # Fused attention kernels cannot be differentiated twice.
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), _scaled(model, k / steps, create_graph) as seen:
+            logits = precise(model(**model_inputs(model, batch)).logits)
+            embedding, point = seen
+            views = _views(model, logits, batch["labels"])
+            found = [
+                torch.autograd.grad(view, point, create_graph=create_graph, retain_graph=True)[0] for view in views
+            ]
+        sums = [a + b for a, b in zip(sums, found, strict=True)] if sums else found
+    return [total / steps for total in sums], embedding, logits
+
+
+def map_distance(ours: Tensor, theirs: Tensor) -> Tensor:
+    """`[batch]`: squared difference of maps `[views, batch, tokens]` per entry of the teacher's, views summed."""
+    counts = theirs.ne(0).sum(-1).clamp(min=1)
+    return ((theirs - ours).square().sum(-1) / counts).sum(0)
+
+
+def _views(model: nn.Module, logits: Tensor, labels: Tensor) -> list[Tensor]:
+    """Scalars, each a sum over examples, so that one gradient holds every example's own."""
+    kind = kind_of(model, logits, labels)
+    if kind not in ("classes", "regression"):
+        raise ValueError(f"AD-KD is for one class or value an example, and the model's outputs are {kind}")
+    if kind == "regression":
+        return [(logits - labels.reshape(logits.shape)).square().sum()]
+    scores = logits.log_softmax(-1)
+    if logits.shape[-1] == 2:
+        return [scores.gather(-1, labels[:, None]).sum()]
+    return [scores[:, c].sum() for c in range(logits.shape[-1])]
+
+
+def _normalised(attribution: Tensor, mask: Tensor, top_k: int | None) -> Tensor:
+    """`[batch, tokens, width]` -> `[batch, tokens]`."""
+    if top_k is not None and top_k < attribution.shape[-1]:
+        attribution = attribution.abs().topk(top_k, dim=-1).values
+    squares = attribution.square().sum(-1)
+    # Norms of exactly zero (padding) have no derivative: they are replaced before the root and masked after it.
+    norms = torch.where(mask, squares, 1.0).clamp(min=EPSILON**2).sqrt() * mask
+    return norms / norms.square().sum(-1, keepdim=True).clamp(min=EPSILON**2).sqrt()
+
+
+@contextmanager
+def _scaled(model: nn.Module, scale: float, create_graph: bool) -> Iterator[list[Tensor]]:
+    """Inside, the embedding output e is replaced by scale * e; yields e and the tensor to differentiate by."""
+    seen: list[Tensor] = []
+
+    def hook(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+        embedding = output if create_graph else output.detach()
+        point = (scale * embedding) if embedding.requires_grad else (scale * embedding).requires_grad_()
+        seen[:] = [embedding, point]
+        return point
+
+    handle = unwrapped(model).base_model.embeddings.register_forward_hook(hook)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def _tokens(batch: Batch) -> int:
+    mask = batch.get("attention_mask")
+    return mask.shape[1] if mask is not None else batch["input_ids"].shape[1]
+
+
+def _keys(batch: Batch) -> list[bytes]:
+    """A digest of every example's inputs and label, without its padding."""
+    here = {name: batch[name].detach().cpu() for name in sorted(batch)}  # once, not by row: each copy waits
+    mask = here.get("attention_mask")
+    keys = []
+    for row in range(len(here["labels"])):
+        digest = hashlib.sha256()
+        for name, values in here.items():
+            value = values[row]
+            if mask is not None and value.shape[:1] == mask.shape[1:]:
+                value = value[mask[row].bool()]
+            digest.update(name.encode() + value.contiguous().numpy().tobytes())
+        keys.append(digest.digest())
+    return keys

@@ -1,0 +1,249 @@
+"""DBKD, decision-based distillation (arXiv 2306.08909): the teacher is a black box that says a class and nothing else.
+
+It is asked about noisy copies of every training example. Were its decision the arg-max of logits z plus independent
+standard normal noise, class c would come out with probability
+
+    P_c(z) = integral phi(u) prod_{j != c} Phi(u + z_c - z_j) du
+
+The z for which P(z) is what was counted are the soft targets of an ordinary logits distillation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.optimize import least_squares
+from scipy.special import log_ndtr
+from torch import Tensor, nn
+
+from opdf.data import ImageNoise, Prepared, TextNoise
+from opdf.distill.losses import Batch, labels_of, precise, soft_loss, task_loss
+from opdf.distill.models import config_of, kind_of
+from opdf.distill.objective import Losses, Objective
+from opdf.distill.outputs import fingerprint, kept, teacher_logits, weights_digest, with_column
+from opdf.mpo import Progress
+
+SOLVERS = ("root", "iterate")
+ROUNDS, TOLERANCE = 20, 1e-3
+"""When the released code's iteration stops. For counts of zero the cut-off is what keeps its logits finite."""
+
+NODES = 80
+"""Gauss-Hermite nodes; 64 and 80 agree to 1e-8 for logits within 3 of each other."""
+
+Decider = Callable[[list[Any]], Sequence[int]]
+"""A teacher: a list of examples to as many class numbers."""
+
+Perturb = Callable[[Any, np.random.Generator], Any]
+"""A noisy copy of an example."""
+
+
+class DecisionDistillation(Objective):
+    """task + alpha T^2 KL( softmax(scale z / T) || softmax(student / T) ), with z recovered from decisions.
+
+    z is the training data's column "decision_logits". `prepare_data` makes it, or you do with `decision_logits`. The
+    teacher itself is not used in training, so that none need be given.
+
+    Args:
+        temperature: T, above 0.
+        alpha: weight of the second term, 0 or more.
+        scale: factor of the recovered logits, for noise of another size than 1.
+        copies: how often `prepare_data` asks about each example, itself and noisy copies of it.
+        noise: share of a copy's words that are changed.
+        solver: how `prepare_data` makes logits of the counts, see `decision_logits`.
+        seed: of the noise.
+    """
+
+    tasks = ("classification", "image-classification")
+    columns = ("decision_logits",)
+    decisions_only = True
+
+    def __init__(
+        self,
+        temperature: float = 1.0,
+        alpha: float = 0.7,
+        scale: float = 1.0,
+        copies: int = 10,
+        noise: float = 0.1,
+        solver: str = "root",
+        seed: int = 0,
+    ) -> None:
+        for name, value in (("temperature", temperature), ("scale", scale)):
+            if not value > 0:
+                raise ValueError(f"{name} is {value}; it must be above 0")
+        if not alpha >= 0:
+            raise ValueError(f"alpha is {alpha}; it must be 0 or more")
+        if copies < 1:
+            raise ValueError(f"copies is {copies}; ask about each example at least once")
+        if solver not in SOLVERS:
+            raise ValueError(f"solver is {solver!r}; expected one of {', '.join(SOLVERS)}")
+        self.temperature, self.alpha, self.scale = temperature, alpha, scale
+        self.copies, self.noise, self.solver, self.seed = copies, noise, solver, seed
+
+    def prepare(self, student: nn.Module, teacher: nn.Module | None) -> None:
+        config = config_of(student)
+        if getattr(config, "problem_type", None) == "regression" or getattr(config, "num_labels", 2) < 2:
+            raise ValueError("DBKD is for classification: a regression has no decisions to count")
+
+    def losses(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, num_items: Tensor) -> Losses:
+        if "decision_logits" not in batch:
+            raise ValueError("the batch has no 'decision_logits'; add them to the training data with decision_logits()")
+        ours = self.forward(student, batch).logits
+        if (kind := kind_of(student, ours, batch.get("labels"))) != "classes":
+            raise ValueError(f"DBKD is for classification, and the student's outputs are {kind}")
+        task = task_loss(student, ours, labels_of(batch)) / num_items
+        ours = precise(ours)
+        soft = soft_loss(ours, self.scale * batch["decision_logits"].to(ours), self.temperature) / num_items
+        parts = {"task": task.detach(), "distillation": soft.detach()}
+        return Losses(task + self.alpha * soft, parts)
+
+    def prepare_data(
+        self,
+        data: Prepared,
+        teacher: nn.Module,
+        folder: Path,
+        *,
+        shared: bool = False,
+        progress: Progress | None = None,
+    ) -> Any:
+        """The training rows with a column "decision_logits"; the counts behind it are kept in `folder`."""
+        raw, task = data.raw["train"], data.task
+        depends = [
+            fingerprint(raw), weights_digest(teacher), data.max_length, self.copies, self.noise, self.seed
+        ]  # fmt: skip
+
+        def count() -> np.ndarray:
+            return count_decisions(
+                lambda rows: teacher_logits(teacher, data, data.encode(rows)).argmax(-1).tolist(), raw,
+                task.num_labels, _row_noise(data, self.noise), copies=self.copies, seed=self.seed, progress=progress,
+            )  # fmt: skip
+
+        counts = kept(folder, "decisions", depends, count)
+        found = decision_logits(counts, solver=self.solver).astype(np.float32)
+        return with_column(data.data["train"], "decision_logits", found)
+
+
+def _row_noise(data: Prepared, rate: float) -> Perturb:
+    """Noise for raw rows: on their image, or on each of their texts."""
+    columns = data.task.inputs
+    if data.task.is_image:
+        change: Perturb = ImageNoise()
+    else:
+        change = TextNoise([text for column in columns for text in data.raw["train"][column]], rate)
+    return lambda row, rng: row | {column: change(row[column], rng) for column in columns}
+
+
+def count_decisions(
+    teacher: Decider,
+    examples: Sequence[Any],
+    classes: int,
+    perturb: Perturb,
+    *,
+    copies: int = 10,
+    seed: int = 0,
+    batch: int = 256,
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """How often the teacher chooses each class among noisy copies of an example, the example itself being the first.
+
+    Args:
+        teacher: a callable; a model, an ONNX session or an HTTP endpoint behind it.
+        examples: whatever teacher and `perturb` take (texts, pairs of texts, images).
+        classes: C.
+        perturb: makes a noisy copy; its generator depends on seed, example and copy only.
+        copies: N.
+        seed: of the noise.
+        batch: most examples to ask about at a time.
+        progress: called with the numbers of examples done and in all, before each time and at the end.
+
+    Returns:
+        Counts `[examples, C]`, int64, rows summing to N.
+
+    Raises:
+        ValueError: the teacher gave another number of answers, or a class out of range.
+    """
+    if copies < 1:
+        raise ValueError(f"copies is {copies}; ask about each example at least once")
+    counts = np.zeros((len(examples), classes), dtype=np.int64)
+    group = max(1, batch // copies)
+    tell = progress or (lambda done, total: None)
+    for start in range(0, len(examples), group):
+        rows = range(start, min(start + group, len(examples)))
+        tell(start, len(examples))
+        asked = [
+            examples[row] if copy == 0 else perturb(examples[row], np.random.default_rng((seed, row, copy)))
+            for row in rows
+            for copy in range(copies)
+        ]
+        answers = np.asarray(teacher(asked))
+        if answers.shape != (len(asked),):
+            raise ValueError(f"the teacher gave answers of shape {answers.shape} to {len(asked)} examples")
+        if not ((answers >= 0) & (answers < classes)).all():
+            raise ValueError(f"the teacher chose class {answers.max()} or {answers.min()}; there are {classes}, from 0")
+        np.add.at(counts, (np.repeat(list(rows), copies), answers.astype(np.int64)), 1)
+    tell(len(examples), len(examples))
+    return counts
+
+
+def decision_logits(counts: np.ndarray, *, solver: str = "root", pseudo_count: float = 0.5) -> np.ndarray:
+    """Logits of mean 0 whose noisy arg-max gives these counts.
+
+    They depend on the sorted counts only, so each pattern is solved once.
+
+    Args:
+        counts: `[examples, C]`, from `count_decisions`.
+        solver: "root" solves to 1e-10 for probabilities (n_c + pseudo_count) / (N + C pseudo_count), since counts of 0
+            have no finite solution; "iterate" is the released code: z <- z + p - P(z) from z = p, without a
+            pseudo-count, for 20 rounds at most.
+        pseudo_count: above 0; for "root".
+
+    Returns:
+        `[examples, C]`, float64.
+    """
+    if solver not in SOLVERS:
+        raise ValueError(f"solver is {solver!r}; expected one of {', '.join(SOLVERS)}")
+    if not pseudo_count > 0:
+        raise ValueError(f"pseudo_count is {pseudo_count}; it must be above 0, or counts of 0 have no logits")
+    counts = np.asarray(counts)
+    if counts.ndim != 2 or counts.shape[1] < 2 or (counts < 0).any() or (counts.sum(1) == 0).any():
+        raise ValueError(f"counts of shape {counts.shape}: expected [examples, classes of 2 or more], rows not all 0")
+    order = np.argsort(-counts, axis=1, kind="stable")
+    patterns, which = np.unique(np.take_along_axis(counts, order, 1), axis=0, return_inverse=True)
+    solved = np.stack([_solve(pattern, solver, pseudo_count) for pattern in patterns])
+    logits = np.empty(counts.shape)
+    np.put_along_axis(logits, order, solved[which.reshape(-1)], axis=1)
+    return logits - logits.mean(1, keepdims=True)
+
+
+def decision_probabilities(logits: np.ndarray, noise: float = 1.0) -> np.ndarray:
+    """P(z) of the module's head, `[..., C]` to `[..., C]`, for noise of a standard deviation."""
+    points, weights = np.polynomial.hermite_e.hermegauss(NODES)
+    z = np.asarray(logits, dtype=np.float64) / noise
+    shifted = z[..., :, None, None] - z[..., None, :, None] + points
+    # The product over j != c is the product over all j without the factor Phi(u) of j = c.
+    log_product = log_ndtr(shifted).sum(-2) - log_ndtr(points)
+    return (np.exp(log_product) * weights).sum(-1) / np.sqrt(2 * np.pi)
+
+
+def _solve(counts: np.ndarray, solver: str, pseudo_count: float) -> np.ndarray:
+    if solver == "iterate":
+        return _iterate(counts / counts.sum())
+    wanted = (counts + pseudo_count) / (counts.sum() + counts.size * pseudo_count)
+    start = np.log(wanted) / 1.7  # the logistic's scale is about 1.7 times the normal's
+    found = least_squares(
+        lambda z: np.append(decision_probabilities(z) - wanted, z.sum()),
+        start - start.mean(), xtol=1e-15, ftol=1e-15, gtol=1e-15,
+    )  # fmt: skip
+    return found.x
+
+
+def _iterate(wanted: np.ndarray) -> np.ndarray:
+    z = wanted.copy()
+    for _ in range(ROUNDS):
+        error = wanted - decision_probabilities(z)
+        if np.abs(error).sum() <= TOLERANCE:
+            break
+        z = z + error
+    return z

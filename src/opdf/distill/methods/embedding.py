@@ -1,0 +1,82 @@
+"""Distillation of embeddings (Reimers and Gurevych: arXiv 2004.09813): the student's vectors become the teacher's."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from opdf.distill.losses import Batch
+from opdf.distill.models import config_of, has_no_head
+from opdf.distill.objective import Losses, Objective
+
+
+class EmbeddingDistillation(Objective):
+    """cosine_weight (1 - cos(student, teacher)) + mse_weight MSE(student, teacher), averaged over examples.
+
+    An embedding is the mean of the last hidden states over an example's real tokens (or patches); student and teacher
+    are models without a head (AutoModel). No labels are used.
+
+    Args:
+        cosine_weight: factor of the cosine distance, 0 or more.
+        mse_weight: factor of the squared difference, a mean over the width, 0 or more; lengths are learned with it.
+    """
+
+    tasks = ("similarity",)
+
+    def __init__(self, cosine_weight: float = 1.0, mse_weight: float = 0.0) -> None:
+        for name, value in (("cosine_weight", cosine_weight), ("mse_weight", mse_weight)):
+            if not value >= 0:
+                raise ValueError(f"{name} is {value}; it must be 0 or more")
+        if not cosine_weight and not mse_weight:
+            raise ValueError("cosine_weight and mse_weight are both 0; set one of them above 0")
+        self.cosine_weight, self.mse_weight = cosine_weight, mse_weight
+
+    def prepare(self, student: nn.Module, teacher: nn.Module | None) -> None:
+        if teacher is None:
+            raise ValueError("embedding distillation needs a teacher; pass one")
+        for who, model in (("student", student), ("teacher", teacher)):
+            if not has_no_head(model) or not hasattr(config_of(model), "hidden_size"):
+                raise ValueError(
+                    f"the {who} is a {type(model).__name__}; embeddings come from a transformers model without a head "
+                    "and of one width: load it by AutoModel"
+                )
+        ours, theirs = config_of(student).hidden_size, config_of(teacher).hidden_size
+        if ours != theirs:
+            raise ValueError(
+                f"the student's embeddings have width {ours} and the teacher's {theirs}; they are compared entry by "
+                "entry, so give a student of the teacher's width (keep_layers makes one)"
+            )
+
+    def losses(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, num_items: Tensor) -> Losses:
+        assert teacher is not None
+        mask = batch.get("attention_mask")
+        ours = mean_pooled(self.forward(student, batch).last_hidden_state, mask)
+        theirs = mean_pooled(self.teacher_forward(teacher, batch).last_hidden_state, mask)
+        total, parts = ours.new_zeros(()), {}
+        if self.cosine_weight:
+            cosine = (1 - F.cosine_similarity(ours, theirs)).sum() / num_items
+            total, parts["cosine"] = total + self.cosine_weight * cosine, cosine.detach()
+        if self.mse_weight:
+            mse = (ours - theirs).square().mean(-1).sum() / num_items
+            total, parts["mse"] = total + self.mse_weight * mse, mse.detach()
+        return Losses(total, parts)
+
+    def count_items(self, student: nn.Module, batch: Batch) -> Tensor:
+        """Examples, also where labels of some other task are among the columns."""
+        first = next(iter(batch.values()))
+        return torch.full((), first.shape[0], device=first.device)
+
+
+def mean_pooled(hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Embeddings `[batch, width]` in float32.
+
+    Args:
+        hidden: last hidden states `[batch, tokens, width]`.
+        mask: `[batch, tokens]`, 0 where a token is padding; None counts all.
+    """
+    hidden = hidden.float()
+    if mask is None:
+        return hidden.mean(1)
+    real = mask.unsqueeze(-1).to(hidden.dtype)
+    return (hidden * real).sum(1) / real.sum(1)

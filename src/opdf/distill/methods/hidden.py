@@ -1,0 +1,130 @@
+"""Hidden-state distillation (PKD, arXiv 1908.09355; TinyBERT, arXiv 1909.10351) on top of logits distillation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from opdf.distill.losses import Batch, items_by_example
+from opdf.distill.methods.logits import TaskAndLogits
+from opdf.distill.models import config_of
+from opdf.distill.objective import Losses
+
+Pairs = Sequence[tuple[int, int]]
+
+
+class HiddenDistillation(TaskAndLogits):
+    """Logits loss + hidden_weight * hidden states.
+
+    The hidden loss is the mean over pairs of MSE(P h_student, h_teacher) over an example's real tokens, averaged over
+    examples. P is the identity where widths agree, else a learned linear map that is trained with the student and
+    dropped afterwards.
+
+    Args:
+        temperature, alpha: see `LogitsDistillation`.
+        hidden_weight: factor of the hidden loss, 0 or more.
+        pairs: "uniform" (student block s with teacher block (s+1) T/S - 1), "last", or `(student, teacher)` hidden
+            state indices, where 0 is the embedding output and k the output of block k-1.
+        normalize: "cls" compares the first token's states after scaling them to unit length, as PKD does.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 2.0,
+        alpha: float = 0.9,
+        hidden_weight: float = 1.0,
+        pairs: str | Pairs = "uniform",
+        normalize: str | None = None,
+    ) -> None:
+        super().__init__(temperature, alpha)
+        if not hidden_weight >= 0:
+            raise ValueError(f"hidden_weight is {hidden_weight}; it must be 0 or more")
+        if isinstance(pairs, str) and pairs not in ("uniform", "last"):
+            raise ValueError(f"pairs is {pairs!r}; expected 'uniform', 'last' or a list of (student, teacher) indices")
+        if normalize not in (None, "cls"):
+            raise ValueError(f"normalize is {normalize!r}; expected 'cls' or None")
+        self.hidden_weight = hidden_weight
+        self.pairs = pairs
+        self.normalize = normalize
+        self.projections = nn.ModuleDict()
+        self._states: Pairs = []
+
+    def prepare(self, student: nn.Module, teacher: nn.Module | None) -> None:
+        if teacher is None:
+            raise ValueError("hidden-state distillation needs a teacher; pass one")
+        super().prepare(student, teacher)
+        ours, theirs = config_of(student), config_of(teacher)
+        for who, config in (("student", ours), ("teacher", theirs)):
+            if getattr(config, "is_encoder_decoder", False) or not hasattr(config, "num_hidden_layers"):
+                raise ValueError(
+                    f"the {who} has not one list of hidden states (it is an encoder-decoder, or of no depth); use "
+                    "LogitsDistillation"
+                )
+        self.projections = nn.ModuleDict()
+        self._states = _resolve(self.pairs, ours.num_hidden_layers, theirs.num_hidden_layers)
+        if ours.hidden_size != theirs.hidden_size:
+            for s, t in self._states:
+                self.projections[f"{s}-{t}"] = nn.Linear(ours.hidden_size, theirs.hidden_size, bias=False)
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {"projections": self.projections} if len(self.projections) else {}
+
+    def losses(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, num_items: Tensor) -> Losses:
+        assert teacher is not None
+        ours = self.forward(student, batch, output_hidden_states=True)
+        theirs = self.teacher_forward(teacher, batch, output_hidden_states=True)
+        base = self.combine(student, ours.logits, theirs.logits, batch, num_items)
+        errors = self._errors(ours.hidden_states, theirs.hidden_states, batch.get("attention_mask"))
+        weights = items_by_example(student, batch) / num_items  # they sum to 1 over all micro-batches of a step
+        hidden = (errors * weights).sum()
+        return Losses(base.total + self.hidden_weight * hidden, base.parts | {"hidden": hidden.detach()})
+
+    def _errors(self, ours: Sequence[Tensor], theirs: Sequence[Tensor], mask: Tensor | None) -> Tensor:
+        """`[batch]`, the mean over pairs of every example's mean squared error."""
+        errors = []
+        for s, t in self._states:
+            mine, target = ours[s], theirs[t]
+            if f"{s}-{t}" in self.projections:
+                mine = self.projections[f"{s}-{t}"](mine)
+            if mine.shape != target.shape:
+                raise ValueError(
+                    f"hidden state {s} of the student has shape {tuple(mine.shape)} and {t} of the teacher "
+                    f"{tuple(target.shape)}; both must see the same tokens or patches"
+                )
+            errors.append(self._pair_error(mine.float(), target.float(), mask))
+        return torch.stack(errors).mean(0)
+
+    def _pair_error(self, mine: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+        if self.normalize == "cls":
+            mine, target = (nn.functional.normalize(h[:, 0], dim=-1) for h in (mine, target))
+            return (mine - target).square().mean(-1)
+        return _masked_mean((mine - target).square().mean(-1), mask)
+
+
+def _masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    """`[batch, tokens]` -> `[batch]`, the mean over real tokens."""
+    if mask is None:
+        return values.flatten(1).mean(-1)
+    real = mask.to(values.dtype)
+    return (values * real).sum(-1) / real.sum(-1)
+
+
+def _resolve(pairs: str | Pairs, ours: int, theirs: int) -> list[tuple[int, int]]:
+    if pairs == "last":
+        return [(ours, theirs)]
+    if pairs == "uniform":
+        if theirs % ours:
+            raise ValueError(
+                f"{ours} student blocks do not divide the teacher's {theirs}; give pairs=[(student, teacher)]"
+            )
+        return [(s + 1, (s + 1) * theirs // ours) for s in range(ours)]
+    assert not isinstance(pairs, str)
+    resolved = [(int(s), int(t)) for s, t in pairs]
+    for s, t in resolved:
+        if not (0 <= s <= ours and 0 <= t <= theirs):
+            raise ValueError(f"pairs holds ({s}, {t}); the student has states 0 to {ours}, the teacher 0 to {theirs}")
+    if not resolved:
+        raise ValueError("pairs is empty; give at least one (student, teacher) pair")
+    return resolved

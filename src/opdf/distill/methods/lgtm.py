@@ -1,0 +1,317 @@
+"""LGTM, learning good teacher matters (arXiv 2305.09651): the teacher learns what helps the student on held-out data.
+
+Before every student step the teacher takes one of its own. With theta the student, phi the teacher, B the step's
+batches, V a held-out batch:
+
+    theta' = theta after one trial step of the student's optimizer on L_s(B)
+    v      = gradient of the task loss of theta' on V
+    h      = d/dphi < grad_theta L_s(B), v >    by central difference: ( g(theta + e v) - g(theta - e v) ) / (2 e)
+    phi   <- AdamW step on grad_phi L_t(B) - scale * h
+
+A teacher that follows -h lowers the held-out loss of the student that follows the teacher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from opdf.data import Prepared
+from opdf.distill.losses import Batch, distillation_loss, labels_of, task_loss
+from opdf.distill.methods.logits import TaskAndLogits
+from opdf.distill.models import output_layer
+from opdf.distill.objective import Losses, model_inputs
+from opdf.overparam import rolled_back
+
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainingArguments
+
+Weights = dict[str, Tensor]
+
+
+class LGTM(TaskAndLogits):
+    """Student: (1 - alpha) task + alpha D(teacher, student). Teacher: (1 - teacher_alpha) task + teacher_alpha
+    D(student, teacher) - influence. D is the distillation loss of `LogitsDistillation`, squared error for a regression.
+
+    The teacher that is passed in is trained in place, in float32 or under the run's autocast. Its rate follows the
+    student's schedule. Held-out examples are cut off the training data; validation and test data are not touched.
+
+    Args:
+        temperature, alpha: of the student's loss; 1 and 1 in the paper.
+        teacher_alpha: weight of the student's logits in the teacher's own loss.
+        teacher_learning_rate: initial rate of the teacher's AdamW.
+        held_out: fraction of the training examples to hold out, or a number of them.
+        radius: r, the length of the perturbation e v of the student's weights.
+        influence_scale: factor of h; None is the teacher's current rate, as in the released code, where the
+            influence is orders of magnitude smaller than the rest; 0 leaves it out.
+        zero_heads: start with both output layers at zero, for a teacher that was not fine-tuned.
+        seed: of the held-out examples and their order.
+    """
+
+    trains_teacher = True
+
+    def __init__(
+        self,
+        temperature: float = 1.0,
+        alpha: float = 1.0,
+        teacher_alpha: float = 0.4,
+        teacher_learning_rate: float = 3e-5,
+        held_out: float = 0.1,
+        radius: float = 0.01,
+        influence_scale: float | None = None,
+        zero_heads: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(temperature, alpha)
+        if not 0 <= teacher_alpha <= 1:
+            raise ValueError(f"teacher_alpha is {teacher_alpha}; it must be from 0 to 1")
+        for name, value in (
+            ("teacher_learning_rate", teacher_learning_rate),
+            ("radius", radius),
+            ("held_out", held_out),
+        ):
+            if not value > 0:
+                raise ValueError(f"{name} is {value}; it must be above 0")
+        self.teacher_alpha, self.teacher_learning_rate = teacher_alpha, teacher_learning_rate
+        self.held_out, self.radius, self.influence_scale = held_out, radius, influence_scale
+        self.zero_heads, self.seed = zero_heads, seed
+        self.step = 0
+        self._held_out: Dataset | None = None
+        self._teacher: nn.Module | None = None
+
+    def prepare(self, student: nn.Module, teacher: nn.Module | None) -> None:
+        if teacher is None:
+            raise ValueError("LGTM trains the teacher beside the student; pass a teacher")
+        super().prepare(student, teacher)
+        self._teacher = teacher
+        self.__dict__.pop("_optimizer", None)  # of another teacher
+        if self.zero_heads:
+            for model in (student, teacher):
+                for p in output_layer(model).parameters():
+                    nn.init.zeros_(p)
+
+    @cached_property
+    def _optimizer(self) -> torch.optim.Optimizer:
+        """The teacher's. Made once the teacher is on the run's device: on some, moving a model replaces parameters."""
+        assert self._teacher is not None
+        return torch.optim.AdamW(self._teacher.parameters(), lr=self.teacher_learning_rate, weight_decay=0.0)
+
+    def losses(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, num_items: Tensor) -> Losses:
+        assert teacher is not None
+        ours = self.forward(student, batch).logits
+        theirs = self.teacher_forward(teacher, batch).logits if self.alpha else None
+        return self.combine(student, ours, theirs, batch, num_items)
+
+    def check_data(self, data: Prepared, teacher: nn.Module) -> None:
+        self._split(data.data["train"])
+
+    def training_data(self, dataset: Any) -> Any:
+        self._held_out, rest = self._split(dataset)
+        return rest
+
+    def _split(self, dataset: Any) -> tuple[Dataset, Dataset]:
+        """The rows to hold out and the others."""
+        if not isinstance(dataset, Dataset):
+            raise TypeError(f"train_dataset is a {type(dataset).__name__}; LGTM holds out rows of a datasets.Dataset")
+        count = int(self.held_out * len(dataset)) if self.held_out < 1 else int(self.held_out)
+        if not 0 < count < len(dataset):
+            raise ValueError(
+                f"held_out is {self.held_out}, which is {count} of {len(dataset)} training examples; leave both some"
+            )
+        order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(self.seed)).tolist()
+        return dataset.select(sorted(order[:count])), dataset.select(sorted(order[count:]))
+
+    def check_arguments(self, args: TrainingArguments) -> None:
+        super().check_arguments(args)
+        if args.fp16:
+            raise ValueError("LGTM takes trial steps that a gradient scaler knows nothing of; use bf16 instead of fp16")
+
+    def on_train_begin(self, trainer: Trainer) -> None:
+        assert self._teacher is not None
+        assert self._held_out is not None
+        self._held_out = trainer._remove_unused_columns(self._held_out, "held-out examples")
+        self._teacher.requires_grad_(True)
+
+    def before_forward(self, trainer: Trainer, batches: Sequence[Batch], num_items: Tensor) -> None:
+        """The teacher's step."""
+        assert self._teacher is not None
+        batches = [trainer._prepare_inputs(dict(batch)) for batch in batches]
+        student, params = trainer.accelerator.unwrap_model(trainer.model), list(self._teacher.parameters())
+        rate = self.teacher_learning_rate * _schedule(trainer)
+        scale = rate if self.influence_scale is None else self.influence_scale
+        ours = self._own_gradients(trainer, student, batches, num_items, with_student=scale != 0)
+        if scale:
+            direction = self._direction(trainer, student)
+            influence = self._influence(trainer, student, direction, batches, num_items)
+            ours = [g - scale * h for g, h in zip(ours, influence, strict=True)]
+        student.zero_grad()
+        for p, g in zip(params, ours, strict=True):
+            p.grad = trainer.accelerator.reduce(g, "sum")
+        self._optimizer.param_groups[0]["lr"] = rate
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self._teacher.eval()
+
+    def _own_gradients(
+        self, trainer: Any, student: Any, batches: Sequence[Batch], num_items: Tensor, with_student: bool
+    ) -> list[Tensor]:
+        """The gradient of L_t, returned, and of L_s, left in the student's `grad`; both models in training mode."""
+        assert self._teacher is not None
+        params = list(self._teacher.parameters())
+        total = [torch.zeros_like(p) for p in params]
+        student.train(), self._teacher.train()
+        for batch in batches:
+            with trainer.accelerator.autocast(), torch.set_grad_enabled(True):
+                ours, theirs = self.forward(student, batch).logits, self.forward(self._teacher, batch).logits
+                loss = self._teacher_loss(theirs, ours.detach(), batch, num_items)
+                if with_student:
+                    loss = loss + self.combine(student, ours, theirs.detach(), batch, num_items).total
+            _accumulate(total, _grads(loss, params, retain=with_student))
+            if with_student:
+                torch.autograd.backward(loss, inputs=[p for p in student.parameters() if p.requires_grad])
+        self._teacher.eval()
+        return total
+
+    def _direction(self, trainer: Any, student: Any) -> Weights:
+        """v: the held-out gradient after a trial step of the student, which is taken back."""
+        optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+        named = {n: p for n, p in student.named_parameters() if p.requires_grad}
+        self._summed(trainer, named.values())
+        if trainer.args.max_grad_norm:
+            nn.utils.clip_grad_norm_(list(named.values()), trainer.args.max_grad_norm)
+        batch = self._held_out_batch(trainer)
+        with rolled_back(optimizer):
+            optimizer.step()
+            with trainer.accelerator.autocast():
+                held_out = task_loss(student, self.forward(student, batch).logits, labels_of(batch))
+                loss = held_out / self.count_items(student, batch)
+            found = _grads(loss, list(named.values()))
+        direction = dict(zip(named, found, strict=True))
+        return {n: trainer.accelerator.reduce(g, "mean") for n, g in direction.items()}
+
+    def _influence(
+        self, trainer: Any, student: Any, direction: Weights, batches: Sequence[Batch], num_items: Tensor
+    ) -> list[Tensor]:
+        assert self._teacher is not None
+        teacher = self._teacher
+        student.eval()
+
+        def gradient(weights: Weights) -> list[Tensor]:
+            total = [torch.zeros_like(p) for p in teacher.parameters()]
+            for batch in batches:
+                with trainer.accelerator.autocast(), torch.enable_grad():
+                    loss = self.coupling_loss(student, weights, teacher, batch, num_items)
+                _accumulate(total, _grads(loss, list(teacher.parameters())))
+            return total
+
+        found = central_difference(gradient, dict(student.named_parameters()), direction, self.radius)
+        student.train()
+        return found
+
+    def coupling_loss(
+        self, student: Any, weights: Mapping[str, Tensor], teacher: nn.Module, batch: Batch, num_items: Tensor
+    ) -> Tensor:
+        """The part of L_s that couples teacher and student, with the student at other `weights`."""
+        inputs = model_inputs(student, batch, self.columns)
+        ours = functional_call(student, dict(weights), kwargs=inputs).logits
+        theirs = self.forward(teacher, batch).logits
+        return self.alpha * distillation_loss(student, ours, theirs, batch, self.temperature) / num_items
+
+    def _teacher_loss(self, theirs: Tensor, ours: Tensor, batch: Batch, num_items: Tensor) -> Tensor:
+        assert self._teacher is not None
+        task = task_loss(self._teacher, theirs, labels_of(batch))
+        follow = distillation_loss(self._teacher, theirs, ours, batch, self.temperature)
+        return ((1 - self.teacher_alpha) * task + self.teacher_alpha * follow) / num_items
+
+    def _held_out_batch(self, trainer: Any) -> Batch:
+        """The held-out examples in turn, in a new order every round; a function of the step alone."""
+        assert self._held_out is not None
+        size = min(trainer.args.per_device_train_batch_size, len(self._held_out))
+        rounds, position = divmod(self.step * size, len(self._held_out) // size * size)
+        order = torch.randperm(len(self._held_out), generator=torch.Generator().manual_seed(self.seed + 1 + rounds))
+        rows = order[position : position + size].tolist()
+        return trainer._prepare_inputs(trainer.data_collator([self._held_out[row] for row in rows]))
+
+    @staticmethod
+    def _summed(trainer: Any, params: Any) -> None:
+        if trainer.accelerator.num_processes > 1:
+            for p in params:
+                if p.grad is not None:
+                    p.grad = trainer.accelerator.reduce(p.grad, "sum")
+
+    def after_optimizer_step(self, trainer: Trainer) -> None:
+        self.step += 1
+
+    def on_train_end(self, trainer: Trainer) -> None:
+        assert self._teacher is not None
+        self._teacher.requires_grad_(False)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step = state["step"]
+
+    def tensors(self) -> dict[str, Tensor]:
+        assert self._teacher is not None
+        found = {f"teacher.{name}": p for name, p in self._teacher.state_dict().items()}
+        for index, values in self._optimizer.state_dict()["state"].items():
+            found.update({f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in values.items()})
+        return found
+
+    def load_tensors(self, saved: Mapping[str, Tensor]) -> None:
+        assert self._teacher is not None
+        self._teacher.load_state_dict(
+            {k.removeprefix("teacher."): v for k, v in saved.items() if k.startswith("teacher.")}
+        )
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in saved.items():
+            if name.startswith("optimizer."):
+                _, index, key = name.split(".")
+                state.setdefault(int(index), {})[key] = value
+        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": state})
+
+
+def central_difference(
+    gradient: Callable[[Weights], list[Tensor]], weights: Mapping[str, Tensor], direction: Weights, radius: float
+) -> list[Tensor]:
+    """The derivative of `gradient` along `direction`, times the direction's length; error of second order in `radius`.
+
+    Args:
+        gradient: a list of tensors as a function of the weights.
+        weights: where to differentiate; they are not touched.
+        direction: by name; a zero direction gives zeros.
+        radius: length of the perturbation.
+    """
+    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(v) for v in direction.values()]))
+    if norm == 0:
+        return [torch.zeros_like(g) for g in gradient(dict(weights))]
+    step = float(radius / norm)
+    sides = []
+    for signed in (step, -step):
+        moved = {n: p.detach() + signed * direction[n] if n in direction else p.detach() for n, p in weights.items()}
+        sides.append(gradient(moved))
+    return [(plus - minus) / (2 * step) for plus, minus in zip(*sides, strict=True)]
+
+
+def _grads(loss: Tensor, params: Sequence[Tensor], retain: bool = False) -> list[Tensor]:
+    found = torch.autograd.grad(loss, params, retain_graph=retain, allow_unused=True)
+    return [torch.zeros_like(p) if g is None else g for g, p in zip(found, params, strict=True)]
+
+
+def _accumulate(total: list[Tensor], more: list[Tensor]) -> None:
+    for a, b in zip(total, more, strict=True):
+        a += b
+
+
+def _schedule(trainer: Any) -> float:
+    """Where the learning rate schedule is, from 0 to 1."""
+    scheduler = trainer.lr_scheduler
+    base, now = scheduler.base_lrs[0], scheduler.get_last_lr()[0]
+    return now / base if base else 0.0

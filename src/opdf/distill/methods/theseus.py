@@ -1,0 +1,173 @@
+"""BERT-of-Theseus (arXiv 2002.02925): successor blocks learn in the places of the predecessor's blocks.
+
+There is no distillation loss. In every micro-batch each block of the student is, with probability p, run itself, and
+otherwise the group of teacher blocks that it stands for; the task loss trains it next to the real predecessor. p grows
+to 1; from then on the student is fine-tuned alone, with the same optimizer and schedule.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from opdf.distill.losses import Batch, labels_of, task_loss
+from opdf.distill.models import check_same_outputs, unwrapped
+from opdf.distill.objective import Losses, Objective
+from opdf.overparam import block_lists
+
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainingArguments
+
+SCHEDULES = ("linear", "constant")
+
+
+class Theseus(Objective):
+    """Replace teacher blocks by student blocks at a growing rate; the loss is the task's.
+
+    Only the student's blocks are trained. Its embeddings and head are the teacher's, and frozen. A matrix that takes no
+    part in a step has no gradient in it and is skipped by the optimizer, moments included.
+
+    Args:
+        rate: probability p of running a student block at step 0, above 0 and at most 1.
+        schedule: "linear" raises it by `slope` per optimizer step until it is 1; "constant" keeps it for
+            `steps` optimizer steps and then sets it to 1.
+        slope: of the linear schedule, per optimizer step (the paper has 0.0006, for thousands of steps). None reaches 1
+            at half of the trainer's steps.
+        steps: of the constant schedule.
+        seed: of the draws.
+    """
+
+    def __init__(
+        self,
+        rate: float = 0.3,
+        schedule: str = "linear",
+        slope: float | None = None,
+        steps: int = 2500,
+        seed: int = 0,
+    ) -> None:
+        if not 0 < rate <= 1:
+            raise ValueError(f"rate is {rate}; a replacement rate is above 0 and at most 1")
+        if schedule not in SCHEDULES:
+            raise ValueError(f"schedule is {schedule!r}; expected one of {', '.join(SCHEDULES)}")
+        if not ((slope is None or slope >= 0) and steps >= 0):
+            raise ValueError(f"slope is {slope} and steps {steps}; neither can be negative")
+        self.rate, self.schedule, self.slope, self.steps, self.seed = rate, schedule, slope, steps, seed
+        self.step = 0
+        self.draws = 0
+        self._slope = slope or 0.0  # None is known once training begins
+        self._stack = ""
+        self._predecessors: list[list[nn.Module]] = []
+
+    def replacement_rate(self) -> float:
+        """p at the current optimizer step; where `slope` is None it begins to rise when training begins."""
+        if self.schedule == "linear":
+            return min(1.0, self.rate + self._slope * self.step)
+        return self.rate if self.step < self.steps else 1.0
+
+    def prepare(self, student: nn.Module, teacher: nn.Module | None) -> None:
+        if teacher is None:
+            raise ValueError("BERT-of-Theseus needs the teacher's blocks; pass a teacher")
+        check_same_outputs(student, teacher)
+        stacks, theirs = block_lists(student), block_lists(teacher)
+        if len(stacks) != 1 or stacks != theirs:
+            raise ValueError(
+                f"the student has the block stacks {stacks} and the teacher {theirs}; BERT-of-Theseus needs one, alike "
+                "in both (make the student with keep_layers)"
+            )
+        self._stack = stacks[0]
+        blocks = list(teacher.get_submodule(self._stack).children())
+        size = len(list(student.get_submodule(self._stack).children()))
+        if len(blocks) % size:
+            raise ValueError(f"{size} student blocks do not divide the teacher's {len(blocks)}; choose a divisor")
+        group = len(blocks) // size
+        self._predecessors = [blocks[s * group : (s + 1) * group] for s in range(size)]
+        self._share_the_rest(student, teacher)
+
+    def _share_the_rest(self, student: nn.Module, teacher: nn.Module) -> None:
+        theirs = dict(teacher.named_parameters())
+        for name, p in student.named_parameters():
+            if name.startswith(f"{self._stack}."):
+                continue
+            if name not in theirs or theirs[name].shape != p.shape:
+                raise ValueError(f"the teacher has no {name} of shape {tuple(p.shape)}; use a student of its width")
+            with torch.no_grad():
+                p.copy_(theirs[name])
+            p.requires_grad_(False)
+
+    def losses(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, num_items: Tensor) -> Losses:
+        with hybrid(unwrapped(student).get_submodule(self._stack), self._predecessors, self._draw()):
+            logits = self.forward(student, batch, **_without_cache(student)).logits
+        task = task_loss(student, logits, labels_of(batch)) / num_items
+        # When no student block ran, nothing in the model has a gradient: backward needs one leaf that does.
+        return Losses(task + torch.zeros((), device=task.device, requires_grad=True), {"task": task.detach()})
+
+    def _draw(self) -> list[bool]:
+        """Which positions run the student's block; a function of seed and count, so that a resumed run goes on."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.draws)
+        self.draws += 1
+        return (torch.rand(len(self._predecessors), generator=generator) < self.replacement_rate()).tolist()
+
+    def check_arguments(self, args: TrainingArguments) -> None:
+        super().check_arguments(args)
+        if args.fp16:
+            raise ValueError(
+                "a step in which no student block ran has no gradient, which fp16's gradient scaler takes for a "
+                "mistake; use bf16 instead of fp16"
+            )
+
+    def on_train_begin(self, trainer: Trainer) -> None:
+        if self.slope is None:
+            self._slope = (1 - self.rate) / max(1, trainer.state.max_steps // 2)
+
+    def after_optimizer_step(self, trainer: Trainer) -> None:
+        self.step += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.step, "draws": self.draws}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step, self.draws = state["step"], state["draws"]
+
+
+@contextmanager
+def hybrid(successors: Any, predecessors: list[list[nn.Module]], replaced: list[bool]) -> Iterator[None]:
+    """Inside, the stack `successors` runs the predecessors' blocks at every position that is not `replaced`."""
+    own = list(successors.children())
+    for position, (blocks, stays) in enumerate(zip(predecessors, replaced, strict=True)):
+        if not stays:
+            successors[position] = _Chain(blocks, own[position].training)
+    try:
+        yield
+    finally:
+        for position, block in enumerate(own):
+            successors[position] = block
+
+
+class _Chain(nn.Module):
+    """Several blocks in place of one, in the mode of the run: frozen blocks keep their dropout, as in the paper."""
+
+    def __init__(self, blocks: list[nn.Module], training: bool) -> None:
+        super().__init__()
+        self.blocks = blocks  # a plain list: these are the teacher's modules, not this one's
+        self.training = training
+
+    def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        output: Any = hidden
+        for block in self.blocks:
+            block.train(self.training)
+            try:
+                output = block(output[0] if isinstance(output, tuple) else output, *args, **kwargs)
+            finally:
+                block.eval()
+        return output
+
+
+def _without_cache(student: nn.Module) -> dict[str, bool]:
+    """Teacher blocks would write into a decoder's cache of keys and values at places that are the student's."""
+    takes = inspect.signature(unwrapped(student).forward).parameters
+    return {"use_cache": False} if "use_cache" in takes else {}

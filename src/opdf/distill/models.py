@@ -1,0 +1,165 @@
+"""What a model is and what its outputs mean: the questions that methods and trainer ask of student and teacher."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from datasets import ClassLabel, Dataset, Value
+from torch import Tensor, nn
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_MAPPING_NAMES,
+)
+
+IGNORED = -100
+"""The label that torch's cross-entropy passes over: an example or a token without one."""
+
+HEADLESS = {name for names in MODEL_MAPPING_NAMES.values() for name in ((names,) if isinstance(names, str) else names)}
+"""Classes of transformers that end in hidden states."""
+
+CLASSIFIERS = {
+    *MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values(),
+    *MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.values(),
+}
+"""Classes of transformers that say one thing of an example."""
+
+
+def unwrapped(model: nn.Module) -> Any:
+    """A model without the wrappers of DDP and torch.compile."""
+    while True:
+        if hasattr(model, "_orig_mod"):
+            model = model._orig_mod  # type: ignore[assignment]
+        elif not hasattr(model, "config") and hasattr(model, "module"):
+            model = model.module  # type: ignore[assignment]
+        else:
+            return model
+
+
+def config_of(model: nn.Module) -> Any:
+    """The configuration of a transformers model, also inside a wrapper; None for other modules."""
+    return getattr(unwrapped(model), "config", None)
+
+
+def is_language_model(model: nn.Module) -> bool:
+    """Whether outputs are scores of the vocabulary."""
+    return getattr(unwrapped(model), "get_output_embeddings", lambda: None)() is not None
+
+
+def has_no_head(model: nn.Module) -> bool:
+    """Whether a transformers model ends in hidden states (AutoModel) and not in a task's outputs.
+
+    Some with a head are their own base model; transformers calls those something For a task.
+    """
+    own = getattr(model, "base_model", None) is model
+    return own and "For" not in type(model).__name__ and not is_language_model(model)
+
+
+def is_causal(model: nn.Module) -> bool:
+    """Whether logits at one position predict the label of the next, so that both have to be shifted.
+
+    Decoders of transformers do. Encoder-decoders get their inputs shifted; masked language models and taggers label in
+    place. So does any module of another library: who trains one shifts its labels, if they are to be shifted.
+    """
+    inner = unwrapped(model)
+    if getattr(config_of(inner), "is_encoder_decoder", False):
+        return False
+    return bool(inner.can_generate()) if hasattr(inner, "can_generate") else False
+
+
+def kind_of(model: nn.Module, logits: Tensor, labels: Tensor | None = None) -> str:
+    """ "tokens", "regression", "multi-label" or "classes", as transformers' own heads decide it.
+
+    Where their configuration leaves it open, they take labels that are no integers for several labels an example, and
+    write that into the configuration at the first loss of their own; ours may come before.
+    """
+    config = config_of(model)
+    if logits.dim() == 3:
+        return "tokens"
+    problem = getattr(config, "problem_type", None)
+    several = labels is not None and labels.is_floating_point() and logits.shape[-1] > 1
+    if problem == "multi_label_classification" or (config is not None and problem is None and several):
+        return "multi-label"
+    return "regression" if problem == "regression" or logits.shape[-1] == 1 else "classes"
+
+
+def output_layer(model: nn.Module) -> nn.Linear:
+    """The Linear that makes a classifier's or regressor's outputs.
+
+    Raises:
+        ValueError: no Linear outside the blocks has as many outputs as the configuration has labels.
+    """
+    labels = config_of(model).num_labels
+    base = {id(m) for m in getattr(model, "base_model", nn.Module()).modules()}
+    found = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == labels and id(m) not in base]
+    if not found:
+        raise ValueError(f"{type(model).__name__} has no Linear with {labels} outputs as its head")
+    return found[-1]
+
+
+def check_same_outputs(student: nn.Module, teacher: nn.Module) -> None:
+    """Refuse a student and a teacher whose outputs do not mean the same.
+
+    Raises:
+        ValueError: different numbers of labels, different label names, or different vocabularies.
+    """
+    for who, model in (("student", student), ("teacher", teacher)):
+        if type(model).__name__ in HEADLESS:
+            raise ValueError(
+                f"the {who} is a {type(model).__name__}, which ends in hidden states; load it with a head for the task "
+                "(AutoModelFor...), or use EmbeddingDistillation"
+            )
+    ours, theirs = config_of(student), config_of(teacher)
+    if ours is None or theirs is None:
+        return
+    if is_language_model(student):
+        if ours.vocab_size != theirs.vocab_size:
+            raise ValueError(
+                f"the student's vocabulary has {ours.vocab_size} tokens and the teacher's {theirs.vocab_size}; "
+                "token-level distillation needs the same tokenizer"
+            )
+        return
+    if ours.num_labels != theirs.num_labels:
+        raise ValueError(
+            f"the student has {ours.num_labels} labels and the teacher {theirs.num_labels}; "
+            "make both for the same task (num_labels=...)"
+        )
+    names = [list(map(str, c.id2label.values())) for c in (ours, theirs)]
+    named = [not all(n.startswith("LABEL_") for n in labels) for labels in names]
+    if all(named) and names[0] != names[1]:
+        raise ValueError(f"the student's labels are {names[0]}, the teacher's {names[1]}; give both in the same order")
+
+
+def check_labels(student: Any, data: Any) -> None:
+    """Refuse classes that the student's head does not have; on a GPU, the first step would not say what was wrong.
+
+    Looked at are integer columns `labels` and `label` of a `datasets.Dataset`, for classifiers of transformers.
+
+    Raises:
+        ValueError: a label is below 0, other than -100, or not below `config.num_labels`.
+    """
+    if not isinstance(data, Dataset) or type(student).__name__ not in CLASSIFIERS:
+        return
+    classes = student.config.num_labels
+    if classes == 1 or student.config.problem_type not in (None, "single_label_classification"):
+        return
+    for column in ("labels", "label"):
+        feature = data.features.get(column)
+        if isinstance(feature, ClassLabel) or (isinstance(feature, Value) and "int" in feature.dtype):
+            values = data.select_columns([column]).with_format("numpy")[:][column]
+            outside = values[(values != IGNORED) & ((values < 0) | (values >= classes))]
+            if len(outside):
+                raise ValueError(
+                    f"{len(outside)} rows of train_dataset have {column!r} outside 0 to {classes - 1}, e.g. "
+                    f"{outside[0]}; the student has {classes} labels: give it more (num_labels), or clean the data"
+                )
+
+
+def check_frozen(teacher: nn.Module) -> None:
+    """Refuse a teacher in training mode, which would make its targets random.
+
+    Raises:
+        RuntimeError: it is.
+    """
+    if teacher.training:
+        raise RuntimeError("the teacher is in training mode; something called teacher.train(). Keep it in eval mode")

@@ -1,0 +1,111 @@
+"""What a teacher says about data, asked once and kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from torch import Tensor, nn
+from transformers import BatchEncoding
+
+from opdf.data import Prepared
+from opdf.files import replacing
+from opdf.mpo import Progress
+
+BATCH = 128
+"""Examples that a teacher is given at a time."""
+
+Noise = Callable[[Any, np.random.Generator], Any]
+"""A noisy copy of an example."""
+
+
+def teacher_logits(teacher: Any, data: Prepared, rows: list[dict[str, Any]]) -> Tensor:
+    """Logits `[rows, classes]` of encoded rows, on the CPU."""
+    device = next(teacher.parameters()).device
+    batch = BatchEncoding(data.collator(rows)).to(device)
+    batch.pop("labels")
+    was = teacher.training
+    with torch.no_grad():
+        logits: Tensor = teacher.eval()(**batch).logits.cpu()
+    teacher.train(was)
+    return logits
+
+
+def all_logits(teacher: Any, data: Prepared, rows: Any, progress: Progress | None = None) -> np.ndarray:
+    """Logits `[rows, classes]` of many encoded rows."""
+    found = []
+    for start in range(0, len(rows), BATCH):
+        some = range(start, min(start + BATCH, len(rows)))
+        found.append(teacher_logits(teacher, data, [rows[k] for k in some]))
+        if progress is not None:
+            progress(some.stop, len(rows))
+    return torch.cat(found).numpy()
+
+
+def kept(folder: Path, name: str, of: list[Any], make: Callable[[], np.ndarray]) -> np.ndarray:
+    """An array that is made once for a folder, by one process, and read from there afterwards.
+
+    Args:
+        folder: where it is kept.
+        name: what it is called there.
+        of: all that it depends on, as values with a `repr`: other values give another file.
+        make: makes it.
+    """
+    digest = hashlib.sha256(repr(of).encode()).hexdigest()[:16]
+    path = folder / f"{name}-{digest}.safetensors"
+    with PartialState().main_process_first():
+        with suppress(SafetensorError, FileNotFoundError, KeyError):  # a damaged file is made again
+            found: np.ndarray = load_file(path)[name]
+            return found
+        values = make()
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as scratch:
+            save_file({name: values}, scratch)
+    return values
+
+
+def with_column(rows: Any, name: str, values: np.ndarray) -> Any:
+    """A `datasets.Dataset` with one more column, in the format that it has."""
+    return rows.with_format(None).add_column(name, list(values)).with_format(rows.format["type"])
+
+
+def noisy(example: Any, seed: int, noise: Noise | None) -> Any:
+    """The example that a seed makes of another."""
+    return example if noise is None else noise(example, np.random.Generator(np.random.PCG64(seed)))
+
+
+def fingerprint(examples: Any, noise: Noise | None = None) -> str:
+    """A digest of some examples, made noisy with known seeds: it changes with the data, the noise and its libraries.
+
+    Args:
+        examples: by row number: mappings, images, texts or numbers.
+        noise: makes a noisy copy of one.
+    """
+    digest = hashlib.sha256(f"{len(examples)}".encode())
+    for row in np.linspace(0, len(examples) - 1, num=min(len(examples), 32), dtype=int):
+        digest.update(_content(noisy(examples[int(row)], int(row), noise)))
+    return digest.hexdigest()[:32]
+
+
+def weights_digest(model: nn.Module) -> str:
+    """A digest of a model's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _content(value: Any) -> bytes:
+    if isinstance(value, dict):
+        return b"".join(key.encode() + _content(value[key]) for key in sorted(value))
+    if hasattr(value, "tobytes"):  # an image or an array
+        return repr(getattr(value, "size", "")).encode() + value.tobytes()
+    return repr(value.tolist() if isinstance(value, Tensor) else value).encode()

@@ -1,0 +1,242 @@
+"""A folder of teacher outputs, from which any number of students learn (TinyViT: arXiv 2207.10666).
+
+A store holds, per epoch and example, the seed of the example's noise and the teacher's K largest probabilities; a
+student makes the same noisy example from the same seed. Without noise there is one epoch, and plain logits are stored.
+
+    store/meta.json                          what was stored of which data; a mismatch on reading is refused
+    store/epoch-000/shard-00000.safetensors  seeds [n] int32, classes [n, K] int16 (int32), probabilities [n, K] float16
+
+A shard is complete or absent, and carries a checksum of its tensors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from opdf.distill.outputs import Noise, noisy
+from opdf.files import replacing
+
+FORMAT = 1
+SHARD_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class StoreInfo:
+    """What a store was made of.
+
+    Attributes:
+        rows: examples.
+        epochs: how often each was stored, with new noise every time; 1 without noise.
+        classes: outputs of the teacher.
+        top_k: probabilities kept; 0 stores plain logits.
+        data: fingerprint of the examples, noise included.
+        teacher: whatever names the teacher.
+        seed: of the noise.
+    """
+
+    rows: int
+    epochs: int
+    classes: int
+    top_k: int
+    data: str
+    teacher: str
+    seed: int = 0
+    format: int = FORMAT
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "epochs", "classes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; a store needs at least 1")
+        if not 0 <= self.top_k <= self.classes:
+            raise ValueError(f"top_k is {self.top_k}; keep 1 to {self.classes} classes, or 0 for plain logits")
+
+    @property
+    def shards(self) -> int:
+        """Of one epoch."""
+        return -(-self.rows // SHARD_ROWS)
+
+
+class LogitsStore:
+    """A folder of teacher outputs.
+
+    Args:
+        folder: of the store.
+        info: what it must hold; None takes what is there.
+
+    Raises:
+        FileNotFoundError: there is no store in the folder.
+        ValueError: it holds something else; the message names what differs.
+    """
+
+    def __init__(self, folder: str | Path, info: StoreInfo | None = None) -> None:
+        self.folder = Path(folder)
+        meta = self.folder / "meta.json"
+        if not meta.is_file():
+            raise FileNotFoundError(f"{folder} holds no teacher's outputs; write them with opdf cache-teacher")
+        self.info = _read_info(meta)
+        if info is not None:
+            _check_same(self.folder, self.info, info)
+
+    @classmethod
+    def create(cls, folder: str | Path, info: StoreInfo) -> LogitsStore:
+        """A new store, or one of the same kind to go on with."""
+        folder = Path(folder)
+        if not (folder / "meta.json").is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            if any(folder.iterdir()):
+                raise FileExistsError(f"{folder} is not empty and holds no teacher's outputs; choose another folder")
+            with replacing(folder / "meta.json") as scratch:
+                scratch.write_text(json.dumps(dataclasses.asdict(info), indent=1))
+        return cls(folder, info)
+
+    def missing(self) -> Iterator[tuple[int, int, range]]:
+        """Epoch, shard number and rows of every shard that is not there yet."""
+        for epoch in range(self.info.epochs):
+            for shard in range(self.info.shards):
+                if not self._path(epoch, shard).is_file():
+                    start = shard * SHARD_ROWS
+                    yield epoch, shard, range(start, min(start + SHARD_ROWS, self.info.rows))
+
+    def seeds(self, epoch: int, rows: range) -> np.ndarray:
+        """The noise seeds of some examples in an epoch, int32; they depend on nothing else."""
+        wide = [np.random.SeedSequence((self.info.seed, epoch, row)).generate_state(1)[0] >> 1 for row in rows]
+        return np.asarray(wide, dtype=np.int32)
+
+    def write(self, epoch: int, shard: int, seeds: np.ndarray, logits: Tensor) -> None:
+        """Store one shard of the teacher's logits `[rows, classes]`."""
+        tensors = {"seeds": torch.from_numpy(seeds), **self._kept(logits.detach().cpu())}
+        path = self._path(epoch, shard)
+        path.parent.mkdir(exist_ok=True)
+        with replacing(path) as scratch:
+            save_file(tensors, scratch, {"sha256": _checksum(tensors)})
+
+    def _kept(self, logits: Tensor) -> dict[str, Tensor]:
+        if not self.info.top_k:
+            return {"logits": logits.float().contiguous()}
+        # In float32 before the softmax: in half precision it loses the tail.
+        probabilities, classes = logits.float().softmax(-1).topk(self.info.top_k, dim=-1)
+        kind = torch.int16 if self.info.classes <= 2**15 else torch.int32
+        return {"classes": classes.to(kind), "probabilities": probabilities.half()}
+
+    def read(self, epoch: int, row: int) -> dict[str, Tensor]:
+        """What is stored of one example: "seed" and either "logits", or "classes" and "probabilities".
+
+        Raises:
+            FileNotFoundError, ValueError: the shard is missing, truncated or altered; the message names it.
+        """
+        shard, inside = divmod(row, SHARD_ROWS)
+        path = self._path(epoch % self.info.epochs, shard)
+        tensors = _verified(path, path.stat().st_mtime_ns if path.is_file() else 0)
+        return {name: tensor[inside] for name, tensor in tensors.items()}
+
+    def verify(self) -> None:
+        """Read every shard.
+
+        Raises:
+            FileNotFoundError, ValueError: as `read`.
+        """
+        for epoch in range(self.info.epochs):
+            for shard in range(self.info.shards):
+                _load_shard(self._path(epoch, shard))
+
+    @property
+    def nbytes(self) -> int:
+        """Size on disk."""
+        return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+
+    def _path(self, epoch: int, shard: int) -> Path:
+        return self.folder / f"epoch-{epoch:03d}" / f"shard-{shard:05d}.safetensors"
+
+
+class StoredDataset(torch.utils.data.Dataset[dict[str, Any]]):
+    """Examples as the student takes them, beside what the teacher said about just these.
+
+    Args:
+        examples: by row number: what `noise` and `encode` take.
+        store: the teacher's outputs.
+        encode: an example to model inputs with labels.
+        noise: as when the store was written; None without.
+    """
+
+    def __init__(
+        self, examples: Any, store: LogitsStore, encode: Callable[[Any], dict[str, Any]], noise: Noise | None = None
+    ) -> None:
+        self.examples, self.store, self.encode, self.noise = examples, store, encode, noise
+        # Shared memory: worker processes that live through several epochs have to see it change.
+        self._epoch: Tensor = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        stored = self.store.read(int(self._epoch), int(row))
+        example = noisy(self.examples[row], int(stored.pop("seed")), self.noise)
+        return self.encode(example) | {f"teacher_{name}": value.tolist() for name, value in stored.items()}
+
+
+def _read_info(meta: Path) -> StoreInfo:
+    try:
+        content = json.loads(meta.read_text())
+        if content.get("format") != FORMAT:
+            raise ValueError(f"{meta} has format {content.get('format')}; this version reads {FORMAT}")
+        return StoreInfo(**content)
+    except (TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{meta} is damaged ({error}); write the store again") from error
+
+
+def _check_same(folder: Path, found: StoreInfo, wanted: StoreInfo) -> None:
+    for item in dataclasses.fields(StoreInfo):
+        there, here = getattr(found, item.name), getattr(wanted, item.name)
+        if there != here:
+            raise ValueError(
+                f"the store {folder} has {item.name} {there!r}, this run {here!r}; use another folder, or the same "
+                "data, teacher and options that it was written with"
+            )
+
+
+@lru_cache(maxsize=64)
+def _verified(path: Path, written: int) -> dict[str, Tensor]:
+    """A shard, read once for as long as it stays as it was `written`."""
+    return _load_shard(path)
+
+
+def _load_shard(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; run opdf cache-teacher again, which goes on where it stopped")
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            wanted = (file.metadata() or {}).get("sha256")
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is truncated or damaged ({error}); delete it and run opdf cache-teacher again"
+        ) from error
+    if _checksum(tensors) != wanted:
+        raise ValueError(f"{path} was altered: its checksum differs; delete it and run opdf cache-teacher again")
+    tensors["seed"] = tensors.pop("seeds")
+    return tensors
+
+
+def _checksum(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

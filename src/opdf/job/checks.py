@@ -1,0 +1,111 @@
+"""What does not fit together of data, models and options, said before any work starts."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+
+from opdf.data import Prepared, Task, longest_text
+from opdf.distill import METHODS, plan_student
+from opdf.job.errors import UserError
+from opdf.job.job import Job
+from opdf.job.models import load_tokenizer
+from opdf.job.options import suggest
+from opdf.job.student import build_student
+
+
+def check_task(job: Job, task: Task) -> None:
+    """Refuse an objective that is for other tasks, or a metric that this one does not have.
+
+    Raises:
+        UserError: one of these.
+    """
+    name, data = job.config.objective.name, job.config.data.name
+    if task.kind not in job.objective.tasks:
+        others = ", ".join(other for other, method in METHODS.items() if task.kind in method.tasks)
+        raise UserError(
+            f"objective.name is {name!r} and the task of {data} is {task.kind!r}; as it is set, the objective is for "
+            f"{' or '.join(job.objective.tasks)}. For this task there are {others}"
+        )
+    if task.kind == "similarity" and job.config.teacher.finetune:
+        raise UserError("teacher.finetune is true and similarity data has no labels for it; give a trained teacher")
+    check_metrics(job, task)
+
+
+def check_metrics(job: Job, task: Task) -> None:
+    """Refuse to choose checkpoints, or lower the rate, by a metric that evaluation while training does not give.
+
+    Raises:
+        UserError: one of these.
+    """
+    two = np.arange(2)
+    known = [] if task.compute_metrics() is None else ["loss", *task.metrics(two, two)]
+    for arguments, where in ((job.training, "training"), (job.teacher_training, "teacher.training")):
+        given = arguments.metric_for_best_model  # other options can ask for the loss
+        name = (given or "").removeprefix("eval_")
+        if given is not None and name not in known:
+            remedy = suggest(name, known) if known else f"; a {task.kind} has none, leave out what asks for it"
+            raise UserError(f"{where}.metric_for_best_model is {given!r}, which evaluation does not give{remedy}")
+
+
+def check_models(job: Job, task: Task, teacher: Any) -> Any:
+    """Plan the training with models that hold no values.
+
+    Returns:
+        The student, on the meta device.
+
+    Raises:
+        ValueError: student, teacher, objective, over-parameterization and constraint do not fit together.
+    """
+    with torch.device("meta"):
+        stand_in = type(teacher)._from_config(copy.deepcopy(teacher.config), dtype=teacher.dtype)
+        student = build_student(job.config.student, stand_in, task)
+    objective = copy.deepcopy(job.objective)  # it takes measure of the models that it is prepared for
+    plan_student(student, stand_in, objective, job.config.overparam, job.config.constraint)
+    objective.check_arguments(job.training)
+    return student
+
+
+def check_fit(job: Job, prepared: Prepared, teacher: Any) -> None:
+    """Refuse models that do not fit together, or not with the objective or the data.
+
+    Raises:
+        ValueError: one of these.
+    """
+    student = check_models(job, prepared.task, teacher)
+    job.objective.check_data(prepared, teacher)
+    for who, model in (("the teacher", teacher), ("the student", student)):
+        check_inputs(who, model, prepared)
+    if job.config.student.model and not prepared.task.is_image:
+        check_same_tokens(job.config.student.model, prepared)
+
+
+def check_inputs(who: str, model: Any, prepared: Prepared) -> None:
+    """Refuse a model that the encoded texts would be out of range for.
+
+    Raises:
+        UserError: it has fewer tokens than the tokenizer, or fewer positions than the longest text.
+    """
+    if prepared.task.is_image:
+        return
+    tokens, positions = (getattr(model.config, n, None) for n in ("vocab_size", "max_position_embeddings"))
+    if tokens is not None and len(prepared.processor) > tokens:
+        raise UserError(
+            f"{who} knows {tokens} tokens and the teacher's tokenizer has {len(prepared.processor)}; both read the "
+            "same tokens, so give a student of the teacher's vocabulary"
+        )
+    longest = max(longest_text(rows) for rows in prepared.data.values())
+    if positions is not None and longest > positions:
+        raise UserError(f"{who} reads {positions} tokens and the longest text has {longest}; lower data.max_length")
+
+
+def check_same_tokens(student: str, prepared: Prepared) -> None:
+    """Refuse a pretrained student with another tokenizer: it would get the teacher's tokens and read other words."""
+    if load_tokenizer(student).get_vocab() != prepared.processor.get_vocab():
+        raise UserError(
+            f"student.model {student} has another vocabulary than the teacher, whose tokens it would get; "
+            "give a student with the teacher's tokenizer"
+        )

@@ -1,0 +1,92 @@
+"""What over-parameterization costs, before anything runs: parameters, arithmetic, memory."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModel
+
+from opdf.job.models import loading
+from opdf.overparam import OverParamConfig, OverParameterization, overparameterize
+
+
+def plan_model(
+    name: str, overparam: OverParamConfig, *, layers: int | None, batch: int, tokens: int, accumulation: int
+) -> dict[str, Any]:
+    """What over-parameterization would do to a model of which only the configuration is read, see `summarize`.
+
+    Args:
+        name: hub name, local folder, or minilm.
+        overparam: the over-parameterization.
+        layers: blocks of the student, whose teacher is the model; None plans for the model itself.
+        batch, tokens, accumulation: examples a micro-batch, tokens an example, micro-batches an optimizer step.
+    """
+    planned = overparameterize(_meta_model(name, layers), overparam)
+    teacher = 0
+    if layers is not None:
+        teacher = _entries(overparameterize(_meta_model(name), OverParamConfig(ones=0)))
+    return summarize(planned, teacher=teacher, batch=batch, tokens=tokens, accumulation=accumulation)
+
+
+def summarize(
+    planned: OverParameterization, *, teacher: int, batch: int, tokens: int, accumulation: int
+) -> dict[str, Any]:
+    """Every matrix, the totals, and the expected cost of a step.
+
+    The step's arithmetic is 3 contractions a matrix and optimizer step; the student's own is 6 operations per entry of
+    its matrices and token, and the teacher's, which has `teacher` entries (0 where it is not known), 2. A matrix's
+    memory is its cores and two moments in float32; the total has one gradient of the largest too.
+    """
+    rate = _matmul_rate()
+    matrices = [
+        {"name": t.name, "rows": t.shape.rows, "cols": t.shape.cols, "shape": str(t.shape),
+         "bonds": list(t.shape.bond_dims or ()), "params": t.shape.num_params, "scale": round(t.shape.scale, 3),
+         "extra_seconds_per_step": 3 * t.shape.contract_flops / rate, "extra_megabytes": 12 * t.shape.num_params / 1e6}
+        for t in planned.matrices
+    ]  # fmt: skip
+    extra = sum(3 * t.shape.contract_flops for t in planned.matrices)
+    plain = (6 * _entries(planned) + 2 * teacher) * batch * tokens * accumulation
+    cores = sum(t.shape.num_params for t in planned.matrices)
+    return {
+        "matrices": matrices,
+        "train_params": planned.train_params,
+        "inference_params": planned.inference_params,
+        "scale": planned.train_params / planned.inference_params,
+        "extra_gflop_per_step": extra / 1e9,
+        "extra_seconds_per_step": extra / rate,
+        "expected_step_ratio": 1 + extra / plain,
+        "with_teacher": teacher > 0,
+        "measured_gflops": rate / 1e9,
+        "extra_megabytes": 4 * (3 * cores + max(t.shape.num_params for t in planned.matrices)) / 1e6,
+        "batch": batch, "tokens": tokens, "accumulation": accumulation,
+    }  # fmt: skip
+
+
+def _entries(planned: OverParameterization) -> int:
+    return sum(t.shape.rows * t.shape.cols for t in planned.matrices)
+
+
+def _meta_model(name: str, layers: int | None = None) -> Any:
+    with loading(name) as folder:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    if layers is not None:
+        config.num_hidden_layers = layers
+    with torch.device("meta"):
+        return AutoModel.from_config(config)
+
+
+def _matmul_rate() -> float:
+    """Floating-point operations per second of float32 matrix products here, measured in about 0.1 s."""
+    # A GPU would be measured waiting, with one small product at a time.
+    device, size, products = ("cuda", 4096, 4) if torch.cuda.is_available() else ("cpu", 768, 1)
+    a = torch.randn(size, size, device=device)
+    best = 0.0
+    for _ in range(5):
+        start = time.perf_counter()
+        for _ in range(products):
+            found = a @ a
+        float(found[0, 0])
+        best = max(best, products * 2 * size**3 / (time.perf_counter() - start))
+    return best

@@ -1,0 +1,341 @@
+"""A saved model as ONNX or as a torch.export program, compared with torch."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.export import Dim
+from torch.utils.data import DataLoader
+from transformers import AutoProcessor
+
+from opdf.data import Prepared
+from opdf.distill import has_no_head, mean_pooled
+from opdf.files import replacing_folder
+from opdf.job.config import DataConfig, TeacherConfig
+from opdf.job.errors import UserError, not_installed
+from opdf.job.models import load_config, loading
+from opdf.job.prepared import prepare_data
+from opdf.job.run import versions
+from opdf.job.scoring import pair_cosines, similarity_metrics
+
+FORMATS = ("onnx", "torch")
+NEEDED = ("onnx", "onnxruntime", "onnxscript")
+TOLERANCE = 1e-3
+"""Largest difference from torch that is accepted, relative to the largest output: float32 in another order."""
+
+ONE_FILE = 2**31 - 2**20
+"""Bytes of weights that fit into one ONNX file; protocol buffers end at 2 GiB."""
+
+Outputs = Callable[[Mapping[str, Any]], Any]
+"""Encoded inputs to logits, or to hidden states of a model without a head, as torch tensors."""
+
+
+def export(
+    name: str,
+    output: str | Path,
+    *,
+    format: str = "onnx",
+    int8: bool = False,
+    data: DataConfig | None = None,
+    batch: int = 128,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write a saved model into a folder, which is complete or absent, and compare it with torch.
+
+    Args:
+        name: a saved model's folder, or a hub name.
+        output: the folder; it gets the model, its configuration and tokenizer, and export.json.
+        format: onnx, or torch for torch.export (model.pt2).
+        int8: also write a dynamically quantized ONNX model.
+        data: score on this data's test split; None does not score.
+        batch: examples at a time, in scoring.
+        overwrite: replace an earlier export.
+
+    Returns:
+        What export.json holds: for each file its size in bytes, the largest difference from torch, and scores.
+
+    Raises:
+        UserError: an option or a package is missing or wrong, or the model cannot be read or exported.
+        FileExistsError: the output folder holds something that is not an export, or an export is not to be replaced.
+        RuntimeError: the exported model does not compute what torch does.
+    """
+    folder = Path(output)
+    check_options(format, int8=int8, batch=batch, data=data)
+    check_folder(folder, overwrite=overwrite)
+    model = load(name)
+    with replacing_folder(folder) as scratch:
+        report = write(model, name, scratch, format=format, int8=int8, data=data, batch=batch)
+        (scratch / "export.json").write_text(json.dumps(report, indent=2) + "\n")
+    return report
+
+
+def check_options(format: str, *, int8: bool, batch: int, data: DataConfig | None) -> None:
+    """Refuse what cannot be done, before anything is loaded.
+
+    Raises:
+        UserError: an option or a package is missing or wrong.
+    """
+    if format not in FORMATS:
+        raise UserError(f"format is {format!r}; expected one of {', '.join(FORMATS)}")
+    if int8 and format != "onnx":
+        raise UserError("int8 is written as ONNX only; leave --format out, or --int8")
+    if batch < 1:
+        raise UserError(f"batch is {batch}; it must be at least 1")
+    if data is not None and not data.name:
+        raise UserError("data has no name; say what to score it on with --data.name, or leave data out")
+    missing = [name for name in NEEDED if find_spec(name) is None] if format == "onnx" else []
+    if missing:
+        raise UserError(not_installed(missing[0], "format onnx", "export"))
+
+
+def check_folder(folder: Path, *, overwrite: bool) -> None:
+    """Refuse a folder that something would be lost of.
+
+    Raises:
+        FileExistsError: it holds something that is not an export, or an export that is not to be replaced.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if not (folder / "export.json").is_file():
+            raise FileExistsError(f"output {folder} was not written by opdf export and is not overwritten")
+        if not overwrite:
+            raise FileExistsError(f"output {folder} is not empty; choose another, or set --overwrite")
+
+
+def load(name: str) -> Any:
+    """A saved model by the class that its configuration names, in eval mode and float32.
+
+    Raises:
+        UserError: it cannot be read, is no transformers class, or reads neither texts alone nor images alone.
+    """
+    with loading(name) as folder:
+        config = load_config(name, folder)
+        kind = (config.architectures or ["none"])[0]
+        if not hasattr(transformers, kind):
+            raise UserError(f"{name} is saved from class {kind}, which transformers does not have")
+        cls = getattr(transformers, kind)
+        check_inputs(name, cls, config)
+        model = cls.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, dtype=torch.float32)
+    model.config.use_cache = False
+    return model.eval()
+
+
+def check_inputs(name: str, cls: Any, config: Any) -> None:
+    """Refuse a model of other inputs than `examples` makes.
+
+    Raises:
+        UserError: it is one, of sounds or of texts with images, say.
+    """
+    main = cls.main_input_name
+    if main == "pixel_values" or (main == "input_ids" and hasattr(config, "vocab_size")):
+        return
+    reads = "input_ids and has no vocab_size, as models of texts with images" if main == "input_ids" else main
+    raise UserError(
+        f"{name} is a {cls.__name__}, which reads {reads}; give a model of texts (input_ids) or images (pixel_values)"
+    )
+
+
+def write(
+    model: Any, name: str, folder: Path, *, format: str, int8: bool, data: DataConfig | None, batch: int
+) -> dict[str, Any]:
+    """Export into a folder, with configuration and tokenizer beside it; returns what export.json holds."""
+    expected = [(inputs, torch_outputs(model)(inputs)) for inputs in examples(model)]
+    if format == "onnx":
+        to_onnx(model, folder / "model.onnx")
+        runners = {"model.onnx": onnx_outputs(folder / "model.onnx")}
+        if int8:
+            quantize(folder / "model.onnx", folder / "model.int8.onnx")
+            runners["model.int8.onnx"] = onnx_outputs(folder / "model.int8.onnx")
+    else:
+        runners = {"model.pt2": to_torch(model, folder / "model.pt2")}
+    model.config.save_pretrained(folder)
+    with suppress(UserError), loading(name) as source:  # saved without a tokenizer: there is none to copy
+        AutoProcessor.from_pretrained(source, trust_remote_code=False).save_pretrained(folder)
+    prepared = None
+    if data is not None:
+        prepared = prepare_data(data, TeacherConfig(model=name))
+    files: dict[str, dict[str, Any]] = {}
+    for file, outputs in runners.items():
+        files[file] = {
+            "bytes": sum(p.stat().st_size for p in folder.glob(f"{file}*")),
+            "difference": max(float((outputs(inputs) - want).abs().max()) for inputs, want in expected),
+            **({"test": score(outputs, prepared, batch)} if prepared else {}),
+        }
+    largest = max(float(want.abs().max()) for _, want in expected)
+    first = next(iter(files))
+    if not files[first]["difference"] <= TOLERANCE * max(1.0, largest):
+        raise RuntimeError(
+            f"{first} differs from torch by {files[first]['difference']:.1e} where outputs are up to {largest:.1e}; "
+            "this model is not exported right, please report it"
+        )
+    return {
+        "model": name,
+        "class": type(model).__name__,
+        "inputs": list(expected[0][0]),
+        "output": output_name(model),
+        "largest_output": largest,
+        **({"metric": prepared.task.metric} if prepared else {}),
+        "files": files,
+        "versions": versions(),
+    }
+
+
+def examples(model: Any) -> Iterator[dict[str, Any]]:
+    """Inputs of several sizes, padded texts or pixels; the first traces the model, the others test its axes."""
+    generator = torch.Generator().manual_seed(0)
+    config, known = model.config, signature(model.forward).parameters
+    for batch, tokens in ((2, 8), (1, 5), (3, 11)):
+        if model.main_input_name == "pixel_values":
+            size = getattr(config, "image_size", 32 * (batch + 1))
+            height, width = size if isinstance(size, list | tuple) else (size, size)
+            channels = getattr(config, "num_channels", 3)
+            yield {"pixel_values": torch.randn(batch, channels, height, width, generator=generator)}
+            continue
+        ids = torch.randint(1, config.vocab_size, (batch, tokens), generator=generator)
+        mask = (torch.arange(tokens) < tokens - 2 * torch.arange(batch)[:, None]).long()
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        if "token_type_ids" in known and getattr(config, "type_vocab_size", 0) > 1:
+            inputs["token_type_ids"] = torch.zeros_like(ids)
+        if config.is_encoder_decoder:
+            inputs["decoder_input_ids"] = ids[:, : tokens // 2]
+        yield inputs
+
+
+def output_name(model: Any) -> str:
+    return "last_hidden_state" if has_no_head(model) else "logits"
+
+
+def plain(model: Any, inputs: Mapping[str, Any]) -> nn.Module:
+    """A module of positional inputs and one output, for whose tracing axes of one name have one size."""
+    shared: dict[str, list[tuple[int, int]]] = {}
+    for position, named in enumerate(axes(model, inputs).values()):
+        for axis, name in named.items():
+            shared.setdefault(name, []).append((position, axis))
+
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, *given: Tensor) -> Any:
+            for (first, its_axis), *others in shared.values():
+                for other, axis in others:
+                    torch._check(given[other].shape[axis] == given[first].shape[its_axis])  # type: ignore[no-untyped-call]
+            outputs = self.model(**dict(zip(inputs, given, strict=True)), return_dict=True)
+            return getattr(outputs, output_name(model))
+
+    return Plain()
+
+
+def axes(model: Any, inputs: Mapping[str, Any]) -> dict[str, dict[int, str]]:
+    """The axes of each input whose sizes may change; what has one name has one size."""
+    image = {0: "batch"} if hasattr(model.config, "image_size") else {0: "batch", 2: "height", 3: "width"}
+    others = {"pixel_values": image, "decoder_input_ids": {0: "batch", 1: "decoder_tokens"}}
+    return {name: others.get(name, {0: "batch", 1: "tokens"}) for name in inputs}
+
+
+def to_onnx(model: Any, path: Path) -> None:
+    """Write a model as ONNX with named inputs and dynamic axes.
+
+    Attention becomes plain matrix products: the exporter cannot decompose torch's fused one in every model.
+    """
+    inputs = next(examples(model))
+    before = model.config._attn_implementation
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    with silence():
+        model.set_attn_implementation("eager")
+        try:
+            torch.onnx.export(
+                plain(model, inputs), tuple(inputs.values()), path, dynamo=True, verbose=False,
+                input_names=list(inputs), output_names=[output_name(model)],
+                dynamic_shapes=(tuple(axes(model, inputs).values()),), external_data=weights > ONE_FILE,
+            )  # fmt: skip
+        finally:
+            model.set_attn_implementation(before)
+
+
+def to_torch(model: Any, path: Path) -> Outputs:
+    """Write a model as a torch.export program and read it back."""
+    inputs = next(examples(model))
+    with silence(), torch.no_grad():
+        dynamic = tuple(dict.fromkeys(named, Dim.DYNAMIC) for named in axes(model, inputs).values())
+        program = torch.export.export(plain(model, inputs), tuple(inputs.values()), dynamic_shapes=(dynamic,))
+        written = io.BytesIO()
+        torch.export.save(program, written)
+        path.write_bytes(written.getvalue())  # torch's own file writer ends the process where a disk is full
+        again = torch.export.load(path).module()
+
+    def outputs(given: Mapping[str, Any]) -> Any:
+        with torch.no_grad():
+            return again(*(given[name] for name in inputs))
+
+    return outputs
+
+
+def quantize(source: Path, target: Path) -> None:
+    """Weights in int8, activations quantized as they come."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with silence():
+        quantize_dynamic(
+            source, target, weight_type=QuantType.QInt8, use_external_data_format=source.stat().st_size > ONE_FILE
+        )
+
+
+def onnx_outputs(path: Path) -> Outputs:
+    """An ONNX file run by onnxruntime."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [entry.name for entry in session.get_inputs()]
+    return lambda given: torch.from_numpy(session.run(None, {name: given[name].numpy() for name in names})[0])
+
+
+def torch_outputs(model: Any) -> Outputs:
+    def outputs(given: Mapping[str, Any]) -> Any:
+        with torch.no_grad():
+            return getattr(model(**given), output_name(model))
+
+    return outputs
+
+
+def score(outputs: Outputs, prepared: Prepared, batch: int) -> dict[str, Any]:
+    """Metrics on the test split."""
+    data, task = prepared.data["test"], prepared.task
+    if task.kind == "similarity":
+        pooled = lambda given: mean_pooled(outputs(given), given["attention_mask"])  # noqa: E731
+        return similarity_metrics(prepared, "test", pair_cosines(pooled, data, prepared.collator, batch))
+    found, labels = [], []
+    for some in DataLoader(data, batch_size=batch, collate_fn=prepared.collator):
+        labels.append(some.pop("labels").numpy())
+        found.append(outputs(some).numpy())
+    metrics = task.metrics(task.answers(np.concatenate(found)), np.concatenate(labels))
+    return {**metrics, "examples": len(data)}
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """The exporters warn of their own parts, which nobody here can change."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "root")]
+    before = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, before, strict=True):
+                logger.setLevel(level)

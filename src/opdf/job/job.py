@@ -1,0 +1,103 @@
+"""A configuration that was read: what it names is built here, once, and travels from here."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from opdf import data as datasets
+from opdf.distill import METHODS, DistillationArguments, Objective
+from opdf.job.arguments import TRAINING, check_packages, training_arguments
+from opdf.job.config import DistillConfig
+from opdf.job.errors import UserError
+from opdf.job.options import fill, plain, typed
+from opdf.job.student import check_student
+
+
+class Job:
+    """What a distillation is made of, before anything is loaded.
+
+    Attributes:
+        config: what was asked for, with the defaults written out of what it passes on: to the Trainer and to the
+            objective.
+        folder: the output folder.
+        teachers: the folder that keeps a fine-tuned teacher, with its log and checkpoints.
+        objective: what the student learns; the one that is trained with.
+        training: the Trainer's arguments for the student.
+        teacher_training: those for fine-tuning the teacher.
+
+    Args:
+        config: what is asked for.
+        teachers: of several jobs that share a teacher; by default the output folder.
+
+    Raises:
+        UserError: an option is unknown, or is not what it can be.
+    """
+
+    def __init__(self, config: DistillConfig, *, teachers: Path | None = None) -> None:
+        if not config.output:
+            raise UserError("output is empty; name a folder")
+        self.config = config = resolved(config)
+        self.folder = Path(config.output)
+        self.teachers = teachers or self.folder
+        self.objective = build_objective(config)
+        self.training = training_arguments(config.training, self.folder / "checkpoints", config.seed)
+        self.teacher_training = training_arguments(
+            config.teacher.training, self.teachers / "teacher-checkpoints", config.seed, "teacher.training"
+        )
+        check_packages(self.training, "training")
+        check_packages(self.teacher_training, "teacher.training")
+        check_student(config.student)
+
+
+def resolved(config: DistillConfig) -> DistillConfig:
+    """The configuration with its types checked, and the defaults written out of what it passes on.
+
+    Raises:
+        UserError: an option is unknown or has the wrong type.
+    """
+    config = fill(DistillConfig, plain(config), "the configuration")
+    name = config.objective.name
+    if name not in METHODS:
+        raise UserError(f"objective.name is {name!r}; expected one of {', '.join(METHODS)}")
+    arguments = inspect.signature(METHODS[name]).parameters.items()
+    defaults = {key: a.default for key, a in arguments if a.default is not a.empty}
+    options = defaults | typed(METHODS[name], config.objective.options, f"objective {name}")
+
+    def training(given: dict[str, Any], where: str) -> dict[str, Any]:
+        return TRAINING | typed(DistillationArguments, given, where)
+
+    return replace(
+        config,
+        objective=replace(config.objective, options=options),
+        teacher=replace(config.teacher, training=training(config.teacher.training, "teacher.training")),
+        training=training(config.training, "training"),
+    )
+
+
+def located(config: DistillConfig) -> DistillConfig:
+    """The configuration with whole paths in place of those that depend on the folder where it was read."""
+    data, objective = config.data, config.objective
+    validation, test = (datasets.located(v) if isinstance(v, str) else v for v in (data.validation, data.test))
+    if store := objective.options.get("store"):
+        objective = replace(objective, options=objective.options | {"store": os.path.abspath(store)})
+    return replace(
+        config,
+        data=replace(data, name=datasets.located(data.name), validation=validation, test=test),
+        teacher=replace(config.teacher, model=_located_model(config.teacher.model)),
+        student=replace(config.student, model=_located_model(config.student.model)),
+        objective=objective,
+    )
+
+
+def _located_model(name: str | None) -> str | None:
+    return os.path.abspath(name) if name and name != "minilm" and Path(name).exists() else name
+
+
+def build_objective(config: DistillConfig) -> Objective:
+    options = config.objective
+    built: Objective = fill(METHODS[options.name], options.options, f"objective {options.name}")
+    return built

@@ -1,0 +1,55 @@
+"""Linear probe: how well a linear classifier does on a model's frozen features (the evaluation of OPDF's table 2)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import top_k_accuracy_score
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import nn
+from torch.utils.data import DataLoader
+
+from opdf.distill import output_layer
+
+
+def features(model: nn.Module, data: Any, collator: Any, *, batch: int = 128) -> tuple[np.ndarray, np.ndarray]:
+    """What the model's output layer is given, `[examples, width]`, and the labels `[examples]`."""
+    seen: list[torch.Tensor] = []
+    rows: list[np.ndarray] = []
+    labels: list[np.ndarray] = []
+    device, was = next(model.parameters()).device, model.training
+    handle = output_layer(model).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        model.eval()
+        with torch.no_grad():
+            for some in DataLoader(data, batch_size=batch, collate_fn=collator):
+                model(**{k: v.to(device) for k, v in some.items() if k != "labels"})
+                rows.append(seen.pop().flatten(1).float().cpu().numpy())
+                labels.append(some["labels"].numpy())
+    finally:
+        handle.remove()
+        model.train(was)
+    return np.concatenate(rows), np.concatenate(labels)
+
+
+def fit_probe(model: nn.Module, data: Any, collator: Any, *, batch: int = 128) -> Pipeline:
+    """A classifier on the model's features of `data`: scikit-learn's logistic regression on standardised features.
+
+    With its defaults, so that nothing is chosen on any split.
+    """
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    return probe.fit(*features(model, data, collator, batch=batch))
+
+
+def linear_probe(model: nn.Module, data: Any, collator: Any, *, batch: int = 128) -> dict[str, float]:
+    """Top-1 and, from six classes on, top-5 accuracy on data["test"] of a `fit_probe` of data["train"]."""
+    probe = fit_probe(model, data["train"], collator, batch=batch)
+    inputs, labels = features(model, data["test"], collator, batch=batch)
+    result = {"top1": float(probe.score(inputs, labels)), "examples": len(labels)}
+    if len(probe.classes_) > 5:
+        result["top5"] = float(top_k_accuracy_score(labels, probe.predict_proba(inputs), k=5, labels=probe.classes_))
+    return result

@@ -1,0 +1,80 @@
+"""The teacher: loaded or built, and fine-tuned if that is asked for."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers import set_seed
+
+from opdf.data import Prepared, Task
+from opdf.distill import DistillationTrainer, LogitsDistillation
+from opdf.job.arguments import renewed
+from opdf.job.errors import UserError
+from opdf.job.job import Job
+from opdf.job.models import check_fields, from_config, load_model
+from opdf.job.output import save
+from opdf.job.processes import is_main
+from opdf.job.progress import show
+from opdf.job.training import train
+
+
+def load_teacher(job: Job, task: Task) -> Any:
+    """The teacher as it is before any training of this job.
+
+    Raises:
+        UserError: it cannot be loaded, or has no head for the task and is not to be fine-tuned.
+    """
+    options = job.config.teacher
+    kept = kept_teacher(job)
+    set_seed(job.config.seed)
+    if kept is not None:
+        return load_model(str(kept), task)[0]
+    if options.config is not None:
+        check_fields("teacher.config", options.config.get("model_type"), options.config)
+        teacher, missing = from_config(options.config, task), ["all weights"]
+    elif options.model is not None:
+        teacher, missing = load_model(options.model, task)
+    else:
+        raise UserError("teacher has neither model nor config; give one")
+    if missing and not options.finetune and not job.objective.trains_teacher:
+        raise UserError(
+            f"teacher {options.model or 'config'} is not trained for this task (missing: {missing[0]}); "
+            "set teacher.finetune: true, or give a fine-tuned teacher"
+        )
+    return teacher
+
+
+def ready_teacher(job: Job, prepared: Prepared) -> Any:
+    """The teacher, fine-tuned if that is asked."""
+    teacher = load_teacher(job, prepared.task)
+    train_teacher(job, prepared, teacher)
+    return teacher
+
+
+def train_teacher(job: Job, prepared: Prepared, teacher: Any) -> None:
+    """Fine-tune a loaded teacher, if that is asked and has not been done; it ends on the device of the run."""
+    if job.config.teacher.finetune and kept_teacher(job) is None:
+        checkpoints = Path(job.teacher_training.output_dir)
+        begun = checkpoints.is_dir()
+        trainer = DistillationTrainer(
+            teacher, renewed(job.teacher_training), objective=LogitsDistillation(alpha=0),
+            train_dataset=prepared.data["train"], eval_dataset=prepared.data["validation"],
+            data_collator=prepared.collator, compute_metrics=prepared.task.compute_metrics(),
+        )  # fmt: skip
+        show(trainer, "fine-tuning the teacher", job.teachers / "teacher.log")
+        train(trainer, "the teacher", resume=begun)
+        if is_main():
+            save(teacher, prepared.processor, job.teachers / "teacher")
+            shutil.rmtree(checkpoints, ignore_errors=True)
+    teacher.to(job.training.device)
+
+
+def kept_teacher(job: Job) -> Path | None:
+    """The folder of the teacher that an earlier part of this run fine-tuned, or the one beside its stored outputs."""
+    folder, wanted = job.teachers / "teacher", job.config.resume or job.teachers != job.folder
+    cache = job.objective.cache
+    if cache is not None and (cache / "teacher").is_dir():
+        folder, wanted = cache / "teacher", True
+    return folder if wanted and (folder / "config.json").is_file() else None

@@ -1,0 +1,164 @@
+"""Attributions against their defining property, finite differences and special cases."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
+
+from opdf.distill import Constraint, DistillationArguments, DistillationTrainer, keep_layers
+from opdf.distill.methods.adkd import AttributionDistillation, attribute, integrated_gradients
+from opdf.overparam import OverParamConfig
+
+
+def bert(labels: int = 2, layers: int = 2, dtype: torch.dtype = torch.float64, seed: int = 0) -> Any:
+    torch.manual_seed(seed)
+    config = BertConfig(vocab_size=30, hidden_size=8, num_hidden_layers=layers, num_attention_heads=2,
+                        intermediate_size=8, num_labels=labels, hidden_dropout_prob=0.0, initializer_range=0.4,
+                        attention_probs_dropout_prob=0.0)  # fmt: skip
+    return BertForSequenceClassification(config).to(dtype).eval()
+
+
+def batch(padding: int = 0, labels: Any = (0, 1, 1)) -> dict[str, torch.Tensor]:
+    ids, mask = torch.arange(1, 16).reshape(3, 5), torch.ones(3, 5, dtype=torch.long)
+    if padding:
+        ids, mask = (torch.cat([t, torch.zeros(3, padding, dtype=torch.long)], 1) for t in (ids, mask))
+    return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor(labels)}
+
+
+def test_completeness() -> None:
+    """The attributions of an example sum to log p(e) - log p(0), ever closer with m."""
+    model, errors = bert(3), []
+    for p in model.parameters():  # without biases everything is scale-free, and jumps at 0
+        torch.nn.init.normal_(p, std=0.3)
+    for steps in (16, 256, 1024):
+        gradients, embedding, logits = integrated_gradients(model, batch(), steps, create_graph=False)
+        handle = model.base_model.embeddings.register_forward_hook(lambda _, __, output: output * 0)
+        base = model(**batch()).logits.log_softmax(-1)
+        handle.remove()
+        expected = (logits.log_softmax(-1) - base).detach()
+        found = torch.stack([(g * embedding).sum((1, 2)) for g in gradients], 1)
+        errors.append(float((found - expected).norm() / expected.norm()))
+    assert errors[2] < errors[1] < errors[0]
+    assert errors[2] < 1e-3
+
+
+def test_one_step_is_gradient_times_input() -> None:
+    model = bert()
+    embedding = model.base_model.embeddings(batch()["input_ids"]).detach().requires_grad_()
+    encoded = model.bert.encoder(embedding)[0]
+    scores = model.classifier(model.bert.pooler(encoded)).log_softmax(-1)
+    (gradient,) = torch.autograd.grad(scores[torch.arange(3), torch.tensor([0, 1, 1])].sum(), embedding)
+    found = integrated_gradients(model, batch(), 1, create_graph=False)
+    torch.testing.assert_close(found[0][0], gradient)
+    torch.testing.assert_close(found[1], embedding.detach())
+
+
+def test_both_views_of_two_classes_are_the_same_map() -> None:
+    maps = [attribute(bert(), batch(labels=labels), 1, create_graph=False)[1] for labels in ([0, 1, 1], [1, 0, 0])]
+    torch.testing.assert_close(*maps)
+    torch.testing.assert_close(maps[0].norm(dim=-1), torch.ones(1, 3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("labels", [2, 3])
+def test_an_equal_student_is_at_no_distance_and_top_k_is_not(labels: int) -> None:
+    model = bert(labels)
+    for top_k, far in ((None, False), (3, True)):
+        parts = AttributionDistillation(top_k=top_k).losses(model, model, batch(), torch.tensor(3)).parts
+        assert (float(parts["attribution"]) > 1e-8) == far
+
+
+def test_gradient_against_finite_differences() -> None:
+    student, teacher = bert(3, 1, seed=1), bert(3)
+    objective = AttributionDistillation(attribution_weight=5.0, steps=2)
+    weight = student.bert.encoder.layer[0].attention.self.query.weight
+
+    def loss() -> torch.Tensor:
+        return objective.losses(student, teacher, batch(), torch.tensor(3)).total
+
+    (gradient,) = torch.autograd.grad(loss(), weight)
+    for index in ((0, 0), (3, 5), (7, 2)):
+        values = []
+        for shift in (1e-5, -2e-5, 1e-5):
+            with torch.no_grad():
+                weight[index] += shift
+            values.append(float(loss().detach()))
+        assert float(gradient[index]) == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-5, abs=1e-8)
+
+
+def test_padding_changes_nothing_also_from_memory() -> None:
+    student, teacher = bert(seed=1), bert()
+    objective = AttributionDistillation()
+    seen = [objective.losses(student, teacher, batch(padding), torch.tensor(3)) for padding in (0, 4, 0)]
+    assert len(objective._known) == 3
+    for other in seen[1:]:
+        torch.testing.assert_close(other.total, seen[0].total)
+    fresh = AttributionDistillation().losses(student, teacher, batch(4), torch.tensor(3))
+    torch.testing.assert_close(fresh.total, seen[0].total)
+
+
+def test_regression() -> None:
+    data = batch(labels=[0.5, -1.0, 2.0])
+    losses = AttributionDistillation().losses(bert(1, seed=1), bert(1), data, torch.tensor(3))
+    assert losses.total.isfinite()
+    assert losses.parts["attribution"] > 0
+
+
+def test_a_zero_attribution_gives_finite_gradients() -> None:
+    student, teacher = bert(seed=1), bert()
+    torch.nn.init.zeros_(student.classifier.weight)
+    total = AttributionDistillation().losses(student, teacher, batch(), torch.tensor(3)).total
+    total.backward()
+    assert all(p.grad.isfinite().all() for p in student.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("over", [None, OverParamConfig(ones=0), OverParamConfig(ones=1)])
+def test_training_and_exact_resume(tmp_path: Path, over: OverParamConfig | None) -> None:
+    results = []
+    for folder, resume in (("a", None), ("b", str(tmp_path / "a/checkpoint-2"))):
+        teacher = bert(layers=4, dtype=torch.float32)
+        rows = [{"input_ids": [1 + i, 2, 3, 4], "attention_mask": [1] * 4, "labels": i % 2} for i in range(16)]
+        arguments = DistillationArguments(
+            str(tmp_path / folder), num_train_epochs=3, max_steps=-1, save_strategy="steps", save_steps=2,
+            per_device_train_batch_size=8, disable_tqdm=True, learning_rate=1e-2, use_cpu=True, logging_steps=1,
+        )  # fmt: skip
+        objective = AttributionDistillation(temperature=3.0, anneal=True)
+        student = keep_layers(teacher, 2)
+        trainer = DistillationTrainer(
+            student, arguments, teacher=teacher, objective=objective, train_dataset=Dataset.from_list(rows),
+            overparam=over, constraint=Constraint() if over else None,
+        )  # fmt: skip
+        trainer.train(resume_from_checkpoint=resume)
+        assert objective.current_temperature == 1.0
+        assert "attribution_loss" in trainer.state.log_history[-2]
+        results.append(student)
+    for a, b in zip(*(s.parameters() for s in results), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("options", [{"attribution_weight": -1.0}, {"steps": 0}, {"top_k": 0}])
+def test_bad_arguments(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(options))} is"):
+        AttributionDistillation(**options)
+
+
+def test_what_has_no_one_class_an_example_is_refused() -> None:
+    masked = BertForMaskedLM(bert().config).double().eval()
+    with pytest.raises(ValueError, match="the student is a BertForMaskedLM; use LogitsDistillation"):
+        AttributionDistillation().prepare(masked, masked)
+    several = bert(3)
+    with pytest.raises(ValueError, match="the model's outputs are multi-label"):
+        AttributionDistillation().losses(several, bert(3), batch(labels=torch.eye(3).tolist()), torch.tensor(3))
+    with pytest.raises(ValueError, match="the batch has no 'labels'"):
+        AttributionDistillation().losses(bert(), bert(), {"input_ids": batch()["input_ids"]}, torch.tensor(3))
+
+
+def test_a_compiled_student_is_refused(tmp_path: Path) -> None:
+    teacher = bert(dtype=torch.float32)
+    arguments = DistillationArguments(str(tmp_path), use_cpu=True, torch_compile=True, max_steps=1)
+    with pytest.raises(ValueError, match=r"differentiates twice, which torch\.compile cannot"):
+        DistillationTrainer(keep_layers(teacher, 1), arguments, teacher=teacher, objective=AttributionDistillation())

@@ -1,0 +1,119 @@
+"""Embedding distillation: closed forms, padding, and a 3-layer MiniLM on real sentence pairs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from torch import Tensor
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    DataCollatorWithPadding,
+)
+
+from opdf import DistillationArguments, DistillationTrainer, OverParamConfig
+from opdf.data import load_data, minilm
+from opdf.distill import EmbeddingDistillation, keep_layers
+from opdf.job.scoring import embedder, pair_cosines
+
+
+def bert(width: int = 8, layers: int = 2) -> BertModel:
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=30, hidden_size=width, num_hidden_layers=layers, num_attention_heads=2,
+                        intermediate_size=16, initializer_range=0.3)  # fmt: skip
+    return BertModel(config).eval()
+
+
+def batch() -> dict[str, Tensor]:
+    ids = torch.arange(1, 19).reshape(3, 6)
+    mask = (torch.arange(6) < torch.tensor([[6], [4], [1]])).long()
+    return {"input_ids": ids * mask, "attention_mask": mask}
+
+
+def test_equals_a_loop_over_unpadded_examples() -> None:
+    student, teacher, data = bert(layers=1), bert(), batch()
+    objective = EmbeddingDistillation(cosine_weight=0.5, mse_weight=2.0)
+    objective.prepare(student, teacher)
+    found = objective.losses(student, teacher, data, objective.count_items(student, data))
+    cosine = mse = torch.zeros(())
+    for ids, mask in zip(data["input_ids"], data["attention_mask"], strict=True):
+        words = ids[mask == 1][None]
+        ours, theirs = (m(input_ids=words).last_hidden_state[0].mean(0) for m in (student, teacher))
+        cosine = cosine + 1 - ours @ theirs / ours.norm() / theirs.norm()
+        mse = mse + F.mse_loss(ours, theirs)
+    torch.testing.assert_close(found.parts["cosine"], (cosine / 3).detach())
+    torch.testing.assert_close(found.parts["mse"], (mse / 3).detach())
+    torch.testing.assert_close(found.total, (0.5 * cosine + 2 * mse) / 3)
+    found.total.backward()
+    assert all(p.grad is not None for n, p in student.named_parameters() if "pooler" not in n)
+
+
+def test_nothing_to_learn_from_oneself() -> None:
+    model = bert()
+    losses = EmbeddingDistillation(mse_weight=1.0).losses(model, model, batch(), torch.tensor(3))
+    assert float(losses.total) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: EmbeddingDistillation(cosine_weight=-1), "cosine_weight is -1"),
+        (lambda: EmbeddingDistillation(cosine_weight=0), "both 0"),
+        (lambda: EmbeddingDistillation().prepare(bert(), None), "needs a teacher"),
+        (lambda: EmbeddingDistillation().prepare(bert(4), bert(8)), "width 4 and the teacher's 8"),
+        (
+            lambda: EmbeddingDistillation().prepare(BertForSequenceClassification(bert().config), bert()),
+            "student is a Bert",
+        ),
+    ],
+)
+def test_misfits(call: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_three_layers_of_minilm_come_closer_to_it(tmp_path: Path) -> None:
+    raw, task = load_data("nyt-pairs", train_limit=32)
+    tokenizer = AutoTokenizer.from_pretrained(minilm())
+    teacher = AutoModel.from_pretrained(minilm())
+    student = keep_layers(teacher, 3)
+    texts = [text for column in task.inputs for text in raw["train"][column]]
+    data = Dataset.from_dict(dict(tokenizer(texts, truncation=True, max_length=24)))
+    collator = DataCollatorWithPadding(tokenizer)
+    arguments = DistillationArguments(
+        str(tmp_path), max_steps=8, per_device_train_batch_size=16, learning_rate=1e-4, logging_steps=1,
+        save_strategy="no", disable_tqdm=True, use_cpu=True, dataloader_pin_memory=False, seed=0,
+    )  # fmt: skip
+    trainer = DistillationTrainer(
+        student, arguments, teacher=teacher, objective=EmbeddingDistillation(), train_dataset=data,
+        data_collator=collator, overparam=OverParamConfig(ones=1, targets=["*.attention.*"]),
+    )  # fmt: skip
+    trainer.train()
+    losses = [log["cosine_loss"] for log in trainer.state.log_history if "cosine_loss" in log]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_cosines_are_of_neighbouring_rows() -> None:
+    model, ids = bert(), torch.arange(1, 13)
+    rows = []
+    for changed in (0, 3, 12):
+        other = torch.where(torch.arange(12) < changed, 29 - ids, ids)
+        rows += [{"input_ids": t.tolist(), "attention_mask": [1] * 12} for t in (ids, other)]
+
+    def collate(examples: list[dict[str, list[int]]]) -> dict[str, Tensor]:
+        return {k: torch.tensor([e[k] for e in examples]) for k in examples[0]}
+
+    found = pair_cosines(embedder(model), rows, collate, batch=4)
+    with torch.no_grad():
+        vectors = [model(input_ids=torch.tensor([r["input_ids"]])).last_hidden_state.mean(1)[0] for r in rows]
+    expected = [float(a @ b / a.norm() / b.norm()) for a, b in zip(vectors[::2], vectors[1::2], strict=True)]
+    assert found.tolist() == pytest.approx(expected, abs=1e-5)
+    assert found[0] > found[1] > found[2]

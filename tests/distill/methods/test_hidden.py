@@ -1,0 +1,114 @@
+"""Hidden-state distillation on real models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    T5Config,
+    T5ForConditionalGeneration,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+from opdf.distill import HiddenDistillation, keep_layers
+
+
+def bert(layers: int = 4, width: int = 16) -> BertForSequenceClassification:
+    torch.manual_seed(width)
+    config = BertConfig(vocab_size=30, hidden_size=width, num_hidden_layers=layers, num_attention_heads=2,
+                        intermediate_size=16, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)  # fmt: skip
+    return BertForSequenceClassification._from_config(config, attn_implementation="eager").eval()
+
+
+def batch(padding: int = 0) -> dict[str, torch.Tensor]:
+    ids = torch.arange(1, 19).reshape(3, 6)
+    mask = torch.ones_like(ids)
+    if padding:
+        ids, mask = (torch.cat([t, torch.zeros(3, padding, dtype=torch.long)], 1) for t in (ids, mask))
+    return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([0, 1, 1])}
+
+
+def losses(student: Any, teacher: Any, data: Any = None, **options: Any) -> tuple[HiddenDistillation, Any]:
+    torch.manual_seed(0)
+    objective = HiddenDistillation(**options)
+    objective.prepare(student, teacher)
+    return objective, objective.losses(student, teacher, data or batch(), torch.tensor(3))
+
+
+def test_a_student_of_the_teachers_first_blocks_has_no_loss_on_them() -> None:
+    teacher = bert()
+    _, found = losses(keep_layers(teacher, [0, 1]).eval(), teacher, pairs=[(0, 0), (1, 1), (2, 2)])
+    assert float(found.parts["hidden"]) == pytest.approx(0, abs=1e-10)
+
+
+def test_equals_the_plain_formula() -> None:
+    student, teacher = bert(2), bert(4)
+    teacher.load_state_dict({k: v + 0.1 for k, v in teacher.state_dict().items()})
+    _, found = losses(student, teacher)
+    states = [m(**batch(), output_hidden_states=True).hidden_states for m in (student, teacher)]
+    expected = sum((states[0][s] - states[1][t]).square().mean() for s, t in ((1, 2), (2, 4))) / 2
+    torch.testing.assert_close(found.parts["hidden"], expected.detach())
+
+
+def test_padding_does_not_change_the_loss() -> None:
+    student, teacher = bert(2, 8), bert(4)
+    parts = [losses(student, teacher, batch(padding))[1].parts for padding in (0, 5)]
+    for name in parts[0]:
+        torch.testing.assert_close(parts[0][name], parts[1][name])
+
+
+def test_gradients_reach_every_paired_block_and_the_projections() -> None:
+    student = bert(2, 8)
+    objective, found = losses(student, bert(4), alpha=1.0)
+    found.total.backward()
+    assert all(p.grad.abs().sum() > 0 for p in objective.projections.parameters())
+    for block in student.bert.encoder.layer:
+        assert block.output.dense.weight.grad.abs().sum() > 0
+
+
+def test_cls_normalisation_ignores_scale() -> None:
+    student, teacher = bert(2), bert(4)
+    _, found = losses(student, teacher, normalize="cls", pairs=[(2, 4)])
+    a, b = (m(**batch(), output_hidden_states=True).hidden_states[-1][:, 0] for m in (student, teacher))
+    expected = (a / a.norm(dim=-1, keepdim=True) - b / b.norm(dim=-1, keepdim=True)).square().mean()
+    torch.testing.assert_close(found.parts["hidden"], expected.detach())
+
+
+def test_different_patch_grids_are_refused_with_both() -> None:
+    models = [
+        ViTForImageClassification(
+            ViTConfig(image_size=16, patch_size=p, hidden_size=8, num_hidden_layers=2, num_attention_heads=1,
+                      intermediate_size=8)
+        ).eval()
+        for p in (4, 8)
+    ]  # fmt: skip
+    data = {"pixel_values": torch.randn(3, 3, 16, 16), "labels": torch.tensor([0, 1, 1])}
+    with pytest.raises(ValueError, match=r"\(3, 17, 8\) and 1 of the teacher \(3, 5, 8\)"):
+        losses(*models, data)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"hidden_weight": -1}, "hidden_weight is -1"),
+        ({"pairs": "first"}, "pairs is 'first'"),
+        ({"normalize": "all"}, "normalize is 'all'"),
+        ({"pairs": []}, "pairs is empty"),
+        ({"pairs": [(3, 1)]}, r"pairs holds \(3, 1\); the student has states 0 to 2"),
+    ],
+)
+def test_bad_arguments(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        losses(bert(2), bert(4), **options)
+
+
+def test_models_without_one_list_of_hidden_states_are_refused() -> None:
+    config = T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=2, num_heads=2, decoder_start_token_id=0)
+    model = T5ForConditionalGeneration(config)
+    with pytest.raises(ValueError, match="the student has not one list of hidden states"):
+        HiddenDistillation().prepare(keep_layers(model, 1), model)

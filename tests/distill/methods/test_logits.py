@@ -1,0 +1,176 @@
+"""Losses on logits against torch's own, closed forms and limits."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    CLIPConfig,
+    CLIPForImageClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from opdf.distill import LogitsDistillation
+from opdf.distill.losses import soft_binary_loss, soft_loss, squared_loss
+from opdf.distill.models import check_same_outputs
+
+
+def logits(seed: int, items: int = 6, classes: int = 5) -> torch.Tensor:
+    return torch.randn(items, classes, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_soft_loss_is_torchs_divergence(temperature: float) -> None:
+    student, teacher = logits(0), logits(1)
+    expected = F.kl_div(
+        (student / temperature).log_softmax(-1), (teacher / temperature).softmax(-1), reduction="batchmean"
+    )
+    torch.testing.assert_close(soft_loss(student, teacher, temperature) / 6, expected * temperature**2)
+
+
+def test_nothing_to_learn_from_an_equal_teacher() -> None:
+    student = logits(0).requires_grad_()
+    for loss in (soft_loss, soft_binary_loss):
+        value = loss(student, student.detach(), 2.0)
+        assert float(value) == pytest.approx(0, abs=1e-12)
+        (gradient,) = torch.autograd.grad(value, student)
+        assert float(gradient.abs().max()) < 1e-12
+
+
+def test_gradient_at_high_temperature_is_the_centred_difference() -> None:
+    student, teacher = logits(0).requires_grad_(), logits(1)
+    (gradient,) = torch.autograd.grad(soft_loss(student, teacher, 1e4), student)
+    difference = (student - teacher).detach()
+    torch.testing.assert_close(gradient, (difference - difference.mean(-1, keepdim=True)) / 5, rtol=1e-3, atol=1e-4)
+
+
+def test_regression_loss() -> None:
+    assert float(squared_loss(torch.tensor([[1.0], [3.0]]), torch.tensor([0.0, 1.0]))) == 5.0
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"alpha": -0.1}, {"alpha": 1.1}])
+def test_bad_arguments(options: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(options))} is"):
+        LogitsDistillation(**options)
+
+
+def bert(**options: object) -> BertForSequenceClassification:
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8,
+                        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **options)  # fmt: skip
+    return BertForSequenceClassification(config)
+
+
+@pytest.mark.parametrize(
+    ("options", "labels"),
+    [
+        ({"num_labels": 3}, torch.tensor([0, 2, 1, 1])),
+        ({"num_labels": 1}, torch.tensor([0.5, -1.0, 2.0, 0.0])),
+        ({"num_labels": 3, "problem_type": "multi_label_classification"}, torch.eye(4, 3)),
+        ({"num_labels": 3, "problem_type": "multi_label_classification"}, torch.eye(4, 3, dtype=torch.int64)),
+        ({"num_labels": 3}, torch.eye(4, 3)),  # their head says so of itself only once it has computed a loss
+    ],
+)
+def test_task_loss_is_the_models_own(options: dict[str, object], labels: torch.Tensor) -> None:
+    model = bert(**options)
+    batch = {"input_ids": torch.arange(16).reshape(4, 4), "labels": labels}
+    objective = LogitsDistillation(alpha=0.0)
+    losses = objective.losses(model, None, batch, objective.count_items(model, batch))
+    if not labels.is_floating_point() and labels.dim() == 2:  # their own loss wants these as floating point
+        batch["labels"] = labels.float()
+    torch.testing.assert_close(losses.total, model(**batch).loss)
+
+
+def test_token_loss_is_the_models_own_and_masks_padding() -> None:
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=1, n_positions=8)).eval()
+    ids = torch.arange(12).reshape(2, 6)
+    labels = ids.clone()
+    labels[0, :3] = -100
+    batch = {"input_ids": ids, "labels": labels}
+    objective = LogitsDistillation(alpha=0.5)
+    items = objective.count_items(model, batch)
+    assert int(items) == 3 + 5
+    teacher = GPT2LMHeadModel(GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=1, n_positions=8)).eval()
+    losses = objective.losses(model, teacher, batch, items)
+    torch.testing.assert_close(losses.parts["task"], model(**batch).loss.detach())
+    kept = labels[:, 1:] != -100
+    ours, theirs = (m(input_ids=ids).logits[:, :-1][kept] for m in (model, teacher))
+    torch.testing.assert_close(losses.parts["distillation"], (soft_loss(ours, theirs, 2.0) / 8).detach())
+
+
+def test_labels_of_masked_tokens_are_not_shifted() -> None:
+    model = BertForMaskedLM(bert().config).eval()
+    labels = torch.full((2, 6), -100)
+    labels[0, 0], labels[1, 3:5] = 7, 8  # the first token counts, which a decoder could not predict
+    batch = {"input_ids": torch.arange(12).reshape(2, 6), "labels": labels}
+    objective = LogitsDistillation(alpha=0.0)
+    items = objective.count_items(model, batch)
+    assert int(items) == 3
+    torch.testing.assert_close(objective.losses(model, None, batch, items).total, model(**batch).loss)
+
+
+def test_labels_of_other_libraries_modules_are_not_shifted() -> None:
+    class Tagger(nn.Module):
+        def forward(self, input_ids: torch.Tensor) -> SimpleNamespace:
+            return SimpleNamespace(logits=F.one_hot(input_ids % 3, 3).float())
+
+    labels = torch.tensor([[0, 1, 2, -100]])
+    batch = {"input_ids": torch.tensor([[0, 1, 2, 2]]), "labels": labels}
+    objective = LogitsDistillation(alpha=0.0)
+    items = objective.count_items(Tagger(), batch)
+    assert int(items) == 3
+    expected = F.cross_entropy(torch.eye(3), torch.arange(3))
+    torch.testing.assert_close(objective.losses(Tagger(), None, batch, items).total, expected)
+
+
+def test_classifiers_that_are_their_own_base_model_have_a_head() -> None:
+    vision = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+              "image_size": 8, "patch_size": 4}  # fmt: skip
+    model = CLIPForImageClassification(CLIPConfig(vision_config=vision, num_labels=3)).eval()
+    LogitsDistillation().prepare(model, model)
+    with pytest.raises(ValueError, match="the teacher is a BertModel, which ends in hidden states"):
+        LogitsDistillation().prepare(bert(), bert().bert)
+
+
+def test_an_encoder_decoder_without_labels_learns_at_its_decoders_tokens() -> None:
+    torch.manual_seed(0)
+    config = T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, decoder_start_token_id=0)
+    student, teacher = T5ForConditionalGeneration(config).eval(), T5ForConditionalGeneration(config).eval()
+    batch = {"input_ids": torch.arange(12).reshape(2, 6), "decoder_input_ids": torch.tensor([[0, 3, 4], [0, 5, 6]]),
+             "decoder_attention_mask": torch.tensor([[1, 1, 1], [1, 1, 0]])}  # fmt: skip
+    objective = LogitsDistillation(alpha=1.0)
+    items = objective.count_items(student, batch)
+    assert int(items) == 5
+    kept = batch["decoder_attention_mask"].bool()
+    ours, theirs = (model(**batch).logits[kept] for model in (student, teacher))
+    total = objective.losses(student, teacher, batch, items).total
+    torch.testing.assert_close(total, soft_loss(ours, theirs, 2.0) / 5)
+
+
+def test_missing_labels_need_alpha_one() -> None:
+    batch = {"input_ids": torch.arange(16).reshape(4, 4)}
+    with pytest.raises(ValueError, match="set alpha=1"):
+        LogitsDistillation().losses(bert(), bert().eval(), batch, torch.tensor(4))
+    assert LogitsDistillation(alpha=1.0).losses(bert(), bert().eval(), batch, torch.tensor(4)).parts.keys() == {
+        "distillation"
+    }
+
+
+def test_outputs_that_mean_different_things_are_refused() -> None:
+    names = [{"id2label": dict(enumerate(n))} for n in (["bad", "good"], ["good", "bad"])]
+    with pytest.raises(ValueError, match="give both in the same order"):
+        check_same_outputs(bert(**names[0]), bert(**names[1]))
+    small, large = (GPT2LMHeadModel(GPT2Config(vocab_size=v, n_embd=8, n_layer=1, n_head=1)) for v in (20, 21))
+    with pytest.raises(ValueError, match="20 tokens and the teacher's 21"):
+        check_same_outputs(small, large)

@@ -1,0 +1,342 @@
+"""Stored teacher outputs: what is read is what was written, and what is damaged, foreign or missing is named."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from tests.spoil import Spoiling, spoilings
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import ViTConfig, ViTForImageClassification, default_data_collator
+
+from opdf.data import ImageNoise
+from opdf.distill import DistillationArguments, DistillationTrainer, LogitsDistillation, SparseLogitsDistillation
+from opdf.distill import store as module
+from opdf.distill.methods.sparse_logits import soft_labels
+from opdf.distill.outputs import fingerprint, weights_digest
+from opdf.distill.store import LogitsStore, StoredDataset, StoreInfo
+
+INFO = StoreInfo(rows=10, epochs=2, classes=6, top_k=3, data="d", teacher="t")
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SHARD_ROWS", 4)
+    module._verified.cache_clear()
+
+
+def logits_of(epoch: int, rows: range, classes: int = 6) -> Tensor:
+    return torch.stack([torch.randn(classes, generator=torch.Generator().manual_seed(100 * epoch + r)) for r in rows])
+
+
+def filled(folder: Path, info: StoreInfo = INFO) -> LogitsStore:
+    store = LogitsStore.create(folder, info)
+    for epoch, shard, rows in store.missing():
+        store.write(epoch, shard, store.seeds(epoch, rows), logits_of(epoch, rows, info.classes))
+    return store
+
+
+def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
+    filled(tmp_path)
+    store = LogitsStore(tmp_path, INFO)
+    for epoch in range(2):
+        for row in (9, 0, 4, 3):
+            found = store.read(epoch, row)
+            expected = logits_of(epoch, range(row, row + 1))[0].softmax(-1)
+            values, classes = expected.topk(3)
+            assert found["classes"].tolist() == classes.tolist()
+            torch.testing.assert_close(found["probabilities"].float(), values, rtol=1e-3, atol=1e-4)
+            assert found["seed"] == store.seeds(epoch, range(row, row + 1))[0]
+    assert store.read(2, 5)["seed"] == store.read(0, 5)["seed"]  # more epochs go round again
+    store.verify()
+
+
+def test_seeds_differ_between_examples_and_epochs() -> None:
+    store = object.__new__(LogitsStore)
+    store.info = StoreInfo(rows=500, epochs=3, classes=2, top_k=0, data="", teacher="")
+    seeds = np.concatenate([store.seeds(epoch, range(500)) for epoch in range(3)])
+    assert seeds.dtype == np.int32
+    assert (seeds >= 0).all()
+    assert len(set(seeds.tolist())) == 1500
+
+
+def test_plain_logits(tmp_path: Path) -> None:
+    store = filled(tmp_path, StoreInfo(rows=5, epochs=1, classes=6, top_k=0, data="d", teacher="t"))
+    assert torch.equal(store.read(0, 4)["logits"], logits_of(0, range(4, 5))[0])
+
+
+def test_many_classes_take_32_bits(tmp_path: Path) -> None:
+    store = filled(tmp_path, StoreInfo(rows=2, epochs=1, classes=40_000, top_k=5, data="d", teacher="t"))
+    assert store.read(0, 1)["classes"].dtype == torch.int32
+    assert store.read(0, 1)["classes"].tolist() == logits_of(0, range(1, 2), 40_000)[0].topk(5).indices.tolist()
+
+
+def test_an_interrupted_writer_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = LogitsStore.create(tmp_path, INFO)
+    todo = list(store.missing())
+    assert len(todo) == 6
+    epoch, shard, rows = todo[0]
+    store.write(epoch, shard, store.seeds(epoch, rows), logits_of(epoch, rows))
+
+    def killed(tensors: Any, path: Path, metadata: Any) -> None:
+        Path(path).write_bytes(b"half a shard")
+        raise KeyboardInterrupt
+
+    second = *todo[1][:2], store.seeds(0, todo[1][2]), logits_of(0, todo[1][2])
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "save_file", killed)
+        with pytest.raises(KeyboardInterrupt):
+            store.write(*second)
+    assert list(LogitsStore.create(tmp_path, INFO).missing()) == todo[1:]
+    filled(tmp_path).verify()
+
+
+@pytest.mark.parametrize("damage", ["truncated", "altered", "missing"])
+def test_damage_is_named(tmp_path: Path, damage: str) -> None:
+    store = filled(tmp_path)
+    path = tmp_path / "epoch-001" / "shard-00001.safetensors"
+    content = bytearray(path.read_bytes())
+    if damage == "truncated":
+        path.write_bytes(content[:-7])
+    elif damage == "altered":
+        content[-3] ^= 1
+        path.write_bytes(content)
+    else:
+        path.unlink()
+    store.read(0, 5)
+    expected: dict[str, Any] = {"missing": FileNotFoundError}
+    with pytest.raises(expected.get(damage, ValueError), match=r"epoch-001/shard-00001\.safetensors (is|was)"):
+        store.read(1, 5)
+    with pytest.raises(expected.get(damage, ValueError), match=r"shard-00001"):
+        store.verify()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("rows", 11), ("epochs", 3), ("classes", 7), ("top_k", 2), ("data", "x"), ("teacher", "x"),
+                         ("seed", 1)]
+)  # fmt: skip
+def test_another_runs_store_is_refused(tmp_path: Path, field: str, value: Any) -> None:
+    filled(tmp_path)
+    other = StoreInfo(**{**vars(INFO), field: value})
+    with pytest.raises(ValueError, match=f"has {field} .*, this run {value!r}"):
+        LogitsStore(tmp_path, other)
+
+
+def test_what_is_no_store(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="opdf cache-teacher"):
+        LogitsStore(tmp_path)
+    (tmp_path / "mine.txt").write_text("keep me")
+    with pytest.raises(FileExistsError, match="choose another folder"):
+        LogitsStore.create(tmp_path, INFO)
+    (tmp_path / "meta.json").write_text("{}")
+    with pytest.raises(ValueError, match="has format None"):
+        LogitsStore(tmp_path)
+    (tmp_path / "meta.json").write_text("{")
+    with pytest.raises(ValueError, match="is damaged"):
+        LogitsStore(tmp_path)
+
+
+def test_soft_labels_spread_the_rest_evenly() -> None:
+    full = torch.randn(4, 6).softmax(-1)
+    values, classes = full.topk(2)
+    labels = soft_labels(classes, values, 6)
+    torch.testing.assert_close(labels.sum(-1), torch.ones(4))
+    torch.testing.assert_close(labels.gather(-1, classes), values)
+    rest = labels.scatter(-1, classes, torch.nan)
+    for row, kept in zip(rest, values, strict=True):
+        torch.testing.assert_close(row[~row.isnan()], ((1 - kept.sum()) / 4).expand(4))
+
+
+def test_all_classes_give_the_whole_distribution() -> None:
+    full = torch.randn(4, 6).softmax(-1)
+    values, classes = full.topk(6)
+    torch.testing.assert_close(soft_labels(classes, values.half(), 6), full, atol=1e-3, rtol=1e-3)
+
+
+def test_a_stored_sum_above_one_is_no_negative_probability() -> None:
+    labels = soft_labels(torch.tensor([[1, 0]]), torch.tensor([[0.9995, 0.0010]]).half(), 4)
+    assert (labels >= 0).all()
+    torch.testing.assert_close(labels.sum(-1), torch.ones(1))
+
+
+def vit(seed: int) -> ViTForImageClassification:
+    torch.manual_seed(seed)
+    config = ViTConfig(image_size=8, patch_size=4, hidden_size=8, num_hidden_layers=1, num_attention_heads=1,
+                       intermediate_size=8, num_labels=6, hidden_dropout_prob=0.0)  # fmt: skip
+    return ViTForImageClassification(config).eval()
+
+
+def images(count: int = 10) -> list[dict[str, Any]]:
+    rng = np.random.default_rng(0)
+    return [
+        {"image": Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)), "label": k % 6}
+        for k in range(count)
+    ]
+
+
+def noise(row: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+    return {**row, "image": ImageNoise()(row["image"], rng)}
+
+
+def pixels(row: dict[str, Any]) -> dict[str, Any]:
+    values = torch.from_numpy(np.asarray(row["image"], dtype=np.float32) / 255).permute(2, 0, 1)
+    return {"pixel_values": values, "labels": row["label"]}
+
+
+def teacher_store(folder: Path, teacher: ViTForImageClassification, top_k: int = 6) -> LogitsStore:
+    info = StoreInfo(rows=10, epochs=2, classes=6, top_k=top_k, data=fingerprint(images(), noise),
+                     teacher=weights_digest(teacher))  # fmt: skip
+    store = LogitsStore.create(folder, info)
+    for epoch, shard, rows in store.missing():
+        seeds = store.seeds(epoch, rows)
+        seen = [
+            pixels(module.noisy(images()[row], int(s), noise))["pixel_values"]
+            for row, s in zip(rows, seeds, strict=True)
+        ]
+        with torch.no_grad():
+            store.write(epoch, shard, seeds, teacher(pixel_values=torch.stack(seen)).logits)
+    return store
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_reader_sees_the_writers_pixels(tmp_path: Path, workers: int) -> None:
+    """The live teacher on the pixels that the reader makes says what was stored, in every order and process."""
+    teacher = vit(0)
+    data = StoredDataset(images(), teacher_store(tmp_path, teacher), pixels, noise)
+    seen = []
+    for epoch in (1, 0):
+        data.set_epoch(epoch)
+        for batch in DataLoader(
+            data, batch_size=3, shuffle=True, collate_fn=default_data_collator, num_workers=workers
+        ):
+            with torch.no_grad():
+                live = teacher(pixel_values=batch["pixel_values"]).logits.softmax(-1)
+            stored = soft_labels(batch["teacher_classes"], batch["teacher_probabilities"], 6)
+            torch.testing.assert_close(stored, live, atol=1e-3, rtol=1e-3)
+            seen.append(batch["pixel_values"].sum().item())
+    assert len(set(seen)) == len(seen)
+
+
+def test_a_stored_run_has_the_loss_of_a_live_teacher(tmp_path: Path) -> None:
+    teacher, student = vit(0), vit(1)
+    data = StoredDataset(images(), teacher_store(tmp_path, teacher), pixels, noise)
+    batch = default_data_collator([data[row] for row in range(10)])
+    found = SparseLogitsDistillation(top_k=6, noise=True).losses(student, None, batch, torch.tensor(10))
+    plain = {k: batch[k] for k in ("pixel_values", "labels")}
+    live = LogitsDistillation(1.0, 1.0).losses(student, teacher, plain, torch.tensor(10))
+    target = teacher(pixel_values=batch["pixel_values"]).logits.softmax(-1)
+    entropy = -(target * target.log()).sum() / 10  # cross-entropy is divergence and entropy
+    torch.testing.assert_close(found.total, (live.total + entropy).detach(), atol=1e-3, rtol=1e-3, check_stride=False)
+    mixed = SparseLogitsDistillation(alpha=0.3).losses(student, None, batch, torch.tensor(10)).total
+    task = torch.nn.functional.cross_entropy(student(pixel_values=batch["pixel_values"]).logits, batch["labels"])
+    torch.testing.assert_close(mixed, 0.7 * task + 0.3 * found.total)
+
+
+def test_hard_stored_labels_are_cross_entropy() -> None:
+    student, labels = vit(1), torch.tensor([2, 5])
+    batch = {"pixel_values": torch.randn(2, 3, 8, 8), "labels": labels, "teacher_classes": labels[:, None],
+             "teacher_probabilities": torch.ones(2, 1)}  # fmt: skip
+    found = SparseLogitsDistillation(top_k=1).losses(student, None, batch, torch.tensor(2)).total
+    torch.testing.assert_close(found, student(pixel_values=batch["pixel_values"], labels=labels).loss)
+
+
+def train(data: StoredDataset, folder: Path, resume: str | None = None, **options: Any) -> ViTForImageClassification:
+    arguments = DistillationArguments(
+        str(folder), num_train_epochs=2, per_device_train_batch_size=5, learning_rate=1e-2, disable_tqdm=True,
+        save_strategy="steps", save_steps=3, use_cpu=True, **options,
+    )  # fmt: skip
+    student = vit(1)
+    DistillationTrainer(
+        student, arguments, objective=SparseLogitsDistillation(top_k=3, noise=True), train_dataset=data,
+        data_collator=default_data_collator,
+    ).train(resume_from_checkpoint=resume)  # fmt: skip
+    return student
+
+
+def test_every_epoch_of_training_reads_its_own_noise(tmp_path: Path) -> None:
+    store = teacher_store(tmp_path / "store", vit(0), top_k=3)
+    read: list[tuple[int, int]] = []
+    original = store.read
+    store.read = lambda epoch, row: read.append((epoch, row)) or original(epoch, row)  # type: ignore[method-assign,func-returns-value]
+    train(StoredDataset(images(), store, pixels, noise), tmp_path / "run")
+    assert sorted(read) == [(epoch, row) for epoch in range(2) for row in range(10)]
+
+
+def test_resuming_in_the_middle_of_an_epoch_reads_on(tmp_path: Path) -> None:
+    store = teacher_store(tmp_path / "store", vit(0), top_k=3)
+    data = StoredDataset(images(), store, pixels, noise)
+    whole = train(data, tmp_path / "run")
+    again = train(StoredDataset(images(), store, pixels, noise), tmp_path / "again", str(tmp_path / "run/checkpoint-3"))
+    assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), again.parameters(), strict=True))
+
+
+def test_fingerprints_see_data_and_noise() -> None:
+    changed = images()
+    changed[9]["label"] = 0
+    texts = [{"input_ids": [1, 2]}, {"input_ids": [3]}]
+    found = [fingerprint(images()), fingerprint(images(), noise), fingerprint(changed), fingerprint(texts)]
+    assert len(set(found)) == 4
+    assert fingerprint(images(), noise) == found[1]
+    assert weights_digest(vit(0)) == weights_digest(vit(0)) != weights_digest(vit(1))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SparseLogitsDistillation(top_k=-1), "top_k is -1"),
+        (lambda: SparseLogitsDistillation(epochs=2), "epochs is 2 without noise"),
+        (lambda: StoreInfo(rows=0, epochs=1, classes=2, top_k=0, data="", teacher=""), "rows is 0"),
+        (lambda: StoreInfo(rows=1, epochs=1, classes=2, top_k=3, data="", teacher=""), "top_k is 3"),
+    ],
+)
+def test_bad_options(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_batch_without_stored_outputs_is_refused() -> None:
+    batch = {"pixel_values": torch.randn(1, 3, 8, 8), "labels": torch.tensor([0])}
+    with pytest.raises(ValueError, match="no stored teacher outputs"):
+        SparseLogitsDistillation().losses(vit(0), None, batch, torch.tensor(1))
+
+
+@given(
+    name=st.sampled_from(["meta.json", "epoch-000/shard-00000.safetensors", "epoch-001/shard-00002.safetensors"]),
+    spoiling=spoilings,
+)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_spoiled_store_is_refused_or_reads_as_it_was(name: str, spoiling: Spoiling) -> None:
+    with TemporaryDirectory() as folder:
+        filled(Path(folder))
+        path = Path(folder, name)
+        before = module._load_shard(path) if path.suffix == ".safetensors" else {}
+        spoiling.apply(path)
+        try:
+            again = LogitsStore(folder, INFO)
+            again.verify()
+        except (FileNotFoundError, ValueError) as error:
+            assert folder in str(error)  # noqa: PT017 - either outcome is right
+            return
+        assert again.info == INFO
+        for key, tensor in before.items():
+            assert torch.equal(module._load_shard(path)[key], tensor)
+
+
+def test_a_store_that_was_written_anew_is_read_anew(tmp_path: Path) -> None:
+    info = StoreInfo(rows=5, epochs=1, classes=6, top_k=0, data="d", teacher="t")
+    for value in (1.0, 2.0):
+        shutil.rmtree(tmp_path / "store", ignore_errors=True)
+        store = LogitsStore.create(tmp_path / "store", info)
+        for epoch, shard, rows in store.missing():
+            logits = torch.full((len(rows), store.info.classes), value)
+            store.write(epoch, shard, store.seeds(epoch, rows), logits)
+        assert float(store.read(0, 0)["logits"][0]) == value

@@ -1,0 +1,41 @@
+"""What the pages of the site promise by their form."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+REFERENCE = sorted((ROOT / "docs" / "api").glob("*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_code_fits_into_its_block_on_a_screen_of_1280_pixels(page: Path) -> None:
+    """A block holds 90 characters there, measured in chromium."""
+    text = page.read_text()
+    fenced = [line for block in re.findall(r"```\w*\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    indented = [line[4:] for line in re.sub(r"```.*?```", "", text, flags=re.DOTALL).splitlines() if line[:4] == "    "]
+    long = [line for line in fenced + indented if len(line) > 90]
+    assert not long, "\n".join(long)
+
+
+@pytest.mark.parametrize("page", REFERENCE, ids=lambda page: page.stem)
+def test_the_reference_lists_every_public_name_and_describes_it_where_it_is_defined(page: Path) -> None:
+    text = page.read_text()
+    package = text.partition("\n")[0].removeprefix("# ")
+    module = importlib.import_module(package)
+    listed = re.findall(r"^\| (.*?) \|", text, re.MULTILINE)
+    assert set(module.__all__) <= set(re.findall(r"\[`(\w+)`\]", " ".join(listed)))
+    own = {name for name in module.__all__ if package != "opdf" and not defined_elsewhere(module, name)}
+    described = re.findall(rf"^::: {re.escape(package)}\.(?:\w+\.)?(\w+)$", text, re.MULTILINE)
+    assert sorted(described) == sorted(own)
+
+
+def defined_elsewhere(module: ModuleType, name: str) -> bool:
+    home = getattr(getattr(module, name), "__module__", "")
+    return home.startswith("opdf.") and not home.startswith(f"{module.__name__}.")

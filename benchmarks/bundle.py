@@ -30,6 +30,13 @@ from opdf.data.embedded import SOURCES, _snippets
 from opdf.data.packages import fashion_mnist, minilm, mnist_5k
 
 ROOT = Path(__file__).parents[1]
+COMPANY = (
+    "numpy", "pandas", "pyarrow", "scipy", "scikit-learn", "pillow", "matplotlib", "jinja2", "pyyaml", "rich",
+    "filelock", "tensorboard", "psutil", "pytest", "pytest-timeout", "regex", "tqdm", "packaging", "typer", "fsspec", "hypothesis",
+    "requests", "httpx", "hf-xet", "markupsafe",
+)  # fmt: skip
+"""What the node brings beside PyTorch."""
+
 LIMIT = 60_000_000
 """Bytes of the archive, at most."""
 
@@ -46,7 +53,7 @@ IMAGES = 15_000
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bundle", description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=ROOT / "dist" / "opdf-bundle.tar", help="the archive")
+    parser.add_argument("--output", type=Path, default=ROOT / "dist" / "opdf-bundle.tar.xz", help="the archive")
     output = parser.parse_args(arguments).output
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent) as scratch:

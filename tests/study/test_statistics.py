@@ -85,6 +85,7 @@ def test_intervals_cover_the_truth(seeds: int, settings: int, spread: float, ali
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("own", [False, True], ids=["one split", "a split a seed"])
 @pytest.mark.parametrize("settings", [1, 2, 4])
 @pytest.mark.parametrize("seeds", [3, 5, 8])

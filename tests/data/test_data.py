@@ -226,6 +226,7 @@ def test_image_folder(tmp_path: Path) -> None:
     encoded, collate = encode(data, task, processor)
     batch = collate([encoded["train"][k] for k in range(3)])
     assert batch["pixel_values"].shape == (3, 3, 8, 8)
+    assert encoded["train"].features["pixel_values"].shape == (3, 8, 8)  # arrays: lists of lists are slow to read
 
 
 @pytest.mark.parametrize(

@@ -31,9 +31,9 @@ from opdf.data.packages import fashion_mnist, minilm, mnist_5k
 
 ROOT = Path(__file__).parents[1]
 COMPANY = (
-    "numpy", "pandas", "pyarrow", "scipy", "scikit-learn", "pillow", "matplotlib", "jinja2", "pyyaml", "rich",
-    "filelock", "tensorboard", "psutil", "pytest", "pytest-timeout", "regex", "tqdm", "packaging", "typer", "fsspec", "hypothesis",
-    "requests", "httpx", "hf-xet", "markupsafe",
+    "filelock", "fsspec", "hf-xet", "httpx", "hypothesis", "jinja2", "markupsafe", "matplotlib", "numpy", "packaging",
+    "pandas", "pillow", "psutil", "pyarrow", "pytest", "pytest-timeout", "pyyaml", "regex", "requests", "rich",
+    "scikit-learn", "scipy", "tensorboard", "tqdm", "typer",
 )  # fmt: skip
 """What the node brings beside PyTorch."""
 

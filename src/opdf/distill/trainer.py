@@ -91,11 +91,9 @@ def plan_student(
 class DistillationTrainer(Trainer):
     """transformers.Trainer for a student that follows a teacher (OPDF: arXiv 2411.06448).
 
-    >>> trainer = opdf.DistillationTrainer(
-    ...     student, opdf.DistillationArguments("out"), teacher=teacher, overparam=opdf.OverParamConfig(ones=3),
-    ...     train_dataset=data,
-    ... )
-    >>> trainer.train()
+        arguments = opdf.DistillationArguments("out")
+        trainer = opdf.DistillationTrainer(student, arguments, teacher=teacher, train_dataset=data)
+        trainer.train()
 
     The teacher is frozen, in eval mode, and part of neither the student nor its checkpoints. The loss is a mean over
     the examples of all micro-batches of a step, however they are split. Everything else is the Trainer's.

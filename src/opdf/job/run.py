@@ -39,7 +39,7 @@ from opdf.overparam import OverParameterization
 def run(config: DistillConfig, *, command: str | None = None) -> dict[str, Any]:
     """Distill as a configuration says, as `opdf distill` does.
 
-    >>> metrics = run(DistillConfig(data=DataConfig("digits"), student=StudentConfig(layers=2), output="runs/mine"))
+        metrics = run(DistillConfig(student=StudentConfig(layers=2), output="runs/mine"))
 
     Progress is shown on stderr where that is a terminal. The output folder gets the student, metrics.json, config.yaml
     and train.log.

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from opdf.data.load import load_data
     from opdf.data.packages import minilm
     from opdf.data.prepared import Prepared
+    from opdf.data.pretrained import loading
     from opdf.data.task import Task
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "encode",
     "encode_rows",
     "load_data",
+    "loading",
     "longest_text",
     "minilm",
 ]

@@ -59,7 +59,7 @@ def test_home() -> None:
 
 def test_readme() -> None:
     run("README.md", **small())
-    assert AutoModelForSequenceClassification.from_pretrained("student").config.hidden_size == 8
+    assert AutoModelForSequenceClassification.from_pretrained("student").config.num_hidden_layers == 3
 
 
 def test_a_job() -> None:
@@ -97,7 +97,7 @@ def test_tutorial_on_text() -> None:
 def test_tutorial_on_images() -> None:
     seen = run("docs/tutorial-images.md")
     assert seen["teacher_accuracy"] > 0.5
-    assert seen["accuracy"](seen["trainer"]) > 0.3
+    assert seen["accuracy"] > 0.3
     assert seen["logs"][-1]["constraint_loss"] < seen["logs"][0]["constraint_loss"]
     assert len(seen["last_block"].matrices) == 6
 

@@ -89,6 +89,26 @@ def test_gauge_matching_undoes_a_rotation_that_raw_cores_suffer_from() -> None:
 
 
 @pytest.mark.parametrize("normalize", ["relative", "mse"])
+@pytest.mark.parametrize("ones", [0, 2])
+def test_no_rotation_of_the_teachers_bonds_lowers_the_loss(ones: int, normalize: str) -> None:
+    """Turned further at one end, by little or by any rotation, the matched cores give a larger loss."""
+    generator = torch.Generator().manual_seed(0)
+    shape = plan_shape(12, 18, ones=ones)
+    cores, teacher = (decompose(torch.randn(12, 18, dtype=torch.float64, generator=generator), shape) for _ in range(2))
+    alignment = Alignment({"weight": Pair("weight", "plain", shape)}, {}, 1.0, "matched", normalize)
+    targets = alignment.targets("weight", cores, teacher)
+    assert targets.keys() == {0, shape.sites - 1} - {shape.center}
+    least = float(alignment.gradients(shape, cores, targets)[0])
+    for strength in (1e-3, 0.1, 10.0):
+        for site, core in targets.items():
+            bond = core.shape[-1] if site == 0 else core.shape[0]
+            angles = strength * torch.randn(bond, bond, dtype=torch.float64, generator=generator)
+            rotation = torch.linalg.matrix_exp(angles - angles.T)
+            further = core @ rotation if site == 0 else torch.tensordot(rotation, core, 1)
+            assert float(alignment.gradients(shape, cores, targets | {site: further})[0]) > least
+
+
+@pytest.mark.parametrize("normalize", ["relative", "mse"])
 def test_gradient_is_autograds_and_spares_the_central_core(normalize: str) -> None:
     torch.manual_seed(0)
     shape = plan_shape(12, 18, ones=2)

@@ -101,20 +101,20 @@ Targets = dict[str, dict[int, Tensor]]
 def _targets(
     overparam: OverParameterization, oracle: RebuildInForward, teacher: nn.Module, constraint: dict[str, Any]
 ) -> Targets:
-    """Teacher cores, rotated by scipy's Procrustes where gauges are matched. All shapes here have one free bond."""
+    """Teacher cores, each end rotated by scipy's Procrustes where gauges are matched. Cores between are identities."""
     found: Targets = {}
     for target in overparam.matrices:
         weight = teacher.get_parameter(target.name).detach()
         matrix = weight.T if target.matrix.kind == "transposed" else weight.reshape(target.shape.rows, -1)
         cores = decompose(matrix, target.shape)
         if constraint.get("gauge", "matched") == "matched":
-            student = [c.detach() for c in oracle.cores[target.name]]
-            stacked = [
-                torch.cat([c[0].reshape(-1, c[0].shape[-1]), c[-1].reshape(c[-1].shape[0], -1).T])
-                for c in (cores, student)
-            ]
-            rotation = torch.from_numpy(orthogonal_procrustes(stacked[0].numpy(), stacked[1].numpy())[0])
-            cores[0], cores[-1] = cores[0] @ rotation, torch.tensordot(rotation.T, cores[-1], dims=1)
+            student, middle = [c.detach() for c in oracle.cores[target.name]], (len(cores) - 1) // 2
+            if middle > 0:  # the first core is an auxiliary one
+                ours, theirs = (c[0].reshape(-1, c[0].shape[-1]).numpy() for c in (student, cores))
+                cores[0] = cores[0] @ torch.from_numpy(orthogonal_procrustes(theirs, ours)[0])
+            ours, theirs = (c[-1].reshape(c[-1].shape[0], -1).T.numpy() for c in (student, cores))
+            rotation = torch.from_numpy(orthogonal_procrustes(theirs, ours)[0])
+            cores[-1] = torch.tensordot(rotation.T, cores[-1], dims=1)
         found[target.name] = {k: cores[k] for k in range(len(cores)) if k != (len(cores) - 1) // 2}
     return found
 

@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 
 from opdf.cli import main
-from opdf.study import DIVERGED, Cell, Outcome, Plan, conclude
+from opdf.study import Cell, Outcome, Plan, conclude
 from opdf.study.report import cautions, read_results, write_report
+from opdf.study.results import DIVERGED
 
 PLAN = Plan(("films", "goods"), ("KD", "SVD", "OPDF"), (1e-4, 2e-4, 4e-4), (0, 1, 2), "KD")
 SKILL = {"KD": 0.80, "SVD": 0.80, "OPDF": 0.90}

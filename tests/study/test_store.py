@@ -1,4 +1,4 @@
-"""Runs in a real SQLite storage: shared by processes, killed, continued, never repeated."""
+"""Runs as files: shared by processes, killed, continued, never repeated."""
 
 from __future__ import annotations
 
@@ -10,18 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from optuna.trial import TrialState
 
-from opdf.study import store as store_module
 from opdf.study.plan import Cell, Plan
 from opdf.study.store import Outcome, Store
 
 PLAN = Plan(("a", "b"), ("KD", "OPDF"), (1e-4, 1e-3), (0, 1), "KD")
-DIGESTS = {(s, v): f"{s} {v}" for s in PLAN.settings for v in PLAN.variants}
+CELLS = tuple(PLAN.cells())
 
 
-def open_store(folder: Path, plan: Plan = PLAN, digests: dict[tuple[str, str], str] = DIGESTS) -> Store:
-    return Store(f"sqlite:///{folder}/study.db", "test", plan, digests)
+def open_store(folder: Path, cells: tuple[Cell, ...] = CELLS) -> Store:
+    return Store(folder / "runs", {cell: f"{cell.setting}-{cell.variant}-{cell.rate}-{cell.seed}" for cell in cells})
 
 
 def outcome(cell: Cell) -> Outcome:
@@ -38,12 +36,11 @@ def logging_run(cell: Cell, log: Path, seconds: float = 0.0) -> Outcome:
 # Not forks of this process: a child that inherits a lock from one of its many threads waits for it forever.
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["opdf.study.store"])
-PATIENCE = 200
-"""Seconds for what takes three on a quiet machine: a run commits ten times, and some disks need a second for each."""
+PATIENCE = 120
+"""Seconds for what takes three on a quiet machine."""
 
 
 def worker(folder: Path, seconds: float) -> None:
-    store_module.HEARTBEAT, store_module.GRACE = 1, 5
     open_store(folder).work(lambda cell: logging_run(cell, folder / "log", seconds))
 
 
@@ -55,124 +52,101 @@ def ended(processes: list[Any]) -> list[int | None]:
     return [process.exitcode for process in processes]
 
 
-def test_every_cell_is_run_once_and_kept(tmp_path: Path) -> None:
+def test_every_run_is_made_once_and_kept(tmp_path: Path) -> None:
     store = open_store(tmp_path)
-    assert store.missing() == len(list(PLAN.cells())) == 16
-    store.enqueue()
+    assert store.missing() == list(CELLS)
     store.work(lambda cell: logging_run(cell, tmp_path / "log"))
     store = open_store(tmp_path)
-    store.enqueue()
     store.work(lambda cell: pytest.fail(f"{cell} was run twice"))
-    assert store.outcomes() == {cell: outcome(cell) for cell in PLAN.cells()}
+    assert store.outcomes() == {cell: outcome(cell) for cell in CELLS}
     assert len(set((tmp_path / "log").read_text().splitlines())) == 16
 
 
-def test_a_larger_plan_adds_to_what_is_there(tmp_path: Path) -> None:
-    small = Plan(("a",), ("KD",), (1e-4,), (0,), "KD")
-    store = open_store(tmp_path, small)
-    store.enqueue()
-    store.work(outcome)
-    store = open_store(tmp_path)
-    store.enqueue()
+def test_runs_that_are_wanted_no_more_do_no_harm(tmp_path: Path) -> None:
+    few = CELLS[5:7]
+    open_store(tmp_path, few).work(outcome)
+    others = tuple(cell for cell in CELLS if cell.variant == "OPDF")
+    store = open_store(tmp_path, others)
     store.work(lambda cell: logging_run(cell, tmp_path / "log"))
-    assert len((tmp_path / "log").read_text().splitlines()) == 15
-    assert len(store.outcomes()) == 16
+    assert len((tmp_path / "log").read_text().splitlines()) == 7  # one of the few is an OPDF
+    assert store.outcomes() == {cell: outcome(cell) for cell in others}
 
 
-def test_a_changed_variant_is_refused(tmp_path: Path) -> None:
+def test_runs_with_one_key_are_one_run(tmp_path: Path) -> None:
+    store = Store(tmp_path, dict.fromkeys(CELLS, "the same"))
+    store.work(lambda cell: logging_run(cell, tmp_path / "log"))
+    assert len((tmp_path / "log").read_text().splitlines()) == 1
+    assert list(store.outcomes()) == list(CELLS)
+
+
+def test_a_failed_run_ends_the_work_and_is_tried_again_when_that_is_asked(tmp_path: Path) -> None:
     store = open_store(tmp_path)
-    store.enqueue()
-    with pytest.raises(ValueError, match="'OPDF' on 'a' was run with another configuration"):
-        open_store(tmp_path, digests=DIGESTS | {("a", "OPDF"): "new"})
-
-
-def test_a_failed_run_ends_the_work_and_is_tried_again(tmp_path: Path) -> None:
-    store = open_store(tmp_path)
-    store.enqueue()
 
     def fails(cell: Cell) -> Outcome:
-        if cell.rate == 1e-3:
+        if cell == CELLS[3]:
             raise RuntimeError("out of memory")
         return outcome(cell)
 
     with pytest.raises(RuntimeError, match="out of memory"):
         store.work(fails)
-    assert 0 < store.missing() < 16
-    store.enqueue()
+    assert len(store.missing()) == 13
+    store.work(lambda cell: pytest.fail("was tried again") if cell == CELLS[3] else outcome(cell))
+    assert store.missing() == [CELLS[3]]
+    assert store.failures()[CELLS[3]].read_text().endswith("RuntimeError: out of memory\n")
+    store.retry()
+    assert store.failures() == {}
     store.work(outcome)
-    assert store.missing() == 0
+    assert store.missing() == []
 
 
-def test_a_run_killed_before_its_first_sign_of_life_is_given_out_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(store_module, "HEARTBEAT", 1)
-    monkeypatch.setattr(store_module, "GRACE", 1)
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     store = open_store(tmp_path)
-    store.enqueue()
-    with pytest.warns(UserWarning, match="Heartbeat"):
-        taken = store.study.ask()  # and nothing more
     store.work(outcome)
-    assert store.outcomes() == {cell: outcome(cell) for cell in PLAN.cells()}
-    states = [trial.state.name for trial in store.study.trials]
-    assert (states[taken.number], states.count("COMPLETE"), len(states)) == ("FAIL", 16, 17)
+    path = tmp_path / "runs" / "a-KD-0.0001-0.json"
+    for content in ("", "[]", "{}"):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=r"a-KD-0\.0001-0\.json is damaged .* delete it"):
+            store.outcomes()
+    path.unlink()
+    assert store.missing() == [CELLS[0]]
 
 
-def test_a_process_that_was_taken_for_dead_goes_on_with_another_run(tmp_path: Path) -> None:
-    store = open_store(tmp_path)
-    store.enqueue()
-    first: list[Cell] = []
-
-    def sleepy(cell: Cell) -> Outcome:
-        if not first:
-            first.append(cell)
-            (running,) = (trial for trial in store.study.trials if trial.state.name == "RUNNING")
-            store.study.tell(running.number, state=TrialState.FAIL)  # as another process would
-            store.enqueue()
-        return outcome(cell)
-
-    store.work(sleepy)
-    assert store.outcomes() == {cell: outcome(cell) for cell in PLAN.cells()}
-
-
-def test_processes_share_the_queue_and_a_killed_one_is_replaced(tmp_path: Path) -> None:
-    open_store(tmp_path).enqueue()
+def test_processes_share_the_runs_and_a_killed_ones_is_free_at_once(tmp_path: Path) -> None:
     doomed = SERVER.Process(target=worker, args=(tmp_path, 2 * PATIENCE))
     doomed.start()
     deadline = time.monotonic() + PATIENCE
     while not (tmp_path / "log").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert doomed.pid is not None
-    os.kill(doomed.pid, signal.SIGKILL)
-    doomed.join()
     others = [SERVER.Process(target=worker, args=(tmp_path, 0.02)) for _ in range(2)]
     for process in others:
         process.start()
+    while len(open_store(tmp_path).missing()) > 1 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert doomed.pid is not None
+    os.kill(doomed.pid, signal.SIGKILL)
+    doomed.join()
     assert ended(others) == [0, 0]
-    assert open_store(tmp_path).outcomes() == {cell: outcome(cell) for cell in PLAN.cells()}
+    assert open_store(tmp_path).outcomes() == {cell: outcome(cell) for cell in CELLS}
     runs = (tmp_path / "log").read_text().splitlines()
     assert len(runs) == 17  # only the killed one twice
     assert len(set(runs)) == 16
 
 
-MANY = Plan(("a",), ("KD",), (1e-3,), tuple(range(40)), "KD")
+MANY = tuple(Cell(seed, "a", "KD", 1e-3) for seed in range(60))
 
 
-def take_all(folder: Path, start: Any, taken: Any) -> None:
-    study, mine = open_store(folder, MANY, {}).study, []
+def take_all(folder: Path, start: Any) -> None:
+    store = open_store(folder, MANY)
     start.wait()
-    while "cell" in (trial := study.ask()).user_attrs:
-        mine.append(trial.number)
-    taken.put(mine)
+    store.work(lambda cell: logging_run(cell, folder / "log"))
 
 
-def test_no_run_is_taken_by_two_processes(tmp_path: Path) -> None:
-    """They all take the next waiting one as fast as they can; left to SQLite's defaults one or two were taken twice."""
-    open_store(tmp_path, MANY, {}).enqueue()
-    start, taken = SERVER.Barrier(3), SERVER.Queue()
-    processes = [SERVER.Process(target=take_all, args=(tmp_path, start, taken)) for _ in range(3)]
+def test_no_run_is_made_by_two_processes(tmp_path: Path) -> None:
+    """They all take the next one as fast as they can."""
+    start = SERVER.Barrier(3)
+    processes = [SERVER.Process(target=take_all, args=(tmp_path, start)) for _ in range(3)]
     for process in processes:
         process.start()
-    numbers = [number for _ in processes for number in taken.get(timeout=PATIENCE)]
     assert ended(processes) == [0, 0, 0]
-    assert sorted(numbers) == list(range(40))
+    runs = (tmp_path / "log").read_text().splitlines()
+    assert len(runs) == len(set(runs)) == len(MANY)

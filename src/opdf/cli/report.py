@@ -1,4 +1,4 @@
-"""`opdf report FOLDER`: a page of a study's results."""
+"""`opdf report FOLDER`"""
 
 from __future__ import annotations
 

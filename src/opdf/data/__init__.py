@@ -8,22 +8,26 @@ if TYPE_CHECKING:
     from opdf.data.augment import ImageNoise, TextNoise
     from opdf.data.embedded import names as embedded_names
     from opdf.data.encode import encode, encode_rows, longest_text
-    from opdf.data.load import load_data
+    from opdf.data.load import load_data, located
     from opdf.data.packages import minilm
     from opdf.data.prepared import Prepared
     from opdf.data.pretrained import loading
+    from opdf.data.summary import DataSummary, describe
     from opdf.data.task import Task
 
 __all__ = [
+    "DataSummary",
     "ImageNoise",
     "Prepared",
     "Task",
     "TextNoise",
+    "describe",
     "embedded_names",
     "encode",
     "encode_rows",
     "load_data",
     "loading",
+    "located",
     "longest_text",
     "minilm",
 ]

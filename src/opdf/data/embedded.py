@@ -61,7 +61,8 @@ def _sentiment(source: str) -> Loader:
             {"text": [r[0] for r in rows], "label": [int(r[1] > 0) for r in rows]},
             features=Features({"text": Value("string"), "label": ClassLabel(names=list(labels))}),
         )
-        return split(data, seed, groups=[r[2] for r in rows]), Task("classification", ("text",), "label", labels)
+        parts = split(data, seed, groups=[r[2] for r in rows], inputs=["text"])
+        return parts, Task("classification", ("text",), "label", labels)
 
     return load_it
 
@@ -70,7 +71,7 @@ def _scores(source: str) -> Loader:
     def load_it(seed: int) -> tuple[DatasetDict, Task]:
         texts, scores, documents = _snippets(source)
         data = Dataset.from_dict({"text": texts, "label": scores})
-        return split(data, seed, groups=documents), Task("regression", ("text",), "label", ())
+        return split(data, seed, groups=documents, inputs=["text"]), Task("regression", ("text",), "label", ())
 
     return load_it
 
@@ -80,7 +81,7 @@ def _pairs(source: str) -> Loader:
 
     def load_it(seed: int) -> tuple[DatasetDict, Task]:
         texts, _, documents = _snippets(source)
-        data = split(Dataset.from_dict({"text": texts, "document": documents}), seed, groups=documents)
+        data = split(Dataset.from_dict({"text": texts, "document": documents}), seed, groups=documents, inputs=["text"])
         paired = DatasetDict({name: _pair_up(rows, seed) for name, rows in data.items()})
         return paired, Task("similarity", ("first", "second"), "label", ())
 

@@ -15,13 +15,16 @@ from opdf.data.task import Task
 Collator = Callable[[list[Any]], dict[str, Any]]
 
 
-def encode(data: DatasetDict, task: Task, processor: Any, *, max_length: int = 128) -> tuple[DatasetDict, Collator]:
+def encode(
+    data: DatasetDict, task: Task, processor: Any, *, max_length: int = 128, where: str = ""
+) -> tuple[DatasetDict, Collator]:
     """A dataset as the Trainer takes it, and the collator that makes batches of it.
 
     Args:
         data, task: from `load_data`.
         processor: a tokenizer, or an image processor for image tasks.
         max_length: of a text (or pair), in tokens.
+        where: what stands before the names of options in messages.
 
     Raises:
         ValueError: `max_length` leaves no token of the text, or a row cannot be read; the message names it.
@@ -30,7 +33,7 @@ def encode(data: DatasetDict, task: Task, processor: Any, *, max_length: int = 1
         special = processor.num_special_tokens_to_add(pair=len(task.inputs) > 1)
         if max_length < special + len(task.inputs):
             raise ValueError(
-                f"max_length is {max_length}; {special} tokens go to the tokenizer's own marks, "
+                f"{where}max_length is {max_length}; {special} tokens go to the tokenizer's own marks, "
                 f"so it must be at least {special + len(task.inputs)}"
             )
     try:
@@ -78,7 +81,7 @@ def _unreadable_row(data: DatasetDict, task: Task, processor: Any) -> str | None
             try:
                 encode_rows(rows[k : k + 1], task, processor)
             except Exception as error:
-                return f"row {k} of the {part} split cannot be read ({error}): {_as_stored(rows, k, task)}"
+                return f"{_as_stored(rows, k, task)} of the {part} split cannot be read: {error}"
     return None
 
 
@@ -86,4 +89,4 @@ def _as_stored(rows: Dataset, k: int, task: Task) -> str:
     if task.is_image:
         stored = rows.cast_column(task.inputs[0], Image(decode=False))[k][task.inputs[0]]
         return str(stored["path"] or f"{len(stored['bytes'])} bytes without a file name")
-    return repr({column: rows[k][column] for column in (*task.inputs, task.label)})[:200]
+    return f"the row { ({column: rows[k][column] for column in task.columns})!r}"[:200]

@@ -3,44 +3,44 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import PIL.Image
-import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import ClassLabel, Dataset, DatasetDict, Image, concatenate_datasets, load_dataset
-from datasets.exceptions import DatasetsError
-from pyarrow.lib import ArrowException
+from datasets import Dataset, DatasetDict, load_dataset
 
 from opdf.data import embedded
+from opdf.data.columns import Asked, check_columns, infer, values, with_classes, without_gaps
 from opdf.data.hub import hub
+from opdf.data.read import READERS, path_of, read_file, read_folder
 from opdf.data.splits import TEST, VALIDATION, split
 from opdf.data.task import Task
 
-READERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
-
-
-PICTURES = set(PIL.Image.registered_extensions())
-TEXT = "string"
-NO_ROWS = ("corresponds to no data", "at least one example")
-"""How versions of datasets say that a file has no rows."""
+FEW = 10
+"""So many classes may have one row each in any data."""
 
 
 def load_data(
     name: str,
     *,
     task: str | None = None,
-    inputs: Sequence[str] | None = None,
+    inputs: str | Sequence[str] | None = None,
     label: str | None = None,
-    validation: float = VALIDATION,
-    test: float = TEST,
+    labels: Sequence[str] | None = None,
+    validation: float | str = VALIDATION,
+    test: float | str = TEST,
+    drop_empty: bool = False,
     train_limit: int | None = None,
     seed: int = 0,
+    where: str = "",
 ) -> tuple[DatasetDict, Task]:
     """Load a dataset and say what its task is.
+
+        load_data("reviews.csv", inputs="Review Body", label="stars", test="test.csv")
+
+    Rows that say the same but for case and punctuation are cut into the same split.
 
     Args:
         name: an embedded set ("movie-sentiment"), a file (csv, tsv, json, jsonl, parquet), a folder of images with one
@@ -48,52 +48,92 @@ def load_data(
         task: "classification", "regression", "image-classification" or "similarity"; inferred from the label when None.
         inputs: one or two text columns, or the image column; inferred when None. Embedded sets have their own.
         label: the label column; "label" or "labels" when None. Embedded sets have their own.
-        validation, test: fractions to cut off where the dataset lacks these splits (or their labels). Embedded sets
-            have their own.
+        labels: the classes in the order of their numbers. Integers that are none of them are named in rising order.
+        validation, test: files or folders of their own, or fractions to cut off where the dataset lacks these splits
+            (or their labels). Embedded sets have their own.
+        drop_empty: leave out rows in which an input or the label is missing, which are refused otherwise.
         train_limit: keep this many training rows, chosen by `seed`.
         seed: of the splits.
+        where: what stands before the names of these arguments in messages; the command line's are "data.label" etc.
 
     Raises:
         FileNotFoundError: a path does not exist.
         ConnectionError: the hub cannot be reached and its cache does not have the set.
         ValueError: a file or folder cannot be read; a column is missing, of the wrong type or has gaps; there are no
-            rows, there is one class only, or labels are out of range.
+            rows, there is one class only, most rows have a class of their own, or labels are out of range.
     """
     if train_limit is not None and train_limit < 1:
-        raise ValueError(f"train_limit is {train_limit}; it must be at least 1")
+        raise ValueError(f"{where}train_limit is {train_limit}; it must be at least 1")
+    columns = (inputs,) if isinstance(inputs, str) else None if inputs is None else tuple(inputs)
+    asked = Asked(name, task, columns, label, None if labels is None else tuple(map(str, labels)), drop_empty, where)
     if name in embedded.names():
-        asked = {"inputs": inputs, "label": label, "validation": validation, "test": test}
-        for option, usual in (("inputs", None), ("label", None), ("validation", VALIDATION), ("test", TEST)):
-            if asked[option] != usual:
-                raise ValueError(f"{option} is {asked[option]!r}; {name} has its own columns and splits: leave it out")
+        own = {"inputs": (inputs, None), "label": (label, None), "labels": (labels, None),
+               "validation": (validation, VALIDATION), "test": (test, TEST)}  # fmt: skip
+        for option, (value, usual) in own.items():
+            if value != usual:
+                raise ValueError(
+                    f"{where}{option} is {value!r}; {name} has its own columns, classes and splits: leave it out"
+                )
         data, found = embedded.load(name, seed)
         if task not in (None, found.kind):
-            raise ValueError(f"task is {task!r}; {name} is for {found.kind}")
+            raise ValueError(f"{where}task is {task!r}; {name} is for {found.kind}")
     else:
-        whole = _read(name)
-        found = _infer(whole["train"], task, inputs, label)
-        for part in whole:
-            _check_columns(name, part, whole[part], found)
-        data = _as_classes(_with_splits(whole, validation, test, seed, found.label), found)
-        found = _named(data["train"], found)
-    _check(name, data, found)
+        data, found = _load(asked, validation, test, seed)
+    _check_splits(data, found, asked)
     if train_limit is not None:
         rows = min(train_limit, len(data["train"]))
         data["train"] = data["train"].shuffle(seed=seed).select(range(rows))
     return data, found
 
 
-def _read(name: str) -> DatasetDict:
-    path = Path(name)
+def located(name: str) -> str:
+    """The name of a dataset as it means the same in every folder: an absolute path, or the name of no file as it is."""
+    path = path_of(name)
+    return name if name in embedded.names() or not (name and path.exists()) else str(path.absolute())
+
+
+def _load(asked: Asked, validation: float | str, test: float | str, seed: int) -> tuple[DatasetDict, Task]:
+    """A dataset that is not embedded, from files or the hub."""
+    data, files = _read(asked.name)
+    given = {part: value for part, value in (("validation", validation), ("test", test)) if isinstance(value, str)}
+    for part, name in given.items():
+        data[part] = _read_part(part, name, files, asked)
+    task = infer(data["train"], asked)
+    data = own_splits(data, task.label, keep=tuple(given))
+    for part, rows in data.items():
+        absent = [column for column in task.columns if column not in rows.column_names]
+        if absent:
+            raise ValueError(f"{given.get(part, asked.name)} has no column {absent[0]!r}, which the training data have")
+        check_columns(part if len(data) > 1 else "", rows, task, asked, files.get(part))
+    if asked.drop_empty:
+        data, task = _without_gaps(data, task)
+    data, task = with_classes(data, task, asked)
+    if task.has_classes:
+        _check_classes(data, task, asked)
+    wanted = {"validation": validation, "test": test}
+    cut = {part: float(value) for part, value in wanted.items() if part not in data}
+    parts = split(
+        data["train"], seed, validation=cut.get("validation", 0.0), test=cut.get("test", 0.0), inputs=task.inputs,
+        where=asked.where,
+    )  # fmt: skip
+    for part, fraction in cut.items():
+        if part not in parts:
+            raise ValueError(
+                f"{asked.option(part)} is {fraction} and the data have no such split of their own; give a fraction "
+                "above 0 or a file"
+            )
+    return DatasetDict({part: parts[part] if part in parts else data[part] for part in ("train", *wanted)}), task
+
+
+def _read(name: str) -> tuple[DatasetDict, dict[str, Path]]:
+    """A dataset, and the file that a split was read from if it was one."""
+    path = path_of(name)
     if name and path.is_dir():
-        if not any(p.suffix.lower() in PICTURES for p in path.rglob("*")):
-            raise ValueError(f"folder {name} has no images; expected one subfolder of them for each class")
-        return _loaded(name, "imagefolder", data_dir=str(path))
-    if path.suffix in READERS:
+        return read_folder(path), {}
+    if path.suffix.lower() in READERS:
         if not path.is_file():
             raise FileNotFoundError(f"{name} does not exist; give a data file, or one of {', '.join(embedded.names())}")
-        options = {"sep": "\t"} if path.suffix == ".tsv" else {}
-        return _loaded(name, READERS[path.suffix], data_files=str(path), **options)
+        return DatasetDict(train=read_file(path)), {"train": path}
     if path.is_file():
         raise ValueError(f"{name} is no data file that can be read; give one of {', '.join(READERS)}")
     if "/" not in name or name.startswith((".", "/", "~")):
@@ -105,145 +145,88 @@ def _read(name: str) -> DatasetDict:
         data = load_dataset(repository, configuration or None)
     if "train" not in data:
         raise ValueError(f"{name} has the splits {', '.join(data)}; one must be called train")
-    return data
+    return data, {}
 
 
-def _loaded(name: str, reader: str, **options: Any) -> DatasetDict:
-    try:
-        return load_dataset(reader, **options)
-    except (DatasetsError, ArrowException, ValueError, StopIteration) as error:
-        reason = str(error.__cause__ or error).strip()
-        if not reason or any(words in reason for words in NO_ROWS):
-            raise ValueError(f"{name} has no rows") from error
-        raise ValueError(f"{name} cannot be read as {reader}: {reason.splitlines()[0]}") from error
+def _read_part(part: str, name: str, files: dict[str, Path], asked: Asked) -> Dataset:
+    """A split from a file or folder of its own."""
+    if not path_of(name).exists():
+        raise FileNotFoundError(f"{asked.option(part)} is {name!r}, which does not exist; give a file or a fraction")
+    data, file = _read(name)
+    if len(data) > 1:
+        raise ValueError(f"{asked.option(part)} is {name}, which has the splits {', '.join(data)}; give one of them")
+    if file:
+        files[part] = file["train"]
+    return data["train"]
 
 
-def _with_splits(data: DatasetDict, validation: float, test: float, seed: int, column: str) -> DatasetDict:
-    usable = {k: v for k, v in data.items() if k == "train" or not _unlabelled(v, column)}
-    found = {
-        "train": usable["train"],
-        "validation": next((usable[k] for k in ("validation", "validation_matched", "dev") if k in usable), None),
-        "test": usable.get("test"),
-    }
-    if found["test"] is None and found["validation"] is not None:
-        # A benchmark that keeps its test labels: its validation split is the test, and validation comes from train.
+def own_splits(data: DatasetDict, label: str, keep: Sequence[str] = ()) -> DatasetDict:
+    """The splits of a dataset that can be used as train, validation and test.
+
+    One that hides its labels is left out. A benchmark that keeps its test labels for itself is tested on its
+    validation split; validation is then to be cut from train.
+
+    Args:
+        data: with a split train.
+        label: name of the label column.
+        keep: splits to take as they are.
+    """
+    usable = {k: v for k, v in data.items() if k in ("train", *keep) or not _unlabelled(v, label)}
+    validation = next((usable[k] for k in ("validation", "validation_matched", "dev") if k in usable), None)
+    found = {"train": usable["train"], "validation": validation, "test": usable.get("test")}
+    if found["test"] is None and "validation" not in keep:
         found["test"], found["validation"] = found["validation"], None
-    rest = split(
-        found["train"], seed, validation=0.0 if found["validation"] else validation, test=0.0 if found["test"] else test
-    )
-    for part, fraction in (("validation", validation), ("test", test)):
-        if not found[part] and part not in rest:
-            raise ValueError(f"{part} is {fraction} and the data has no such split of its own; give a fraction above 0")
-    return DatasetDict({k: found[k] if k != "train" and found[k] else rest[k] for k in found})
+    return DatasetDict({part: rows for part, rows in found.items() if rows is not None})
 
 
 def _unlabelled(data: Dataset, column: str) -> bool:
     """Whether a split hides its labels: it has no such column, or only -1 there, as GLUE's test splits do."""
-    return column not in data.column_names or pc.unique(_values(data, column)).to_pylist() == [-1]
+    return column not in data.column_names or pc.unique(values(data, column)).to_pylist() == [-1]
 
 
-def _values(data: Dataset, column: str) -> pa.ChunkedArray:
-    return data.select_columns(column).with_format("arrow")[:][column]
+def _without_gaps(data: DatasetDict, task: Task) -> tuple[DatasetDict, Task]:
+    kept = DatasetDict({part: without_gaps(rows, task) for part, rows in data.items()})
+    gone = {part: len(data[part]) - len(rows) for part, rows in kept.items()}
+    if not sum(gone.values()):
+        return data, task
+    told = ", ".join(f"{count} of {len(data[part])} rows of {part}" for part, count in gone.items() if count)
+    note = f"left out, because {' or '.join(map(repr, task.columns))} is empty: {told}"
+    return kept, replace(task, notes=(*task.notes, note))
 
 
-def _label_column(columns: Sequence[str]) -> str:
-    found = next((c for c in ("label", "labels") if c in columns), None)
-    if found is None:
-        raise ValueError(f"no column is called 'label'; name it with label=, one of {', '.join(columns)}")
-    return found
+def _check_classes(data: DatasetDict, task: Task, asked: Asked) -> None:
+    """Refuse labels that are no classes of the task."""
+    if len(task.labels) < 2:
+        raise ValueError(f"{asked.name} has the one class {task.labels}; classification needs two or more")
+    found = {part: Counter(values(rows, task.label).to_pylist()) for part, rows in data.items()}
+    for part, counts in found.items():
+        if not all(0 <= value < len(task.labels) for value in counts):
+            split = f"the {part} split of " if len(data) > 1 else ""
+            raise ValueError(f"{split}{asked.name} has labels {sorted(counts)}; expected 0 to {len(task.labels) - 1}")
+    _check_no_identifier(sum(found.values(), Counter()), task, asked)
 
 
-def _infer(data: Dataset, task: str | None, inputs: Sequence[str] | None, label: str | None) -> Task:
-    columns = data.column_names
-    for column in [*(inputs or ()), *([label] if label else [])]:
-        if column not in columns:
-            close = difflib.get_close_matches(column, columns, n=1)
-            meant = f"; did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"there is no column {column!r}{meant or ';'} the columns are {', '.join(columns)}")
-    label = label or _label_column(columns)
-    images = [c for c in columns if isinstance(data.features[c], Image)]
-    if inputs is None:
-        texts = [c for c in columns if c != label and _dtype(data.features[c]) == TEXT]
-        inputs = images[:1] or texts[:2]
-    if not 1 <= len(inputs) <= 2:
+def _check_no_identifier(counts: Counter[int], task: Task, asked: Asked) -> None:
+    """Refuse labels that are as good as different in every row, unless their names are given."""
+    alone = sum(count == 1 for count in counts.values())
+    if asked.labels is None and alone > FEW and 2 * alone > counts.total():
         raise ValueError(
-            f"inputs is {list(inputs)}; name one or two text columns, or an image column, of {', '.join(columns)}"
+            f"{task.label!r} of {asked.name} has {len(counts):,} classes in {counts.total():,} rows, {alone:,} of them "
+            f"with one row each, as identifiers or free texts have; set {asked.option('label')} to a column of "
+            f"classes, or {asked.option('task')} to regression if these are numbers to be predicted"
         )
-    if label in inputs:
-        raise ValueError(f"{label!r} is both an input and the label; name other columns in inputs or label")
-    if task is None:
-        floats = getattr(data.features[label], "dtype", "").startswith("float")
-        task = "image-classification" if images else "regression" if floats else "classification"
-    return Task(task, tuple(inputs), label, ())
 
 
-def _as_classes(data: DatasetDict, task: Task) -> DatasetDict:
-    """Labels as class numbers, which are the same in all splits, also where a class is missing in one."""
-    if not task.has_classes or isinstance(data["train"].features[task.label], ClassLabel):
-        return data
-    together = concatenate_datasets(list(data.values())).class_encode_column(task.label)
-    ends = np.cumsum([len(rows) for rows in data.values()])
-    starts = [0, *ends[:-1]]
-    return DatasetDict({k: together.select(range(*ends)) for k, *ends in zip(data, starts, ends, strict=True)})
-
-
-def _check_columns(name: str, part: str, rows: Dataset, task: Task) -> None:
-    """Refuse columns of the wrong type, and rows without a text or a label."""
-    absent = [column for column in (*task.inputs, task.label) if column not in rows.column_names]
-    if absent:
-        return  # a split without labels, which is not used
-    for column in task.inputs:
-        feature = rows.features[column]
-        if isinstance(feature, Image) != task.is_image or not (task.is_image or _dtype(feature) == TEXT):
-            wanted = "images" if task.is_image else "texts"
-            raise ValueError(f"column {column!r} of {name} holds {_dtype(feature)}; task {task.kind} needs {wanted}")
-    kind = _dtype(rows.features[task.label])
-    numbers = kind.startswith(("int", "uint", "float"))
-    if not task.has_classes and not numbers:
-        raise ValueError(f"labels in {task.label!r} are {kind}; a {task.kind} needs numbers")
-    for column in (*task.inputs, task.label):
-        gaps = pc.is_null(_values(rows, column), nan_is_null=True)
-        if missing := pc.sum(gaps).as_py():
-            first = pc.index(gaps, True).as_py()
-            raise ValueError(
-                f"column {column!r} of {name} is empty in {missing} of {len(rows)} rows of the {part} split, first in "
-                f"row {first}; fill or remove them"
-            )
-    if task.has_classes and kind.startswith("float"):
-        raise ValueError(f"labels in {task.label!r} are {kind} numbers; set task to 'regression'")
-    if task.has_classes and not (numbers or kind in ("bool", TEXT)):
-        raise ValueError(f"labels in {task.label!r} are {kind}; classes are texts or integers, one a row")
-
-
-def _dtype(feature: Any) -> str:
-    """The type of a column; what has none (lists, images) by its class."""
-    return (getattr(feature, "dtype", None) or type(feature).__name__.lower()).removeprefix("large_")
-
-
-def _named(data: Dataset, task: Task) -> Task:
-    if not task.has_classes:
-        return task
-    return Task(task.kind, task.inputs, task.label, tuple(data.features[task.label].names))
-
-
-def _check(name: str, data: DatasetDict, task: Task) -> None:
+def _check_splits(data: DatasetDict, task: Task, asked: Asked) -> None:
+    """Refuse splits that nothing can be learned from or said of."""
     for part, rows in data.items():
         if len(rows) == 0:
             raise ValueError(
-                f"the {part} split of {name} is empty; give more rows, or other validation and test fractions"
+                f"the {part} split of {asked.name} is empty; give more rows, or other {asked.option('validation')} and "
+                f"{asked.option('test')} fractions"
             )
-    if not task.has_classes:
-        return
-    if len(task.labels) < 2:
-        raise ValueError(f"{name} has the one class {task.labels}; classification needs two or more")
-    for part, rows in data.items():
-        seen = set(rows[task.label])
-        if not all(0 <= value < len(task.labels) for value in seen):
-            raise ValueError(
-                f"the {part} split of {name} has labels {sorted(seen)}; expected 0 to {len(task.labels) - 1}"
-            )
-        if part == "train" and len(seen) < 2:
-            raise ValueError(
-                f"the train split of {name} has only the class {task.labels[seen.pop()]!r}; classification needs "
-                "two or more"
-            )
+    if task.has_classes and len(seen := pc.unique(values(data["train"], task.label)).to_pylist()) < 2:
+        raise ValueError(
+            f"the train split of {asked.name} has only the class {task.labels[seen[0]]!r}; classification needs two "
+            "or more"
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ class Task:
         label: name of the label column: an integer class, or a float.
         labels: names of the classes in the order of their numbers; empty for a regression.
         metric: the metric that the task is judged by.
+        notes: sentences about how the data were taken that their owner should read; no part of what the task is.
     """
 
     kind: str
@@ -35,6 +36,7 @@ class Task:
     label: str
     labels: tuple[str, ...]
     metric: str = ""
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -47,6 +49,11 @@ class Task:
     def num_labels(self) -> int:
         """Outputs of the model's head."""
         return len(self.labels) or 1
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All that the task reads: its inputs and its label."""
+        return (*self.inputs, self.label)
 
     @property
     def has_classes(self) -> bool:

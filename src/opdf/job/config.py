@@ -15,10 +15,12 @@ class DataConfig:
     Args:
         name: embedded set, file (csv, tsv, json, jsonl, parquet), image folder, or hub name[:configuration].
         task: classification, regression, image-classification or similarity; inferred when null.
-        inputs: one or two text columns, or the image column; inferred when null.
+        inputs: a text column or a list of two, or the image column; inferred when null.
         label: the label column; "label" or "labels" when null.
-        validation: fraction of rows to validate on, where the dataset has no such split.
-        test: fraction of rows to test on, where the dataset has no such split.
+        labels: the classes in the order of their numbers; in rising order when null.
+        validation: file to validate on, or fraction of rows for it where the dataset has no such split.
+        test: file to test on, or fraction of rows for it where the dataset has no such split.
+        drop_empty: leave out rows without a text or a label, which are refused otherwise.
         train_limit: use this many training rows.
         max_length: of a text, in tokens.
         seed: of the splits.
@@ -26,10 +28,12 @@ class DataConfig:
 
     name: str = "movie-sentiment"
     task: str | None = None
-    inputs: list[str] | None = None
+    inputs: list[str] | str | None = None
     label: str | None = None
-    validation: float = 0.1
-    test: float = 0.2
+    labels: list[str] | None = None
+    validation: float | str = 0.1
+    test: float | str = 0.2
+    drop_empty: bool = False
     train_limit: int | None = None
     max_length: int = 128
     seed: int = 0

@@ -15,10 +15,8 @@ def prepare_data(options: DataConfig, teacher: TeacherConfig) -> Prepared:
     Of several processes the first one works, and the others find the cache filled.
     """
     with PartialState().main_process_first():
-        raw, task = load_data(
-            options.name, task=options.task, inputs=options.inputs, label=options.label, validation=options.validation,
-            test=options.test, train_limit=options.train_limit, seed=options.seed,
-        )  # fmt: skip
+        asked = {name: value for name, value in vars(options).items() if name != "max_length"}
+        raw, task = load_data(**asked, where="data.")
         processor = load_processor(teacher, task)
-        data, collator = encode(raw, task, processor, max_length=options.max_length)
+        data, collator = encode(raw, task, processor, max_length=options.max_length, where="data.")
     return Prepared(raw, data, task, processor, collator, options.max_length)

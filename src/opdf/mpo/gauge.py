@@ -3,11 +3,16 @@
 An orthogonal matrix and its inverse can be put on any bond without changing the matrix that a chain represents; SVD
 leaves signs and degenerate subspaces free in the same way. Elementwise distances between the cores of two matrices
 (equation 5 of arXiv 2411.06448) are dominated by that freedom unless it is removed.
+
+Equation 5 leaves the central core out. So the bonds on its left and those on its right are matched separately, and the
+central core takes up both rotations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,96 +21,140 @@ from opdf.mpo.contract import shape_of
 from opdf.mpo.factorize import svd
 from opdf.mpo.precision import factorized_on
 
-SWEEPS = 4
-"""Passes over single cores when more than one bond is free; a single free bond is solved exactly before them."""
+SWEEPS = 100
+"""Passes over the bonds of one side, at most, where several are free. A single one is solved exactly."""
+
+TOLERANCE = 1e-5
+"""Sweeps end when one lowers the distance by less than this share of it."""
 
 
 @torch.no_grad()
-def match_gauge(cores: Sequence[Tensor], reference: Sequence[Tensor]) -> list[Tensor]:
-    """Rotate the bonds of `cores` towards `reference` by orthogonal Procrustes; the matrix stays the same.
+def match_gauge(
+    cores: Sequence[Tensor], reference: Sequence[Tensor], weights: Mapping[int, Tensor | float] | None = None
+) -> list[Tensor]:
+    """Rotate the bonds of `cores` so that its auxiliary cores come as near to the reference's as they can.
 
-    Bonds that only 1x1 sites separate share one rotation, so that identity cores stay identities.
+    The distance is `sum_k weights[k] |cores[k] - reference[k]|^2` over auxiliary sites. Where one bond a side is free,
+    as in all shapes of `plan_shape`, its minimum has a closed form (orthogonal Procrustes). Where several are, sweeps
+    over them lower it until they change it no more.
+
+    Bonds that only square 1x1 sites separate share one rotation, so that identities there stay identities. These cores
+    are not compared. Neither is the central one, where the two sides meet: an identity there does not stay one.
 
     Args:
-        cores, reference: chains `[..., d_{k-1}, i_k, j_k, d_k]` with equal bond dimensions. Cores of unequal
-            factors (a wider teacher's central core) are rotated but not compared.
+        cores, reference: chains `[..., d_{k-1}, i_k, j_k, d_k]` with equal bond dimensions, and equal factors at
+            auxiliary sites. Central cores may differ (a wider teacher's).
+        weights: by auxiliary site, numbers or tensors `[...]`: those of the loss that the cores are for. None takes
+            `1 / |cores[k]|^2`.
 
     Returns:
-        The rotated cores, which contract to the same matrix.
+        The rotated cores, contiguous, which contract to the same matrix.
 
     Raises:
-        ValueError: the chains differ in length or bond dimensions.
+        ValueError: the chains differ in length, bond dimensions or auxiliary factors.
     """
-    ours, theirs = shape_of(cores), shape_of(reference)
-    if ours.bond_dims != theirs.bond_dims:
+    shape, other = shape_of(cores), shape_of(reference)
+    if shape.bond_dims != other.bond_dims:
         raise ValueError(
-            f"cores have bond dimensions {ours.bond_dims} and the reference {theirs.bond_dims}; "
+            f"cores have bond dimensions {shape.bond_dims} and the reference {other.bond_dims}; "
             "decompose both with the same bond dimensions"
         )
-    rotated = list(cores)
-    groups = _bond_groups([core.shape[-4:] for core in cores])
-    # A side of a bond, multiplied out, does not depend on the gauge of the bonds inside it. Comparing sides first
-    # finds all bonds at once; comparing single cores only, the sweeps over a long chain can get stuck.
-    left, right = _overlaps_of_sides(cores, reference)
-    for first, last in groups:
-        _rotate_bonds(rotated, first, last, left[first] + right[last])
-    for _ in range(SWEEPS if len(groups) > 1 else 0):
-        for first, last in groups:
-            overlap = _left_overlap(rotated[first - 1], reference[first - 1])
-            _rotate_bonds(rotated, first, last, overlap + _right_overlap(rotated[last], reference[last]))
-    return [core.contiguous() for core in rotated]
+    if any(shape.core_shapes[k] != other.core_shapes[k] for k in shape.auxiliary):
+        raise ValueError(f"cores have the shape {shape} and the reference {other}; only central factors may differ")
+    place, dtype = factorized_on(cores[0].device), cores[0].dtype
+    # In float64, where their products neither overflow nor vanish.
+    ours, theirs = ([core.to(place, torch.float64).flatten(-3, -2) for core in chain] for chain in (cores, reference))
+    weights = {k: _relative(ours[k]) for k in shape.auxiliary} if weights is None else weights
+    sites: list[_Site | None] = [
+        None if k in shape.square_sites else _Site(*pair, torch.as_tensor(weights.get(k, 0.0)).to(pair[0]))
+        for k, pair in enumerate(zip(ours, theirs, strict=True))
+    ]
+    left = _rotations(sites[: shape.center], dtype)
+    right = _rotations([_mirrored(site) for site in sites[: shape.center : -1]], dtype)
+    turns = [None, *left, *reversed(right), None]  # of bonds 0 to n
+    return [
+        _turned(mine, outer, inner).reshape(core.shape).to(core)
+        for core, mine, (outer, inner) in zip(cores, ours, pairwise(turns), strict=True)
+    ]
 
 
-def _bond_groups(shapes: Sequence[torch.Size]) -> list[tuple[int, int]]:
-    """Runs `(first, last)` of inner bonds joined through square 1x1 sites; bond k lies right of core k-1."""
-    groups: list[tuple[int, int]] = []
-    for bond in range(1, len(shapes)):
-        d_left, i, j, d_right = shapes[bond - 1]
-        if groups and i * j == 1 and d_left == d_right:
-            groups[-1] = (groups[-1][0], bond)
-        else:
-            groups.append((bond, bond))
-    return groups
+class _Site(NamedTuple):
+    """A core, the one that it is to come near to, both `[..., d_outer, p, d_inner]`, and the weight `[...]` of that."""
+
+    core: Tensor
+    other: Tensor
+    weight: Tensor
+
+    def overlap_inside(self, outer: Tensor | None) -> Tensor:
+        """`[..., d_inner, d_inner]`, once the outer bond is turned."""
+        core = _turned(self.core, outer, None)
+        return self.weight[..., None, None] * (core.flatten(-3, -2).mT @ self.other.flatten(-3, -2))
+
+    def overlap_outside(self, inner: Tensor) -> Tensor:
+        """`[..., d_outer, d_outer]`, once the inner bond is turned."""
+        core = _turned(self.core, None, inner)
+        return self.weight[..., None, None] * (core.flatten(-2) @ self.other.flatten(-2).mT)
+
+    def distance(self, outer: Tensor | None, inner: Tensor | None) -> Tensor:
+        """`[...]`, once both bonds are turned."""
+        return self.weight * (_turned(self.core, outer, inner) - self.other).square().sum((-3, -2, -1))
 
 
-def _overlaps_of_sides(cores: Sequence[Tensor], reference: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """For bonds 0..n, `[..., d, d]`: the overlap of what lies left of the bond, and of what lies right of it."""
-    lead = cores[0].shape[:-4]
-    left, right = [cores[0].new_ones((*lead, 1, 1))], [cores[0].new_ones((*lead, 1, 1))]
-    for core, other in zip(cores, reference, strict=True):
-        left.append(_left_overlap(_rotate_left(core, left[-1]), other))
-    for core, other in zip(reversed(cores), reversed(reference), strict=True):
-        right.append(_right_overlap(_rotate_right(core, right[-1]), other))
-    return left, right[::-1]
+def _rotations(side: Sequence[_Site | None], dtype: torch.dtype) -> list[Tensor]:
+    """The rotation of every core's inner bond on one side of the centre, the outermost first.
+
+    At None, an identity, the inner bond turns as the outer one does.
+    """
+    free = [site for site in side if site]
+    turns: list[Tensor] = []
+    for site in free:
+        turns.append(_nearest_rotation(site.overlap_inside(turns[-1] if turns else None), dtype))
+    if len(free) > 1:
+        _sweep(free, turns, dtype)
+    found, result = iter(turns), list[Tensor]()
+    for core in side:
+        result.append(next(found) if core else result[-1])
+    return result
 
 
-def _left_overlap(core: Tensor, other: Tensor) -> Tensor:
-    """`[..., d, d]` at the right bond of two cores; zero where their factors differ."""
-    if core.shape != other.shape:
-        return core.new_zeros((*core.shape[:-4], core.shape[-1], core.shape[-1]))
-    return core.flatten(-4, -2).mT @ other.flatten(-4, -2)
+def _sweep(free: Sequence[_Site], turns: list[Tensor], dtype: torch.dtype) -> None:
+    """Better `turns` in place: each bond's given its neighbours', until that changes the distance no more."""
+    last: Tensor | float = torch.inf
+    for _ in range(SWEEPS):
+        for k, site in enumerate(free):
+            overlap = site.overlap_inside(turns[k - 1] if k else None)
+            if k + 1 < len(free):
+                overlap = overlap + free[k + 1].overlap_outside(turns[k + 1])
+            turns[k] = _nearest_rotation(overlap, dtype)
+        bonds = pairwise([None, *turns])
+        distance = torch.stack([site.distance(*pair) for site, pair in zip(free, bonds, strict=True)]).sum(0)
+        if bool((distance >= (1 - TOLERANCE) * last).all()):
+            return
+        last = distance
 
 
-def _right_overlap(core: Tensor, other: Tensor) -> Tensor:
-    """`[..., d, d]` at the left bond of two cores; zero where their factors differ."""
-    if core.shape != other.shape:
-        return core.new_zeros((*core.shape[:-4], core.shape[-4], core.shape[-4]))
-    return core.flatten(-3) @ other.flatten(-3).mT
+def _mirrored(site: _Site | None) -> _Site | None:
+    """With its bonds exchanged, as a side on the right of the centre has them."""
+    return site and _Site(site.core.transpose(-3, -1), site.other.transpose(-3, -1), site.weight)
 
 
-def _rotate_bonds(cores: list[Tensor], first: int, last: int, overlap: Tensor) -> None:
-    """Turn bonds `first` to `last` by the orthogonal matrix nearest to `overlap`, in place of the list."""
-    u, _s, vh = svd(overlap.to(factorized_on(overlap.device)))
-    rotation = (u @ vh).to(overlap.device)
-    cores[first - 1] = _rotate_right(cores[first - 1], rotation)
-    cores[last] = _rotate_left(cores[last], rotation)
-    for k in range(first, last):
-        cores[k] = _rotate_right(_rotate_left(cores[k], rotation), rotation)
+def _relative(core: Tensor) -> Tensor:
+    """`[...]`, one over the squared norm of `[..., d_left, p, d_right]`; 1 for zero."""
+    norm = core.square().sum((-3, -2, -1))
+    return torch.where(norm > 0, norm, 1.0).reciprocal()
 
 
-def _rotate_right(core: Tensor, rotation: Tensor) -> Tensor:
-    return (core.flatten(-4, -2) @ rotation).reshape(core.shape)
+def _turned(core: Tensor, outer: Tensor | None, inner: Tensor | None) -> Tensor:
+    """`[..., d_outer, p, d_inner]` with its bonds turned; None leaves one as it is."""
+    if outer is not None:
+        core = (outer.mT @ core.flatten(-2)).reshape(core.shape)
+    if inner is not None:
+        core = (core.flatten(-3, -2) @ inner).reshape(core.shape)
+    return core
 
 
-def _rotate_left(core: Tensor, rotation: Tensor) -> Tensor:
-    return (rotation.mT @ core.flatten(-3)).reshape(core.shape)
+def _nearest_rotation(overlap: Tensor, dtype: torch.dtype) -> Tensor:
+    """The orthogonal matrix with the largest inner product with `[..., d, d]`, found in `dtype`."""
+    size = overlap.abs().amax((-2, -1), keepdim=True)
+    u, _s, vh = svd((overlap / torch.where(size > 0, size, 1.0)).to(dtype))
+    return (u @ vh).to(overlap)

@@ -63,7 +63,9 @@ class Alignment:
         """
         pair = self.pairs[name]
         if self.gauge == "matched":
-            teacher = match_gauge(teacher, cores)
+            every = (0, 1, 2, 3)
+            weights = {k: float(self._factor(pair.shape, teacher[k], every)) for k in pair.shape.auxiliary}
+            teacher = match_gauge(teacher, cores, weights)
         return {k: teacher[k] for k in pair.shape.auxiliary if k not in pair.shape.square_sites}
 
     def gradients(

@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING
 from opdf.lazy import import_when_used
 
 if TYPE_CHECKING:
+    from opdf.study.config import StudyConfig
     from opdf.study.plan import Cell, Plan
-    from opdf.study.recorder import Recorder
-    from opdf.study.results import DIVERGED, conclude
+    from opdf.study.results import conclude
     from opdf.study.store import Outcome, Store
+    from opdf.study.study import Study
+    from opdf.study.workers import sweep
 
-__all__ = ["DIVERGED", "Cell", "Outcome", "Plan", "Recorder", "Store", "conclude"]
+__all__ = ["Cell", "Outcome", "Plan", "Store", "Study", "StudyConfig", "conclude", "sweep"]
 
 import_when_used(__name__)

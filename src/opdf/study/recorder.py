@@ -1,8 +1,9 @@
-"""What is kept of a run beside its scores: the curve of its losses, and how the cores' spectra move."""
+"""What is kept of a run beside its scores: time, losses, scores on the way, and how the cores' spectra move."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,56 +15,86 @@ from opdf.overparam import OverParameterization
 from opdf.overparam.select import as_matrix
 
 CURVE_POINTS, SPECTRUM_POINTS, SPECTRUM_STEPS = 40, 24, 5
+HALVINGS = 5
+"""Scores on the way are taken after 1/2, 1/4, ... of the steps, so often."""
 
 
 class Recorder(TrainerCallback):
-    """Collects facts of one run.
+    """Trains and keeps facts of it.
 
     Args:
+        trainer: of the run.
         spectra: also record the singular values of the first over-parameterized matrix's cores.
+        score: of a student. If it is given, the student is scored before its training and on its way.
 
     Attributes:
-        facts: JSON. "curve": logged losses by step; "spectra": by step one list of singular values a core, largest
-            first, thinned out to 24; a core is seen as the matrix [d_left i j, d_right], the last as [d_left, i j].
-            Of weights that are not finite, as a diverged run has them, there are no spectra.
+        seconds: of training, without what the recorder itself does.
     """
 
-    def __init__(self, *, spectra: bool) -> None:
-        self.facts: dict[str, Any] = {}
-        self._spectra = spectra
-        self._trainer: DistillationTrainer | None = None
-
-    def attach(self, trainer: DistillationTrainer) -> None:
+    def __init__(
+        self, trainer: DistillationTrainer, *, spectra: bool, score: Callable[[Any], float] | None = None
+    ) -> None:
+        self.seconds = 0.0
         self._trainer = trainer
-        trainer.add_callback(self)
+        self._spectra: list[dict[str, Any]] | None = [] if spectra else None
+        self._score = score
+        self._scores: list[dict[str, float]] = []
+        self._begun = 0.0
+
+    def train(self) -> None:
+        """Train to the end.
+
+        Raises:
+            TrainingDiverged: so it ended.
+        """
+        self._look(0)
+        self._trainer.add_callback(self)
+        self._begun = time.perf_counter()
+        try:
+            self._trainer.train()
+        finally:
+            self.seconds += time.perf_counter() - self._begun
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        assert self._trainer is not None
-        over = self._trainer.overparameterization
-        wanted = {1, *(round(state.max_steps * k / SPECTRUM_STEPS) for k in range(1, SPECTRUM_STEPS + 1))}
-        if self._spectra and over is not None and state.global_step in wanted and finite(over):
-            entry = {"step": state.global_step, "cores": spectra(over)}
-            self.facts.setdefault("spectra", {"matrix": over.matrices[0].name, "steps": []})["steps"].append(entry)
+        now = time.perf_counter()
+        self.seconds += now - self._begun
+        step, total = state.global_step, state.max_steps
+        if step in {round(total / 2**k) for k in range(1, HALVINGS + 1)}:
+            self._look(step)
+        if step in {1, *(round(total * k / SPECTRUM_STEPS) for k in range(1, SPECTRUM_STEPS + 1))}:
+            self._see_cores(step)
+        self._begun = time.perf_counter()
 
-    def finish(self) -> None:
-        """After training, also one that diverged: the curve, and the time that matrices take, if spectra are recorded.
+    def facts(self) -> dict[str, Any]:
+        """JSON.
 
-        That is not part of the training's: seconds to decompose all matrices and to multiply them out again (table S2
-        of arXiv 2411.06448).
+        "curve": logged losses by step. "scores": by step the validation score, with the seconds of training until then.
+        "spectra": by step one list of singular values a core, largest first, thinned out to 24; a core is seen as
+        the matrix [d_left i j, d_right], the last as [d_left, i j]; none where weights are not finite, as in a run
+        that diverged. "decompose_seconds" and "contract_seconds", with spectra: of all matrices at the end of training
+        (table S2 of arXiv 2411.06448).
         """
-        assert self._trainer is not None
-        self.facts["curve"] = _curve(self._trainer.state.log_history)
+        found: dict[str, Any] = {"curve": _curve(self._trainer.state.log_history)}
+        if self._scores:
+            found["scores"] = self._scores
         over = self._trainer.overparameterization
-        if not self._spectra or over is None or not finite(over):
-            return
-        weights = [(as_matrix(over.model.get_parameter(t.name), t.matrix.kind), t.shape) for t in over.matrices]
-        start = time.perf_counter()
-        chains = decompose_many(*zip(*weights, strict=True))
-        middle = time.perf_counter()
-        for chain in chains:
-            contract(chain)
-        self.facts["decompose_seconds"] = round(middle - start, 3)
-        self.facts["contract_seconds"] = round(time.perf_counter() - middle, 3)
+        if self._spectra is not None and over is not None:
+            if self._spectra:
+                found["spectra"] = {"matrix": over.matrices[0].name, "steps": self._spectra}
+            if finite(over):
+                found.update(_times(over))
+        return found
+
+    def _look(self, step: int) -> None:
+        if self._score is not None:
+            with torch.random.fork_rng():  # the training goes on as if nobody had looked
+                score = self._score(self._trainer.model)
+            self._scores.append({"step": step, "seconds": round(self.seconds, 3), "validation": round(score, 5)})
+
+    def _see_cores(self, step: int) -> None:
+        over = self._trainer.overparameterization
+        if self._spectra is not None and over is not None and finite(over):
+            self._spectra.append({"step": step, "cores": spectra(over)})
 
 
 def finite(over: OverParameterization) -> bool:
@@ -76,6 +107,18 @@ def spectra(over: OverParameterization) -> list[list[float]]:
     cores = over.cores(over.matrices[0])
     matrices = [core.flatten(0, 2) for core in cores[:-1]] + [cores[-1].flatten(1)]
     return [_thinned(singular_values(matrix.cpu())) for matrix in matrices]
+
+
+def _times(over: OverParameterization) -> dict[str, float]:
+    """Seconds to decompose all matrices, and to multiply them out again."""
+    weights = [(as_matrix(over.model.get_parameter(t.name), t.matrix.kind), t.shape) for t in over.matrices]
+    start = time.perf_counter()
+    chains = decompose_many(*zip(*weights, strict=True))
+    middle = time.perf_counter()
+    for chain in chains:
+        contract(chain)
+    end = time.perf_counter()
+    return {"decompose_seconds": round(middle - start, 3), "contract_seconds": round(end - middle, 3)}
 
 
 def _curve(history: list[dict[str, float]]) -> list[dict[str, float]]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import gc
-import hashlib
 import json
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 from filelock import FileLock
 
 from opdf.data import Prepared
-from opdf.distill import TrainingDiverged
+from opdf.distill import DistillationTrainer, TrainingDiverged
 from opdf.job.checks import check_fit
 from opdf.job.config import DistillConfig
 from opdf.job.job import Job
@@ -28,7 +29,12 @@ from opdf.job.probe import features, fit_probe
 from opdf.job.run import parameters, student_trainer
 from opdf.job.scoring import answers, evaluator, scores
 from opdf.job.teacher import ready_teacher
-from opdf.study import DIVERGED, Cell, Outcome, Recorder
+from opdf.study.pace import measured
+from opdf.study.plan import Cell
+from opdf.study.recorder import Recorder
+from opdf.study.results import DIVERGED
+from opdf.study.store import Outcome
+from opdf.study.study import Study, digest
 
 JUDGED = ("validation", "test")
 """Splits of which a student's answers are kept."""
@@ -37,20 +43,14 @@ JUDGED = ("validation", "test")
 class Runner:
     """Trains the students of a study, one after the other; a teacher and what it says are made once for all.
 
+    Teachers and measured times are files in the study's folder, which several processes may share.
+
     Args:
-        configuration: of a setting and a variant.
-        folder: for teachers; several processes may share it.
-        probe: judge students by a linear classifier on their frozen features instead of their own head.
-        spectra_seed: with this seed, the cores' singular values are recorded.
+        study: whose runs they are. With its first seed, the cores' singular values are recorded.
     """
 
-    def __init__(
-        self, configuration: Callable[[str, str], DistillConfig], folder: Path, *, probe: bool, spectra_seed: int
-    ) -> None:
-        self.configuration = configuration
-        self.folder = folder
-        self.probe = probe
-        self.spectra_seed = spectra_seed
+    def __init__(self, study: Study) -> None:
+        self.study = study
         self._ready: tuple[str, Taught] | None = None
         self._checked: set[tuple[str, str]] = set()
 
@@ -68,32 +68,77 @@ class Runner:
     def _trained(self, config: DistillConfig, taught: Taught, cell: Cell) -> Outcome:
         """What a new student is worth after its training, and what that took."""
         prepared = taught.prepared
+        facts: dict[str, Any] = {"teacher": taught.scores}
+        if timed := self._timed(cell, taught):
+            config = replace(config, training=config.training | {"max_steps": timed["steps"]})
+            facts["as_long_as"] = timed
+        labels = prepared.data["validation"].with_format("numpy").select_columns("labels")[:]["labels"]
+
+        def score(student: Any) -> float:
+            return prepared.task.score(self._answers(student, prepared, "validation"), labels)
+
+        with self._trainer(config, taught, str(cell)) as trainer:
+            recorder = Recorder(
+                trainer,
+                spectra=cell.seed == self.study.plan.seeds[0],
+                score=score if self.study.options.curve else None,
+            )
+            try:
+                recorder.train()
+            except TrainingDiverged as stop:  # too high a rate is a result like others
+                facts[DIVERGED] = stop.step
+        said = {
+            part: no_answers(prepared, part) if DIVERGED in facts else self._answers(trainer.model, prepared, part)
+            for part in JUDGED
+        }
+        return Outcome(
+            validation=prepared.task.score(said["validation"], labels),
+            predictions=said["test"].tolist(),
+            seconds=round(recorder.seconds, 2),
+            **parameters(trainer),
+            facts=facts | {"steps": trainer.state.global_step} | recorder.facts(),
+        )
+
+    @contextmanager
+    def _trainer(self, config: DistillConfig, taught: Taught, title: str) -> Iterator[DistillationTrainer]:
         with tempfile.TemporaryDirectory() as scratch:
             teacher = copy.deepcopy(taught.teacher)  # some methods train it
             job = Job(replace(config, output=scratch), teachers=taught.folder)
             with FileLock(taught.folder / "lock"):  # what the teacher says is kept there, by one process
-                trainer = student_trainer(job, prepared, teacher, str(cell))
-            recorder = Recorder(spectra=cell.seed == self.spectra_seed)
-            recorder.attach(trainer)
-            diverged, start = {}, time.perf_counter()
-            try:
-                trainer.train()
-            except TrainingDiverged as stop:  # too high a rate is a result like others
-                diverged = {DIVERGED: stop.step}
-            seconds = time.perf_counter() - start
-            recorder.finish()
-        answers = self._answers(trainer.model, prepared) if not diverged else no_answers(prepared)
-        labels = prepared.data["validation"].with_format("numpy").select_columns("labels")[:]["labels"]
-        return Outcome(
-            validation=prepared.task.score(answers["validation"], labels),
-            predictions=answers["test"].tolist(),
-            seconds=round(seconds, 2),
-            **parameters(trainer),
-            facts={"teacher": taught.scores, "steps": trainer.state.global_step, **recorder.facts, **diverged},
-        )
+                trainer = student_trainer(job, taught.prepared, teacher, title)
+            yield trainer
+
+    def _timed(self, cell: Cell, taught: Taught) -> dict[str, Any] | None:
+        """How many steps of a variant fit into another's time, if it asks for that; measured once a setting."""
+        other = self.study.as_long_as(cell.variant)
+        if other is None:
+            return None
+        names = (cell.variant, other)
+        key = digest([plain(self.study.config(cell.setting, name)) for name in names])
+        file = self.study.folder / "times" / f"{key}.json"
+        file.parent.mkdir(exist_ok=True)
+        with FileLock(file.with_suffix(".lock")):
+            if not file.is_file():
+                configs = [
+                    self._configured(replace(cell, variant=name, rate=self.study.plan.rates[0])) for name in names
+                ]
+                mine, theirs = measured(
+                    [partial(self._trainer, c, taught, "measuring the time of a step") for c in configs]
+                )
+                write_json(
+                    {
+                        "variant": other,
+                        "steps": mine.steps_in(theirs.seconds),
+                        "mine": asdict(mine),
+                        "theirs": asdict(theirs),
+                    },
+                    file,
+                )
+        found: dict[str, Any] = json.loads(file.read_text())
+        return found
 
     def _configured(self, cell: Cell) -> DistillConfig:
-        config = self.configuration(cell.setting, cell.variant)
+        config = self.study.config(cell.setting, cell.variant)
         training = config.training | {"learning_rate": cell.rate, "save_strategy": "no"}
         return replace(config, seed=cell.seed, data=replace(config.data, seed=cell.seed), training=training)
 
@@ -101,23 +146,26 @@ class Runner:
         """Data and teacher of a run, shared with all that agree in these; a teacher is trained by one process."""
         key = digest([plain(config.data), plain(config.teacher)])
         if self._ready is None or self._ready[0] != key:
-            folder = self.folder / key
+            folder = self.study.folder / "teachers" / key
             folder.mkdir(parents=True, exist_ok=True)
             prepared, scored = prepare_data(config.data, config.teacher), folder / "scores.json"
             with FileLock(folder / "lock"):
+                untrained, start = not any(folder.glob("teacher*")), time.perf_counter()
                 teacher = ready_teacher(Job(config, teachers=folder), prepared)
+                seconds = round(time.perf_counter() - start, 2) if config.teacher.finetune and untrained else None
                 if not scored.is_file():
-                    write_json(scores(evaluator(teacher, prepared), prepared), scored)
+                    write_json(scores(evaluator(teacher, prepared), prepared) | {"train_seconds": seconds}, scored)
             gc.collect()  # the teacher's trainer and its optimizer, as in run
             self._ready = key, Taught(prepared, teacher, json.loads(scored.read_text()), folder)
         return self._ready[1]
 
-    def _answers(self, student: Any, prepared: Prepared) -> dict[str, np.ndarray]:
-        """Class numbers or values on the judged splits."""
-        if self.probe:
-            probe = fit_probe(student, prepared.data["train"], prepared.collator)
-            return {p: probe.predict(features(student, prepared.data[p], prepared.collator)[0]) for p in JUDGED}
-        return {p: answers(student, prepared, p) for p in JUDGED}
+    def _answers(self, student: Any, prepared: Prepared, part: str) -> np.ndarray:
+        """Class numbers or values on a split."""
+        if not self.study.options.probe:
+            return answers(student, prepared, part)
+        probe = fit_probe(student, prepared.data["train"], prepared.collator)
+        found: np.ndarray = probe.predict(features(student, prepared.data[part], prepared.collator)[0])
+        return found
 
 
 @dataclass(frozen=True)
@@ -130,14 +178,9 @@ class Taught:
     folder: Path
 
 
-def no_answers(prepared: Prepared) -> dict[str, np.ndarray]:
+def no_answers(prepared: Prepared, part: str) -> np.ndarray:
     """What a diverged student is taken to answer: class 0 or the value 0 to everything.
 
     Its own outputs are NaN, which no probe can be fitted to and no value be correlated with.
     """
-    return {part: np.zeros(len(prepared.data[part]), int) for part in JUDGED}
-
-
-def digest(content: Any) -> str:
-    """A short name for JSON content."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    return np.zeros(len(prepared.data[part]), int)

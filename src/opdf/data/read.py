@@ -1,0 +1,262 @@
+"""Files and folders of this machine as tables. A name is taken as it is written: no pattern, variable or address.
+
+What is read is kept as an Arrow file in the cache of datasets, so that it is read once and mapped into memory.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pandas as pd
+import PIL.Image
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset, DatasetDict, Image
+
+from opdf.files import replacing
+
+PICTURES = {end for end, kind in PIL.Image.registered_extensions().items() if kind in PIL.Image.OPEN}
+SPLITS = {"train": "train", "validation": "validation", "val": "validation", "dev": "validation", "test": "test"}
+"""Folders that are splits, not classes, where one of them is called train."""
+
+METADATA = ("metadata.csv", "metadata.jsonl")
+"""Files in a folder of images with a column `file_name`, as datasets has them."""
+
+KEPT = 1
+"""To be counted up when files are read in another way, so that what was kept before is not used."""
+
+SHOWN = 5
+"""Rows that a message names."""
+
+
+def path_of(name: str) -> Path:
+    """A name as a path; `~` at its beginning is the home folder, unless there is a file of that very name."""
+    path = Path(name)
+    return path.expanduser() if name.startswith("~") and not path.exists() else path
+
+
+def read_file(path: Path) -> Dataset:
+    """The rows of a csv, tsv, json, jsonl or parquet file.
+
+    Empty cells of a csv or tsv file are missing. `NA`, `null`, `nan` and the like are so in a column of numbers; in a
+    column of words they are words.
+
+    Raises:
+        ValueError: the file cannot be read or has no rows.
+    """
+    reader = READERS[path.suffix.lower()]
+    try:
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        rows = _kept(f"{content}{path.suffix.lower()}", lambda: Dataset(_plain(reader(path))))
+    except (ValueError, TypeError, RecursionError, pa.ArrowException, pd.errors.ParserWarning) as error:
+        raise ValueError(f"{path} cannot be read as {path.suffix[1:]}: {_reason(error)}") from error
+    if not len(rows):
+        raise ValueError(f"{path} has no rows")
+    return rows
+
+
+def rows_of(path: Path | None, rows: Sequence[int]) -> str:
+    """Rows of a table, counted from 0, as a user finds them in the file: 'rows 2, 5 and 9'.
+
+    Rows count from 1. In a csv or tsv file the header is row 1, and blank lines count. In a jsonl file they are lines.
+    """
+    kind = path.suffix.lower() if path else ""
+    places = {".csv": _records, ".tsv": _records, ".jsonl": _lines}.get(kind)
+    shown = list(rows[:SHOWN])
+    numbers = [k + 1 for k in shown] if places is None or path is None else _pick(places(path), shown)
+    what = "line" if kind == ".jsonl" else "row"
+    if len(rows) == 1:
+        return f"{what} {numbers[0]}"
+    if len(rows) > SHOWN:
+        return f"{what}s {', '.join(map(str, numbers))} and {len(rows) - SHOWN} more"
+    return f"{what}s {', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
+
+
+def read_folder(folder: Path) -> DatasetDict:
+    """Images with the name of their subfolder as label, in one split or in those that have folders of their own.
+
+    Images may lie deeper in a class's folder. A folder without subfolders has no labels, or those of `metadata.csv` or
+    `metadata.jsonl`, whose column `file_name` says which image a row is about.
+
+    Raises:
+        ValueError: there are no images, or some lie beside the folders of the classes.
+    """
+    inside = {child.name: child for child in folder.iterdir() if child.is_dir()}
+    if "train" in inside and inside.keys() <= SPLITS.keys():
+        parts = {SPLITS[name]: _images(child) for name, child in inside.items()}
+        if len(parts) < len(inside):
+            raise ValueError(f"folder {folder} has {', '.join(inside)}; keep one folder for validation")
+        return DatasetDict({name: parts[name] for name in ("train", "validation", "test") if name in parts})
+    return DatasetDict(train=_images(folder))
+
+
+def _images(folder: Path) -> Dataset:
+    table = next((folder / name for name in METADATA if (folder / name).is_file()), None)
+    if table is not None:
+        return _described_images(folder, table)
+    beside = _pictures(folder, folder.iterdir())
+    inside = {child.name: _pictures(child, child.rglob("*")) for child in sorted(folder.iterdir()) if child.is_dir()}
+    classes = {name: paths for name, paths in inside.items() if paths and not name.startswith(".")}
+    if beside and classes:
+        raise ValueError(
+            f"folder {folder} has {len(beside)} images, such as {beside[0].name}, beside its subfolders; move them "
+            "into the subfolder of their class"
+        )
+    paths = beside or [path for some in classes.values() for path in some]
+    if not paths:
+        raise ValueError(f"folder {folder} has no images; expected one subfolder of them for each class")
+    columns = {"image": [str(path) for path in paths]}
+    if classes:
+        columns["label"] = [name for name, some in classes.items() for _ in some]
+    return _kept_images(paths, lambda: Dataset.from_dict(columns).cast_column("image", Image()))
+
+
+def _described_images(folder: Path, table: Path) -> Dataset:
+    rows = read_file(table)
+    if "file_name" not in rows.column_names:
+        raise ValueError(f"{table} has no column 'file_name'; it says which image a row is about")
+    paths = [folder / str(name) for name in rows["file_name"]]
+    for k, path in enumerate(paths):
+        if not path.is_file():
+            raise ValueError(f"{table} names {path.name} in {rows_of(table, [k])}, and {path} does not exist")
+    images = pa.chunked_array([pa.array([str(path) for path in paths])])
+    with_images = rows.data.table.drop_columns("file_name").append_column("image", images)
+    return _kept_images([table, *paths], lambda: Dataset(with_images).cast_column("image", Image()))
+
+
+def _pictures(folder: Path, paths: Iterable[Path]) -> list[Path]:
+    """Absolute paths of the images among some paths in a folder, none of them hidden, in the order of their names."""
+    found = (path for path in paths if path.suffix.lower() in PICTURES and path.is_file())
+    shown = (path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    return [Path(os.path.abspath(path)) for path in sorted(shown)]
+
+
+def _kept_images(paths: Sequence[Path], make: Callable[[], Dataset]) -> Dataset:
+    """A table of images, kept as long as none of the files changes."""
+    states = [(str(path), (state := path.stat()).st_mtime_ns, state.st_size) for path in paths]
+    return _kept(hashlib.sha256(repr(states).encode()).hexdigest(), make)
+
+
+def _kept(key: str, make: Callable[[], Dataset]) -> Dataset:
+    """A dataset from the cache of datasets, made and written there first if need be."""
+    file = Path(datasets.config.HF_DATASETS_CACHE) / "opdf" / f"{key}-{KEPT}" / "data.arrow"
+    if not file.is_file():
+        table = make().data.table
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(file) as scratch, pa.ipc.new_stream(str(scratch), table.schema) as writer:
+            writer.write_table(table, max_chunksize=datasets.config.DEFAULT_MAX_BATCH_SIZE)
+    return Dataset.from_file(str(file))
+
+
+def _plain(table: pa.Table) -> pa.Table:
+    """A table without categories, which pandas writes into parquet files."""
+    for k, field in enumerate(table.schema):
+        if pa.types.is_dictionary(field.type):
+            table = table.set_column(k, field.name, table.column(k).cast(field.type.value_type))
+    return table
+
+
+def _csv(path: Path) -> pa.Table:
+    options: dict[str, Any] = {
+        "sep": "\t" if path.suffix.lower() == ".tsv" else ",", "dtype_backend": "pyarrow", "low_memory": False,
+        "encoding": "utf-8-sig", "index_col": False,
+    }  # fmt: skip
+    # Rows longer than the header are refused; pandas only warns that it cuts them.
+    with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):
+        frame = pd.read_csv(path, keep_default_na=False, na_values=[""], **options)
+    words = [name for name in frame if pd.api.types.is_string_dtype(frame[name])]
+    if words:
+        # NA among numbers has made a column of numbers one of words: there it is a gap.
+        with_gaps = pd.read_csv(path, usecols=words, **options)
+        for name in words:
+            if pd.api.types.is_numeric_dtype(with_gaps[name]) and with_gaps[name].notna().any():
+                frame[name] = with_gaps[name]
+    return pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata()
+
+
+def _json(path: Path) -> pa.Table:
+    """A list of objects, or lines as in a jsonl file."""
+    text = path.read_text(encoding="utf-8-sig")
+    try:
+        rows = json.loads(text)
+    except json.JSONDecodeError as error:
+        if error.msg != "Extra data":
+            raise
+        return _json_lines(path)
+    return _table(enumerate(rows if isinstance(rows, list) else [rows], 1), "row")
+
+
+def _json_lines(path: Path) -> pa.Table:
+    return _table(_parsed_lines(path), "line")
+
+
+def _parsed_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                try:
+                    yield number, json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise ValueError(f"line {number}, column {error.colno}: {error.msg}") from error
+
+
+def _table(rows: Iterable[tuple[int, Any]], what: str) -> pa.Table:
+    """Objects with their numbers as a table; a key that an object does not have is missing there."""
+    objects = []
+    for number, row in rows:
+        if not isinstance(row, dict):
+            raise ValueError(f'{what} {number} is no object like {{"text": "..."}}')
+        objects.append(row)
+    columns = {}
+    for name in dict.fromkeys(key for row in objects for key in row):
+        try:
+            columns[name] = pa.array([row.get(name) for row in objects])
+        except (pa.ArrowException, OverflowError) as error:
+            raise ValueError(f"column {name!r} holds values of different kinds ({error})") from error
+    return pa.table(columns)
+
+
+READERS: dict[str, Callable[[Path], pa.Table]] = {
+    ".csv": _csv, ".tsv": _csv, ".json": _json, ".jsonl": _json_lines,
+    ".parquet": lambda path: pq.ParquetFile(path).read(),
+}  # fmt: skip
+
+
+def _reason(error: Exception | Warning) -> str:
+    """The first line of what is wrong."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"byte {error.start} is no UTF-8; save the file as UTF-8"
+    if isinstance(error, pd.errors.ParserWarning):
+        return "its rows have more cells than its header"
+    if isinstance(error, RecursionError):
+        return "more lists inside each other than can be read"
+    return (str(error).strip() or type(error).__name__).splitlines()[0].removeprefix("Error tokenizing data. ")
+
+
+def _records(path: Path) -> Iterator[int]:
+    """Numbers of the records of a csv file that hold data."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        records = enumerate(csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ","), 1)
+        filled = (number for number, cells in records if len(cells) > 1 or any(cell.strip() for cell in cells))
+        next(filled)  # the header
+        yield from filled
+
+
+def _lines(path: Path) -> Iterator[int]:
+    with path.open(encoding="utf-8-sig") as file:
+        yield from (number for number, line in enumerate(file, 1) if line.strip())
+
+
+def _pick(numbers: Iterator[int], rows: Sequence[int]) -> list[int]:
+    """The numbers at some rows, which are in rising order."""
+    wanted = set(rows)
+    return [number for k, number in enumerate(numbers) if k in wanted]

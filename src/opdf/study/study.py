@@ -1,0 +1,170 @@
+"""A study's configuration, resolved: what each of its runs is, and what they come to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+from opdf.data import Task, load_data
+from opdf.job.checks import check_models, check_task
+from opdf.job.config import DistillConfig
+from opdf.job.errors import UserError
+from opdf.job.job import Job
+from opdf.job.options import fill, merged, plain
+from opdf.job.run import versions
+from opdf.job.teacher import load_teacher
+from opdf.study.config import StudyConfig
+from opdf.study.plan import Cell, Plan
+from opdf.study.results import conclude
+from opdf.study.store import Store
+
+OURS = ("output", "overwrite", "resume", "seed")
+"""Options of a run that the study sets."""
+
+EXAMPLE = "{KD: {}, OPDF: {overparam: {ones: 3}}}"
+
+
+class Study:
+    """A study, resolved.
+
+    Args:
+        config: the study's file.
+
+    Attributes:
+        plan: its runs.
+        folder: its output folder.
+
+    Raises:
+        UserError: something in the configuration is unknown or cannot be.
+        ValueError: its lists are empty or repeat themselves, see `Plan`.
+    """
+
+    def __init__(self, config: StudyConfig) -> None:
+        if not config.variants:
+            raise UserError(f"variants is empty; name at least two, e.g. {EXAMPLE}")
+        if config.workers < 1:
+            raise UserError(f"workers is {config.workers}; give at least 1")
+        self.options = config
+        self.folder = Path(config.output)
+        self._settings = dict(_settings(config))
+        self._variants = {name: dict(_mapping(v or {}, f"variant {name!r}")) for name, v in config.variants.items()}
+        self._timed_by = {name: changes.pop("as_long_as", None) for name, changes in self._variants.items()}
+        self.plan = Plan(
+            tuple(self._settings), tuple(self._variants), tuple(config.learning_rates), tuple(config.seeds),
+            config.baseline or next(iter(self._variants)),
+        )  # fmt: skip
+        self.loaded = lru_cache(self._load)
+        for variant in self.plan.variants:
+            self._check_time(variant)
+            for setting in self.plan.settings:
+                Job(self.config(setting, variant))
+
+    def config(self, setting: str, variant: str) -> DistillConfig:
+        """What the runs of a variant on a setting have in common."""
+        return fill(DistillConfig, self._given(setting, variant), f"variant {variant!r} of {setting!r}")
+
+    def as_long_as(self, variant: str) -> str | None:
+        """The variant whose time of training this one has; None if it has its own number of steps."""
+        return self._timed_by[variant]
+
+    def check(self) -> None:
+        """Refuse data that cannot be read or judged, and variants whose models, constraint or objective do not fit.
+
+        Raises:
+            UserError: one of these.
+        """
+        teachers: dict[str, Any] = {}
+        for setting in self.plan.settings:
+            _, task = self.loaded(setting, self.plan.seeds[0])
+            for variant in self.plan.variants:
+                config = self.config(setting, variant)
+                job = Job(config)
+                check_task(job, task)
+                key = digest([setting, plain(config.teacher)])
+                if key not in teachers:
+                    teachers[key] = load_teacher(job, task)
+                check_models(job, task, teachers[key])
+                if task.kind == "similarity":
+                    raise UserError(
+                        f"{config.data.name} is for similarity, which studies do not know; use opdf distill"
+                    )
+
+    @cached_property
+    def store(self) -> Store:
+        """The runs of the plan, done and missing."""
+        return Store(self.folder / "runs", {cell: self._key(cell) for cell in self.plan.cells()})
+
+    def results(self) -> dict[str, Any]:
+        """The content of results.json."""
+
+        def labels(setting: str, seed: int) -> Any:
+            data, task = self.loaded(setting, seed)
+            return data["test"].select_columns(task.label).with_format("numpy")[:][task.label]
+
+        first = self.plan.seeds[0]
+        tasks = {setting: self.loaded(setting, first)[1] for setting in self.plan.settings}
+        metrics = {setting: task.score for setting, task in tasks.items()}
+        return {
+            "plan": asdict(self.plan),
+            "metrics": {setting: task.metric for setting, task in tasks.items()},
+            "study": plain(self.options),
+            "versions": versions(),
+            **conclude(self.plan, self.store.outcomes(), labels, metrics),
+        }
+
+    def _load(self, setting: str, seed: int) -> tuple[Any, Task]:
+        options = vars(self.config(setting, self.plan.baseline).data) | {"seed": seed}
+        return load_data(**{k: v for k, v in options.items() if k != "max_length"}, where="data.")
+
+    def _given(self, setting: str, variant: str) -> dict[str, Any]:
+        """A run's configuration as far as the file says it: with other defaults it stays the same run."""
+        given = merged(self._settings[setting], self._variants[variant])
+        for key in OURS:
+            if key in given:
+                where = f"variant {variant!r} of {setting!r}"
+                raise UserError(f"{where}: {key} is set by the study itself; remove it")
+        return given
+
+    def _key(self, cell: Cell) -> str:
+        """A name for all that determines a run, and nothing else."""
+        given = [self._given(cell.setting, cell.variant)]
+        if (other := self.as_long_as(cell.variant)) is not None:
+            given.append(self._given(cell.setting, other))
+        return digest([given, cell.rate, cell.seed, self.options.probe, self.options.curve])
+
+    def _check_time(self, variant: str) -> None:
+        other, where = self.as_long_as(variant), f"variant {variant!r}: as_long_as"
+        if other is None:
+            return
+        if other not in self._variants or self.as_long_as(other) is not None:
+            own = [name for name in self._variants if self.as_long_as(name) is None]
+            raise UserError(f"{where} is {other!r}; expected a variant with steps of its own: {', '.join(own)}")
+        for key in ("max_steps", "num_train_epochs"):
+            if key in (self._variants[variant].get("training") or {}):
+                raise UserError(f"{where} sets the number of steps; remove training.{key}")
+
+
+def digest(content: Any) -> str:
+    """A short name for JSON content."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _settings(study: StudyConfig) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Names and configurations of tasks, one for every size if sizes are given."""
+    for name, changes in study.tasks.items():
+        given = merged(_mapping(study.common, "common"), _mapping(changes or {}, f"task {name!r}"))
+        for size in study.train_sizes or ():
+            yield f"{name}/{size}", merged(given, {"data": {"train_limit": size}})
+        if not study.train_sizes:
+            yield name, given
+
+
+def _mapping(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UserError(f"{where} is {value!r}; expected keys of a configuration such as data: and student:")
+    return value

@@ -1,0 +1,120 @@
+"""The processes that make a study's runs."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import platform
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from opdf.job.errors import UserError
+from opdf.job.options import write_yaml
+from opdf.job.output import write_json
+from opdf.job.progress import quiet
+from opdf.study.config import StudyConfig
+from opdf.study.runner import Runner
+from opdf.study.study import Study
+
+LOOK = 2.0
+"""Seconds between two looks at what is done."""
+
+
+def sweep(config: StudyConfig) -> dict[str, Any]:
+    """Make what is missing of a study's runs and conclude, as `opdf sweep` does.
+
+    Several processes, on several machines, may do so at a time with the same file and output folder.
+
+    Returns:
+        What results.json holds, see `conclude`.
+
+    Raises:
+        UserError: something in the configuration cannot be, or runs ended in an error.
+        FileExistsError: the output folder holds something else.
+        FileNotFoundError: data or a model does not exist.
+    """
+    with quiet():
+        study = Study(config)
+        folder = study.folder
+        if folder.exists() and any(folder.iterdir()) and not (folder / "study.yaml").is_file():
+            raise FileExistsError(f"output {folder} was not written by opdf sweep; choose another folder")
+        study.check()
+        folder.mkdir(parents=True, exist_ok=True)
+        write_yaml(config, folder / "study.yaml")
+        study.store.retry()
+        if study.store.missing():
+            _run_workers(study)
+        results = study.results()
+        write_json(results, folder / "results.json")
+        return results
+
+
+def _run_workers(study: Study) -> None:
+    """Start the processes and show how far the study is until all have ended."""
+    total, store = len(study.store.keys), study.store
+    context = multiprocessing.get_context("spawn")
+    # Not as daemons: those may have no processes of their own, which dataloader_num_workers asks for.
+    workers = [
+        context.Process(target=_worker, args=(study.options, number), daemon=False)
+        for number in range(study.options.workers)
+    ]
+    console = Console(file=sys.stderr)
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
+               TimeRemainingColumn())  # fmt: skip
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("runs", total=total, completed=total - len(store.missing()))
+        try:
+            for worker in workers:
+                worker.start()
+            while alive := [worker for worker in workers if worker.is_alive()]:
+                alive[0].join(LOOK)
+                progress.update(bar, completed=total - len(store.missing()))
+        finally:  # at its end Python would wait for what they have left to do
+            for worker in workers:
+                if worker.is_alive():
+                    worker.terminate()
+    if missing := len(store.missing()):
+        failed = [k for k, worker in enumerate(workers) if worker.exitcode]
+        log = next(iter(store.failures().values()), _log(study.folder, (failed or [0])[0]))
+        reason = log.read_text().strip().splitlines()[-1:] if log.is_file() else []
+        raise UserError(f"{missing} of {total} runs are missing; {''.join(reason)} (see {log}). Run again to go on")
+
+
+def _log(folder: Path, number: int) -> Path:
+    return folder / "logs" / f"{platform.node()}-{number}.log"
+
+
+def _worker(config: StudyConfig, number: int) -> None:
+    signal.signal(signal.SIGTERM, _end)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    log = _log(Path(config.output), number)
+    log.parent.mkdir(exist_ok=True)
+    with log.open("a", buffering=1) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        torch.set_num_threads(max(1, torch.get_num_threads() // config.workers))  # OMP_NUM_THREADS counts
+        with quiet():
+            study = Study(config)
+            study.store.work(Runner(study).run)
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it is gone, however that ended: others then take its run."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    _end()
+
+
+def _end(*_: Any) -> None:
+    """End this process and those that load its data, of which one that is about to start would stay forever."""
+    for loader in multiprocessing.active_children():
+        loader.kill()
+    os._exit(1)

@@ -1,0 +1,268 @@
+"""Files as they are named and written: no patterns, no words taken for gaps, rows as a spreadsheet counts them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from datasets import ClassLabel, Dataset, Features, Value
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from opdf.data import load_data, located
+from opdf.data.read import READERS, read_file, read_folder, rows_of
+
+ROWS = [(f"words {k}", "ab"[k % 2]) for k in range(40)]
+
+
+def table(path: Path, rows: Any = ROWS, header: str = "text,label") -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+        writer.writerow(header.split(","))
+        writer.writerows(rows)
+    return str(path)
+
+
+def images(folder: Path, *classes: str, start: int = 0, count: int = 10) -> Path:
+    for k, name in enumerate(classes):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            grey = np.full((8, 8), start + k * count + i, np.uint8)
+            Image.fromarray(grey).save(folder / name / f"{i}.png")
+    return folder
+
+
+NAMES = [
+    "[a].csv",
+    "[ab]*.csv",
+    "$HOME.csv",
+    "~/data.csv",
+    "a?.tsv",
+    "http:/x.csv",
+    "a::b.csv",
+    "x=1/data.csv",
+    "D.CSV",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_is_no_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/nowhere")
+    table(tmp_path / name)
+    table(tmp_path / "a.csv", [("other", "c")] * 40)  # what the pattern [a].csv means
+    data, task = load_data(name)
+    assert sum(map(len, data.values())) == 40
+    assert task.labels == ("a", "b")
+    assert data["train"].column_names == ["text", "label"]
+    assert located(name) == str(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["[cat]", "$HOME", "train of mine", "* photos"])
+def test_a_folder_and_its_classes_are_no_patterns(tmp_path: Path, name: str) -> None:
+    folder = images(tmp_path / name, "[cat]", "$HOME", "test")
+    data, task = load_data(str(folder))
+    assert task.labels == ("$HOME", "[cat]", "test")
+    assert sum(map(len, data.values())) == 30
+
+
+def test_names_of_images_are_no_splits(tmp_path: Path) -> None:
+    folder = images(tmp_path, "cat", "dog")
+    (folder / "cat" / "0.png").rename(folder / "cat" / "test_0.png")
+    (folder / "cat" / ".hidden.png").write_bytes(b"")
+    assert len(read_folder(folder)["train"]) == 20
+
+
+def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    table(tmp_path / "mine.csv")
+    assert sum(map(len, load_data("~/mine.csv")[0].values())) == 40
+    assert located("~/mine.csv") == str(tmp_path / "mine.csv")
+
+
+def test_names_are_located(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images(tmp_path / "nyu-mll", "glue")
+    monkeypatch.chdir(tmp_path / "nyu-mll")
+    assert located("glue") == str(tmp_path / "nyu-mll" / "glue")
+    assert located("../nyu-mll/glue") == str(tmp_path / "nyu-mll" / ".." / "nyu-mll" / "glue")
+    for name in ("nyu-mll/glue", "nyu-mll/glue:sst2", "movie-sentiment", "none.csv", ""):
+        assert located(name) == name
+
+
+@pytest.mark.parametrize("word", ["None", "NA", "null", "N/A", "nan", "NaN", "", "#N/A"])
+def test_words_for_nothing_are_words_among_words(tmp_path: Path, word: str) -> None:
+    file = table(tmp_path / "data.csv", [*ROWS, (word, "a"), ("last", word), ("more", word)])
+    if not word:
+        with pytest.raises(ValueError, match=r"'text' of .* is empty in 1 of 43 rows: row 42; fill"):
+            load_data(file)
+        return
+    data, task = load_data(file)
+    assert set(task.labels) == {"a", "b", word}
+    assert word in [text for part in data.values() for text in part["text"]]
+
+
+def test_words_for_nothing_are_gaps_among_numbers(tmp_path: Path) -> None:
+    file = tmp_path / "data.csv"
+    table(file, [("a", 1, 0.5, "x"), ("NA", "NA", "nan", "NA"), ("b", 3, "null", "")], "text,count,score,class")
+    rows = read_file(file)
+    assert {name: feature.dtype for name, feature in rows.features.items()} == {
+        "text": "string", "count": "int64", "score": "float64", "class": "string",
+    }  # fmt: skip
+    assert rows.to_dict() == {
+        "text": ["a", "NA", "b"], "count": [1, None, 3], "score": [0.5, None, None], "class": ["x", "NA", None],
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=r"'score' of .* is empty in 2 of 3 rows: rows 3 and 4; fill"):
+        load_data(str(file), inputs="text", label="score")
+
+
+def test_numbers_that_are_none_are_named(tmp_path: Path) -> None:
+    file = table(tmp_path / "data.csv", [*[("t", k / 2) for k in range(30)], ("t", "unknown")])
+    with pytest.raises(ValueError, match=r"1 of 31 rows hold none \('unknown'\): row 32"):
+        load_data(file, task="regression")
+
+
+def test_a_type_is_that_of_the_whole_column(tmp_path: Path) -> None:
+    file = tmp_path / "data.csv"
+    table(file, [*[(k, 1) for k in range(12_000)], ("word", 2)])
+    assert read_file(file).features["text"].dtype == "string"
+
+
+def test_rows_are_counted_as_in_the_file(tmp_path: Path) -> None:
+    text = 'text,label\n"two\nlines",a\n\nb,\nc,x\n  \n,d\n'
+    (tmp_path / "data.csv").write_text(text)
+    sheet = list(csv.reader(text.splitlines(keepends=True)))
+    file = tmp_path / "data.csv"
+    for k, content in enumerate(read_file(file)["text"]):
+        number = int(rows_of(file, [k]).removeprefix("row "))
+        assert sheet[number - 1][0] == (content or "")
+    with pytest.raises(
+        ValueError, match=r"'text' of .*data.csv is empty in 1 of 4 rows: row 7; fill or remove them, or"
+    ):
+        load_data(str(file))
+    (tmp_path / "data.jsonl").write_text('{"a": 1}\n\n{"a": 2}\n')
+    assert rows_of(tmp_path / "data.jsonl", [0, 1]) == "lines 1 and 3"
+    assert rows_of(tmp_path / "data.parquet", [0]) == "row 1"
+    assert rows_of(None, list(range(9))) == "rows 1, 2, 3, 4, 5 and 4 more"
+
+
+def test_a_split_is_named_where_there_are_several(tmp_path: Path) -> None:
+    train, test = table(tmp_path / "train.csv"), table(tmp_path / "test.csv", [*ROWS[:5], ("", "a")])
+    with pytest.raises(
+        ValueError, match=r"'text' of .*test.csv is empty in 1 of 6 rows of the test split: row 7; fill"
+    ):
+        load_data(train, test=test)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", b"", "No columns to parse"),
+        ("a.csv", b"text,label\n", "has no rows"),
+        ("a.csv", b"text,label\na,1\nb,2,3\n", "Expected 2 fields in line 3, saw 3"),
+        ("a.csv", b"text,label\na,1,2\nb,2,3\n", "its rows have more cells than its header"),
+        ("a.csv", "text,label\né,1\n".encode("latin-1"), "byte 11 is no UTF-8; save the file as UTF-8"),
+        ("a.jsonl", b"", "has no rows"),
+        ("a.jsonl", b'{"text": "a"}\n\n{"text"}\n', "line 3, column 8: Expecting ':'"),
+        ("a.jsonl", b'{"text": 1}\n{"text": "b"}\n', "column 'text' holds values of different kinds"),
+        ("a.jsonl", b"[1]\n", "line 1 is no object"),
+        ("a.jsonl", b"[" * 100_000, "more lists inside each other"),
+        ("a.json", b"[{}, 1]", "row 2 is no object"),
+        ("a.json", b"3", "row 1 is no object"),
+        ("a.json", b'{"a":', "Expecting value"),
+        ("a.parquet", b"PAR1", "smaller than the minimum"),
+    ],
+)  # fmt: skip
+def test_bad_files(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_file(tmp_path / name)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    ending=st.sampled_from(sorted(READERS)),
+    content=st.binary(max_size=60) | st.text('{}[]",:ab1\n\t\\').map(str.encode),
+)
+def test_any_bytes_are_a_table_or_a_value_error(tmp_path: Path, ending: str, content: bytes) -> None:
+    file = tmp_path / f"data{ending}"
+    file.write_bytes(content)
+    with suppress(ValueError):
+        assert len(read_file(file)) > 0
+
+
+@pytest.mark.parametrize("marks", [b"", b"\xef\xbb\xbf"])
+def test_all_kinds_hold_the_same(tmp_path: Path, marks: bytes) -> None:
+    frame = pd.DataFrame(ROWS, columns=["text", "label"])
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    frame.to_csv(tmp_path / "a.tsv", index=False, sep="\t")
+    frame.to_json(tmp_path / "a.jsonl", orient="records", lines=True)
+    frame.to_json(tmp_path / "a.json", orient="records")
+    for file in list(tmp_path.iterdir()):
+        file.write_bytes(marks + file.read_bytes())
+    frame.astype({"label": "category"}).to_parquet(tmp_path / "a.parquet")
+    for ending in ("csv", "tsv", "json", "jsonl", "parquet"):
+        assert read_file(tmp_path / f"a.{ending}").to_dict() == frame.to_dict("list")
+
+
+def test_a_parquet_file_of_datasets_keeps_its_classes(tmp_path: Path) -> None:
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["z", "a"])})
+    rows = Dataset.from_dict({"text": [t for t, _ in ROWS], "label": [0, 1] * 20}, features=features)
+    rows.to_parquet(tmp_path / "data.parquet")
+    assert load_data(str(tmp_path / "data.parquet"))[1].labels == ("z", "a")
+
+
+def test_a_file_that_changed_is_read_again(tmp_path: Path) -> None:
+    file = tmp_path / "data.csv"
+    table(file)
+    assert len(read_file(file)) == 40
+    table(file, ROWS[:30])
+    assert len(read_file(file)) == 30
+    folder = images(tmp_path / "images", "cat", "dog")
+    assert np.asarray(read_folder(folder)["train"][0]["image"]).max() == 0
+    Image.fromarray(np.full((8, 8), 200, np.uint8)).save(folder / "cat" / "0.png")
+    assert np.asarray(read_folder(folder)["train"][0]["image"]).max() == 200
+
+
+def test_what_was_read_is_mapped_into_memory(tmp_path: Path) -> None:
+    table(tmp_path / "data.csv")
+    assert read_file(tmp_path / "data.csv").cache_files
+
+
+def test_folders_of_splits(tmp_path: Path) -> None:
+    images(tmp_path / "train", "cat", "dog", "eel")
+    images(tmp_path / "val", "dog", start=100)
+    images(tmp_path / "test", "eel", start=200)
+    data, task = load_data(str(tmp_path))
+    assert task.labels == ("cat", "dog", "eel")
+    assert {part: set(rows["label"]) for part, rows in data.items()} == {
+        "train": {0, 1, 2}, "validation": {1}, "test": {2},
+    }  # fmt: skip
+
+
+def test_images_that_a_table_describes(tmp_path: Path) -> None:
+    folder = images(tmp_path, "all", count=40)
+    names = [f"all/{k}.png" for k in range(40)]
+    lines = [json.dumps({"file_name": name, "label": "ab"[k % 2]}) for k, name in enumerate(names)]
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    data, task = load_data(str(folder))
+    assert (task.inputs, task.labels) == (("image",), ("a", "b"))
+    for row in data["train"]:
+        assert np.asarray(row["image"]).max() % 2 == row["label"]
+    (folder / "all" / "3.png").unlink()
+    with pytest.raises(ValueError, match=r"names 3.png in line 4, and .* does not exist"):
+        load_data(str(folder))
+
+
+def test_images_beside_their_classes_are_named(tmp_path: Path) -> None:
+    folder = images(tmp_path, "cat", "dog")
+    (folder / "cat" / "3.png").rename(folder / "stray.png")
+    with pytest.raises(ValueError, match=r"has 1 images, such as stray.png, beside its subfolders"):
+        load_data(str(folder))

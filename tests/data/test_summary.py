@@ -1,0 +1,83 @@
+"""What is printed before a run begins: each number is counted here in another way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from transformers import AutoTokenizer, ViTImageProcessorPil
+
+from opdf.data import DataSummary, Prepared, describe, encode, load_data, minilm
+
+TEXTS = ["one two", "three", "four five six"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return AutoTokenizer.from_pretrained(minilm())
+
+
+def summary(name: str, processor: Any, max_length: int = 128, **options: Any) -> DataSummary:
+    data, task = load_data(name, **options)
+    encoded, collator = encode(data, task, processor, max_length=max_length)
+    return describe(Prepared(data, encoded, task, processor, collator, max_length), name, where="data.")
+
+
+def write(path: Path, **columns: Any) -> str:
+    Dataset.from_dict(columns).to_csv(str(path))
+    return str(path)
+
+
+def test_stars_are_said_to_be_classes(tmp_path: Path, tokenizer: Any) -> None:
+    stars = [1 + k % 5 for k in range(100)]
+    file = write(tmp_path / "reviews.csv", id=list(range(100)), body=[f"words {k}" for k in range(100)], stars=stars)
+    found = summary(file, tokenizer, label="stars", where="data.")
+    assert str(found).splitlines() == [
+        f"data       {file}",
+        "task       classification: 'body' to 'stars'",
+        "rows       70 train, 10 validation, 20 test",
+        "classes    5: 1 (20 rows), 2 (20 rows), 3 (20 rows), 4 (20 rows), 5 (20 rows)",
+        "note       the integers in 'stars' are taken as classes; if they are scores, set data.task to regression",
+    ]
+    assert sum(found.classes["train"].values()) == 70
+    assert "note" not in str(summary(file, tokenizer, label="stars", task="classification"))
+    assert "labels     from 1 to 5, mean 3" in str(summary(file, tokenizer, label="stars", task="regression"))
+
+
+@pytest.mark.parametrize("name", ["nyt-pairs", "movie-scores"])
+def test_texts_that_are_cut_are_counted(tokenizer: Any, name: str) -> None:
+    found = summary(name, tokenizer, max_length=24, train_limit=300)
+    data, task = load_data(name, train_limit=300)
+    for part, rows in data.items():
+        lengths = [[len(ids) for ids in tokenizer(rows[column][:])["input_ids"]] for column in task.inputs]
+        assert found.truncated[part] == (np.max(lengths, 0) > 24).sum() > 0
+    assert found.longest == max(found.longest, np.max(lengths))
+    assert f"rows are longer than data.max_length, 24 tokens; the longest has {found.longest}" in str(found)
+
+
+def test_pairs_are_as_long_as_both(tmp_path: Path, tokenizer: Any) -> None:
+    columns = {"a": [f"{k} one two" for k in range(40)], "b": ["one two three"] * 40, "label": [0, 1] * 20}
+    found = summary(write(tmp_path / "data.csv", **columns), tokenizer, max_length=8)
+    assert sum(found.truncated.values()) == 40
+    assert found.longest == 3 + 3 + 3
+    assert sum(summary(write(tmp_path / "data.csv", **columns), tokenizer, max_length=9).truncated.values()) == 0
+
+
+def test_test_rows_that_were_trained_on_are_counted(tmp_path: Path, tokenizer: Any) -> None:
+    train = write(tmp_path / "train.csv", text=[f"word {k}" for k in range(40)], label=["a", "b", "c", "c"] * 10)
+    test = write(tmp_path / "test.csv", text=["Word 3!", "word 40", "word 41", "word 7"], label=["a", "d", "c", "c"])
+    found = summary(train, tokenizer, validation=test, test=test)
+    assert found.repeated == {"validation": 2, "test": 2}
+    assert "2 of 4 rows of test are training rows too" in str(found)
+    assert "no training row has the class d" in str(found)
+    assert found.classes["test"] == {"a": 1, "b": 0, "c": 2, "d": 1}
+
+
+def test_images_have_no_length() -> None:
+    found = summary("digits", ViTImageProcessorPil(size={"height": 8, "width": 8}))
+    assert (found.max_length, found.truncated, found.repeated) == (None, {}, {})
+    assert "image-classification: 'image' to 'label'" in str(found)
+    assert sum(found.classes["test"].values()) == found.rows["test"]

@@ -1,0 +1,120 @@
+"""A study's file: what each of its runs is, which of them are the same runs, and what is refused."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.study.example import OPDF, STUDY, config
+
+from opdf.job.options import fill, read_yaml
+from opdf.study import Study, StudyConfig
+
+STUDIES = sorted((Path(__file__).parents[2] / "studies").rglob("*.yaml"))
+PAIRS = {"digits": {"data": {"name": "digits"}}, "pairs": {"data": {"name": "nyt-pairs"}}}
+
+
+def keys(folder: Path, **changes: Any) -> set[str]:
+    """Of all runs of a study."""
+    return set(Study(config(folder, **changes)).store.keys.values())
+
+
+def test_what_does_not_change_a_run_does_not_change_its_key(tmp_path: Path) -> None:
+    plain = keys(tmp_path)
+    assert len(plain) == 2 * 2 * 2
+    assert keys(tmp_path, variants={"ours": OPDF, "theirs": {}}) == plain
+    assert keys(tmp_path, tasks={"numerals": {}}) == plain
+    assert keys(tmp_path, learning_rates=[1e-2, 1e-3], seeds=[1, 0], workers=2, baseline="OPDF") == plain
+    assert keys(tmp_path / "elsewhere") == plain
+
+
+def test_a_larger_study_keeps_the_runs_and_a_smaller_one_has_a_part_of_them(tmp_path: Path) -> None:
+    plain = keys(tmp_path)
+    more: dict[str, Any] = {
+        "variants": STUDY["variants"] | {"SVD": {"overparam": {"ones": 0}}},
+        "tasks": STUDY["tasks"] | {"mnist": {"data": {"name": "mnist-5k"}, "teacher": {"config": {"image_size": 28}}}},
+        "train_sizes": [64, 128], "learning_rates": [1e-3, 1e-2, 1e-1], "seeds": [0, 1, 2],
+    }  # fmt: skip
+    for name, value in more.items():
+        assert plain < keys(tmp_path, **{name: value})
+    assert plain < keys(tmp_path, **more)
+    for name, value in {"variants": {"KD": {}}, "learning_rates": [1e-3], "seeds": [1]}.items():
+        assert len(keys(tmp_path, **{name: value}) & plain) == 4
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"common": STUDY["common"] | {"training": {"max_steps": 5, "per_device_train_batch_size": 16}}},
+        {"tasks": {"digits": {"data": {"max_length": 64}}}},
+        {"variants": {"KD": {"objective": {"name": "hidden"}}, "OPDF": {"overparam": {"ones": 2}}}},
+        {"train_sizes": [65]},
+        {"learning_rates": [2e-3]},
+        {"seeds": [2]},
+        {"probe": True},
+        {"curve": True},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_changes_a_run_makes_it_another(tmp_path: Path, change: dict[str, Any]) -> None:
+    assert not keys(tmp_path, **change) & keys(tmp_path)
+
+
+def test_a_run_for_anothers_time_depends_on_that_one(tmp_path: Path) -> None:
+    def timed(other: dict[str, Any]) -> set[str]:
+        variants = {"KD": other, "OPDF": OPDF, "OPDF, KD's time": OPDF | {"as_long_as": "KD"}}
+        return keys(tmp_path, variants=variants, seeds=[0], learning_rates=[1e-3])
+
+    assert len(timed({})) == 3
+    assert len(timed({}) & timed({"objective": {"name": "hidden"}})) == 1  # OPDF with its own steps
+    assert timed({}) >= keys(tmp_path, seeds=[0], learning_rates=[1e-3])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"variants": {}}, "variants is empty"),
+        ({"variants": {"KD": {"overparm": None}}}, "variant 'KD' of 'digits/64' has no option 'overparm'"),
+        ({"variants": {"KD": {"seed": 3}}}, "seed is set by the study itself"),
+        ({"variants": {"KD": 3}}, "expected keys of a configuration"),
+        ({"tasks": {"digits": 3}}, "task 'digits' is 3; expected keys of a configuration"),
+        ({"variants": {"KD": {}, "OPDF": {"as_long_as": "kd"}}}, "as_long_as is 'kd'; expected a variant .*: KD$"),
+        ({"variants": {"KD": {"as_long_as": "KD"}}}, "as_long_as is 'KD'; expected a variant with steps of its own"),
+        (
+            {"variants": {"KD": {}, "OPDF": {"as_long_as": "KD", "training": {"max_steps": 3}}}},
+            "as_long_as sets the number of steps; remove training.max_steps",
+        ),
+        ({"baseline": "kd"}, "baseline is 'kd'"),
+        ({"seeds": []}, "seeds is empty"),
+        ({"learning_rates": [-1.0]}, "rates holds -1.0"),
+        ({"workers": 0}, "workers is 0"),
+        ({"sizes": [3]}, "no option 'sizes'"),
+        ({"tasks": {"file": {"data": {"name": "none.csv"}}}}, "none.csv does not exist"),
+        ({"tasks": PAIRS}, "objective.name is 'logits' and the task of nyt-pairs is 'similarity'"),
+        (
+            {
+                "tasks": {"pairs": PAIRS["pairs"]},
+                "common": {"student": {"layers": 1}, "objective": {"name": "embedding"}},
+            },
+            "nyt-pairs is for similarity, which studies do not know; use opdf distill",
+        ),
+        ({"variants": {"KD": {}, "odd": {"overparam": {"targets": ["nothing"]}}}}, "matches no matrix"),
+        ({"variants": {"KD": {}, "odd": {"student": {"layers": 5}}}}, "layers is 5"),
+    ],
+)
+def test_bad_studies(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        Study(config(tmp_path, **changes)).check()
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_committed_studies_are_as_large_as_their_first_lines_say(path: Path) -> None:
+    given = read_yaml(str(path))
+    given["common"]["training"].pop("bf16", None)  # which a CPU may not have
+    given["common"]["teacher"]["training"].pop("bf16", None)
+    study = Study(fill(StudyConfig, given, path.name))
+    said = re.search(r"(\d+) runs", path.read_text())
+    assert said is not None
+    assert len(study.store.keys) == int(said[1])

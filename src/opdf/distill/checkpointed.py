@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,9 @@ class CheckpointedTrainer(Trainer):
 
     _staging: Path | None = None
     """Folder of the checkpoint that is being written."""
+
+    _steps_before: int = 0
+    """Of the run that is resumed."""
 
     def record(self) -> dict[str, Any]:
         """What decides this run's result, by name; plain values, lists and mappings."""
@@ -73,6 +76,8 @@ class CheckpointedTrainer(Trainer):
             )
         if resume_from_checkpoint:
             self._check_same_run(Path(resume_from_checkpoint))
+        else:
+            self._steps_before = 0
         self._clear(Path(self.args.output_dir) / checkpoint.SCRATCH)  # a run that has nothing left to save would not
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
@@ -82,11 +87,23 @@ class CheckpointedTrainer(Trainer):
             ) from error
 
     def _check_same_run(self, folder: Path) -> None:
+        self._steps_before = json.loads((folder / TRAINER_STATE_NAME).read_text())["max_steps"]
         changes = checkpoint.changes(json.loads((folder / RUN).read_text()), plain(self.record()))
         if changes:
             raise ValueError(
                 f"{folder} is of a run that was made otherwise: {'; '.join(changes)}. Resume with what the run began "
                 "with, or start a new one in another folder"
+            )
+
+    def check_length(self, steps: int) -> None:
+        """Refuse to resume a run with fewer steps than it had: its rates would have fallen faster from the start.
+
+        Called once the number of `steps` is known.
+        """
+        if steps < self._steps_before:
+            raise ValueError(
+                f"the run was to have {self._steps_before} steps and is to have {steps}; resume with as many or more "
+                "(max_steps, num_train_epochs), or start a new one in another folder"
             )
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -145,8 +162,9 @@ class CheckpointedTrainer(Trainer):
         folder = Path(output_dir if output_dir is not None else self.args.output_dir)
         student = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         state = student.state_dict() if state_dict is None else state_dict
-        if not isinstance(student, PreTrainedModel) and not saves_adapters(student):
-            state_dict = untied(state)  # which transformers does for models of its own
+        if state_dict is None and not saves_adapters(student):
+            known = getattr(student, "all_tied_weights_keys", None) or {}  # transformers saves those once
+            state_dict = separate(state, {*known, *known.values()})
         super()._save(output_dir, state_dict)
         if not self.args.should_save:
             return
@@ -258,11 +276,15 @@ def place(value: Any) -> tuple[Any, ...]:
     return start, value.storage_offset(), tuple(value.shape), tuple(value.stride()), value.dtype
 
 
-def untied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict with each of its tied tensors once, and nothing else that shares memory."""
-    first = {place(value): name for name, value in reversed(list(state.items()))}
-    once = {name: value for name, value in state.items() if first[place(value)] == name}
-    return {name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in once.items()}
+def separate(state: Mapping[str, Tensor], tied: Container[str]) -> dict[str, Tensor]:
+    """A state dict in which only tensors named in `tied` share memory; file formats refuse all others that do."""
+    seen, result = set(), {}
+    for name, value in state.items():
+        memory = value.untyped_storage().data_ptr()
+        shared = bool(value.numel()) and memory in seen and name not in tied
+        result[name] = value.detach().clone() if shared else value.detach()
+        seen.add(memory)
+    return {name: value.contiguous() for name, value in result.items()}
 
 
 def check_same_student(found: Mapping[str, Any], ours: Mapping[str, Any], folder: Path) -> None:

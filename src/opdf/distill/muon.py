@@ -10,6 +10,8 @@ from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
 from transformers import TrainingArguments
 
+from opdf.distill.arguments import asks_for_fsdp
+from opdf.overparam import OverParamConfig
 from opdf.overparam.select import find_matrices
 
 
@@ -66,6 +68,23 @@ class MuonWithAdamW(Optimizer):
             inner.state = self.state
             inner.step()  # type: ignore[no-untyped-call]
         return loss
+
+
+def check_muon(args: TrainingArguments, student: nn.Module, overparam: OverParamConfig | None) -> None:
+    """Say before work starts what does not go with `optim: muon`.
+
+    Raises:
+        ValueError: the student is over-parameterized, sharded, or without blocks; or an option cannot be read.
+    """
+    if overparam is not None:
+        raise ValueError(
+            "optim is 'muon', which steps whole matrices, and overparam trains their cores; "
+            "use adamw_torch, or overparam=None"
+        )
+    if asks_for_fsdp(args):
+        raise ValueError("optim is 'muon', which needs matrices whole, and FSDP2 shards them; use DDP, or adamw_torch")
+    muon_options(args)
+    muon_groups(student, [])
 
 
 def muon_options(args: TrainingArguments) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from opdf.distill.arguments import MUON, DistillationArguments, check_engine, ch
 from opdf.distill.checkpointed import CheckpointedTrainer
 from opdf.distill.methods import METHODS
 from opdf.distill.models import check_labels
-from opdf.distill.muon import MuonWithAdamW, muon_groups, muon_options
+from opdf.distill.muon import MuonWithAdamW, check_muon, muon_groups, muon_options
 from opdf.distill.objective import Objective
 from opdf.distill.outputs import glance
 from opdf.distill.teachers import check_apart, load_teacher
@@ -53,17 +53,21 @@ def plan_student(
     objective: Objective,
     overparam: OverParamConfig | None,
     constraint: Constraint | None,
+    args: TrainingArguments,
 ) -> OverParameterization | None:
     """Prepare an objective and the over-parameterization of its student; also with models on the meta device.
 
     Raises:
-        ValueError: student, teacher, objective and constraint do not fit together.
+        ValueError: student, teacher, objective, constraint and the trainer's arguments do not fit together.
     """
     if teacher is not None:
         check_apart(student, teacher)
     if constraint is not None and (overparam is None or teacher is None):
         raise ValueError("constraint needs overparam and a teacher; give both, or constraint=None")
     objective.prepare(student, teacher)
+    objective.check_arguments(args)
+    if args.optim == MUON:
+        check_muon(args, student, overparam)
     if overparam is None:
         return None
     planned = overparameterize(student, overparam)
@@ -114,6 +118,11 @@ class DistillationTrainer(CheckpointedTrainer):
         data_collator, train_dataset, eval_dataset, processing_class, compute_metrics, callbacks, optimizers,
             optimizer_cls_and_kwargs, preprocess_logits_for_metrics: as for transformers.Trainer.
 
+    Attributes:
+        method: the objective. (The Trainer has an attribute `objective` of its own: a search's score.)
+        teacher: the teacher's model, or None.
+        overparameterization: of the student, or None.
+
     Raises:
         ValueError: student, teacher, objective and constraint do not fit together, a model is on the meta device,
             there is nothing to train on, or a label is out of the student's range.
@@ -145,10 +154,10 @@ class DistillationTrainer(CheckpointedTrainer):
         check_loss(args)
         self.overparam = OverParamConfig(**overparam) if isinstance(overparam, Mapping) else overparam
         self.constraint = Constraint(**constraint) if isinstance(constraint, Mapping) else constraint
-        self.objective = build_objective(objective)
+        self.method = build_objective(objective)
         self.overparameterization: OverParameterization | None = None
         self.optimizer: torch.optim.Optimizer | None = None
-        self._given_objective = copy.deepcopy(self.objective) if model_init is not None else None
+        self._given_method = copy.deepcopy(self.method) if model_init is not None else None
         self._given_rows = train_dataset
         self._teacher = teacher
         self._given_teacher: dict[str, Tensor] | None = None
@@ -166,7 +175,7 @@ class DistillationTrainer(CheckpointedTrainer):
             callbacks=callbacks, optimizers=optimizers, optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )  # fmt: skip
-        if optimizers[0] is not None and (self.overparameterization is not None or self.objective.modules()):
+        if optimizers[0] is not None and (self.overparameterization is not None or self.method.modules()):
             raise ValueError(
                 "optimizers has an optimizer, which would step the student's weights and not their cores or what the "
                 "objective trains; give optimizer_cls_and_kwargs=(class, options) instead"
@@ -182,23 +191,17 @@ class DistillationTrainer(CheckpointedTrainer):
     def _plan(self, student: nn.Module, args: TrainingArguments) -> None:
         """Everything that depends on which model the student is."""
         if isinstance(self._teacher, str | Path):
-            self._teacher = load_teacher(self._teacher, student, trained=not self.objective.trains_teacher)
+            self._teacher = load_teacher(self._teacher, student, trained=not self.method.trains_teacher)
         for who, given in (("student", student), ("teacher", self.teacher)):
             if given is not None and any(p.is_meta for p in given.parameters()):
                 raise ValueError(f"the {who} is on the meta device and has no weights; load them first")
-        if self._given_objective is not None and isinstance(self._teacher, nn.Module) and self.objective.trains_teacher:
+        if self._given_method is not None and isinstance(self._teacher, nn.Module) and self.method.trains_teacher:
             if self._given_teacher is None:
                 self._given_teacher = copy.deepcopy(self._teacher.state_dict())
             self._teacher.load_state_dict(self._given_teacher)
-        self.overparameterization = plan_student(student, self.teacher, self.objective, self.overparam, self.constraint)
-        self.objective.check_arguments(args)
-        if args.optim == MUON:
-            if self.overparam is not None:
-                raise ValueError(
-                    "optim is 'muon', which steps whole matrices, and overparam trains their cores; "
-                    "use adamw_torch, or overparam=None"
-                )
-            muon_groups(student, [])
+        self.overparameterization = plan_student(
+            student, self.teacher, self.method, self.overparam, self.constraint, args
+        )
         check_labels(student, self._given_rows)
         if self.teacher is not None:
             self.teacher.eval().requires_grad_(False)
@@ -206,10 +209,10 @@ class DistillationTrainer(CheckpointedTrainer):
     def _settle(self) -> None:
         """Put the objective's rows, its modules and the teacher where training finds them."""
         if self._given_rows is not None:
-            self.train_dataset = self.objective.training_data(self._given_rows)
+            self.train_dataset = self.method.training_data(self._given_rows)
             if hasattr(self.train_dataset, "__len__") and not len(self.train_dataset):
                 raise ValueError("train_dataset has no rows; give some to train on")
-        for module in self.objective.modules().values():
+        for module in self.method.modules().values():
             module.to(self.args.device)
         # A teacher that is spread over devices is so on purpose.
         if self.teacher is not None and len(set(getattr(self.teacher, "hf_device_map", {}).values())) < 2:
@@ -218,8 +221,8 @@ class DistillationTrainer(CheckpointedTrainer):
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """A new student, and with it the objective and the teacher as they were given."""
         student: nn.Module = super().call_model_init(trial)
-        assert self._given_objective is not None
-        self.objective = copy.deepcopy(self._given_objective)
+        assert self._given_method is not None
+        self.method = copy.deepcopy(self._given_method)
         self._plan(student, self.args)
         if self._is_made:
             self._settle()
@@ -233,15 +236,15 @@ class DistillationTrainer(CheckpointedTrainer):
     # What a checkpoint records, and what else it holds.
 
     def record(self) -> dict[str, Any]:
-        name = next((name for name, kind in METHODS.items() if kind is type(self.objective)), None)
+        name = next((name for name, kind in METHODS.items() if kind is type(self.method)), None)
         overparam = asdict(self.overparam) if self.overparam is not None else None
         if overparam is not None:
             overparam.pop("keep_products")  # it changes memory and time
-        if self._teacher_glance is None and self.teacher is not None and not self.objective.trains_teacher:
+        if self._teacher_glance is None and self.teacher is not None and not self.method.trains_teacher:
             self._teacher_glance = glance(self.teacher)
         return {
             "args": deciding(self.args),
-            "objective": {"name": name or type(self.objective).__name__, **self.objective.options},
+            "objective": {"name": name or type(self.method).__name__, **self.method.options},
             "overparam": overparam,
             "constraint": asdict(self.constraint) if self.constraint is not None else None,
             "teacher": self._teacher_glance,
@@ -249,11 +252,11 @@ class DistillationTrainer(CheckpointedTrainer):
         }
 
     def extra_state(self) -> dict[str, Any]:
-        return {"tensors": self.objective.tensors(), "state": self.objective.state_dict()}
+        return {"tensors": self.method.tensors(), "state": self.method.state_dict()}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        self.objective.load_tensors(state["tensors"])
-        self.objective.load_state_dict(state["state"])
+        self.method.load_tensors(state["tensors"])
+        self.method.load_state_dict(state["state"])
 
     def check_before_saving(self, model: nn.Module) -> None:
         """Weights can leave the range of their dtype in the last step before a checkpoint, which no loss has seen."""
@@ -307,7 +310,7 @@ class DistillationTrainer(CheckpointedTrainer):
             samples.append(sample)
         if not samples:
             return samples, None
-        items = torch.stack([self.objective.count_items(self.model, s).to(device) for s in samples]).sum(0)
+        items = torch.stack([self.method.count_items(self.model, s).to(device) for s in samples]).sum(0)
         items = self.accelerator.reduce(items, "sum").clamp(min=1)  # a step without a kept token has no loss
         self._window = samples, items
         return samples, items
@@ -315,11 +318,11 @@ class DistillationTrainer(CheckpointedTrainer):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         known: Any = self._signature_columns
-        self._signature_columns: list[str] = list(dict.fromkeys([*known, *self.objective.columns]))
+        self._signature_columns: list[str] = list(dict.fromkeys([*known, *self.method.columns]))
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """The Trainer's, without the objective's columns, which are for training."""
-        inputs = {name: value for name, value in inputs.items() if name not in self.objective.columns}
+        inputs = {name: value for name, value in inputs.items() if name not in self.method.columns}
         return super().prediction_step(model, inputs, *args, **kwargs)
 
     def compute_loss(
@@ -333,9 +336,9 @@ class DistillationTrainer(CheckpointedTrainer):
         if not model.training or return_outputs:
             return super().compute_loss(model, inputs, return_outputs)
         if num_items_in_batch is None:
-            num_items_in_batch = self.objective.count_items(model, inputs)
+            num_items_in_batch = self.method.count_items(model, inputs)
         with self.accelerator.autocast():
-            losses = self.objective.losses(model, self.teacher, inputs, torch.as_tensor(num_items_in_batch))
+            losses = self.method.losses(model, self.teacher, inputs, torch.as_tensor(num_items_in_batch))
         for name, value in losses.parts.items():
             self._parts[name] = self._parts[name] + value if name in self._parts else value
         self._watch(losses.total.detach())
@@ -353,7 +356,7 @@ class DistillationTrainer(CheckpointedTrainer):
 
     def _own_parameters(self) -> list[nn.Parameter]:
         """Those of the objective, which no model wrapper looks after."""
-        return [p for module in self.objective.modules().values() for p in module.parameters()]
+        return [p for module in self.method.modules().values() for p in module.parameters()]
 
     # Whether training diverges.
 
@@ -428,25 +431,27 @@ class _ObjectiveHooks(TrainerCallback):
         if self.trainer.accelerator.num_processes > 1:
             for p in self.trainer._own_parameters():
                 p.data.copy_(broadcast(p.data))
+        self.trainer.check_length(state.max_steps)
+        state.compute_steps(args, state.max_steps)  # else a resumed run logs and saves as the first one did
         if state.is_world_process_zero:
             self.trainer._tell_repeated_rows()
         self.trainer._parts, self.trainer._parts_since = {}, state.global_step
         self.trainer._diverged = None
-        self.trainer.objective.on_train_begin(self.trainer)
+        self.trainer.method.on_train_begin(self.trainer)
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.trainer.objective.on_epoch_begin(self.trainer)
+        self.trainer.method.on_epoch_begin(self.trainer)
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         # Not where the batches are drawn: a resumed run sets its random state between the two.
-        self.trainer.objective.before_forward(self.trainer, *self.trainer._window)
+        self.trainer.method.before_forward(self.trainer, *self.trainer._window)
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        self.trainer.objective.after_optimizer_step(self.trainer)
+        self.trainer.method.after_optimizer_step(self.trainer)
         for p in self.trainer._own_parameters():
             p.grad = None
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.trainer.objective.on_train_end(self.trainer)
+        self.trainer.method.on_train_end(self.trainer)

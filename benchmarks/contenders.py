@@ -96,7 +96,7 @@ def rebuild(model: nn.Module, data: Batch, ones: int) -> Step:
 def parametrized(model: nn.Module, data: Batch, ones: int) -> Step:
     """`torch.nn.utils.parametrize` with the product's own contraction."""
     for target in opdf.overparameterize(model, opdf.OverParamConfig(ones=ones)).matrices:
-        parametrize.register_parametrization(model.get_submodule(target.matrix.module), "weight", _Chain(target.shape))
+        parametrize.register_parametrization(model.get_submodule(target.module), "weight", _Chain(target.shape))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     return _stepper(lambda ids: model(input_ids=ids).logits, optimizer, data)
 
@@ -107,7 +107,7 @@ def tensorly_torch(model: nn.Module, data: Batch, ones: int) -> Step:
 
     for target in opdf.overparameterize(model, opdf.OverParamConfig(ones=ones)).matrices:
         shape = target.shape
-        linear = model.get_submodule(target.matrix.module)
+        linear = model.get_submodule(target.module)
         # Its random start, replaced below, overflows where the product of all bond dimensions does.
         with mock.patch.object(tltorch.FactorizedLinear, "reset_parameters"):
             factorized = tltorch.FactorizedLinear(
@@ -118,7 +118,7 @@ def tensorly_torch(model: nn.Module, data: Batch, ones: int) -> Step:
             for ours_, theirs in zip(decompose(linear.weight, shape), factorized.weight.factors, strict=True):
                 theirs.copy_(ours_)
             factorized.bias.copy_(linear.bias)
-        parent, _, child = target.matrix.module.rpartition(".")
+        parent, _, child = target.module.rpartition(".")
         setattr(model.get_submodule(parent), child, factorized.to(linear.weight.device))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     return _stepper(lambda ids: model(input_ids=ids).logits, optimizer, data)

@@ -13,7 +13,7 @@ import torch
 import opdf
 from benchmarks.contenders import batch, ours, plain, student
 from benchmarks.measure import DEVICE, alternate, write
-from opdf.overparam import optimizer
+from opdf.overparam import cores
 
 NARROW, REAL, ONES = "BERT of width 32", "BERT-base", 3
 
@@ -27,8 +27,8 @@ def main(repeats: int = 41) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     data = batch(NARROW, examples=2, tokens=8, autocast=True)
-    limit = optimizer.STACK_ENTRIES["cuda"] * core_entries(NARROW) // core_entries(REAL)
-    with mock.patch.dict(optimizer.STACK_ENTRIES, {DEVICE.type: limit}):
+    limit = cores.STACK_ENTRIES["cuda"] * core_entries(NARROW) // core_entries(REAL)
+    with mock.patch.dict(cores.STACK_ENTRIES, {DEVICE.type: limit}):
         steps = {"plain": plain(student(NARROW), data, ONES), "opdf": ours(student(NARROW), data, ONES)}
         found = alternate({n: lambda s=s: s(1) for n, s in steps.items()}, repeats, warmup=5)
     torch.set_num_threads(threads)

@@ -17,7 +17,7 @@ from transformers import ViTConfig, ViTForImageClassification
 import opdf
 from benchmarks.contenders import student
 from benchmarks.measure import DEVICE, alternate, write
-from opdf.overparam import optimizer as shipped
+from opdf.overparam import cores as shipped
 
 GRID = (("ViT, width 48", 3), ("MiniLM", 1), ("MiniLM", 3), ("MiniLM", 8))
 
@@ -33,7 +33,7 @@ def stepper(name: str, ones: int) -> Callable[[], Any]:
     model = student(name) if name == "MiniLM" else vit(48)
     overparam = opdf.overparameterize(model, opdf.OverParamConfig(ones=ones))
     if name != "MiniLM":
-        overparam.align(vit(96), weight=0.1)
+        overparam.align(vit(96), opdf.Constraint(weight=0.1))
     for p in model.parameters():
         p.grad = torch.randn_like(p) * 1e-3
     return overparam.optimizer(torch.optim.AdamW, lr=1e-5, fused=True).step

@@ -17,7 +17,7 @@ teacher = AutoModel.from_pretrained(minilm()).eval()
 student = keep_layers(teacher, 3).train()
 
 overparam = opdf.overparameterize(student, opdf.OverParamConfig(ones=1))
-overparam.align(teacher, weight=0.1)  # optional: the constraint loss
+overparam.align(teacher, opdf.Constraint(weight=0.1))  # optional: the constraint loss
 optimizer = overparam.optimizer(torch.optim.AdamW, lr=1e-4)
 
 losses = []

@@ -43,23 +43,25 @@ def test_every_page_with_python_is_tested() -> None:
 
 
 def small() -> dict[str, Any]:
-    """A teacher of six blocks, and data that it understands."""
+    """A teacher, inputs that it understands, and data."""
     torch.manual_seed(0)
-    teacher = BertForSequenceClassification(
-        BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=6, num_attention_heads=2, intermediate_size=32)
-    )
+    sizes = {"hidden_size": 384, "intermediate_size": 32, "num_hidden_layers": 6, "num_attention_heads": 4}
+    teacher = BertForSequenceClassification(BertConfig(vocab_size=50, **sizes))
     rows = [{"input_ids": [1 + i, 2, 3], "attention_mask": [1, 1, 1], "labels": i % 2} for i in range(8)]
-    return {"teacher": teacher, "data": Dataset.from_list(rows)}
+    batches = [{"input_ids": torch.randint(50, (64, 16))}]
+    return {"teacher": teacher, "batches": batches, "data": Dataset.from_list(rows)}
 
 
 def test_home() -> None:
     run("docs/index.md", **small())
-    assert AutoModelForSequenceClassification.from_pretrained("student").config.num_hidden_layers == 3
+    config = AutoModelForSequenceClassification.from_pretrained("student").config
+    assert (config.num_hidden_layers, config.hidden_size) == (3, 192)
 
 
 def test_readme() -> None:
     run("README.md", **small())
-    assert AutoModelForSequenceClassification.from_pretrained("student").config.num_hidden_layers == 3
+    config = AutoModelForSequenceClassification.from_pretrained("student").config
+    assert (config.num_hidden_layers, config.hidden_size) == (3, 192)
 
 
 def test_a_job() -> None:

@@ -7,11 +7,18 @@ from opdf.lazy import import_when_used
 if TYPE_CHECKING:
     from opdf.distill import DistillationArguments, DistillationTrainer
     from opdf.mpo import MPOShape, contract, decompose, plan_shape, pullback
-    from opdf.overparam import OverParamConfig, OverParameterization, OverParameterizedOptimizer, overparameterize
+    from opdf.overparam import (
+        Constraint,
+        OverParamConfig,
+        OverParameterization,
+        OverParameterizedOptimizer,
+        overparameterize,
+    )
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Constraint",
     "DistillationArguments",
     "DistillationTrainer",
     "MPOShape",

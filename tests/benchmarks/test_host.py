@@ -10,18 +10,18 @@ import pytest
 
 import opdf
 from benchmarks import contenders, host, measure
-from opdf.overparam import optimizer
+from opdf.overparam import cores
 
 
 def test_stacks_are_those_of_the_full_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
-    real = optimizer.OverParameterizedOptimizer._step_stack
+    real = cores.Stack.pull_back
 
-    def watched(self: Any, inner: Any, group: Any, stack: Any) -> None:
-        sizes.append(len(stack))
-        real(self, inner, group, stack)
+    def watched(self: cores.Stack, dense: Any) -> None:
+        sizes.append(len(dense))
+        real(self, dense)
 
-    monkeypatch.setattr(optimizer.OverParameterizedOptimizer, "_step_stack", watched)
+    monkeypatch.setattr(cores.Stack, "pull_back", watched)
     monkeypatch.setattr(measure, "RESULTS", tmp_path)
     host.main(repeats=1)
 
@@ -29,7 +29,7 @@ def test_stacks_are_those_of_the_full_size(tmp_path: Path, monkeypatch: pytest.M
     full = []
     for shape in {target.shape for target in matrices}:
         alike = sum(target.shape == shape for target in matrices)
-        most = optimizer.STACK_ENTRIES["cuda"] // shape.num_params
+        most = cores.STACK_ENTRIES["cuda"] // shape.num_params
         full += [most] * (alike // most) + [alike % most]
     assert sorted(sizes[: len(full)]) == sorted(full)
     assert json.loads((tmp_path / "host.json").read_text())["rows"][0]["opdf / plain"] > 1

@@ -17,12 +17,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification, BertModel
 
 from opdf.cli import main
-from opdf.cli.demo import TASKS, VARIANTS, judge
 from opdf.cli.options import parse
 from opdf.data import Task, load_data
 from opdf.distill import DistillationArguments
 from opdf.job.checks import check_task
 from opdf.job.config import DistillConfig, StudentConfig
+from opdf.job.demo import TASKS, VARIANTS, judge
 from opdf.job.errors import UserError
 from opdf.job.job import Job, build_objective
 from opdf.job.models import from_config, load_model

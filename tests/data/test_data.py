@@ -141,7 +141,7 @@ def test_named_classes_are_in_that_order(tmp_path: Path, classes: tuple[str, ...
     assert task.labels == classes
     for rows in data.values():
         assert [classes[number] for number in rows["label"]] == [text.split()[0] for text in rows["text"]]
-    with pytest.raises(ValueError, match=r"labels is no, yes, and .* also holds maybe \(20 rows\); name"):
+    with pytest.raises(ValueError, match=r"labels is no, yes, and .* also holds maybe \(20 times\); name"):
         load_data(file, labels=["no", "yes"])
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import contenders, gpu
-from opdf import OverParamConfig, overparameterize
+from opdf import Constraint, OverParamConfig, overparameterize
 from opdf.mpo import MPOShape, decompose_many, decompose_with_errors, pullback
-from opdf.overparam import OverParameterizedOptimizer, optimizer
+from opdf.overparam import OverParameterizedOptimizer, cores
 
 pytestmark = pytest.mark.device
 
@@ -26,7 +26,7 @@ INNER = [
 
 @pytest.fixture(autouse=True)
 def _stacks_as_on_cuda(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(optimizer.STACK_ENTRIES, device.type, optimizer.STACK_ENTRIES["cuda"])
+    monkeypatch.setitem(cores.STACK_ENTRIES, device.type, cores.STACK_ENTRIES["cuda"])
 
 
 def net(seed: int = 0, dtype: torch.dtype = torch.float64) -> nn.Sequential:
@@ -53,7 +53,7 @@ def make(model: nn.Module, inner: Any = FUSED, gauge: str = "", teacher: nn.Modu
     over = overparameterize(model, OverParamConfig(ones=2, targets=["*"], **config))
     if teacher is not None:
         names = {name: name for name, p in model.named_parameters() if p.dim() > 1}
-        over.align(teacher, gauge=gauge, layer_map=names)
+        over.align(teacher, Constraint(gauge=gauge, layer_map=names))
     return over.optimizer(inner[0], **inner[1])
 
 
@@ -88,7 +88,7 @@ def test_products_of_less_precision(device: torch.device, precision: str) -> Non
     here, there = net(dtype=torch.float32), net(dtype=torch.float32).to(device)
     for model in (here, there):
         train(model, make(model, (torch.optim.SGD, {"lr": 1e-2}), precision=precision), 4)
-    assert_same(here, there, 4 * optimizer.ROUNDING[precision])
+    assert_same(here, there, 4 * cores.ROUNDING[precision])
 
 
 @pytest.mark.parametrize("gauge", GAUGES)

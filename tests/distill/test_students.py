@@ -19,7 +19,7 @@ from transformers import (
 
 from families import FAMILIES, IMAGE, TEXT, batch, build
 from opdf.distill import keep_layers
-from opdf.overparam.select import block_stacks
+from opdf.overparam import block_lists
 
 WITH_DEPTH = [name for name, family in FAMILIES.items() if family.depth != "depths"]
 """Families whose depth is one number."""
@@ -71,7 +71,7 @@ def test_blocks_that_differ_keep_what_is_theirs(family: str, layers: Any, tmp_pa
     teacher = AutoModelForCausalLM.from_config(config).eval()
     ids = torch.randint(1, 60, (2, 8))
     student = keep_layers(teacher, layers).eval()
-    (stack,) = block_stacks(teacher)
+    (stack,) = block_lists(teacher)
     blocks = list(teacher.get_submodule(stack).children())
     kept = layers if isinstance(layers, list) else [len(blocks) // 2 - 1, len(blocks) - 1]
     parent, _, name = stack.rpartition(".")

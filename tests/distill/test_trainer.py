@@ -207,7 +207,7 @@ def test_optimizer_takes_the_arguments(tmp_path: Path) -> None:
     assert isinstance(optimizer, OverParameterizedOptimizer)
     assert [g["weight_decay"] for g in optimizer.param_groups] == [0.1, 0.0]
     assert all(g["betas"] == (0.9, 0.9) for g in optimizer.param_groups)
-    assert any(spec for group in optimizer.param_groups for spec in group["opdf_specs"])
+    assert optimizer.weights()
 
 
 def test_sgd_and_bf16_autocast(tmp_path: Path) -> None:

@@ -35,11 +35,11 @@ class RebuildInForward:
 
     def __init__(self, model: nn.Module, overparam: OverParameterization) -> None:
         self.model = model
-        self.kinds = {t.name: t.matrix.kind for t in overparam.matrices}
+        self.transposed = {t.name: t.transposed for t in overparam.matrices}
         self.cores: dict[str, list[Tensor]] = {}
         for target in overparam.matrices:
             weight = model.get_parameter(target.name).detach()
-            matrix = weight.T if target.matrix.kind == "transposed" else weight.reshape(target.shape.rows, -1)
+            matrix = weight.T if target.transposed else weight.reshape(target.shape.rows, -1)
             self.cores[target.name] = [c.requires_grad_() for c in decompose(matrix, target.shape)]
         self.rest = {n: p for n, p in model.named_parameters() if n not in self.cores}
 
@@ -48,16 +48,13 @@ class RebuildInForward:
         for name, cores in self.cores.items():
             matrix = rebuild(cores)
             shape = self.model.get_parameter(name).shape
-            result[name] = matrix.T if self.kinds[name] == "transposed" else matrix.reshape(shape)
+            result[name] = matrix.T if self.transposed[name] else matrix.reshape(shape)
         return result
 
     def __call__(self, *args: Tensor, **kwargs: Any) -> Any:
         return functional_call(self.model, self.weights(), args, kwargs)
 
-    def optimizer(
-        self, inner: type[torch.optim.Optimizer], lr: float, scales: dict[str, float] | None = None, **options: Any
-    ) -> torch.optim.Optimizer:
-        """torch's own optimizer on cores and remaining parameters; `scales` multiplies the rate of a weight's cores."""
-        groups: list[dict[str, Any]] = [{"params": list(self.rest.values()), "lr": lr}]
-        groups += [{"params": c, "lr": lr * (scales or {}).get(name, 1.0)} for name, c in self.cores.items()]
-        return inner(groups, lr=lr, **options)
+    def optimizer(self, inner: type[torch.optim.Optimizer], lr: float, **options: Any) -> torch.optim.Optimizer:
+        """The user's optimizer: one group of the remaining parameters, then one of each weight's cores."""
+        groups: list[dict[str, Any]] = [{"params": list(self.rest.values())}]
+        return inner([*groups, *({"params": cores} for cores in self.cores.values())], lr=lr, **options)

@@ -14,10 +14,11 @@ from torch import nn
 from transformers import BertConfig, BertModel
 
 from opdf.distill import keep_layers
-from opdf.mpo import decompose, plan_shape
-from opdf.overparam import OverParamConfig, OverParameterizedOptimizer, overparameterize
-from opdf.overparam.alignment import Alignment, Pair, build_alignment, teacher_shape
-from opdf.overparam.select import Matrix
+from opdf.mpo import MPOShape, decompose, plan_shape
+from opdf.overparam import Alignment, Constraint, Matrix, OverParamConfig, OverParameterizedOptimizer, overparameterize
+from opdf.overparam.alignment import compared_sites
+from opdf.overparam.cores import match
+from opdf.overparam.pairing import pair, teacher_shape
 
 
 def bert(layers: int = 4, width: int = 16, seed: int = 0) -> BertModel:
@@ -30,9 +31,10 @@ def bert(layers: int = 4, width: int = 16, seed: int = 0) -> BertModel:
 
 
 def pairs(student: nn.Module, teacher: nn.Module, **options: Any) -> dict[str, str]:
-    overparam = overparameterize(student, OverParamConfig(ones=1))
-    matrices = {t.name: (t.matrix, t.shape) for t in overparam.matrices}
-    return {k: v.teacher for k, v in build_alignment(student, matrices, teacher, **options).pairs.items()}
+    matrices = overparameterize(student, OverParamConfig(ones=1)).matrices
+    return {
+        ours: theirs.name for ours, theirs in pair(student, matrices, teacher, Constraint(**options).layer_map).items()
+    }
 
 
 def step(model: nn.Module, optimizer: OverParameterizedOptimizer) -> None:
@@ -81,7 +83,7 @@ def test_gauge_matching_undoes_a_rotation_that_raw_cores_suffer_from() -> None:
     losses = {}
     for gauge in ("matched", "raw"):
         overparam = overparameterize(student, OverParamConfig(ones=2))
-        overparam.align(teacher, gauge=gauge)
+        overparam.align(teacher, Constraint(gauge=gauge))
         optimizer = overparam.optimizer(torch.optim.SGD, lr=0.0)
         step(student, optimizer)
         losses[gauge] = optimizer.constraint_logs["constraint_loss"]
@@ -95,8 +97,9 @@ def test_no_rotation_of_the_teachers_bonds_lowers_the_loss(ones: int, normalize:
     generator = torch.Generator().manual_seed(0)
     shape = plan_shape(12, 18, ones=ones)
     cores, teacher = (decompose(torch.randn(12, 18, dtype=torch.float64, generator=generator), shape) for _ in range(2))
-    alignment = Alignment({"weight": Pair("weight", "plain", shape)}, {}, 1.0, "matched", normalize)
-    targets = alignment.targets("weight", cores, teacher)
+    alignment = Alignment(Constraint(normalize=normalize), {"weight": Matrix("weight", False, (12, 18), shape)}, {})
+    (matched,) = match([teacher], [cores], [alignment.weights_of(shape, teacher)])
+    targets = {k: matched[k] for k in compared_sites(shape)}
     assert targets.keys() == {0, shape.sites - 1} - {shape.center}
     least = float(alignment.gradients(shape, cores, targets)[0])
     for strength in (1e-3, 0.1, 10.0):
@@ -116,8 +119,9 @@ def test_gradient_is_autograds_and_spares_the_central_core(normalize: str) -> No
     others = decompose(torch.randn(12, 18, dtype=torch.float64), shape)
     cores = [c + 0.1 * torch.randn_like(c) for c in cores]
     targets = {k: others[k] for k in shape.auxiliary}
-    pair = Pair("weight", "plain", shape)
-    loss, gradients = Alignment({"weight": pair}, {}, 1.0, "raw", normalize).gradients(shape, cores, targets)
+    partners = {"weight": Matrix("weight", False, (12, 18), shape)}
+    alignment = Alignment(Constraint(weight=1.0, gauge="raw", normalize=normalize), partners, {})
+    loss, gradients = alignment.gradients(shape, cores, targets)
     leaves = [c.clone().requires_grad_() for c in cores]
     errors = [(leaves[k] - others[k]).square() for k in shape.auxiliary]
     if normalize == "relative":
@@ -135,13 +139,13 @@ def test_gradient_is_autograds_and_spares_the_central_core(normalize: str) -> No
 def test_logs_are_the_loss_and_the_ratio_of_gradient_norms() -> None:
     student, teacher = bert(1), bert(1, seed=1)
     overparam = overparameterize(student, OverParamConfig(ones=1, targets=["query"]))
-    overparam.align(teacher, weight=3.0)
+    overparam.align(teacher, Constraint(weight=3.0))
     optimizer = overparam.optimizer(torch.optim.SGD, lr=0.0)
     step(student, optimizer)
     name = overparam.matrices[0].name
     cores, state = optimizer.cores(name), optimizer.state[student.get_parameter(name)]
     assert cores is not None
-    ends = [(cores[k], state[f"target{k}"]) for k in (0, 2)]
+    ends = [(cores[k], state[f"teacher{k}"]) for k in (0, 2)]
     loss = sum(float((c - t).square().sum() / t.square().sum()) for c, t in ends)
     gradient = sum(float((2 * 3.0 * (c - t) / t.square().sum()).square().sum()) for c, t in ends) ** 0.5
     leaves = [c.clone().requires_grad_() for c in cores]
@@ -208,7 +212,7 @@ def test_a_wider_teacher_of_the_students_own_matrix_is_at_no_distance() -> None:
     torch.manual_seed(0)
     shape = plan_shape(12, 12, ones=1)
     student = torch.randn(12, 12, dtype=torch.float64)
-    wide = teacher_shape(Matrix("s", "plain", 12, 12), shape, Matrix("t", "plain", 24, 12))
+    wide = teacher_shape(Matrix("s", False, (12, 12), shape), Matrix("t", False, (24, 12), MPOShape((24,), (12,))))
     assert (wide.row_factors, wide.col_factors) == ((4, 2, 3), (4, 1, 3))
     digits = student.reshape(4, 1, 3, 12)
     teacher = torch.cat([digits, torch.zeros_like(digits)], dim=1).reshape(24, 12)
@@ -236,10 +240,10 @@ def test_widths_that_share_a_factor_are_refused_with_the_shapes_that_do(
     shared = overparameterize(student, OverParamConfig(shapes=ast.literal_eval(shapes)))
     assert {t.shape.sites for t in shared.matrices} == {t.shape.sites for t in plain.matrices}
     assert all(t.shape.added_params > 0 for t in shared.matrices)
-    shared.align(teacher)
+    shared.align(teacher, Constraint(weight=10.0))
     optimizer = shared.optimizer(torch.optim.AdamW, lr=1e-2)
     losses = []
-    for _ in range(8):
+    for _ in range(12):
         step(student, optimizer)
         losses.append(optimizer.constraint_logs["constraint_loss"])
     assert losses[-1] < losses[0]

@@ -22,8 +22,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from opdf.mpo import plan_shape
-from opdf.overparam import OverParamConfig, overparameterize, owner
-from opdf.overparam import optimizer as optimizer_module
+from opdf.overparam import Constraint, OverParamConfig, overparameterize, owner
+from opdf.overparam import cores as cores_module
 from opdf.overparam.owner import balance
 from opdf.overparam.sharding import scattered
 
@@ -46,7 +46,7 @@ def train(
         fully_shard(model, mesh=init_device_mesh("cpu", (world,)))
     overparam = overparameterize(model, OverParamConfig(ones=2, targets=["0", "2"], placement=placement))
     torch.manual_seed(1)
-    overparam.align(nn.Sequential(nn.Linear(12, 24), nn.Tanh(), nn.Linear(24, 6)), layer_map=SAME, weight=0.3)
+    overparam.align(nn.Sequential(nn.Linear(12, 24), nn.Tanh(), nn.Linear(24, 6)), Constraint(0.3, SAME))
     optimizer = overparam.optimizer(torch.optim.AdamW, lr=1e-2)
     start = 0
     if saved is not None:
@@ -58,7 +58,7 @@ def train(
         with warnings.catch_warnings(action="ignore"):
             optimizer.load_state_dict(scattered(content["optimizer"], optimizer))
         if placement == "owner":
-            held = {name for name, p, _ in optimizer._entries() if optimizer.state.get(p)}
+            held = {m.name for p, m in optimizer.weights().items() if optimizer.state.get(p)}
             assert held == {name for name, where in optimizer.owners.items() if where == rank}  # type: ignore[attr-defined]
     if wrapper == "ddp":
         module = DistributedDataParallel(model)
@@ -74,7 +74,7 @@ def train(
 @contextmanager
 def process(rank: int, world: int, folder: str) -> Iterator[None]:
     torch.set_num_threads(2)  # as many as matrices, so that they are stepped beside each other, except under FSDP2
-    optimizer_module.BESIDE_FLOPS = 0
+    cores_module.BESIDE_FLOPS = 0
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
     yield
     dist.barrier()
@@ -107,7 +107,7 @@ def work(rank: int, world: int, wrapper: str, placement: str, folder: str, task:
 def watch_memory(rank: int, world: int, folder: str) -> None:
     """Two steps of twelve equal matrices under FSDP2: core entries held, and gathered matrices alive at once."""
     with process(rank, world, folder):
-        optimizer_module.STACK_ENTRIES = {}
+        cores_module.STACK_ENTRIES = {}
         torch.manual_seed(0)
         model = nn.Sequential(*(nn.Linear(8, 8, bias=False) for _ in range(12)))
         fully_shard(model, mesh=init_device_mesh("cpu", (world,)))

@@ -32,8 +32,8 @@ def test_blocks_are_found_and_trained(family: str) -> None:
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
     assert len(overparam.matrices) == FAMILIES[family].matrices
-    places = {(t.matrix.stack, t.matrix.block) for t in overparam.matrices}
-    roles = [{t.matrix.role for t in overparam.matrices if (t.matrix.stack, t.matrix.block) == p} for p in places]
+    places = {(t.blocks, t.block) for t in overparam.matrices}
+    roles = [{t.role for t in overparam.matrices if (t.blocks, t.block) == p} for p in places]
     assert all(r == roles[0] or family in ("t5",) for r in roles)
     unwanted = (
         "embed",
@@ -59,8 +59,8 @@ def test_blocks_are_found_and_trained(family: str) -> None:
 
 def test_bert_roles() -> None:
     overparam = overparameterize(build("bert"))
-    assert {t.matrix.role.removesuffix(".weight") for t in overparam.matrices} == BERT_ROLES
-    assert {t.matrix.block for t in overparam.matrices} == {0, 1}
+    assert {t.role.removesuffix(".weight") for t in overparam.matrices} == BERT_ROLES
+    assert {t.block for t in overparam.matrices} == {0, 1}
 
 
 def test_minilm_by_name() -> None:
@@ -76,6 +76,6 @@ def test_minilm_by_name() -> None:
 def test_torchs_own_transformer() -> None:
     layer = nn.TransformerEncoderLayer(16, 2, 24)
     overparam = overparameterize(nn.TransformerEncoder(layer, 2))
-    assert {t.matrix.role for t in overparam.matrices} == {
+    assert {t.role for t in overparam.matrices} == {
         "self_attn.in_proj_weight", "self_attn.out_proj.weight", "linear1.weight", "linear2.weight",
     }  # fmt: skip

@@ -7,10 +7,8 @@ import io
 import pickle
 import warnings
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from threading import Barrier
 from typing import Any
 
 import pytest
@@ -26,8 +24,8 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR, ReduceLROnPlateau
 
 from opdf.mpo import contract, decompose
-from opdf.overparam import OverParamConfig, OverParameterizedOptimizer, overparameterize
-from opdf.overparam import optimizer as module
+from opdf.overparam import Constraint, OverParamConfig, OverParameterizedOptimizer, overparameterize
+from opdf.overparam import cores as module
 
 CONFIG = OverParamConfig(ones=2, targets=["0", "2"])
 
@@ -547,7 +545,6 @@ def test_kept_products_change_nothing(change: str) -> None:
         config = OverParamConfig(ones=2, targets=["0", "2"], keep_products=keep)
         optimizer = make(model, config)
         train(model, optimizer, 2)
-        assert bool(optimizer._products) == keep
         if change == "set_cores":
             optimizer.set_cores("0.weight", [core * 0.9 for core in optimizer.cores("0.weight") or ()])
         elif change == "load":
@@ -567,32 +564,23 @@ def test_kept_products_change_nothing(change: str) -> None:
 # Starting: everything that is missing is decomposed together.
 
 
-def test_student_and_teacher_are_decomposed_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[int] = []
-    real = module.decompose_many
-
-    def counting(matrices: Any, shapes: Any, **options: Any) -> Any:
-        calls.append(len(matrices))
-        return real(matrices, shapes, **options)
-
-    monkeypatch.setattr(module, "decompose_many", counting)
+def test_student_and_teacher_are_decomposed_in_one_pass() -> None:
     model, teacher, seen = net(), net(), []
     overparam = overparameterize(model, CONFIG)
-    overparam.align(teacher, layer_map={"0.weight": "0.weight", "2.weight": "2.weight"})
+    overparam.align(teacher, Constraint(layer_map={"0.weight": "0.weight", "2.weight": "2.weight"}))
     optimizer = overparam.optimizer(torch.optim.AdamW, lr=1e-2)
     overparam.progress = lambda done, total: seen.append((done, total))
     expected = decompose(model[2].weight, overparam.matrices[1].shape)
-    optimizer.start()
-    assert calls == [4]
+    optimizer.make_cores()
     assert seen == [(k, 4) for k in range(5)]
     assert_equal(optimizer.cores("2.weight") or [], expected)
     train(model, optimizer, 2)
-    assert calls == [4]
+    assert len(seen) == 5
     with torch.no_grad():
         teacher[0].weight.mul_(1.5)
     optimizer.realign()
     train(model, optimizer, 1)
-    assert calls == [4, 2]
+    assert seen[5:] == [(k, 2) for k in range(3)]
 
 
 # Precision of the contraction.
@@ -649,54 +637,6 @@ def test_bf16_resumes_bit_for_bit_and_float64_is_left_alone() -> None:
     assert_equal(weights(double), weights(exact))
 
 
-@pytest.mark.parametrize("counters_too", [False, True])
-def test_step_counters_go_to_the_device_for_kernels_that_read_them_there(counters_too: bool) -> None:
-    saved = {"core0": torch.ones(2), "inner0": {"step": torch.tensor(3.0), "exp_avg": torch.ones(2)}}
-    there = module.moved(saved, torch.device("meta"), counters_too=counters_too)
-    assert there["core0"].is_meta
-    assert there["inner0"]["exp_avg"].is_meta
-    assert there["inner0"]["step"].is_meta == counters_too
-
-
-@pytest.mark.parametrize("written", ["as now", "with another", "before it was changed", "never"])
-def test_the_device_is_not_waited_for_once_weights_were_written_as_they_would_be_now(written: str) -> None:
-    """Tensors without values stand in for those of a GPU: whoever asks for a value fails."""
-    model = net()
-    optimizer = make(model)
-    train(model, optimizer, 2)
-    far = copy.deepcopy(model).to("meta")
-    there = make(far)
-    for p, q in zip(model.parameters(), far.parameters(), strict=True):
-        there.state[q] = module.moved(optimizer.state[p], q.device) | {"version": q._version}
-        q.grad = torch.empty_like(q)
-    for name in ("0.weight", "2.weight") if written != "never" else ():
-        q = far.get_parameter(name)
-        version = q._version - (written == "before it was changed")
-        there._written[q] = module.Written(version, (name, "other")[: 1 + (written == "with another")])
-    before = far[0].weight._version
-    known = written == "as now"
-    with nullcontext() if known else pytest.raises((RuntimeError, NotImplementedError), match="meta"):
-        there.step()
-    assert far[0].weight._version == before + known
-
-
-@pytest.mark.parametrize(("precision", "inside"), [("float32", "ieee"), ("tf32", "tf32"), ("bf16", "ieee")])
-def test_tf32_is_set_for_the_step_and_restored(precision: str, inside: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-    real = module.pullback
-    monkeypatch.setattr(
-        module, "pullback", lambda *args: seen.append(torch.backends.cuda.matmul.fp32_precision) or real(*args)
-    )
-    model = net()
-    torch.set_float32_matmul_precision("medium")
-    try:
-        train(model, make(model, replace(CONFIG, precision=precision)), 1)
-        assert torch.get_float32_matmul_precision() == "medium"
-    finally:
-        torch.set_float32_matmul_precision("highest")
-    assert seen == [inside] * 2
-
-
 # Stacks of same-shape matrices.
 
 
@@ -715,14 +655,7 @@ def test_tf32_is_set_for_the_step_and_restored(precision: str, inside: str, monk
 def test_stacks_give_what_single_matrices_give(
     inner: Any, lr: float, constraint: dict[str, Any], keep: bool | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found, states, sizes, logs = [], [], [], []
-    real = module.OverParameterizedOptimizer._step_stack
-
-    def watched(self: Any, inner: Any, group: Any, stack: Any) -> None:
-        sizes.append(len(stack))
-        real(self, inner, group, stack)
-
-    monkeypatch.setattr(module.OverParameterizedOptimizer, "_step_stack", watched)
+    found, states, logs = [], [], []
     for together in (False, True):
         monkeypatch.setattr(module, "STACK_ENTRIES", {"cpu": 2**18} if together else {})
         model = wide().double()
@@ -730,13 +663,11 @@ def test_stacks_give_what_single_matrices_give(
         if constraint:
             names = constraint.get("layer_map", ["2.weight", "4.weight"])
             options = constraint | {"layer_map": {name: name for name in names}}
-            overparam.align(wide(1).double(), weight=0.5, **options)
+            overparam.align(wide(1).double(), Constraint(weight=0.5, **options))
         optimizer = overparam.optimizer(inner, lr=lr, weight_decay=0.1)
-        sizes.clear()
         train(model, optimizer, 3)
         model[4].weight.grad.zero_()
         optimizer.step()
-        assert set(sizes) == ({1, 2} if together and "layer_map" not in constraint else {1})
         found.append(weights(model))
         logs.append(optimizer.constraint_logs)
         states.append(optimizer.state_dict()["state"])
@@ -776,12 +707,12 @@ def test_stacks_may_change_from_step_to_step(fused: bool, monkeypatch: pytest.Mo
 
 def test_a_stack_is_no_larger_than_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Sequential(*(nn.Linear(12, 12) for _ in range(5)))
-    overparam = overparameterize(model, OverParamConfig(ones=1, targets="all-linear"))
-    optimizer = overparam.optimizer(torch.optim.SGD, lr=0.1)
-    most = 2 * overparam.matrices[0].shape.num_params
+    matrices = overparameterize(model, OverParamConfig(ones=1, targets="all-linear")).matrices
+    weights = {model.get_parameter(matrix.name): matrix for matrix in matrices}
+    most = 2 * matrices[0].shape.num_params
     for limit, sizes in ((most, [2, 2, 1]), (1, [1] * 5)):
         monkeypatch.setattr(module, "STACK_ENTRIES", {"cpu": limit})
-        assert [len(stack) for stack in module._stacks(optimizer._entries(), aligned=())] == sizes
+        assert [len(stack) for stack in module.stacked(weights, dict.fromkeys(weights))] == sizes
 
 
 # Matrices beside each other on a CPU, one a thread.
@@ -802,7 +733,7 @@ def test_steps_do_not_depend_on_the_number_of_threads(set_threads: Any) -> None:
         torch.manual_seed(0)
         model = nn.Sequential(*(nn.Linear(256, 256) for _ in range(3)))  # large enough for torch to use all threads
         overparam = overparameterize(model, OverParamConfig(ones=2, targets="all-linear"))
-        overparam.align(model, layer_map={f"{k}.weight": f"{2 - k}.weight" for k in range(3)}, weight=0.5)
+        overparam.align(model, Constraint(0.5, {f"{k}.weight": f"{2 - k}.weight" for k in range(3)}))
         optimizer = overparam.optimizer(torch.optim.AdamW, lr=1e-3)
         generator = torch.Generator().manual_seed(0)
         set_threads(threads)
@@ -815,35 +746,3 @@ def test_steps_do_not_depend_on_the_number_of_threads(set_threads: Any) -> None:
     for found, logs in seen[1:]:
         assert_equal(seen[0][0], found)
         assert logs == seen[0][1]
-
-
-@pytest.mark.parametrize(("threads", "at_once"), [(2, 2), (4, 1)])
-def test_as_many_as_threads_where_there_are_enough_matrices(
-    threads: int, at_once: int, set_threads: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = module.OverParameterizedOptimizer._step_cores
-    meeting = Barrier(at_once, timeout=30)
-    inside: list[int] = []
-
-    def watched(self: Any, *args: Any) -> list[bool]:
-        meeting.wait()
-        inside.append(torch.get_num_threads())
-        return real(self, *args)
-
-    monkeypatch.setattr(module.OverParameterizedOptimizer, "_step_cores", watched)
-    set_threads(threads)
-    model = net()
-    train(model, make(model), 2)
-    assert inside == [1 if at_once > 1 else threads] * 4
-
-
-def test_an_error_in_one_of_the_threads_is_raised(set_threads: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*_: Any) -> float:
-        raise RuntimeError("out of memory")
-
-    monkeypatch.setattr(module, "dense_over_cores", fails)
-    set_threads(2)
-    model = net()
-    with pytest.raises(RuntimeError, match="out of memory"):
-        train(model, make(model), 1)
-    assert torch.get_num_threads() == 2

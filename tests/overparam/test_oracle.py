@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from transformers.pytorch_utils import Conv1D
 
 from opdf.mpo import MPOShape, decompose
-from opdf.overparam import OverParamConfig, OverParameterization, overparameterize
+from opdf.overparam import Constraint, OverParamConfig, OverParameterization, overparameterize
 
 STEPS = 50
 
@@ -68,11 +68,11 @@ def train_both(
     overparam = overparameterize(model, OverParamConfig(ones=ones, targets=TARGETS, lr_scaling=lr_scaling))
     if constraint is not None:
         names = {t.name: t.name for t in overparam.matrices}
-        overparam.align(teacher, layer_map=names, **constraint)
+        overparam.align(teacher, Constraint(layer_map=names, **constraint))
     optimizer = overparam.optimizer(inner, lr=lr, **options)
     oracle = RebuildInForward(oracle_model, overparam)
     targets = _targets(overparam, oracle, teacher, constraint) if constraint else None
-    oracle_optimizer = None
+    oracle_optimizer = oracle.optimizer(inner, lr, **options)
     for step in range(STEPS):
         for x, y in batches(dtype, accumulation * STEPS)[step * accumulation : (step + 1) * accumulation]:
             (cross_entropy(model(x), y) / accumulation).backward()
@@ -80,11 +80,8 @@ def train_both(
         if targets:
             _constraint_loss(oracle, targets, constraint).backward()
         optimizer.step()
-        if oracle_optimizer is None:
-            scales = {
-                t.name: optimizer.state[model.get_parameter(t.name)].get("lr_scale", 1.0) for t in overparam.matrices
-            }
-            oracle_optimizer = oracle.optimizer(inner, lr, scales, **options)
+        for matrix, group in zip(overparam.matrices, oracle_optimizer.param_groups[1:], strict=True):
+            group["lr"] = lr * optimizer.state[model.get_parameter(matrix.name)].get("lr_scale", 1.0)
         oracle_optimizer.step()
         optimizer.zero_grad()
         oracle_optimizer.zero_grad()
@@ -105,7 +102,7 @@ def _targets(
     found: Targets = {}
     for target in overparam.matrices:
         weight = teacher.get_parameter(target.name).detach()
-        matrix = weight.T if target.matrix.kind == "transposed" else weight.reshape(target.shape.rows, -1)
+        matrix = weight.T if target.transposed else weight.reshape(target.shape.rows, -1)
         cores = decompose(matrix, target.shape)
         if constraint.get("gauge", "matched") == "matched":
             student, middle = [c.detach() for c in oracle.cores[target.name]], (len(cores) - 1) // 2

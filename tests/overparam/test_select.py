@@ -10,7 +10,7 @@ from torch import nn
 from transformers import MixtralConfig, MixtralForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from opdf.overparam.select import as_matrix, as_weight, find_matrices
+from opdf.overparam.select import find_matrices
 
 
 class Small(nn.Module):
@@ -50,10 +50,10 @@ def test_matrix_view_round_trip(module: nn.Module) -> None:
     model = nn.ModuleDict({"m": module})
     (matrix,) = find_matrices(model, ["m"], ())
     weight = model.get_parameter("m.weight")
-    view = as_matrix(weight, matrix.kind)
+    view = matrix.of(weight)
     assert view.shape == (matrix.rows, matrix.cols)
     assert matrix.rows == 4
-    assert torch.equal(as_weight(view, matrix.kind, weight.shape), weight)
+    assert torch.equal(matrix.weight(view), weight)
 
 
 def test_tied_to_an_embedding_is_left_alone_or_refused_when_named() -> None:
@@ -108,7 +108,7 @@ def test_blocks_with_names_of_their_own_are_counted_in_order() -> None:
     model = nn.ModuleDict({"layers": nn.Sequential(blocks)})
     found = find_matrices(model, "blocks", ())
     roles = ["self_attn.in_proj_weight", "self_attn.out_proj.weight", "linear1.weight", "linear2.weight"]
-    assert [(m.stack, m.block, m.role) for m in found] == [("layers", k, role) for k in (0, 1) for role in roles]
+    assert [(m.blocks, m.block, m.role) for m in found] == [("layers", k, role) for k in (0, 1) for role in roles]
 
 
 def test_weights_that_are_computed_are_no_candidates() -> None:

@@ -23,6 +23,7 @@ COMMANDS = {
     "cache-teacher": "run the teacher once and keep its outputs, for any number of students",
     "sweep": "compare variants at equal effort: learning rates, seeds, tasks, sizes",
     "report": "make a page of a study's results",
+    "compare": "put finished runs side by side: scores, sizes, latency, cost",
     "eval": "score a saved student on a dataset",
     "export": "write a saved student as ONNX or as a torch.export program, and check it",
     "completion": "print the completion of commands and options for bash or zsh",

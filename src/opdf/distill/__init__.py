@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     )
     from opdf.distill.models import has_no_head, output_layer
     from opdf.distill.objective import Losses, Objective
+    from opdf.distill.shrink import ShrinkReport, shrink, shrink_report
     from opdf.distill.store import LogitsStore, StoredDataset
     from opdf.distill.students import keep_layers
     from opdf.distill.trainer import DistillationTrainer, TrainingDiverged, plan_student
@@ -44,6 +45,7 @@ __all__ = [
     "LogitsStore",
     "Losses",
     "Objective",
+    "ShrinkReport",
     "SparseLogitsDistillation",
     "StorageError",
     "StoredDataset",
@@ -57,6 +59,8 @@ __all__ = [
     "newest_whole",
     "output_layer",
     "plan_student",
+    "shrink",
+    "shrink_report",
     "storage_problem",
     "writing",
 ]

@@ -18,8 +18,7 @@ from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME, TRAINING_AR
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from opdf.distill import checkpoint
-from opdf.overparam.owner import OwnerOptimizer
-from opdf.overparam.sharding import gathered, local, scattered
+from opdf.overparam import OwnerOptimizer, gathered, local, scattered
 
 OPTIMIZER, EXTRA, REST = "optimizer", "objective", "student"
 """Files for the optimizer's state, a subclass's own, and what of the student its model files do not hold."""

@@ -11,8 +11,7 @@ from torch.optim import AdamW, Muon, Optimizer
 from transformers import TrainingArguments
 
 from opdf.distill.arguments import asks_for_fsdp
-from opdf.overparam import OverParamConfig
-from opdf.overparam.select import find_matrices
+from opdf.overparam import OverParamConfig, find_matrices
 
 
 class MuonWithAdamW(Optimizer):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from opdf.overparam import block_stacks
+from opdf.overparam import block_lists
 
 
 def keep_layers(teacher: nn.Module, layers: int | Sequence[int]) -> Any:
@@ -32,7 +32,7 @@ def keep_layers(teacher: nn.Module, layers: int | Sequence[int]) -> Any:
     config = getattr(teacher, "config", None)
     if config is None or not hasattr(teacher, "_from_config"):
         raise TypeError(f"teacher is a {type(teacher).__name__}; keep_layers needs a transformers model")
-    stacks = block_stacks(teacher)
+    stacks = block_lists(teacher)
     if hasattr(config, "depths") or not stacks or len(stacks) > 2:
         raise ValueError(
             f"{type(teacher).__name__} has {len(stacks)} stacks of blocks ({', '.join(stacks)}); keep_layers handles "
@@ -42,7 +42,7 @@ def keep_layers(teacher: nn.Module, layers: int | Sequence[int]) -> Any:
     kept = {}
     for stack in stacks:
         depth = len(list(teacher.get_submodule(stack).children()))
-        kept[stack] = _chosen(layers, depth)
+        kept[stack] = chosen_layers(layers, depth)
         _set_depth(config, stack, depth, kept[stack])
     with torch.random.fork_rng(), next(teacher.parameters()).device:
         make: Any = type(teacher)
@@ -52,7 +52,7 @@ def keep_layers(teacher: nn.Module, layers: int | Sequence[int]) -> Any:
     return student.to(next(teacher.parameters()).device)
 
 
-def _chosen(layers: int | Sequence[int], depth: int) -> list[int]:
+def chosen_layers(layers: int | Sequence[int], depth: int) -> list[int]:
     if isinstance(layers, int):
         if not 1 <= layers <= depth:
             raise ValueError(f"layers is {layers}; the teacher has {depth} blocks, keep 1 to {depth}")

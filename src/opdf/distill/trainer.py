@@ -23,8 +23,7 @@ from opdf.distill.muon import MuonWithAdamW, check_muon, muon_groups, muon_optio
 from opdf.distill.objective import Objective
 from opdf.distill.outputs import glance
 from opdf.distill.teachers import check_apart, load_teacher
-from opdf.overparam import Constraint, OverParamConfig, OverParameterization, overparameterize
-from opdf.overparam.sharding import local, whole
+from opdf.overparam import Constraint, OverParamConfig, OverParameterization, local, overparameterize, whole
 
 HOPELESS_SCALE = 2.0**-20
 """A gradient scaler starts at 2^16 and halves at each overflow; down here it has long not seen a finite gradient."""
@@ -73,7 +72,7 @@ def plan_student(
     planned = overparameterize(student, overparam)
     if constraint is not None:
         assert teacher is not None
-        planned.align(teacher, **vars(constraint))
+        planned.align(teacher, constraint)
     return planned
 
 
@@ -96,10 +95,11 @@ def build_objective(given: Objective | str | Mapping[str, Any] | None) -> Object
 class DistillationTrainer(CheckpointedTrainer):
     """transformers.Trainer for a student that follows a teacher (OPDF: arXiv 2411.06448).
 
-    >>> trainer = opdf.DistillationTrainer(
-    ...     student, opdf.DistillationArguments("out"), teacher=teacher, overparam={"ones": 3}, train_dataset=data,
-    ... )
-    >>> trainer.train()
+        arguments = opdf.DistillationArguments("out")
+        trainer = opdf.DistillationTrainer(
+            student, arguments, teacher=teacher, overparam={"ones": 3}, train_dataset=data
+        )
+        trainer.train()
 
     The teacher is frozen, in eval mode, and part of neither the student nor its checkpoints. The loss is a mean over
     the examples of all micro-batches of a step, however they are split. Everything else is the Trainer's.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,14 @@ def training_arguments(
     }  # fmt: skip
     arguments: DistillationArguments = fill(DistillationArguments, options, where, **TRAINING, **machine)
     return arguments
+
+
+def renewed(arguments: DistillationArguments) -> DistillationArguments:
+    """The same arguments, made anew for a Trainer that is made next.
+
+    Making them tells accelerate the precision of this process; another Trainer since may have had another.
+    """
+    return replace(arguments)
 
 
 def check_packages(arguments: DistillationArguments, where: str = "training") -> None:

@@ -23,6 +23,9 @@ from opdf.job.config import TeacherConfig
 from opdf.job.errors import UserError
 from opdf.job.options import suggest
 
+DTYPE = torch.float32
+"""Of all weights, whatever a file holds: training.bf16 and fp16 compute in half precision from them."""
+
 
 def load_processor(teacher: TeacherConfig, task: Task) -> Any:
     """The tokenizer or image processor that goes with the teacher, and so with the student."""
@@ -66,8 +69,9 @@ def load_model(name: str, task: Task) -> tuple[Any, list[str]]:
     with loading(name) as folder, torch.device("cpu"):  # values are read, whatever surrounds this
         check_labels(name, load_config(name, folder), task)
         model, info = auto.from_pretrained(
-            folder, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **head_of(task)
-        )
+            folder, dtype=DTYPE, use_safetensors=True, trust_remote_code=False, output_loading_info=True,
+            **head_of(task),
+        )  # fmt: skip
     broken = next((n for n, p in model.named_parameters() if not torch.isfinite(p).all()), None)
     if broken:
         raise UserError(f"model {name!r} is broken: {broken} holds NaN or infinite entries")
@@ -122,7 +126,7 @@ def from_config(fields: dict[str, Any], task: Task) -> Any:
     fields = copy.deepcopy(fields)
     kind = fields.pop("model_type")
     try:
-        return auto_class(task).from_config(AutoConfig.for_model(kind, **fields, **head_of(task)))
+        return auto_class(task).from_config(AutoConfig.for_model(kind, **fields, **head_of(task)), dtype=DTYPE)
     except (StrictDataclassError, RuntimeError, ValueError, TypeError, ZeroDivisionError) as error:
         raise UserError(f"no {kind} can be built from the model's config: {' '.join(str(error).split())}") from error
 

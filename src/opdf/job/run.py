@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import time
 from collections import Counter
@@ -14,15 +15,17 @@ from transformers import set_seed
 import opdf
 from opdf.data import Prepared
 from opdf.distill import DistillationTrainer
+from opdf.job.arguments import renewed
 from opdf.job.card import write_card
 from opdf.job.checks import check_fit, check_task
 from opdf.job.config import DistillConfig
-from opdf.job.job import Job
+from opdf.job.job import Job, located
 from opdf.job.options import write_yaml
-from opdf.job.output import claim, free, save, write_json
+from opdf.job.output import CONFIG, METRICS, check_free, claimed, save, write_json
 from opdf.job.prepared import prepare_data
 from opdf.job.processes import is_main, tell
 from opdf.job.progress import counting, quiet, show
+from opdf.job.resume import Begun, check_same_configuration, check_same_rows, is_finished
 from opdf.job.scoring import evaluator, scores
 from opdf.job.student import build_student
 from opdf.job.teacher import load_teacher, train_teacher
@@ -33,7 +36,7 @@ from opdf.overparam import OverParameterization
 def run(config: DistillConfig, *, command: str | None = None) -> dict[str, Any]:
     """Distill as a configuration says, as `opdf distill` does.
 
-    >>> metrics = run(DistillConfig(data=DataConfig("digits"), student=StudentConfig(layers=2), output="runs/mine"))
+        metrics = run(DistillConfig(student=StudentConfig(layers=2), output="runs/mine"))
 
     Progress is shown on stderr where that is a terminal. The output folder gets the student, metrics.json, config.yaml
     and train.log.
@@ -54,21 +57,35 @@ def run(config: DistillConfig, *, command: str | None = None) -> dict[str, Any]:
     """
     with quiet():
         job = Job(config)
-        free(job.folder, overwrite=config.overwrite, resume=config.resume)
+        check_free(job.folder, overwrite=config.overwrite, resume=config.resume)
+        if config.resume:
+            check_same_configuration(job)
+            if is_finished(job):
+                tell(f"{job.folder} is finished; nothing was changed")
+                return dict(json.loads((job.folder / METRICS).read_text()))
         prepared = prepare_data(config.data, config.teacher)
         check_task(job, prepared.task)
+        if config.resume:
+            check_same_rows(job, prepared.raw)
         teacher = load_teacher(job, prepared.task)
         check_fit(job, prepared, teacher)
-        claim(job.folder, overwrite=config.overwrite, resume=config.resume)
-        if is_main():
-            write_yaml(job.config, job.folder / "config.yaml")
-        train_teacher(job, prepared, teacher)
-        teacher_scores = scores(evaluator(teacher, prepared), prepared)
-        metrics = train_student(job, prepared, teacher, "distilling") | {"teacher": teacher_scores}
-        if is_main():
-            write_card(job.config, metrics, prepared, command, job.folder / "student")
-            write_json(metrics, job.folder / "metrics.json")
-        return metrics
+        with claimed(job.folder, overwrite=config.overwrite, resume=config.resume):
+            return _run(job, prepared, teacher, command)
+
+
+def _run(job: Job, prepared: Prepared, teacher: Any, command: str | None) -> dict[str, Any]:
+    """The part of a run that writes, into a folder of its own."""
+    if is_main():
+        (job.folder / METRICS).unlink(missing_ok=True)  # of a run that goes on with more steps
+        write_yaml(located(job.config), job.folder / CONFIG)
+        Begun.of(job, prepared.raw).write(job.folder)
+    train_teacher(job, prepared, teacher)
+    teacher_scores = scores(evaluator(teacher, prepared), prepared)
+    metrics = train_student(job, prepared, teacher, "distilling") | {"teacher": teacher_scores}
+    if is_main():
+        write_card(job.config, metrics, prepared, command, job.folder / "student")
+        write_json(metrics, job.folder / METRICS)
+    return metrics
 
 
 def train_student(job: Job, prepared: Prepared, teacher: Any, title: str) -> dict[str, Any]:
@@ -104,7 +121,7 @@ def student_trainer(job: Job, prepared: Prepared, teacher: Any, title: str) -> D
     student = build_student(job.config.student, teacher, prepared.task)
     trainer = DistillationTrainer(
         student,
-        job.training,
+        renewed(job.training),
         teacher=teacher,
         objective=job.objective,
         overparam=job.config.overparam,

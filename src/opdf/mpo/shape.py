@@ -213,8 +213,7 @@ def plan_shape(rows: int, cols: int, *, ones: int | None = None, scale: float | 
 
     With neither, `ones=3`.
 
-    >>> print(plan_shape(3072, 768, ones=3))
-    T(64,1,1,1,48 / 32,1,1,1,24)
+        plan_shape(3072, 768, ones=3)  # T(64,1,1,1,48 / 32,1,1,1,24)
     """
     rows, cols = _int_tuple("rows, cols", (rows, cols))
     if ones is not None and scale is not None:

@@ -7,9 +7,11 @@ from opdf.lazy import import_when_used
 if TYPE_CHECKING:
     from opdf.overparam.alignment import Alignment
     from opdf.overparam.config import Constraint, OverParamConfig
-    from opdf.overparam.engine import OverParameterization, TargetMatrix, overparameterize
     from opdf.overparam.optimizer import OverParameterizedOptimizer, rolled_back
-    from opdf.overparam.select import Matrix, block_stacks
+    from opdf.overparam.owner import OwnerOptimizer
+    from opdf.overparam.plan import OverParameterization, overparameterize
+    from opdf.overparam.select import Matrix, block_lists, find_matrices
+    from opdf.overparam.sharding import gathered, local, scattered, whole
 
 __all__ = [
     "Alignment",
@@ -18,10 +20,15 @@ __all__ = [
     "OverParamConfig",
     "OverParameterization",
     "OverParameterizedOptimizer",
-    "TargetMatrix",
-    "block_stacks",
+    "OwnerOptimizer",
+    "block_lists",
+    "find_matrices",
+    "gathered",
+    "local",
     "overparameterize",
     "rolled_back",
+    "scattered",
+    "whole",
 ]
 
 import_when_used(__name__)

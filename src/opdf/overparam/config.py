@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ LR_SCALINGS = ("match-dense", "none")
 PLACEMENTS = ("replicate", "owner")
 PRECISIONS = ("float32", "tf32", "bf16")
 PRESETS = ("blocks", "all-linear")
+GAUGES = ("matched", "raw")
+NORMALIZATIONS = ("relative", "mse")
 
 Factors = tuple[Sequence[int], Sequence[int]]
 
@@ -83,22 +86,36 @@ class OverParamConfig:
 
 @dataclass(frozen=True)
 class Constraint:
-    """The constraint loss (OPDF, equation 5).
-
-    The fields are arguments of `OverParameterization.align`.
+    """The constraint loss (OPDF, equation 5): auxiliary cores of the student are pulled to the teacher's.
 
     Args:
         weight: factor of the loss.
-        layer_map: last (a student's block follows the last of its group of teacher blocks), first, {student block:
-            teacher block}, or {student name: teacher name} of weights.
-        gauge: matched (cores, after rotating the teacher's bonds) or raw (cores as they are).
-        normalize: relative or mse.
+        layer_map: which teacher block a student block follows. "last" takes the last of its group of teacher blocks,
+            "first" the first. `{student block: teacher block}` and `{student name: teacher name}` of weights are
+            explicit; matrices that they do not mention go without the constraint.
+        gauge: "matched" rotates the teacher's bonds to the student's first; "raw" compares the cores as decomposed.
+        normalize: "relative" sums |S - T|^2 / |T|^2 over auxiliary cores and matrices, so that weights of order 1
+            matter; "mse" is equation 5: mean squared error, averaged over auxiliary cores and matrices. S and T are
+            the student's and the teacher's cores.
+
+    Raises:
+        ValueError, TypeError: a field holds what it cannot.
     """
 
     weight: float = 0.1
     layer_map: LayerMap = "last"
     gauge: str = "matched"
     normalize: str = "relative"
+
+    def __post_init__(self) -> None:
+        _one_of("gauge", self.gauge, GAUGES)
+        _one_of("normalize", self.normalize, NORMALIZATIONS)
+        if isinstance(self.weight, bool) or not isinstance(self.weight, int | float):
+            raise TypeError(f"weight is {self.weight!r}; give a number, 0 or more")
+        if not 0 <= self.weight < math.inf:
+            raise ValueError(f"weight is {self.weight}; it must be a finite number, 0 or more")
+        if isinstance(self.layer_map, str) and self.layer_map not in ("last", "first"):
+            raise ValueError(f"layer_map is {self.layer_map!r}; expected 'last', 'first' or a mapping")
 
 
 def _one_of(name: str, value: object, allowed: Sequence[str], hint: str = "") -> None:

@@ -1,56 +1,344 @@
-"""A torch optimizer, pointed at tensors that are not its own: how it steps them, and how far."""
+"""The optimizer that the user chose, on cores and on the parameters that are trained as they are.
+
+A class of optimizers is known by what it does: before training, it takes a few steps on small cores (`try_out`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from threading import Lock
+from collections.abc import Hashable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from opdf.mpo import contract
+from opdf.overparam.cores import movement, working_dtype
 
-_FORWARD_MODE = Lock()
-"""torch counts levels of forward-mode differentiation for all threads together."""
+OURS = ("params", "param_names", "initial_lr", "opdf_format", "kept")
+"""Entries of a parameter group that are not the inner optimizer's options."""
+
+REMEDY = "use one that steps every tensor by itself, such as torch.optim.AdamW"
+
+TRIAL_STEPS = 8
+"""Steps of a trial: more than RAdam's first five, which are plain gradient descent."""
 
 
-def run_inner(inner: Optimizer, parts: Iterable[tuple[list[Tensor], float | Tensor]], state: Any) -> None:
-    """Let `inner` step tensors that have gradients, with a state by tensor and each part at a rate of its own.
+@dataclass
+class Part:
+    """Tensors that are stepped with the same options: the cores of one weight, or a group's other parameters.
 
-    One call for all of them: what a torch optimizer does around its arithmetic takes as long as a small matrix.
+    Attributes:
+        key: tells it from others, and is the same in every step.
+        tensors: with gradients, or without where they are not to move.
+        states: where the state of each tensor is kept: a mapping and its key there.
+        kept: a mapping that has, under "kept", what the optimizer keeps in its group: a counter or an estimate.
+        options: the parameter group of the user's that it belongs to.
+        rate: factor of the group's learning rate.
     """
-    given = inner.param_groups
-    inner.param_groups = [{**given[0], "params": tensors, "lr": lr} for tensors, lr in parts]
-    inner.state = state
-    inner.step()
-    inner.param_groups = given
+
+    key: Hashable
+    tensors: list[Tensor]
+    states: list[tuple[MutableMapping[Any, Any], Any]]
+    kept: MutableMapping[str, Any]
+    options: Mapping[str, Any]
+    rate: float = 1.0
 
 
-def dense_over_cores(inner: Optimizer, cores: list[Tensor], grads: list[Tensor], grad: Tensor) -> float:
-    """How much further one step of `inner` on the dense matrix moves it than the same step on its cores.
+class Inner:
+    """One instance of an optimizer class that lives as long as the training; every part is a group of it.
 
-    The second is linear in the rate for small rates: the derivative of the contraction along the cores' updates.
+    What it keeps is handed out after every step, into the places that the parts name, and taken from there where it
+    was replaced (by a checkpoint, say). A copy of this object begins without an instance and takes all from there.
     """
-    dense = _unit_updates(inner, [grad])[0].norm()
-    updates = _unit_updates(inner, grads)
-    with _FORWARD_MODE:
-        moved: Tensor = torch.func.jvp(lambda *c: contract(c), tuple(cores), tuple(updates))[1]
-    through_cores = moved.norm()
-    return float(dense / through_cores) if through_cores > 0 else 1.0
+
+    def __init__(self, cls: type[Optimizer], options: Mapping[str, Any]) -> None:
+        self._cls = cls
+        self._options = dict(options)
+        self._optimizer: Optimizer | None = None
+        self._groups: dict[Hashable, dict[str, Any]] = {}
+        self._parts: dict[Hashable, Part] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._cls, self._options)
+
+    def adopt(self, parts: Sequence[Part]) -> None:
+        """Have a group for every part, with the tensors and states that the part has now."""
+        for part in parts:
+            old = self._groups.get(part.key)
+            if old is None or not _same(old["params"], part.tensors):
+                self._add(part, old)
+            self._parts[part.key] = part
+            assert self._optimizer is not None
+            states = self._optimizer.state
+            for tensor, (place, key) in zip(part.tensors, part.states, strict=True):
+                replaced = place.get(key) is not states.get(tensor)
+                if replaced and place.get(key):
+                    states[tensor] = place[key]
+                elif replaced:
+                    states.pop(tensor, None)
+
+    def step(self, parts: Sequence[Part], *, alone: bool) -> None:
+        """Step adopted parts: `alone`, or beside all others, whose tensors have no gradients then."""
+        if not parts:
+            return
+        optimizer: Any = self._optimizer
+        self._parts.update({part.key: part for part in parts})
+        if alone:
+            every, optimizer = optimizer, object.__new__(self._cls)
+            vars(optimizer).update(vars(every), param_groups=[self._groups[part.key] for part in parts])
+        else:
+            parts = list(self._parts.values())
+        for part in parts:
+            group = self._groups[part.key]
+            options = _options(part.options) | part.kept.get("kept", {})
+            if options.get("lr") is not None:
+                options["lr"] = part.options["lr"] * part.rate
+            group.clear()
+            group.update(options, params=part.tensors)
+        optimizer.step()
+        for part in parts:
+            for tensor, (place, key) in zip(part.tensors, part.states, strict=True):
+                state = optimizer.state.get(tensor)
+                if state and place.get(key) is not state:
+                    place[key] = state
+            if kept := _kept(self._groups[part.key], part.options):
+                part.kept["kept"] = kept
+
+    def _add(self, part: Part, old: dict[str, Any] | None) -> None:
+        new = {"params": part.tensors, **_options(part.options)}
+        if self._optimizer is None:
+            self._optimizer = self._cls([new], **self._options)
+        else:
+            for tensor in old["params"] if old else ():
+                self._optimizer.state.pop(tensor, None)
+            self._optimizer.param_groups[:] = [g for g in self._optimizer.param_groups if g is not old]
+            self._optimizer.add_param_group(new)
+        self._groups[part.key] = self._optimizer.param_groups[-1]
 
 
-def _unit_updates(inner: Optimizer, grads: list[Tensor]) -> list[Tensor]:
-    """What the first step of `inner` adds to tensors with these gradients, at rate 1 and without decay."""
-    tensors = [torch.zeros_like(g) for g in grads]
-    for tensor, g in zip(tensors, grads, strict=True):
-        tensor.grad = g.clone()
-    options = inner.param_groups[0]
-    kept = options.get("weight_decay")
-    if kept is not None:
-        options["weight_decay"] = 0.0
-    run_inner(inner, [(tensors, 1.0)], {t: {} for t in tensors})
-    if kept is not None:
-        options["weight_decay"] = kept
-    return [t.detach() for t in tensors]
+@dataclass(frozen=True)
+class Traits:
+    """What a trial has shown about an optimizer.
+
+    Attributes:
+        alone: whether parts may be stepped one after another, by an instance that knows nothing but their states.
+        settled: after how many steps its updates have the form that they keep.
+    """
+
+    alone: bool = True
+    settled: int = 1
+
+
+def try_out(
+    cls: type[Optimizer], options: Mapping[str, Any], group: Mapping[str, Any], like: Tensor, *, matched: bool
+) -> Traits:
+    """Take a few steps on small cores, as training would.
+
+    Args:
+        cls, options: what the user chose.
+        group: a parameter group of the user's.
+        like: a parameter, for its device and dtype.
+        matched: whether cores will have rates of their own (`lr_scaling="match-dense"`).
+
+    Raises:
+        TypeError: it cannot step cores, or keeps what a checkpoint cannot hold.
+        ValueError: no rate makes its steps as long as dense ones.
+    """
+    rates = (1.0, 0.5) if matched else (1.0, 1.0)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        settled = 1
+        try:
+            together = _trial(cls, options, group, like, (1.0, 1.0), alone=False)
+        except Exception as error:  # whatever it raises, it would raise in the first step
+            raise TypeError(f"{cls.__name__} cannot step cores: {_said(error)}; {REMEDY}") from error
+        if matched:
+            settled = _check_rates(cls, options, group, like)
+        try:
+            together = _trial(cls, options, group, like, rates, alone=False)
+        except Exception as error:
+            raise ValueError(
+                f"lr_scaling is 'match-dense' and {cls.__name__} takes no rates of their own for cores "
+                f"({_said(error)}); give OverParamConfig(lr_scaling='none')"
+            ) from error
+        try:
+            alone = _trial(cls, options, group, like, rates, alone=True)
+        except Exception:  # it keeps something in itself, so that a new instance cannot go on
+            return Traits(False, settled)
+    return Traits(all(torch.equal(a, b) for a, b in zip(together, alone, strict=True)), settled)
+
+
+def defaults(cls: type[Optimizer], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of an optimizer, with those that the user did not give.
+
+    Raises:
+        TypeError: it is no optimizer class, or one that cannot train cores whatever its options are.
+        TypeError, ValueError: an option is not one of its own, or has a value that it cannot have.
+    """
+    if not (isinstance(cls, type) and issubclass(cls, Optimizer)):
+        raise TypeError(f"inner is {cls!r}; give an optimizer class such as torch.optim.AdamW")
+    own = sorted(options.keys() & {"params", "model", "optimizer_dict"})
+    if own:
+        raise TypeError(
+            f"{cls.__name__} brings its own parameters ({own[0]!r} among its options), as GaLore, APOLLO and LOMO do. "
+            f"It cannot step cores; {REMEDY}"
+        )
+    if hasattr(cls, "train") and hasattr(cls, "eval"):
+        raise TypeError(
+            f"{cls.__name__} has train() and eval(), between which it exchanges weights, as schedule-free optimizers "
+            f"do. It cannot step cores, whose product is always the model's weight; {REMEDY}"
+        )
+    try:
+        return cls([torch.zeros(2, 2)], **options).defaults
+    except TypeError as error:
+        if options.get("lr", 0.0) is not None:
+            raise
+        raise TypeError(f"lr is None and {cls.__name__} needs a number; give a learning rate") from error
+    except AttributeError as error:
+        raise TypeError(f"{cls.__name__} cannot be made from parameters alone ({error}); {REMEDY}") from error
+
+
+def unit_updates(
+    cls: type[Optimizer], options: Mapping[str, Any], group: Mapping[str, Any], grads: Sequence[Tensor], steps: int = 1
+) -> list[Tensor]:
+    """What the last of some steps with constant gradients adds to tensors, at rate 1 and without decay."""
+    return _updates(cls, options, {**group, "lr": 1.0}, [torch.zeros_like(g) for g in grads], grads, steps)
+
+
+def dense_and_cores(
+    cls: type[Optimizer],
+    options: Mapping[str, Any],
+    group: Mapping[str, Any],
+    cores: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    dense: Tensor,
+    steps: int,
+) -> tuple[float, float]:
+    """How far a fresh optimizer at rate 1 moves a matrix densely and through its cores: two Frobenius norms."""
+    through_cores = movement(cores, unit_updates(cls, options, group, grads, steps))
+    return float(unit_updates(cls, options, group, [dense], steps)[0].norm()), float(through_cores)
+
+
+def _updates(
+    cls: type[Optimizer],
+    options: Mapping[str, Any],
+    group: Mapping[str, Any],
+    tensors: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    steps: int,
+) -> list[Tensor]:
+    chosen = _options(group)
+    if "weight_decay" in chosen:
+        chosen["weight_decay"] = 0.0
+    tensors = [tensor.clone() for tensor in tensors]
+    optimizer = cls([{"params": tensors, **chosen}], **options)
+    for left in range(steps, 0, -1):
+        before = [tensor.clone() for tensor in tensors] if left == 1 else []
+        for tensor, gradient in zip(tensors, grads, strict=True):
+            tensor.grad = gradient.clone()
+        optimizer.step()
+    return [tensor.detach() - old for tensor, old in zip(tensors, before, strict=True)]
+
+
+def _check_rates(cls: type[Optimizer], options: Mapping[str, Any], group: Mapping[str, Any], like: Tensor) -> int:
+    """For `match-dense`: after how many steps updates have their form, if they follow the rate and nothing else.
+
+    Raises:
+        ValueError: a step is not proportional to the learning rate, or depends on how large the weights are.
+    """
+    grads, values = _trial_tensors(like, 1), _trial_tensors(like, 2)
+    zeros = [torch.zeros_like(g) for g in grads]
+
+    def update(start: Sequence[Tensor], rate: float, steps: int) -> Tensor:
+        found = _updates(cls, options, {**group, "lr": rate}, start, grads, steps)
+        return torch.cat([u.flatten() for u in found]) / rate
+
+    settled = update(zeros, 1e-3, TRIAL_STEPS)
+    for other, why in (
+        (None if group.get("lr") is None else update(zeros, 2e-3, TRIAL_STEPS), "does not follow the learning rate"),
+        (update(values, 1e-3, TRIAL_STEPS), "depends on how large the weights are"),
+    ):
+        if other is None or float((other - settled).norm()) > 0.05 * float(settled.norm()):
+            raise ValueError(
+                f"lr_scaling is 'match-dense' and {cls.__name__}'s step {why}, so that no rate makes cores move as far "
+                "as the dense weight would; give OverParamConfig(lr_scaling='none')"
+            )
+    first = update(zeros, 1e-3, 1)
+    alike = torch.nn.functional.cosine_similarity(first, settled, dim=0) > 0.99
+    return 1 if alike else TRIAL_STEPS
+
+
+def _trial_tensors(like: Tensor, seed: int) -> list[Tensor]:
+    """Three cores of a 64 x 64 matrix, large enough for states that are packed from 4,096 entries on."""
+    generator = torch.Generator().manual_seed(seed)
+    device = "cpu" if like.is_meta else like.device
+    shapes = ((1, 8, 8, 64), (64, 1, 1, 64), (64, 8, 8, 1))
+    return [torch.randn(shape, generator=generator).to(device, working_dtype(like)) * 0.1 for shape in shapes]
+
+
+def _trial(
+    cls: type[Optimizer],
+    options: Mapping[str, Any],
+    group: Mapping[str, Any],
+    like: Tensor,
+    rates: Sequence[float],
+    *,
+    alone: bool,
+) -> list[Tensor]:
+    """Cores after some steps of one optimizer on all of them, or of a new one for each in every step."""
+    places: list[dict[str, Any]] = [{} for _ in rates]
+    parts = []
+    for n, (place, rate) in enumerate(zip(places, rates, strict=True)):
+        tensors = _trial_tensors(like, n)
+        states: list[Any] = [(place, f"inner{k}") for k in range(len(tensors))]
+        parts.append(Part(n, tensors, states, place, group, rate))
+    inner = Inner(cls, options)
+    for step in range(TRIAL_STEPS):
+        for part in parts:
+            for tensor, gradient in zip(part.tensors, _trial_tensors(like, 10 + step), strict=True):
+                tensor.grad = gradient
+        for few in [[part] for part in parts] if alone else [parts]:
+            inner = Inner(cls, options) if alone else inner
+            inner.adopt(few)
+            inner.step(few, alone=alone)
+    for place in places:
+        for value in place.values():
+            _check_plain(cls, value)
+    return [tensor for part in parts for tensor in part.tensors]
+
+
+def _said(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _check_plain(cls: type[Optimizer], value: Any) -> None:
+    if isinstance(value, dict):
+        for item in value.values():
+            _check_plain(cls, item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _check_plain(cls, item)
+    elif type(value) not in (Tensor, torch.nn.Parameter, int, float, bool, str, type(None)):
+        raise TypeError(f"it keeps a {type(value).__name__} in its state, which checkpoints cannot hold")
+
+
+def _options(group: Mapping[str, Any]) -> dict[str, Any]:
+    """What a group asks of the inner optimizer; tensors are copied, since every part may count in its own."""
+    return {k: v.clone() if isinstance(v, Tensor) else v for k, v in group.items() if k not in OURS}
+
+
+def _kept(group: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """What the optimizer has changed in its group: counters, estimates, marks that it has begun."""
+
+    def changed(key: str, value: Any) -> bool:
+        if key not in options:
+            return True
+        if isinstance(value, Tensor) and isinstance(options[key], Tensor):
+            return not torch.equal(value, options[key])
+        return bool(value != options[key])
+
+    return {k: v for k, v in group.items() if k not in (*OURS, "lr") and changed(k, v)}
+
+
+def _same(left: Sequence[Tensor], right: Sequence[Tensor]) -> bool:
+    return len(left) == len(right) and all(a is b for a, b in zip(left, right, strict=True))

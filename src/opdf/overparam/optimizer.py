@@ -14,93 +14,56 @@ What it keeps to, so that schedulers, GradScaler, accelerate, checkpoints and re
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
-from itertools import chain
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from opdf.mpo import MPOShape, Progress, contract, decompose_many, matmul_precision, one_a_thread, pullback, threads_for
-from opdf.mpo.contract import Segments, contract_segments
-from opdf.overparam.alignment import Alignment
-from opdf.overparam.inner import dense_over_cores, run_inner
-from opdf.overparam.select import as_matrix, as_weight
+from opdf.overparam import saved
+from opdf.overparam.alignment import LOGS, Alignment, compared_sites
+from opdf.overparam.config import OverParamConfig
+from opdf.overparam.cores import (
+    ROUNDING,
+    Progress,
+    Stack,
+    cores_in,
+    decompose,
+    each,
+    is_product,
+    match,
+    products_in,
+    stacked,
+    working,
+    working_dtype,
+)
+from opdf.overparam.inner import Inner, Part, Traits, defaults, dense_and_cores, try_out
+from opdf.overparam.select import Matrix
 from opdf.overparam.sharding import assign, whole
+from opdf.overparam.writes import Writes
 
-FORMAT = 1
-"""Version of the state's layout, saved in every group and checked on load."""
+RATE = {"lr_scale": 0.0, "moves": 0, "moved_dense": 0.0, "moved_cores": 0.0}
+"""Of a weight that has not moved yet; a state's keys do not depend on what is known."""
 
-_EXTERNAL = -1
-"""Recorded version of a weight that was not written by the last step: compare before trusting the cores."""
-
-_UNKNOWN = 0.0
-"""Learning rate factor before the first step that moves anything; a state's keys do not depend on it being known."""
-
-STACK_ENTRIES = {"cuda": 2**25, "cpu": 2**19}
-"""Core entries that are stepped together at most: on a CPU where calls cost more than their arithmetic, on a GPU as
-memory allows for copies and gradients, which exist only that long. Elsewhere matrices are stepped one by one."""
-
-BESIDE_FLOPS = 2**28
-"""Operations of a contraction from which on the calls of one thread do not keep the others waiting."""
-
-LOGS = ("loss", "distillation", "constraint")
-"""Of a matrix with a partner: the constraint loss, and the squared norms of the distillation's and its gradient."""
-
-ROUNDING = {"float32": 0.0, "tf32": 2.0**-10, "bf16": 2.0**-7}
-"""Spacing of the numbers around 1 that a contraction's precision adds to the weight's own."""
+Weights = Mapping[Tensor, Matrix]
+"""Parameters that are trained through cores, and what they are."""
 
 
-class Spec(NamedTuple):
-    """How one parameter is over-parameterized; plain values, so that it can be saved in a parameter group."""
+@dataclass
+class Recipe:
+    """What an optimizer is made of. Copies carry this and the state; all else is made anew."""
 
-    kind: str
-    weight_shape: tuple[int, ...]
-    row_factors: tuple[int, ...]
-    col_factors: tuple[int, ...]
-    bond_dims: tuple[int, ...]
-
-    @property
-    def shape(self) -> MPOShape:
-        return _shape_of(self.row_factors, self.col_factors, self.bond_dims)
-
-
-_shape_of = lru_cache(maxsize=1024)(MPOShape)  # it checks itself, which every step would pay for
-
-
-Entry = tuple[str, Tensor, Spec]
-"""An over-parameterized weight: name, parameter, and how."""
-
-
-class Stack(NamedTuple):
-    """Weights of one group and shape that are stepped together, and an optimizer of their own for their cores."""
-
-    inner: Optimizer
-    group: dict[str, Any]
-    entries: list[Entry]
-
-    @property
-    def flops(self) -> int:
-        return sum(spec.shape.contract_flops for _, _, spec in self.entries)
-
-
-class Products(NamedTuple):
-    """What a stack's last contraction has left for its next gradient, and the cores that were contracted."""
-
-    cores: list[Tensor]
-    versions: list[int]
-    segments: Segments
-
-
-class Written(NamedTuple):
-    """A weight's version when a step has written it, and the weights that were contracted with it."""
-
-    version: int
-    together: tuple[str, ...]
+    inner: type[Optimizer]
+    options: dict[str, Any]
+    matrices: dict[str, Matrix]
+    config: OverParamConfig
+    alignment: Alignment | None
+    initial_cores: dict[str, list[Tensor]]
+    traits: Traits = field(default_factory=Traits)
 
 
 class OverParameterizedOptimizer(Optimizer):
@@ -110,67 +73,79 @@ class OverParameterizedOptimizer(Optimizer):
 
     Args:
         params: named parameters, or groups of them.
-        inner: the optimizer class that steps cores and remaining parameters (AdamW, SGD, any elementwise torch one).
-        specs: over-parameterized parameters by name.
-        lr_scaling: "match-dense" or "none", see `OverParamConfig`.
+        inner: the class of the optimizer that steps cores and remaining parameters.
+        matrices: what is trained through cores, with shapes planned.
+        config: learning rates, precision and placement.
         alignment: the constraint loss, or None.
         initial_cores: cores by name to start from instead of decomposing the weights.
-        keep_products, precision: see `OverParamConfig`.
-        **inner_options: options of `inner`: lr, betas, weight_decay, ...
+        options: of `inner`: lr, betas, weight_decay, ...
 
     Attributes:
         progress: called with the numbers of matrices done and in all while weights are decomposed; None at first.
 
     Raises:
-        TypeError: `inner` is not an elementwise torch optimizer class, or an option is not one of its own.
-        ValueError: an over-parameterized parameter is in no group.
+        TypeError: `inner` cannot step cores, or an option is not one of its own.
+        ValueError: an over-parameterized parameter is in no group, or `inner` does not go with `config`.
     """
+
+    progress: Progress | None = None
 
     def __init__(
         self,
         params: Iterable[Any],
         inner: type[Optimizer],
-        specs: Mapping[str, Spec],
+        matrices: Iterable[Matrix],
+        config: OverParamConfig,
         *,
-        lr_scaling: str = "match-dense",
         alignment: Alignment | None = None,
         initial_cores: Mapping[str, list[Tensor]] | None = None,
-        keep_products: bool | None = None,
-        precision: str = "float32",
-        **inner_options: Any,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
-        if not (isinstance(inner, type) and issubclass(inner, Optimizer)):
-            raise TypeError(f"inner is {inner!r}; give an optimizer class such as torch.optim.AdamW")
-        if inner in (torch.optim.LBFGS, torch.optim.SparseAdam):
-            raise TypeError(
-                f"{inner.__name__} cannot step cores; use an elementwise optimizer such as torch.optim.AdamW"
-            )
-        self._inner_class = inner
-        self._inner_options = inner_options
-        self._specs = dict(specs)
-        self._lr_scaling = lr_scaling
-        self._alignment = alignment
-        self._initial_cores = dict(initial_cores or {})
-        self._keep_products = keep_products
-        self._precision = precision
-        self.progress: Progress | None = None
-        self._products: dict[Tensor, Products] = {}
-        self._written: dict[Tensor, Written] = {}
-        self._logs: dict[str, dict[str, Tensor]] = {}
-        super().__init__(params, {**self._make_inner({}).defaults, "opdf_format": FORMAT})
-        missing = self._specs.keys() - {name for group in self.param_groups for name in group["param_names"]}
+        options = dict(options or {})
+        named = {matrix.name: matrix for matrix in matrices}
+        self._recipe = Recipe(inner, options, named, config, alignment, dict(initial_cores or {}))
+        super().__init__(params, {**defaults(inner, options), "opdf_format": saved.FORMAT})
+        missing = named.keys() - {name for group in self.param_groups for name in group["param_names"]}
         if missing:
             raise ValueError(
                 f"{len(missing)} over-parameterized weights are in no parameter group, e.g. {min(missing)}; "
                 "pass all of the model's parameters, or exclude these in OverParamConfig"
             )
+        self._recipe.traits = self._try_out()
+        self._forget()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        if "param_names" not in group:
+        if "param_names" not in self.param_groups[-1]:
             raise TypeError("parameters came without names; pass model.named_parameters() or (name, parameter) pairs")
-        group["opdf_specs"] = tuple(self._specs.get(name) and tuple(self._specs[name]) for name in group["param_names"])
+
+    def _try_out(self) -> Traits:
+        """What a trial shows about the inner optimizer, with the options of every group that has cores."""
+        recipe = self._recipe
+        matched = recipe.config.lr_scaling == "match-dense"
+        groups = [(group, p) for group in self.param_groups for p in list(self._in_group(group))[:1]]
+        found = [try_out(recipe.inner, recipe.options, group, p, matched=matched) for group, p in groups]
+        alone = all(traits.alone for traits in found)
+        if recipe.config.placement == "owner" and not alone:
+            raise ValueError(
+                f"placement is 'owner' and {recipe.inner.__name__} looks at all cores at once; "
+                "give OverParamConfig(placement='replicate')"
+            )
+        return Traits(alone, max((traits.settled for traits in found), default=1))
+
+    def _forget(self) -> None:
+        """Begin with empty caches."""
+        self._inner = Inner(self._recipe.inner, self._recipe.options)
+        self._stacks: dict[tuple[Tensor, ...], Stack] = {}
+        self._writes = Writes()
+        self._logs: dict[str, dict[str, Tensor]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_recipe": self._recipe}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._forget()
 
     @property
     def constraint_logs(self) -> dict[str, float]:
@@ -178,6 +153,7 @@ class OverParameterizedOptimizer(Optimizer):
 
         Both norms are over the cores of all matrices. Empty without a constraint. Reading it waits for the device.
         """
+        self._writes.raise_if_lost()
         logs = {name: float(value) for name, value in self._log_totals().items()}
         if not logs:
             return {}
@@ -187,92 +163,311 @@ class OverParameterizedOptimizer(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One step; `closure` re-evaluates the model and returns the loss, as for any torch optimizer."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        self._logs = {}
+        loss = self._evaluate(closure)
         moving = self._moving()
-        self._prepare(moving)
-        self._step_plain()
-        self._step_stacks(self._plan_stacks(moving))
+        self._make_cores(moving)
+        stacks, plain = self._stacked(moving), self._plain_parts()
+        self._inner.adopt([*plain, *self._parts(stacks)])
+        with products_in(self._recipe.config.precision):
+            if self._recipe.traits.alone:
+                self._inner.step(plain, alone=True)
+                each(lambda stack: self._train([stack]), stacks)
+            else:
+                self._train(stacks, plain)
         return loss
 
-    def _moving(self) -> list[Entry]:
-        """The over-parameterized weights that have a gradient."""
-        moving = [entry for entry in self._entries() if entry[1].grad is not None]
-        for entry in moving:
-            check_is_matrix(*entry)
+    @torch.no_grad()
+    def _train(self, stacks: Sequence[Stack], plain: Sequence[Part] = ()) -> None:
+        """The method: pull gradients back to the cores, add the constraint, step the cores, write their product."""
+        for stack in stacks:
+            dense = [self._gradient(p, matrix) for p, matrix in stack.weights.items()]
+            stack.pull_back(dense)
+            self._set_rates(stack, dense)
+            self._constrain(stack)
+        self._inner.step([*plain, *self._parts(stacks)], alone=self._recipe.traits.alone)
+        for stack in stacks:
+            self._write(stack)
+
+    def _evaluate(self, closure: Callable[[], float] | None) -> float | None:
+        self._logs = {}
+        if closure is None:
+            return None
+        with torch.enable_grad():
+            return closure()
+
+    # Which weights are trained through cores, and which parameters are not.
+
+    def weights(self) -> dict[Tensor, Matrix]:
+        """The parameters that are trained through cores, in the order of the groups."""
+        return {p: matrix for group in self.param_groups for p, matrix in self._in_group(group).items()}
+
+    def _in_group(self, group: Mapping[str, Any]) -> dict[Tensor, Matrix]:
+        known = self._recipe.matrices
+        named = zip(group["params"], group["param_names"], strict=True)
+        return {p: known[name] for p, name in named if name in known}
+
+    def _moving(self) -> dict[Tensor, Matrix]:
+        """The weights that have a gradient."""
+        moving = {p: matrix for p, matrix in self.weights().items() if p.grad is not None}
+        for p, matrix in moving.items():
+            check_is_matrix(p, matrix)
         return moving
 
-    def _step_plain(self) -> None:
-        """Step all parameters that are trained as they are."""
-        for group in self.param_groups:
-            plain = [p for p, spec in members(group) if spec is None and p.grad is not None]
-            if plain:
-                run_inner(self._make_inner(group), [(plain, group["lr"])], self.state)
+    def _stacked(self, weights: Weights, places: Mapping[str, int] | None = None) -> list[Stack]:
+        """What to step together: weights of one group and shape, and of one of `places` if that is given.
 
-    def _plan_stacks(self, entries: Iterable[Entry], places: Mapping[str, int] | None = None) -> list[Stack]:
-        """What to step together: matrices of one group and shape, and of one of `places` if that is given."""
-        chosen = {name for name, _, _ in entries}
-        aligned = self._alignment.pairs if self._alignment else {}
-        found = []
+        A stack is the same object as long as its members stay: it remembers products for the next gradient.
+        """
+        config = self._recipe.config
+        partners = self._recipe.alignment.partners if self._recipe.alignment else {}
+        known, found = self._stacks, []
         for group in self.param_groups:
-            wanted = (entry for entry in self._over_parameterized(group) if entry[0] in chosen)
-            found += [Stack(self._make_inner(group), group, alike) for alike in _stacks(wanted, aligned, places)]
+            mine = {p: matrix for p, matrix in self._in_group(group).items() if p in weights}
+            kinds = {p: (m.name in partners, places[m.name] if places else 0) for p, m in mine.items()}
+            for members in stacked(mine, kinds):
+                states = [self.state.get(p, {}) for p in members]
+                stack = known.get(tuple(members))
+                if stack is None or any(a is not b for a, b in zip(stack.states, states, strict=True)):
+                    stack = Stack(members, states, config.precision, config.keep_products)
+                stack.group = group
+                found.append(stack)
+        self._stacks = {tuple(stack.weights): stack for stack in found}
         return found
 
-    def _step_stacks(self, stacks: Sequence[Stack]) -> None:
-        with matmul_precision("tf32" if self._precision == "tf32" else "ieee"):
-            if _faster_beside(stacks):
-                costs = [stack.flops for stack in stacks]
-                one_a_thread(lambda stack: self._step_stack(*stack), stacks, costs, threads=torch.get_num_threads())
-            else:
-                for stack in stacks:
-                    self._step_stack(*stack)
+    def _plain_parts(self) -> list[Part]:
+        """The parameters that are trained as they are, by group."""
+        parts = []
+        for number, group in enumerate(self.param_groups):
+            mine = self._in_group(group)
+            plain = [p for p in group["params"] if p not in mine]
+            if plain:
+                parts.append(Part(number, plain, [(self.state, p) for p in plain], group, group))
+        return parts
 
-    def _whole_weight(self, p: Tensor) -> Tensor:
-        return whole(p)
+    def _parts(self, stacks: Iterable[Stack]) -> list[Part]:
+        """The cores of every weight."""
+        parts = []
+        for stack in stacks:
+            for p, state in zip(stack.weights, stack.states, strict=True):
+                tensors = cores_in(state, stack.shape)
+                places: list[Any] = [(state, f"inner{k}") for k in range(len(tensors))]
+                parts.append(Part(p, tensors, places, state, stack.group, state.get("lr_scale") or 1.0))
+        return parts
+
+    # Parts of a step. Where processes share the work, some of them are done otherwise.
+
+    def _gradient(self, p: Tensor, matrix: Matrix) -> Tensor:
+        """Of a weight, `[rows, cols]` in the dtype of its cores."""
+        return matrix.of(self._whole_grad(p)).to(working_dtype(p))
+
+    def _set_rates(self, stack: Stack, dense: Sequence[Tensor]) -> None:
+        """Find, now and then, the factor of the learning rate with which cores move a weight as far as `dense` would.
+
+        Only weights with something to follow count. All gradients looked at count together, by how far they move the
+        weight, so that an unusual one has little to say.
+        """
+        still = self._without_motion(stack, dense)
+        stack.watch(still)
+        recipe = self._recipe
+        if recipe.config.lr_scaling == "none":
+            return
+        for n, (state, chain, gradients) in enumerate(
+            zip(stack.states, stack.chains, stack.gradients_apart(), strict=True)
+        ):
+            if still[n]:
+                continue
+            state["moves"] += 1
+            if rate_is_due(state["moves"]):
+                moved = dense_and_cores(
+                    recipe.inner, recipe.options, stack.group, chain, gradients, dense[n], recipe.traits.settled
+                )
+                state["moved_dense"] += moved[0] ** 2
+                state["moved_cores"] += moved[1] ** 2
+                known = state["moved_cores"] > 0
+                state["lr_scale"] = (state["moved_dense"] / state["moved_cores"]) ** 0.5 if known else 1.0
+
+    def _without_motion(self, stack: Stack, dense: Sequence[Tensor]) -> list[bool]:
+        """Which weights must stay bit for bit if their cores do: those without a gradient or a learning rate.
+
+        To look for a gradient is to wait for a GPU. That is not needed once a step has written these weights together:
+        writing one whose cores have not moved again changes nothing.
+        """
+        known = all(self._writes.written_by(p) is stack for p in stack.weights)
+        if known and dense[0].device.type != "cpu":
+            return [False] * len(dense)
+        return [zero or stack.group.get("lr") == 0 for zero in _all_zero(dense)]
+
+    def _constrain(self, stack: Stack) -> None:
+        """Add the constraint's gradient, if these matrices have partners."""
+        alignment, name = self._recipe.alignment, next(iter(stack.weights.values())).name
+        if alignment is None or name not in alignment.partners:
+            return
+        theirs = stack.of_states("teacher", compared_sites(stack.shape))
+        self._logs[name] = alignment.add_gradients(stack.shape, stack.cores, theirs, stack.gradients)
+
+    def _log_totals(self) -> dict[str, Tensor]:
+        """Over all matrices, in an order that does not depend on which was stepped first."""
+        logs = [self._logs[name] for name in sorted(self._logs)]
+        return {key: torch.stack([log[key].to(logs[0][key]) for log in logs]).sum() for key in LOGS} if logs else {}
+
+    def _write(self, stack: Stack) -> None:
+        """Make the weights whose cores have moved the products of their cores."""
+        moved = stack.moved()
+        stack.drop_gradients()
+        if not any(moved):
+            return
+        by = stack if all(moved) else None
+        for (p, matrix), product, has_moved in zip(stack.weights.items(), stack.products(), moved, strict=True):
+            if has_moved:
+                self._put(p, matrix.weight(product), by)
 
     def _whole_grad(self, p: Tensor) -> Tensor:
         assert p.grad is not None
         return whole(p.grad)
 
-    def _put(self, p: Tensor, value: Tensor) -> None:
-        """Write a new weight; where that is done later, `state["version"]` is set then."""
+    def _whole_weight(self, p: Tensor) -> Tensor:
+        return whole(p)
+
+    def _put(self, p: Tensor, value: Tensor, by: object) -> None:
+        """Write a new weight."""
         assign(p, value)
-        self.state[p]["version"] = p._version
+        self._writes.mark(p, by)
+
+    # Cores: where they come from, and whether a weight is still their product.
+
+    def _make_cores(self, weights: Weights) -> None:
+        """Cores for the weights that have none, and the constraint's teacher cores, all decomposed together.
+
+        The weights are not written back: nothing has moved yet.
+        """
+        self._drop_overwritten(weights)
+        alignment = self._recipe.alignment
+        new = {p: matrix for p, matrix in weights.items() if "core0" not in self.state[p]}
+        partners = alignment.partners if alignment else {}
+        free = {p: m for p, m in weights.items() if m.name in partners and "aligned" not in self.state[p]}
+        if not new and not free:
+            return
+        given = {p: self._given_cores(p, matrix) for p, matrix in new.items()}
+        unknown = [p for p in new if given[p] is None]
+        matrices = [new[p].of(self._whole_weight(p)) for p in unknown]
+        shapes = [new[p].shape for p in unknown]
+        if alignment:
+            matrices += [alignment.teacher_matrix(m.name).to(p.device, working_dtype(p)) for p, m in free.items()]
+            shapes += [partners[matrix.name].shape for matrix in free.values()]
+        made = iter(decompose(matrices, shapes, self.progress))
+        for p in new:
+            self._set_cores(p, given[p] or next(made))
+            self._writes.mark(p)
+        self._set_teachers(free, list(made))
+
+    def _set_cores(self, p: Tensor, cores: Sequence[Tensor]) -> None:
+        """Begin with new cores; what is known about the learning rate stays."""
+        rate = RATE if self._recipe.config.lr_scaling == "match-dense" else {}
+        state = {key: self.state[p].get(key, value) for key, value in rate.items()}
+        self.state[p] = state | {f"core{k}": working(core, p) for k, core in enumerate(cores)}
+
+    def _set_teachers(self, weights: Weights, chains: Sequence[list[Tensor]]) -> None:
+        """Keep what cores are compared with in the state, because a resumed run cannot recompute it."""
+        alignment = self._recipe.alignment
+        if alignment is not None and alignment.constraint.gauge == "matched":
+            ours = [cores_in(self.state[p], matrix.shape) for p, matrix in weights.items()]
+            losses = [alignment.weights_of(m.shape, chain) for m, chain in zip(weights.values(), chains, strict=True)]
+            chains = match(chains, ours, losses)
+        for (p, matrix), chain in zip(weights.items(), chains, strict=True):
+            kept = {f"teacher{k}": chain[k] for k in compared_sites(matrix.shape)}
+            self.state[p].update(kept, aligned=1)
+
+    def _drop_overwritten(self, weights: Weights) -> None:
+        """Someone else wrote a weight since the last step: if its values changed, they win over the cores."""
+        known = {p: matrix for p, matrix in weights.items() if "core0" in self.state[p]}
+        for p, same in self._writes.compare(known).items():
+            if same is None:
+                same = self._fits(self._whole_weight(p), known[p], cores_in(self.state[p], known[p].shape))
+                self._writes.mark(p)
+            if not same:
+                warnings.warn(
+                    f"{known[p].name} was changed outside the optimizer; its cores are decomposed anew and its moments "
+                    "start over. Load weights before creating the optimizer, or load the optimizer's state dict with "
+                    "them",
+                    stacklevel=5,
+                )
+                self.state[p] = {key: value for key, value in self.state[p].items() if key in RATE}
+
+    def _given_cores(self, p: Tensor, matrix: Matrix) -> list[Tensor] | None:
+        """Cores to start from, if there are any and the weight is still their product."""
+        cores = self._recipe.initial_cores.pop(matrix.name, None)
+        if cores is None or isinstance(p, DTensor) or self._fits(p, matrix, cores):
+            return cores
+        warnings.warn(
+            f"{matrix.name} was changed after its cores had been loaded; it is decomposed anew. "
+            "Load cores after weights",
+            stacklevel=5,
+        )
+        return None
+
+    def _fits(self, weight: Tensor, matrix: Matrix, cores: Sequence[Tensor]) -> bool:
+        """Whether a whole weight is the product of these cores, to rounding."""
+        cores = [working(core, weight) for core in cores]
+        return is_product(matrix.of(weight), cores, ROUNDING[self._recipe.config.precision])
 
     def cores(self, name: str) -> list[Tensor] | None:
-        """The current cores of a weight.
+        """The current cores of a weight, `[d_{k-1}, i_k, j_k, d_k]`; not copied.
 
-        None before its first step, and where its values were changed from outside since.
+        None before its first step, and where its values were changed from outside since. Of sharded weights it is taken
+        for granted that they were not.
         """
-        _, p, spec = self._entry(name)
-        if not self.state.get(p):
-            cores = self._initial_cores.get(name)
-            return cores if cores is not None and self._fit(p, spec, cores) else None
-        cores = _cores_of(self.state[p], spec.shape)
-        return cores if p._version == self.state[p]["version"] or self._fit(p, spec, cores) else None
+        p, matrix = self._weight(name)
+        if self.state.get(p):
+            cores = cores_in(self.state[p], matrix.shape)
+            same = self._writes.compare([p])[p]
+        else:
+            found = self._recipe.initial_cores.get(name)
+            if found is None:
+                return None
+            cores, same = found, None
+        if same is None:
+            same = isinstance(p, DTensor) or self._fits(p, matrix, cores)
+        return cores if same else None
 
     @torch.no_grad()
     def set_cores(self, name: str, cores: list[Tensor]) -> None:
         """Take these cores for a weight, write their product into it, and forget its moments."""
-        entry = self._entry(name)
-        p = entry[1]
-        self.state[p] = {f"core{k}": _working(core, p) for k, core in enumerate(cores)} | self._unknown_scale()
-        with matmul_precision():
-            self._write([entry])
+        p, matrix = self._weight(name)
+        self.state.pop(p, None)
+        self._set_cores(p, cores)
+        self._write_product(p, matrix)
+
+    def _write_product(self, p: Tensor, matrix: Matrix) -> None:
+        with products_in():
+            (product,) = Stack({p: matrix}, [self.state[p]], self._recipe.config.precision, keep=False).products()
+        self._put(p, matrix.weight(product), None)
+
+    def _weight(self, name: str) -> tuple[Tensor, Matrix]:
+        for p, matrix in self.weights().items():
+            if matrix.name == name:
+                return p, matrix
+        raise KeyError(f"{name!r} is not an over-parameterized weight of this optimizer")
 
     def realign(self) -> None:
-        """Take the constraint's targets from the teacher as it is now, at the next step: for a teacher that moves."""
+        """Take the constraint's cores from the teacher as it is now, at the next step: for a teacher that moves."""
         for state in self.state.values():
             state.pop("aligned", None)
 
+    def trust_weights(self) -> None:
+        """Take the weights with cores for the products of these: they were just put back."""
+        for p in self.weights():
+            self._writes.mark(p)
+
     @torch.no_grad()
-    def start(self) -> None:
+    def make_cores(self) -> None:
         """Make the cores of every weight that has none yet; `step` does it for those that it moves."""
-        self._prepare(self._entries())
+        self._make_cores(self.weights())
+
+    # What is saved.
+
+    def state_dict(self) -> dict[str, Any]:
+        self._writes.raise_if_lost()
+        return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict; cores and moments keep their saved precision, and the cores are the truth.
@@ -280,284 +475,32 @@ class OverParameterizedOptimizer(Optimizer):
         Raises:
             ValueError: it was saved with other factors, another format version, or by another optimizer.
         """
-        self._check_compatible(state_dict)
-        self._written = {}
+        saved.check(state_dict, self.param_groups, self._recipe.matrices)
+        names = [group["param_names"] for group in self.param_groups]
         super().load_state_dict(self._own_part(state_dict))
-        keys = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
-        saved = {p: state_dict["state"].get(key) for p, key in zip(self._params(), keys, strict=True)}
-        for group in self.param_groups:
-            # Their kernels read step counters on the device; all others want them where they were made.
-            counters_too = bool(group.get("fused") or group.get("capturable"))
-            for p in group["params"]:
-                if p in self.state and saved[p]:
-                    self.state[p] = moved(saved[p], p.device, counters_too=counters_too)
-        self._restore_weights([entry for entry in self._entries() if saved.get(entry[1])])
+        for group, own in zip(self.param_groups, names, strict=True):
+            group["param_names"] = own
+        held = saved.restore_precision(self, state_dict)
+        self._restore_weights({p: matrix for p, matrix in self.weights().items() if p in held})
 
     def _own_part(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """What of a state dict this process is to hold."""
         return state_dict
 
-    def _restore_weights(self, entries: Sequence[Entry]) -> None:
-        """Make weights the products of their loaded cores."""
-        for entry in entries:
-            self._restore_weight(*entry)
-
-    def _params(self) -> Iterator[Tensor]:
-        return chain.from_iterable(group["params"] for group in self.param_groups)
-
-    def __getstate__(self) -> dict[str, Any]:
-        own = ("_inner_class", "_inner_options", "_specs", "_lr_scaling", "_alignment", "_initial_cores", "_logs",
-               "_keep_products", "_precision")  # fmt: skip
-        kept = {name: self.__dict__[name] for name in own}
-        return super().__getstate__() | kept | {"_products": {}, "_written": {}, "progress": None}
-
-    def _entries(self) -> list[Entry]:
-        return [entry for group in self.param_groups for entry in self._over_parameterized(group)]
-
-    def _entry(self, name: str) -> Entry:
-        for entry in self._entries():
-            if entry[0] == name:
-                return entry
-        raise KeyError(f"{name!r} is not an over-parameterized weight of this optimizer")
-
-    def _over_parameterized(self, group: dict[str, Any]) -> Iterator[Entry]:
-        for name, (p, spec) in zip(group["param_names"], members(group), strict=True):
-            if spec is not None:
-                yield name, p, spec
-
-    def _make_inner(self, group: Mapping[str, Any]) -> Optimizer:
-        """An optimizer of the inner class with the group's current options, to be pointed at any tensors."""
-        inner = self._inner_class([torch.empty(0)], **self._inner_options)
-        inner.param_groups[0].update({k: group[k] for k in inner.defaults if k in group})
-        return inner
-
-    def _prepare(self, entries: Iterable[Entry]) -> None:
-        """Cores for the weights that have none, and the constraint's targets, all decomposed together.
-
-        The weights are not written back: nothing has moved yet.
-        """
-        entries = list(entries)
-        with matmul_precision():
-            for name, p, spec in entries:
-                if "core0" in self.state[p] and p._version != self.state[p]["version"]:
-                    self._reconcile(name, p, spec, self.state[p])
-        alignment = self._alignment
-        new = [entry for entry in entries if "core0" not in self.state[entry[1]]]
-        pairs = alignment.pairs if alignment else {}
-        free = [entry for entry in entries if entry[0] in pairs and "aligned" not in self.state[entry[1]]]
-        given = [self._given_cores(*entry) for entry in new]
-        unknown = [entry for entry, cores in zip(new, given, strict=True) if cores is None]
-        if not new and not free:
-            return
-        matrices = [as_matrix(self._whole_weight(p), spec.kind) for _, p, spec in unknown]
-        shapes = [spec.shape for _, _, spec in unknown]
-        if alignment:
-            matrices += [alignment.teacher_matrix(name).to(p.device, _working_dtype(p)) for name, p, _ in free]
-            shapes += [pairs[name].shape for name, _, _ in free]
-        made = iter(decompose_many(matrices, shapes, progress=self.progress))
-        for (_, p, _), known in zip(new, given, strict=True):
-            state = self.state[p]
-            state.update({f"core{k}": _working(core, p) for k, core in enumerate(known or next(made))})
-            state["version"] = p._version
-            self.state[p] = self._unknown_scale() | state
-        self._set_targets(free, list(made))
-
-    def _unknown_scale(self) -> dict[str, Any]:
-        return {"lr_scale": _UNKNOWN} if self._lr_scaling == "match-dense" else {}
-
-    def _given_cores(self, name: str, p: Tensor, spec: Spec) -> list[Tensor] | None:
-        """Cores to start from, if there are any and the weight is still their product."""
-        cores = self._initial_cores.pop(name, None)
-        if cores is None or self._fit(p, spec, cores):
-            return cores
-        warnings.warn(
-            f"{name} was changed after its cores had been loaded; it is decomposed anew. Load cores after weights",
-            stacklevel=5,
-        )
-        return None
-
-    def _fit(self, p: Tensor, spec: Spec, cores: Sequence[Tensor]) -> bool:
-        """Whether a weight is the product of these cores, to rounding. Of sharded weights that is taken for granted."""
-        if isinstance(p, DTensor):
-            return True
-        with torch.no_grad(), matmul_precision():
-            return _deviation(self._whole_weight(p), spec, [_working(core, p) for core in cores]) <= self._tolerance(p)
-
-    def _set_targets(self, entries: Sequence[Entry], teachers: Sequence[list[Tensor]]) -> None:
-        """Keep what the cores are compared with in the state: a resumed run has not the first cores to match gauges."""
-
-        def targets(entry: Entry, teacher: list[Tensor]) -> dict[int, Tensor]:
-            name, p, spec = entry
-            assert self._alignment is not None
-            return self._alignment.targets(name, _cores_of(self.state[p], spec.shape), teacher)
-
-        with matmul_precision():
-            found = one_a_thread(
-                lambda given: targets(*given),
-                list(zip(entries, teachers, strict=True)),
-                [spec.shape.num_params for _, _, spec in entries],
-                threads=threads_for(p.device for _, p, _ in entries),
-            )
-        for (_, p, _), kept in zip(entries, found, strict=True):
-            self.state[p].update({f"target{k}": core for k, core in kept.items()}, aligned=1)
-
     @torch.no_grad()
-    def _step_stack(self, inner: Optimizer, group: dict[str, Any], stack: Sequence[Entry]) -> None:
-        """Step matrices of one shape together; each keeps a state of its own."""
-        chains = [_cores_of(self.state[p], spec.shape) for _, p, spec in stack]
-        dense = [as_matrix(self._whole_grad(p), spec.kind).to(chains[0][0].dtype) for _, p, spec in stack]
-        cores = [_together(alike) for alike in zip(*chains, strict=True)]
-        low = [self._low(core) for core in cores]
-        pulled = pullback(low, self._low(_together(dense)), self._known_products(stack, chains))
-        pulled = [g.to(core.dtype) for g, core in zip(pulled, cores, strict=True)]
-        grads = list(zip(*(_apart(g, len(stack)) for g in pulled), strict=True))
-        idle = self._idle(group, stack, dense)
-        for n, (_, p, _) in enumerate(stack):
-            if self.state[p].get("lr_scale") == _UNKNOWN and not idle[n]:
-                self.state[p]["lr_scale"] = dense_over_cores(inner, chains[n], list(grads[n]), dense[n])
-        self._constrain(stack, cores, pulled)
-        moved = self._step_cores(inner, group["lr"], [self.state[p] for _, p, _ in stack], chains, grads, idle)
-        changed = [entry for entry, has_moved in zip(stack, moved, strict=True) if has_moved]
-        del dense, cores, low, pulled, grads
-        if changed:
-            self._write(changed)
-            together = tuple(name for name, _, _ in changed)
-            self._written.update({p: Written(p._version, together) for _, p, _ in changed})
-
-    def _idle(self, group: Mapping[str, Any], stack: Sequence[Entry], dense: Sequence[Tensor]) -> list[bool]:
-        """Which weights have to stay bit for bit if their cores do: those without a gradient or a learning rate.
-
-        To look for a gradient is to wait for a GPU. That is not needed once a step has written these weights together,
-        as it would do again: writing one whose cores have not moved changes nothing.
-        """
-        if dense[0].device.type != "cpu" and self._as_written(stack):
-            return [False] * len(stack)
-        return [zero or group["lr"] == 0 for zero in _all_zero(dense)]
-
-    def _as_written(self, stack: Sequence[Entry]) -> bool:
-        together = tuple(name for name, _, _ in stack)
-        return all(
-            self._written.get(p) == Written(p._version, together) and self.state[p].get("lr_scale") != _UNKNOWN
-            for _, p, _ in stack
-        )
-
-    def _step_cores(
-        self, inner: Optimizer, lr: float, states: Sequence[dict[str, Any]], chains: Sequence[list[Tensor]],
-        grads: Sequence[Sequence[Tensor]], idle: Sequence[bool],
-    ) -> list[bool]:  # fmt: skip
-        """Step the cores of matrices, `idle` ones being without a gradient; which of them moved."""
-        before = [[core.clone() for core in cores] if still else [] for cores, still in zip(chains, idle, strict=True)]
-        inner_states: dict[Tensor, dict[str, Any]] = {}
-        for state, cores, gradients in zip(states, chains, grads, strict=True):
-            for k, (core, g) in enumerate(zip(cores, gradients, strict=True)):
-                core.grad, inner_states[core] = g, state.get(f"inner{k}", {})
-        rates = [lr * (state.get("lr_scale") or 1.0) for state in states]
-        run_inner(inner, zip(chains, rates, strict=True), inner_states)
-        for state, cores in zip(states, chains, strict=True):
-            for k, core in enumerate(cores):
-                core.grad = None
-                if inner_states[core]:
-                    state[f"inner{k}"] = inner_states[core]
-        return [
-            not still or any(not torch.equal(core, b) for core, b in zip(cores, was, strict=True))
-            for still, cores, was in zip(idle, chains, before, strict=True)
-        ]
-
-    def _reconcile(self, name: str, p: Tensor, spec: Spec, state: dict[str, Any]) -> None:
-        """Someone else wrote the weight since the last step: if its values changed, they win over the cores."""
-        if _deviation(self._whole_weight(p), spec, _cores_of(state, spec.shape)) > self._tolerance(p):
+    def _restore_weights(self, weights: Weights) -> None:
+        """Make weights the products of their loaded cores."""
+        for p, matrix in weights.items():
+            if self._fits(self._whole_weight(p), matrix, cores_in(self.state[p], matrix.shape)):
+                self._writes.mark(p)
+                continue
             warnings.warn(
-                f"{name} was changed outside the optimizer; its cores are decomposed anew and its moments start over. "
-                "Load weights before creating the optimizer, or load the optimizer's state dict with them",
-                stacklevel=5,
+                f"{matrix.name} did not hold the product of the loaded cores and was set to it; "
+                "load the model's weights from the same checkpoint",
+                stacklevel=4,
             )
-            for key in [k for k in state if k != "lr_scale"]:
-                del state[key]
-        state["version"] = p._version
-
-    def _constrain(self, stack: Sequence[Entry], cores: Sequence[Tensor], grads: Sequence[Tensor]) -> None:
-        """Add the constraint's gradient, if these matrices have partners."""
-        alignment, (name, p, spec) = self._alignment, stack[0]
-        if alignment is None or name not in alignment.pairs:
-            return
-        sites = [k for k in range(spec.shape.sites) if f"target{k}" in self.state[p]]
-        targets = {k: _together([self.state[p][f"target{k}"] for _, p, _ in stack]) for k in sites}
-        loss, extra = alignment.gradients(spec.shape, cores, targets)
-        norms = _squared_norm(grads), _squared_norm(extra.values()) * alignment.weight**2
-        self._logs[name] = dict(zip(LOGS, (loss, *norms), strict=True))
-        for k, gradient in extra.items():
-            grads[k].add_(gradient, alpha=alignment.weight)
-
-    def _log_totals(self) -> dict[str, Tensor]:
-        """Over all matrices, in an order that does not depend on which was stepped first."""
-        logs = [self._logs[name] for name in sorted(self._logs)]
-        return {key: torch.stack([log[key].to(logs[0][key]) for log in logs]).sum() for key in LOGS} if logs else {}
-
-    def _write(self, stack: Sequence[Entry]) -> None:
-        """Contract the cores of matrices of one shape, and write their weights."""
-        shape = stack[0][2].shape
-        chains = [_cores_of(self.state[p], shape) for _, p, _ in stack]
-        product, segments = contract_segments(
-            [self._low(_together(alike)) for alike in zip(*chains, strict=True)], shape
-        )
-        if self._keep_products or (self._keep_products is None and chains[0][0].device.type == "cpu"):
-            cores = [core for chain_ in chains for core in chain_]
-            products = Products(cores, [core._version for core in cores], segments)
-            self._products.update({p: products for _, p, _ in stack})
-        for (_, p, spec), matrix in zip(stack, _apart(product.to(chains[0][0].dtype), len(stack)), strict=True):
-            self._put(p, as_weight(matrix, spec.kind, p.shape))
-
-    def _known_products(self, stack: Sequence[Entry], chains: Sequence[list[Tensor]]) -> Segments | None:
-        """The products of the last contraction, if it was of this stack and the cores are still those.
-
-        A version does not tell that: fused optimizers leave it as it is. So products of a stack are dropped by the step
-        of any of its matrices.
-        """
-        found = [self._products.pop(p, None) for _, p, _ in stack]
-        last, cores = found[0], [core for chain_ in chains for core in chain_]
-        if last is None or any(products is not last for products in found) or len(last.cores) != len(cores):
-            return None
-        same = all(core is other for core, other in zip(cores, last.cores, strict=True))
-        return last.segments if same and last.versions == [core._version for core in cores] else None
-
-    def _low(self, tensor: Tensor) -> Tensor:
-        return tensor.bfloat16() if self._precision == "bf16" and tensor.dtype == torch.float32 else tensor
-
-    def _tolerance(self, p: Tensor) -> float:
-        """How far a weight may be from the product of its cores and still be taken for it."""
-        return max(50 * torch.finfo(p.dtype).eps, 2 * ROUNDING[self._precision])
-
-    def _restore_weight(self, name: str, p: Tensor, spec: Spec) -> None:
-        state = self.state[p]
-        state["version"] = _EXTERNAL
-        with torch.no_grad(), matmul_precision():
-            if _deviation(self._whole_weight(p), spec, _cores_of(state, spec.shape)) > self._tolerance(p):
-                warnings.warn(
-                    f"{name} did not hold the product of the loaded cores and was set to it; "
-                    "load the model's weights from the same checkpoint",
-                    stacklevel=4,
-                )
-                self._write([(name, p, spec)])
-
-    def _check_compatible(self, state_dict: Mapping[str, Any]) -> None:
-        groups = state_dict["param_groups"]
-        if not state_dict["state"] and all("opdf_format" not in group for group in groups):
-            return
-        for saved, ours in zip(groups, self.param_groups, strict=False):
-            if "opdf_format" not in saved:
-                raise ValueError(
-                    "the state dict was saved by an optimizer without over-parameterization; "
-                    "start from the model's weights alone, or train on without over-parameterization"
-                )
-            if saved["opdf_format"] != FORMAT:
-                raise ValueError(f"the state dict has format {saved['opdf_format']}; this version reads {FORMAT}")
-            theirs = [spec and Spec(*spec) for spec in saved["opdf_specs"]]
-            for name, mine, other in zip(ours["param_names"], _group_specs(ours), theirs, strict=False):
-                if mine != other:
-                    raise ValueError(
-                        f"the state dict has {name} as {other.shape if other else 'dense'}, this run as "
-                        f"{mine.shape if mine else 'dense'}; use the OverParamConfig that it was saved with"
-                    )
+            self._write_product(p, matrix)
+            self._writes.forget(p)  # whoever loads weights after this may have them rounded otherwise
 
 
 @contextmanager
@@ -566,108 +509,44 @@ def rolled_back(optimizer: Optimizer) -> Iterator[None]:
 
     Gradients are the caller's. Any torch optimizer; of an over-parameterized one the cores are rolled back too.
     """
-    if isinstance(optimizer, OverParameterizedOptimizer):
-        optimizer.start()
+    ours = optimizer if isinstance(optimizer, OverParameterizedOptimizer) else None
+    if ours:
+        ours.make_cores()
     params = [p for group in optimizer.param_groups for p in group["params"]]
     weights = [p.detach().clone() for p in params]
-    known = [p._version == optimizer.state.get(p, {}).get("version") for p in params]
-    state = {p: moved(values, p.device) for p, values in optimizer.state.items()}
+    state = {p: saved.moved(values, p.device) for p, values in optimizer.state.items()}
+    groups = [{k: saved.copied(v) for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     try:
         yield
     finally:
         optimizer.state.clear()
         optimizer.state.update(state)
+        for group, options in zip(optimizer.param_groups, groups, strict=True):
+            held = group["params"]
+            group.clear()
+            group.update(options, params=held)
         with torch.no_grad():
-            for p, weight, was_known in zip(params, weights, known, strict=True):
+            for p, weight in zip(params, weights, strict=True):
                 p.copy_(weight)
-                if was_known:
-                    optimizer.state[p]["version"] = p._version
+        if ours:
+            ours.trust_weights()
 
 
-def _group_specs(group: Mapping[str, Any]) -> list[Spec | None]:
-    return [Spec(spec[0], *map(tuple, spec[1:])) if spec else None for spec in group["opdf_specs"]]
+def rate_is_due(moves: int) -> bool:
+    """Whether to measure the learning rate's factor in a weight's n-th move: 1, 2, 8, 32, 128, ..."""
+    return moves == 1 or (moves % 2 == 0 and (moves // 2).bit_count() == 1 and (moves // 2).bit_length() % 2 == 1)
 
 
-def members(group: Mapping[str, Any]) -> Iterator[tuple[Tensor, Spec | None]]:
-    return zip(group["params"], _group_specs(group), strict=True)
-
-
-def _working(tensor: Tensor, p: Tensor) -> Tensor:
-    return tensor.detach().to(device=p.device, dtype=_working_dtype(p), copy=True).contiguous()
-
-
-def _working_dtype(p: Tensor) -> torch.dtype:
-    return torch.float64 if p.dtype == torch.float64 else torch.float32
-
-
-def _stacks(
-    entries: Iterable[Entry], aligned: Container[str], places: Mapping[str, int] | None = None
-) -> Iterator[list[Entry]]:
-    """Matrices to step together: of one shape, all with partners or none, as many as is faster."""
-    found: dict[Any, list[Entry]] = {}
-    for entry in entries:
-        name, p, spec = entry
-        kind = ((places or {}).get(name), name in aligned, spec.shape, _working_dtype(p), p.device)
-        found.setdefault(kind, []).append(entry)
-    for alike in found.values():
-        _, p, spec = alike[0]
-        size = max(1, STACK_ENTRIES.get(p.device.type, 0) // spec.shape.num_params)
-        yield from (alike[k : k + size] for k in range(0, len(alike), size))
-
-
-def _faster_beside(stacks: Sequence[Stack]) -> bool:
-    """Whether to step one a thread: large ones, enough for all threads of a CPU, none to be gathered (in one order)."""
-    tensors = [p for stack in stacks for _, p, _ in stack.entries]
-    here = all(p.device.type == "cpu" and not isinstance(p, DTensor) for p in tensors)
-    large = [stack for stack in stacks if stack.flops >= BESIDE_FLOPS]
-    return here and len(large) >= torch.get_num_threads()
-
-
-def _together(tensors: Sequence[Tensor]) -> Tensor:
-    """One tensor as it is, several as a stack."""
-    return tensors[0] if len(tensors) == 1 else torch.stack(list(tensors))
-
-
-def _apart(tensor: Tensor, count: int) -> Sequence[Tensor]:
-    """What `_together` has put together."""
-    return [tensor] if count == 1 else tensor.unbind()
-
-
-def _cores_of(state: Mapping[str, Any], shape: MPOShape) -> list[Tensor]:
-    return [state[f"core{k}"] for k in range(shape.sites)]
-
-
-def check_is_matrix(name: str, p: Tensor, spec: Spec) -> None:
-    if tuple(p.shape) != spec.weight_shape:
+def check_is_matrix(p: Tensor, matrix: Matrix) -> None:
+    if tuple(p.shape) != matrix.weight_shape:
         raise RuntimeError(
-            f"{name} has shape {tuple(p.shape)} in the optimizer and {spec.weight_shape} in the model: its engine has "
-            "flattened or partitioned it (FSDP1, DeepSpeed ZeRO). Matrices must stay whole: use DDP or FSDP2"
+            f"{matrix.name} has shape {tuple(p.shape)} in the optimizer and {matrix.weight_shape} in the model: "
+            "a wrapper has flattened or partitioned it (FSDP1, DeepSpeed ZeRO). Matrices must stay whole: use DDP or "
+            "FSDP2"
         )
-
-
-def _deviation(weight: Tensor, spec: Spec, cores: Sequence[Tensor]) -> float:
-    """Relative Frobenius distance between a weight and the product of its cores."""
-    product = contract(cores)
-    weight = as_matrix(weight, spec.kind).to(product.dtype)
-    norm = float(product.norm())
-    return float((weight - product).norm()) / norm if norm else float(weight.norm())
 
 
 def _all_zero(tensors: Sequence[Tensor]) -> list[bool]:
     """Of each; waits for the device once."""
     ends = torch.stack([torch.stack(torch.aminmax(t)) for t in tensors])
     return [low == high == 0 for low, high in ends.tolist()]
-
-
-def _squared_norm(tensors: Iterable[Tensor]) -> Tensor:
-    return torch.stack([t.square().sum() for t in tensors]).sum()
-
-
-def moved(value: Any, device: torch.device, *, counters_too: bool = False) -> Any:
-    """A copy of a state value on a device, in its own precision; step counters stay where they are unless asked."""
-    if isinstance(value, Tensor):
-        there = device if value.dim() or counters_too else value.device
-        return value.detach().to(device=there, copy=True).contiguous()
-    if isinstance(value, dict):
-        return {key: moved(item, device, counters_too=counters_too) for key, item in value.items()}
-    return value

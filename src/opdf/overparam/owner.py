@@ -18,7 +18,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from opdf.overparam.optimizer import LOGS, Entry, OverParameterizedOptimizer, Stack, moved
+from opdf.overparam import saved
+from opdf.overparam.alignment import LOGS
+from opdf.overparam.cores import Stack, products_in
+from opdf.overparam.optimizer import OverParameterizedOptimizer, Weights
+from opdf.overparam.select import Matrix
 from opdf.overparam.sharding import assign, gathered, whole
 
 Turn = dict[int, Stack]
@@ -41,57 +45,63 @@ class OwnerOptimizer(OverParameterizedOptimizer):
     what that saves does not depend on the number of processes, and any number can load it.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def _forget(self) -> None:
+        super()._forget()
         self._gathered: dict[Tensor, dict[str, Tensor]] = {}
-        self._results: dict[Tensor, Tensor] = {}
+        self._results: dict[Tensor, tuple[Tensor, object]] = {}
         self._seen: dict[Tensor, int] = {}
         self._consolidated: dict[str, Any] | None = None
-        super().__init__(*args, **kwargs)
 
     @property
     def owners(self) -> dict[str, int]:
         """The owning process of every over-parameterized weight."""
-        names = list(self._specs)
-        costs = [self._specs[name].shape.contract_flops + self._specs[name].shape.num_params for name in names]
-        return dict(zip(names, balance(costs, _processes()), strict=True))
+        matrices = self._recipe.matrices
+        costs = [matrix.shape.contract_flops + matrix.shape.num_params for matrix in matrices.values()]
+        return dict(zip(matrices, balance(costs, _processes()), strict=True))
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        self._logs, self._consolidated = {}, None
+        loss = self._evaluate(closure)
+        self._consolidated = None
         moving = self._moving()
-        turns = self._turns(moving)
-        self._prepare_together(turns)
-        self._step_plain()
+        turns, plain = self._turns(moving), self._plain_parts()
+        self._make_cores_together(turns)
+        self._inner.adopt(plain)
+        self._inner.step(plain, alone=True)
         for turn in turns:
             self._gather(turn)
-            self._prepare(_mine(turn))
-            self._step_stacks([stack for owner, stack in turn.items() if owner == _process()])
+            self._make_cores_of(turn)
+            if (stack := turn.get(_process())) is not None:
+                stack.states = [self.state[p] for p in stack.weights]
+                self._inner.adopt(self._parts([stack]))
+                with products_in(self._recipe.config.precision):
+                    self._train([stack])
             self._publish(turn)
-        self._sum_logs(moving[0][1].device if moving else torch.device("cpu"))
+        self._sum_logs(next(iter(moving)).device if moving else torch.device("cpu"))
         return loss
 
-    def _turns(self, entries: Iterable[Entry]) -> list[Turn]:
-        """All stacks of these entries, one of every process at a time, the dearest first: nobody waits long."""
+    def _turns(self, weights: Weights) -> list[Turn]:
+        """All stacks of these weights, one of every process at a time, the dearest first: nobody waits long."""
         owners = self.owners
         queues: dict[int, list[Stack]] = {}
-        for stack in self._plan_stacks(entries, owners):
-            queues.setdefault(owners[stack.entries[0][0]], []).append(stack)
+        for stack in self._stacked(weights, owners):
+            queues.setdefault(owners[next(iter(stack.weights.values())).name], []).append(stack)
         for queue in queues.values():
             queue.sort(key=lambda stack: -stack.flops)
         turns = zip_longest(*queues.values())
         return [{owner: s for owner, s in zip(queues, turn, strict=True) if s is not None} for turn in turns]
 
-    def _prepare_together(self, turns: Iterable[Turn]) -> None:
+    def _make_cores_together(self, turns: Iterable[Turn]) -> None:
         """Decompose at once what need not be gathered."""
-        self._prepare(entry for turn in turns for entry in _mine(turn) if not isinstance(entry[1], DTensor))
+        mine = {p: matrix for turn in turns for p, matrix in _mine(turn).items()}
+        self._make_cores({p: matrix for p, matrix in mine.items() if not isinstance(p, DTensor)})
+
+    def _make_cores_of(self, turn: Turn) -> None:
+        self._make_cores({p: matrix for p, matrix in _mine(turn).items() if isinstance(p, DTensor)})
 
     def _gather(self, turn: Turn) -> None:
         for owner, stack in turn.items():
-            for _, p, _ in stack.entries:
+            for p in stack.weights:
                 self._gather_one(p, mine=owner == _process())
 
     def _gather_one(self, p: Tensor, *, mine: bool) -> None:
@@ -108,35 +118,35 @@ class OwnerOptimizer(OverParameterizedOptimizer):
     def _whole_grad(self, p: Tensor) -> Tensor:
         return self._gathered[p]["grad"]
 
-    def _put(self, p: Tensor, value: Tensor) -> None:
+    def _put(self, p: Tensor, value: Tensor, by: object) -> None:
         if p in self._gathered:  # in a step: sent to all at the end of the turn
-            self._results[p] = value.to(p.dtype).contiguous()
+            self._results[p] = value.to(p.dtype).contiguous(), by
         else:
-            super()._put(p, value)
+            super()._put(p, value, by)
 
     def _publish(self, turn: Turn) -> None:
         """Send weights from their owners, if those moved them."""
-        entries = [(owner, p) for owner, stack in turn.items() for _, p, _ in stack.entries]
-        sent = [p in self._results for _, p in entries]
+        weights = [(owner, p) for owner, stack in turn.items() for p in stack.weights]
+        sent = [p in self._results for _, p in weights]
         if _processes() > 1:
-            flags = torch.tensor(sent, dtype=torch.int32, device=entries[0][1].device)
+            flags = torch.tensor(sent, dtype=torch.int32, device=weights[0][1].device)
             dist.all_reduce(flags, dist.ReduceOp.MAX)
             sent = flags.tolist()
-        for (owner, p), send in zip(entries, sent, strict=True):
+        for (owner, p), send in zip(weights, sent, strict=True):
             if send:
-                value = self._results.pop(p, None)
+                value, by = self._results.pop(p, (None, None))
                 if value is None:
                     value = torch.empty(p.shape, dtype=p.dtype, device=p.device)
                 if _processes() > 1:
                     dist.broadcast(value, owner)
                 assign(p, value)
-            if owner == _process() and self.state.get(p):
-                self.state[p]["version"] = p._version
+                if owner == _process():
+                    self._writes.mark(p, by)
             self._seen[p] = p._version
         self._gathered = {}
 
     def _sum_logs(self, device: torch.device) -> None:
-        if self._alignment is None or _processes() == 1:
+        if self._recipe.alignment is None or _processes() == 1:
             return
         mine, zero = self._log_totals(), torch.zeros((), device=device)
         total = torch.stack([mine.get(key, zero).double() for key in LOGS])
@@ -158,17 +168,18 @@ class OwnerOptimizer(OverParameterizedOptimizer):
         self._forget_others()
 
     @torch.no_grad()
-    def start(self) -> None:
-        turns = self._turns(self._entries())
-        self._prepare_together(turns)
+    def make_cores(self) -> None:
+        turns = self._turns(self.weights())
+        self._make_cores_together(turns)
         for turn in turns:
             self._gather(turn)
-            self._prepare(_mine(turn))
+            self._make_cores_of(turn)
             self._gathered = {}
 
     def consolidate_state_dict(self, to: int = 0) -> None:
         """Copy all cores and moments to the memory of process `to`, whose `state_dict` is then whole. Collective."""
-        owned = {n: moved(self.state[p], torch.device("cpu")) for n, p, _ in self._entries() if self.state.get(p)}
+        cpu, weights = torch.device("cpu"), self.weights()
+        owned = {m.name: saved.moved(self.state[p], cpu) for p, m in weights.items() if self.state.get(p)}
         parts: list[Any] | None = [None] * _processes() if _process() == to else None
         if _processes() > 1:
             dist.gather_object(owned, parts, dst=to)
@@ -189,10 +200,10 @@ class OwnerOptimizer(OverParameterizedOptimizer):
             raise RuntimeError(
                 "this process has only its own cores; call consolidate_state_dict(to=rank) on every process first"
             )
-        numbers = {p: k for k, p in enumerate(self._params())}
-        for name, p, _ in self._entries():
+        names = chain.from_iterable(group["param_names"] for group in self.param_groups)
+        for number, name in enumerate(names):
             if name in self._consolidated:
-                found["state"][numbers[p]] = self._consolidated[name]
+                found["state"][number] = self._consolidated[name]
         return found
 
     def part_state_dict(self) -> dict[str, Any]:
@@ -206,11 +217,6 @@ class OwnerOptimizer(OverParameterizedOptimizer):
         mine = {k for k, name in enumerate(names) if owners.get(name, 0) == _process()}
         return found | {"state": {k: values for k, values in found["state"].items() if k in mine}}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a whole state dict, of which this process keeps what it owns; collective."""
-        self._seen, self._consolidated = {}, None
-        super().load_state_dict(state_dict)
-
     def _own_part(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """Without the cores of others, which need not even fit on this process's device."""
         owners = self.owners
@@ -220,25 +226,21 @@ class OwnerOptimizer(OverParameterizedOptimizer):
         return state_dict | {"state": {k: values for k, values in state_dict["state"].items() if k not in others}}
 
     @torch.no_grad()
-    def _restore_weights(self, entries: Sequence[Entry]) -> None:
-        for turn in self._turns(entries):
+    def _restore_weights(self, weights: Weights) -> None:
+        for turn in self._turns(self.weights()):
             self._gather(turn)
-            super()._restore_weights(_mine(turn))
+            super()._restore_weights({p: matrix for p, matrix in _mine(turn).items() if p in weights})
             self._publish(turn)
-
-    def __getstate__(self) -> dict[str, Any]:
-        empty: dict[str, Any] = {"_gathered": {}, "_results": {}, "_seen": {}, "_consolidated": None}
-        return super().__getstate__() | empty
 
     def _forget_others(self) -> None:
         owners = self.owners
-        for name, p, _ in self._entries():
-            if owners[name] != _process():
+        for p, matrix in self.weights().items():
+            if owners[matrix.name] != _process():
                 self.state.pop(p, None)
 
 
-def _mine(turn: Turn) -> list[Entry]:
-    return turn[_process()].entries if _process() in turn else []
+def _mine(turn: Turn) -> dict[Tensor, Matrix]:
+    return dict(turn[_process()].weights) if _process() in turn else {}
 
 
 def _processes() -> int:

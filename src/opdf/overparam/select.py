@@ -11,41 +11,55 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
+from opdf.mpo import MPOShape
+
 
 @dataclass(frozen=True)
 class Matrix:
-    """One weight of a model seen as a matrix.
+    """One weight of a model, seen as a matrix of output by input features.
 
     Attributes:
         name: the parameter's name in the model.
-        kind: "plain" (Linear, attention input projections, convolutions: rows first) or "transposed" (GPT-2's Conv1D).
-        rows, cols: output features, input features (times the kernel's size for a convolution).
-        stack: name of the list of transformer blocks that holds it, or "" outside of any.
+        transposed: whether the weight's rows are input features, as in GPT-2's Conv1D.
+        weight_shape: the parameter's own shape; a convolution's kernel counts as input features.
+        shape: the cores that it is trained as. One core, the matrix itself, until that is planned.
+        blocks: name of the list of transformer blocks that holds it, or "" outside of any.
         block: its index in that list.
         role: the rest of the name, alike in every block.
     """
 
     name: str
-    kind: str
-    rows: int
-    cols: int
-    stack: str = ""
+    transposed: bool
+    weight_shape: tuple[int, ...]
+    shape: MPOShape
+    blocks: str = ""
     block: int = 0
     role: str = ""
 
     @property
     def module(self) -> str:
+        """The name of the module that holds it."""
         return self.name.rpartition(".")[0]
 
+    @property
+    def rows(self) -> int:
+        return self.shape.rows
 
-def as_matrix(weight: Tensor, kind: str) -> Tensor:
-    """A parameter or its gradient as `[rows, cols]`."""
-    return weight.mT if kind == "transposed" else weight.flatten(1)
+    @property
+    def cols(self) -> int:
+        return self.shape.cols
+
+    def of(self, weight: Tensor) -> Tensor:
+        """The parameter or its gradient as `[rows, cols]`, a view."""
+        return _as_matrix(weight, self.transposed)
+
+    def weight(self, matrix: Tensor) -> Tensor:
+        """Inverse of `of`: `[rows, cols]` in the parameter's shape."""
+        return matrix.mT if self.transposed else matrix.reshape(self.weight_shape)
 
 
-def as_weight(matrix: Tensor, kind: str, shape: torch.Size) -> Tensor:
-    """Inverse of `as_matrix`."""
-    return matrix.mT if kind == "transposed" else matrix.reshape(shape)
+def _as_matrix(weight: Tensor, transposed: bool) -> Tensor:
+    return weight.mT if transposed else weight.flatten(1)
 
 
 def find_matrices(
@@ -63,9 +77,9 @@ def find_matrices(
     if not targets or not isinstance(targets, Sequence):
         raise TypeError(f"targets is {targets!r}; give 'blocks', 'all-linear' or a list of name patterns")
     if targets == "blocks":
-        chosen = [m for m in chosen if m.stack]
+        chosen = [m for m in chosen if m.blocks]
         if trainable_only:
-            _warn_of_experts(model, {m.stack for m in chosen})
+            _warn_of_experts(model, {m.blocks for m in chosen})
         if not chosen:
             raise ValueError(
                 f"targets='blocks' found no attention blocks in {type(model).__name__}; "
@@ -90,9 +104,9 @@ def find_matrices(
     return trained
 
 
-def _warn_of_experts(model: nn.Module, stacks: Collection[str]) -> None:
+def _warn_of_experts(model: nn.Module, lists: Collection[str]) -> None:
     """Say what blocks hold beside matrices: a mixture's experts as one tensor are most of a model's parameters."""
-    blocks = tuple(f"{stack}." for stack in stacks)
+    blocks = tuple(f"{name}." for name in lists)
     tensors = [
         name
         for name, module in model.named_modules()
@@ -131,30 +145,32 @@ def _check_patterns(patterns: Sequence[str], candidates: Sequence[Matrix], argum
 
 
 def _candidates(model: nn.Module) -> Iterator[Matrix]:
-    stacks = {name: [child for child, _ in model.get_submodule(name).named_children()] for name in block_stacks(model)}
+    lists = {name: [child for child, _ in model.get_submodule(name).named_children()] for name in block_lists(model)}
     for module_name, module in model.named_modules():
-        for parameter_name, kind in _weights_of(module):
+        for parameter_name, transposed in _weights_of(module):
             weight = getattr(module, parameter_name)
             if not isinstance(weight, nn.Parameter):  # weight_norm and others compute it anew in every forward pass
                 continue
-            shape = as_matrix(weight, kind).shape
+            rows, cols = _as_matrix(weight, transposed).shape
             name = f"{module_name}.{parameter_name}" if module_name else parameter_name
-            yield Matrix(name, kind, shape[0], shape[1], *_place(name, stacks))
+            shape = MPOShape((max(rows, 1),), (max(cols, 1),))  # an empty weight is refused later, if it is chosen
+            yield Matrix(name, transposed, tuple(weight.shape), shape, *_place(name, lists))
 
 
-def _weights_of(module: nn.Module) -> list[tuple[str, str]]:
+def _weights_of(module: nn.Module) -> list[tuple[str, bool]]:
+    """Names of a module's matrices, and whether they are transposed."""
     if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        return [("weight", "plain")]
+        return [("weight", False)]
     if isinstance(module, nn.MultiheadAttention):
-        return [(n, "plain") for n in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
-                if getattr(module, n) is not None]  # fmt: skip
+        names = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+        return [(name, False) for name in names if getattr(module, name) is not None]
     # transformers.pytorch_utils.Conv1D, recognised without importing transformers.
     if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
-        return [("weight", "transposed")]
+        return [("weight", True)]
     return []
 
 
-def block_stacks(model: nn.Module) -> list[str]:
+def block_lists(model: nn.Module) -> list[str]:
     """Names of the lists whose every element contains attention and no further such list: transformer blocks.
 
     That takes T5's `block` and not the `layer` list inside a block, and Swin's `blocks` and not its stages.
@@ -171,11 +187,11 @@ def _has_attention(module: nn.Module) -> bool:
     return any("attention" in type(m).__name__.lower() for m in module.modules())
 
 
-def _place(name: str, stacks: Mapping[str, Sequence[str]]) -> tuple[str, int, str]:
-    for stack, blocks in stacks.items():
-        if name.startswith(f"{stack}."):
-            block, _, role = name[len(stack) + 1 :].partition(".")
-            return stack, blocks.index(block), role
+def _place(name: str, lists: Mapping[str, Sequence[str]]) -> tuple[str, int, str]:
+    for blocks, children in lists.items():
+        if name.startswith(f"{blocks}."):
+            block, _, role = name[len(blocks) + 1 :].partition(".")
+            return blocks, children.index(block), role
     return "", 0, name
 
 
@@ -183,12 +199,12 @@ def _untie(model: nn.Module, chosen: list[Matrix], explicit: bool) -> list[Matri
     names_of: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names_of.setdefault(id(parameter), []).append(name)
-    kinds = {m.name: m.kind for m in chosen}
+    chosen_as = {m.name: m.transposed for m in chosen}
     kept: list[Matrix] = []
     seen: set[int] = set()
     for matrix in chosen:
         key = id(model.get_parameter(matrix.name))
-        strangers = [n for n in names_of.get(key, []) if kinds.get(n) != matrix.kind]
+        strangers = [n for n in names_of.get(key, []) if chosen_as.get(n) != matrix.transposed]
         if strangers and explicit:
             raise ValueError(
                 f"{matrix.name} shares its tensor with {strangers[0]}, which is not a target; "

@@ -12,7 +12,6 @@ from transformers import TrainerCallback
 from opdf.distill import DistillationTrainer
 from opdf.mpo import contract, decompose_many, singular_values
 from opdf.overparam import OverParameterization
-from opdf.overparam.select import as_matrix
 
 CURVE_POINTS, SPECTRUM_POINTS, SPECTRUM_STEPS = 40, 24, 5
 HALVINGS = 5
@@ -111,7 +110,7 @@ def spectra(over: OverParameterization) -> list[list[float]]:
 
 def _times(over: OverParameterization) -> dict[str, float]:
     """Seconds to decompose all matrices, and to multiply them out again."""
-    weights = [(as_matrix(over.model.get_parameter(t.name), t.matrix.kind), t.shape) for t in over.matrices]
+    weights = [(t.of(over.model.get_parameter(t.name)), t.shape) for t in over.matrices]
     start = time.perf_counter()
     chains = decompose_many(*zip(*weights, strict=True))
     middle = time.perf_counter()

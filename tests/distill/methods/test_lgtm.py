@@ -16,8 +16,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from opdf.distill import LGTM, Constraint, DistillationArguments, DistillationTrainer
 from opdf.distill.losses import distillation_loss, task_loss
 from opdf.distill.methods.lgtm import central_difference
-from opdf.overparam import OverParamConfig, overparameterize
-from opdf.overparam.optimizer import rolled_back
+from opdf.overparam import OverParamConfig, overparameterize, rolled_back
 
 
 def bert(seed: int, labels: int = 2, layers: int = 1) -> BertForSequenceClassification:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from opdf.distill.losses import Batch, count_labelled, labels_of, task_loss
 from opdf.distill.models import check_same_outputs, unwrapped
 from opdf.distill.objective import Losses, Objective
-from opdf.overparam import block_stacks
+from opdf.overparam import block_lists
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainingArguments
@@ -73,7 +73,7 @@ class Theseus(Objective):
         if teacher is None:
             raise ValueError("BERT-of-Theseus needs the teacher's blocks; pass a teacher")
         check_same_outputs(student, teacher)
-        stacks, theirs = block_stacks(student), block_stacks(teacher)
+        stacks, theirs = block_lists(student), block_lists(teacher)
         if len(stacks) != 1 or stacks != theirs:
             raise ValueError(
                 f"the student has the block stacks {stacks} and the teacher {theirs}; BERT-of-Theseus needs one, alike "

@@ -4,33 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from opdf.mpo import MPOShape, Progress, decompose
-from opdf.mpo.contract import shape_of
-from opdf.overparam.alignment import Alignment, build_alignment
-from opdf.overparam.config import LayerMap, OverParamConfig
-from opdf.overparam.optimizer import OverParameterizedOptimizer, Spec
+from opdf.overparam.alignment import Alignment
+from opdf.overparam.config import Constraint, OverParamConfig
+from opdf.overparam.cores import MPOShape, Progress, decompose, shape_of
+from opdf.overparam.optimizer import OverParameterizedOptimizer
 from opdf.overparam.owner import OwnerOptimizer
-from opdf.overparam.select import Matrix, as_matrix, find_matrices, matches
-
-
-@dataclass(frozen=True)
-class TargetMatrix:
-    """One over-parameterized weight: where it is and the shape it is trained in."""
-
-    matrix: Matrix
-    shape: MPOShape
-
-    @property
-    def name(self) -> str:
-        """The parameter's name in the model."""
-        return self.matrix.name
+from opdf.overparam.pairing import pair
+from opdf.overparam.select import Matrix, find_matrices, matches
 
 
 class OverParameterization:
@@ -44,7 +31,7 @@ class OverParameterization:
             first step; None at first.
     """
 
-    def __init__(self, model: nn.Module, config: OverParamConfig, matrices: Iterable[TargetMatrix]) -> None:
+    def __init__(self, model: nn.Module, config: OverParamConfig, matrices: Iterable[Matrix]) -> None:
         self.model = model
         self.config = config
         self.matrices = tuple(matrices)
@@ -61,37 +48,29 @@ class OverParameterization:
     @property
     def train_params(self) -> int:
         """Parameters of the model while it trains: cores in place of their matrices."""
-        return self.inference_params + sum(target.shape.added_params for target in self.matrices)
+        return self.inference_params + sum(matrix.shape.added_params for matrix in self.matrices)
 
-    def align(
-        self,
-        teacher: nn.Module,
-        *,
-        layer_map: LayerMap = "last",
-        weight: float = 0.1,
-        gauge: str = "matched",
-        normalize: str = "relative",
-    ) -> None:
+    def align(self, teacher: nn.Module, constraint: Constraint | None = None) -> None:
         """Pull auxiliary cores towards the teacher's (OPDF, equation 5) in every step of the optimizer made next.
 
+            overparam.align(teacher, opdf.overparam.Constraint(weight=0.1))
+
         Args:
-            teacher: a model with the same kind of blocks, of the student's width or wider.
-            layer_map: "last" (student block s follows the last of its group of teacher blocks), "first", or an
-                explicit `{student block: teacher block}` or `{student name: teacher name}`.
-            weight: factor of the constraint loss.
-            gauge: "matched" or "raw", see `opdf.overparam.Alignment`.
-            normalize: "relative" or "mse", see there too.
+            teacher: a model with the same kind of blocks, of the student's width or wider; it is read, not changed.
+            constraint: default `Constraint()`.
 
         Raises:
-            ValueError: matrices cannot be paired, or an option is unknown.
+            ValueError: matrices cannot be paired.
+            TypeError: `constraint` is none.
             RuntimeError: the optimizer exists already.
         """
         if self._optimizer is not None:
             raise RuntimeError("align() was called after optimizer(); call it before")
-        targets = {t.name: (t.matrix, t.shape) for t in self.matrices}
-        self._alignment = build_alignment(
-            self.model, targets, teacher, layer_map=layer_map, weight=weight, gauge=gauge, normalize=normalize
-        )
+        constraint = Constraint() if constraint is None else constraint
+        if not isinstance(constraint, Constraint):
+            raise TypeError(f"constraint is {constraint!r}; give Constraint(weight=..., layer_map=..., ...)")
+        partners = pair(self.model, self.matrices, teacher, constraint.layer_map)
+        self._alignment = Alignment.to(teacher, partners, constraint)
 
     def optimizer(
         self,
@@ -102,10 +81,13 @@ class OverParameterization:
         """The optimizer that trains the cores of `matrices` and all other parameters as they are.
 
         Args:
-            inner: a torch optimizer class.
+            inner: a class of optimizers; before any work it takes a few steps on small cores, to see that it can.
             params: parameters, named parameters or groups of either; default all that require a gradient. Parameters
                 that are not the model's (a projection of the loss, say) are stepped densely.
             **options: options of `inner`: lr, betas, weight_decay, ...
+
+        Raises:
+            TypeError, ValueError: `inner` cannot step cores, does not go with the configuration, or has no such option.
         """
         self._optimizer = self._make_optimizer(inner, params, options)
         self._initial_cores = {}  # this one has them; another is made for weights that have moved on
@@ -118,10 +100,10 @@ class OverParameterization:
 
     def summary(self) -> str:
         """A table of the shapes with their counts and parameters, and the totals."""
-        counts = Counter((t.matrix.rows, t.matrix.cols, t.shape) for t in self.matrices)
+        counts = Counter(matrix.shape for matrix in self.matrices)
         lines = [f"{'matrices':>8}  {'size':<12} {'parameters':>12}  {'scale':>6}  shape"]
-        for (rows, cols, shape), count in counts.items():
-            size = f"{rows}x{cols}"
+        for shape, count in counts.items():
+            size = f"{shape.rows}x{shape.cols}"
             lines.append(f"{count:>8}  {size:<12} {shape.num_params:>12,}  {shape.scale:>5.2f}x  {shape}")
         lines.append(f"parameters: {self.train_params:,} while training, {self.inference_params:,} at inference")
         return "\n".join(lines)
@@ -129,17 +111,16 @@ class OverParameterization:
     def state_dict(self) -> dict[str, Tensor]:
         """The cores, as `{parameter name}.core{k}`; a weight without cores is decomposed on the fly."""
         return {
-            f"{target.name}.core{k}": core.detach().clone()
-            for target in self.matrices
-            for k, core in enumerate(self.cores(target))
+            f"{matrix.name}.core{k}": core.detach().clone()
+            for matrix in self.matrices
+            for k, core in enumerate(self.cores(matrix))
         }
 
-    def cores(self, target: TargetMatrix) -> list[Tensor]:
+    def cores(self, matrix: Matrix) -> list[Tensor]:
         """The current cores of one of `matrices`, `[d_{k-1}, i_k, j_k, d_k]`; not copied."""
-        cores = self._optimizer.cores(target.name) if self._optimizer else self._initial_cores.get(target.name)
+        cores = self._optimizer.cores(matrix.name) if self._optimizer else self._initial_cores.get(matrix.name)
         if cores is None:
-            matrix = as_matrix(self.model.get_parameter(target.name), target.matrix.kind)
-            cores = decompose(matrix, target.shape)
+            (cores,) = decompose([matrix.of(self.model.get_parameter(matrix.name))], [matrix.shape])
         return cores
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
@@ -149,16 +130,16 @@ class OverParameterization:
             KeyError: a core is missing or belongs to no matrix.
             ValueError: the cores of a matrix have other shapes than this configuration gives.
         """
-        expected = {f"{t.name}.core{k}" for t in self.matrices for k in range(t.shape.sites)}
+        expected = {f"{m.name}.core{k}" for m in self.matrices for k in range(m.shape.sites)}
         for problem, keys in (("misses", expected - state_dict.keys()), ("has unknown", state_dict.keys() - expected)):
             if keys:
                 raise KeyError(
                     f"state_dict {problem} {len(keys)} cores, e.g. {min(keys)}; use the same OverParamConfig"
                 )
-        loaded = {t.name: [state_dict[f"{t.name}.core{k}"] for k in range(t.shape.sites)] for t in self.matrices}
-        for target in self.matrices:
-            if (found := shape_of(loaded[target.name])) != target.shape:
-                raise ValueError(f"{target.name} is {found} in state_dict and {target.shape} here; use its config")
+        loaded = {m.name: [state_dict[f"{m.name}.core{k}"] for k in range(m.shape.sites)] for m in self.matrices}
+        for matrix in self.matrices:
+            if (found := shape_of(loaded[matrix.name])) != matrix.shape:
+                raise ValueError(f"{matrix.name} is {found} in state_dict and {matrix.shape} here; use its config")
         self._initial_cores = {} if self._optimizer else loaded
         optimizer = self._optimizer or self._make_optimizer(torch.optim.SGD, None, {"lr": 0.0})
         for name, cores in loaded.items():
@@ -171,22 +152,15 @@ class OverParameterization:
         optimizer = cls(
             self._named(self.model.parameters() if params is None else params),
             inner,
-            {t.name: self._spec(t) for t in self.matrices},
-            lr_scaling=self.config.lr_scaling,
+            self.matrices,
+            self.config,
             alignment=self._alignment,
             initial_cores=self._initial_cores,
-            keep_products=self.config.keep_products,
-            precision=self.config.precision,
-            **options,
+            options=options,
         )
         # Looked up when it is called: it may be set after the optimizer has been made.
         optimizer.progress = lambda done, total: self.progress(done, total) if self.progress else None
         return optimizer
-
-    def _spec(self, target: TargetMatrix) -> Spec:
-        shape = target.shape
-        weight = self.model.get_parameter(target.name)
-        return Spec(target.matrix.kind, tuple(weight.shape), shape.row_factors, shape.col_factors, shape._bonds)
 
     def _named(self, params: Iterable[Any]) -> list[Any]:
         """The same parameters or groups with every parameter as `(name, parameter)`."""
@@ -206,8 +180,8 @@ class OverParameterization:
 def overparameterize(model: nn.Module, config: OverParamConfig | None = None) -> OverParameterization:
     """Plan the over-parameterized training of a model. The model, its class and its state dict do not change.
 
-    >>> overparam = opdf.overparameterize(student, opdf.OverParamConfig(ones=3))
-    >>> optimizer = overparam.optimizer(torch.optim.AdamW, lr=2e-5)
+        overparam = opdf.overparameterize(student, opdf.OverParamConfig(ones=3))
+        optimizer = overparam.optimizer(torch.optim.AdamW, lr=2e-5)
 
     Args:
         model: any module; tied weights are handled once, or refused when named explicitly.
@@ -224,7 +198,7 @@ def overparameterize(model: nn.Module, config: OverParamConfig | None = None) ->
     for pattern in config.shapes or {}:
         if not any(matches(matrix, pattern) for matrix in found):
             raise ValueError(f"shapes pattern {pattern!r} matches no matrix; there is e.g. {found[0].name}")
-    return OverParameterization(model, config, [TargetMatrix(m, _shape(m, config)) for m in found])
+    return OverParameterization(model, config, [replace(matrix, shape=_shape(matrix, config)) for matrix in found])
 
 
 def _shape(matrix: Matrix, config: OverParamConfig) -> MPOShape:

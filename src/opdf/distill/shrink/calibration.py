@@ -1,0 +1,192 @@
+"""The calibration examples: what goes through the teacher once, and the residual streams that are kept of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from opdf.distill.shrink.families import Attention, Family, Head, Stack, attentions
+from opdf.distill.shrink.moments import Moments
+from opdf.distill.shrink.norms import has_shift
+
+
+@dataclass(frozen=True)
+class Call:
+    """What an attention was called with beside the states: masks, positions."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    def without(self, *names: str | None) -> Call:
+        return replace(self, kwargs={k: v for k, v in self.kwargs.items() if k not in names})
+
+
+@dataclass
+class Stream:
+    """The residual streams of one stack; padding is left out.
+
+    Attributes:
+        real: for each batch `[examples, tokens]`, true where a token is not padding.
+        teacher, student: for each batch `[real tokens, width]`.
+        calls: for each batch, those of the teacher's attentions, by block and name.
+    """
+
+    real: list[Tensor] = field(default_factory=list)
+    teacher: list[Tensor] = field(default_factory=list)
+    student: list[Tensor] = field(default_factory=list)
+    calls: list[dict[tuple[int, str], Call]] = field(default_factory=list)
+
+    def padded(self, batch: int, rows: Tensor) -> Tensor:
+        """`[examples, tokens, width]`, zeros at padding."""
+        real = self.real[batch]
+        states = rows.new_zeros(*real.shape, rows.shape[-1])
+        states[real] = rows
+        return states
+
+
+class _ReachedError(Exception):
+    """Ends a forward pass whose rest is not wanted."""
+
+
+def input_of(module: nn.Module, run: Callable[[], Any]) -> Tensor:
+    """What a module is called with first while something runs, which ends there."""
+    found: list[Tensor] = []
+
+    def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found.append(_states(args, kwargs)[0])
+        raise _ReachedError
+
+    with hooked((module, keep)):
+        try:
+            run()
+        except _ReachedError:
+            return found[0]
+    raise RuntimeError(f"{type(module).__name__} was not called")
+
+
+def _states(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Call]:
+    """The hidden states that a module was called with, and the rest."""
+    if args:
+        return args[0], Call(args[1:], kwargs)
+    return kwargs["hidden_states"], Call((), kwargs).without("hidden_states")
+
+
+@contextmanager
+def hooked(*hooks: tuple[nn.Module, Callable[..., None]]) -> Iterator[None]:
+    """Inside, functions are told what modules are called with."""
+    handles = [module.register_forward_pre_hook(hook, with_kwargs=True) for module, hook in hooks]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@dataclass
+class Calibration:
+    """What one pass of the teacher over the calibration examples leaves.
+
+    Attributes:
+        inputs: the batches, on the teacher's device.
+        streams: by stack; the teacher's first states, before the entry norm where there is one.
+        states: second moments of what the teacher's norms see (or give, where these stand after the branches).
+        chosen: for each batch, by name, the states of chosen tokens that heads read.
+        gathered: by stack and block, second moments of what attentions gather whose heads all blocks share.
+    """
+
+    inputs: list[dict[str, Tensor]]
+    streams: dict[str, Stream]
+    states: Moments
+    chosen: list[dict[str, Tensor]]
+    gathered: dict[str, list[Moments]]
+
+
+class Recorder:
+    """Runs the teacher over a batch and keeps what `Calibration` says."""
+
+    def __init__(self, teacher: Any, family: Family, stacks: Sequence[Stack], heads: Sequence[Head]) -> None:
+        self._teacher, self._family, self._stacks, self._heads = teacher, family, stacks, heads
+        width, device = getattr(teacher.config, family.width), teacher.device
+        self.result = Calibration([], {s.blocks: Stream() for s in stacks}, Moments(width, 0, device), [], {})
+
+    def run(self, inputs: dict[str, Tensor]) -> None:
+        options = {"use_cache": False} if hasattr(self._teacher.config, "use_cache") else {}
+        self.result.inputs.append(inputs)
+        self.result.chosen.append({})
+        hooks = [hook for stack in self._stacks for hook in self._hooks(stack, inputs)]
+        hooks += [(self._teacher.get_submodule(h.first), partial(self._choose, h.first)) for h in self._heads]
+        with hooked(*hooks):
+            self._teacher(**inputs, **options)
+
+    def _hooks(self, stack: Stack, inputs: Mapping[str, Tensor]) -> Iterator[tuple[nn.Module, Callable[..., None]]]:
+        base = self._teacher.base_model
+        stream, blocks = self.result.streams[stack.blocks], base.get_submodule(stack.blocks)
+        stream.calls.append({})
+
+        def enter(_: nn.Module, args: Any, kwargs: Any) -> None:
+            states = _states(args, kwargs)[0]
+            stream.real.append(real_tokens(inputs, stack.mask, states))
+            stream.teacher.append(states[stream.real[-1]])
+
+        def seen(norm: nn.Module, args: Any, kwargs: Any) -> None:
+            states = _states(args, kwargs)[0][stream.real[-1]]
+            self.result.states.add(
+                unscaled(norm, states) if self._family.pre_norm else norm.forward(states), states[:, :0]
+            )
+
+        def call(place: tuple[int, str], _: nn.Module, args: Any, kwargs: Any) -> None:
+            memory = next(a.memory for a in attentions(stack) if a.module == place[1])
+            stream.calls[-1][place] = _states(args, kwargs)[1].without(memory)
+
+        def gather(moments: Moments, _: nn.Module, args: Any, kwargs: Any) -> None:
+            values = args[0][stream.real[-1]]
+            moments.add(values, values[:, :0])
+
+        yield (base.get_submodule(stack.entry) if stack.entry else blocks[0]), enter
+        for name in (stack.entry, stack.final):
+            if name:
+                yield base.get_submodule(name), seen
+        for k, block in enumerate(blocks):
+            for branch in stack.branches:
+                yield block.get_submodule(branch.norm), seen
+                if isinstance(branch, Attention):
+                    if branch.position_bias:
+                        output = block.get_submodule(branch.output.name)
+                        moments = self.result.gathered.setdefault(stack.blocks, [])
+                        if len(moments) == k:
+                            moments.append(Moments(output.weight.shape[1], 0, output.weight.device))
+                        yield output, partial(gather, moments[k])
+                    yield block.get_submodule(branch.module), partial(call, (k, branch.module))
+
+    def _choose(self, name: str, _: nn.Module, args: Any, kwargs: Any) -> None:
+        if args[0].dim() == 2:
+            self.result.chosen[-1][name] = args[0]
+
+
+def unscaled(norm: Any, states: Tensor) -> Tensor:
+    """What a norm makes of states before its scale and shift."""
+    if has_shift(norm):
+        return nn.functional.layer_norm(states, states.shape[-1:], eps=norm.eps)
+    return states * torch.rsqrt(states.float().square().mean(-1, keepdim=True) + norm.variance_epsilon).to(states.dtype)
+
+
+def real_tokens(inputs: Mapping[str, Tensor], mask: str, states: Tensor) -> Tensor:
+    """`[examples, tokens]`, true where a token is no padding.
+
+    Args:
+        mask: the input that says so. A decoder without one has as many tokens as there are labels, or inputs.
+        states: `[examples, tokens, width]`.
+    """
+    shape = states.shape[:2]
+    known = inputs.get(mask)
+    if known is None and mask.startswith("decoder") and "decoder_input_ids" not in inputs:
+        known = inputs["labels"].ne(-100) if "labels" in inputs else inputs.get("attention_mask")
+    if known is None or known.shape != shape:
+        return torch.ones(shape, dtype=torch.bool, device=states.device)
+    return known.bool()

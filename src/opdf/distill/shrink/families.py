@@ -1,0 +1,310 @@
+"""Where the parts of each supported family stand: all that the fits have to know of a model, in one table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import nn
+
+
+class Part(NamedTuple):
+    """A matrix in a block: all outputs of a module, or the `share`-th of `of` equal shares (GPT-2's q, k and v)."""
+
+    name: str
+    share: int = 0
+    of: int = 1
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Names inside a block.
+
+    Attributes:
+        norm: before the attention, or after it is added.
+        module: what is called with the hidden states, and calls `output` with what the heads have gathered.
+        reads: queries, keys and values.
+        memory: the argument of `module` with the states that keys and values are made of, if these are the encoder's.
+        head_norms: norms of queries and keys, with one weight for all heads.
+        position_bias: the table with a column for every head that all blocks use and the first one has.
+    """
+
+    norm: str
+    module: str
+    reads: tuple[Part, ...]
+    output: Part
+    memory: str | None = None
+    head_norms: tuple[str, ...] = ()
+    position_bias: str | None = None
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """Names inside a block: of `down(activation(up x))`, or of `down(activation(gate x) * up x)`."""
+
+    norm: str
+    up: Part
+    activation: str
+    down: Part
+    gate: Part | None = None
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A list of blocks; names are relative to the base model.
+
+    Attributes:
+        depth: the configuration's field with the number of blocks.
+        entry: the norm of the first state, where there is one.
+        final: the norm after the last block, where there is one.
+        memory: the stack whose final states the blocks attend to.
+        mask: the input that says which tokens are real.
+    """
+
+    blocks: str
+    depth: str
+    branches: tuple[Attention | FeedForward, ...]
+    entry: str | None = None
+    final: str | None = None
+    memory: str | None = None
+    mask: str = "attention_mask"
+
+
+def attentions(stack: Stack) -> list[Attention]:
+    return [branch for branch in stack.branches if isinstance(branch, Attention)]
+
+
+@dataclass(frozen=True)
+class Head:
+    """Linear maps outside of the blocks, named from the whole model; BASE stands for the base model's own name.
+
+    Attributes:
+        first: reads the final states, or those of chosen tokens.
+        activation: what follows a `first` of the model's width: a pooler, or a classifier's hidden layer.
+        second: what reads that, where there is something.
+    """
+
+    first: str
+    activation: str | None = None
+    second: str | None = None
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of model.
+
+    Attributes:
+        embeddings: modules that add up to the first state; relative to the base model.
+        pre_norm: whether norms stand before attention and feed-forward, and not after these are added.
+        outputs: what may stand outside of the base model, most particular first; the first that a model has count.
+        width, inner, heads: fields of the configuration: of the hidden and feed-forward size and the number of heads.
+        groups: the field with the number of key-value heads, where these can be fewer.
+        head: the field with the size of a head, where it is not the hidden size over the number of heads.
+        rotary: whether positions rotate queries and keys, so that the dimensions of a head cannot be mixed.
+    """
+
+    embeddings: tuple[str, ...]
+    stacks: tuple[Stack, ...]
+    pre_norm: bool
+    outputs: tuple[Head, ...]
+    width: str = "hidden_size"
+    inner: str = "intermediate_size"
+    heads: str = "num_attention_heads"
+    groups: str | None = None
+    head: str | None = None
+    rotary: bool = False
+
+
+def _parts(pattern: str, *names: str) -> tuple[Part, ...]:
+    return tuple(Part(pattern.format(name)) for name in names)
+
+
+_bert = Family(
+    embeddings=("embeddings",),
+    stacks=(
+        Stack(
+            "encoder.layer",
+            "num_hidden_layers",
+            (
+                Attention("attention.output.LayerNorm", "attention",
+                          _parts("attention.self.{}", "query", "key", "value"), Part("attention.output.dense")),
+                FeedForward("output.LayerNorm", Part("intermediate.dense"), "intermediate.intermediate_act_fn",
+                            Part("output.dense")),
+            ),
+            entry="embeddings.LayerNorm",
+        ),
+    ),
+    pre_norm=False,
+    outputs=(
+        Head("BASE.pooler.dense", "tanh", "classifier"),
+        Head("BASE.pooler.dense", "tanh"),
+        Head("classifier.dense", "tanh", "classifier.out_proj"),
+        Head("classifier"),
+        Head("qa_outputs"),
+    ),
+)  # fmt: skip
+
+_distilbert = Family(
+    embeddings=("embeddings",),
+    stacks=(
+        Stack(
+            "transformer.layer",
+            "n_layers",
+            (
+                Attention(
+                    "sa_layer_norm", "attention", _parts("attention.{}_lin", "q", "k", "v"), Part("attention.out_lin")
+                ),
+                FeedForward("output_layer_norm", Part("ffn.lin1"), "ffn.activation", Part("ffn.lin2")),
+            ),
+            entry="embeddings.LayerNorm",
+        ),
+    ),
+    pre_norm=False,
+    outputs=(Head("pre_classifier", "relu", "classifier"), Head("classifier"), Head("qa_outputs")),
+    width="dim",
+    inner="hidden_dim",
+    heads="n_heads",
+)
+
+_vit = Family(
+    embeddings=("embeddings",),
+    stacks=(
+        Stack(
+            "layers",
+            "num_hidden_layers",
+            (
+                Attention(
+                    "layernorm_before",
+                    "attention",
+                    _parts("attention.{}_proj", "q", "k", "v"),
+                    Part("attention.o_proj"),
+                ),
+                FeedForward("layernorm_after", Part("mlp.fc1"), "mlp.activation_fn", Part("mlp.fc2")),
+            ),
+            final="layernorm",
+        ),
+    ),
+    pre_norm=True,
+    outputs=(
+        Head("BASE.pooler.dense", "tanh"),
+        Head("classifier"),
+        Head("cls_classifier"),
+        Head("distillation_classifier"),
+    ),
+)
+
+_gpt2 = Family(
+    embeddings=("wte", "wpe"),
+    stacks=(
+        Stack(
+            "h",
+            "n_layer",
+            (
+                Attention("ln_1", "attn", tuple(Part("attn.c_attn", k, 3) for k in range(3)), Part("attn.c_proj")),
+                FeedForward("ln_2", Part("mlp.c_fc"), "mlp.act", Part("mlp.c_proj")),
+            ),
+            final="ln_f",
+        ),
+    ),
+    pre_norm=True,
+    outputs=(Head("lm_head"), Head("score"), Head("classifier"), Head("qa_outputs")),
+    width="n_embd",
+    inner="n_inner",
+    heads="n_head",
+)
+
+
+def _rotary(*head_norms: str) -> Family:
+    return Family(
+        embeddings=("embed_tokens",),
+        stacks=(
+            Stack(
+                "layers",
+                "num_hidden_layers",
+                (
+                    Attention("input_layernorm", "self_attn", _parts("self_attn.{}_proj", "q", "k", "v"),
+                              Part("self_attn.o_proj"),
+                              head_norms=head_norms),
+                    FeedForward("post_attention_layernorm", Part("mlp.up_proj"), "mlp.act_fn", Part("mlp.down_proj"),
+                                Part("mlp.gate_proj")),
+                ),
+                final="norm",
+            ),
+        ),
+        pre_norm=True,
+        outputs=(Head("lm_head"), Head("score"), Head("qa_outputs")),
+        groups="num_key_value_heads",
+        head="head_dim",
+        rotary=True,
+    )  # fmt: skip
+
+
+def _t5(gated: bool) -> Family:
+    def layer(k: int) -> FeedForward:
+        dense = f"layer.{k}.DenseReluDense."
+        up, gate = (Part(f"{dense}wi_1"), Part(f"{dense}wi_0")) if gated else (Part(f"{dense}wi"), None)
+        return FeedForward(f"layer.{k}.layer_norm", up, f"{dense}act", Part(f"{dense}wo"), gate)
+
+    attends = Attention(
+        "layer.0.layer_norm", "layer.0.SelfAttention", _parts("layer.0.SelfAttention.{}", "q", "k", "v"),
+        Part("layer.0.SelfAttention.o"),
+        position_bias="layer.0.SelfAttention.relative_attention_bias",
+    )  # fmt: skip
+    crosses = Attention(
+        "layer.1.layer_norm", "layer.1.EncDecAttention", _parts("layer.1.EncDecAttention.{}", "q", "k", "v"),
+        Part("layer.1.EncDecAttention.o"),
+        memory="key_value_states",
+    )  # fmt: skip
+    return Family(
+        embeddings=("shared",),
+        stacks=(
+            Stack("encoder.block", "num_layers", (attends, layer(1)), final="encoder.final_layer_norm"),
+            Stack(
+                "decoder.block", "num_decoder_layers", (attends, crosses, layer(2)), final="decoder.final_layer_norm",
+                memory="encoder.block", mask="decoder_attention_mask",
+            ),
+        ),
+        pre_norm=True,
+        outputs=(
+            Head("lm_head"),
+            Head("classification_head.dense", "tanh", "classification_head.out_proj"),
+            Head("classifier"),
+            Head("qa_outputs"),
+        ),
+        width="d_model",
+        inner="d_ff",
+        heads="num_heads",
+        head="d_kv",
+    )  # fmt: skip
+
+
+def family_of(model: nn.Module) -> Family:
+    """The description of a transformers model.
+
+    Raises:
+        TypeError: it is none.
+        ValueError: its family is not supported.
+    """
+    config: Any = getattr(model, "config", None)
+    if config is None or not hasattr(model, "base_model"):
+        raise TypeError(f"teacher is a {type(model).__name__}; shrink needs a transformers model")
+    if config.model_type == "t5":
+        return _t5(config.is_gated_act)
+    if config.model_type in FAMILIES:
+        return FAMILIES[config.model_type]
+    raise ValueError(
+        f"teacher is a {config.model_type} ({type(model).__name__}), whose blocks shrink does not know; it knows "
+        f"{', '.join([*FAMILIES, 't5'])}. keep_layers makes a student with fewer blocks of any model"
+    )
+
+
+FAMILIES = {
+    "bert": _bert,
+    "roberta": _bert,
+    "distilbert": _distilbert,
+    "vit": _vit,
+    "deit": _vit,
+    "gpt2": _gpt2,
+    "llama": _rotary(),
+    "qwen3": _rotary("self_attn.q_norm", "self_attn.k_norm"),
+}

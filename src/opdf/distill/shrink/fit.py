@@ -1,0 +1,301 @@
+"""From embeddings to heads: every part of a student is fitted to what the parts before it make of the examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+
+from opdf.distill.shrink.basis import Basis
+from opdf.distill.shrink.branches import AttentionBranch, Branch, FeedForwardBranch, HeadSizes
+from opdf.distill.shrink.calibration import Calibration, Stream, input_of
+from opdf.distill.shrink.choose import choose_groups, choose_units, retold
+from opdf.distill.shrink.families import Attention, Family, Head, Stack, attentions
+from opdf.distill.shrink.matrices import Matrix, Reader
+from opdf.distill.shrink.moments import Moments
+from opdf.distill.shrink.norms import fit_norm, plain, set_norm
+from opdf.distill.shrink.report import BlockReport, ShrinkReport
+from opdf.distill.shrink.ridge import Affine, explained, ridge
+from opdf.distill.shrink.sizes import has_part, head_sizes
+from opdf.distill.students import chosen_layers
+
+
+class Fit:
+    """A teacher, the student that is fitted to it, and the basis that the student lives in.
+
+    Args:
+        teacher, student: of one class, on one device.
+        family: of both.
+        basis: of the residual stream.
+        calibration: what the teacher made of the examples.
+        report: is filled in.
+    """
+
+    def __init__(
+        self,
+        teacher: Any,
+        student: Any,
+        family: Family,
+        heads: Sequence[Head],
+        basis: Basis,
+        calibration: Calibration,
+        report: ShrinkReport,
+    ) -> None:
+        self.teacher, self.student, self.family, self.heads = teacher, student, family, heads
+        self.basis, self.calibration, self.report = basis, calibration, report
+        self._finals: dict[str, Reader] = {}
+        self._kept: Tensor | None = None
+
+    def embeddings(self) -> None:
+        """Every table times the projection."""
+        skipped = {
+            id(p)
+            for stack in self.family.stacks
+            if stack.entry and has_part(self.teacher.base_model, stack.entry)
+            for p in self.teacher.base_model.get_submodule(stack.entry).parameters()
+        }
+        for name in self.family.embeddings:
+            ours = dict(self.student.base_model.get_submodule(name).named_parameters())
+            for key, theirs in self.teacher.base_model.get_submodule(name).named_parameters():
+                if id(theirs) not in skipped:
+                    ours[key].data.copy_(_projected(theirs.detach(), self.basis.project))
+
+    def stack(self, stack: Stack, told: Callable[[], None]) -> None:
+        """All blocks of a stack, in order."""
+        theirs, ours = (m.base_model.get_submodule(stack.blocks) for m in (self.teacher, self.student))
+        stream = self.calibration.streams[stack.blocks]
+        self._enter(stack, stream)
+        self._kept = self._shared_heads(stack)
+        start = 0
+        for index, last in enumerate(chosen_layers(len(ours), len(theirs))):
+            for block in range(start, last):
+                self._advance(stack, stream, block)
+            kept = {}
+            for names in stack.branches:
+                branch = self._branch(stack, names, theirs[last], ours[index], last)
+                kept[_title(names)] = self._fit(branch, names.norm, theirs[last], ours[index], stream)
+            self.report.blocks.append(BlockReport(stack.blocks, index, (start, last), kept))
+            start = last + 1
+            told()
+        self._finish(stack, stream)
+
+    def _shared_heads(self, stack: Stack) -> Tensor | None:
+        """The heads that all blocks keep, because they share a table with a column for each."""
+        shared = next((a for a in attentions(stack) if a.position_bias), None)
+        if shared is None or shared.position_bias is None:
+            return None
+        theirs, ours = (m.base_model.get_submodule(stack.blocks) for m in (self.teacher, self.student))
+        sizes = self._sizes()
+        kept = torch.arange(sizes[0].heads, device=self.basis.project.device)
+        if sizes[0].heads != sizes[1].heads:
+            outgoing = [self.basis.project.mT @ Matrix(block, shared.output).weight for block in theirs]
+            inner = [m.covariances(False)[0] for m in self.calibration.gathered[stack.blocks]]
+            kept = choose_groups(inner, outgoing, sizes[0].size, sizes[1].heads)
+        table, target = (blocks[0].get_submodule(shared.position_bias).weight for blocks in (theirs, ours))
+        target.copy_(table[:, kept])
+        return kept
+
+    def _sizes(self) -> tuple[HeadSizes, HeadSizes]:
+        return head_sizes(self.teacher.config, self.family), head_sizes(self.student.config, self.family)
+
+    def _enter(self, stack: Stack, stream: Stream) -> None:
+        """The student's first states."""
+        first = self.student.base_model.get_submodule(stack.entry or f"{stack.blocks}.0")
+        for batch, inputs in enumerate(self.calibration.inputs):
+            states = input_of(first, partial(self.student, **inputs))
+            stream.student.append(states[stream.real[batch]])
+        if stack.entry:
+            theirs = self.teacher.base_model.get_submodule(stack.entry)
+            self._normalize(theirs, first, stream)
+
+    def _normalize(self, theirs: nn.Module, ours: nn.Module, stream: Stream) -> None:
+        """Fit a norm that stands after what it norms, and put both streams through."""
+        moments = self._moments(*self.basis.project.shape[::-1])
+        set_norm(ours, torch.ones(()))
+        for batch, states in enumerate(stream.teacher):
+            stream.teacher[batch] = theirs(states)
+            moments.add(ours(stream.student[batch]), stream.teacher[batch])
+        fit_norm(ours, moments, torch.eye(len(moments.x)).to(moments.x), self.basis.project.mT)
+        for batch, states in enumerate(stream.student):
+            stream.student[batch] = ours(states)
+
+    def _branch(self, stack: Stack, names: Any, theirs: nn.Module, ours: nn.Module, block: int) -> Branch:
+        if not isinstance(names, Attention):
+            return FeedForwardBranch(names, theirs, ours)
+        streams = self.calibration.streams
+        memory = None
+        if names.memory is not None:
+            assert stack.memory is not None
+            memory = streams[stack.memory], self._finals[stack.memory]
+        kept = None if names.position_bias is None else self._kept
+        return AttentionBranch(names, theirs, ours, self._sizes(), streams[stack.blocks], block, memory, kept)
+
+    def _fit(self, branch: Branch, norm: str, theirs: Any, ours: Any, stream: Stream) -> float:
+        """Fit one branch of a block and put both streams through; returns the share of the variance that it reads."""
+        norms = theirs.get_submodule(norm), ours.get_submodule(norm)
+        reader, inner = self._teacher_through(branch, norms, stream)
+        outgoing = self.basis.project.mT @ branch.teacher.weight
+        guess = branch.start(reader, inner, outgoing)
+        before = norms if self.family.pre_norm else (nn.Identity(), nn.Identity())
+        constant = branch.student.bias is not None
+        moments = self._moments(guess.shape[1], guess.shape[0])
+        project = self.basis.project.to(stream.student[0].dtype)
+        for batch, states in enumerate(stream.student):
+            missing = stream.teacher[batch].to(project.dtype) @ project - states
+            moments.add(branch.student_inner(batch, before[1](states)), missing)
+        branch.student.set(ridge(moments, guess, constant=constant))
+        for batch, states in enumerate(stream.student):
+            stream.student[batch] = states + branch.student.module(branch.student_inner(batch, before[1](states)))
+        if not self.family.pre_norm:
+            self._normalize(*norms, stream)
+        return explained(reader.moments)
+
+    def _teacher_through(self, branch: Branch, norms: Any, stream: Stream) -> tuple[Reader, Tensor | None]:
+        """Add the teacher's branch to its stream; what the student's states tell of what it reads."""
+        theirs, ours = norms
+        if self.family.pre_norm:
+            plain(ours, theirs)
+        else:
+            theirs = ours = nn.Identity()
+        reads = self._moments(*self.basis.project.shape[::-1])
+        width = branch.teacher.weight.shape[1]
+        inner = self._moments(width, 0) if branch.narrower else None
+        for batch, states in enumerate(stream.teacher):
+            normed = theirs(states)
+            reads.add(ours(stream.student[batch]), normed)
+            values = branch.teacher_inner(batch, normed)
+            if inner is not None:
+                inner.add(values, values[:, :0])
+            stream.teacher[batch] = states + branch.teacher.module(values)
+        covariance = None if inner is None else inner.covariances(branch.teacher.bias is not None)[0]
+        return Reader(reads, self._guess(reads, norms[0])), covariance
+
+    def _guess(self, reads: Moments, norm: Any) -> Tensor:
+        """What the student's states would tell of the teacher's if they lacked nothing but what the basis lacks."""
+        guess = self.basis.expand
+        if not self.family.pre_norm:
+            return guess
+        guess = norm.weight.detach().double()[:, None] * guess
+        xx, xy = reads.covariances(norm.__class__ is nn.LayerNorm)
+        return guess * ((guess.mT * xy).sum() / ((guess @ xx) * guess).sum())
+
+    def _advance(self, stack: Stack, stream: Stream, block: int) -> None:
+        """Put the teacher's stream through a block that no block of the student stands for alone."""
+        module = self.teacher.base_model.get_submodule(stack.blocks)[block]
+        for names in stack.branches:
+            branch = self._branch(stack, names, module, module, block)
+            norm = module.get_submodule(names.norm)
+            for batch, states in enumerate(stream.teacher):
+                normed = norm(states) if self.family.pre_norm else states
+                added = states + branch.teacher.module(branch.teacher_inner(batch, normed))
+                stream.teacher[batch] = added if self.family.pre_norm else norm(added)
+
+    def _finish(self, stack: Stack, stream: Stream) -> None:
+        """The norm after the last block; what the student's final states tell of the teacher's."""
+        theirs, ours = (
+            m.base_model.get_submodule(stack.final) if stack.final else nn.Identity()
+            for m in (self.teacher, self.student)
+        )
+        for batch, states in enumerate(stream.teacher):
+            stream.teacher[batch] = theirs(states)
+        if stack.final:
+            self._final_norm(stack, theirs, ours, stream)
+        moments = self._moments(*self.basis.project.shape[::-1])
+        for batch, states in enumerate(stream.student):
+            stream.student[batch] = ours(states)
+            moments.add(stream.student[batch], stream.teacher[batch])
+        guess = self._guess(moments, theirs) if stack.final else self.basis.expand
+        self._finals[stack.blocks] = Reader(moments, guess)
+
+    def _final_norm(self, stack: Stack, theirs: nn.Module, ours: nn.Module, stream: Stream) -> None:
+        readout = self._fixed_readout()
+        if readout is None or stack.blocks != list(self.calibration.streams)[-1]:
+            return plain(ours, theirs)
+        set_norm(ours, torch.ones(()))
+        moments = self._moments(*self.basis.project.shape[::-1])
+        for batch, states in enumerate(stream.student):
+            moments.add(ours(states), stream.teacher[batch])
+        return fit_norm(ours, moments, *readout)
+
+    def _fixed_readout(self) -> tuple[Tensor, Tensor] | None:
+        """What reads the student's and the teacher's final states and cannot be fitted: a tied head, or the user."""
+        if not self.heads:
+            return torch.eye(self.basis.project.shape[1]).to(self.basis.project), self.basis.project.mT
+        theirs, ours = (m.get_output_embeddings() for m in (self.teacher, self.student))
+        if not is_tied(self.teacher, theirs):
+            return None
+        readout, target = ours.weight.detach().double(), theirs.weight.detach().double()
+        if getattr(self.teacher.config, "scale_decoder_outputs", False):  # T5: by the root of the width
+            readout, target = readout * readout.shape[1] ** -0.5, target * target.shape[1] ** -0.5
+        return readout, target
+
+    def head(self, head: Head) -> None:
+        """A head, at the tokens that it reads."""
+        theirs, ours = Matrix(self.teacher, head.first), Matrix(self.student, head.first)
+        if is_tied(self.student, ours.module):
+            return
+        first = list(self._finals.values())[-1].read(theirs)
+        if head.first not in self.calibration.chosen[0]:
+            ours.set(first)
+            return
+        read = [input_of(ours.module, partial(self.student, **i)) for i in self.calibration.inputs]
+        told: list[Tensor] = [theirs.module(c[head.first]) for c in self.calibration.chosen]
+        if head.activation is None:
+            ours.set(self._refit(read, told, first.weight, ours))
+        else:
+            self._two_layers(head, first, read, told)
+
+    def _two_layers(self, head: Head, first: Affine, read: list[Tensor], told: list[Tensor]) -> None:
+        """A pooler or a hidden layer as wide as the model, and what reads it.
+
+        Args:
+            head: of both layers.
+            first: the teacher's first layer as the student's states tell it.
+            read: for each batch, what the student's first layer reads; told: what the teacher's first layer gives.
+        """
+        activation = ACT2FN[head.activation]
+        hidden = [activation(values) for values in told]
+        moments = self._moments(hidden[0].shape[1], 0)
+        for values in hidden:
+            moments.add(values, values[:, :0])
+        inner, _ = moments.covariances(True)
+        ours = Matrix(self.student, head.first)
+        outgoing = Matrix(self.teacher, head.second).weight if head.second else torch.eye(len(inner)).to(inner)
+        kept = choose_units(inner, outgoing.norm(dim=0), len(ours.weight))
+        ours.set(self._refit(read, [values[:, kept] for values in told], first.weight[kept], ours))
+        if head.second:
+            theirs, second = Matrix(self.teacher, head.second), Matrix(self.student, head.second)
+            units = [activation(ours.module(states)) for states in read]
+            outputs = [theirs.module(values) for values in hidden]
+            second.set(self._refit(units, outputs, outgoing @ retold(inner, kept), second))
+
+    def _refit(self, read: list[Tensor], told: list[Tensor], guess: Tensor, matrix: Matrix) -> Affine:
+        moments = self._moments(read[0].shape[1], told[0].shape[1])
+        for x, y in zip(read, told, strict=True):
+            moments.add(x, y)
+        return ridge(moments, guess, constant=matrix.bias is not None)
+
+    def _moments(self, inputs: int, outputs: int) -> Moments:
+        return Moments(inputs, outputs, self.basis.project.device)
+
+
+def is_tied(model: Any, head: Any) -> bool:
+    """Whether a head is the table of the input embeddings."""
+    return head is not None and head.weight is getattr(model.get_input_embeddings(), "weight", None)
+
+
+def _title(names: Any) -> str:
+    if not isinstance(names, Attention):
+        return "feed-forward"
+    return "attention" if names.memory is None else "cross-attention"
+
+
+def _projected(table: Tensor, project: Tensor) -> Tensor:
+    """An embedding table, token or convolution of patches in the student's coordinates."""
+    if table.dim() == 4:
+        return torch.einsum("dcij,dk->kcij", table.double(), project).to(table.dtype)
+    return (table.double() @ project).to(table.dtype)

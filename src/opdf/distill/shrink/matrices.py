@@ -1,0 +1,71 @@
+"""Matrices of a model's modules, read and written as `[outputs, inputs]` in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from opdf.distill.shrink.families import Part
+from opdf.distill.shrink.moments import Moments
+from opdf.distill.shrink.ridge import Affine, ridge
+
+
+class Matrix:
+    """Weight and bias of a Linear or of GPT-2's Conv1D, or an equal share of its outputs."""
+
+    def __init__(self, owner: nn.Module, part: Part | str) -> None:
+        part = Part(part) if isinstance(part, str) else part
+        self.module: Any = owner.get_submodule(part.name)
+        self._transposed = isinstance(self.module, Conv1D)
+        size = self._whole().shape[0] // part.of
+        self._rows = slice(part.share * size, (part.share + 1) * size)
+
+    @property
+    def weight(self) -> Tensor:
+        """`[outputs, inputs]`."""
+        return self._whole()[self._rows].detach().double()
+
+    @property
+    def bias(self) -> Tensor | None:
+        """`[outputs]`, None where there is none."""
+        return None if self.module.bias is None else self.module.bias[self._rows].detach().double()
+
+    @property
+    def affine(self) -> Affine:
+        weight, bias = self.weight, self.bias
+        return Affine(weight, weight.new_zeros(len(weight)) if bias is None else bias)
+
+    def set(self, value: Affine) -> None:
+        with torch.no_grad():
+            self._whole()[self._rows] = value.weight.to(self._whole().dtype)
+            if self.module.bias is not None:
+                self.module.bias[self._rows] = value.bias.to(self.module.bias.dtype)
+
+    def _whole(self) -> Tensor:
+        weight: Tensor = self.module.weight
+        return weight.mT if self._transposed else weight
+
+
+class Reader:
+    """What the student's states tell of the teacher's; turns what reads the one into what reads the other.
+
+    Args:
+        moments: of the student's states and the teacher's.
+        guess: `[teacher width, student width]`.
+    """
+
+    def __init__(self, moments: Moments, guess: Tensor) -> None:
+        self.moments = moments
+        self._guess = guess
+        self._maps: dict[bool, Affine] = {}
+
+    def read(self, matrix: Matrix) -> Affine:
+        """The teacher's matrix after the best guess of the teacher's states; a bias where the matrix has one."""
+        constant = matrix.bias is not None
+        if constant not in self._maps:
+            self._maps[constant] = ridge(self.moments, self._guess, constant=constant)
+        states, (weight, bias) = self._maps[constant], matrix.affine
+        return Affine(weight @ states.weight, weight @ states.bias + bias)

@@ -1,0 +1,49 @@
+"""Scales and shifts of the student's norms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from opdf.distill.shrink.moments import Moments
+
+
+def has_shift(norm: nn.Module) -> bool:
+    """Whether a norm subtracts the mean and adds a shift (LayerNorm), and does not only scale (RMSNorm)."""
+    return isinstance(norm, nn.LayerNorm)
+
+
+def set_norm(norm: Any, scale: Tensor, shift: Tensor | float = 0.0) -> None:
+    with torch.no_grad():
+        norm.weight.copy_(scale)
+        if has_shift(norm):
+            norm.bias.copy_(torch.as_tensor(shift).expand_as(norm.bias))
+
+
+def plain(norm: Any, teacher: Any) -> None:
+    """One scale for all entries, the teacher's in the mean: what reads the norm takes the rest over."""
+    set_norm(norm, teacher.weight.detach().float().square().mean().sqrt().expand_as(norm.weight))
+
+
+def fit_norm(norm: Any, moments: Moments, readout: Tensor, target: Tensor) -> None:
+    """The scale and shift that make `readout (scale * x + shift)` closest to `target y`.
+
+    Args:
+        norm: the student's.
+        moments: of x, the student's states after a norm of scale 1 and shift 0, and y, the teacher's after its norm.
+        readout: `[outputs, student width]`; target: `[outputs, teacher width]`; float64.
+    """
+    shift = has_shift(norm)
+    xx, xy = moments.covariances(shift)
+    inner = readout.mT @ readout
+    system = inner * xx
+    wanted = ((readout.mT @ target) * xy).sum(1)
+    system.diagonal().add_(1e-9 * system.diagonal().mean() + torch.finfo(system.dtype).tiny)
+    scale = torch.linalg.solve(system, wanted)
+    if not shift:
+        return set_norm(norm, scale)
+    inner.diagonal().add_(1e-9 * inner.diagonal().mean())
+    centre = torch.linalg.solve(inner, readout.mT @ (target @ moments.y))
+    return set_norm(norm, scale, (centre - scale * moments.x) / moments.count)

@@ -1,0 +1,72 @@
+"""What a student keeps of its teacher, block by block."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
+
+from tabulate import tabulate
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class BlockReport:
+    """Shares of the variance of the teacher's residual stream that the student's tells, 0 to 1.
+
+    Attributes:
+        stack: the list of blocks.
+        block: the student's block.
+        teacher_blocks: first and last of the teacher's that it stands for.
+        kept: where a part of the block reads, by the part: "attention", "cross-attention", "feed-forward".
+    """
+
+    stack: str
+    block: int
+    teacher_blocks: tuple[int, int]
+    kept: dict[str, float]
+
+
+@dataclass
+class ShrinkReport:
+    """How a student was started.
+
+    Attributes:
+        projection: `[teacher width, student width]`; the teacher's final states, and mean-pooled embeddings, times it
+            are what the student's stand for. float32, on the CPU.
+        blocks: in the order of computation.
+    """
+
+    projection: Tensor
+    blocks: list[BlockReport] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        parts = list(dict.fromkeys(part for block in self.blocks for part in block.kept))
+        rows = []
+        for block in self.blocks:
+            first, last = block.teacher_blocks
+            whole = str(first) if first == last else f"{first} to {last}"
+            rows.append([f"{block.stack}.{block.block}", whole, *(_percent(block.kept.get(part)) for part in parts)])
+        return tabulate(rows, ["block", "teacher's", *parts], tablefmt="github", disable_numparse=True)
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f} %"
+
+
+_reports: WeakKeyDictionary[nn.Module, ShrinkReport] = WeakKeyDictionary()
+
+
+def keep_report(student: nn.Module, report: ShrinkReport) -> None:
+    _reports[student] = report
+
+
+def shrink_report(student: nn.Module) -> ShrinkReport:
+    """What `shrink` said of a student that it made in this process.
+
+    Raises:
+        KeyError: `shrink` did not make it.
+    """
+    try:
+        return _reports[student]
+    except KeyError:
+        raise KeyError(f"this {type(student).__name__} was not made by shrink in this process") from None

@@ -1,0 +1,56 @@
+"""Linear maps fitted to second moments by ridge regression."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from opdf.distill.shrink.moments import Moments
+
+STRENGTH = 1e-3
+"""Of the pull to the first guess, relative to the mean variance of an input."""
+
+
+class Affine(NamedTuple):
+    """The map `x -> weight x + bias`: `[outputs, inputs]` and `[outputs]`, float64."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+def ridge(moments: Moments, guess: Tensor, *, constant: bool = True, strength: float = STRENGTH) -> Affine:
+    """The affine map from x to y of least squared error, pulled to a first guess of its weight.
+
+    Minimizes the mean of `|y - W x - b|^2` plus `strength` times the mean variance of x times `|W - guess|^2`. Where
+    the guess is exact it is returned, whatever the strength.
+
+    Args:
+        moments: of x and y.
+        guess: `[outputs, inputs]`, float64.
+        constant: whether there is a bias b; it is zero otherwise.
+        strength: 0 or more.
+    """
+    xx, xy = moments.covariances(constant)
+    scale = xx.diagonal().mean()
+    system = xx.clone()
+    # Far below the strength, so that inputs without variance leave the system regular.
+    system.diagonal().add_(max(strength, 1e-10) * scale + torch.finfo(xx.dtype).tiny)
+    step = torch.linalg.solve(system, xy - xx @ guess.mT, left=True)
+    weight = guess + step.mT
+    bias = torch.zeros_like(moments.y)
+    if constant:
+        bias = (moments.y - weight @ moments.x) / moments.count
+    return Affine(weight, bias)
+
+
+def explained(moments: Moments) -> float:
+    """The share of y's variance that a linear map of x can tell, 0 to 1."""
+    total = moments.variance().sum()
+    if not total > 0:
+        return 1.0
+    xx, xy = moments.covariances(True)
+    xx.diagonal().add_(1e-10 * xx.diagonal().mean() + torch.finfo(xx.dtype).tiny)
+    told = (xy * torch.linalg.solve(xx, xy)).sum()
+    return float((told / total).clamp(0, 1))

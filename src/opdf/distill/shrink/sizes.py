@@ -1,0 +1,147 @@
+"""The student's configuration, and what is refused of teachers and sizes before any work."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from opdf.distill.shrink.branches import HeadSizes
+from opdf.distill.shrink.families import Family, Head, Part, Stack, family_of
+from opdf.distill.students import ONE_A_BLOCK, chosen_layers
+
+
+def check_teacher(teacher: nn.Module) -> Family:
+    """The teacher's family.
+
+    Raises:
+        TypeError: it is no transformers model, or its weights are quantized.
+        ValueError: its family is not supported, it has parts that are not, or weights without values or with NaN.
+    """
+    family = family_of(teacher)
+    if getattr(teacher.config, "quantization_config", None) is not None:
+        raise TypeError("teacher is quantized; shrink needs its real weights: load it without quantization_config")
+    known = tuple(f"{name}." for name in _known(teacher, family))
+    for name, parameter in teacher.named_parameters():
+        if parameter.is_meta:
+            raise ValueError(f"teacher's {name} is on the meta device and has no values; load the weights first")
+        if not parameter.is_floating_point():
+            raise TypeError(f"teacher's {name} holds {parameter.dtype}; shrink needs floating-point weights")
+        if not torch.isfinite(parameter).all():
+            raise ValueError(f"teacher's {name} holds NaN or infinite entries; give a teacher that works")
+        if not f"{name}.".startswith(known):
+            raise ValueError(
+                f"teacher is a {type(teacher).__name__}, and shrink does not know its {name.rpartition('.')[0]}; "
+                "keep_layers makes a student with fewer blocks of any model"
+            )
+    return family
+
+
+def _known(teacher: Any, family: Family) -> Iterator[str]:
+    """Names of the modules that are fitted."""
+    base = base_prefix(teacher)
+    for name in family.embeddings:
+        yield base + name
+    for stack in stacks_of(teacher, family):
+        yield from (base + name for name in (stack.entry, stack.final) if name)
+        for k, block in enumerate(teacher.base_model.get_submodule(stack.blocks)):
+            for branch in stack.branches:
+                for value in vars(branch).values():
+                    names = value if isinstance(value, tuple) and not isinstance(value, Part) else (value,)
+                    for name in names:
+                        path = name.name if isinstance(name, Part) else name
+                        if path and has_part(block, path):
+                            yield f"{base}{stack.blocks}.{k}.{path}"
+    for head in outputs_of(teacher, family):
+        yield from (name for name in (head.first, head.second) if name)
+
+
+def base_prefix(model: Any) -> str:
+    """What names inside of the base model are preceded by in the whole one."""
+    return "" if model.base_model is model else f"{model.base_model_prefix}."
+
+
+def stacks_of(model: Any, family: Family) -> list[Stack]:
+    return [stack for stack in family.stacks if has_part(model.base_model, stack.blocks)]
+
+
+def outputs_of(model: Any, family: Family) -> list[Head]:
+    """The heads that a model has, by their full names, each matrix once."""
+    found: list[Head] = []
+    for head in family.outputs:
+        first = head.first.replace("BASE.", base_prefix(model))
+        taken = {name for other in found for name in (other.first, other.second)}
+        if first not in taken and all(has_part(model, f"{name}.weight") for name in (first, head.second) if name):
+            found.append(Head(first, head.activation, head.second))
+    return found
+
+
+def has_part(model: nn.Module, path: str) -> bool:
+    """Whether a model has a module, or a parameter, of a name."""
+    found: Any = model
+    for name in path.split("."):
+        found = getattr(found, name, None)
+    return found is not None
+
+
+def student_config(teacher: Any, family: Family, sizes: Mapping[str, int]) -> Any:
+    """The teacher's configuration with other sizes.
+
+    Raises:
+        TypeError: a size is no integer.
+        ValueError: it is no size of this family, is larger than the teacher's, or does not go with the others.
+    """
+    old = teacher.config
+    config = copy.deepcopy(old)
+    names = size_fields(teacher, family)
+    for given, value in sizes.items():
+        name = old.attribute_map.get(given, given)
+        if name not in names:
+            raise ValueError(f"{given} is no size of a {old.model_type}; its sizes are {', '.join(names)}")
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{given} is {value!r}; give a whole number")
+        largest = inner_size(old, family) if name == family.inner else getattr(old, name)
+        if not 1 <= value <= largest:
+            raise ValueError(f"{given} is {value}; the teacher's is {largest}, and a student's is 1 to that")
+        setattr(config, name, value)
+    for stack in stacks_of(teacher, family):
+        depth, kept = getattr(old, stack.depth), chosen_layers(getattr(config, stack.depth), getattr(old, stack.depth))
+        for field in ONE_A_BLOCK:
+            values = getattr(config, field, None)
+            if isinstance(values, list) and len(values) == depth:
+                setattr(config, field, [values[k] for k in kept])
+    if getattr(old, "pooler_output_size", None) == getattr(old, family.width):
+        config.pooler_output_size = getattr(config, family.width)
+    _check_heads(config, old, family)
+    return config
+
+
+def size_fields(teacher: Any, family: Family) -> list[str]:
+    """Fields of the configuration that can be made smaller."""
+    depths = [stack.depth for stack in stacks_of(teacher, family)]
+    sizes = [family.width, family.inner, family.heads, family.groups, None if family.rotary else family.head]
+    return [name for name in (*depths, *sizes) if name]
+
+
+def inner_size(config: Any, family: Family) -> int:
+    """The feed-forward size; four times the width where the configuration leaves it open (GPT-2)."""
+    return int(getattr(config, family.inner) or 4 * getattr(config, family.width))
+
+
+def head_sizes(config: Any, family: Family) -> HeadSizes:
+    heads = getattr(config, family.heads)
+    groups = getattr(config, family.groups) if family.groups else heads
+    size = getattr(config, family.head) if family.head else getattr(config, family.width) // heads
+    return HeadSizes(heads, groups, size)
+
+
+def _check_heads(config: Any, old: Any, family: Family) -> None:
+    width, heads = getattr(config, family.width), getattr(config, family.heads)
+    groups = getattr(config, family.groups) if family.groups else heads
+    if (family.head is None or family.rotary) and width % heads:
+        raise ValueError(f"{family.width} {width} is not a multiple of {family.heads} {heads}; change one of them")
+    if heads % groups:
+        raise ValueError(f"{family.heads} {heads} is not a multiple of {family.groups} {groups}; change one of them")

@@ -1,0 +1,159 @@
+"""`shrink`: a student of any size that starts from its teacher."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.utils.logging import tqdm
+
+from opdf.distill.objective import model_inputs
+from opdf.distill.shrink.basis import principal_axes
+from opdf.distill.shrink.calibration import Recorder, input_of, real_tokens
+from opdf.distill.shrink.families import Family, Stack
+from opdf.distill.shrink.fit import Fit
+from opdf.distill.shrink.norms import has_shift
+from opdf.distill.shrink.report import ShrinkReport, keep_report
+from opdf.distill.shrink.sizes import (
+    check_teacher,
+    head_sizes,
+    inner_size,
+    outputs_of,
+    stacks_of,
+    student_config,
+)
+from opdf.mpo.precision import matmul_precision
+
+logger = logging.getLogger(__name__)
+
+
+def shrink(teacher: nn.Module, batches: Iterable[Mapping[str, Tensor]], **sizes: int) -> Any:
+    """A smaller student of the teacher's class that does what the teacher does, as well as its size allows.
+
+        student = shrink(teacher, batches, num_hidden_layers=3, hidden_size=192, intermediate_size=768)
+
+    Nothing is trained. Every part of the student is fitted in closed form to what the teacher makes of some examples,
+    one part after the other, each to what the parts before it have made of them. It costs about two passes of the
+    teacher over the examples, and memory for the residual streams of both models.
+
+    Args:
+        teacher: a BERT (MiniLM), RoBERTa, DistilBERT, ViT, DeiT, GPT-2, LLaMA, Qwen3 or T5 of transformers, on any
+            device; it is not changed.
+        batches: examples as the model takes them, `{name: tensor}`; a DataLoader, say. 256 to 1,000 examples will do.
+            Labels are not used, but by an encoder-decoder that makes its decoder's inputs of them. Sizes of batches,
+            their order and their padding do not matter.
+        **sizes: fields of the teacher's configuration: its hidden size, feed-forward size, numbers of heads and of
+            key-value heads, and of blocks. What is not named stays. Where the size of a head follows from the hidden
+            size, it follows.
+
+    Returns:
+        A plain model of the teacher's class and dtype, on its device, in eval mode. `shrink_report` tells how much of
+        the teacher's residual stream each of its blocks knows.
+
+    Raises:
+        TypeError: the teacher is no transformers model or is quantized, or a size is no whole number.
+        ValueError: the teacher's family or a part of it is not supported, its weights or activations are NaN or on the
+            meta device; a size is not the family's, larger than the teacher's or does not fit the others; there are
+            fewer tokens than the fits have unknowns.
+    """
+    family = check_teacher(teacher)
+    config = student_config(teacher, family, sizes)
+    inputs = _on_device(teacher, batches)
+    with _evaluating(teacher), torch.no_grad(), matmul_precision():
+        _check_count(teacher, family, config, inputs)
+        student, report = _started(teacher, family, config, inputs)
+    keep_report(student, report)
+    logger.info("%s: share of the variance of the teacher's residual stream that is known\n%s", "shrink", report)
+    return student
+
+
+def _started(
+    teacher: Any, family: Family, config: Any, inputs: Sequence[dict[str, Tensor]]
+) -> tuple[Any, ShrinkReport]:
+    student = _blank(teacher, config)
+    stacks, heads = stacks_of(teacher, family), outputs_of(teacher, family)
+    depth = sum(len(student.base_model.get_submodule(stack.blocks)) for stack in stacks)
+    with tqdm(total=1 + depth, desc="starting the student", unit="block", disable=None) as bar:
+        recorder = Recorder(teacher, family, stacks, heads)
+        for number, batch in enumerate(inputs):
+            recorder.run(batch)
+            if not recorder.result.states.x.isfinite().all():
+                raise ValueError(f"the teacher makes NaN or infinite states of batch {number}; look at its inputs")
+        bar.update()
+        norm = teacher.base_model.get_submodule(stacks[-1].final or stacks[-1].entry)
+        moments, _ = recorder.result.states.covariances(not family.pre_norm)
+        basis = principal_axes(moments, getattr(config, family.width), centred=has_shift(norm))
+        report = ShrinkReport(basis.project.float().cpu())
+        fit = Fit(teacher, student, family, heads, basis, recorder.result, report)
+        fit.embeddings()
+        for stack in stacks:
+            fit.stack(stack, bar.update)
+        for head in heads:
+            fit.head(head)
+    return student, report
+
+
+def _on_device(teacher: Any, batches: Iterable[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
+    inputs = [{k: v.to(teacher.device) for k, v in model_inputs(teacher, batch).items()} for batch in batches]
+    if not inputs:
+        raise ValueError("batches is empty; give examples as the model takes them, 256 or more")
+    return inputs
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside, all modules are in eval mode."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _check_count(teacher: Any, family: Family, config: Any, inputs: Sequence[Mapping[str, Tensor]]) -> None:
+    """Refuse fewer tokens than unknowns for each output of a fitted matrix."""
+    heads = head_sizes(config, family)
+    sizes = {
+        family.width: getattr(config, family.width),
+        family.inner: inner_size(config, family),
+        family.heads: heads.heads * heads.size,
+    }
+    field, directions = max(sizes.items(), key=lambda item: item[1])
+    examples = sum(len(next(iter(batch.values()))) for batch in inputs)
+    for stack in stacks_of(teacher, family):
+        tokens = sum(_count(teacher, stack, batch) for batch in inputs)
+        if tokens <= directions:
+            needed = math.ceil((directions + 1) * examples / max(tokens, 1))
+            raise ValueError(
+                f"batches has {tokens} tokens in {examples} examples, and a student with {directions} directions "
+                f"({field}) needs {directions + 1} at least: give {needed} examples like these or more"
+            )
+
+
+def _count(teacher: Any, stack: Stack, inputs: Mapping[str, Tensor]) -> int:
+    first = teacher.base_model.get_submodule(stack.blocks)[0]
+    if stack.mask in inputs:
+        return int(inputs[stack.mask].sum())
+    ids = inputs.get("input_ids")
+    states = ids[..., None] if ids is not None else input_of(first, lambda: teacher(**inputs))
+    return int(real_tokens(inputs, stack.mask, states).sum())
+
+
+def _blank(teacher: Any, config: Any) -> Any:
+    """A model of the teacher's class whose values are still to come."""
+    config._attn_implementation = teacher.config._attn_implementation
+    with torch.random.fork_rng(), teacher.device:
+        student = type(teacher)._from_config(config, dtype=teacher.dtype)
+    if getattr(teacher.base_model, "pooler", True) is None:
+        student.base_model.pooler = None
+    if getattr(teacher, "generation_config", None) is not None:
+        student.generation_config = copy.deepcopy(teacher.generation_config)
+    return student.eval()

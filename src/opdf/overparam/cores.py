@@ -1,0 +1,250 @@
+"""The cores of a stack of matrices of one shape: made, given gradients, written back.
+
+This is the only file that computes with `opdf.mpo`. Another factorization would be added here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from threading import Lock
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from opdf.mpo import (
+    MPOShape,
+    Progress,
+    contract,
+    contract_segments,
+    decompose_many,
+    match_gauge,
+    matmul_precision,
+    one_a_thread,
+    pullback,
+    shape_of,
+    threads_for,
+)
+from opdf.overparam.select import Matrix
+
+__all__ = ["MPOShape", "Progress", "Stack", "shape_of"]
+
+STACK_ENTRIES = {"cuda": 2**25, "cpu": 2**19}
+"""Core entries that are stepped together at most: on a CPU where calls cost more than their arithmetic, on a GPU as
+memory allows for copies and gradients, which exist only that long. Elsewhere matrices are stepped one by one."""
+
+BESIDE_FLOPS = 2**28
+"""Above this many operations a contraction, parallel threads beat a loop."""
+
+ROUNDING = {"float32": 0.0, "tf32": 2.0**-10, "bf16": 2.0**-7}
+"""Spacing of the numbers around 1 that a contraction's precision adds to the weight's own."""
+
+_FORWARD_MODE = Lock()
+"""torch counts levels of forward-mode differentiation for all threads together."""
+
+
+class Stack:
+    """Weights of one shape whose cores are stepped together. Each keeps a state of its own.
+
+    Attributes:
+        weights: parameters and what they are, all of one shape, dtype and device.
+        states: the optimizer's state of each: `core0`, `core1`, ...
+        shape: of every chain.
+        group: the parameter group that they belong to.
+        precision: of the products between cores, see `OverParamConfig`.
+        cores, gradients: by site `[..., d_{k-1}, i_k, j_k, d_k]`, with one leading dimension where there are several
+            weights; from `pull_back` until `drop_gradients`.
+    """
+
+    def __init__(
+        self, weights: Mapping[Tensor, Matrix], states: Sequence[dict[str, Any]], precision: str, keep: bool | None
+    ) -> None:
+        self.weights = weights
+        self.states = states
+        self.shape = next(iter(weights.values())).shape
+        self.precision = precision
+        self.group: dict[str, Any] = {}
+        self.cores: list[Tensor] = []
+        self.gradients: list[Tensor] = []
+        self._before: list[list[Tensor]] = []
+        self._keep = keep
+        self._segments: dict[tuple[int, int], Tensor] | None = None
+        self._contracted: list[tuple[Tensor, int]] = []
+
+    @property
+    def flops(self) -> int:
+        return len(self.weights) * self.shape.contract_flops
+
+    @property
+    def chains(self) -> list[list[Tensor]]:
+        """The cores of every weight."""
+        return [cores_in(state, self.shape) for state in self.states]
+
+    def pull_back(self, dense: Sequence[Tensor]) -> None:
+        """Turn gradients of the weights, `[rows, cols]` each, into gradients of their cores."""
+        self.cores = _by_site(self.chains)
+        pulled = pullback([self._low(c) for c in self.cores], self._low(_together(dense)), self._known_products())
+        self.gradients = [g.to(core.dtype) for g, core in zip(pulled, self.cores, strict=True)]
+        for chain, gradients in zip(self.chains, self.gradients_apart(), strict=True):
+            for core, gradient in zip(chain, gradients, strict=True):
+                core.grad = gradient
+
+    def gradients_apart(self) -> list[tuple[Tensor, ...]]:
+        """The gradients of every weight's cores, views of `gradients`."""
+        return list(zip(*(_apart(g, len(self.weights)) for g in self.gradients), strict=True))
+
+    def of_states(self, key: str, sites: Sequence[int]) -> dict[int, Tensor]:
+        """By site, what all states hold under a key such as "core", with the leading dimension of `cores`."""
+        return {k: _together([state[f"{key}{k}"] for state in self.states]) for k in sites}
+
+    def watch(self, still: Sequence[bool]) -> None:
+        """Remember the cores that may stay as they are, for `moved`."""
+        self._before = [
+            [core.clone() for core in chain] if may_stay else []
+            for chain, may_stay in zip(self.chains, still, strict=True)
+        ]
+
+    def moved(self) -> list[bool]:
+        """Which weights' cores have moved since `watch`; those that could not stay have."""
+        return [
+            not before or any(not torch.equal(core, old) for core, old in zip(chain, before, strict=True))
+            for chain, before in zip(self.chains, self._before, strict=True)
+        ]
+
+    def drop_gradients(self) -> None:
+        self.cores, self.gradients, self._before = [], [], []
+        for chain in self.chains:
+            for core in chain:
+                core.grad = None
+
+    def products(self) -> list[Tensor]:
+        """The matrices `[rows, cols]` that the cores make."""
+        cores = _by_site(self.chains)
+        product, segments = contract_segments([self._low(core) for core in cores], self.shape)
+        if self._keep or (self._keep is None and cores[0].device.type == "cpu"):
+            self._segments, self._contracted = segments, self._versions()
+        return list(_apart(product.to(cores[0].dtype), len(self.weights)))
+
+    def _known_products(self) -> dict[tuple[int, int], Tensor] | None:
+        """The products of the last contraction, if the cores are still those; they serve once."""
+        segments, self._segments = self._segments, None
+        same = all(
+            core is other and version == other_version
+            for (core, version), (other, other_version) in zip(self._versions(), self._contracted, strict=False)
+        )
+        return segments if same else None
+
+    def _versions(self) -> list[tuple[Tensor, int]]:
+        return [(core, core._version) for chain in self.chains for core in chain]
+
+    def _low(self, tensor: Tensor) -> Tensor:
+        return tensor.bfloat16() if self.precision == "bf16" and tensor.dtype == torch.float32 else tensor
+
+
+def stacked(weights: Mapping[Tensor, Matrix], kinds: Mapping[Tensor, Any]) -> Iterator[dict[Tensor, Matrix]]:
+    """What to step together: weights of one kind, shape, dtype and device, as many as is faster."""
+    found: dict[Any, list[tuple[Tensor, Matrix]]] = {}
+    for p, matrix in weights.items():
+        alike = (kinds[p], matrix.shape, working_dtype(p), p.device)
+        found.setdefault(alike, []).append((p, matrix))
+    for members in found.values():
+        p, matrix = members[0]
+        size = max(1, STACK_ENTRIES.get(p.device.type, 0) // matrix.shape.num_params)
+        yield from (dict(members[k : k + size]) for k in range(0, len(members), size))
+
+
+def each(work: Callable[[Stack], None], stacks: Sequence[Stack]) -> None:
+    """`work` on every stack: one a thread where they are large, enough for all threads of a CPU, and not sharded."""
+    tensors = [p for stack in stacks for p in stack.weights]
+    here = all(p.device.type == "cpu" and not isinstance(p, DTensor) for p in tensors)
+    large = [stack for stack in stacks if stack.flops >= BESIDE_FLOPS]
+    if here and len(large) >= torch.get_num_threads():
+        one_a_thread(work, stacks, [stack.flops for stack in stacks], threads=torch.get_num_threads())
+    else:
+        for stack in stacks:
+            work(stack)
+
+
+@contextmanager
+def products_in(precision: str = "float32") -> Iterator[None]:
+    """Inside, products of float32 tensors are computed in `precision`, whatever the process has set."""
+    with matmul_precision("tf32" if precision == "tf32" else "ieee"):
+        yield
+
+
+def decompose(
+    matrices: Sequence[Tensor], shapes: Sequence[MPOShape], progress: Progress | None = None
+) -> list[list[Tensor]]:
+    """The cores of some matrices `[rows, cols]`; `progress` is told how many are done, of how many."""
+    return decompose_many(matrices, shapes, progress=progress)
+
+
+def match(
+    chains: Sequence[Sequence[Tensor]],
+    references: Sequence[Sequence[Tensor]],
+    weights: Sequence[Mapping[int, float]],
+) -> list[list[Tensor]]:
+    """Chains whose bonds are rotated to those of their references, `weights` being the loss's by site.
+
+    On a CPU one a thread.
+    """
+    with products_in():
+        return one_a_thread(
+            lambda given: match_gauge(*given),
+            list(zip(chains, references, weights, strict=True)),
+            [sum(core.numel() for core in chain) for chain in chains],
+            threads=threads_for(chain[0].device for chain in chains),
+        )
+
+
+def is_product(weight: Tensor, cores: Sequence[Tensor], rounding: float) -> bool:
+    """Whether every entry of `[rows, cols]` is that of the cores' product, to the rounding of the weight's dtype.
+
+    Args:
+        weight: as it is stored.
+        cores: its chain, in float32 or float64.
+        rounding: what the precision of the contraction adds, see `ROUNDING`.
+    """
+    with torch.no_grad(), products_in():
+        product = contract(cores)
+        noise = max(64 * torch.finfo(product.dtype).eps, 2 * rounding) * product.abs().amax()
+        allowed = product.abs() * torch.finfo(weight.dtype).eps + noise
+        return bool(((weight.to(product.dtype) - product).abs() <= allowed).all())
+
+
+def movement(cores: Sequence[Tensor], updates: Sequence[Tensor]) -> Tensor:
+    """The Frobenius norm of what small updates of the cores change in their product, to first order."""
+    with _FORWARD_MODE:
+        moved: Tensor = torch.func.jvp(lambda *c: contract(c), tuple(cores), tuple(updates))[1]
+    return moved.norm()
+
+
+def cores_in(state: Mapping[str, Any], shape: MPOShape) -> list[Tensor]:
+    """The cores that an optimizer's state of a weight holds."""
+    return [state[f"core{k}"] for k in range(shape.sites)]
+
+
+def working_dtype(p: Tensor) -> torch.dtype:
+    """Of cores and moments: float32, whatever the parameter is in, and float64 for float64."""
+    return torch.float64 if p.dtype == torch.float64 else torch.float32
+
+
+def working(tensor: Tensor, p: Tensor) -> Tensor:
+    """A copy of a core on the device and in the precision in which the cores of a parameter are kept."""
+    return tensor.detach().to(device=p.device, dtype=working_dtype(p), copy=True).contiguous()
+
+
+def _by_site(chains: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    return [_together(alike) for alike in zip(*chains, strict=True)]
+
+
+def _together(tensors: Sequence[Tensor]) -> Tensor:
+    """One tensor as it is, several as a stack."""
+    return tensors[0] if len(tensors) == 1 else torch.stack(list(tensors))
+
+
+def _apart(tensor: Tensor, count: int) -> Sequence[Tensor]:
+    """What `_together` has put together."""
+    return [tensor] if count == 1 else tensor.unbind()

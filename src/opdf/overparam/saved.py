@@ -1,0 +1,89 @@
+"""What an optimizer's state dict has to be, and how it is taken in."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from opdf.overparam.cores import MPOShape, shape_of
+from opdf.overparam.select import Matrix
+
+FORMAT = 2
+"""Version of the state's layout, saved in every group and checked on load."""
+
+
+def check(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], matrices: Mapping[str, Matrix]) -> None:
+    """Whether a state dict was saved by an optimizer like this one.
+
+    Args:
+        state_dict: as it is to be loaded.
+        groups: the optimizer's own.
+        matrices: its weights that are trained through cores, by name.
+
+    Raises:
+        ValueError: it has other factors, another format version, or is another optimizer's.
+    """
+    if not state_dict["state"] and all("opdf_format" not in group for group in state_dict["param_groups"]):
+        return
+    for theirs, ours in zip(state_dict["param_groups"], groups, strict=False):
+        if "opdf_format" not in theirs:
+            raise ValueError(
+                "the state dict was saved by an optimizer without over-parameterization; "
+                "start from the model's weights alone, or train on without over-parameterization"
+            )
+        if theirs["opdf_format"] != FORMAT:
+            raise ValueError(f"the state dict has format {theirs['opdf_format']}; this version reads {FORMAT}")
+        for key, name in zip(theirs["params"], ours["param_names"], strict=False):
+            state = state_dict["state"].get(key)
+            mine = matrices[name].shape if name in matrices else None
+            if state and _shape_in(state) != mine:
+                raise ValueError(
+                    f"the state dict has {name} as {_shape_in(state) or 'dense'}, this run as {mine or 'dense'}; "
+                    "use the OverParamConfig that it was saved with"
+                )
+
+
+def restore_precision(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> set[Tensor]:
+    """Give an optimizer its saved state in the saved precision: torch has cast it to that of the parameters.
+
+    Returns:
+        The parameters that have a state in `state_dict` and in the optimizer.
+    """
+    keys = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+    params = chain.from_iterable(group["params"] for group in optimizer.param_groups)
+    theirs = {p: state_dict["state"].get(key) for p, key in zip(params, keys, strict=True)}
+    held = set()
+    for group in optimizer.param_groups:
+        # Their kernels read step counters on the device; all others want them where they were made.
+        counters_too = bool(group.get("fused") or group.get("capturable"))
+        for p in group["params"]:
+            if p in optimizer.state and theirs[p]:
+                optimizer.state[p] = moved(theirs[p], p.device, counters_too=counters_too)
+                held.add(p)
+    return held
+
+
+def moved(value: Any, device: torch.device, *, counters_too: bool = False) -> Any:
+    """A copy of a state value on a device, in its own precision; step counters stay where they are unless asked."""
+    if isinstance(value, Tensor):
+        there = device if value.dim() or counters_too else value.device
+        return value.detach().to(device=there, copy=True).contiguous()
+    if isinstance(value, dict):
+        return {key: moved(item, device, counters_too=counters_too) for key, item in value.items()}
+    return value
+
+
+def copied(value: Any) -> Any:
+    """A copy of an option of a parameter group."""
+    return copy.deepcopy(value)
+
+
+def _shape_in(state: Mapping[str, Any]) -> MPOShape | None:
+    sites = next(k for k in range(len(state) + 1) if f"core{k}" not in state)
+    return shape_of([state[f"core{k}"] for k in range(sites)]) if sites else None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
 from scipy import stats
@@ -87,22 +85,19 @@ def test_intervals_cover_the_truth(seeds: int, settings: int, spread: float, ali
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("own", [False, True], ids=["one split", "a split a seed"])
 @pytest.mark.parametrize("settings", [1, 2, 4])
 @pytest.mark.parametrize("seeds", [3, 5, 8])
 def test_intervals_cover_93_to_97_percent(seeds: int, settings: int, own: bool) -> None:
-    """The standard error of 1,500 studies is 0.6 %. In the mean over spreads it is 0.3 %."""
-    cases = [
-        (spread, alike)
-        for spread, alike in itertools.product((0.0, 0.015, 0.05), (0.0, 0.8))
-        if settings > 1 or not alike
-    ]
+    """Of 400 studies the standard error is 1.1 %, of all spreads together 0.6 % or less."""
+    cases = [(spread, alike) for spread in (0.0, 0.015, 0.05) for alike in ((0.0, 0.8) if settings > 1 else (0.0,))]
     found = [
-        coverage(1500, seeds=seeds, settings=settings, own=own, spread=spread, alike=alike, examples=150)
+        coverage(400, seeds=seeds, settings=settings, own=own, spread=spread, alike=alike, examples=150)
         for spread, alike in cases
     ]
     assert 0.93 <= np.mean(found) <= 0.97
-    assert all(0.92 <= share <= 0.98 for share in found)
+    assert all(0.92 <= share <= 0.985 for share in found)
 
 
 def test_a_gain_is_found_as_often_as_by_students_t_over_the_seeds() -> None:

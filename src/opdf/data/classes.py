@@ -64,8 +64,10 @@ def _named(row: Iterable[Any], names: list[str] | None) -> Iterable[Any]:
     for value in row:
         if names and 0 <= value < len(names):
             yield names[value]
-        else:  # a number that is outside stays, to be told
-            yield str(value) if isinstance(value, bool) else value
+        elif isinstance(value, bool):
+            yield str(value)
+        else:  # a whole number, or one outside the names, which is told later
+            yield int(value) if isinstance(value, float) else value
 
 
 def _class_names(feature: Any) -> list[str] | None:

@@ -23,7 +23,7 @@ from opdf.job.options import read_config
 from opdf.job.output import CONFIG, METRICS
 from opdf.job.prepared import prepare_data
 from opdf.job.resume import BEGUN, rows_digest
-from opdf.job.scoring import answers, embedder, pair_cosines
+from opdf.job.scoring import embedder, evaluator, pair_cosines
 from opdf.study.statistics import Effect, Pair, differences, effect
 
 REPEATS = 25
@@ -63,7 +63,7 @@ def compare(folders: Sequence[Path], *, batch: int = 32) -> list[dict[str, Any]]
         A row a run: its name, metric, scores of student and teacher, parameters, megabytes of the saved student,
         milliseconds for one example and for a batch on this machine (medians, the runs taking turns), steps and seconds
         of training, and "against", the difference to the first run's test score with its 95 % interval by test
-        examples; null where the two were tested on other examples or by another metric.
+        examples; null where the two were tested on other examples, or their answers cannot be paired.
 
     Raises:
         UserError: there are fewer than two runs, one is not finished, or its data have changed.
@@ -97,8 +97,7 @@ def load(folder: Path) -> Finished:
             "back, or leave this run out"
         )
     model, _ = load_model(student, prepared.task)
-    labels = np.asarray(prepared.raw["test"].with_format("numpy")[prepared.task.label][:])
-    return Finished(folder, metrics, model, prepared, _answers(model, prepared), labels, split)
+    return Finished(folder, metrics, model, prepared, *_answers(model, prepared), split)
 
 
 def latencies(runs: Sequence[Finished], batch: int) -> list[tuple[float, float]]:
@@ -122,8 +121,14 @@ def latencies(runs: Sequence[Finished], batch: int) -> list[tuple[float, float]]
 
 
 def against(run: Finished, first: Finished) -> Effect | None:
-    """How much more a run scores than another on the same test examples; None where they are not the same."""
-    if run is first or (run.split, run.metrics["metric"]) != (first.split, first.metrics["metric"]):
+    """How much more a run scores than another on the same test examples; None where that cannot be said.
+
+    It cannot where they are not the same, and where an example's answer does not say how good it is: of a language
+    model, and without labels.
+    """
+    task, other = run.prepared.task, first.prepared.task
+    same = (run.split, task.metric, run.labels.shape) == (first.split, other.metric, first.labels.shape)
+    if run is first or not same or task.kind == "causal-lm" or task.is_unlabelled:
         return None
     return effect([differences([Pair(run.answers, first.answers, run.labels)], run.prepared.task.score)])
 
@@ -140,8 +145,8 @@ def table(rows: Sequence[dict[str, Any]], batch: int) -> str:
             f"{100 * found['mean']:+.1f} [{100 * found['low']:+.1f}, {100 * found['high']:+.1f}]" if found else ""
         )
         lines.append((
-            row["run"], row["metric"], *(f"{100 * row[part]:.1f}" for part in ("teacher", "validation", "test")),
-            difference or ("" if row["run"] == first else "other test split"), f"{row['parameters']:,}",
+            row["run"], row["metric"], *(_shown(row, part) for part in ("teacher", "validation", "test")), difference,
+            f"{row['parameters']:,}",
             f"{row['megabytes']:.3g}", f"{row['milliseconds']:.1f}", f"{row['milliseconds_batch']:.1f}",
             f"{row['steps']:,}", f"{row['train_seconds']:.0f}",
         ))  # fmt: skip
@@ -161,10 +166,19 @@ def _row(run: Finished, first: Finished, one: float, many: float) -> dict[str, A
     }  # fmt: skip
 
 
-def _answers(model: Any, prepared: Prepared) -> np.ndarray:
-    if prepared.task.kind == "similarity":
-        return pair_cosines(embedder(model), prepared.data["test"], prepared.collator).numpy()
-    return answers(model, prepared, "test")
+def _shown(row: dict[str, Any], part: str) -> str:
+    """A score in percent; perplexity as it is."""
+    return f"{row[part]:.2f}" if row["metric"] == "perplexity" else f"{100 * row[part]:.1f}"
+
+
+def _answers(model: Any, prepared: Prepared) -> tuple[np.ndarray, np.ndarray]:
+    """What a student says to the test split, and the labels."""
+    task, rows = prepared.task, prepared.data["test"]
+    if task.kind == "similarity":
+        labels = prepared.raw["test"].with_format("numpy")[task.label][:]
+        return pair_cosines(embedder(model), rows, prepared.collator).numpy(), labels
+    found = evaluator(model, prepared).predict(rows)
+    return task.answers(found.predictions), np.asarray(found.label_ids)
 
 
 def _inputs(run: Finished, count: int) -> dict[str, torch.Tensor]:

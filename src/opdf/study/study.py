@@ -27,6 +27,9 @@ from opdf.study.store import Store
 OURS = ("output", "overwrite", "resume", "seed")
 """Options of a run that the study sets."""
 
+KINDS = ("classification", "multi-label", "regression", "image-classification")
+"""Tasks whose answers are scored example by example."""
+
 EXAMPLE = "{KD: {}, OPDF: {overparam: {ones: 3}}}"
 
 
@@ -90,10 +93,9 @@ class Study:
                 if key not in teachers:
                     teachers[key] = load_teacher(job, task)
                 check_models(job, task, teachers[key])
-                if task.kind == "similarity":
-                    raise UserError(
-                        f"{config.data.name} is for similarity, which studies do not know; use opdf distill"
-                    )
+                if task.kind not in KINDS or task.is_unlabelled:
+                    what = "has no labels" if task.is_unlabelled else f"is for {task.kind}"
+                    raise UserError(f"{config.data.name} {what}, which studies do not know; use opdf distill")
 
     @cached_property
     def store(self) -> Store:

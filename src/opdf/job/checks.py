@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from opdf.data import Prepared, Task, longest_text
-from opdf.distill import METHODS, DistillationArguments, DistillationTrainer, plan_student
+from opdf.distill import METHODS, DistillationArguments, DistillationTrainer, LogitsDistillation, plan_student
+from opdf.job.arguments import optimizer_name
 from opdf.job.errors import UserError
 from opdf.job.job import Job
 from opdf.job.models import load_tokenizer
@@ -77,10 +78,10 @@ def check_models(job: Job, task: Task, teacher: Any) -> Fit:
         stand_in = type(teacher)._from_config(copy.deepcopy(teacher.config), dtype=teacher.dtype)
         student = build_student(job.config.student, stand_in, task).to("meta")
     objective = copy.deepcopy(job.objective)  # it takes measure of the models that it is prepared for
-    over = plan_student(student, stand_in, objective, job.config.overparam, job.config.constraint)
-    objective.check_arguments(job.training)
+    over = plan_student(student, stand_in, objective, job.config.overparam, job.config.constraint, job.training)
     check_optimizer(job.training, student, over, "training")
     if job.config.teacher.finetune:
+        plan_student(stand_in, None, LogitsDistillation(alpha=0), None, None, job.teacher_training)
         check_optimizer(job.teacher_training, stand_in, None, "teacher.training")
     return Fit(stand_in, student, over)
 
@@ -93,6 +94,9 @@ def check_optimizer(
     Raises:
         UserError: it cannot be made for this model, or cannot step its cores.
     """
+    name = optimizer_name(arguments)
+    if name == "muon":
+        return  # plan_student has looked at it
     try:
         cls, options = DistillationTrainer.get_optimizer_cls_and_kwargs(arguments, model)
         if over is not None:
@@ -100,7 +104,7 @@ def check_optimizer(
         elif not options.keys() & {"params", "model", "optimizer_dict"}:  # else the Trainer makes groups of its own
             cls(list(model.parameters()), **options)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{where}.optim is {arguments.optim.value!r}: {error}") from error
+        raise UserError(f"{where}.optim is {name!r}: {error}") from error
 
 
 def check_fit(job: Job, prepared: Prepared, teacher: Any) -> Fit:

@@ -10,10 +10,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel
 
-from opdf.data import Prepared
+from opdf.data import Prepared, loading
 from opdf.job.checks import Fit
 from opdf.job.job import Job
-from opdf.job.models import loading
 from opdf.overparam import OverParamConfig, OverParameterization, overparameterize
 
 

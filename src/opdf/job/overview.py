@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from opdf.data import Prepared, describe
+from opdf.job.arguments import optimizer_name
 from opdf.job.card import teacher_of
 from opdf.job.checks import Fit
 from opdf.job.cost import StepCost, step_cost
@@ -77,7 +78,7 @@ def _training(job: Job, prepared: Prepared, cost: StepCost | None) -> Iterator[t
     precision = "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "float32"
     yield (
         "training",
-        f"{steps:,} steps of {examples:,} examples, {arguments.optim.value}, learning rate "
+        f"{steps:,} steps of {examples:,} examples, {optimizer_name(arguments)}, learning rate "
         f"{arguments.learning_rate:g}, {precision}, on {arguments.device}",
     )
     if cost is not None:

@@ -95,6 +95,16 @@ def fingerprint(examples: Any, noise: Noise | None = None) -> str:
     return digest.hexdigest()[:32]
 
 
+def glance(model: nn.Module) -> str:
+    """A digest of up to 16 entries of every weight: cheap, and another for a model that was trained otherwise."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if isinstance(tensor, Tensor):
+            few = tensor.detach().flatten()[:: max(1, tensor.numel() // 16)][:16]
+            digest.update(f"{name} {tuple(tensor.shape)} {few.tolist()}".encode())
+    return digest.hexdigest()[:32]
+
+
 def weights_digest(model: nn.Module) -> str:
     """A digest of a model's weights."""
     digest = hashlib.sha256()

@@ -70,8 +70,7 @@ def check_models(job: Job, task: Task, teacher: Any) -> Any:
         stand_in = type(teacher)._from_config(copy.deepcopy(teacher.config), dtype=teacher.dtype)
         student = build_student(job.config.student, stand_in, task)
     objective = copy.deepcopy(job.objective)  # it takes measure of the models that it is prepared for
-    plan_student(student, stand_in, objective, job.config.overparam, job.config.constraint)
-    objective.check_arguments(job.training)
+    plan_student(student, stand_in, objective, job.config.overparam, job.config.constraint, job.training)
     return student
 
 

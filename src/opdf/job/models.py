@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from huggingface_hub.errors import RepositoryNotFoundError, StrictDataclassError
-from safetensors import SafetensorError
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -24,8 +20,7 @@ from transformers import (
     AutoTokenizer,
 )
 
-from opdf.data import Task, minilm
-from opdf.data.hub import hub
+from opdf.data import Task, loading
 from opdf.job.config import TeacherConfig
 from opdf.job.errors import UserError
 from opdf.job.options import suggest
@@ -58,44 +53,6 @@ def load_tokenizer(model: str, **options: Any) -> Any:
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # what transformers makes up where there is none
         raise UserError(f"{model} has no tokenizer; save the model's beside it")
     return tokenizer
-
-
-@contextmanager
-def loading(model: str) -> Iterator[str]:
-    """The folder or hub name of a model; says in one line why it or its tokenizer cannot be loaded."""
-    try:
-        folder = local(model)
-        with nullcontext() if Path(folder).is_dir() else hub(model):
-            yield folder
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        if "trust_remote_code" in str(error):
-            reason = "it wants code of its own to be run, which opdf does not do; give one that transformers knows"
-        if isinstance(error.__cause__, RepositoryNotFoundError):
-            reason += "; to one that is private or gated, log in with hf auth login or set HF_TOKEN"
-        raise UserError(f"model {model!r} cannot be loaded: {reason}") from error
-
-
-def local(model: str) -> str:
-    """The folder of an embedded model; other names as they are.
-
-    Raises:
-        UserError: a folder without safetensors weights.
-    """
-    if not model:
-        raise UserError("the model's name is empty; give a hub name, a folder, or minilm")
-    if model == "minilm":
-        return str(minilm())
-    folder = Path(model)
-    if folder.is_file():
-        raise UserError(f"{model} is a file; give the folder of a model")
-    if folder.is_dir() and not list(folder.glob("*.safetensors")):
-        pickled = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth")]
-        reason = f"it has {pickled[0]}, and pickled weights are not loaded" if pickled else "it has no weights"
-        raise UserError(f"{model} cannot be loaded: {reason}. Save the model as safetensors")
-    if not folder.exists() and (model.startswith((".", "/", "~")) or model.count("/") > 1):
-        raise FileNotFoundError(f"model folder {model} does not exist")
-    return model
 
 
 def load_config(name: str, folder: str) -> Any:

@@ -100,7 +100,7 @@ def train_student(job: Job, prepared: Prepared, teacher: Any, title: str) -> dic
     weights = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None  # by all together
     if is_main():
         save(trainer.model, prepared.processor, job.folder / "student", weights)
-        if trainer.objective.trains_teacher:
+        if trainer.method.trains_teacher:
             save(teacher, prepared.processor, job.folder / "trained-teacher")
     ratios = [entry["constraint_grad_ratio"] for entry in trainer.state.log_history if "constraint_grad_ratio" in entry]
     return {

@@ -12,10 +12,13 @@ from PIL import Image
 from scipy.stats import pearsonr
 from transformers import AutoTokenizer, EvalPrediction, ViTImageProcessorPil
 
+from opdf.cli.options import parse
 from opdf.data import embedded_names, encode, load_data, minilm
 from opdf.data.embedded import _snippets
 from opdf.data.load import own_splits
 from opdf.data.task import Task
+from opdf.job import DistillConfig
+from opdf.job.prepared import load
 
 ROWS = {
     "movie-sentiment": 10072, "amazon-sentiment": 2985, "tweet-sentiment": 3432, "nyt-sentiment": 2970,
@@ -283,3 +286,38 @@ def test_metrics_against_formulas() -> None:
     found = Task("regression", ("t",), "l", ()).compute_metrics()(EvalPrediction(x, y))
     assert found["pearson"] == pytest.approx(pearsonr(x[:, 0], y)[0])
     assert found["spearman"] == pytest.approx(0.5)
+
+
+def test_whole_numbers_are_classes_where_that_is_asked(tmp_path: Path) -> None:
+    (tmp_path / "data.csv").write_text("text,label\n" + "".join(f"t {k},{k % 3}.0\n" for k in range(60)))
+    data, task = load_data(str(tmp_path / "data.csv"))
+    assert task.kind == "regression"
+    note = "the numbers in 'label' are taken as scores; if they are classes, set task to classification"
+    assert task.notes == (note,)
+    data, task = load_data(str(tmp_path / "data.csv"), task="classification")
+    assert (task.labels, task.notes) == (("0", "1", "2"), ())
+    assert [int(text.split()[1]) % 3 for text in data["train"]["text"]] == data["train"]["label"][:]
+
+
+def test_the_choice_among_text_columns_is_told(tmp_path: Path) -> None:
+    columns = {name: [f"{name} {k}" for k in range(40)] for name in ("key", "title", "body")}
+    file = write(tmp_path, "csv", **columns, label=["a", "b"] * 20)
+    _, task = load_data(file)
+    assert task.inputs == ("key", "title")
+    assert task.notes == ("of the text columns key, title, body the model reads key and title; set inputs to choose",)
+    assert load_data(file, inputs="body")[1].notes == ()
+
+
+def test_one_column_on_the_command_line(tmp_path: Path) -> None:
+    rows = {"Review Body": [f"t {k}" for k in range(40)], "stars": [0, 1] * 20}
+    argv = [f"--data.name={write(tmp_path, 'csv', **rows)}", "--data.inputs", "Review Body", "--data.label", "stars"]
+    config = parse(argv, DistillConfig, "opdf distill", "")
+    _, task = load(config.data)
+    assert (task.inputs, task.label) == (("Review Body",), "stars")
+    for options, message in (
+        (["--data.label", "auto"], r"set data\.label to one of Review Body, stars, or to null"),
+        (["--data.task", "ranking"], r"data\.task is 'ranking'; expected one of .*, causal-lm"),
+        (["--data.inputs", "Body"], "there is no column 'Body'; the columns are Review Body, stars"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load(parse(argv + options, DistillConfig, "opdf distill", "").data)

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from datasets import DatasetDict
 from transformers import AutoTokenizer, EvalPrediction, LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
-from opdf.data import Prepared, describe, encode, load_data, minilm
+from opdf.data import Prepared, Task, describe, encode, load_data, minilm
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }} [SEP] {% endfor %}"
@@ -30,13 +31,21 @@ TALKS = [
 ]
 
 
-LOADED = AutoTokenizer.from_pretrained(minilm())
+@pytest.fixture(scope="module")
+def loaded() -> Any:
+    return AutoTokenizer.from_pretrained(minilm())
 
 
 @pytest.fixture
-def tokenizer() -> Any:
+def tokenizer(loaded: Any) -> Any:
     """A tokenizer that a test may change."""
-    return copy.deepcopy(LOADED)
+    return copy.deepcopy(loaded)
+
+
+def training(*name: str, **options: Any) -> tuple[DatasetDict, Task]:
+    """The training split alone, since every split takes its time."""
+    data, task = load_data(*name, task="causal-lm", **options)
+    return DatasetDict(train=data["train"]), task
 
 
 def lines(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -54,25 +63,24 @@ def test_paragraphs_and_lines(tmp_path: Path) -> None:
 
 
 def test_texts_are_packed_one_behind_the_other(tokenizer: Any) -> None:
-    data, task = load_data("movie-scores", task="causal-lm", train_limit=1500)
+    data, task = training("movie-scores", train_limit=1500)
     assert data["train"].column_names == ["text"]
     encoded, collate = encode(data, task, tokenizer, max_length=32)
-    for part in ("train", "test"):
-        expected = [token for text in data[part]["text"] for token in tokenizer(text)["input_ids"]]
-        blocks = encoded[part]["input_ids"][:]
-        assert [token for block in blocks for token in block] == expected
-        assert all(len(block) == 32 for block in blocks[:20])
-        assert encoded[part]["labels"][:] == blocks
+    expected = [token for text in data["train"]["text"] for token in tokenizer(text)["input_ids"]]
+    blocks = encoded["train"]["input_ids"][:]
+    assert [token for block in blocks for token in block] == expected
+    assert all(len(block) == 32 for block in blocks[:20])
+    assert encoded["train"]["labels"][:] == blocks
     batch = collate([encoded["train"][0], {k: v[:5] for k, v in encoded["train"][1].items()}])
     assert batch["labels"][1, 5:].eq(-100).all()
     assert batch["attention_mask"][1, 5:].eq(0).all()
     found = describe(Prepared(data, encoded, task, tokenizer, collate, 32), "movie-scores")
-    assert found.tokens["test"] == sum(map(len, encoded["test"]["input_ids"]))
+    assert found.tokens["train"] == len(expected)
     assert found.truncated == {}
 
 
 def test_texts_that_are_not_packed_are_cut(tokenizer: Any) -> None:
-    data, task = load_data("movie-scores", task="causal-lm", train_limit=300)
+    data, task = training("movie-scores", train_limit=300)
     encoded, collate = encode(data, task, tokenizer, max_length=16, pack=False)
     whole = [tokenizer(text)["input_ids"] for text in data["train"]["text"]]
     assert encoded["train"]["input_ids"][:] == [ids[:16] for ids in whole]
@@ -83,7 +91,7 @@ def test_texts_that_are_not_packed_are_cut(tokenizer: Any) -> None:
 def test_texts_end_with_the_end_of_text(tokenizer: Any) -> None:
     tokenizer.eos_token = "[unused1]"
     tokenizer.backend_tokenizer.post_processor = None
-    data, task = load_data("movie-scores", task="causal-lm", train_limit=5)
+    data, task = training("movie-scores", train_limit=5)
     encoded, _ = encode(data, task, tokenizer, pack=False)
     text = data["train"]["text"][0]
     assert encoded["train"][0]["input_ids"] == tokenizer.convert_tokens_to_ids([*tokenizer.tokenize(text), "[unused1]"])
@@ -92,7 +100,7 @@ def test_texts_end_with_the_end_of_text(tokenizer: Any) -> None:
 def test_a_tokenizer_that_pads_with_nothing(tokenizer: Any) -> None:
     tokenizer.pad_token = None
     tokenizer.eos_token = "[SEP]"
-    data, task = load_data("movie-scores", task="causal-lm", train_limit=5)
+    data, task = training("movie-scores", train_limit=5)
     encoded, collate = encode(data, task, tokenizer, pack=False)
     batch = collate([encoded["train"][k] for k in range(5)])
     assert (batch["labels"] == -100).equal(batch["attention_mask"] == 0)
@@ -101,7 +109,7 @@ def test_a_tokenizer_that_pads_with_nothing(tokenizer: Any) -> None:
 
 def test_conversations(tmp_path: Path, tokenizer: Any) -> None:
     file = lines(tmp_path / "talks.jsonl", [{"messages": talk} for talk in TALKS])
-    data, task = load_data(file, task="causal-lm")
+    data, task = training(file)
     assert task.inputs == ("messages",)
     with pytest.raises(ValueError, match="'messages' holds conversations and the tokenizer has no chat template"):
         encode(data, task, tokenizer)
@@ -121,7 +129,7 @@ def test_conversations(tmp_path: Path, tokenizer: Any) -> None:
 
 
 def test_a_template_that_rewrites_earlier_messages(tmp_path: Path, tokenizer: Any) -> None:
-    data, task = load_data(lines(tmp_path / "talks.jsonl", [{"messages": talk} for talk in TALKS]), task="causal-lm")
+    data, task = training(lines(tmp_path / "talks.jsonl", [{"messages": talk} for talk in TALKS]))
     tokenizer.chat_template = FORGETFUL
     with pytest.raises(ValueError, match="of the train split cannot be read: the tokenizer's chat template writes"):
         encode(data, task, tokenizer, answers_only=True)
@@ -131,7 +139,7 @@ def test_a_template_that_rewrites_earlier_messages(tmp_path: Path, tokenizer: An
 def test_prompts_and_answers(tmp_path: Path, tokenizer: Any) -> None:
     rows = [{"prompt": f"how many are {k}?", "answer": f" they are {k}"} for k in range(40)]
     file = lines(tmp_path / "pairs.jsonl", rows)
-    data, task = load_data(file, task="causal-lm", inputs=["prompt", "answer"])
+    data, task = training(file, inputs=["prompt", "answer"])
     encoded, _ = encode(data, task, tokenizer, pack=False, answers_only=True)
     row, raw = encoded["train"][0], data["train"][0]
     assert row["input_ids"] == tokenizer(raw["prompt"] + raw["answer"])["input_ids"]
@@ -156,7 +164,7 @@ def test_texts_that_are_none(tmp_path: Path, rows: Any, options: Any, message: s
 
 
 def test_answers_of_texts(tokenizer: Any) -> None:
-    data, task = load_data("movie-scores", task="causal-lm", train_limit=5)
+    data, task = training("movie-scores", train_limit=5)
     with pytest.raises(ValueError, match=r"data.answers_only is true and texts have no answers; set data.inputs"):
         encode(data, task, tokenizer, answers_only=True, where="data.")
     data, task = load_data("movie-scores", train_limit=5)
@@ -168,9 +176,8 @@ def test_perplexity_is_that_of_all_tokens_together(tmp_path: Path, tokenizer: An
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes)).eval()
-    data, task = load_data("movie-scores", task="causal-lm", train_limit=5)
-    rows = data["test"].select(range(7))
-    encoded, collate = encode(type(data)(train=rows), task, tokenizer, pack=False)
+    data, task = training("movie-scores", train_limit=7)
+    encoded, collate = encode(data, task, tokenizer, pack=False)
     trainer = Trainer(
         model, TrainingArguments(str(tmp_path), per_device_eval_batch_size=3, use_cpu=True, report_to=[]),
         data_collator=collate, compute_metrics=task.compute_metrics(), preprocess_logits_for_metrics=task.kept_outputs,

@@ -39,10 +39,10 @@ def with_classes(data: DatasetDict, task: Task, asked: Asked) -> tuple[DatasetDi
     numbers, names = ({name: k for k, name in enumerate(known)}, known) if known else _numbered(counts, task, asked)
     _check(counts, numbers, names, task, asked, given=bool(known or asked.labels))
     if known and task.kind != "multi-label":  # they are numbered already
-        return data, replace(task, labels=names)
+        return data, replace(task, labels=names, metric="")
     for part, rows in found.items():
         data[part] = _with_label(data[part], task, asked, [[numbers[v] for v in row] for row in rows], names)
-    return data, replace(task, labels=names)
+    return data, replace(task, labels=names, metric="")
 
 
 def _found(rows: Dataset, task: Task, asked: Asked) -> list[list[Any]]:
@@ -64,8 +64,10 @@ def _named(row: Iterable[Any], names: list[str] | None) -> Iterable[Any]:
     for value in row:
         if names and 0 <= value < len(names):
             yield names[value]
-        else:  # a number that is outside stays, to be told
-            yield str(value) if isinstance(value, bool) else value
+        elif isinstance(value, bool):
+            yield str(value)
+        else:  # a whole number, or one outside the names, which is told later
+            yield int(value) if isinstance(value, float) else value
 
 
 def _class_names(feature: Any) -> list[str] | None:

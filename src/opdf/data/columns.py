@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,11 @@ from opdf.data.task import KINDS, Task
 
 AUTO = "auto"
 TEXT = "string"
+NUMBERS = ("int", "uint", "float")
 LABELS, TAGS = ("label", "labels"), ("tags", "ner_tags", "labels", "label")
+MANY = 20
+"""So many whole numbers may be classes; more are scores."""
+
 WORDS, MESSAGES = ("tokens", "words"), ("messages", "conversations")
 
 
@@ -74,7 +78,8 @@ def infer(data: Dataset, asked: Asked) -> Task:
         )
     if isinstance(label, tuple):
         return Task(kind, inputs, _free_name(columns))
-    return Task(kind, inputs, label, notes=_notes(data, label, asked))
+    task = Task(kind, inputs, label)
+    return replace(task, notes=_notes(data, task, asked))
 
 
 def _each(label: str | tuple[str, ...] | None) -> tuple[str, ...]:
@@ -161,17 +166,27 @@ def _free_name(columns: Sequence[str]) -> str:
     return name
 
 
-def _notes(data: Dataset, label: str | None, asked: Asked) -> tuple[str, ...]:
-    if asked.task or label is None:
-        return ()
-    feature = data.features[label]
-    if isinstance(feature, ClassLabel) or not dtype(feature).startswith(("int", "uint")):
-        return ()
-    if len(pc.unique(values(data, label))) < 3:
-        return ()
-    return (
-        f"the integers in {label!r} are taken as classes; if they are scores, set {asked.option('task')} to regression",
-    )
+def _notes(data: Dataset, task: Task, asked: Asked) -> tuple[str, ...]:
+    """What was inferred that could have been meant in another way."""
+    notes = []
+    texts = [column for column, feature in data.features.items() if column != task.label and dtype(feature) == TEXT]
+    if asked.inputs is None and task.inputs[0] in texts and len(texts) > 1:
+        notes.append(
+            f"of the text columns {', '.join(texts)} the model reads {' and '.join(task.inputs)}; set "
+            f"{asked.option('inputs')} to choose"
+        )
+    if asked.task is None and task.label is not None and dtype(data.features[task.label]).startswith(NUMBERS):
+        found = [value for value in pc.unique(values(data, task.label)).to_pylist() if value is not None]
+        named = isinstance(data.features[task.label], ClassLabel)
+        if task.kind == "classification" and not named and len(found) > 2:
+            notes.append(_taken(task.label, "integers", "classes", "scores", "regression", asked))
+        if task.kind == "regression" and len(found) <= MANY and all(value.is_integer() for value in found):
+            notes.append(_taken(task.label, "numbers", "scores", "classes", "classification", asked))
+    return tuple(notes)
+
+
+def _taken(label: str, what: str, taken: str, meant: str, task: str, asked: Asked) -> str:
+    return f"the {what} in {label!r} are taken as {taken}; if they are {meant}, set {asked.option('task')} to {task}"
 
 
 def check_columns(part: str, rows: Dataset, task: Task, asked: Asked, file: Path | None) -> None:
@@ -224,11 +239,16 @@ def _is_input(feature: Any, kind: str) -> bool:
 
 
 def _check_class(rows: Dataset, task: Task, asked: Asked, name: str, file: Path | None) -> None:
+    assert task.label is not None
     kind = dtype(rows.features[task.label])
     if kind.startswith("float"):
+        found = pc.unique(values(rows, task.label).drop_null()).to_pylist()
+        broken = [value for value in found if value == value and not value.is_integer()]  # a NaN is missing
+        if not broken:
+            return
         raise ValueError(
-            f"labels in {task.label!r} are {kind} numbers; set {asked.option('task')} to 'regression', or "
-            f"{asked.option('label')} to a column of classes"
+            f"labels in {task.label!r} are {kind} numbers such as {broken[0]}; set {asked.option('task')} to "
+            f"'regression', or {asked.option('label')} to a column of classes"
         )
     if not _is_class(rows.features[task.label]):
         raise ValueError(
@@ -256,7 +276,7 @@ def _check_numbers(rows: Dataset, task: Task, asked: Asked, name: str, file: Pat
     """Name the rows that hold no number, if most do."""
     assert task.label is not None
     kind = dtype(rows.features[task.label])
-    if kind.startswith(("int", "uint", "float")):
+    if kind.startswith(NUMBERS):
         return
     problem = f"labels in {task.label!r} of {name} are {kind}; a {task.kind} needs numbers"
     texts = values(rows, task.label).to_pylist() if kind == TEXT else []

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModel
 
-from opdf.job.models import loading
+from opdf.data import loading
 from opdf.overparam import OverParamConfig, OverParameterization, overparameterize
 
 

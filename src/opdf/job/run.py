@@ -26,7 +26,7 @@ from opdf.job.prepared import prepare_data
 from opdf.job.processes import is_main, tell
 from opdf.job.progress import counting, quiet, show
 from opdf.job.resume import Begun, check_same_configuration, check_same_rows, is_finished
-from opdf.job.scoring import evaluator, scores
+from opdf.job.scoring import evaluator, judged, scores
 from opdf.job.student import build_student
 from opdf.job.teacher import load_teacher, train_teacher
 from opdf.job.training import train
@@ -68,6 +68,7 @@ def run(config: DistillConfig, *, command: str | None = None) -> dict[str, Any]:
         if config.resume:
             check_same_rows(job, prepared.raw)
         teacher = load_teacher(job, prepared.task)
+        prepared = prepared.named_by(teacher)
         check_fit(job, prepared, teacher)
         with claimed(job.folder, overwrite=config.overwrite, resume=config.resume):
             return _run(job, prepared, teacher, command)
@@ -80,6 +81,7 @@ def _run(job: Job, prepared: Prepared, teacher: Any, command: str | None) -> dic
         write_yaml(located(job.config), job.folder / CONFIG)
         Begun.of(job, prepared.raw).write(job.folder)
     train_teacher(job, prepared, teacher)
+    prepared = judged(prepared, teacher)
     teacher_scores = scores(evaluator(teacher, prepared), prepared)
     metrics = train_student(job, prepared, teacher, "distilling") | {"teacher": teacher_scores}
     if is_main():
@@ -98,7 +100,7 @@ def train_student(job: Job, prepared: Prepared, teacher: Any, title: str) -> dic
     weights = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None  # by all together
     if is_main():
         save(trainer.model, prepared.processor, job.folder / "student", weights)
-        if trainer.objective.trains_teacher:
+        if trainer.method.trains_teacher:
             save(teacher, prepared.processor, job.folder / "trained-teacher")
     ratios = [entry["constraint_grad_ratio"] for entry in trainer.state.log_history if "constraint_grad_ratio" in entry]
     return {
@@ -130,6 +132,7 @@ def student_trainer(job: Job, prepared: Prepared, teacher: Any, title: str) -> D
         eval_dataset=prepared.data["validation"],
         data_collator=prepared.collator,
         compute_metrics=prepared.task.compute_metrics(),
+        preprocess_logits_for_metrics=prepared.task.kept_outputs,
     )
     show(trainer, title, job.folder / "train.log")
     return trainer

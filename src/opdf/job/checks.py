@@ -6,7 +6,6 @@ import copy
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from opdf.data import Prepared, Task, longest_text
@@ -35,6 +34,14 @@ def check_task(job: Job, task: Task) -> None:
         )
     if task.kind == "similarity" and job.config.teacher.finetune:
         raise UserError("teacher.finetune is true and similarity data has no labels for it; give a trained teacher")
+    if task.is_unlabelled:
+        if job.config.teacher.finetune:
+            raise UserError(f"teacher.finetune is true and {data} has no labels for it; give a trained teacher")
+        if job.objective.needs_labels:
+            raise UserError(
+                f"objective {name} learns from labels, and {data} has none; set objective.options.alpha to 1 where it "
+                "has that option, or use logits"
+            )
     check_metrics(job, task)
 
 
@@ -44,8 +51,7 @@ def check_metrics(job: Job, task: Task) -> None:
     Raises:
         UserError: one of these.
     """
-    two = np.arange(2)
-    known = [] if task.compute_metrics() is None else ["loss", *task.metrics(two, two)]
+    known = [] if task.compute_metrics() is None else ["loss", *task.metric_names]
     for arguments, where in ((job.training, "training"), (job.teacher_training, "teacher.training")):
         given = arguments.metric_for_best_model  # other options can ask for the loss
         name = (given or "").removeprefix("eval_")

@@ -29,7 +29,7 @@ from opdf.job.prepared import prepare_data
 from opdf.job.processes import is_main, tell
 from opdf.job.progress import counting, quiet, show
 from opdf.job.resume import Begun, check_same_configuration, check_same_rows, is_finished
-from opdf.job.scoring import evaluator, scores
+from opdf.job.scoring import evaluator, judged, scores
 from opdf.job.student import build_student
 from opdf.job.teacher import load_teacher, train_teacher
 from opdf.job.training import train
@@ -109,6 +109,7 @@ def get_ready(job: Job) -> Ready:
     if config.resume:
         check_same_rows(job, prepared.raw)
     teacher = load_teacher(job, prepared.task)
+    prepared = prepared.named_by(teacher)
     fit = check_fit(job, prepared, teacher)
     return Ready(prepared, teacher, overview(job, prepared, fit))
 
@@ -132,6 +133,7 @@ def _run(job: Job, prepared: Prepared, teacher: Any, command: str | None) -> dic
         write_yaml(located(job.config), job.folder / CONFIG)
         Begun.of(job, prepared.raw).write(job.folder)
     train_teacher(job, prepared, teacher)
+    prepared = judged(prepared, teacher)
     teacher_scores = scores(evaluator(teacher, prepared), prepared)
     metrics = train_student(job, prepared, teacher, "distilling") | {"teacher": teacher_scores}
     if is_main():
@@ -182,6 +184,7 @@ def student_trainer(job: Job, prepared: Prepared, teacher: Any, title: str) -> D
         eval_dataset=prepared.data["validation"],
         data_collator=prepared.collator,
         compute_metrics=prepared.task.compute_metrics(),
+        preprocess_logits_for_metrics=prepared.task.kept_outputs,
     )
     show(trainer, title, job.folder / "train.log")
     return trainer

@@ -55,13 +55,14 @@ def load_tokenizer(model: str, **options: Any) -> Any:
     return tokenizer
 
 
-def load_config(name: str, folder: str) -> Any:
+def load_config(name: str) -> Any:
     """A model's configuration.
 
     Raises:
-        UserError: its weights are quantized.
+        ValueError: it cannot be read, or its weights are quantized.
     """
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    with loading(name) as folder:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     quantized = getattr(config, "quantization_config", None)
     if quantized is not None:
         how = quantized.get("quant_method", "") if isinstance(quantized, dict) else ""
@@ -72,8 +73,8 @@ def load_config(name: str, folder: str) -> Any:
 def load_model(name: str, task: Task) -> tuple[Any, list[str]]:
     """A pretrained model with a head for the task, and the names of weights that its checkpoint lacks."""
     auto = auto_class(task)
+    check_labels(name, load_config(name), task)
     with loading(name) as folder, torch.device("cpu"):  # values are read, whatever surrounds this
-        check_labels(name, load_config(name, folder), task)
         model, info = auto.from_pretrained(
             folder, dtype=DTYPE, use_safetensors=True, trust_remote_code=False, output_loading_info=True,
             **head_of(task),

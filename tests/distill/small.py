@@ -48,7 +48,8 @@ def train(folder: Path, **options: Any) -> tuple[DistillationTrainer, nn.Module]
     student = options.pop("student", None) or keep_layers(bert(), 2)
     training, resume = options.pop("training", {}), options.pop("resume", None)
     options.setdefault("teacher", bert())
-    trainer = DistillationTrainer(student, arguments(folder, **training), train_dataset=sentences(), **options)
+    options.setdefault("train_dataset", sentences())
+    trainer = DistillationTrainer(student, arguments(folder, **training), **options)
     trainer.train(resume_from_checkpoint=resume)
     return trainer, student
 

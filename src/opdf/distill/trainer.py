@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate.utils import broadcast
@@ -27,6 +28,9 @@ from opdf.overparam import Constraint, OverParamConfig, OverParameterization, lo
 
 HOPELESS_SCALE = 2.0**-20
 """A gradient scaler starts at 2^16 and halves at each overflow; down here it has long not seen a finite gradient."""
+
+
+Config = TypeVar("Config")
 
 
 class TrainingDiverged(ArithmeticError):  # noqa: N818
@@ -85,11 +89,34 @@ def build_objective(given: Objective | str | Mapping[str, Any] | None) -> Object
     """
     if isinstance(given, Objective):
         return given
-    options = {"name": given or "logits"} if given is None or isinstance(given, str) else dict(given)
+    if not (given is None or isinstance(given, str | Mapping)):
+        raise TypeError(f"objective is {given!r}; give a name, a mapping with a name and options, or an Objective")
+    options = dict(given) if isinstance(given, Mapping) else {"name": given or "logits"}
     name = options.pop("name", "logits")
     if name not in METHODS:
         raise ValueError(f"objective is {name!r}; expected one of {', '.join(METHODS)}")
-    return METHODS[name](**options)
+    return made(METHODS[name], options, f"objective {name}")
+
+
+def build(kind: type[Config], given: Any, where: str) -> Config | None:
+    """A configuration from a mapping of its fields.
+
+    Raises:
+        TypeError: it has no such field, or `given` is something else.
+    """
+    if given is None or isinstance(given, kind):
+        return given
+    if not isinstance(given, Mapping):
+        raise TypeError(f"{where} is {given!r}; give an {kind.__name__}, a mapping of its fields, or None")
+    return made(kind, given, where)
+
+
+def made(kind: type[Config], options: Mapping[str, Any], where: str) -> Config:
+    known = inspect.signature(kind).parameters
+    for name in options:
+        if name not in known:
+            raise TypeError(f"{where} has no option {name!r}; it has {', '.join(known)}")
+    return kind(**options)
 
 
 class DistillationTrainer(CheckpointedTrainer):
@@ -152,8 +179,8 @@ class DistillationTrainer(CheckpointedTrainer):
         args = args if args is not None else DistillationArguments("opdf-output")
         check_engine(args)
         check_loss(args)
-        self.overparam = OverParamConfig(**overparam) if isinstance(overparam, Mapping) else overparam
-        self.constraint = Constraint(**constraint) if isinstance(constraint, Mapping) else constraint
+        self.overparam = build(OverParamConfig, overparam, "overparam")
+        self.constraint = build(Constraint, constraint, "constraint")
         self.method = build_objective(objective)
         self.overparameterization: OverParameterization | None = None
         self.optimizer: torch.optim.Optimizer | None = None

@@ -71,6 +71,22 @@ def test_the_released_iteration(counts: list[int], expected: list[float]) -> Non
     np.testing.assert_allclose(found[1], found[0][::-1])
 
 
+def test_a_unanimous_teacher_stays_so_however_many_classes_there_are() -> None:
+    """Near the released iteration, of which the shares of other classes fall with their number too."""
+    gaps = []
+    for classes in (2, 10, 52, 500):
+        counts = np.zeros((1, classes), dtype=int)
+        counts[0, 3 % classes] = 10
+        exact, released = (decision_logits(counts, solver=solver)[0] for solver in ("root", "iterate"))
+        shares = [np.exp(z).max() / np.exp(z).sum() for z in (exact, released)]
+        assert shares[0] == pytest.approx(shares[1], rel=0.2)
+        gaps.append(exact.max() - exact.min())
+        wanted = np.where(counts[0] > 0, 10 + 0.5 / classes, 0.5 / classes) / 10.5
+        np.testing.assert_allclose(decision_probabilities(exact), wanted, rtol=1e-4)
+    assert gaps == sorted(gaps)  # it wins against all others together
+    assert shares[0] > 50 / 500
+
+
 def test_equal_counts_have_equal_logits_and_order_does_not_matter() -> None:
     found = decision_logits(np.array([[4, 4, 4], [0, 2, 10], [10, 0, 2]]))
     np.testing.assert_allclose(found[0], 0, atol=1e-9)

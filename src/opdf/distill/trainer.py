@@ -24,6 +24,7 @@ from opdf.distill.muon import MuonWithAdamW, check_muon, muon_groups, muon_optio
 from opdf.distill.objective import Objective
 from opdf.distill.outputs import glance
 from opdf.distill.teachers import check_apart, load_teacher
+from opdf.distill.unused import all_reached, may_vary
 from opdf.overparam import Constraint, OverParamConfig, OverParameterization, local, overparameterize, whole
 
 HOPELESS_SCALE = 2.0**-20
@@ -292,6 +293,48 @@ class DistillationTrainer(CheckpointedTrainer):
         if self.accelerator.reduce(broken.float(), "sum") > 0:
             self._give_up("a weight is infinite or not a number", self.state.global_step)
 
+    # Processes.
+
+    def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> nn.Module:
+        handler = self.accelerator.ddp_handler
+        if training and self.accelerator.num_processes > 1 and handler is not None:
+            asked = self.args.ddp_find_unused_parameters
+            handler.find_unused_parameters = self._leaves_some_out() if asked is None else asked
+        return super()._wrap_model(model, training, dataloader)
+
+    def _leaves_some_out(self) -> bool:
+        """Whether some parameter may be without a gradient after a step, as the loss of the first two rows has it.
+
+        The Trainer would let DDP search for them in any case, and every process would say that it found none.
+        """
+        student = self.accelerator.unwrap_model(self.model)
+        rows = self.train_dataset
+        if self.method.varies or may_vary(student) or not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")):
+            return True
+        collate = self._get_collator_with_removed_columns(self.data_collator, "training")
+        batch = self._prepare_inputs(collate([rows[k] for k in range(min(2, len(rows)))]))
+        was = student.training
+        on = [self.args.device] if self.args.device.type == "cuda" else []
+        with torch.random.fork_rng(on), self.accelerator.autocast():
+            items = self.method.count_items(student, batch).clamp(min=1)
+            loss = self.method.losses(student.train(), self.teacher, batch, items).total
+        student.train(was)
+        return not all_reached(student, loss)
+
+    def _tell_repeated_rows(self) -> None:
+        """Say which rows are seen twice, so that all processes have batches of one size."""
+        processes, data = self.accelerator.num_processes, self.train_dataset
+        full = processes * self.args.train_batch_size
+        if processes == 1 or self.args.dataloader_drop_last or not hasattr(data, "__len__") or not len(data) % full:
+            return
+        rows = len(data)
+        warnings.warn(
+            f"{rows} training rows do not fill the batches of {processes} processes: every epoch ends with the first "
+            f"{-rows % full} rows of its order once more. dataloader_drop_last=True leaves the last {rows % full} out "
+            f"instead; {rows - rows % full} rows would need neither",
+            stacklevel=2,
+        )
+
     # The optimizer.
 
     @staticmethod
@@ -432,20 +475,6 @@ class DistillationTrainer(CheckpointedTrainer):
             if self.overparameterization is not None:
                 logs.update(self.overparameterization.constraint_logs)
         super().log(logs, start_time)
-
-    def _tell_repeated_rows(self) -> None:
-        """Say which rows are seen twice, so that all processes have batches of one size."""
-        processes, data = self.accelerator.num_processes, self.train_dataset
-        full = processes * self.args.train_batch_size
-        if processes == 1 or self.args.dataloader_drop_last or not hasattr(data, "__len__") or not len(data) % full:
-            return
-        rows = len(data)
-        warnings.warn(
-            f"{rows} training rows do not fill the batches of {processes} processes: every epoch ends with the first "
-            f"{-rows % full} rows of its order once more. dataloader_drop_last=True leaves the last {rows % full} out "
-            f"instead; {rows - rows % full} rows would need neither",
-            stacklevel=2,
-        )
 
 
 class _ObjectiveHooks(TrainerCallback):

@@ -12,12 +12,12 @@ from PIL import Image
 from scipy.stats import pearsonr
 from transformers import AutoTokenizer, EvalPrediction, ViTImageProcessorPil
 
-from opdf.cli.options import parse
 from opdf.data import embedded_names, encode, load_data, minilm
 from opdf.data.embedded import _snippets
 from opdf.data.load import own_splits
 from opdf.data.task import Task
-from opdf.job import DistillConfig
+from opdf.job import DataConfig
+from opdf.job.options import fill
 from opdf.job.prepared import load
 
 ROWS = {
@@ -308,16 +308,15 @@ def test_the_choice_among_text_columns_is_told(tmp_path: Path) -> None:
     assert load_data(file, inputs="body")[1].notes == ()
 
 
-def test_one_column_on_the_command_line(tmp_path: Path) -> None:
+def test_one_column_without_brackets(tmp_path: Path) -> None:
     rows = {"Review Body": [f"t {k}" for k in range(40)], "stars": [0, 1] * 20}
-    argv = [f"--data.name={write(tmp_path, 'csv', **rows)}", "--data.inputs", "Review Body", "--data.label", "stars"]
-    config = parse(argv, DistillConfig, "opdf distill", "")
-    _, task = load(config.data)
+    given = {"name": write(tmp_path, "csv", **rows), "inputs": "Review Body", "label": "stars"}
+    _, task = load(fill(DataConfig, given, "data"))
     assert (task.inputs, task.label) == (("Review Body",), "stars")
     for options, message in (
-        (["--data.label", "auto"], r"set data\.label to one of Review Body, stars, or to null"),
-        (["--data.task", "ranking"], r"data\.task is 'ranking'; expected one of .*, causal-lm"),
-        (["--data.inputs", "Body"], "there is no column 'Body'; the columns are Review Body, stars"),
+        ({"label": "auto"}, r"set data\.label to one of Review Body, stars, or to null"),
+        ({"task": "ranking"}, r"data\.task is 'ranking'; expected one of .*, causal-lm"),
+        ({"inputs": "Body"}, "there is no column 'Body'; the columns are Review Body, stars"),
     ):
         with pytest.raises(ValueError, match=message):
-            load(parse(argv + options, DistillConfig, "opdf distill", "").data)
+            load(fill(DataConfig, given | options, "data"))

@@ -11,6 +11,7 @@ errors are let through, with a traceback instead of the one line.
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 from importlib import import_module
@@ -54,7 +55,25 @@ def main(argv: list[str] | None = None) -> int:
     Raises:
         Exception: a bug of ours; with OPDF_DEBUG=1 in the environment, any error.
     """
-    argv = sys.argv[1:] if argv is None else argv
+    try:
+        status = _status(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        if not _has_lost_its_reader(sys.stdout.fileno()):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+
+
+def _has_lost_its_reader(pipe: int) -> bool:
+    """Whether who reads a pipe, head say, has seen enough and is gone."""
+    waiting = select.poll()
+    waiting.register(pipe, select.POLLOUT)
+    return any(event & select.POLLERR for _, event in waiting.poll(0))
+
+
+def _status(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE + "\nopdf COMMAND --help shows the options of a command.")
         print("OPDF_DEBUG=1 in the environment shows where an error comes from.")
@@ -68,6 +87,8 @@ def main(argv: list[str] | None = None) -> int:
         return _refuse(f"unknown command {argv[0]!r}; choose from {', '.join(COMMANDS)}")
     try:
         import_module(f"opdf.cli.{argv[0].replace('-', '_')}").main(argv[1:])
+    except BrokenPipeError:
+        raise
     except KeyboardInterrupt:
         print("opdf: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT

@@ -32,6 +32,9 @@ class CompareConfig:
     json: bool = False
 
 
+OPTIONS = CompareConfig
+
+
 def main(argv: list[str]) -> None:
     config = parse(argv, CompareConfig, "opdf compare", DESCRIPTION, positional="runs")
     at_least_one(config, "batch")

@@ -35,6 +35,9 @@ class DemoConfig:
     seed: int = 0
 
 
+OPTIONS = DemoConfig
+
+
 def main(argv: list[str]) -> None:
     options = parse(argv, DemoConfig, "opdf demo", DESCRIPTION)
     at_least_one(options, "train_limit")

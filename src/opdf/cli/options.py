@@ -59,7 +59,7 @@ def _override(given: dict[str, Any], argv: list[str]) -> None:
         name, equals, text = word[2:].partition("=")
         if not equals:
             text = words.pop(0) if words and not words[0].startswith("--") else "true"
-        *parents, last = name.split(".")
+        *parents, last = name.replace("-", "_").split(".")
         place = given
         for parent in parents:
             if not isinstance(place.get(parent), dict):
@@ -93,7 +93,7 @@ def _help(cls: type, prog: str, description: str, positional: str | None) -> arg
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     for title, options in _sections(cls, "", positional):
-        group = parser.add_argument_group(title)
+        group = parser.add_argument_group(textwrap.fill(title, 79))
         for name, text in options:
             group.add_argument(f"--{name}", metavar="", help=text.replace("%", "%%"))
     return parser

@@ -39,10 +39,10 @@ def with_classes(data: DatasetDict, task: Task, asked: Asked) -> tuple[DatasetDi
     numbers, names = ({name: k for k, name in enumerate(known)}, known) if known else _numbered(counts, task, asked)
     _check(counts, numbers, names, task, asked, given=bool(known or asked.labels))
     if known and task.kind != "multi-label":  # they are numbered already
-        return data, replace(task, labels=names)
+        return data, replace(task, labels=names, metric="")
     for part, rows in found.items():
         data[part] = _with_label(data[part], task, asked, [[numbers[v] for v in row] for row in rows], names)
-    return data, replace(task, labels=names)
+    return data, replace(task, labels=names, metric="")
 
 
 def _found(rows: Dataset, task: Task, asked: Asked) -> list[list[Any]]:

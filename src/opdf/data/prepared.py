@@ -39,6 +39,14 @@ class Prepared:
         encoded = encode_rows(columns, self.task, self.processor, max_length=self.max_length)
         return [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
 
+    def named_by(self, teacher: Any) -> Prepared:
+        """Unlabelled data with the classes of a transformers teacher, if nobody has named them."""
+        task = self.task
+        if not task.is_unlabelled or task.labels or task.kind == "regression":
+            return self
+        names = teacher.config.id2label
+        return replace(self, task=replace(task, labels=tuple(names[number] for number in sorted(names))))
+
     def judged_by(self, answers: Mapping[str, np.ndarray]) -> Prepared:
         """Unlabelled data whose validation and test splits are labelled by what the teacher says, to score students.
 

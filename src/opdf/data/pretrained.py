@@ -19,9 +19,10 @@ def loading(model: str) -> Iterator[str]:
 
     Raises:
         ValueError: it cannot be; the message says why in one line.
+        FileNotFoundError, ConnectionError: there is no such folder, or the embedded model cannot be fetched.
     """
+    folder = local(model)
     try:
-        folder = local(model)
         with nullcontext() if Path(folder).is_dir() else hub(model):
             yield folder
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -106,9 +107,9 @@ class Task:
         logits = outputs[0] if isinstance(outputs, tuple) else outputs
         if self.kind != "causal-lm":
             return logits
-        logits = logits[:, :-1].float()
-        losses = F.cross_entropy(logits.transpose(1, 2), labels[:, 1:], reduction="none")
-        return losses, logits.argmax(-1)
+        pairs = zip(logits[:, :-1], labels[:, 1:], strict=True)  # one after the other: a vocabulary of logits is large
+        losses = torch.stack([F.cross_entropy(row.float(), right, reduction="none") for row, right in pairs])
+        return losses, logits[:, :-1].argmax(-1)
 
     def answers(self, predictions: Any) -> np.ndarray:
         """What a model says.

@@ -65,6 +65,11 @@ class Objective:
         """What the method was made with, by the names of its arguments."""
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters if hasattr(self, name)}
 
+    @property
+    def needs_labels(self) -> bool:
+        """Whether rows without labels cannot be learned from."""
+        return True
+
     def prepare(self, student: nn.Module, teacher: nn.Module | None) -> None:
         """Check that student and teacher fit and build what training needs; called once, before any step.
 

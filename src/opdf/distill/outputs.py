@@ -31,7 +31,7 @@ def teacher_logits(teacher: Any, data: Prepared, rows: list[dict[str, Any]]) -> 
     """Logits `[rows, classes]` of encoded rows, on the CPU."""
     device = next(teacher.parameters()).device
     batch = BatchEncoding(data.collator(rows)).to(device)
-    batch.pop("labels")
+    batch.pop("labels", None)
     was = teacher.training
     with torch.no_grad():
         logits: Tensor = teacher.eval()(**batch).logits.cpu()

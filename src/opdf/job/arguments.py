@@ -72,6 +72,11 @@ def renewed(arguments: DistillationArguments) -> DistillationArguments:
     return replace(arguments)
 
 
+def optimizer_name(arguments: DistillationArguments) -> str:
+    """As a user writes it."""
+    return str(getattr(arguments.optim, "value", arguments.optim))
+
+
 def check_packages(arguments: DistillationArguments, where: str = "training") -> None:
     """Make what a Trainer reports with and find its optimizer, which says what they need and is not installed.
 
@@ -97,6 +102,4 @@ def check_packages(arguments: DistillationArguments, where: str = "training") ->
         DistillationTrainer.get_optimizer_cls_and_kwargs(stand_in, nn.Sequential(nn.Linear(1, 1)))
     except (ImportError, RuntimeError, ValueError) as error:
         given = f" and optim_args {arguments.optim_args!r}" if arguments.optim_args else ""
-        raise UserError(
-            f"{where}.optim is {getattr(arguments.optim, 'value', arguments.optim)!r}{given}: {error}"
-        ) from error
+        raise UserError(f"{where}.optim is {optimizer_name(arguments)!r}{given}: {error}") from error

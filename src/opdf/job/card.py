@@ -15,7 +15,10 @@ from opdf.job.options import plain
 
 PIPELINES = {
     "classification": "text-classification",
+    "multi-label": "text-classification",
     "regression": "text-classification",
+    "token-classification": "token-classification",
+    "causal-lm": "text-generation",
     "image-classification": "image-classification",
     "similarity": "sentence-similarity",
 }

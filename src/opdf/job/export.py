@@ -120,13 +120,13 @@ def load(name: str) -> Any:
     Raises:
         UserError: it cannot be read, is no transformers class, or reads neither texts alone nor images alone.
     """
+    config = load_config(name)
+    kind = (config.architectures or ["none"])[0]
+    if not hasattr(transformers, kind):
+        raise UserError(f"{name} is saved from class {kind}, which transformers does not have")
+    cls = getattr(transformers, kind)
+    check_inputs(name, cls, config)
     with loading(name) as folder:
-        config = load_config(name, folder)
-        kind = (config.architectures or ["none"])[0]
-        if not hasattr(transformers, kind):
-            raise UserError(f"{name} is saved from class {kind}, which transformers does not have")
-        cls = getattr(transformers, kind)
-        check_inputs(name, cls, config)
         model = cls.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, dtype=torch.float32)
     model.config.use_cache = False
     return model.eval()

@@ -41,7 +41,7 @@ def check_free(folder: Path, *, overwrite: bool, resume: bool, marker: str = CON
 
 def _check_free(folder: Path, *, overwrite: bool, resume: bool, marker: str) -> None:
     try:
-        blocking = next((p for p in (folder, *folder.parents) if os.path.lexists(p)), folder)
+        blocking = next((p for p in (folder, *folder.parents) if p.is_symlink() or p.exists()), folder)
     except OSError as error:
         raise UserError(f"output {str(folder)[:60]}... cannot be a folder: {error.strerror}") from error
     if blocking.is_symlink() and not blocking.exists():
@@ -65,6 +65,8 @@ def _check_free(folder: Path, *, overwrite: bool, resume: bool, marker: str) -> 
             raise FileExistsError(
                 f"output {folder} was not written by this command and is not overwritten; choose another"
             )
+        if folder.is_symlink():
+            raise FileExistsError(f"output {folder} is a link and is not overwritten; name the folder itself")
 
 
 @contextmanager

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import platform
+import sys
 import time
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,11 +24,12 @@ from opdf.job.config import DistillConfig
 from opdf.job.job import Job, located
 from opdf.job.options import write_yaml
 from opdf.job.output import CONFIG, METRICS, check_free, claimed, save, write_json
+from opdf.job.overview import Overview, overview
 from opdf.job.prepared import prepare_data
 from opdf.job.processes import is_main, tell
 from opdf.job.progress import counting, quiet, show
 from opdf.job.resume import Begun, check_same_configuration, check_same_rows, is_finished
-from opdf.job.scoring import evaluator, scores
+from opdf.job.scoring import evaluator, judged, scores
 from opdf.job.student import build_student
 from opdf.job.teacher import load_teacher, train_teacher
 from opdf.job.training import train
@@ -57,20 +60,70 @@ def run(config: DistillConfig, *, command: str | None = None) -> dict[str, Any]:
     """
     with quiet():
         job = Job(config)
-        check_free(job.folder, overwrite=config.overwrite, resume=config.resume)
-        if config.resume:
-            check_same_configuration(job)
-            if is_finished(job):
-                tell(f"{job.folder} is finished; nothing was changed")
-                return dict(json.loads((job.folder / METRICS).read_text()))
-        prepared = prepare_data(config.data, config.teacher)
-        check_task(job, prepared.task)
-        if config.resume:
-            check_same_rows(job, prepared.raw)
-        teacher = load_teacher(job, prepared.task)
-        check_fit(job, prepared, teacher)
+        check_place(job)
+        if config.resume and is_finished(job):
+            tell(f"{job.folder} is finished; nothing was changed")
+            return dict(json.loads((job.folder / METRICS).read_text()))
+        ready = get_ready(job)
+        if is_main():
+            print(ready.overview, file=sys.stderr if config.json else None, flush=True)
         with claimed(job.folder, overwrite=config.overwrite, resume=config.resume):
-            return _run(job, prepared, teacher, command)
+            return _run(job, ready.prepared, ready.teacher, command)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Data and models of a job that was found to fit; nothing has been written.
+
+    Attributes:
+        prepared: the data.
+        teacher: as it was loaded or built.
+        overview: what the run is about to do.
+    """
+
+    prepared: Prepared
+    teacher: Any
+    overview: Overview
+
+
+def check_place(job: Job) -> None:
+    """Refuse an output folder that is not free, or that holds another run than the one that is to go on.
+
+    Raises:
+        UserError, FileNotFoundError, FileExistsError, PermissionError: as `run`.
+    """
+    check_free(job.folder, overwrite=job.config.overwrite, resume=job.config.resume)
+    if job.config.resume:
+        check_same_configuration(job)
+
+
+def get_ready(job: Job) -> Ready:
+    """Load data and teacher, and refuse what cannot be done.
+
+    Raises:
+        UserError, ValueError, FileNotFoundError: as `run`.
+    """
+    config = job.config
+    prepared = prepare_data(config.data, config.teacher)
+    check_task(job, prepared.task)
+    if config.resume:
+        check_same_rows(job, prepared.raw)
+    teacher = load_teacher(job, prepared.task)
+    prepared = prepared.named_by(teacher)
+    fit = check_fit(job, prepared, teacher)
+    return Ready(prepared, teacher, overview(job, prepared, fit))
+
+
+def preview(config: DistillConfig) -> Overview:
+    """What `run` would print first; nothing is written.
+
+    Raises:
+        UserError, ValueError, FileNotFoundError, FileExistsError, PermissionError: as `run`.
+    """
+    with quiet():
+        job = Job(config)
+        check_place(job)
+        return get_ready(job).overview
 
 
 def _run(job: Job, prepared: Prepared, teacher: Any, command: str | None) -> dict[str, Any]:
@@ -80,6 +133,7 @@ def _run(job: Job, prepared: Prepared, teacher: Any, command: str | None) -> dic
         write_yaml(located(job.config), job.folder / CONFIG)
         Begun.of(job, prepared.raw).write(job.folder)
     train_teacher(job, prepared, teacher)
+    prepared = judged(prepared, teacher)
     teacher_scores = scores(evaluator(teacher, prepared), prepared)
     metrics = train_student(job, prepared, teacher, "distilling") | {"teacher": teacher_scores}
     if is_main():
@@ -130,6 +184,7 @@ def student_trainer(job: Job, prepared: Prepared, teacher: Any, title: str) -> D
         eval_dataset=prepared.data["validation"],
         data_collator=prepared.collator,
         compute_metrics=prepared.task.compute_metrics(),
+        preprocess_logits_for_metrics=prepared.task.kept_outputs,
     )
     show(trainer, title, job.folder / "train.log")
     return trainer

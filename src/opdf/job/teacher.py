@@ -62,6 +62,7 @@ def train_teacher(job: Job, prepared: Prepared, teacher: Any) -> None:
             teacher, renewed(job.teacher_training), objective=LogitsDistillation(alpha=0),
             train_dataset=prepared.data["train"], eval_dataset=prepared.data["validation"],
             data_collator=prepared.collator, compute_metrics=prepared.task.compute_metrics(),
+            preprocess_logits_for_metrics=prepared.task.kept_outputs,
         )  # fmt: skip
         show(trainer, "fine-tuning the teacher", job.teachers / "teacher.log")
         train(trainer, "the teacher", resume=begun)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import platform
@@ -100,6 +101,7 @@ def _worker(config: StudyConfig, number: int) -> None:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         torch.set_num_threads(max(1, torch.get_num_threads() // config.workers))  # OMP_NUM_THREADS counts
+        gc.freeze()  # what is imported stays, and a collection after every run need not look through it
         with quiet():
             study = Study(config)
             study.store.work(Runner(study).run)

@@ -71,6 +71,10 @@ class AttributionDistillation(TaskAndLogits):
         self._progress: Any = None
         self._known: dict[bytes, tuple[Tensor, Tensor]] = {}
 
+    @property
+    def needs_labels(self) -> bool:
+        return True
+
     def prepare(self, student: nn.Module, teacher: nn.Module | None) -> None:
         if teacher is None:
             raise ValueError("AD-KD needs the teacher's gradients; pass a teacher")

@@ -85,6 +85,10 @@ class LGTM(TaskAndLogits):
         self._held_out: Dataset | None = None
         self._teacher: nn.Module | None = None
 
+    @property
+    def needs_labels(self) -> bool:
+        return True
+
     def prepare(self, student: nn.Module, teacher: nn.Module | None) -> None:
         if teacher is None:
             raise ValueError("LGTM trains the teacher beside the student; pass a teacher")

@@ -32,6 +32,10 @@ class TaskAndLogits(Objective):
         self.temperature = temperature
         self.alpha = alpha
 
+    @property
+    def needs_labels(self) -> bool:
+        return self.alpha < 1
+
     def prepare(self, student: nn.Module, teacher: nn.Module | None) -> None:
         if teacher is None and self.alpha > 0:
             raise ValueError(f"alpha is {self.alpha} but there is no teacher; pass one, or set alpha=0")
@@ -74,6 +78,7 @@ class LogitsDistillation(TaskAndLogits):
         alpha: weight of the distillation term, from 0 (plain training) to 1 (labels are not used).
     """
 
+    tasks = (*Objective.tasks, "multi-label", "token-classification", "causal-lm")
     columns = ("teacher_logits",)
 
     def losses(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, num_items: Tensor) -> Losses:

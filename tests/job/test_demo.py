@@ -1,0 +1,49 @@
+"""The demo: what it leaves, and what it says of a difference."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from opdf.job.demo import TASKS, VARIANTS, compare, judge
+
+
+@pytest.mark.parametrize(
+    ("task", "data"), [("images", "digits"), pytest.param("text", "amazon-sentiment", marks=pytest.mark.slow)]
+)
+def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, data: str) -> None:
+    short = replace(TASKS[task], data=replace(TASKS[task].data, max_length=8))  # the tests' time is that of scoring
+    monkeypatch.setitem(TASKS, task, short)
+    folder, said = tmp_path / "demo", list[str]()
+    folder.mkdir()
+    (folder / "demo.yaml").touch()  # one that was stopped: it starts anew
+    compare(task, folder, data=data, train_limit=32, say=said.append)
+    printed = "\n".join(said)
+    assert "Did OPDF gain on plain KD here?" in printed
+    assert task == "text" or "the teacher's own blocks" not in printed
+    results = json.loads((folder / "results.json").read_text())["results"]
+    assert set(results) == {"teacher", *VARIANTS}
+    assert results["KD + OPDF"]["train_params"] > results["KD + SVD"]["train_params"] > results["KD"]["train_params"]
+    assert all(
+        (folder / name / "student" / "model.safetensors").is_file() for name in ("kd", "kd-svd", "kd-mpo", "kd-opdf")
+    )
+    assert (folder / "results.md").read_text().strip() in printed
+
+
+@pytest.mark.parametrize(
+    ("ours", "plain", "verdict"),
+    [
+        ([1, 1, 0, 0] * 50, [1, 0, 1, 0] * 50, "No difference found: +0.00 points of accuracy on 200 test examples"),
+        ([1, 1, 0, 0] * 50, [1, 0, 0, 0] * 50, "With this seed OPDF's student is ahead: +25.00 points"),
+        ([1, 0, 0, 0] * 50, [1, 1, 0, 0] * 50, "With this seed KD's student is ahead: -25.00 points"),
+    ],
+)
+def test_verdict_is_plain(ours: list[int], plain: list[int], verdict: str) -> None:
+    found = judge(np.array(ours) == 1, np.array(plain) == 1)
+    assert verdict in found
+    each = 100 * (np.array(ours) - np.array(plain))
+    assert f"standard error {each.std() / 200**0.5:.2f}" in found

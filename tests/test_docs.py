@@ -89,6 +89,13 @@ def test_own_model() -> None:
     assert len(torch.load("student.pt", weights_only=True)) == len(seen["student"].state_dict())
 
 
+def test_shrink() -> None:
+    seen = run("docs/shrink.md")
+    assert seen["student"].num_parameters() < seen["teacher"].num_parameters() / 13
+    assert seen["accuracies"]["teacher"] > 0.7
+    assert min(seen["accuracies"].values()) > seen["accuracies"]["teacher"] - 0.05
+
+
 def test_tutorial_on_text() -> None:
     seen = run("docs/tutorial-text.md")
     assert seen["reloaded"].config.num_hidden_layers == 3

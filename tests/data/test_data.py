@@ -73,7 +73,7 @@ def test_pairs_are_of_one_document_or_of_two_of_the_same_split() -> None:
 def test_pairs_are_encoded_one_after_the_other() -> None:
     data, task = load_data("nyt-pairs", train_limit=300)
     tokenizer = AutoTokenizer.from_pretrained(minilm())
-    encoded, _ = encode(data, task, tokenizer)
+    encoded, _ = encode(DatasetDict(train=data["train"]), task, tokenizer)
     assert len(encoded["train"]) == 600
     for k in (0, 255, 299):
         for side, column in enumerate(task.inputs):
@@ -270,7 +270,8 @@ def test_missing_data(name: str, message: str) -> None:
 
 def test_tokens_are_padded_to_the_longest_of_a_batch() -> None:
     data, task = load_data("movie-sentiment", train_limit=8)
-    encoded, collate = encode(data, task, AutoTokenizer.from_pretrained(minilm()), max_length=32)
+    train = DatasetDict(train=data["train"])
+    encoded, collate = encode(train, task, AutoTokenizer.from_pretrained(minilm()), max_length=32)
     rows = [encoded["train"][k] for k in range(4)]
     batch = collate([dict(r) for r in rows])
     assert batch["input_ids"].shape == (4, max(len(r["input_ids"]) for r in rows))

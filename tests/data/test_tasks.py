@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features, List, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from sklearn.metrics import multilabel_confusion_matrix
 from transformers import AutoTokenizer, EvalPrediction
 
@@ -48,17 +48,22 @@ def forms(folder: Path) -> dict[str, tuple[str, dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("form", ["lists", "numbers", "bars", "columns", "truths"])
-def test_several_labels(tmp_path: Path, tokenizer: Any, form: str) -> None:
+def test_several_labels(tmp_path: Path, form: str) -> None:
     name, options = forms(tmp_path)[form]
     data, task = load_data(name, **options)
     assert (task.kind, task.labels, task.num_labels) == ("multi-label", KINDS, 3)
     for rows in data.values():
         assert rows[task.label][:] == [MARKS[TEXTS.index(text)] for text in rows["text"]]
+
+
+def test_several_labels_are_encoded_as_numbers_of_their_own(tmp_path: Path, tokenizer: Any) -> None:
+    data, task = load_data(forms(tmp_path)["lists"][0])
+    data = DatasetDict(train=data["train"])
     encoded, collate = encode(data, task, tokenizer)
     batch = collate([encoded["train"][k] for k in range(5)])
     assert batch["labels"].dtype == torch.float32
     assert batch["labels"].tolist() == data["train"][task.label][:5]
-    found = describe(Prepared(data, encoded, task, tokenizer, collate), name)
+    found = describe(Prepared(data, encoded, task, tokenizer, collate), "lists")
     assert found.classes["train"] == dict(zip(KINDS, np.sum(data["train"][task.label][:], 0).tolist(), strict=True))
 
 
@@ -120,6 +125,7 @@ def test_tags_of_words(tmp_path: Path, tokenizer: Any, name: str) -> None:
     data, task = load_data(tagged(tmp_path / name))
     assert (task.kind, task.inputs) == ("token-classification", ("tokens",))
     assert task.labels == ("B-LOC", "B-PER", "I-PER", "O")
+    data = DatasetDict(train=data["train"])
     encoded, collate = encode(data, task, tokenizer)
     row, raw = encoded["train"][0], data["train"][0]
     expected = [-100]
@@ -131,7 +137,7 @@ def test_tags_of_words(tmp_path: Path, tokenizer: Any, name: str) -> None:
     assert (batch["labels"][batch["attention_mask"] == 0] == -100).all()
     found = describe(Prepared(data, encoded, task, tokenizer, collate), name)
     assert found.classes["train"]["O"] == sum(tags.count(3) for tags in data["train"][task.label])
-    assert "O (100 words)" in str(found)
+    assert f"O ({found.classes['train']['O']} words)" in str(found)
 
 
 @pytest.mark.parametrize(

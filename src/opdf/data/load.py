@@ -113,7 +113,8 @@ def _load(asked: Asked, validation: float | str, test: float | str, seed: int) -
     for part, name in given.items():
         data[part] = _read_part(part, name, files, asked)
     task = infer(data["train"], asked)
-    data = own_splits(data, sources(task, asked)[-1] if task.label else None, keep=tuple(given))
+    mine = data if path_of(asked.name).exists() else given  # what a user has split is kept as it is
+    data = own_splits(data, sources(task, asked)[-1] if task.label else None, keep=tuple(mine))
     for part, rows in data.items():
         absent = [column for column in sources(task, asked) if column not in rows.column_names]
         if absent:

@@ -23,11 +23,15 @@ from opdf.job.models import load_model
 from opdf.job.prepared import prepare_data
 from opdf.job.probe import linear_probe
 
+VOCABULARIES = 8
+"""Texts at a time of a language model, whose outputs are a vocabulary for every token."""
+
 
 def evaluator(model: Any, prepared: Prepared, batch: int = 128) -> Trainer:
     """A Trainer that only scores and predicts."""
     with tempfile.TemporaryDirectory() as unused:  # the Trainer makes its output folder
-        arguments = training_arguments({"per_device_eval_batch_size": batch}, Path(unused), 0)
+        most = VOCABULARIES if prepared.task.kind == "causal-lm" else batch
+        arguments = training_arguments({"per_device_eval_batch_size": min(batch, most)}, Path(unused), 0)
         trainer = Trainer(
             model, arguments, data_collator=prepared.collator, compute_metrics=prepared.task.compute_metrics(),
             preprocess_logits_for_metrics=prepared.task.kept_outputs,

@@ -15,7 +15,7 @@ GROUPS = 100
 
 NARROWEST = 0.6
 """Of the interval that test examples alone give: an interval is at least so wide. Few seeds can agree by chance, and
-few examples make it likely. Where examples are all that seeds differ by, it raises the coverage to 96 % at most."""
+few examples make it likely. Where examples are all that seeds differ by, it raises the coverage to 97 % at most."""
 
 Metric = Callable[[np.ndarray, np.ndarray], float]
 """Predictions and labels to a score, higher is better."""

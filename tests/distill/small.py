@@ -18,7 +18,7 @@ def bert(layers: int = 4, width: int = 16, **options: Any) -> BertForSequenceCla
     config = BertConfig(
         vocab_size=50, hidden_size=width, num_hidden_layers=layers, num_attention_heads=2, intermediate_size=2 * width,
         max_position_embeddings=16,
-        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, initializer_range=0.3, **options,
+        **({"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "initializer_range": 0.3} | options),
     )  # fmt: skip
     return BertForSequenceClassification(config)
 

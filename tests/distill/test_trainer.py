@@ -46,7 +46,7 @@ from opdf.distill import (
 )
 from opdf.distill.checkpoint import damage
 from opdf.distill.models import check_labels
-from opdf.distill.trainer import build_objective
+from opdf.distill.named import build_objective
 from opdf.overparam import OverParamConfig, OverParameterizedOptimizer
 
 
@@ -181,7 +181,8 @@ class Gauge(TrainerCallback):
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("steps", [200, pytest.param(3000, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [200, 3000])
 def test_memory_and_open_files_do_not_grow(tmp_path: Path, steps: int) -> None:
     """The second half of a run, with checkpoints and logs in it, against the first."""
     gauge, width = Gauge(), 16 if steps > 1000 else 96  # the weights leaked once a step are more than the limit

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from accelerate.utils import broadcast
@@ -21,6 +20,7 @@ from opdf.distill.checkpointed import CheckpointedTrainer
 from opdf.distill.methods import METHODS
 from opdf.distill.models import check_labels
 from opdf.distill.muon import MuonWithAdamW, check_muon, muon_groups, muon_options
+from opdf.distill.named import build, build_objective
 from opdf.distill.objective import Objective
 from opdf.distill.outputs import glance
 from opdf.distill.teachers import check_apart, load_teacher
@@ -29,9 +29,6 @@ from opdf.overparam import Constraint, OverParamConfig, OverParameterization, lo
 
 HOPELESS_SCALE = 2.0**-20
 """A gradient scaler starts at 2^16 and halves at each overflow; down here it has long not seen a finite gradient."""
-
-
-Config = TypeVar("Config")
 
 
 class TrainingDiverged(ArithmeticError):  # noqa: N818
@@ -79,45 +76,6 @@ def plan_student(
         assert teacher is not None
         planned.align(teacher, constraint)
     return planned
-
-
-def build_objective(given: Objective | str | Mapping[str, Any] | None) -> Objective:
-    """An objective from what a user calls it: its name, or a mapping with "name" and its options.
-
-    Raises:
-        ValueError: there is no method of this name.
-        TypeError: it has no such option, or is something else.
-    """
-    if isinstance(given, Objective):
-        return given
-    if not (given is None or isinstance(given, str | Mapping)):
-        raise TypeError(f"objective is {given!r}; give a name, a mapping with a name and options, or an Objective")
-    options = dict(given) if isinstance(given, Mapping) else {"name": given or "logits"}
-    name = options.pop("name", "logits")
-    if name not in METHODS:
-        raise ValueError(f"objective is {name!r}; expected one of {', '.join(METHODS)}")
-    return made(METHODS[name], options, f"objective {name}")
-
-
-def build(kind: type[Config], given: Any, where: str) -> Config | None:
-    """A configuration from a mapping of its fields.
-
-    Raises:
-        TypeError: it has no such field, or `given` is something else.
-    """
-    if given is None or isinstance(given, kind):
-        return given
-    if not isinstance(given, Mapping):
-        raise TypeError(f"{where} is {given!r}; give an {kind.__name__}, a mapping of its fields, or None")
-    return made(kind, given, where)
-
-
-def made(kind: type[Config], options: Mapping[str, Any], where: str) -> Config:
-    known = inspect.signature(kind).parameters
-    for name in options:
-        if name not in known:
-            raise TypeError(f"{where} has no option {name!r}; it has {', '.join(known)}")
-    return kind(**options)
 
 
 class DistillationTrainer(CheckpointedTrainer):
@@ -296,10 +254,11 @@ class DistillationTrainer(CheckpointedTrainer):
     # Processes.
 
     def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> nn.Module:
-        handler = self.accelerator.ddp_handler
-        if training and self.accelerator.num_processes > 1 and handler is not None:
-            asked = self.args.ddp_find_unused_parameters
-            handler.find_unused_parameters = self._leaves_some_out() if asked is None else asked
+        handler, asked = self.accelerator.ddp_handler, self.args.ddp_find_unused_parameters
+        ours = self.accelerator.num_processes > 1 and not self.is_fsdp_enabled and asked is None
+        if training and ours and handler is not None and handler.find_unused_parameters:
+            some = torch.tensor(float(self._leaves_some_out()), device=self.args.device)
+            handler.find_unused_parameters = float(self.accelerator.reduce(some, "sum")) > 0  # all do the same
         return super()._wrap_model(model, training, dataloader)
 
     def _leaves_some_out(self) -> bool:

@@ -15,7 +15,7 @@ import torch
 from tabulate import tabulate
 
 from opdf.data import Prepared
-from opdf.distill.objective import model_inputs
+from opdf.distill import model_inputs
 from opdf.job.config import TeacherConfig
 from opdf.job.errors import UserError
 from opdf.job.models import load_model

@@ -142,6 +142,7 @@ def test_an_http_endpoint_and_a_function_are_counted_alike() -> None:
     assert len({tuple(row) for row in counted[0]}) > 1
 
 
+@pytest.mark.slow
 def test_an_onnx_session_is_a_teacher(tmp_path: Path) -> None:
     """The session's decisions are the model's, and nothing but decisions is asked of it."""
     onnxruntime = pytest.importorskip("onnxruntime")

@@ -42,11 +42,12 @@ def test_distill_prints_what_it_is_about_to_do_and_what_came_out(tmp_path: Path,
     first, results = printed.out.split(f"output        {tmp_path / 'out'}\n")
     assert first.startswith("data          digits\n")
     lines = results.splitlines()
+    assert [line.partition(":")[0] for line in lines[:3]] == ["teacher", "student before training", "student"]
     assert lines[0] == "teacher: accuracy " + ", ".join(
         f"{part} {metrics['teacher'][part]['accuracy']:.4f}" for part in ("validation", "test")
     )
-    assert lines[2].startswith(f"parameters: {metrics['train_params']:,} while training, ")
-    assert lines[4] == f"saved in {tmp_path / 'out'}:"
+    assert lines[3].startswith(f"parameters: {metrics['train_params']:,} while training, ")
+    assert lines[5] == f"saved in {tmp_path / 'out'}:"
     card = (tmp_path / "out" / "student" / "README.md").read_text()
     assert f"opdf distill {tmp_path / 'config.yaml'}" in card
 

@@ -112,7 +112,7 @@ def test_checkpoints_are_chosen_by_a_metric_of_the_task(tmp_path: Path) -> None:
         assert any({"eval_loss", "eval_f1", "eval_matthews"} <= entry.keys() for entry in entries)
 
 
-def test_an_untrained_student_by_configuration(tmp_path: Path) -> None:
+def test_a_student_by_configuration(tmp_path: Path) -> None:
     student = {"layers": None, "config": {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 1}}
     metrics = run(digits(tmp_path, student=student, objective={"name": "hidden"}, constraint=None))
     assert metrics["inference_params"] < 4000

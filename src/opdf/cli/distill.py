@@ -64,7 +64,7 @@ def distill(config: DistillConfig, command: str) -> None:
     if config.json:
         print(json.dumps(metrics, indent=2))
         return
-    for who in ("teacher", "student"):
+    for who in ("teacher", "student before training", "student"):
         shown = ", ".join(f"{part} {metrics[who][part][metrics['metric']]:.4f}" for part in ("validation", "test"))
         print(f"{who}: {metrics['metric']} {shown}")
     print(

@@ -30,26 +30,23 @@ def encode_language(
     Raises:
         ValueError: the tokenizer's template does not show where the answers are.
     """
-    if is_conversation(columns[0][0]):
+    chat = is_conversation(columns[0][0])
+    if chat:
         rendered = [_conversation(messages, tokenizer, answers_only) for messages in columns[0]]
     else:
         rendered = [("".join(row), [(len(row[0]), len("".join(row)))]) for row in zip(*columns, strict=True)]
     texts = [text for text, _ in rendered]
-    chat = is_conversation(columns[0][0])
     tokens = tokenizer(texts, add_special_tokens=not chat, return_offsets_mapping=answers_only, verbose=False)
-    rows = []
+    found: dict[str, Any] = {"input_ids": [], "attention_mask": [], "labels": []}
     for k, (text, answers) in enumerate(rendered):
         ids = list(tokens["input_ids"][k])
         places = list(tokens["offset_mapping"][k]) if answers_only else []
         if not chat:
             _end(ids, places, len(text), tokenizer)
         labels = [t if _inside(p, answers) else IGNORED for t, p in zip(ids, places, strict=True)] if places else ids
-        rows.append({"input_ids": ids[:max_length], "labels": labels[:max_length]})
-    return {
-        "input_ids": [row["input_ids"] for row in rows],
-        "attention_mask": [[1] * len(row["input_ids"]) for row in rows],
-        "labels": [row["labels"] for row in rows],
-    }
+        for name, row in (("input_ids", ids), ("attention_mask", [1] * len(ids)), ("labels", labels)):
+            found[name].append(row[:max_length])
+    return found
 
 
 def is_conversation(value: Any) -> bool:

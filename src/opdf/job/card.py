@@ -91,7 +91,7 @@ def write_card(
         test=metrics["student"]["test"]["examples"],
         scores=[
             {"who": who} | {part: f"{metrics[who][part][metrics['metric']]:.4f}" for part in ("validation", "test")}
-            for who in ("teacher", "student")
+            for who in ("teacher", "student before training", "student")
         ],
         facts=facts(config, metrics, prepared),
         shapes=metrics["shapes"],

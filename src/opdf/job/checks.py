@@ -14,9 +14,9 @@ from opdf.job.arguments import optimizer_name
 from opdf.job.errors import UserError
 from opdf.job.job import Job
 from opdf.job.models import load_tokenizer
-from opdf.job.options import suggest
-from opdf.job.student import build_student
-from opdf.overparam import OverParameterization
+from opdf.job.options import clipped, suggest
+from opdf.job.student import Start, build_student, plan_start
+from opdf.overparam import Constraint, OverParameterization
 
 
 def check_task(job: Job, task: Task) -> None:
@@ -66,30 +66,60 @@ class Fit:
 
     Attributes:
         teacher, student: on the meta device.
+        start: how the student begins.
         over: the student's over-parameterization; None where it trains as it is.
     """
 
     teacher: Any
     student: Any
+    start: Start
     over: OverParameterization | None
 
 
-def check_models(job: Job, task: Task, teacher: Any) -> Fit:
+def check_models(job: Job, task: Task, teacher: Any, prepared: Prepared | None = None) -> Fit:
     """Plan the training with models that hold no values.
+
+    Args:
+        job: what is asked for.
+        task: of the data.
+        teacher: with its weights; trained or not.
+        prepared: the data; None leaves open whether a student can be fitted on them.
 
     Raises:
         ValueError: student, teacher, objective, over-parameterization and constraint do not fit together.
     """
+    config, start = job.config, plan_start(job.config.student, teacher, prepared)
     with torch.device("meta"):
         stand_in = type(teacher)._from_config(copy.deepcopy(teacher.config), dtype=teacher.dtype)
-        student = build_student(job.config.student, stand_in, task).to("meta")
+        student = start.blank or build_student(config.student, stand_in, task).to("meta")
     objective = copy.deepcopy(job.objective)  # it takes measure of the models that it is prepared for
-    over = plan_student(student, stand_in, objective, job.config.overparam, job.config.constraint, job.training)
+    constraint = None if start.sizes is not None else config.constraint
+    over = plan_student(student, stand_in, objective, config.overparam, constraint, job.training)
+    if start.sizes is not None and config.constraint is not None:
+        follow_start(over, student, config.constraint)
     check_optimizer(job.training, student, over, "training")
-    if job.config.teacher.finetune:
+    if config.teacher.finetune:
         plan_student(stand_in, None, LogitsDistillation(alpha=0), None, None, job.teacher_training)
         check_optimizer(job.teacher_training, stand_in, None, "teacher.training")
-    return Fit(stand_in, student, over)
+    return Fit(stand_in, student, start, over)
+
+
+def follow_start(over: OverParameterization | None, student: Any, constraint: Constraint) -> None:
+    """Have the constraint loss pull a fitted student to what it begins as: its teacher, in the student's coordinates.
+
+    The teacher's own cores are in the teacher's coordinates, which a fitted student has left.
+
+    Raises:
+        ValueError: the student is not over-parameterized, or its partners are named.
+    """
+    if over is None:
+        raise UserError("constraint needs overparam; give both, or constraint: null")
+    if not isinstance(constraint.layer_map, str):
+        raise UserError(
+            f"constraint.layer_map is {clipped(constraint.layer_map)}, and a student that starts from its teacher "
+            "follows that start block by block; leave it out"
+        )
+    over.align(copy.deepcopy(student).requires_grad_(False), constraint)
 
 
 def check_optimizer(
@@ -119,7 +149,7 @@ def check_fit(job: Job, prepared: Prepared, teacher: Any) -> Fit:
     Raises:
         ValueError: one of these.
     """
-    fit = check_models(job, prepared.task, teacher)
+    fit = check_models(job, prepared.task, teacher, prepared)
     job.objective.check_data(prepared, teacher)
     for who, model in (("the teacher", teacher), ("the student", fit.student)):
         check_inputs(who, model, prepared)

@@ -70,12 +70,18 @@ class StudentConfig:
     Args:
         layers: keep blocks of the teacher, or of `model` if that is given too: how many, or which.
         model: hub name or local folder of a pretrained student, or "minilm".
-        config: fields of the teacher's configuration to change; the student starts untrained.
+        config: fields of the teacher's configuration to change; with `layers`, a number, the depth is changed too.
+        start: teacher fits a student of other sizes to its teacher in closed form before it is trained, and random
+            begins with random weights. null is teacher for a `config` wherever the teacher's family allows it, and
+            leaves the blocks of `layers` as they are.
+        calibration: training examples that a student is fitted on.
     """
 
     layers: int | list[int] | None = None
     model: str | None = None
     config: dict[str, Any] | None = None
+    start: str | None = None
+    calibration: int = 512
 
 
 @dataclass

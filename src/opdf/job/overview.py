@@ -15,6 +15,7 @@ from opdf.job.card import teacher_of
 from opdf.job.checks import Fit
 from opdf.job.cost import StepCost, step_cost
 from opdf.job.job import Job
+from opdf.job.student import Start
 
 INDENT = 14
 """Columns that the words before the sentences take."""
@@ -53,7 +54,7 @@ def _data(job: Job, prepared: Prepared) -> Iterator[tuple[str, str]]:
 def _models(job: Job, fit: Fit) -> Iterator[tuple[str, str]]:
     config = job.config
     yield "teacher", f"{teacher_of(config)}; {size_of(fit.teacher)}"
-    yield "student", f"{student_of(job)}; {size_of(fit.student)}"
+    yield "student", f"{student_of(job, fit.start)}; {size_of(fit.student)}"
     options = ", ".join(f"{key} {value}" for key, value in config.objective.options.items() if value not in (None, ""))
     yield "objective", f"{config.objective.name}: {options}" if options else config.objective.name
     if fit.over is None or config.overparam is None:
@@ -92,13 +93,17 @@ def _training(job: Job, prepared: Prepared, cost: StepCost | None) -> Iterator[t
     yield "output", str(job.folder)
 
 
-def student_of(job: Job) -> str:
+def student_of(job: Job, start: Start) -> str:
     """How the student is made."""
     options = job.config.student
+    if start.sizes is not None:
+        sizes = ", ".join(f"{name} {size}" for name, size in start.sizes.items())
+        return f"starts from the teacher, fitted on {options.calibration} training examples ({sizes})"
     if options.layers is not None:
         blocks = f"{options.layers} blocks" if isinstance(options.layers, int) else f"blocks {options.layers}"
         return f"{blocks} of {options.model or 'the teacher'}"
-    return options.model or "built from its configuration, untrained"
+    why = f", since it cannot start from its teacher: {start.why_not}" if start.why_not else ""
+    return options.model or f"built from its configuration, untrained{why}"
 
 
 def size_of(model: Any) -> str:

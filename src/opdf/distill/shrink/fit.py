@@ -20,7 +20,7 @@ from opdf.distill.shrink.matrices import Matrix, Reader
 from opdf.distill.shrink.moments import Moments
 from opdf.distill.shrink.norms import fit_norm, plain, set_norm
 from opdf.distill.shrink.report import BlockReport, ShrinkReport
-from opdf.distill.shrink.ridge import Affine, explained, ridge
+from opdf.distill.shrink.ridge import STRENGTH_OF_HEADS, Affine, explained, ridge
 from opdf.distill.shrink.sizes import has_part, head_sizes
 from opdf.distill.students import chosen_layers
 
@@ -277,7 +277,7 @@ class Fit:
         moments = self._moments(read[0].shape[1], told[0].shape[1])
         for x, y in zip(read, told, strict=True):
             moments.add(x, y)
-        return ridge(moments, guess, constant=matrix.bias is not None)
+        return ridge(moments, guess, constant=matrix.bias is not None, strength=STRENGTH_OF_HEADS)
 
     def _moments(self, inputs: int, outputs: int) -> Moments:
         return Moments(inputs, outputs, self.basis.project.device)

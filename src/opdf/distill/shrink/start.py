@@ -75,10 +75,32 @@ def shrink(teacher: nn.Module, batches: Iterable[Mapping[str, Tensor]], **sizes:
     return student
 
 
+def blank_student(teacher: Any, batches: Iterable[Mapping[str, Tensor]] = (), **sizes: int) -> Any:
+    """The student that `shrink` would make, without its values: all of its checks and none of its work.
+
+    Args:
+        teacher, **sizes: as for `shrink`.
+        batches: as for `shrink`; how many examples there are is not looked at without.
+
+    Returns:
+        A model on the meta device.
+
+    Raises:
+        TypeError, ValueError: as `shrink`.
+    """
+    family = check_teacher(teacher)
+    config = student_config(teacher, family, sizes)
+    inputs = [model_inputs(teacher, batch) for batch in batches]
+    if inputs:
+        with _evaluating(teacher), torch.no_grad():
+            _check_count(teacher, family, config, inputs)
+    return _blank(teacher, config, torch.device("meta"))
+
+
 def _started(
     teacher: Any, family: Family, config: Any, inputs: Sequence[dict[str, Tensor]]
 ) -> tuple[Any, ShrinkReport]:
-    student = _blank(teacher, config)
+    student = _blank(teacher, config, teacher.device)
     stacks, heads = stacks_of(teacher, family), outputs_of(teacher, family)
     depth = sum(len(student.base_model.get_submodule(stack.blocks)) for stack in stacks)
     with tqdm(total=1 + depth, desc="starting the student", unit="block", disable=None) as bar:
@@ -153,11 +175,11 @@ def _count(teacher: Any, stack: Stack, inputs: Mapping[str, Tensor]) -> int:
     return int(real_tokens(inputs, stack.mask, states).sum())
 
 
-def _blank(teacher: Any, config: Any) -> Any:
+def _blank(teacher: Any, config: Any, device: torch.device) -> Any:
     """A model of the teacher's class whose values are still to come, float32 at least until it has them."""
     config._attn_implementation = teacher.config._attn_implementation
     exact = torch.promote_types(teacher.dtype, torch.float32)
-    with torch.random.fork_rng(), teacher.device:
+    with torch.random.fork_rng(), device:
         student = type(teacher)._from_config(config, dtype=exact)
     if getattr(teacher.base_model, "pooler", True) is None:
         student.base_model.pooler = None

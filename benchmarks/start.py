@@ -42,8 +42,8 @@ def main() -> None:
         means = {name: fmean(row[name] for row in some) for name in names if some[0][name] is not None}
         rows.append({"width": width, "parameters": some[0]["parameters"], **dict.fromkeys(names, ""), **means})
     notes = (
-        f"Accuracy in percent on {JUDGED_BY} test images, mean of {len(SEEDS)} seeds. ViT of 4 blocks and width 96, Fashion-MNIST with 2,000 "
-        f"training images; started from {EXAMPLES} of them; distilled for {STEPS} steps of 32."
+        f"Accuracy in percent on {JUDGED_BY} test images, mean of {len(SEEDS)} seeds. ViT of 4 blocks and width 96, "
+        f"Fashion-MNIST with 2,000 training images; started from {EXAMPLES} of them; distilled for {STEPS} steps of 32."
     )
     write("start", "Students that start from their teacher", rows, notes)
 

@@ -5,7 +5,20 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 
-from benchmarks import decomposition, gpu, growth, host, inference, measure, memory, simulation, step, stored, together
+from benchmarks import (
+    decomposition,
+    gpu,
+    growth,
+    host,
+    inference,
+    measure,
+    memory,
+    simulation,
+    start,
+    step,
+    stored,
+    together,
+)
 from benchmarks.measure import DEVICE
 
 BENCHMARKS: dict[str, Callable[[], None]] = {
@@ -18,6 +31,7 @@ BENCHMARKS: dict[str, Callable[[], None]] = {
     "together": together.main,
     "host": host.main,
     "stored": stored.main,
+    "start": start.main,
     "simulation": simulation.main,
 }
 

@@ -15,6 +15,7 @@ from benchmarks import (
     memory,
     shrink,
     simulation,
+    start,
     step,
     stored,
     together,
@@ -32,6 +33,7 @@ BENCHMARKS: dict[str, Callable[[], None]] = {
     "host": host.main,
     "stored": stored.main,
     "shrink": shrink.main,
+    "start": start.main,
     "simulation": simulation.main,
 }
 

@@ -6,8 +6,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast, LlamaConfig, LlamaForCausalLM
+from PIL import Image
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertTokenizerFast,
+    LlamaConfig,
+    LlamaForCausalLM,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessorPil,
+)
 
 from opdf.job import DataConfig, DistillConfig, evaluate, run
 from opdf.job.errors import UserError
@@ -119,3 +130,18 @@ def test_a_teacher_of_one_class_an_example_is_none_of_several(tmp_path: Path, mo
     labels = [["no"], ["no", "yes"]] * 40
     with pytest.raises(UserError, match="was trained for single_label_classification and the task is multi-label"):
         distilled(tmp_path, models / "single", {"name": lines(tmp_path, text=TEXTS, labels=labels)})
+
+
+def test_images_without_labels(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for k in range(40):
+        Image.fromarray(np.full((8, 8), 6 * k, np.uint8)).save(tmp_path / "images" / f"{k}.png")
+    teacher = ViTForImageClassification(
+        ViTConfig(image_size=8, patch_size=4, id2label={0: "dark", 1: "light"}, **SIZES)
+    )
+    teacher.save_pretrained(tmp_path / "teacher")
+    ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(tmp_path / "teacher")
+    data, objective = {"name": str(tmp_path / "images"), "label": None}, {"name": "logits", "options": {"alpha": 1.0}}
+    found = distilled(tmp_path, tmp_path / "teacher", data, finetune=False, objective=objective)
+    assert found["teacher"]["test"] == {"agreement": 1.0, "examples": 8}
+    assert found["metric"] == "agreement"

@@ -28,7 +28,7 @@ COMMANDS = {
     "eval": "score a saved student on a dataset",
     "export": "write a saved student as ONNX or as a torch.export program, and check it",
     "completion": "print the completion of commands and options for bash or zsh",
-    "demo": "fine-tune a teacher on embedded data and distill it plain, with SVD and with OPDF",
+    "demo": "fine-tune a teacher on embedded data and make students of half its size",
 }
 
 USAGE = "usage: opdf [--version] COMMAND ...\n\nOver-parameterized knowledge distillation.\n\ncommands:\n" + "".join(

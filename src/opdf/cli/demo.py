@@ -1,4 +1,4 @@
-"""`opdf demo`: a teacher fine-tuned on embedded data, and the same student distilled plain, with SVD and with OPDF."""
+"""`opdf demo`: a teacher fine-tuned on embedded data, and students of half its size."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from pathlib import Path
 
 from opdf.cli.options import at_least_one, parse
 
-DESCRIPTION = """Fine-tune a teacher on embedded data, then distill the same student four ways: plain (KD), with two
-cores per matrix (SVD), with five (MPO), and with five and the constraint loss (OPDF). Same data, seed,
-steps and learning rate. Prints a comparison and leaves the students on disk. Minutes on two CPU cores."""
+DESCRIPTION = """Fine-tune a teacher on embedded data and make students of half its size: half as wide, fitted to the
+teacher and not trained, distilled plain (KD), and distilled with over-parameterization and the constraint loss
+(OPDF); and half of the teacher's blocks. Same data, seed, steps and learning rate. Prints each student's score when it
+is there, and a comparison with parameters and latency; leaves the students on disk. Minutes on two CPU cores."""
 
 
 @dataclass
@@ -18,8 +19,7 @@ class DemoConfig:
     """Options.
 
     Args:
-        task: text (MiniLM on movie sentiment; the student starts as three of its teacher's blocks) or images (a ViT on
-            Fashion-MNIST; the student is half as wide as its teacher and starts untrained).
+        task: text (MiniLM on movie sentiment) or images (a ViT on Fashion-MNIST).
         output: folder for the teacher, the students and the results, to which -text or -images is added.
         overwrite: replace an earlier demo's folder.
         data: another embedded dataset of the same kind.

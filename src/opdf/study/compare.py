@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tabulate import tabulate
 
 from opdf.data import Prepared
-from opdf.distill.objective import model_inputs
 from opdf.job.config import TeacherConfig
 from opdf.job.errors import UserError
+from opdf.job.latency import latencies
 from opdf.job.models import load_model
 from opdf.job.options import read_config
 from opdf.job.output import CONFIG, METRICS
@@ -25,9 +22,6 @@ from opdf.job.prepared import prepare_data
 from opdf.job.resume import BEGUN, rows_digest
 from opdf.job.scoring import embedder, evaluator, pair_cosines
 from opdf.study.statistics import Effect, Pair, differences, effect
-
-REPEATS = 25
-"""Times that a latency is measured."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +66,7 @@ def compare(folders: Sequence[Path], *, batch: int = 32) -> list[dict[str, Any]]
     if len(folders) < 2:
         raise UserError("one run has nothing to be compared with; give two or more")
     runs = [load(folder) for folder in folders]
-    times = latencies(runs, batch)
+    times = latencies([(run.student, run.prepared) for run in runs], batch)
     return [_row(run, runs[0], *seconds) for run, seconds in zip(runs, times, strict=True)]
 
 
@@ -98,26 +92,6 @@ def load(folder: Path) -> Finished:
         )
     model, _ = load_model(student, prepared.task)
     return Finished(folder, metrics, model, prepared, *_answers(model, prepared), split)
-
-
-def latencies(runs: Sequence[Finished], batch: int) -> list[tuple[float, float]]:
-    """Seconds that each run's student takes for one test example and for a batch of them.
-
-    The students take turns, so that what else the machine does meets all of them alike.
-    """
-    calls = [(run.student, _inputs(run, count)) for run in runs for count in (1, batch)]
-    taken: list[list[float]] = [[] for _ in calls]
-    with torch.inference_mode():
-        for turn in range(REPEATS + 1):
-            for (model, inputs), times in zip(calls, taken, strict=True):
-                start = time.perf_counter()
-                model(**inputs)
-                if torch.accelerator.is_available():
-                    torch.accelerator.synchronize()
-                if turn > 0:  # the first one warms up
-                    times.append(time.perf_counter() - start)
-    medians = [statistics.median(times) for times in taken]
-    return list(zip(medians[::2], medians[1::2], strict=True))
 
 
 def against(run: Finished, first: Finished) -> Effect | None:
@@ -179,10 +153,3 @@ def _answers(model: Any, prepared: Prepared) -> tuple[np.ndarray, np.ndarray]:
         return pair_cosines(embedder(model), rows, prepared.collator).numpy(), labels
     found = evaluator(model, prepared).predict(rows)
     return task.answers(found.predictions), np.asarray(found.label_ids)
-
-
-def _inputs(run: Finished, count: int) -> dict[str, torch.Tensor]:
-    rows = run.prepared.data["test"]
-    batch = run.prepared.collator([rows[k % len(rows)] for k in range(count)])
-    device = next(run.student.parameters()).device
-    return {name: value.to(device) for name, value in model_inputs(run.student, batch).items()}

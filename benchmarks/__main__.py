@@ -5,7 +5,21 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 
-from benchmarks import decomposition, gpu, growth, host, inference, measure, memory, simulation, step, stored, together
+from benchmarks import (
+    decomposition,
+    gpu,
+    growth,
+    host,
+    inference,
+    measure,
+    memory,
+    shrink,
+    simulation,
+    start,
+    step,
+    stored,
+    together,
+)
 from benchmarks.measure import DEVICE
 
 BENCHMARKS: dict[str, Callable[[], None]] = {
@@ -18,6 +32,8 @@ BENCHMARKS: dict[str, Callable[[], None]] = {
     "together": together.main,
     "host": host.main,
     "stored": stored.main,
+    "shrink": shrink.main,
+    "start": start.main,
     "simulation": simulation.main,
 }
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from opdf.data import Prepared
-from opdf.distill.objective import model_inputs
+from opdf.distill import model_inputs
 
 REPEATS = 25
 """Times that a latency is measured."""

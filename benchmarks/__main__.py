@@ -13,6 +13,7 @@ from benchmarks import (
     inference,
     measure,
     memory,
+    shrink,
     simulation,
     start,
     step,
@@ -31,6 +32,7 @@ BENCHMARKS: dict[str, Callable[[], None]] = {
     "together": together.main,
     "host": host.main,
     "stored": stored.main,
+    "shrink": shrink.main,
     "start": start.main,
     "simulation": simulation.main,
 }

@@ -239,7 +239,7 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
     ({"objective": {"name": "sparse-logits", "options": {"store": "{here}/none"}}}, "holds no teacher's outputs"),
     ({"student": {"layers": 9}}, "layers is 9; the teacher has 2 blocks"),
     ({"student": {"layers": [1, 1]}}, "layers is [1, 1]; give rising block numbers"),
-    ({"student": {"layers": None}}, "student has nothing; give exactly one of"),
+    ({"student": {"layers": None}}, "student has nothing; give one of layers, model and config"),
     ({"student": {"layers": None, "config": {"num_attention_heads": 3}}}, "not a multiple of the number of attention"),
     ({"student": {"layers": None, "config": {"hidden_size": -8}}}, "no bert can be built from the model's config"),
     ({"student": {"layers": None, "config": {"num_labels": 7}}}, "num_labels follows from the data"),

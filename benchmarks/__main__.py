@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 
-from benchmarks import decomposition, gpu, growth, host, inference, memory, simulation, step, stored, together
+from benchmarks import decomposition, gpu, growth, host, inference, memory, rate, simulation, step, stored, together
 from benchmarks.measure import DEVICE
 
 BENCHMARKS: dict[str, Callable[[], None]] = {
@@ -16,6 +16,7 @@ BENCHMARKS: dict[str, Callable[[], None]] = {
     "inference": inference.main,
     "growth": growth.main,
     "together": together.main,
+    "rate": rate.main,
     "host": host.main,
     "stored": stored.main,
     "gpu": gpu.main,

@@ -112,6 +112,7 @@ class DistillationTrainer(Trainer):
     Raises:
         ValueError: student, teacher, objective and constraint do not fit together, a model is on the meta device,
             there is nothing to train on, or a label is out of the student's range.
+        TypeError: the optimizer cannot step cores.
     """
 
     def __init__(
@@ -149,6 +150,9 @@ class DistillationTrainer(Trainer):
                 raise ValueError("train_dataset has no rows; give some to train on")
         super().__init__(model=model, args=args, **kwargs)
         check_engine(args, self.accelerator)
+        if self.overparameterization is not None:
+            inner, options = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(args, model)
+            self.overparameterization.check_optimizer(inner, options)
         # This class normalises its loss over the whole accumulation window by itself, see compute_loss.
         self.model_accepts_loss_kwargs = False
         self.loss_is_scaled_for_ga = True

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import Trainer
 
 from opdf.data import Prepared, Task, longest_text
 from opdf.distill import METHODS, plan_student
@@ -59,12 +60,15 @@ def check_models(job: Job, task: Task, teacher: Any) -> Any:
 
     Raises:
         ValueError: student, teacher, objective, over-parameterization and constraint do not fit together.
+        TypeError: the optimizer cannot step cores.
     """
     with torch.device("meta"):
         stand_in = type(teacher)._from_config(copy.deepcopy(teacher.config))
         student = build_student(job.config.student, stand_in, task)
     objective = copy.deepcopy(job.objective)  # it takes measure of the models that it is prepared for
-    plan_student(student, stand_in, objective, job.config.overparam, job.config.constraint)
+    planned = plan_student(student, stand_in, objective, job.config.overparam, job.config.constraint)
+    if planned is not None:
+        planned.check_optimizer(*Trainer.get_optimizer_cls_and_kwargs(job.training, student))
     objective.check_arguments(job.training)
     return student
 

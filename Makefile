@@ -101,6 +101,10 @@ figures: $(READY) ## Draw the figures of the documentation from the committed re
 bench: $(READY) ## Run the benchmarks (some of them: make bench BENCH="step memory")
 	@$(RUN) -m benchmarks $(BENCH)
 
+.PHONY: bundle
+bundle: data ## Pack all that a GPU node without a network needs, into dist/
+	@$(RUN) -m benchmarks.bundle
+
 .PHONY: clean
 clean: ## Remove .venv, caches and build leftovers; results stay
 	@rm -rf $(VENV) $(VENV)-lowest build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov

@@ -5,7 +5,20 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 
-from benchmarks import decomposition, gpu, growth, host, inference, memory, rate, simulation, step, stored, together
+from benchmarks import (
+    decomposition,
+    gpu,
+    growth,
+    host,
+    inference,
+    measure,
+    memory,
+    rate,
+    simulation,
+    step,
+    stored,
+    together,
+)
 from benchmarks.measure import DEVICE
 
 BENCHMARKS: dict[str, Callable[[], None]] = {
@@ -19,27 +32,48 @@ BENCHMARKS: dict[str, Callable[[], None]] = {
     "rate": rate.main,
     "host": host.main,
     "stored": stored.main,
-    "gpu": gpu.main,
     "simulation": simulation.main,
 }
 
+ON_GPU: dict[str, Callable[[bool], None]] = {
+    "gpu-step": gpu.step,
+    "gpu-vit": gpu.vit,
+    "gpu-decoder": gpu.decoder,
+    "gpu-decomposition": gpu.decomposition,
+    "gpu-shrink": gpu.shrinking,
+    "gpu-study": gpu.study,
+}
+"""Each takes under three minutes on one H100, and whether to run at toy size, on any machine."""
 
-def chosen(arguments: Sequence[str] | None = None) -> list[str]:
-    """The benchmarks that are named, or else all that this machine can run; exits with status 2 where it cannot."""
+
+def chosen(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """What is named, or else all that this machine can run; exits with status 2 where it cannot."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    known = (*BENCHMARKS, *ON_GPU)
     parser.add_argument(
-        "names", nargs="*", metavar="NAME",
-        help=f"one or more of {', '.join(BENCHMARKS)}; default all, without a GPU all but gpu",
-    )  # fmt: skip
-    names: list[str] = parser.parse_args(arguments).names
-    for name in names:
-        if name not in BENCHMARKS:
-            parser.error(f"{name!r} is no benchmark; choose from {', '.join(BENCHMARKS)}")
-    if "gpu" in names and DEVICE.type != "cuda":
-        parser.exit(2, "error: the benchmark 'gpu' needs a CUDA GPU, and torch finds none on this machine\n")
-    return names or [name for name in BENCHMARKS if name != "gpu" or DEVICE.type == "cuda"]
+        "names", nargs="*", metavar="NAME", help=f"one or more of {', '.join(known)}; default all that this machine can"
+    )
+    parser.add_argument("--toy", action="store_true", help="try gpu-... with tiny models, on any machine")
+    given = parser.parse_args(arguments)
+    for name in given.names:
+        if name not in known:
+            parser.error(f"{name!r} is no benchmark; choose from {', '.join(known)}")
+        if name in ON_GPU and not given.toy and DEVICE.type != "cuda":
+            parser.exit(2, f"error: {name} needs a CUDA GPU, and torch finds none; --toy tries it without\n")
+    given.names = given.names or [*BENCHMARKS, *(ON_GPU if DEVICE.type == "cuda" else ())]
+    return given
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    given = chosen(arguments)
+    if given.toy:
+        measure.RESULTS = measure.RESULTS / "toy"
+    for name in given.names:
+        if name in ON_GPU:
+            ON_GPU[name](given.toy)
+        else:
+            BENCHMARKS[name]()
 
 
 if __name__ == "__main__":
-    for name in chosen():
-        BENCHMARKS[name]()
+    main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from unittest import mock
@@ -11,7 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import parametrize
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 import opdf
 from benchmarks.measure import DEVICE
@@ -20,61 +30,103 @@ from opdf.mpo import MPOShape, contract, decompose
 Step = Callable[[int], None]
 """One optimizer step over a number of micro-batches."""
 
+
+@dataclass(frozen=True)
+class Architecture:
+    """A student, its teacher of more blocks, and the micro-batch they see.
+
+    `tokens` of a text or `tokens` squared pixels of an image; a decoder's outputs are of all its tokens.
+    """
+
+    make: type[PreTrainedModel]
+    config: PreTrainedConfig
+    teacher_layers: int
+    examples: int = 16
+    tokens: int = 32
+
+
+def bert(**sizes: int) -> BertConfig:
+    return BertConfig(num_labels=2, **sizes)
+
+
+TINY = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 128}
+
 MODELS = {
-    "MiniLM": BertConfig(
-        hidden_size=384, num_hidden_layers=3, num_attention_heads=12, intermediate_size=1536, num_labels=2
+    "MiniLM": Architecture(
+        BertForSequenceClassification,
+        bert(hidden_size=384, num_hidden_layers=3, num_attention_heads=12, intermediate_size=1536), 6,
     ),
-    "BERT-base": BertConfig(num_hidden_layers=6, num_labels=2),
-    "BERT of width 32": BertConfig(
-        hidden_size=32, num_hidden_layers=6, num_attention_heads=4, intermediate_size=128, num_labels=2, vocab_size=1000
+    "BERT-base": Architecture(BertForSequenceClassification, bert(num_hidden_layers=6), 12),
+    "ViT-B": Architecture(ViTForImageClassification, ViTConfig(num_hidden_layers=6, num_labels=10), 12, 32, 224),
+    "decoder of 1B": Architecture(
+        LlamaForCausalLM,
+        LlamaConfig(
+            hidden_size=2048, num_hidden_layers=16, num_attention_heads=32, num_key_value_heads=8,
+            intermediate_size=8192, vocab_size=32_000, tie_word_embeddings=True,
+        ), 16, 4, 1024,
     ),
-}
-TEACHER_LAYERS = {"MiniLM": 6, "BERT-base": 12, "BERT of width 32": 12}
+    "BERT of width 32": Architecture(
+        BertForSequenceClassification, bert(num_hidden_layers=6, vocab_size=1000, **TINY), 12
+    ),
+    "ViT of width 32": Architecture(
+        ViTForImageClassification,
+        ViTConfig(num_hidden_layers=2, num_labels=10, image_size=16, patch_size=8, **TINY), 4, 2, 16,
+    ),
+    "decoder of width 32": Architecture(
+        LlamaForCausalLM, LlamaConfig(num_hidden_layers=2, num_key_value_heads=2, vocab_size=200, **TINY), 4, 2, 8
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch of token ids and the teacher, whose forward pass every contender pays for.
+    """One micro-batch and the teacher, whose forward pass every contender pays for.
 
     With `autocast` both models' passes are in bfloat16.
     """
 
-    ids: Tensor
+    inputs: dict[str, Tensor]
     teacher: nn.Module
     autocast: bool = False
 
-    def loss(self, forward: Callable[..., Tensor]) -> Tensor:
-        with torch.autocast(self.ids.device.type, torch.bfloat16, enabled=self.autocast):
+    def loss(self, forward: Callable[[dict[str, Tensor]], Tensor]) -> Tensor:
+        device = next(iter(self.inputs.values())).device.type
+        with torch.autocast(device, torch.bfloat16, enabled=self.autocast):
             with torch.no_grad():
-                target = self.teacher(input_ids=self.ids).logits.log_softmax(-1)
-            logits = forward(self.ids)
-            return nn.functional.kl_div(logits.log_softmax(-1), target, log_target=True, reduction="batchmean")
+                target = self.teacher(**self.inputs).logits.log_softmax(-1)
+            logits = forward(self.inputs)
+            items = math.prod(logits.shape[:-1])
+            return nn.functional.kl_div(logits.log_softmax(-1), target, log_target=True, reduction="sum") / items
 
 
 def student(name: str) -> nn.Module:
     torch.manual_seed(0)
-    return BertForSequenceClassification(MODELS[name]).to(DEVICE)
+    return MODELS[name].make(MODELS[name].config).to(DEVICE)
 
 
-def batch(name: str, examples: int = 16, tokens: int = 32, *, autocast: bool = False) -> Batch:
+def batch(name: str, examples: int | None = None, tokens: int | None = None, *, autocast: bool = False) -> Batch:
     torch.manual_seed(1)
-    config = copy.deepcopy(MODELS[name])
-    config.num_hidden_layers = TEACHER_LAYERS[name]
-    teacher = BertForSequenceClassification(config).to(DEVICE).eval().requires_grad_(False)
-    return Batch(torch.randint(0, config.vocab_size, (examples, tokens)).to(DEVICE), teacher, autocast)
+    model = MODELS[name]
+    config = copy.deepcopy(model.config)
+    config.num_hidden_layers = model.teacher_layers
+    teacher = model.make(config).to(DEVICE).eval().requires_grad_(False)
+    count, size = examples or model.examples, tokens or model.tokens
+    if isinstance(config, ViTConfig):
+        return Batch({"pixel_values": torch.randn(count, 3, size, size).to(DEVICE)}, teacher, autocast)
+    return Batch({"input_ids": torch.randint(0, config.vocab_size, (count, size)).to(DEVICE)}, teacher, autocast)
 
 
 def plain(model: nn.Module, data: Batch, ones: int) -> Step:
     """Distillation of the dense student."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-    return _stepper(lambda ids: model(input_ids=ids).logits, optimizer, data)
+    return _stepper(lambda inputs: model(**inputs).logits, optimizer, data)
 
 
 def ours(model: nn.Module, data: Batch, ones: int, precision: str = "float32") -> Step:
     """Dense model, cores in the optimizer."""
     overparam = opdf.overparameterize(model, opdf.OverParamConfig(ones=ones, precision=precision))
     optimizer = overparam.optimizer(torch.optim.AdamW, lr=1e-5, fused=True)
-    return _stepper(lambda ids: model(input_ids=ids).logits, optimizer, data)
+    return _stepper(lambda inputs: model(**inputs).logits, optimizer, data)
 
 
 def rebuild(model: nn.Module, data: Batch, ones: int) -> Step:
@@ -86,9 +138,9 @@ def rebuild(model: nn.Module, data: Batch, ones: int) -> Step:
     rest = [p for n, p in model.named_parameters() if n not in cores]
     optimizer = torch.optim.AdamW([*rest, *(c for chain in cores.values() for c in chain)], lr=1e-5, fused=True)
 
-    def forward(ids: Tensor) -> Tensor:
+    def forward(inputs: dict[str, Tensor]) -> Tensor:
         weights = {name: _tensordot(chain) for name, chain in cores.items()}
-        return functional_call(model, weights, (), {"input_ids": ids}).logits
+        return functional_call(model, weights, (), inputs).logits
 
     return _stepper(forward, optimizer, data)
 
@@ -98,7 +150,7 @@ def parametrized(model: nn.Module, data: Batch, ones: int) -> Step:
     for target in opdf.overparameterize(model, opdf.OverParamConfig(ones=ones)).matrices:
         parametrize.register_parametrization(model.get_submodule(target.module), "weight", _Chain(target.shape))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-    return _stepper(lambda ids: model(input_ids=ids).logits, optimizer, data)
+    return _stepper(lambda inputs: model(**inputs).logits, optimizer, data)
 
 
 def tensorly_torch(model: nn.Module, data: Batch, ones: int) -> Step:
@@ -121,7 +173,7 @@ def tensorly_torch(model: nn.Module, data: Batch, ones: int) -> Step:
         parent, _, child = target.module.rpartition(".")
         setattr(model.get_submodule(parent), child, factorized.to(linear.weight.device))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-    return _stepper(lambda ids: model(input_ids=ids).logits, optimizer, data)
+    return _stepper(lambda inputs: model(**inputs).logits, optimizer, data)
 
 
 CONTENDERS = {
@@ -147,8 +199,9 @@ class _Chain(nn.Module):
 
 def _tensordot(cores: list[Tensor]) -> Tensor:
     product = cores[0]
-    for core in cores[1:]:
-        product = torch.tensordot(product, core, dims=1)
+    with torch.autocast(product.device.type, enabled=False):  # under which tensordot fails
+        for core in cores[1:]:
+            product = torch.tensordot(product, core, dims=1)
     product = product.squeeze(0).squeeze(-1)
     n = len(cores)
     rows, cols = range(0, 2 * n, 2), range(1, 2 * n, 2)
@@ -158,7 +211,7 @@ def _tensordot(cores: list[Tensor]) -> Tensor:
     return product.permute(*rows, *cols).reshape(size, -1)
 
 
-def _stepper(forward: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer, data: Batch) -> Step:
+def _stepper(forward: Callable[[dict[str, Tensor]], Tensor], optimizer: torch.optim.Optimizer, data: Batch) -> Step:
     def step(accumulation: int) -> None:
         for _ in range(accumulation):
             (data.loss(forward) / accumulation).backward()

@@ -1,67 +1,192 @@
-"""Whether ours meets its targets on a GPU: step time and memory over plain distillation's, in each precision.
+"""What opdf costs on a GPU: step time, memory, decomposition, `shrink`, and a study with several runs at once.
 
-A BERT-base student of 6 layers under a teacher of 12, with the models' passes in bfloat16. Plain distillation and ours
-in all precisions of the cores' products alternate in one process. `overhead / floor` is as in `benchmarks.step`, at the
-rate of products measured in the same precision.
+The models' passes are in bfloat16. Plain distillation and ours alternate in one process. `overhead / floor` is as in
+`benchmarks.step`, at the rate of products measured in the same precision.
+
+Every measurement has a toy size, which runs on a CPU: `python -m benchmarks --toy gpu-step`.
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from itertools import product
+from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoModel, AutoTokenizer
 
 import opdf
-from benchmarks.contenders import Batch, Step, batch, ours, plain, student
-from benchmarks.measure import PRODUCT_SIZE, alternate, matmul_rate, write
+from benchmarks.contenders import MODELS, Batch, Step, batch, ours, parametrized, plain, rebuild, student
+from benchmarks.measure import DEVICE, PRODUCT_SIZE, alternate, matmul_rate, synchronize, write
+from opdf.data import load_data, minilm
+from opdf.distill import shrink
+from opdf.job.options import fill, read_yaml
 from opdf.mpo import decompose_many
 from opdf.overparam.config import PRECISIONS
+from opdf.study import StudyConfig, sweep
 
 ONES = 3
 STEP_TARGETS = {1: 1.25, 8: 1.07}
-"""By accumulation, what ours over plain may be at most."""
+"""By accumulation, what ours over plain may be at most, for BERT-base in bf16 with L = 3."""
+
+DECOMPOSITION_TARGET = 2.0
+"""Seconds for BERT-base's matrices, at most."""
 
 MEMORY_TARGET = 1.10
 """What ours minus plain may be at most, over the cores and their two moments in float32."""
 
+OTHERS = {"rebuild": rebuild, "parametrize": parametrized}
 
-def step_time(name: str, overparam: opdf.OverParameterization, data: Batch, repeats: int, size: int) -> None:
+STUDY = Path(__file__).parents[1] / "studies" / "gpu" / "text.yaml"
+
+
+def step(toy: bool = False) -> None:
+    """BERT-base, 32 texts of 128 tokens."""
+    measured("BERT of width 32" if toy else "BERT-base", (2, 8) if toy else (32, 128), toy=toy)
+
+
+def vit(toy: bool = False) -> None:
+    """ViT-B, 32 images of 224x224 pixels."""
+    measured("ViT of width 32" if toy else "ViT-B", toy=toy)
+
+
+def decoder(toy: bool = False) -> None:
+    """A decoder of a billion parameters, 4 texts of 1,024 tokens; L = 3 in bfloat16 only, to be done in time."""
+    name = "decoder of width 32" if toy else "decoder of 1B"
+    measured(name, lengths=(ONES,), precisions=("bf16",), others=False, repeats=3, toy=toy)
+
+
+def measured(
+    name: str,
+    sizes: tuple[int | None, int | None] = (None, None),
+    *,
+    lengths: Sequence[int] = (1, ONES, 8),
+    precisions: Sequence[str] = tuple(PRECISIONS),
+    others: bool = True,
+    repeats: int = 7,
+    toy: bool = False,
+) -> None:
+    """Step time and, on a GPU, memory of one model; tables are named after it."""
+    data = batch(name, *sizes, autocast=True)
+    repeats, size = (1, 16) if toy else (repeats, PRODUCT_SIZE)
+    step_time(name, data, lengths, precisions, others=others, repeats=repeats, size=size)
+    if not toy:  # after the steps, so that the libraries' workspaces are there already and count for no contender
+        memory(name, data, precisions)
+
+
+def step_time(
+    name: str,
+    data: Batch,
+    lengths: Sequence[int],
+    precisions: Sequence[str],
+    *,
+    others: bool,
+    repeats: int,
+    size: int,
+) -> None:
     """Of plain distillation and ours; `size` is that of the products whose rate is measured."""
-    steps = {"plain": plain(student(name), data, ONES)}
-    steps |= {precision: ours(student(name), data, ONES, precision) for precision in PRECISIONS}
-    rates = {precision: matmul_rate(precision, size) for precision in PRECISIONS}
-    flops = sum(3 * target.shape.contract_flops for target in overparam.matrices)
+    rates = {precision: matmul_rate(precision, size) for precision in precisions}
+    base = plain(student(name), data, ONES)
     rows: list[dict[str, Any]] = []
-    for accumulation, target in STEP_TARGETS.items():
-        found = alternate({n: lambda s=s, k=accumulation: s(k) for n, s in steps.items()}, repeats, warmup=2)
-        base = found["plain"].median
-        for precision, rate in rates.items():
-            mine, floor = found[precision].median, flops / rate
+    for ones, precision in product(lengths, precisions):
+        steps = {"plain": base, "opdf": ours(student(name), data, ones, precision)}
+        if others and (ones, precision) == (ONES, "float32"):
+            steps |= {
+                "rebuild": rebuild(student(name), data, ones),
+                "parametrize": parametrized(student(name), data, ones),
+            }
+        flops = sum(3 * matrix.shape.contract_flops for matrix in planned(name, ones).matrices)
+        for accumulation, target in STEP_TARGETS.items():
+            found = alternate({n: lambda s=s, k=accumulation: s(k) for n, s in steps.items()}, repeats, warmup=2)
+            over, floor = found["opdf"].median - found["plain"].median, flops / rates[precision]
+            aimed = name == "BERT-base" and ones == ONES and precision == "bf16"
             rows.append({
-                "accumulation": accumulation, "products in": precision, "plain": found["plain"],
-                "opdf": found[precision], "opdf / plain": mine / base, "target": f"at most {target}",
-                "TFLOP/s": rate / 1e12, "floor s": floor, "overhead / floor": (mine - base) / floor,
+                "L": ones, "accumulation": accumulation, "products in": precision, "plain": found["plain"],
+                "opdf": found["opdf"], "opdf / plain": found["opdf"].median / found["plain"].median,
+                "target": f"at most {target}" if aimed else "", "rebuild": found.get("rebuild", ""),
+                "parametrize": found.get("parametrize", ""), "TFLOP/s": rates[precision] / 1e12, "floor s": floor,
+                "overhead / floor": over / floor,
             })  # fmt: skip
-        write(
-            "gpu-step",
-            f"Time of one optimizer step of distillation on a GPU, {described(name, data)}",
-            rows,
-            f"Medians of {repeats} alternating runs, fused AdamW, passes under bf16 autocast, the teacher's included.",
-        )
+            write(
+                f"gpu-step-{slug(name)}", f"Time of one optimizer step of distillation, {described(name, data)}", rows,
+                f"Medians of {repeats} alternating runs, fused AdamW, the teacher's passes included.",
+            )  # fmt: skip
+        del steps
+        gc.collect()
 
 
-def decomposition(name: str, overparam: opdf.OverParameterization) -> None:
-    weights = [overparam.model.get_parameter(target.name) for target in overparam.matrices]
-    shapes = [target.shape for target in overparam.matrices]
-    found = alternate({"opdf": lambda: decompose_many(weights, shapes)}, repeats=1, warmup=0)
+def planned(name: str, ones: int = ONES) -> opdf.OverParameterization:
+    return opdf.overparameterize(student(name), opdf.OverParamConfig(ones=ones))
+
+
+def decomposition(toy: bool = False) -> None:
+    """The matrices of a BERT-base student, on this device and on the CPU."""
+    name = "BERT of width 32" if toy else "BERT-base"
+    overparam = planned(name)
+    shapes = [matrix.shape for matrix in overparam.matrices]
+    weights = [overparam.model.get_parameter(matrix.name).detach() for matrix in overparam.matrices]
+    on_cpu = [weight.cpu() for weight in weights]
+    runs = {"here": lambda: decompose_many(weights, shapes), "cpu": lambda: decompose_many(on_cpu, shapes)}
+    found = alternate(runs, repeats=1 if toy else 3)
     write(
-        "gpu-decomposition",
-        f"Decomposition of a {name} student on a GPU, L = {ONES}",
-        [{"matrices": len(weights), **found}],
-        "Once, after other decompositions in the same process.",
-    )
+        "gpu-decomposition", f"Decomposition of a {name} student's matrices, L = {ONES}",
+        [{"matrices": len(weights), **found, "target": f"at most {DECOMPOSITION_TARGET} s"}],
+        "After one run of each in the same process.",
+    )  # fmt: skip
+
+
+def shrinking(toy: bool = False) -> None:
+    """`shrink` to half the width: MiniLM with texts, a decoder of a billion parameters with random tokens."""
+    rows = []
+    for name, teacher, batches, sizes in (small_text(16 if toy else 512), large_decoder(toy)):
+        synchronize()
+        start = time.perf_counter()
+        shrink(teacher, batches, **sizes)
+        synchronize()
+        tokens = sum(int(b.get("attention_mask", b["input_ids"]).ne(0).sum()) for b in batches)
+        rows.append({"teacher": name, **sizes, "tokens": tokens, "seconds": time.perf_counter() - start})
+    columns = {key: "" for row in rows for key in row}
+    write("gpu-shrink", "Time of shrink to half the width", [columns | row for row in rows], "Once each.")
+
+
+Shrinking = tuple[str, Any, list[dict[str, torch.Tensor]], dict[str, int]]
+
+
+def small_text(examples: int) -> Shrinking:
+    tokenizer = AutoTokenizer.from_pretrained(minilm())
+    texts = load_data("movie-sentiment")[0]["train"]["text"][:examples]
+    encode = {"padding": "max_length", "truncation": True, "max_length": 48, "return_tensors": "pt"}
+    batches = [dict(tokenizer(texts[k : k + 64], **encode)) for k in range(0, len(texts), 64)]
+    teacher = AutoModel.from_pretrained(minilm(), dtype=torch.float32).to(DEVICE).eval()
+    width = 192 if examples > 100 else 24
+    return "MiniLM", teacher, batches, {"hidden_size": width, "intermediate_size": 4 * width}
+
+
+def large_decoder(toy: bool) -> Shrinking:
+    name = "decoder of width 32" if toy else "decoder of 1B"
+    config = MODELS[name].config
+    torch.manual_seed(0)
+    tokens = torch.randint(1, config.vocab_size, (64, 32 if toy else 512))
+    sizes = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+    halves = {size: getattr(config, size) // 2 for size in sizes}
+    return name, student(name).eval(), [{"input_ids": part} for part in tokens.split(8)], halves
+
+
+def study(toy: bool = False) -> None:
+    """The text study, several runs side by side on the one GPU; stopped and started again it goes on where it was."""
+    given = read_yaml(str(STUDY))
+    if toy:
+        given |= {"tasks": {"movie": given["tasks"]["movie"]}, "seeds": [0], "learning_rates": [1e-4], "workers": 1,
+                  "output": given["output"] + "-toy"}  # fmt: skip
+        given["common"]["data"] |= {"train_limit": 32, "max_length": 8}
+        given["common"]["training"] |= {"max_steps": 2}
+        given["common"]["teacher"]["training"] |= {"max_steps": 1}
+    results = sweep(fill(StudyConfig, given, STUDY.name))
+    rows = [{k: e[k] for k in ("setting", "variant", "verdict")} for e in results["effects"] if e["at"] == "best"]
+    write("gpu-study", "The text study on one GPU", rows, f"From {STUDY.name}; opdf report makes a page of its folder.")
 
 
 def peak(build: Callable[[], Step]) -> int:
@@ -75,11 +200,12 @@ def peak(build: Callable[[], Step]) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def memory(name: str, overparam: opdf.OverParameterization, data: Batch) -> None:
+def memory(name: str, data: Batch, precisions: Sequence[str] = tuple(PRECISIONS)) -> None:
+    overparam = planned(name)
     cores = 3 * 4 * sum(target.shape.num_params for target in overparam.matrices)
     base = peak(lambda: plain(student(name), data, ONES))
     rows: list[dict[str, Any]] = []
-    for precision in PRECISIONS:
+    for precision in precisions:
         mine = peak(lambda p=precision: ours(student(name), data, ONES, p))
         rows.append({
             "products in": precision, "plain MiB": round(base / 2**20), "opdf MiB": round(mine / 2**20),
@@ -87,25 +213,17 @@ def memory(name: str, overparam: opdf.OverParameterization, data: Batch) -> None
             "target": f"at most {MEMORY_TARGET}",
         })  # fmt: skip
         write(
-            "gpu-memory",
+            f"gpu-memory-{slug(name)}",
             f"Peak GPU memory allocated by torch in two steps, accumulation 1, {described(name, data)}",
             rows,
             "Without the teacher and the batch. Cores and moments: three times the cores' parameters in float32.",
         )
 
 
+def slug(name: str) -> str:
+    return name.replace(" ", "-").lower()
+
+
 def described(name: str, data: Batch) -> str:
-    examples, tokens = data.ids.shape
-    return f"{name} student, {examples}x{tokens} tokens a micro-batch, L = {ONES}"
-
-
-def main(
-    name: str = "BERT-base", examples: int = 32, tokens: int = 128, repeats: int = 7, size: int = PRODUCT_SIZE
-) -> None:
-    """Measure and write, the most wanted first; `name` is one of `benchmarks.contenders.MODELS`."""
-    overparam = opdf.overparameterize(student(name), opdf.OverParamConfig(ones=ONES))
-    data = batch(name, examples, tokens, autocast=True)
-    step_time(name, overparam, data, repeats, size)
-    decomposition(name, overparam)
-    # After the steps, so that the libraries' workspaces are there already and count for no contender.
-    memory(name, overparam, data)
+    shape = "x".join(map(str, next(iter(data.inputs.values())).shape))
+    return f"{name} student, inputs of {shape} a micro-batch"

@@ -23,7 +23,8 @@ def main(repeats: int = 7) -> None:
                 num_hidden_layers=size["depth"], vocab_size=1000, num_labels=2,
             )  # fmt: skip
             teacher = BertForSequenceClassification(config).to(DEVICE).eval().requires_grad_(False)
-            data = Batch(torch.randint(0, 1000, (size["tokens"] // 32, 32)).to(DEVICE), teacher)
+            ids = torch.randint(0, 1000, (size["tokens"] // 32, 32)).to(DEVICE)
+            data = Batch({"input_ids": ids}, teacher)
             steps = {
                 n: f(BertForSequenceClassification(config).to(DEVICE), data, size["L"])
                 for n, f in (("plain", plain), ("opdf", ours))

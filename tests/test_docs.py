@@ -43,23 +43,25 @@ def test_every_page_with_python_is_tested() -> None:
 
 
 def small() -> dict[str, Any]:
-    """A teacher of six blocks, and data that it understands."""
+    """A teacher, inputs that it understands, and data."""
     torch.manual_seed(0)
-    teacher = BertForSequenceClassification(
-        BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=6, num_attention_heads=2, intermediate_size=32)
-    )
+    sizes = {"hidden_size": 384, "intermediate_size": 32, "num_hidden_layers": 6, "num_attention_heads": 4}
+    teacher = BertForSequenceClassification(BertConfig(vocab_size=50, **sizes))
     rows = [{"input_ids": [1 + i, 2, 3], "attention_mask": [1, 1, 1], "labels": i % 2} for i in range(8)]
-    return {"teacher": teacher, "data": Dataset.from_list(rows)}
+    batches = [{"input_ids": torch.randint(50, (64, 16))}]
+    return {"teacher": teacher, "batches": batches, "data": Dataset.from_list(rows)}
 
 
 def test_home() -> None:
     run("docs/index.md", **small())
-    assert AutoModelForSequenceClassification.from_pretrained("student").config.num_hidden_layers == 3
+    config = AutoModelForSequenceClassification.from_pretrained("student").config
+    assert (config.num_hidden_layers, config.hidden_size) == (3, 192)
 
 
 def test_readme() -> None:
     run("README.md", **small())
-    assert AutoModelForSequenceClassification.from_pretrained("student").config.num_hidden_layers == 3
+    config = AutoModelForSequenceClassification.from_pretrained("student").config
+    assert (config.num_hidden_layers, config.hidden_size) == (3, 192)
 
 
 def test_a_job() -> None:
@@ -87,11 +89,26 @@ def test_own_model() -> None:
     assert len(torch.load("student.pt", weights_only=True)) == len(seen["student"].state_dict())
 
 
+def test_shrink() -> None:
+    seen = run("docs/shrink.md")
+    assert seen["student"].num_parameters() < seen["teacher"].num_parameters() / 13
+    assert seen["accuracies"]["teacher"] > 0.7
+    assert min(seen["accuracies"].values()) > seen["accuracies"]["teacher"] - 0.05
+
+
 def test_tutorial_on_text() -> None:
     seen = run("docs/tutorial-text.md")
     assert seen["reloaded"].config.num_hidden_layers == 3
     assert seen["reloaded"].num_parameters() < seen["teacher"].num_parameters()
     assert seen["log"]["distillation_loss"] > 0
+
+
+def test_a_student_of_any_size() -> None:
+    seen = run("docs/shrink.md")
+    assert seen["student"].config.hidden_size == 192
+    assert seen["started"] > 0.65
+    assert seen["untrained"] < 0.5
+    assert seen["loss"] < 1e-6
 
 
 def test_tutorial_on_images() -> None:

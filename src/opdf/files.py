@@ -1,12 +1,19 @@
-"""Files and folders that are complete or absent."""
+"""Files and folders that are complete or absent, and folders that one process owns."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+LOCK = ".lock"
+"""The file by which an owned folder is locked; it stays there and then keeps nobody out."""
 
 
 @contextmanager
@@ -28,13 +35,54 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     """A new folder, which takes the place of `folder` at the end of the block, or is removed.
 
     It always has the same name, so that what a killed process left is cleared away by the next.
+
+    Raises:
+        FileExistsError: another process is writing it.
     """
     scratch = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
+    with owned(scratch):
+        empty(scratch)
+        try:
+            yield scratch
+            (scratch / LOCK).unlink()
+            shutil.rmtree(folder, ignore_errors=True)
+            scratch.rename(folder)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """A folder, made if need be, that no other process can own before the end of the block.
+
+    It is the system's lock, which ends with its process, however that ends.
+
+    Raises:
+        FileExistsError: another process, or another part of this one, owns it; the message says which.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock, file = FileLock(folder / LOCK, thread_local=False), folder / LOCK
+    owner = file.read_text() if file.is_file() else ""
     try:
-        yield scratch
-        shutil.rmtree(folder, ignore_errors=True)
-        scratch.rename(folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        held = lock.acquire(blocking=False)
+    except Timeout as error:
+        raise FileExistsError(
+            f"{folder} is in use by {owner or 'another process'}; wait until that is done, or choose another folder"
+        ) from error
+    with held:
+        file.write_text(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+        yield
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether a folder holds nothing but the lock of an owner."""
+    return all(path.name == LOCK for path in folder.iterdir())
+
+
+def empty(folder: Path) -> None:
+    """Remove what an owned folder holds. The folder stays: it may be a link, or where a disk is mounted."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()

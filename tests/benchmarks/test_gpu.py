@@ -1,4 +1,4 @@
-"""The GPU benchmark on the CPU with a tiny BERT: every line but those that ask CUDA how much memory it took."""
+"""The measurements for a GPU, at toy size on the CPU; so that minutes on a GPU are not spent on a typing error."""
 
 from __future__ import annotations
 
@@ -9,105 +9,139 @@ from typing import Any
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import BertConfig
 
-import opdf
+from benchmarks import __main__ as command
 from benchmarks import contenders, gpu, measure
 from opdf.mpo import contract
 
 PRECISIONS = ["float32", "tf32", "bf16"]
+TINY = "BERT of width 32"
 
 
 @pytest.fixture
 def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where tables go; the model "tiny" is known, and at their peaks plain takes 7,000 bytes, ours 27,000 to 9,000."""
-    tiny = BertConfig(
-        vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, num_labels=2
-    )
-    monkeypatch.setitem(contenders.MODELS, "tiny", tiny)
-    monkeypatch.setitem(contenders.TEACHER_LAYERS, "tiny", 2)
+    """Where tables of toy size go."""
     monkeypatch.setattr(measure, "RESULTS", tmp_path)
-    befores, peaks = iter([100, 200, 300, 400]), iter([7_100, 27_200, 17_300, 9_400])
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: next(befores))
-    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: next(peaks))
-    return tmp_path
+    return tmp_path / "toy"
 
 
-def rows(results: Path, name: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads((results / f"gpu-{name}.json").read_text())["rows"]
+def rows(folder: Path, name: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((folder / f"{name}.json").read_text())["rows"]
     return found
 
 
-def test_all_of_it(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
+def test_steps(results: Path) -> None:
+    command.main(["--toy", "gpu-vit"])
 
-    def ours(*given: Any) -> contenders.Step:
-        asked.append(given[-1])
-        return contenders.ours(*given)
-
-    monkeypatch.setattr(gpu, "ours", ours)
-
-    gpu.main("tiny", examples=2, tokens=4, repeats=1, size=16)
-
-    overparam = opdf.overparameterize(contenders.student("tiny"), opdf.OverParamConfig(ones=3))
-    chains = [overparam.cores(target) for target in overparam.matrices]
-    with FlopCounterMode(display=False) as counted:
-        for chain in chains:
-            contract(chain)
-
-    steps = rows(results, "step")
-    assert [(r["accumulation"], r["products in"]) for r in steps] == [(k, p) for k in (1, 8) for p in PRECISIONS]
-    for row in steps:
+    chains = {ones: [over.cores(m) for m in over.matrices] for ones in (1, 3, 8) for over in [planned(ones)]}
+    found = rows(results, "gpu-step-vit-of-width-32")
+    assert [(r["L"], r["products in"], r["accumulation"]) for r in found] == [
+        (ones, precision, k) for ones in (1, 3, 8) for precision in PRECISIONS for k in (1, 8)
+    ]
+    for row in found:
+        with FlopCounterMode(display=False) as counted:
+            for chain in chains[row["L"]]:
+                contract(chain)
         mine, base = row["opdf"]["median"], row["plain"]["median"]
         assert row["floor s"] * row["TFLOP/s"] * 1e12 == pytest.approx(3 * counted.get_total_flops())
         assert row["opdf / plain"] == pytest.approx(mine / base)
         assert row["overhead / floor"] == pytest.approx((mine - base) / row["floor s"])
-    assert [row["target"] for row in steps] == ["at most 1.25"] * 3 + ["at most 1.07"] * 3
+        compared = (row["L"], row["products in"]) == (3, "float32")
+        assert bool(row["rebuild"]) == bool(row["parametrize"]) == compared
 
-    assert asked == 2 * PRECISIONS  # for time and for memory
 
-    (row,) = rows(results, "decomposition")
-    assert (row["matrices"], row["opdf"]["repeats"]) == (6, 1)
+def planned(ones: int) -> Any:
+    return gpu.planned("ViT of width 32", ones)
 
-    found = rows(results, "memory")
-    moments = 3 * 4 * sum(core.numel() for chain in chains for core in chain)
+
+def test_a_decoder(results: Path) -> None:
+    command.main(["--toy", "gpu-decoder"])
+
+    found = rows(results, "gpu-step-decoder-of-width-32")
+    assert [(r["L"], r["products in"], r["accumulation"]) for r in found] == [(3, "bf16", 1), (3, "bf16", 8)]
+
+
+def test_decomposition_and_shrink(results: Path) -> None:
+    command.main(["--toy", "gpu-decomposition", "gpu-shrink"])
+
+    (row,) = rows(results, "gpu-decomposition")
+    assert (row["matrices"], row["target"]) == (36, "at most 2.0 s")
+    assert [row["teacher"] for row in rows(results, "gpu-shrink")] == ["MiniLM", "decoder of width 32"]
+
+
+@pytest.mark.slow
+def test_a_study(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    command.main(["--toy", "gpu-study"])
+
+    assert {row["variant"] for row in rows(results, "gpu-study")} == {"OPDF", "Muon"}
+
+
+def test_memory_beyond_plain_distillation(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    befores, peaks = iter([100, 200, 300, 400]), iter([7_100, 27_200, 17_300, 9_400])
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: next(befores))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: next(peaks))
+
+    gpu.memory(TINY, contenders.batch(TINY, 2, 4))
+
+    over = gpu.planned(TINY)
+    moments = 3 * 4 * sum(core.numel() for matrix in over.matrices for core in over.cores(matrix))
+    found = rows(results.parent, "gpu-memory-bert-of-width-32")
     assert [row["products in"] for row in found] == PRECISIONS
     assert [row["(opdf - plain) / cores and moments"] for row in found] == [
         pytest.approx(more / moments) for more in (20_000, 10_000, 2_000)
     ]
-    assert "2x4 tokens" in (results / "gpu-memory.md").read_text()
 
 
-def test_what_was_measured_before_a_run_was_cut_off_stays(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", iter([7_100, 27_100]).__next__)
-
-    with pytest.raises(StopIteration):
-        gpu.main("tiny", examples=2, tokens=4, repeats=1, size=16)
-
-    assert [len(rows(results, name)) for name in ("step", "decomposition", "memory")] == [6, 1, 1]
-
-
-def test_passes_are_in_bfloat16_only_where_that_is_asked(results: Path) -> None:
+def test_passes_are_in_bfloat16_only_where_that_is_asked() -> None:
     seen: list[torch.dtype] = []
 
-    def forward(ids: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = contenders.student("tiny")(input_ids=ids).logits
+    def forward(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        logits: torch.Tensor = contenders.student(TINY)(**inputs).logits
         seen.append(logits.dtype)
         return logits
 
-    contenders.batch("tiny", 2, 4, autocast=True).loss(forward)
-    contenders.batch("tiny", 2, 4).loss(forward)
+    contenders.batch(TINY, 2, 4, autocast=True).loss(forward)
+    contenders.batch(TINY, 2, 4).loss(forward)
 
     assert seen == [torch.bfloat16, torch.float32]
 
 
-def test_ours_steps_in_the_precision_asked_for(results: Path) -> None:
+def test_ours_steps_in_the_precision_asked_for() -> None:
     weights = []
     for precision in ("float32", "bf16"):
-        model = contenders.student("tiny").eval()
-        contenders.ours(model, contenders.batch("tiny", 2, 4), 3, precision)(1)
+        model = contenders.student(TINY).eval()
+        contenders.ours(model, contenders.batch(TINY, 2, 4), 3, precision)(1)
         weights.append(model.bert.encoder.layer[0].output.dense.weight)
 
     # Each of the products rounds by up to 2^-9; the step itself is 1e-5.
     assert 1e-4 < torch.dist(*weights) / weights[0].norm() < 1e-2
+
+
+@pytest.mark.slow
+def test_a_bundle_runs_in_an_empty_environment_without_a_network(tmp_path: Path) -> None:
+    """The node is a new environment with PyTorch and its usual company; `unshare -n` takes the network away."""
+    import shutil
+    import subprocess
+    import sys
+
+    from benchmarks import bundle
+
+    if not shutil.which("unshare") or subprocess.run(["unshare", "-rn", "true"], check=False).returncode:
+        pytest.skip("needs unshare -n")
+    archive = tmp_path / "opdf-bundle.tar.xz"
+    bundle.main(["--output", str(archive)])
+    subprocess.run(["tar", "xf", str(archive)], cwd=tmp_path, check=True)
+    node = tmp_path / "node"
+    subprocess.run([sys.executable, "-m", "venv", str(node)], check=True)
+    pip = [str(node / "bin/pip"), "install", "--quiet", "-c", str(bundle.ROOT / "constraints.txt")]
+    subprocess.run([*pip, "torch"], check=True)
+    subprocess.run([*pip, *bundle.COMPANY], check=True)
+
+    def run(*words: str) -> str:
+        command = ["unshare", "-rn", str(node / "bin/python"), str(tmp_path / "opdf-bundle/run"), *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    assert "ready: torch" in run("check")
+    assert "plain" in run("gpu-step", "--toy")

@@ -97,24 +97,23 @@ def test_a_table_says_which_gpu_and_a_cpu_none(monkeypatch: pytest.MonkeyPatch) 
     assert measure.machine()["gpu"] == "toy GPU"
 
 
-def test_the_gpu_benchmark_runs_by_default_only_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    everything = list(command.BENCHMARKS)
-
+def test_gpu_benchmarks_run_by_default_only_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "DEVICE", torch.device("cpu"))
-    assert command.chosen([]) == [name for name in everything if name != "gpu"]
+    assert command.chosen([]).names == list(command.BENCHMARKS)
     monkeypatch.setattr(command, "DEVICE", torch.device("cuda"))
-    assert command.chosen([]) == everything
-    assert command.chosen(["gpu", "step"]) == ["gpu", "step"]
+    assert command.chosen([]).names == [*command.BENCHMARKS, *command.ON_GPU]
+    assert command.chosen(["gpu-step", "step"]).names == ["gpu-step", "step"]
 
 
-def test_naming_the_gpu_benchmark_without_a_gpu_is_one_line_and_status_2(
+def test_naming_a_gpu_benchmark_without_a_gpu_is_one_line_and_status_2(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(command, "DEVICE", torch.device("cpu"))
 
     with pytest.raises(SystemExit) as stopped:
-        command.chosen(["step", "gpu"])
+        command.chosen(["step", "gpu-step"])
 
     assert stopped.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "'gpu' needs a CUDA GPU" in line
+    assert "gpu-step needs a CUDA GPU" in line
+    assert command.chosen(["--toy", "gpu-step"]).names == ["gpu-step"]

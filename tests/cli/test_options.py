@@ -138,3 +138,19 @@ def test_a_message_is_short_whatever_the_value(tmp_path: Path, capsys: Any) -> N
     path.write_text(json.dumps({"seed": "x" * 10_000}))
     assert main(["distill", str(path)]) == 2
     assert len(capsys.readouterr().err) < 300
+
+
+def test_files_build_on_files(tmp_path: Path) -> None:
+    (tmp_path / "under").mkdir()
+    (tmp_path / "under" / "a.yaml").write_text("seed: 1\nstudent: {layers: 2}\ntraining: {max_steps: 5, bf16: true}\n")
+    (tmp_path / "b.yaml").write_text("base: under/a.yaml\ntraining: {max_steps: 6}\noutput: x\n")
+    (tmp_path / "c.yaml").write_text("base: b.yaml\nseed: 2\n")
+    assert read_yaml(str(tmp_path / "c.yaml")) == {
+        "seed": 2, "student": {"layers": 2}, "training": {"max_steps": 6, "bf16": True}, "output": "x"
+    }  # fmt: skip
+    (tmp_path / "under" / "a.yaml").write_text("base: ../c.yaml\n")
+    with pytest.raises(UserError, match="leads back to itself"):
+        read_yaml(str(tmp_path / "c.yaml"))
+    (tmp_path / "b.yaml").write_text("base: none.yaml\n")
+    with pytest.raises(FileNotFoundError, match=r"none\.yaml does not exist"):
+        read_yaml(str(tmp_path / "c.yaml"))

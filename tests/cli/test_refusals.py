@@ -104,6 +104,7 @@ def data(folder: Path) -> None:
     (folder / "ragged.csv").write_text("text,label\na,1\nb,2,3,4,5\n")
     (folder / "noise.parquet").write_bytes(bytes(range(256)) * 10)
     (folder / "broken.json").write_text("{ not json")
+    (folder / "notes.md").write_text("x")
     (folder / "notes.txt").write_text("x")
     (folder / "empty").mkdir()
     (folder / "no-images" / "cat").mkdir(parents=True)
@@ -256,7 +257,8 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
     # data
     ({"data": {"name": ""}}, "'' is no embedded set, file or folder"),
     ({"data": {"name": "{world}/none.csv"}}, "none.csv does not exist"),
-    ({"data": {"name": "{world}/notes.txt"}}, "is no data file that can be read; give one of .csv"),
+    ({"data": {"name": "{world}/notes.md"}}, "is no data file that can be read; give one of .csv"),
+    ({"data": {"name": "{world}/notes.txt"}}, "has the one column 'text' and so no labels; set data.task to causal-lm"),
     ({"data": {"name": "{world}/empty.csv"}}, "empty.csv cannot be read as csv: No columns"),
     ({"data": {"name": "{world}/only-header.csv"}}, "only-header.csv has no rows"),
     ({"data": {"name": "{world}/no-header.csv"}}, "is called 'label'; set data.label to one of w0 w0, 0"),
@@ -269,13 +271,13 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
     ({"data": {"name": "{world}/images"}}, "cannot be loaded: Can't load image processor"),
     ({"data": {"name": "{world}/text-gap.jsonl"}}, "column 'text' of"),
     ({"data": {"name": "{world}/no-text.jsonl"}}, "inputs is []; name one or two text columns"),
-    ({"data": {"name": "{world}/number-text.jsonl", "inputs": ["text"]}}, "holds int64; task classification needs te"),
+    ({"data": {"name": "{world}/number-text.jsonl", "inputs": ["text"]}}, "holds int64; task classification needs one"),
     ({"data": {"name": "{world}/label-gap.jsonl"}}, "is empty in 1 of 60 rows: line 51; fill or remove th"),
     ({"data": {"name": "{world}/nan-label.csv"}}, "column 'label' of"),
-    ({"data": {"name": "{world}/list-label.jsonl"}}, "classes are texts or integers"),
+    ({"data": {"name": "{world}/list-label.jsonl", "task": "classification"}}, "classes are texts or integers"),
     ({"data": {"name": "{world}/float-label.jsonl", "task": "classification"}}, "set data.task to 'regression'"),
     ({"data": {"name": "{world}/one-class.jsonl"}}, "the one class ('1',)"),
-    ({"data": {"name": "{world}/outside.parquet"}}, "has labels [-1, 0, 1]; expected 0 to 1"),
+    ({"data": {"name": "{world}/outside.parquet"}}, "has labels [-1]; expected 0 to 1"),
     ({"data": {"name": "{world}/minus-one.jsonl"}}, "one class"),
     ({"data": {"name": "{world}/three.jsonl"}}, "head of 2 outputs (LABEL_0, LABEL_1); the data has 3 classes"),
     ({"data": {"name": "{world}/two-rows.jsonl"}}, "2 rows, 2 different ones, are too few"),
@@ -288,7 +290,7 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
     ({"data": {"inputs": ["label"]}}, "'label' is both an input and the label"),
     ({"data": {"label": "lable"}}, "no column 'lable'; did you mean 'label'"),
     ({"data": {"task": "clasification"}}, "task is 'clasification'"),
-    ({"data": {"task": "image-classification"}}, "holds string; task image-classification needs images"),
+    ({"data": {"task": "image-classification"}}, "data.inputs is []; name an image column of"),
     ({"data": {"task": "regression"}}, "head of 2 outputs (LABEL_0, LABEL_1); the data is a regression"),
     (
         {"data": {"name": "nyt-pairs"}, "teacher": {"finetune": True}, "objective": {"name": "embedding"}},

@@ -69,9 +69,11 @@ def test_two_processes_distill_and_one_goes_on(tmp_path: Path, placement: str) -
     log = [json.loads(line) for line in (tmp_path / "out" / "train.log").read_text().splitlines()]
     assert all("constraint_grad_ratio" in entry for entry in log if "constraint_loss" in entry)
     before = student(tmp_path)
+    (tmp_path / "out" / "metrics.json").unlink()  # as if it had been stopped before the end
     # One process takes the checkpoint of two; there is nothing left to do, and nothing changes.
     done = run(command(tmp_path, 1, "--resume", "true", overparam=over))
     assert done.returncode == 0, done.stderr
+    assert "a step of this run had 16 examples and goes on with 8" in done.stderr
     after = student(tmp_path)
     assert all(torch.equal(before[name], value) for name, value in after.items())
 
@@ -144,6 +146,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path: Path
     else:
         flip(last / "optimizer-00000-00000.safetensors")
     capsys.readouterr()
+    (tmp_path / "out" / "metrics.json").unlink()
     assert main([*argv, "--resume", "true"]) == 0
     assert f"{last} is not used" in capsys.readouterr().err
     assert all(torch.equal(before[name], value) for name, value in student(tmp_path).items())

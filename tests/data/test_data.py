@@ -16,6 +16,9 @@ from opdf.data import embedded_names, encode, load_data, minilm
 from opdf.data.embedded import _snippets
 from opdf.data.load import own_splits
 from opdf.data.task import Task
+from opdf.job import DataConfig
+from opdf.job.options import fill
+from opdf.job.prepared import load
 
 ROWS = {
     "movie-sentiment": 10072, "amazon-sentiment": 2985, "tweet-sentiment": 3432, "nyt-sentiment": 2970,
@@ -70,7 +73,7 @@ def test_pairs_are_of_one_document_or_of_two_of_the_same_split() -> None:
 def test_pairs_are_encoded_one_after_the_other() -> None:
     data, task = load_data("nyt-pairs", train_limit=300)
     tokenizer = AutoTokenizer.from_pretrained(minilm())
-    encoded, _ = encode(data, task, tokenizer)
+    encoded, _ = encode(DatasetDict(train=data["train"]), task, tokenizer)
     assert len(encoded["train"]) == 600
     for k in (0, 255, 299):
         for side, column in enumerate(task.inputs):
@@ -141,7 +144,7 @@ def test_named_classes_are_in_that_order(tmp_path: Path, classes: tuple[str, ...
     assert task.labels == classes
     for rows in data.values():
         assert [classes[number] for number in rows["label"]] == [text.split()[0] for text in rows["text"]]
-    with pytest.raises(ValueError, match=r"labels is no, yes, and .* also holds maybe \(20 rows\); name"):
+    with pytest.raises(ValueError, match=r"labels is no, yes, and .* also holds maybe \(20 times\); name"):
         load_data(file, labels=["no", "yes"])
 
 
@@ -223,6 +226,7 @@ def test_image_folder(tmp_path: Path) -> None:
     encoded, collate = encode(data, task, processor)
     batch = collate([encoded["train"][k] for k in range(3)])
     assert batch["pixel_values"].shape == (3, 3, 8, 8)
+    assert encoded["train"].features["pixel_values"].shape == (3, 8, 8)  # arrays: lists of lists are slow to read
 
 
 @pytest.mark.parametrize(
@@ -266,7 +270,8 @@ def test_missing_data(name: str, message: str) -> None:
 
 def test_tokens_are_padded_to_the_longest_of_a_batch() -> None:
     data, task = load_data("movie-sentiment", train_limit=8)
-    encoded, collate = encode(data, task, AutoTokenizer.from_pretrained(minilm()), max_length=32)
+    train = DatasetDict(train=data["train"])
+    encoded, collate = encode(train, task, AutoTokenizer.from_pretrained(minilm()), max_length=32)
     rows = [encoded["train"][k] for k in range(4)]
     batch = collate([dict(r) for r in rows])
     assert batch["input_ids"].shape == (4, max(len(r["input_ids"]) for r in rows))
@@ -282,3 +287,37 @@ def test_metrics_against_formulas() -> None:
     found = Task("regression", ("t",), "l", ()).compute_metrics()(EvalPrediction(x, y))
     assert found["pearson"] == pytest.approx(pearsonr(x[:, 0], y)[0])
     assert found["spearman"] == pytest.approx(0.5)
+
+
+def test_whole_numbers_are_classes_where_that_is_asked(tmp_path: Path) -> None:
+    (tmp_path / "data.csv").write_text("text,label\n" + "".join(f"t {k},{k % 3}.0\n" for k in range(60)))
+    data, task = load_data(str(tmp_path / "data.csv"))
+    assert task.kind == "regression"
+    note = "the numbers in 'label' are taken as scores; if they are classes, set task to classification"
+    assert task.notes == (note,)
+    data, task = load_data(str(tmp_path / "data.csv"), task="classification")
+    assert (task.labels, task.notes) == (("0", "1", "2"), ())
+    assert [int(text.split()[1]) % 3 for text in data["train"]["text"]] == data["train"]["label"][:]
+
+
+def test_the_choice_among_text_columns_is_told(tmp_path: Path) -> None:
+    columns = {name: [f"{name} {k}" for k in range(40)] for name in ("key", "title", "body")}
+    file = write(tmp_path, "csv", **columns, label=["a", "b"] * 20)
+    _, task = load_data(file)
+    assert task.inputs == ("key", "title")
+    assert task.notes == ("of the text columns key, title, body the model reads key and title; set inputs to choose",)
+    assert load_data(file, inputs="body")[1].notes == ()
+
+
+def test_one_column_without_brackets(tmp_path: Path) -> None:
+    rows = {"Review Body": [f"t {k}" for k in range(40)], "stars": [0, 1] * 20}
+    given = {"name": write(tmp_path, "csv", **rows), "inputs": "Review Body", "label": "stars"}
+    _, task = load(fill(DataConfig, given, "data"))
+    assert (task.inputs, task.label) == (("Review Body",), "stars")
+    for options, message in (
+        ({"label": "auto"}, r"set data\.label to one of Review Body, stars, or to null"),
+        ({"task": "ranking"}, r"data\.task is 'ranking'; expected one of .*, causal-lm"),
+        ({"inputs": "Body"}, "there is no column 'Body'; the columns are Review Body, stars"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load(fill(DataConfig, given | options, "data"))

@@ -247,6 +247,13 @@ def test_folders_of_splits(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_a_folder_for_validation_is_not_taken_for_the_test(tmp_path: Path) -> None:
+    images(tmp_path / "train", "cat", "dog", count=20)
+    images(tmp_path / "val", "cat", "dog", start=100)
+    data, _ = load_data(str(tmp_path))
+    assert [len(rows) for rows in data.values()] == [32, 20, 8]
+
+
 def test_images_that_a_table_describes(tmp_path: Path) -> None:
     folder = images(tmp_path, "all", count=40)
     names = [f"all/{k}.png" for k in range(40)]

@@ -142,7 +142,7 @@ class Watched(DistillationTrainer):
     """Its projections have the same gradients everywhere when they are looked at for overflow."""
 
     def _clip_grad_norm(self, model: Any) -> Any:
-        for p in self.objective.modules()["projections"].parameters():
+        for p in self.method.modules()["projections"].parameters():
             assert p.grad is not None
             first, *others = self.accelerator.gather(p.grad[None])
             assert all(torch.equal(first, other) for other in others)
@@ -171,7 +171,7 @@ def projecting(rank: int, folder: str) -> None:
     join(rank)
     run = projected(folder, 4, seed=rank)
     run.train()
-    torch.save(run.model.state_dict() | run.objective.projections.state_dict(), f"{folder}/{rank}.pt")
+    torch.save(run.model.state_dict() | run.method.projections.state_dict(), f"{folder}/{rank}.pt")
     torch.distributed.barrier()
     os._exit(0)
 
@@ -180,7 +180,7 @@ def test_projections_under_ddp_are_those_of_one_process(tmp_path: Path, monkeypa
     launch(projecting, (str(tmp_path),), monkeypatch)
     alone = projected(str(tmp_path), 8)
     alone.train()
-    expected = alone.model.state_dict() | alone.objective.projections.state_dict()
+    expected = alone.model.state_dict() | alone.method.projections.state_dict()
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert len(expected) == len(alone.model.state_dict()) + 1
     for name, value in expected.items():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -15,9 +14,9 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tests.distill.small import arguments, bert, labelled, sentences, train
 from torch import Tensor, nn
 from transformers import (
-    BertConfig,
     BertForSequenceClassification,
     EarlyStoppingCallback,
     GPT2Config,
@@ -25,14 +24,10 @@ from transformers import (
     Trainer,
     TrainerCallback,
     TrainingArguments,
-    set_seed,
 )
-from transformers.trainer_pt_utils import safe_globals
 
 from opdf.distill import (
-    LGTM,
     Constraint,
-    DistillationArguments,
     DistillationTrainer,
     HiddenDistillation,
     LogitsDistillation,
@@ -40,40 +35,9 @@ from opdf.distill import (
     TrainingDiverged,
     keep_layers,
 )
-from opdf.distill.checkpoint import MANIFEST, SCRATCH, damage, publish
+from opdf.distill.checkpoint import damage
 from opdf.distill.models import check_labels
 from opdf.overparam import OverParamConfig, OverParameterizedOptimizer
-
-
-def bert(layers: int = 4, width: int = 16, **options: Any) -> BertForSequenceClassification:
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=50, hidden_size=width, num_hidden_layers=layers, num_attention_heads=2, intermediate_size=2 * width,
-        max_position_embeddings=16,
-        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, initializer_range=0.3, **options,
-    )  # fmt: skip
-    return BertForSequenceClassification(config)
-
-
-def sentences(count: int = 24) -> Dataset:
-    generator = torch.Generator().manual_seed(0)
-    rows = []
-    for _ in range(count):
-        ids = torch.randint(1, 50, (8,), generator=generator)
-        rows.append({"input_ids": ids.tolist(), "attention_mask": [1] * 8, "labels": int(ids[0] > 25)})
-    return Dataset.from_list(rows)
-
-
-def labelled(column: str, labels: list[Any]) -> Dataset:
-    return sentences(len(labels)).remove_columns("labels").add_column(column, labels)
-
-
-def arguments(folder: Path, **options: Any) -> DistillationArguments:
-    defaults: dict[str, Any] = {
-        "max_steps": 4, "per_device_train_batch_size": 8, "learning_rate": 1e-3, "logging_steps": 1, "seed": 3,
-        "save_strategy": "no", "disable_tqdm": True, "use_cpu": True, "dataloader_pin_memory": False,
-    }  # fmt: skip
-    return DistillationArguments(str(folder), **(defaults | options))
 
 
 class Gradients(TrainerCallback):
@@ -85,15 +49,6 @@ class Gradients(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: nn.Module, **_: Any) -> None:
         if not self.first:
             self.first = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-
-
-def train(folder: Path, **options: Any) -> tuple[DistillationTrainer, nn.Module]:
-    student = options.pop("student", None) or keep_layers(bert(), 2)
-    training, resume = options.pop("training", {}), options.pop("resume", None)
-    options.setdefault("teacher", bert())
-    trainer = DistillationTrainer(student, arguments(folder, **training), train_dataset=sentences(), **options)
-    trainer.train(resume_from_checkpoint=resume)
-    return trainer, student
 
 
 def test_alpha_zero_is_plain_training_bit_for_bit(tmp_path: Path) -> None:
@@ -134,71 +89,6 @@ def test_loss_and_gradients_do_not_depend_on_accumulation(tmp_path: Path, object
             torch.testing.assert_close(gradient, seen[0][3][name], rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("over", [None, OverParamConfig(ones=2)])
-def test_resumed_run_equals_uninterrupted(tmp_path: Path, over: OverParamConfig | None) -> None:
-    constraint = Constraint(layer_map="first") if over else None
-    save = {"save_strategy": "steps", "save_steps": 2, "max_steps": 5}
-    runs: dict[str, Any] = {"overparam": over, "constraint": constraint, "training": save}
-    objective = {"objective": HiddenDistillation(), "teacher": bert()}
-    _, whole = train(tmp_path / "whole", **objective, **runs)
-    _, resumed = train(tmp_path / "resumed", resume=str(tmp_path / "whole/checkpoint-2"), **objective, **runs)
-    for (name, a), b in zip(whole.named_parameters(), resumed.parameters(), strict=True):
-        assert torch.equal(a, b), name
-
-
-@pytest.mark.parametrize("method", ["logits", "hidden", "constraint", "lgtm"])
-def test_resume_is_exact_with_dropout_accumulation_and_bf16(tmp_path: Path, method: str) -> None:
-    """Resumed in the middle of an epoch, at its end, and in the next one; every random draw has to follow on."""
-    save = {"save_strategy": "steps", "save_steps": 1, "max_steps": 6, "bf16": True, "gradient_accumulation_steps": 2,
-            "per_device_train_batch_size": 3}  # fmt: skip
-    weights = []
-    for folder, resume in (("whole", None), ("a", 2), ("b", 4), ("c", 5)):
-        torch.manual_seed(1)
-        teacher = bert()
-        teacher.config.hidden_dropout_prob = 0.2
-        student = keep_layers(teacher, 2)
-        for module in student.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.2
-        options: dict[str, Any] = {
-            "logits": {}, "hidden": {"objective": HiddenDistillation()},
-            "constraint": {"overparam": OverParamConfig(ones=1), "constraint": Constraint(layer_map="first")},
-            "lgtm": {"objective": LGTM(teacher_learning_rate=1e-3)},
-        }[method]  # fmt: skip
-        last = str(tmp_path / "whole" / f"checkpoint-{resume}") if resume else None
-        train(tmp_path / folder, student=student, teacher=teacher, training=save, resume=last, **options)
-        weights.append(student.state_dict())
-    for other in weights[1:]:
-        assert all(torch.equal(weights[0][name], value) for name, value in other.items())
-
-
-# A share of the matrices, a share of the steps.
-
-
-def chosen(trainer: DistillationTrainer) -> list[str]:
-    assert trainer.overparameterization is not None
-    return [target.name for target in trainer.overparameterization.matrices]
-
-
-def noisy_student() -> BertForSequenceClassification:
-    student = keep_layers(bert(), 2)
-    for module in student.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.2
-    return student
-
-
-def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
-    training = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "lr_scheduler_type": "constant"}
-    first, before = train(tmp_path, training=training)
-    scratch = Path(first.args.output_dir) / SCRATCH  # of a process that was killed as it wrote its last checkpoint
-    scratch.mkdir()
-    trainer, after = train(tmp_path, training=training, resume=True)
-    assert trainer.state.global_step == 4
-    assert not scratch.exists()
-    assert all(torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
-
-
 class Poison(TrainerCallback):
     """Makes a weight infinite after a step, as an overflow would."""
 
@@ -235,31 +125,6 @@ def test_a_checkpoint_of_broken_weights_is_not_written(tmp_path: Path) -> None:
     assert all(value.isfinite().all() for value in load_file(stop.value.checkpoint / "model.safetensors").values())
 
 
-class Foreign:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __reduce__(self) -> Any:
-        return (os.mkdir, (str(self.folder),))
-
-
-@pytest.mark.parametrize("name", ["scheduler.pt", "rng_state.pth"])
-def test_pickled_objects_in_a_checkpoint_are_refused(tmp_path: Path, name: str) -> None:
-    training = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
-    train(tmp_path / "run", training=training)
-    whole, changed = tmp_path / "run" / "checkpoint-2", tmp_path / "changed"
-    shutil.copytree(whole, changed)
-    (changed / MANIFEST).unlink()
-    torch.save(Foreign(tmp_path / "pwned"), changed / name)
-    (tmp_path / "new").mkdir()
-    publish(changed, tmp_path / "new" / "checkpoint-2")  # with a manifest that is right
-    with pytest.raises(ValueError, match="checkpoint-2 holds pickled objects, which are not loaded"):
-        train(tmp_path / "new", training=training, resume=True)
-    assert not (tmp_path / "pwned").exists()
-
-
 @pytest.mark.parametrize("way", [{"gradient_checkpointing": True}, {"torch_compile_backend": "aot_eager"}])
 def test_compiled_and_checkpointed_students_train_as_plain_ones(tmp_path: Path, way: dict[str, Any]) -> None:
     over = OverParamConfig(ones=1)
@@ -289,66 +154,6 @@ def test_steps_that_a_gradient_scaler_skips_are_no_divergence(tmp_path: Path) ->
     trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**-30)
     with pytest.raises(TrainingDiverged, match="no scale without overflow"):
         trainer.train()
-
-
-@pytest.mark.parametrize("objective", [LogitsDistillation(), LGTM()], ids=["logits", "lgtm"])
-def test_every_file_of_a_checkpoint_is_read_without_unpickling(tmp_path: Path, objective: Objective) -> None:
-    """Of torch's own files the random states name numpy's arrays, which the Trainer allows; the others no class."""
-    trainer = DistillationTrainer(
-        keep_layers(bert(), 2), arguments(tmp_path, save_strategy="steps", save_steps=2, max_steps=2), teacher=bert(),
-        objective=objective, overparam=OverParamConfig(ones=1), train_dataset=sentences(),
-    )  # fmt: skip
-    trainer.accelerator.scaler = torch.amp.GradScaler("cpu")  # as fp16 on a GPU has it
-    trainer.train()
-    torch_only = lambda path: torch.load(path, weights_only=True)  # noqa: E731
-    readers: dict[str, Any] = {
-        ".json": lambda path: json.loads(path.read_text()), ".safetensors": load_file, ".pt": torch_only,
-    }  # fmt: skip
-    found = {path.name: path for path in (tmp_path / "checkpoint-2").rglob("*")}
-    with safe_globals():
-        torch_only(found.pop("rng_state.pth"))
-    for path in found.values():
-        readers[path.suffix](path)
-    assert {"scheduler.pt", "scaler.pt"} == {name for name in found if name.endswith(".pt")}
-
-
-def test_a_damaged_checkpoint_is_refused_by_name_and_passed_over_otherwise(tmp_path: Path) -> None:
-    save = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
-    _, whole = train(tmp_path, overparam=OverParamConfig(ones=1), training=save)
-    last = tmp_path / "checkpoint-4"
-    (last / "optimizer-00000.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"checkpoint-4 cannot be resumed from: optimizer-00000\.json is damaged"):
-        train(tmp_path, overparam=OverParamConfig(ones=1), training=save, resume=str(last))
-    with pytest.warns(UserWarning, match="checkpoint-4 is not used"):
-        _, again = train(tmp_path, overparam=OverParamConfig(ones=1), training=save, resume=True)
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
-    assert damage(last) is None  # written again
-    with pytest.raises(FileNotFoundError, match="holds no whole checkpoint"):
-        train(tmp_path / "other", training=save, resume=True)
-
-
-def test_checkpoints_without_optimizer_cannot_be_resumed(tmp_path: Path) -> None:
-    train(tmp_path, training={"save_strategy": "steps", "save_steps": 2, "save_only_model": True})
-    with pytest.raises(ValueError, match="no state of the optimizer"):
-        train(tmp_path, resume=True)
-
-
-def test_old_checkpoints_are_removed_only_after_the_new_one_has_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Every rename of the run is looked at; one that takes a name away comes after the next one was given."""
-    seen = []
-    rename = Path.rename
-
-    def looked_at(self: Path, target: Any) -> Path:
-        seen.append((Path(target).name, sorted(p.name for p in tmp_path.glob("checkpoint-*"))))
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", looked_at)
-    train(tmp_path, training={"save_strategy": "steps", "save_steps": 1, "max_steps": 3, "save_total_limit": 1})
-    one, two, three = (f"checkpoint-{k}" for k in (1, 2, 3))
-    assert seen == [(one, []), (two, [one]), (one, [one, two]), (three, [two]), (two, [two, three])]
-    assert [p.name for p in tmp_path.glob("*")] == ["checkpoint-3"]
 
 
 def resources() -> tuple[float, int]:
@@ -382,19 +187,6 @@ def test_memory_and_open_files_do_not_grow(tmp_path: Path, steps: int) -> None:
     middle, end = ([gauge.seen[k] for k in range(a, a + 20)] for a in (steps // 2, steps - 19))
     assert max(m for m, _ in end) - max(m for m, _ in middle) < 8  # MiB
     assert max(f for _, f in end) <= max(f for _, f in middle)
-
-
-def test_resume_continues_projections(tmp_path: Path) -> None:
-    save = {"save_strategy": "steps", "save_steps": 2, "max_steps": 5}
-    states = []
-    for folder, resume in ((tmp_path / "a", None), (tmp_path / "b", str(tmp_path / "a/checkpoint-2"))):
-        set_seed(0)
-        objective = HiddenDistillation()
-        train(folder, student=bert(2, 8), objective=objective, training=save, resume=resume)
-        states.append(objective.projections.state_dict())
-    assert states[0].keys() == {"1-2.weight", "2-4.weight"}
-    for name in states[0]:
-        assert torch.equal(states[0][name], states[1][name])
 
 
 def test_saved_student_is_the_plain_model(tmp_path: Path) -> None:
@@ -540,26 +332,11 @@ def test_evaluation_reports_the_models_own_loss(tmp_path: Path) -> None:
             {"overparam": OverParamConfig(), "optimizers": (torch.optim.SGD(nn.Linear(1, 1).parameters()), None)},
             "optimizers has an optimizer, which would step the student's weights",
         ),
-        ({"compute_loss_func": len}, "compute_loss_func is .* the loss is the objective's"),
     ],
 )
 def test_misfits_are_refused_before_training(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DistillationTrainer(keep_layers(bert(), 2), arguments(tmp_path), **({"teacher": bert()} | options))
-
-
-def test_a_student_with_adapters_resumes(tmp_path: Path) -> None:
-    peft = pytest.importorskip("peft")
-    weights = []
-    for folder, checkpoint in (("whole", None), ("resumed", str(tmp_path / "whole" / "checkpoint-2"))):
-        torch.manual_seed(0)
-        student = peft.get_peft_model(keep_layers(bert(), 2), peft.LoraConfig(target_modules=["query"], r=2))
-        options = arguments(tmp_path / folder, save_strategy="steps", save_steps=2)
-        trainer = DistillationTrainer(student, options, teacher=bert(), train_dataset=sentences(32))
-        trainer.train(resume_from_checkpoint=checkpoint)
-        weights.append({name: p.detach().clone() for name, p in student.named_parameters() if p.requires_grad})
-    assert len(weights[0]) == 4
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 def test_label_smoothing_is_refused(tmp_path: Path) -> None:
@@ -625,3 +402,20 @@ def test_columns_of_the_objective_do_not_reach_a_plain_model_in_evaluation(tmp_p
 )
 def test_labels_that_fit_are_not_refused(student: Any, data: Dataset) -> None:
     check_labels(student, data)
+
+
+@pytest.mark.parametrize(
+    ("given", "overparam", "message"),
+    [
+        ((torch.optim.Muon, {"lr": 1e-3}), OverParamConfig(ones=1), "Muon cannot step cores: .*2D parameters"),
+        ((torch.optim.AdamW, {"lr": None}), OverParamConfig(ones=1), "lr is None and AdamW needs a number"),
+    ],
+)
+def test_an_optimizer_that_cannot_step_cores_is_refused_when_the_trainer_is_made(
+    tmp_path: Path, given: Any, overparam: OverParamConfig, message: str
+) -> None:
+    with pytest.raises(TypeError, match=message):
+        DistillationTrainer(
+            keep_layers(bert(), 2), arguments(tmp_path), teacher=bert(), overparam=overparam,
+            optimizer_cls_and_kwargs=given,
+        )  # fmt: skip

@@ -9,6 +9,10 @@ from types import ModuleType
 
 import pytest
 
+from opdf.cli import COMMANDS
+from opdf.data.task import KINDS
+from opdf.distill import METHODS
+
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 REFERENCE = sorted((ROOT / "docs" / "api").glob("*.md"))
@@ -34,6 +38,21 @@ def test_the_reference_lists_every_public_name_and_describes_it_where_it_is_defi
     own = {name for name in module.__all__ if package != "opdf" and not defined_elsewhere(module, name)}
     described = re.findall(rf"^::: {re.escape(package)}\.(?:\w+\.)?(\w+)$", text, re.MULTILINE)
     assert sorted(described) == sorted(own)
+
+
+def test_the_table_of_tasks_has_the_methods_of_each() -> None:
+    rows = re.findall(r"^\| `([\w-]+)` \| (`.*`) \|$", section("configuration.md", "Which tasks"), re.MULTILINE)
+    told = {task: set(re.findall(r"`([\w-]+)`", methods)) for task, methods in rows}
+    assert told == {task: {name for name, method in METHODS.items() if task in method.tasks} for task in KINDS}
+
+
+def test_the_readme_lists_every_command() -> None:
+    table = (ROOT / "README.md").read_text().partition("## Commands\n")[2].partition("\n## ")[0]
+    assert sorted(re.findall(r"^\| `opdf ([\w-]+)", table, re.MULTILINE)) == sorted(COMMANDS)
+
+
+def section(page: str, title: str) -> str:
+    return (ROOT / "docs" / page).read_text().partition(f"## {title}\n")[2].partition("\n## ")[0]
 
 
 def defined_elsewhere(module: ModuleType, name: str) -> bool:

@@ -10,10 +10,11 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from opdf.cli import main
 from opdf.data import Task
+from opdf.job import run
 from opdf.job.card import card_data, hub_name, teacher_of
 from opdf.job.config import DataConfig, DistillConfig, TeacherConfig
+from opdf.job.options import fill
 
 CONFIG: dict[str, Any] = {
     "data": {"name": "digits"},
@@ -28,9 +29,9 @@ CONFIG: dict[str, Any] = {
 @pytest.mark.parametrize("over", [True, False])
 def test_a_card_says_what_the_run_did(tmp_path: Path, over: bool) -> None:
     changes = {"overparam": {"ones": 1}, "constraint": {"weight": 0.5}} if over else {}
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG | changes))
-    argv = ["distill", str(tmp_path / "config.yaml"), "--output", str(tmp_path / "small vit")]
-    assert main(argv) == 0
+    command = "opdf distill config.yaml --output 'small vit'"
+    config = fill(DistillConfig, CONFIG | {"output": str(tmp_path / "small vit")} | changes, "config")
+    run(config, command=command)
     metrics = json.loads((tmp_path / "small vit" / "metrics.json").read_text())
     card = ModelCard.load(tmp_path / "small vit" / "student" / "README.md")
 
@@ -54,7 +55,7 @@ def test_a_card_says_what_the_run_did(tmp_path: Path, over: bool) -> None:
     assert "| objective | logits, temperature 3.0, alpha 0.9 |" in card.text
     assert "1,257 train, 180 validation, 360 test rows" in card.text
     assert all(f"{name} {version}" in card.text for name, version in metrics["versions"].items())
-    assert f"opdf distill {tmp_path / 'config.yaml'} --output '{tmp_path / 'small vit'}'" in card.text
+    assert command in card.text
     written = yaml.safe_load(card.text.split("```yaml\n")[1].split("```")[0])
     assert written == yaml.safe_load((tmp_path / "small vit" / "config.yaml").read_text())
     rows = [line for line in card.text.splitlines() if "T(" in line]

@@ -198,7 +198,7 @@ def test_models_that_cannot_be_read(tmp_path: Path) -> None:
         ("custom", "class MyBert"),
         ("none/at/all", "does not exist"),
     ):
-        with pytest.raises((UserError, FileNotFoundError), match=message):
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
             export(str(tmp_path / name), tmp_path / "out", format="torch")
     assert not (tmp_path / "out").exists()
 

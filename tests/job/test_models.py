@@ -16,7 +16,6 @@ from huggingface_hub import constants
 from transformers import BertConfig, BertForSequenceClassification
 
 from opdf.data import Task
-from opdf.job.errors import UserError
 from opdf.job.models import load_model
 
 TASK = Task("classification", ("text",), "label", ("a", "b"))
@@ -41,12 +40,11 @@ def test_a_cached_model_needs_no_network(cache: Path, monkeypatch: pytest.Monkey
     assert missing == []
     expected = BertForSequenceClassification.from_pretrained(cache).state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
-    with pytest.raises(UserError, match="somebody/other is not in the hub's cache"):
+    with pytest.raises(ValueError, match="somebody/other is not in the hub's cache"):
         load_model("somebody/other", TASK)
 
 
 ASK = """
-from opdf.job.errors import UserError
 from opdf.job.models import load_model
 from opdf.data import Task, load_data
 try:
@@ -55,7 +53,7 @@ except FileNotFoundError as error:
     print(error)
 try:
     load_model("nobody/model", Task("classification", ("text",), "label", ("a", "b")))
-except UserError as error:
+except ValueError as error:
     print(error)
 """
 

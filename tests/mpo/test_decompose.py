@@ -139,7 +139,11 @@ class TestExact:
         shape = plan_shape(*matrix.shape, ones=ones)
         assert relative_error(matrix, decompose(matrix, shape)) <= threshold(dtype, shape.sites)
 
-    @pytest.mark.parametrize(("ones", "dtype"), [(3, torch.float32), (8, torch.float32), (3, torch.float64)])
+    @pytest.mark.parametrize(("ones", "dtype"), [
+        (3, torch.float32),
+        pytest.param(8, torch.float32, marks=pytest.mark.slow),
+        pytest.param(3, torch.float64, marks=pytest.mark.slow),
+    ])  # fmt: skip
     def test_the_papers_feed_forward_matrix(self, ones, dtype):
         matrix = 0.04 * random_matrix(3072, 768, dtype=dtype)
         shape = plan_shape(3072, 768, ones=ones)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import io
-import json
 import re
 import shutil
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from opdf.cli import main
 from opdf.study import Cell, Outcome, Plan, conclude
-from opdf.study.report import cautions, read_results, write_report
-from opdf.study.results import DIVERGED
+from opdf.study.figures import Results, pictures
+from opdf.study.report import cautions, near_rows, rates_table, read_results, summary, write_report
+from opdf.study.results import DIVERGED, chance
 
 PLAN = Plan(("films", "goods"), ("KD", "SVD", "OPDF"), (1e-4, 2e-4, 4e-4), (0, 1, 2), "KD")
 SKILL = {"KD": 0.80, "SVD": 0.80, "OPDF": 0.90}
 PARAMS = {"KD": 100, "SVD": 150, "OPDF": 320}
+TEACHER = 0.905
 EXAMPLES = 500
 
 
@@ -35,7 +37,15 @@ def outcome(cell: Cell) -> Outcome:
     rng = np.random.default_rng([cell.seed, len(cell.variant), round(cell.rate * 1e5)])
     truth = labels(cell.setting, cell.seed)
     answers = np.where(rng.random(EXAMPLES) < skill, truth, 1 - truth)
-    facts: dict[str, Any] = {"curve": [{"step": s, "loss": 1 / s} for s in (1, 2, 3)]}
+    teacher = {part: {"accuracy": TEACHER} for part in ("validation", "test")}
+    facts: dict[str, Any] = {
+        "teacher": teacher | {"train_seconds": 40.0}, "steps": 320,
+        "curve": [{"step": s, "loss": 1 / s} for s in (1, 2, 3)],
+        "scores": [
+            {"step": step, "seconds": PARAMS[cell.variant] / 10 * step / 320, "validation": skill - 0.02 * rest}
+            for step, rest in ((0, 20), (10, 5), (80, 2), (160, 0.1 * (cell.seed + 1)))
+        ],
+    }  # fmt: skip
     if cell.variant == "OPDF" and cell.seed == 0:
         cores = [[2.0, 1.0], [1.0, 1.0], [2.0, 1.0]]
         facts["spectra"] = {
@@ -45,9 +55,10 @@ def outcome(cell: Cell) -> Outcome:
     return Outcome(skill, answers.tolist(), PARAMS[cell.variant] / 10, PARAMS[cell.variant], 100, facts)
 
 
-def results() -> dict[str, Any]:
+@cache
+def concluded() -> dict[str, Any]:
     outcomes = {cell: outcome(cell) for cell in PLAN.cells()}
-    metrics = dict.fromkeys(PLAN.settings, lambda answers, truth: float((answers == truth).mean()))
+    metrics = dict.fromkeys(PLAN.settings, accuracy)
     return {
         "plan": {"settings": list(PLAN.settings), "variants": list(PLAN.variants), "rates": list(PLAN.rates),
                  "seeds": list(PLAN.seeds), "baseline": PLAN.baseline},
@@ -55,6 +66,14 @@ def results() -> dict[str, Any]:
         "versions": {"opdf": "test"},
         **conclude(PLAN, outcomes, labels, metrics),
     }  # fmt: skip
+
+
+def accuracy(answers: np.ndarray, truth: np.ndarray) -> float:
+    return float((answers == truth).mean())
+
+
+def results() -> dict[str, Any]:
+    return copy.deepcopy(concluded())
 
 
 @pytest.fixture(scope="module")
@@ -72,14 +91,16 @@ def test_the_gain_that_was_put_in_is_reported(report: Path) -> None:
     assert "<td>3.20</td>" in page  # OPDF's time over KD's
 
 
-def test_the_table_says_what_the_runs_do(tmp_path: Path, capsys: Any) -> None:
+def test_the_table_says_what_the_runs_do() -> None:
     found = results()
-    (tmp_path / "results.json").write_text(json.dumps(found))
-    assert main(["report", str(tmp_path)]) == 0
-    head, _, *lines = capsys.readouterr().out.split("\n\n")[0].splitlines()
+    head, _, *lines = summary(found).splitlines()
     rows = {row[0]: row[1:] for row in ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)}
     assert [cell.strip() for cell in head.split("|")[2:4]] == ["films", "goods"]
-    assert list(rows) == list(PLAN.variants)
+    assert list(rows) == [*PLAN.variants, "teacher", "chance"]
+    assert rows["teacher"][:2] == ["90.5", "90.5"]
+    for cell, setting in zip(rows["chance"], PLAN.settings, strict=False):
+        shares = [np.bincount(labels(setting, seed)).max() / EXAMPLES for seed in PLAN.seeds]
+        assert cell == f"{100 * np.mean(shares):.1f}"
     for row, variant in ((rows[v], v) for v in PLAN.variants):
         for cell, setting in zip(row, PLAN.settings, strict=False):
             right = [outcome_score(Cell(seed, setting, variant, 2e-4)) for seed in PLAN.seeds]
@@ -90,10 +111,8 @@ def test_the_table_says_what_the_runs_do(tmp_path: Path, capsys: Any) -> None:
     assert rows["OPDF"][4] == "3.20"
 
 
-def test_the_table_of_rates_has_the_validation_scores(tmp_path: Path, capsys: Any) -> None:
-    (tmp_path / "results.json").write_text(json.dumps(results()))
-    assert main(["report", str(tmp_path)]) == 0
-    lines = capsys.readouterr().out.split("\n\n")[2].splitlines()
+def test_the_table_of_rates_has_the_validation_scores() -> None:
+    lines = rates_table(results()).splitlines()
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
     assert cells[0] == ["setting", "variant", "0.0001", "0.0002", "0.0004"]
     assert ["goods", "OPDF", "80.0", "90.0", "80.0"] in cells
@@ -113,25 +132,24 @@ def test_the_page_needs_nothing_else(report: Path) -> None:
 
 
 def test_every_figure_is_a_file_too(report: Path) -> None:
-    names = {"gains", "scores", "rates", "scale", "curves", "spectra-1"}
+    names = {"gains", "scores", "way", "rates", "scale", "curves", "spectra-1"}
     for ending in ("svg", "png"):
         assert {p.stem for p in (report.parent / "figures").glob(f"*.{ending}")} == names
 
 
-def test_runs_that_diverged_early_have_no_curve(tmp_path: Path) -> None:
+def test_runs_that_diverged_early_have_no_curve() -> None:
     found = results()
     for run in found["runs"]:
         if (run["setting"], run["variant"]) == ("films", "KD"):
             run["facts"]["curve"] = []
         if run["variant"] == "SVD":
             run["facts"] = {}
-    write_report(found, tmp_path / "some", "some")
-    drawn = (tmp_path / "some" / "figures" / "curves.svg").read_text()
-    assert [name for name in PLAN.variants if f">{name}<" in drawn] == ["KD", "OPDF"]
+    curves = next(picture for picture in pictures(found) if picture.name == "curves")
+    assert [len(curves.panel(title).axes[0].lines) for title in curves.panels] == [1, 2]
+    assert [key.label for key in curves.keys] == ["KD", "OPDF"]
     for run in found["runs"]:
-        run["facts"]["curve"] = []
-    write_report(found, tmp_path / "none", "none")
-    assert not (tmp_path / "none" / "figures" / "curves.svg").exists()
+        run["facts"].pop("curve", None)
+    assert "curves" not in {picture.name for picture in pictures(found)}
 
 
 def test_only_chosen_runs_have_a_test_score() -> None:
@@ -140,15 +158,50 @@ def test_only_chosen_runs_have_a_test_score() -> None:
     assert {r["rate"] for r in found["runs"] if r["test"] is not None} == {2e-4}
 
 
-def test_bad_folders(tmp_path: Path, capsys: Any) -> None:
+def test_bad_folders(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="opdf sweep writes it"):
         read_results(tmp_path)
-    (tmp_path / "results.json").write_text("{}")
-    assert main(["report", str(tmp_path)]) == 2
-    assert "was not written by opdf sweep" in capsys.readouterr().err
-    (tmp_path / "results.json").write_text("{")
-    assert main(["report", str(tmp_path)]) == 2
-    assert "is not JSON" in capsys.readouterr().err
+    for content, message in (("{}", "was not written by opdf sweep"), ("{", "is not JSON")):
+        (tmp_path / "results.json").write_text(content)
+        with pytest.raises(ValueError, match=message):
+            read_results(tmp_path)
+
+
+def test_chance_is_the_best_constant_answer() -> None:
+    assert chance(accuracy, np.array([3, 3, 5, 7])) == 0.5
+    assert chance(lambda answers, truth: float(np.ptp(answers)), np.array([0.5, 1.5])) == 0.0
+
+
+def test_when_students_were_near_their_teacher() -> None:
+    """The teacher has 90.5; OPDF's have 90.0 in the end, and half-way 89.8, 89.6 and 89.4."""
+    films, _ = near_rows(Results(results()))
+    rows = {row["variant"]: row for row in films["rows"]}
+    assert films["setting"] == "films"
+    assert (rows["KD"]["there"], rows["KD"]["steps"]) == ("0 of 3", "")
+    assert rows["OPDF"] == {"variant": "OPDF", "there": "3 of 3", "steps": "160", "seconds": "16.0", "share": "40.0 %"}
+    last = next(r for r in results()["runs"] if (r["variant"], r["seed"], r["rate"]) == ("OPDF", 2, 2e-4))
+    assert last["facts"]["scores"][-1]["validation"] < TEACHER - 0.01 < last["validation"]  # of which 160 is the median
+    without = results()
+    for run in without["runs"]:
+        del run["facts"]["scores"]
+    assert near_rows(Results(without)) == []
+
+
+def test_axes_begin_where_they_do_not_mislead() -> None:
+    drawn = {picture.name: picture.panel(picture.panels[0]).axes[0] for picture in pictures(results())}
+    base = 100 * results()["chance"]["films"]
+    assert all(bar.get_x() == pytest.approx(base) for bar in drawn["scores"].patches)
+    assert drawn["scores"].get_xlim()[0] == pytest.approx(base)
+    assert drawn["curves"].get_ylim()[0] == drawn["spectra-1"].get_ylim()[0] == 0
+    low, high = drawn["gains"].get_xlim()
+    assert low < 0 < high
+    for name in ("way", "rates", "scale"):
+        low, high = drawn[name].get_ylim()
+        assert high - low >= 5
+        assert low < 100 * TEACHER < high
+    marked = [line.get_marker() for line in drawn["curves"].lines]
+    assert len(marked) == 3  # of three points, which a line alone would hardly show
+    assert "None" not in marked
 
 
 @pytest.fixture(scope="module")
@@ -178,21 +231,32 @@ def test_what_a_browser_draws(report: Path, browser: Any, width: int, height: in
     # The page does not scroll sideways; wide tables do so in their own box.
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     drawn = browser.execute_script(
+        "document.querySelectorAll('details').forEach(d => {d.open = true});"
         "return [...document.querySelectorAll('figure svg')].map(s => {const b = s.getBoundingClientRect();"
-        "return [b.width, b.height, s.querySelectorAll('path').length]})"
+        "return [b.width, b.height, b.left, s.querySelectorAll('path').length]})"
     )
-    assert len(drawn) == 6
-    for shown_width, shown_height, paths in drawn:
-        assert 0.8 * min(width, 900) < shown_width <= width
+    assert len(drawn) == 3 + 5 * 2 + 3  # gains are over all settings too; two settings; three cores
+    for shown_width, shown_height, _, paths in drawn:
+        assert 300 < shown_width <= width
         assert shown_height > 50
-        assert paths > 20
+        assert paths > 10
+    assert len({left for _, _, left, _ in drawn}) == (1 if width < 600 else 4)  # two or three side by side
     figure = browser.find_element("id", "figure-scores")
     browser.execute_script("arguments[0].scrollIntoView()", figure)
     pixels = np.asarray(Image.open(io.BytesIO(figure.screenshot_as_png)).convert("RGB")).reshape(-1, 3)
     for colour in ((0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)):  # the bars of SVD and OPDF
         assert (np.abs(pixels.astype(int) - colour).max(axis=1) < 8).sum() > 200
     rows = browser.find_elements("css selector", "#scores tr")
-    assert len(rows) == 1 + 2 * 3
+    assert len(rows) == 1 + 2 * (1 + 3)
+    # A table that is cut off says that it scrolls, and keeps its rows' names in sight.
+    cut_off = browser.execute_script(
+        "return [...document.querySelectorAll('.wide')].map(box => {box.scrollLeft = 1000;"
+        "const cell = box.querySelector('td').getBoundingClientRect(), hint = box.previousElementSibling;"
+        "return [box.scrollWidth > box.clientWidth, hint.offsetHeight > 0, cell.left >= 0]})"
+    )
+    assert all(hint or not scrolls for scrolls, hint, _ in cut_off)
+    assert all(named for _, _, named in cut_off)
+    assert any(scrolls for scrolls, _, _ in cut_off) == (width < 600)
 
 
 def test_cautions_name_edges_divergence_and_chance() -> None:

@@ -20,9 +20,12 @@ from opdf.study import Cell, Outcome, Study, sweep
 from opdf.study.runner import Runner
 from opdf.study.study import digest
 
+pytestmark = pytest.mark.usefixtures("quick_collections")
 
-def test_a_study_is_run_once_and_goes_on_when_its_file_changes(tmp_path: Path) -> None:
-    options = config(tmp_path, workers=2)
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_study_is_run_once_and_goes_on_when_its_file_changes(tmp_path: Path, workers: int) -> None:
+    options = config(tmp_path, workers=workers)
     study, out = Study(options), tmp_path / "out"
     blocked = out / "teachers" / teacher_of(study, seed=1)
     blocked.parent.mkdir(parents=True)

@@ -11,6 +11,7 @@ errors are let through, with a traceback instead of the one line.
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 from importlib import import_module
@@ -23,10 +24,11 @@ COMMANDS = {
     "cache-teacher": "run the teacher once and keep its outputs, for any number of students",
     "sweep": "compare variants at equal effort: learning rates, seeds, tasks, sizes",
     "report": "make a page of a study's results",
+    "compare": "put finished runs side by side: scores, sizes, latency, cost",
     "eval": "score a saved student on a dataset",
     "export": "write a saved student as ONNX or as a torch.export program, and check it",
     "completion": "print the completion of commands and options for bash or zsh",
-    "demo": "fine-tune a teacher on embedded data and distill it plain, with SVD and with OPDF",
+    "demo": "fine-tune a teacher on embedded data and make students of half its size",
 }
 
 USAGE = "usage: opdf [--version] COMMAND ...\n\nOver-parameterized knowledge distillation.\n\ncommands:\n" + "".join(
@@ -53,7 +55,25 @@ def main(argv: list[str] | None = None) -> int:
     Raises:
         Exception: a bug of ours; with OPDF_DEBUG=1 in the environment, any error.
     """
-    argv = sys.argv[1:] if argv is None else argv
+    try:
+        status = _status(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        if not _has_lost_its_reader(sys.stdout.fileno()):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+
+
+def _has_lost_its_reader(pipe: int) -> bool:
+    """Whether who reads a pipe, head say, has seen enough and is gone."""
+    waiting = select.poll()
+    waiting.register(pipe, select.POLLOUT)
+    return any(event & select.POLLERR for _, event in waiting.poll(0))
+
+
+def _status(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE + "\nopdf COMMAND --help shows the options of a command.")
         print("OPDF_DEBUG=1 in the environment shows where an error comes from.")
@@ -67,6 +87,8 @@ def main(argv: list[str] | None = None) -> int:
         return _refuse(f"unknown command {argv[0]!r}; choose from {', '.join(COMMANDS)}")
     try:
         import_module(f"opdf.cli.{argv[0].replace('-', '_')}").main(argv[1:])
+    except BrokenPipeError:
+        raise
     except KeyboardInterrupt:
         print("opdf: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT

@@ -11,6 +11,9 @@ Takes the file that opdf distill is then run with; its objective is sparse-logit
 the folder. Stopped and run again it goes on where it was. The teacher is kept beside its outputs."""
 
 
+OPTIONS = DistillConfig
+
+
 def main(argv: list[str]) -> None:
     config = parse(argv, DistillConfig, "opdf cache-teacher", DESCRIPTION)
     from opdf.job.stored import cache_teacher

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from importlib import import_module
 
 from opdf.cli import COMMANDS
-from opdf.job.config import DistillConfig
 from opdf.job.errors import UserError
 
 SHELLS = ("bash", "zsh")
@@ -50,10 +49,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def config_class(command: str) -> type:
-    """The options of a command: the dataclass of its file, or the one that `opdf distill` has."""
-    module = import_module(f"opdf.cli.{command.replace('-', '_')}")
-    own = [c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__]
-    return next((c for c in own if c.__name__.endswith("Config")), DistillConfig)
+    """The dataclass whose fields are the options of a command."""
+    found: type = import_module(f"opdf.cli.{command.replace('-', '_')}").OPTIONS
+    return found
 
 
 def options(cls: type) -> Iterator[str]:

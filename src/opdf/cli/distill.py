@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import dataclass, fields
 
 from opdf.cli.options import parse
 from opdf.job.config import DistillConfig
@@ -12,18 +13,48 @@ DESCRIPTION = """Distill a student from a teacher.
 
 opdf distill CONFIG.yaml reads the options below from a file; any of them can be given or overridden on the command
 line, e.g. --overparam.ones 3 --training.learning_rate 1e-4 --output runs/mine. recipes/ has files to start from.
+--dry-run shows what a run would do, and starts nothing.
 
 On several devices: torchrun --nproc-per-node 4 -m opdf.cli distill CONFIG.yaml, or
 accelerate launch --multi_gpu --num_processes 4 -m opdf.cli distill CONFIG.yaml, also without GPUs."""
 
 
+@dataclass
+class CommandConfig(DistillConfig):
+    __doc__ = f"""{(DistillConfig.__doc__ or "").rstrip()}
+        dry_run: print what a run would print first, and nothing else.
+    """
+
+    dry_run: bool = False
+
+
+OPTIONS = CommandConfig
+
+
 def main(argv: list[str]) -> None:
-    config = parse(argv, DistillConfig, "opdf distill", DESCRIPTION)
+    options = parse(argv, CommandConfig, "opdf distill", DESCRIPTION)
+    config = DistillConfig(**{item.name: getattr(options, item.name) for item in fields(DistillConfig)})
+    if options.dry_run:
+        show(config)
+    else:
+        distill(config, shlex.join(["opdf", "distill", *argv]))
+
+
+def show(config: DistillConfig) -> None:
+    """Print what a run would print first."""
+    from opdf.job import preview
+
+    overview = preview(config)
+    print(json.dumps(overview.lines, indent=2) if config.json else overview)
+
+
+def distill(config: DistillConfig, command: str) -> None:
+    """Run, and print what came out."""
     from opdf.job import Stopped, run
     from opdf.job.processes import is_main, leave
 
     try:
-        metrics = run(config, command=shlex.join(["opdf", "distill", *argv]))
+        metrics = run(config, command=command)
     except Stopped:
         leave()
         raise
@@ -33,7 +64,7 @@ def main(argv: list[str]) -> None:
     if config.json:
         print(json.dumps(metrics, indent=2))
         return
-    for who in ("teacher", "student"):
+    for who in ("teacher", "student before training", "student"):
         shown = ", ".join(f"{part} {metrics[who][part][metrics['metric']]:.4f}" for part in ("validation", "test"))
         print(f"{who}: {metrics['metric']} {shown}")
     print(

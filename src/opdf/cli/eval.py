@@ -61,6 +61,9 @@ def of_student(argv: list[str]) -> list[str]:
     return argv
 
 
+OPTIONS = EvalConfig
+
+
 def main(argv: list[str]) -> None:
     config = parse(with_run(of_student(argv)), EvalConfig, "opdf eval", DESCRIPTION, positional="model")
     at_least_one(config, "batch")

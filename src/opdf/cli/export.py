@@ -41,6 +41,9 @@ class ExportConfig:
     json: bool = False
 
 
+OPTIONS = ExportConfig
+
+
 def main(argv: list[str]) -> None:
     config = parse(with_run(argv), ExportConfig, "opdf export", DESCRIPTION, positional="model")
     from opdf.job.export import export

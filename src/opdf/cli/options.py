@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import textwrap
+import typing
 from typing import Any, TypeVar
 
 import docstring_parser
@@ -20,6 +22,8 @@ Config = TypeVar("Config")
 def parse(argv: list[str], cls: type[Config], prog: str, description: str, positional: str | None = None) -> Config:
     """Options of a command as a dataclass; a first bare argument is the YAML file, or the field `positional`.
 
+    If that field is a list, all bare arguments at the beginning belong to it.
+
     Raises:
         UserError: an option is unknown or has the wrong type.
         FileNotFoundError: the YAML file does not exist.
@@ -27,15 +31,22 @@ def parse(argv: list[str], cls: type[Config], prog: str, description: str, posit
     if {"-h", "--help"} & set(argv):
         _help(cls, prog, description, positional).print_help()
         raise SystemExit(0)
-    leading = argv[0] if argv and not argv[0].startswith("-") else None
-    if leading is None and positional is not None:
+    several = positional is not None and _is_list(cls, positional)
+    bare = list(itertools.takewhile(lambda word: not word.startswith("-"), argv))[: None if several else 1]
+    if not bare and positional is not None:
         raise UserError(f"{prog} needs {positional.upper()} as its first argument; see {prog} --help")
     given: dict[str, Any] = {}
-    if leading is not None:
-        given = read_yaml(leading) if positional is None else {positional: leading}
-    _override(given, argv[1:] if leading is not None else argv)
-    found: Config = fill(cls, given, prog if leading is None or positional is not None else leading)
+    if positional is not None:
+        given = {positional: bare if several else bare[0]}
+    elif bare:
+        given = read_yaml(bare[0])
+    _override(given, argv[len(bare) :])
+    found: Config = fill(cls, given, bare[0] if bare and positional is None else prog)
     return found
+
+
+def _is_list(cls: type, field: str) -> bool:
+    return typing.get_origin(hints_of(cls)[field]) in (list,)
 
 
 def _override(given: dict[str, Any], argv: list[str]) -> None:
@@ -48,7 +59,7 @@ def _override(given: dict[str, Any], argv: list[str]) -> None:
         name, equals, text = word[2:].partition("=")
         if not equals:
             text = words.pop(0) if words and not words[0].startswith("--") else "true"
-        *parents, last = name.split(".")
+        *parents, last = name.replace("-", "_").split(".")
         place = given
         for parent in parents:
             if not isinstance(place.get(parent), dict):
@@ -82,7 +93,7 @@ def _help(cls: type, prog: str, description: str, positional: str | None) -> arg
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     for title, options in _sections(cls, "", positional):
-        group = parser.add_argument_group(title)
+        group = parser.add_argument_group(textwrap.fill(title, 79))
         for name, text in options:
             group.add_argument(f"--{name}", metavar="", help=text.replace("%", "%%"))
     return parser

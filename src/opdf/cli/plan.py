@@ -7,13 +7,17 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
+from opdf.cli.distill import show
 from opdf.cli.options import at_least_one, parse
+from opdf.job.config import DistillConfig
 from opdf.overparam import OverParamConfig
 
 DESCRIPTION = """Show every matrix that would be over-parameterized: shape, bond dimensions, parameters, scale,
 and the extra time and memory of training. Only the model's configuration is read; no weights are loaded.
 
-opdf plan MODEL, a hub name, a local folder or "minilm", the embedded all-MiniLM-L6-v2."""
+opdf plan MODEL, a hub name, a local folder or "minilm", the embedded all-MiniLM-L6-v2.
+
+opdf plan CONFIG.yaml shows what opdf distill CONFIG.yaml would do, as its --dry-run does."""
 
 
 @dataclass
@@ -39,7 +43,13 @@ class PlanConfig:
     json: bool = False
 
 
+OPTIONS = PlanConfig
+
+
 def main(argv: list[str]) -> None:
+    if argv and argv[0].endswith((".yaml", ".yml")):
+        show(parse(argv, DistillConfig, "opdf plan", DESCRIPTION))
+        return
     config = parse(argv, PlanConfig, "opdf plan", DESCRIPTION, positional="model")
     at_least_one(config, "layers", "batch", "tokens", "accumulation")
     from opdf.job.cost import plan_model

@@ -28,6 +28,9 @@ class ReportConfig:
     title: str | None = None
 
 
+OPTIONS = ReportConfig
+
+
 def main(argv: list[str]) -> None:
     options = parse(argv, ReportConfig, "opdf report", DESCRIPTION, positional="folder")
     from opdf.study.report import rates_table, read_results, summary, write_report

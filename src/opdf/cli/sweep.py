@@ -14,6 +14,9 @@ the work between machines, start the same command on each, with an output folder
 opdf report FOLDER then makes a page of the results. studies/ has files to start from."""
 
 
+OPTIONS = StudyConfig
+
+
 def main(argv: list[str]) -> None:
     config = parse(argv, StudyConfig, "opdf sweep", DESCRIPTION)
     from opdf.study.workers import sweep

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from opdf.data.load import load_data, located
     from opdf.data.packages import minilm
     from opdf.data.prepared import Prepared
+    from opdf.data.pretrained import loading
     from opdf.data.summary import DataSummary, describe
     from opdf.data.task import Task
 
@@ -25,6 +26,7 @@ __all__ = [
     "encode",
     "encode_rows",
     "load_data",
+    "loading",
     "located",
     "longest_text",
     "minilm",

@@ -1,23 +1,28 @@
-"""Which columns a task reads, what is wrong with them, and labels as class numbers."""
+"""Which columns a task reads, and what is wrong with them."""
 
 from __future__ import annotations
 
 import difflib
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import ClassLabel, Dataset, DatasetDict, Image
+from datasets import ClassLabel, Dataset, Image
 
 from opdf.data.read import rows_of
 from opdf.data.task import KINDS, Task
 
+AUTO = "auto"
 TEXT = "string"
+NUMBERS = ("int", "uint", "float")
+LABELS, TAGS = ("label", "labels"), ("tags", "ner_tags", "labels", "label")
+MANY = 20
+"""So many whole numbers may be classes; more are scores."""
+
+WORDS, MESSAGES = ("tokens", "words"), ("messages", "conversations")
 
 
 @dataclass(frozen=True)
@@ -26,13 +31,14 @@ class Asked:
 
     Attributes:
         name: of the data, for messages.
+        label: a column, several columns of 0 and 1, "auto", or None for data without labels.
         where: what stands before an option's name in messages: "data." on the command line.
     """
 
     name: str
     task: str | None = None
     inputs: tuple[str, ...] | None = None
-    label: str | None = None
+    label: str | tuple[str, ...] | None = AUTO
     labels: tuple[str, ...] | None = None
     drop_empty: bool = False
     where: str = ""
@@ -50,58 +56,141 @@ def infer(data: Dataset, asked: Asked) -> Task:
     if asked.task is not None and asked.task not in KINDS:
         raise ValueError(f"{asked.option('task')} is {asked.task!r}; expected one of {', '.join(KINDS)}")
     columns = data.column_names
-    for column in [*(asked.inputs or ()), *([asked.label] if asked.label else [])]:
+    for column in (*(asked.inputs or ()), *(() if asked.label == AUTO else _each(asked.label))):
         if column not in columns:
             close = difflib.get_close_matches(column, columns, n=1)
             meant = f"; did you mean {close[0]!r}?" if close else ";"
             raise ValueError(f"there is no column {column!r}{meant} the columns are {', '.join(columns)}")
-    label = asked.label or _label_column(columns, asked)
-    images = [c for c in columns if isinstance(data.features[c], Image)]
-    inputs = asked.inputs
-    if inputs is None:
-        texts = [c for c in columns if c != label and dtype(data.features[c]) == TEXT]
-        inputs = tuple(images[:1] or texts[:2])
-    if not 1 <= len(inputs) <= 2:
+    label = _label(data, asked)
+    kind = asked.task or _kind(data, label, asked)
+    inputs = asked.inputs or _inputs(data, kind, label)
+    most = 1 if kind in ("image-classification", "token-classification") else 2
+    if not 1 <= len(inputs) <= most:
         raise ValueError(
-            f"{asked.option('inputs')} is {list(inputs)}; name one or two text columns, or an image column, of "
+            f"{asked.option('inputs')} is {list(inputs)}; name {INPUTS[kind]} of {asked.name}, which has "
             f"{', '.join(columns)}"
         )
-    if label in inputs:
+    both = [column for column in _each(label) if column in inputs]
+    if both:
         raise ValueError(
-            f"{label!r} is both an input and the label; name other columns in {asked.option('inputs')} or "
+            f"{both[0]!r} is both an input and the label; name other columns in {asked.option('inputs')} or "
             f"{asked.option('label')}"
         )
-    return Task(asked.task or _kind(data, label, bool(images)), inputs, label, (), notes=_notes(data, label, asked))
+    if isinstance(label, tuple):
+        return Task(kind, inputs, _free_name(columns))
+    task = Task(kind, inputs, label)
+    return replace(task, notes=_notes(data, task, asked))
 
 
-def _label_column(columns: Sequence[str], asked: Asked) -> str:
-    found = next((c for c in ("label", "labels") if c in columns), None)
+def _each(label: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return (label,) if isinstance(label, str) else label or ()
+
+
+def _label(data: Dataset, asked: Asked) -> str | tuple[str, ...] | None:
+    """The label column, or the columns that labels are made of."""
+    if asked.task == "causal-lm":
+        if asked.label not in (AUTO, None):
+            raise ValueError(
+                f"{asked.option('label')} is {asked.label!r}; a causal-lm learns its own text: leave it out"
+            )
+        return None
+    if asked.label != AUTO:
+        if asked.label is None and asked.task == "similarity":
+            raise ValueError(
+                f"{asked.option('label')} is null; a similarity is scored by its labels: name their column"
+            )
+        if isinstance(asked.label, tuple) and asked.task not in (None, "multi-label"):
+            raise ValueError(f"{asked.option('label')} names several columns; only the task multi-label has them")
+        return asked.label
+    tags = asked.task == "token-classification" or (asked.task is None and _words(data) is not None)
+    found = next((column for column in (TAGS if tags else LABELS) if column in data.column_names), None)
+    if found is None and len(data.column_names) == 1:
+        raise ValueError(
+            f"{asked.name} has the one column {data.column_names[0]!r} and so no labels; set {asked.option('task')} to "
+            f"causal-lm to learn the texts, or {asked.option('label')} to null to learn what the teacher says of them"
+        )
     if found is None:
         raise ValueError(
-            f"no column of {asked.name} is called 'label'; set {asked.option('label')} to one of {', '.join(columns)}"
+            f"no column of {asked.name} is called 'label'; set {asked.option('label')} to one of "
+            f"{', '.join(data.column_names)}, or to null if there are no labels"
         )
     return found
 
 
-def _kind(data: Dataset, label: str, images: bool) -> str:
-    if images:
+def _kind(data: Dataset, label: str | tuple[str, ...] | None, asked: Asked) -> str:
+    if any(isinstance(feature, Image) for feature in data.features.values()):
         return "image-classification"
+    if label is None:
+        raise ValueError(
+            f"{asked.option('label')} is null, so {asked.option('task')} cannot be told from it; set it to "
+            "classification or regression, as the teacher's head is"
+        )
+    if isinstance(label, tuple):
+        return "multi-label"
+    if _items(data.features[label]) is not None:
+        return "token-classification" if _words(data) else "multi-label"
     return "regression" if dtype(data.features[label]).startswith("float") else "classification"
 
 
-def _notes(data: Dataset, label: str, asked: Asked) -> tuple[str, ...]:
-    feature = data.features[label]
-    if asked.task or isinstance(feature, ClassLabel) or not dtype(feature).startswith(("int", "uint")):
-        return ()
-    if len(pc.unique(values(data, label))) < 3:
-        return ()
-    return (
-        f"the integers in {label!r} are taken as classes; if they are scores, set {asked.option('task')} to regression",
-    )
+INPUTS = {
+    "image-classification": "an image column",
+    "token-classification": "a column of words",
+    "causal-lm": "one text column, two of prompts and answers, or one of messages",
+    **dict.fromkeys(("classification", "multi-label", "regression", "similarity"), "one or two text columns"),
+}
+
+
+def _inputs(data: Dataset, kind: str, label: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The columns that look like what a task reads; none where none does."""
+    texts = [c for c, feature in data.features.items() if c not in _each(label) and dtype(feature) == TEXT]
+    if kind == "image-classification":
+        return tuple(column for column, feature in data.features.items() if isinstance(feature, Image))[:1]
+    if kind == "token-classification":
+        return tuple(column for column in [_words(data)] if column)
+    if kind == "causal-lm":
+        named = [c for c in (*MESSAGES, "text") if c in data.column_names]
+        return tuple([*named, *texts][:1])
+    return tuple(texts[:2])
+
+
+def _words(data: Dataset) -> str | None:
+    """The column of lists of words, if there is one."""
+    return next((column for column in WORDS if dtype(_items(data.features.get(column))) == TEXT), None)
+
+
+def _free_name(columns: Sequence[str]) -> str:
+    """What the column is called that several columns of labels become."""
+    name = "labels"
+    while name in columns:
+        name += "_"
+    return name
+
+
+def _notes(data: Dataset, task: Task, asked: Asked) -> tuple[str, ...]:
+    """What was inferred that could have been meant in another way."""
+    notes = []
+    texts = [column for column, feature in data.features.items() if column != task.label and dtype(feature) == TEXT]
+    if asked.inputs is None and task.inputs[0] in texts and len(texts) > 1:
+        notes.append(
+            f"of the text columns {', '.join(texts)} the model reads {' and '.join(task.inputs)}; set "
+            f"{asked.option('inputs')} to choose"
+        )
+    if asked.task is None and task.label is not None and dtype(data.features[task.label]).startswith(NUMBERS):
+        found = [value for value in pc.unique(values(data, task.label)).to_pylist() if value is not None]
+        named = isinstance(data.features[task.label], ClassLabel)
+        if task.kind == "classification" and not named and len(found) > 2:
+            notes.append(_taken(task.label, "integers", "classes", "scores", "regression", asked))
+        if task.kind == "regression" and len(found) <= MANY and all(value.is_integer() for value in found):
+            notes.append(_taken(task.label, "numbers", "scores", "classes", "classification", asked))
+    return tuple(notes)
+
+
+def _taken(label: str, what: str, taken: str, meant: str, task: str, asked: Asked) -> str:
+    return f"the {what} in {label!r} are taken as {taken}; if they are {meant}, set {asked.option('task')} to {task}"
 
 
 def check_columns(part: str, rows: Dataset, task: Task, asked: Asked, file: Path | None) -> None:
-    """Refuse columns of the wrong type, and rows without a text or a label.
+    """Refuse columns of the wrong type, and rows without an input or a label.
 
     Args:
         part: the split, for messages; "" where the data has one alone.
@@ -111,41 +200,114 @@ def check_columns(part: str, rows: Dataset, task: Task, asked: Asked, file: Path
     """
     name = str(file or asked.name)
     for column in task.inputs:
-        feature = rows.features[column]
-        if isinstance(feature, Image) != task.is_image or not (task.is_image or dtype(feature) == TEXT):
-            wanted = "images" if task.is_image else "texts"
-            raise ValueError(f"column {column!r} of {name} holds {dtype(feature)}; task {task.kind} needs {wanted}")
-    kind = dtype(rows.features[task.label])
-    numbers = kind.startswith(("int", "uint", "float"))
-    if not task.has_classes and not numbers:
-        raise ValueError(_no_numbers(rows, task, kind, name, file))
-    for column in task.columns:
-        gaps = missing(rows, column)
+        if not _is_input(rows.features[column], task.kind):
+            raise ValueError(
+                f"column {column!r} of {name} holds {_described(rows.features[column])}; task {task.kind} needs "
+                f"{INPUTS[task.kind]}"
+            )
+    if task.label is not None:
+        CHECKS[task.kind](rows, task, asked, name, file)
+    for column in sources(task, asked):
+        gaps = missing(rows, column) if not _may_be_missing(rows, column, task) else []
         if gaps and not asked.drop_empty:
             split = f" of the {part} split" if part else ""
             raise ValueError(
                 f"column {column!r} of {name} is empty in {len(gaps)} of {len(rows)} rows{split}: "
                 f"{rows_of(file, gaps)}; fill or remove them, or set {asked.option('drop_empty')} to true"
             )
-    if task.has_classes and kind.startswith("float"):
+
+
+def sources(task: Task, asked: Asked) -> tuple[str, ...]:
+    """The columns that a task is read from: several may become one label."""
+    return (*task.inputs, *asked.label) if isinstance(asked.label, tuple) else task.columns
+
+
+def _may_be_missing(rows: Dataset, column: str, task: Task) -> bool:
+    """Whether nothing means no label: an empty cell of labels that are separated by bars."""
+    return task.kind == "multi-label" and column == task.label and dtype(rows.features[column]) == TEXT
+
+
+def _is_input(feature: Any, kind: str) -> bool:
+    if kind == "image-classification":
+        return isinstance(feature, Image)
+    if kind == "token-classification":
+        return dtype(_items(feature)) == TEXT
+    if kind == "causal-lm" and _items(feature) is not None:
+        message = _items(feature)
+        return isinstance(message, dict) and {"role", "content"} <= message.keys()
+    return dtype(feature) == TEXT
+
+
+def _check_class(rows: Dataset, task: Task, asked: Asked, name: str, file: Path | None) -> None:
+    assert task.label is not None
+    kind = dtype(rows.features[task.label])
+    if kind.startswith("float"):
+        found = pc.unique(values(rows, task.label).drop_null()).to_pylist()
+        broken = [value for value in found if value == value and not value.is_integer()]  # a NaN is missing
+        if not broken:
+            return
         raise ValueError(
-            f"labels in {task.label!r} are {kind} numbers; set {asked.option('task')} to 'regression', or "
-            f"{asked.option('label')} to a column of classes"
+            f"labels in {task.label!r} are {kind} numbers such as {broken[0]}; set {asked.option('task')} to "
+            f"'regression', or {asked.option('label')} to a column of classes"
         )
-    if task.has_classes and not (numbers or kind in ("bool", TEXT)):
-        raise ValueError(f"labels in {task.label!r} are {kind}; classes are texts or integers, one a row")
+    if not _is_class(rows.features[task.label]):
+        raise ValueError(
+            f"labels in {task.label!r} are {_described(rows.features[task.label])}; classes are texts or integers, "
+            "one a row"
+        )
 
 
-def _no_numbers(rows: Dataset, task: Task, kind: str, name: str, file: Path | None) -> str:
-    """What to say of labels that should be numbers: which are not, if most are."""
-    found = f"labels in {task.label!r} of {name} are {kind}; a {task.kind} needs numbers"
-    if kind != TEXT:
-        return found
-    words = [k for k, text in enumerate(values(rows, task.label).to_pylist()) if text is not None and not _number(text)]
-    if len(words) > len(rows) / 2:
-        return found
-    example = values(rows, task.label)[words[0]].as_py()
-    return f"{found}, and {len(words)} of {len(rows)} rows hold none ({example!r}): {rows_of(file, words)}"
+def _check_labels(rows: Dataset, task: Task, asked: Asked, name: str, file: Path | None) -> None:
+    if not isinstance(asked.label, tuple):
+        feature = rows.features[task.label]
+        if dtype(feature) != TEXT and not _is_class(_items(feature)):
+            raise ValueError(
+                f"labels in {task.label!r} are {_described(feature)}; give lists, texts separated by |, or several "
+                f"columns of 0 and 1 in {asked.option('label')}"
+            )
+        return
+    for column in asked.label:
+        found = [value for value in pc.unique(values(rows, column)).to_pylist() if value is not None]
+        if not all(value in (0, 1) for value in found):
+            raise ValueError(f"column {column!r} of {name} holds {found[:5]}; a label among several is 0 or 1")
+
+
+def _check_numbers(rows: Dataset, task: Task, asked: Asked, name: str, file: Path | None) -> None:
+    """Name the rows that hold no number, if most do."""
+    assert task.label is not None
+    kind = dtype(rows.features[task.label])
+    if kind.startswith(NUMBERS):
+        return
+    problem = f"labels in {task.label!r} of {name} are {kind}; a {task.kind} needs numbers"
+    texts = values(rows, task.label).to_pylist() if kind == TEXT else []
+    words = [k for k, text in enumerate(texts) if text is not None and not _number(text)]
+    if words and len(words) < len(rows) / 2:
+        problem += f", and {len(words)} of {len(rows)} rows hold none ({texts[words[0]]!r}): {rows_of(file, words)}"
+    raise ValueError(problem)
+
+
+def _check_tags(rows: Dataset, task: Task, asked: Asked, name: str, file: Path | None) -> None:
+    assert task.label is not None
+    feature = rows.features[task.label]
+    if not _is_class(_items(feature)):
+        raise ValueError(f"labels in {task.label!r} are {_described(feature)}; give a list of tags, one for every word")
+    words, tags = (pc.list_value_length(values(rows, column)) for column in (task.inputs[0], task.label))
+    uneven = pc.indices_nonzero(pc.fill_null(pc.not_equal(words, tags), False)).to_pylist()
+    if uneven:
+        raise ValueError(
+            f"{len(uneven)} of {len(rows)} rows of {name} have not as many tags in {task.label!r} as words in "
+            f"{task.inputs[0]!r}: {rows_of(file, uneven)}"
+        )
+
+
+CHECKS: dict[str, Callable[[Dataset, Task, Asked, str, Path | None], None]] = {
+    "classification": _check_class,
+    "image-classification": _check_class,
+    "multi-label": _check_labels,
+    "token-classification": _check_tags,
+    "regression": _check_numbers,
+    "similarity": _check_numbers,
+}
 
 
 def _number(text: str) -> bool:
@@ -157,18 +319,30 @@ def _number(text: str) -> bool:
 
 
 def missing(rows: Dataset, column: str) -> list[int]:
-    """Rows in which a column has no value."""
-    return pc.indices_nonzero(pc.is_null(values(rows, column), nan_is_null=True)).to_pylist()
+    """Rows in which a column has no value, or a list of values with a gap."""
+    found = values(rows, column)
+    gaps = set(pc.indices_nonzero(pc.is_null(found, nan_is_null=True)).to_pylist())
+    if pa.types.is_list(found.type) or pa.types.is_large_list(found.type):
+        inner = pc.is_null(pc.list_flatten(found), nan_is_null=True)
+        gaps |= set(pc.list_parent_indices(found).filter(inner).to_pylist())
+    return sorted(gaps)
 
 
-def without_gaps(rows: Dataset, task: Task) -> Dataset:
-    """The rows in which all that the task reads has a value, and texts have more than spaces."""
-    gaps = set()
-    for column in task.columns:
+def without_gaps(rows: Dataset, task: Task, asked: Asked) -> Dataset:
+    """The rows in which all that the task reads has a value, texts more than spaces, and lists something in them."""
+    gaps: set[int] = set()
+    for column in sources(task, asked):
+        if _may_be_missing(rows, column, task):
+            continue
         gaps |= set(missing(rows, column))
+        found = values(rows, column)
         if dtype(rows.features[column]) == TEXT:
-            blank = pc.equal(pc.utf8_trim_whitespace(values(rows, column)), "")
-            gaps |= set(pc.indices_nonzero(pc.fill_null(blank, True)).to_pylist())
+            blank = pc.equal(pc.utf8_trim_whitespace(found), "")
+        elif column in task.inputs and _items(rows.features[column]) is not None:
+            blank = pc.equal(pc.list_value_length(found), 0)
+        else:
+            continue
+        gaps |= set(pc.indices_nonzero(pc.fill_null(blank, False)).to_pylist())
     return rows.select([k for k in range(len(rows)) if k not in gaps]) if gaps else rows
 
 
@@ -182,56 +356,15 @@ def dtype(feature: Any) -> str:
     return (getattr(feature, "dtype", None) or type(feature).__name__.lower()).removeprefix("large_")
 
 
-def with_classes(data: DatasetDict, task: Task, asked: Asked) -> tuple[DatasetDict, Task]:
-    """Labels as class numbers, the same in all splits, also where a class is missing in one.
-
-    Classes are in rising order, or in the order of `asked.labels`.
-
-    Raises:
-        ValueError: `asked.labels` does not fit the values.
-    """
-    if not task.has_classes:
-        if asked.labels:
-            raise ValueError(f"{asked.option('labels')} names classes and the task is {task.kind}; leave it out")
-        return data, task
-    feature = data["train"].features[task.label]
-    if isinstance(feature, ClassLabel) and not asked.labels:
-        return data, replace(task, labels=tuple(feature.names))
-    found = {part: _classes(rows, task.label) for part, rows in data.items()}
-    numbers, names = _numbered(Counter(value for some in found.values() for value in some), task, asked)
-    for part, some in found.items():
-        codes = np.array([numbers[value] for value in some])
-        rows = data[part].remove_columns(task.label)
-        data[part] = rows.add_column(task.label, codes, feature=ClassLabel(names=list(names)))
-    return data, replace(task, labels=names)
+def _items(feature: Any) -> Any:
+    """What a list holds; None of what is no list."""
+    return feature[0] if isinstance(feature, list) else getattr(feature, "feature", None)
 
 
-def _classes(rows: Dataset, column: str) -> list[Any]:
-    """Integers or texts, which are the names where numbers have some."""
-    feature, found = rows.features[column], values(rows, column).to_pylist()
-    if isinstance(feature, ClassLabel):
-        return [feature.int2str(value) for value in found]
-    return [str(value) for value in found] if dtype(feature) == "bool" else found
+def _is_class(feature: Any) -> bool:
+    return dtype(feature).startswith(("int", "uint")) or dtype(feature) in ("bool", TEXT)
 
 
-def _numbered(counts: Counter[Any], task: Task, asked: Asked) -> tuple[dict[Any, int], tuple[str, ...]]:
-    """The class number of every value, and the names of the classes."""
-    order = sorted(counts, key=None if len({type(value) for value in counts}) == 1 else str)
-    labels = asked.labels
-    if labels is None:
-        names = tuple(dict.fromkeys(map(str, order)))
-        return {value: names.index(str(value)) for value in order}, names
-    if len(set(labels)) < len(labels):
-        raise ValueError(f"{asked.option('labels')} is {list(labels)}; name every class once")
-    if all(str(value) in labels for value in order):
-        return {value: labels.index(str(value)) for value in order}, labels
-    if all(isinstance(value, int) for value in order):
-        if len(order) == len(labels):
-            return {value: number for number, value in enumerate(order)}, labels
-        if order[0] >= 0 and order[-1] < len(labels):
-            return {value: value for value in order}, labels
-    others = [f"{value} ({counts[value]} rows)" for value in order if str(value) not in labels]
-    raise ValueError(
-        f"{asked.option('labels')} is {', '.join(labels)}, and {task.label!r} of {asked.name} also holds "
-        f"{', '.join(others[:5])}{' and others' if len(others) > 5 else ''}; name all classes, or remove those rows"
-    )
+def _described(feature: Any) -> str:
+    inner = _items(feature)
+    return dtype(feature) if inner is None else f"lists of {_described(inner)}"

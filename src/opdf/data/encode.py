@@ -5,50 +5,118 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import pyarrow.compute as pc
 import torch
-from datasets import Dataset, DatasetDict, Image
-from transformers import DataCollatorWithPadding, default_data_collator
+from datasets import Array3D, Dataset, DatasetDict, Image
+from transformers import DataCollatorForTokenClassification, DataCollatorWithPadding, default_data_collator
 
+from opdf.data.language import encode_language, is_conversation, packed, padding
+from opdf.data.metrics import IGNORED
 from opdf.data.task import Task
 
 Collator = Callable[[list[Any]], dict[str, Any]]
 
 
 def encode(
-    data: DatasetDict, task: Task, processor: Any, *, max_length: int = 128, where: str = ""
+    data: DatasetDict,
+    task: Task,
+    processor: Any,
+    *,
+    max_length: int = 128,
+    pack: bool = True,
+    answers_only: bool = False,
+    where: str = "",
 ) -> tuple[DatasetDict, Collator]:
     """A dataset as the Trainer takes it, and the collator that makes batches of it.
 
     Args:
         data, task: from `load_data`.
         processor: a tokenizer, or an image processor for image tasks.
-        max_length: of a text (or pair), in tokens.
+        max_length: of a text (or pair), or of a block of packed texts, in tokens.
+        pack: of a language model's texts, put as many as fit into one example.
+        answers_only: learn a conversation's or pair's answers alone, and not what they answer.
         where: what stands before the names of options in messages.
 
     Raises:
-        ValueError: `max_length` leaves no token of the text, or a row cannot be read; the message names it.
+        ValueError: `max_length` leaves no token of the text, a row cannot be read (the message names it), or the
+            tokenizer cannot do what the task needs.
     """
-    if not task.is_image:
-        special = processor.num_special_tokens_to_add(pair=len(task.inputs) > 1)
-        if max_length < special + len(task.inputs):
-            raise ValueError(
-                f"{where}max_length is {max_length}; {special} tokens go to the tokenizer's own marks, "
-                f"so it must be at least {special + len(task.inputs)}"
-            )
+    _check_options(data, task, processor, max_length, answers_only, where)
+    cut = None if task.kind == "causal-lm" and pack else max_length
+
+    def rows_encoded(rows: Mapping[str, Any]) -> dict[str, Any]:
+        return encode_rows(rows, task, processor, max_length=cut, answers_only=answers_only)
+
+    # Were a column called "labels", datasets would keep its type.
+    names = {column: f"raw {column}" for column in task.columns}
     try:
-        encoded = data.map(
-            lambda rows: encode_rows(rows, task, processor, max_length=max_length),
-            batched=True, batch_size=256, remove_columns=data["train"].column_names, desc="encoding",
+        encoded = data.select_columns(list(names)).rename_columns(names).map(
+            lambda rows: rows_encoded({column: rows[name] for column, name in names.items()}),
+            batched=True, batch_size=256, remove_columns=list(names.values()), desc="encoding",
         )  # fmt: skip
     except Exception as error:
-        problem = _unreadable_row(data, task, processor)
+        problem = _unreadable_row(data, task, rows_encoded)
         if problem is None:
             raise
         raise ValueError(problem) from error
     if task.is_image:
-        return encoded.with_format("torch"), default_data_collator
+        return _as_arrays(encoded).with_format("torch"), default_data_collator
+    if task.kind == "causal-lm":
+        if pack:
+            encoded = encoded.map(packed, fn_kwargs={"size": max_length}, batched=True, desc="packing")
+        _check_answers(encoded, max_length, where)
+        return encoded, DataCollatorForTokenClassification(padding(processor))
+    if task.kind == "token-classification":
+        return encoded, DataCollatorForTokenClassification(processor)
     return encoded, DataCollatorWithPadding(processor)
+
+
+def _as_arrays(encoded: DatasetDict) -> DatasetDict:
+    """The pixels as arrays of one shape. Of nested lists, a batch takes seven times as long to read."""
+    shape = np.shape(encoded["train"][0]["pixel_values"])
+    return encoded.cast_column("pixel_values", Array3D(shape, "float32"))
+
+
+def _check_options(
+    data: DatasetDict, task: Task, processor: Any, max_length: int, answers_only: bool, where: str
+) -> None:
+    if answers_only and task.kind != "causal-lm":
+        raise ValueError(f"{where}answers_only is true and the task is {task.kind}; it is for causal-lm: leave it out")
+    if task.is_image:
+        return
+    special = processor.num_special_tokens_to_add(pair=len(task.inputs) > 1)
+    if max_length < special + len(task.inputs):
+        raise ValueError(
+            f"{where}max_length is {max_length}; {special} tokens go to the tokenizer's own marks, "
+            f"so it must be at least {special + len(task.inputs)}"
+        )
+    if (task.kind == "token-classification" or answers_only) and not processor.is_fast:
+        raise ValueError(
+            f"{type(processor).__name__} does not say which token is of which word; give a model with a fast tokenizer"
+        )
+    if task.kind == "causal-lm":
+        chat = is_conversation(data["train"][0][task.inputs[0]])
+        if chat and processor.chat_template is None:
+            raise ValueError(
+                f"{task.inputs[0]!r} holds conversations and the tokenizer has no chat template; give a model that has "
+                f"one, or set {where}inputs to a text column"
+            )
+        if answers_only and not chat and len(task.inputs) < 2:
+            raise ValueError(
+                f"{where}answers_only is true and texts have no answers; set {where}inputs to a column of prompts and "
+                "one of answers, or to one of messages"
+            )
+
+
+def _check_answers(encoded: DatasetDict, max_length: int, where: str) -> None:
+    """Refuse a split in which no token is left to learn or to score."""
+    for part, rows in encoded.items():
+        labels = pc.list_flatten(rows.select_columns("labels").with_format("arrow")[:]["labels"])
+        if not pc.any(pc.not_equal(labels, IGNORED)).as_py():
+            raise ValueError(
+                f"no token of an answer is left in the {part} split; raise {where}max_length, which is {max_length}"
+            )
 
 
 def longest_text(rows: Dataset) -> int:
@@ -57,29 +125,51 @@ def longest_text(rows: Dataset) -> int:
     return int(pc.max(pc.list_value_length(tokens)).as_py())
 
 
-def encode_rows(rows: Mapping[str, Any], task: Task, processor: Any, *, max_length: int = 128) -> dict[str, Any]:
-    """Columns of raw rows to columns of model inputs and "labels".
+def encode_rows(
+    rows: Mapping[str, Any], task: Task, processor: Any, *, max_length: int | None = 128, answers_only: bool = False
+) -> dict[str, Any]:
+    """Columns of raw rows to columns of model inputs and, where there are labels, "labels".
 
-    A pair of a similarity task becomes two rows, one after the other, without a label.
+    A pair of a similarity task becomes two rows, one after the other, without a label. None cuts nothing off.
     """
+    if task.kind == "causal-lm":
+        return encode_language([rows[c] for c in task.inputs], processor, max_length, answers_only=answers_only)
+    if task.kind == "token-classification":
+        return _encode_tags(rows, task, processor, max_length)
+    cut = {"truncation": max_length is not None, "max_length": max_length, "verbose": max_length is not None}
     if task.kind == "similarity":
         texts = [text for pair in zip(*(rows[c] for c in task.inputs), strict=True) for text in pair]
-        return dict(processor(texts, truncation=True, max_length=max_length))
+        return dict(processor(texts, **cut))
     if task.is_image:
         images = [image.convert("RGB") for image in rows[task.inputs[0]]]
         encoded = {"pixel_values": processor(images, return_tensors="np")["pixel_values"]}
     else:
-        encoded = dict(processor(*(rows[c] for c in task.inputs), truncation=True, max_length=max_length))
-    target = torch.float if task.kind == "regression" else torch.long
+        encoded = dict(processor(*(rows[c] for c in task.inputs), **cut))
+    if task.label is None:
+        return encoded
+    target = torch.long if task.has_classes else torch.float
     return encoded | {"labels": torch.tensor(rows[task.label], dtype=target).tolist()}
 
 
-def _unreadable_row(data: DatasetDict, task: Task, processor: Any) -> str | None:
+def _encode_tags(rows: Mapping[str, Any], task: Task, processor: Any, max_length: int | None) -> dict[str, Any]:
+    """Words as tokens; the first token of a word has its tag, and others are not scored."""
+    assert task.label is not None
+    cut = {"truncation": max_length is not None, "max_length": max_length}
+    encoded = processor(rows[task.inputs[0]], is_split_into_words=True, **cut)
+    labels = []
+    for k, tags in enumerate(rows[task.label]):
+        words = encoded.word_ids(k)
+        before = [None, *words[:-1]]
+        labels.append([IGNORED if w is None or w == b else tags[w] for w, b in zip(words, before, strict=True)])
+    return dict(encoded) | {"labels": labels}
+
+
+def _unreadable_row(data: DatasetDict, task: Task, encoded: Callable[[Mapping[str, Any]], Any]) -> str | None:
     """The first row that cannot be encoded by itself, and what is known of it: batches hide which one it was."""
     for part, rows in data.items():
         for k in range(len(rows)):
             try:
-                encode_rows(rows[k : k + 1], task, processor)
+                encoded(rows[k : k + 1])
             except Exception as error:
                 return f"{_as_stored(rows, k, task)} of the {part} split cannot be read: {error}"
     return None

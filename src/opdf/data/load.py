@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,14 +11,12 @@ import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, load_dataset
 
 from opdf.data import embedded
-from opdf.data.columns import Asked, check_columns, infer, values, with_classes, without_gaps
+from opdf.data.classes import with_classes
+from opdf.data.columns import AUTO, Asked, check_columns, infer, sources, values, without_gaps
 from opdf.data.hub import hub
 from opdf.data.read import READERS, path_of, read_file, read_folder
 from opdf.data.splits import TEST, VALIDATION, split
 from opdf.data.task import Task
-
-FEW = 10
-"""So many classes may have one row each in any data."""
 
 
 def load_data(
@@ -27,7 +24,7 @@ def load_data(
     *,
     task: str | None = None,
     inputs: str | Sequence[str] | None = None,
-    label: str | None = None,
+    label: str | Sequence[str] | None = AUTO,
     labels: Sequence[str] | None = None,
     validation: float | str = VALIDATION,
     test: float | str = TEST,
@@ -45,9 +42,12 @@ def load_data(
     Args:
         name: an embedded set ("movie-sentiment"), a file (csv, tsv, json, jsonl, parquet), a folder of images with one
             subfolder a class, or a hub name, with a configuration after a colon ("nyu-mll/glue:sst2").
-        task: "classification", "regression", "image-classification" or "similarity"; inferred from the label when None.
-        inputs: one or two text columns, or the image column; inferred when None. Embedded sets have their own.
-        label: the label column; "label" or "labels" when None. Embedded sets have their own.
+        task: a kind of `Task`; inferred from the columns when None. "causal-lm" is never inferred.
+        inputs: one or two text columns, the image column, a column of words (token-classification), or a column of a
+            conversation's messages (causal-lm); inferred when None. Embedded sets have their own.
+        label: the label column, or several of 0 and 1 (multi-label); "auto" takes "label" or "labels", or "tags" or
+            "ner_tags" beside words. None where there are no labels and the teacher is all that is learned from; the
+            labels of embedded sets are left out then.
         labels: the classes in the order of their numbers. Integers that are none of them are named in rising order.
         validation, test: files or folders of their own, or fractions to cut off where the dataset lacks these splits
             (or their labels). Embedded sets have their own.
@@ -65,18 +65,10 @@ def load_data(
     if train_limit is not None and train_limit < 1:
         raise ValueError(f"{where}train_limit is {train_limit}; it must be at least 1")
     columns = (inputs,) if isinstance(inputs, str) else None if inputs is None else tuple(inputs)
-    asked = Asked(name, task, columns, label, None if labels is None else tuple(map(str, labels)), drop_empty, where)
+    named = label if label is None or isinstance(label, str) else tuple(label)
+    asked = Asked(name, task, columns, named, None if labels is None else tuple(map(str, labels)), drop_empty, where)
     if name in embedded.names():
-        own = {"inputs": (inputs, None), "label": (label, None), "labels": (labels, None),
-               "validation": (validation, VALIDATION), "test": (test, TEST)}  # fmt: skip
-        for option, (value, usual) in own.items():
-            if value != usual:
-                raise ValueError(
-                    f"{where}{option} is {value!r}; {name} has its own columns, classes and splits: leave it out"
-                )
-        data, found = embedded.load(name, seed)
-        if task not in (None, found.kind):
-            raise ValueError(f"{where}task is {task!r}; {name} is for {found.kind}")
+        data, found = _embedded(asked, validation, test, seed)
     else:
         data, found = _load(asked, validation, test, seed)
     _check_splits(data, found, asked)
@@ -92,6 +84,28 @@ def located(name: str) -> str:
     return name if name in embedded.names() or not (name and path.exists()) else str(path.absolute())
 
 
+def _embedded(asked: Asked, validation: float | str, test: float | str, seed: int) -> tuple[DatasetDict, Task]:
+    """An embedded dataset, its text alone for a language model, or without its labels."""
+    own = {
+        "inputs": (asked.inputs, (None,)), "label": (asked.label, (AUTO, None)), "labels": (asked.labels, (None,)),
+        "validation": (validation, (VALIDATION,)), "test": (test, (TEST,)),
+    }  # fmt: skip
+    for option, (value, usual) in own.items():
+        if value not in usual:
+            raise ValueError(
+                f"{asked.option(option)} is {value!r}; {asked.name} has its own columns, classes and splits: leave it "
+                "out"
+            )
+    data, task = embedded.load(asked.name, seed)
+    if asked.task == "causal-lm" and task.inputs == ("text",):
+        return data.select_columns("text"), Task("causal-lm", ("text",), None)
+    if asked.task not in (None, task.kind):
+        raise ValueError(f"{asked.option('task')} is {asked.task!r}; {asked.name} is for {task.kind}")
+    if asked.label is None:
+        return data.remove_columns(task.columns[-1]), Task(task.kind, task.inputs, None, task.labels)
+    return data, task
+
+
 def _load(asked: Asked, validation: float | str, test: float | str, seed: int) -> tuple[DatasetDict, Task]:
     """A dataset that is not embedded, from files or the hub."""
     data, files = _read(asked.name)
@@ -99,17 +113,16 @@ def _load(asked: Asked, validation: float | str, test: float | str, seed: int) -
     for part, name in given.items():
         data[part] = _read_part(part, name, files, asked)
     task = infer(data["train"], asked)
-    data = own_splits(data, task.label, keep=tuple(given))
+    mine = data if path_of(asked.name).exists() else given  # what a user has split is kept as it is
+    data = own_splits(data, sources(task, asked)[-1] if task.label else None, keep=tuple(mine))
     for part, rows in data.items():
-        absent = [column for column in task.columns if column not in rows.column_names]
+        absent = [column for column in sources(task, asked) if column not in rows.column_names]
         if absent:
             raise ValueError(f"{given.get(part, asked.name)} has no column {absent[0]!r}, which the training data have")
         check_columns(part if len(data) > 1 else "", rows, task, asked, files.get(part))
     if asked.drop_empty:
-        data, task = _without_gaps(data, task)
+        data, task = _without_gaps(data, task, asked)
     data, task = with_classes(data, task, asked)
-    if task.has_classes:
-        _check_classes(data, task, asked)
     wanted = {"validation": validation, "test": test}
     cut = {part: float(value) for part, value in wanted.items() if part not in data}
     parts = split(
@@ -160,7 +173,7 @@ def _read_part(part: str, name: str, files: dict[str, Path], asked: Asked) -> Da
     return data["train"]
 
 
-def own_splits(data: DatasetDict, label: str, keep: Sequence[str] = ()) -> DatasetDict:
+def own_splits(data: DatasetDict, label: str | None, keep: Sequence[str] = ()) -> DatasetDict:
     """The splits of a dataset that can be used as train, validation and test.
 
     One that hides its labels is left out. A benchmark that keeps its test labels for itself is tested on its
@@ -168,10 +181,10 @@ def own_splits(data: DatasetDict, label: str, keep: Sequence[str] = ()) -> Datas
 
     Args:
         data: with a split train.
-        label: name of the label column.
+        label: name of the label column, if there is one.
         keep: splits to take as they are.
     """
-    usable = {k: v for k, v in data.items() if k in ("train", *keep) or not _unlabelled(v, label)}
+    usable = {k: v for k, v in data.items() if k in ("train", *keep) or not label or not _unlabelled(v, label)}
     validation = next((usable[k] for k in ("validation", "validation_matched", "dev") if k in usable), None)
     found = {"train": usable["train"], "validation": validation, "test": usable.get("test")}
     if found["test"] is None and "validation" not in keep:
@@ -184,37 +197,14 @@ def _unlabelled(data: Dataset, column: str) -> bool:
     return column not in data.column_names or pc.unique(values(data, column)).to_pylist() == [-1]
 
 
-def _without_gaps(data: DatasetDict, task: Task) -> tuple[DatasetDict, Task]:
-    kept = DatasetDict({part: without_gaps(rows, task) for part, rows in data.items()})
+def _without_gaps(data: DatasetDict, task: Task, asked: Asked) -> tuple[DatasetDict, Task]:
+    kept = DatasetDict({part: without_gaps(rows, task, asked) for part, rows in data.items()})
     gone = {part: len(data[part]) - len(rows) for part, rows in kept.items()}
     if not sum(gone.values()):
         return data, task
     told = ", ".join(f"{count} of {len(data[part])} rows of {part}" for part, count in gone.items() if count)
-    note = f"left out, because {' or '.join(map(repr, task.columns))} is empty: {told}"
+    note = f"left out, because {' or '.join(map(repr, sources(task, asked)))} is empty: {told}"
     return kept, replace(task, notes=(*task.notes, note))
-
-
-def _check_classes(data: DatasetDict, task: Task, asked: Asked) -> None:
-    """Refuse labels that are no classes of the task."""
-    if len(task.labels) < 2:
-        raise ValueError(f"{asked.name} has the one class {task.labels}; classification needs two or more")
-    found = {part: Counter(values(rows, task.label).to_pylist()) for part, rows in data.items()}
-    for part, counts in found.items():
-        if not all(0 <= value < len(task.labels) for value in counts):
-            split = f"the {part} split of " if len(data) > 1 else ""
-            raise ValueError(f"{split}{asked.name} has labels {sorted(counts)}; expected 0 to {len(task.labels) - 1}")
-    _check_no_identifier(sum(found.values(), Counter()), task, asked)
-
-
-def _check_no_identifier(counts: Counter[int], task: Task, asked: Asked) -> None:
-    """Refuse labels that are as good as different in every row, unless their names are given."""
-    alone = sum(count == 1 for count in counts.values())
-    if asked.labels is None and alone > FEW and 2 * alone > counts.total():
-        raise ValueError(
-            f"{task.label!r} of {asked.name} has {len(counts):,} classes in {counts.total():,} rows, {alone:,} of them "
-            f"with one row each, as identifiers or free texts have; set {asked.option('label')} to a column of "
-            f"classes, or {asked.option('task')} to regression if these are numbers to be predicted"
-        )
 
 
 def _check_splits(data: DatasetDict, task: Task, asked: Asked) -> None:
@@ -225,7 +215,7 @@ def _check_splits(data: DatasetDict, task: Task, asked: Asked) -> None:
                 f"the {part} split of {asked.name} is empty; give more rows, or other {asked.option('validation')} and "
                 f"{asked.option('test')} fractions"
             )
-    if task.has_classes and len(seen := pc.unique(values(data["train"], task.label)).to_pylist()) < 2:
+    if task.has_classes and task.label and len(seen := pc.unique(values(data["train"], task.label)).to_pylist()) < 2:
         raise ValueError(
             f"the train split of {asked.name} has only the class {task.labels[seen[0]]!r}; classification needs two "
             "or more"

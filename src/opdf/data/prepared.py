@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from datasets import DatasetDict
 
 from opdf.data.encode import Collator, encode_rows
@@ -34,7 +35,27 @@ class Prepared:
 
     def encode(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Raw rows as model inputs; a row without a label gets label 0."""
-        names = (*self.task.inputs, self.task.label)
-        columns = {name: [row.get(name, 0) for row in rows] for name in names}
+        columns = {name: [row.get(name, 0) for row in rows] for name in self.task.columns}
         encoded = encode_rows(columns, self.task, self.processor, max_length=self.max_length)
         return [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
+
+    def named_by(self, teacher: Any) -> Prepared:
+        """Unlabelled data with the classes of a transformers teacher, if nobody has named them."""
+        task = self.task
+        if not task.is_unlabelled or task.labels or task.kind == "regression":
+            return self
+        names = teacher.config.id2label
+        return replace(self, task=replace(task, labels=tuple(names[number] for number in sorted(names))))
+
+    def judged_by(self, answers: Mapping[str, np.ndarray]) -> Prepared:
+        """Unlabelled data whose validation and test splits are labelled by what the teacher says, to score students.
+
+        Args:
+            answers: `task.answers` of the teacher for both splits.
+        """
+        data = DatasetDict(self.data)
+        for part, said in answers.items():
+            rows = data[part]
+            labels = said.astype(float) if self.task.kind == "multi-label" else said
+            data[part] = rows.with_format(None).add_column("labels", labels.tolist()).with_format(rows.format["type"])
+        return replace(self, data=data)

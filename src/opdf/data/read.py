@@ -9,6 +9,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -30,8 +31,8 @@ SPLITS = {"train": "train", "validation": "validation", "val": "validation", "de
 METADATA = ("metadata.csv", "metadata.jsonl")
 """Files in a folder of images with a column `file_name`, as datasets has them."""
 
-KEPT = 1
-"""To be counted up when files are read in another way, so that what was kept before is not used."""
+READ_BY = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
+"""Which version of this file read what is kept: another one may read it in another way."""
 
 SHOWN = 5
 """Rows that a message names."""
@@ -44,10 +45,13 @@ def path_of(name: str) -> Path:
 
 
 def read_file(path: Path) -> Dataset:
-    """The rows of a csv, tsv, json, jsonl or parquet file.
+    """The rows of a csv, tsv, json, jsonl, parquet, conll or txt file.
 
     Empty cells of a csv or tsv file are missing. `NA`, `null`, `nan` and the like are so in a column of numbers; in a
     column of words they are words.
+
+    A conll file has a word and, last, its tag in every line, and a blank line between sentences. Its columns are
+    `tokens` and `tags`. A txt file has the column `text`: paragraphs between blank lines, or lines where none is blank.
 
     Raises:
         ValueError: the file cannot be read or has no rows.
@@ -67,13 +71,14 @@ def read_file(path: Path) -> Dataset:
 def rows_of(path: Path | None, rows: Sequence[int]) -> str:
     """Rows of a table, counted from 0, as a user finds them in the file: 'rows 2, 5 and 9'.
 
-    Rows count from 1. In a csv or tsv file the header is row 1, and blank lines count. In a jsonl file they are lines.
+    Rows count from 1. In a csv or tsv file the header is row 1, and blank lines count. In a jsonl file they are lines,
+    in a conll file sentences and in a txt file paragraphs.
     """
     kind = path.suffix.lower() if path else ""
     places = {".csv": _records, ".tsv": _records, ".jsonl": _lines}.get(kind)
     shown = list(rows[:SHOWN])
     numbers = [k + 1 for k in shown] if places is None or path is None else _pick(places(path), shown)
-    what = "line" if kind == ".jsonl" else "row"
+    what = {".jsonl": "line", ".conll": "sentence", ".txt": "paragraph"}.get(kind, "row")
     if len(rows) == 1:
         return f"{what} {numbers[0]}"
     if len(rows) > SHOWN:
@@ -148,7 +153,7 @@ def _kept_images(paths: Sequence[Path], make: Callable[[], Dataset]) -> Dataset:
 
 def _kept(key: str, make: Callable[[], Dataset]) -> Dataset:
     """A dataset from the cache of datasets, made and written there first if need be."""
-    file = Path(datasets.config.HF_DATASETS_CACHE) / "opdf" / f"{key}-{KEPT}" / "data.arrow"
+    file = Path(datasets.config.HF_DATASETS_CACHE) / "opdf" / f"{key}-{READ_BY}" / "data.arrow"
     if not file.is_file():
         table = make().data.table
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -225,9 +230,33 @@ def _table(rows: Iterable[tuple[int, Any]], what: str) -> pa.Table:
     return pa.table(columns)
 
 
+def _conll(path: Path) -> pa.Table:
+    sentences: list[list[tuple[str, str]]] = [[]]
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            cells = line.split()
+            if not cells:
+                sentences.append([])
+            elif len(cells) == 1:
+                raise ValueError(f"line {number} has a word without a tag")
+            elif cells[0] != "-DOCSTART-":
+                sentences[-1].append((cells[0], cells[-1]))
+    columns = {name: [[pair[k] for pair in some] for some in sentences if some] for k, name in enumerate(CONLL)}
+    return pa.table({name: pa.array(column, pa.list_(pa.string())) for name, column in columns.items()})
+
+
+def _paragraphs(path: Path) -> pa.Table:
+    text = path.read_text(encoding="utf-8-sig")
+    parts = re.split(r"\n(?:[ \t]*\n)+", text.strip())
+    return pa.table(
+        {"text": pa.array([part for part in (parts if len(parts) > 1 else text.splitlines()) if part.strip()])}
+    )
+
+
+CONLL = ("tokens", "tags")
 READERS: dict[str, Callable[[Path], pa.Table]] = {
     ".csv": _csv, ".tsv": _csv, ".json": _json, ".jsonl": _json_lines,
-    ".parquet": lambda path: pq.ParquetFile(path).read(),
+    ".parquet": lambda path: pq.ParquetFile(path).read(), ".conll": _conll, ".txt": _paragraphs,
 }  # fmt: skip
 
 

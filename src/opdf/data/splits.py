@@ -7,6 +7,7 @@ import re
 import unicodedata
 from collections.abc import Hashable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict, Image
@@ -81,7 +82,14 @@ def _is_image(data: Dataset, column: str) -> bool:
 
 
 def _words(data: Dataset, column: str) -> list[str]:
-    return [_normal(text) for text in data.select_columns(column).with_format(None)[:][column]]
+    return [_normal(_said(value)) for value in data.select_columns(column).with_format(None)[:][column]]
+
+
+def _said(value: Any) -> str:
+    """A text, words, or the contents of messages."""
+    if isinstance(value, str):
+        return value
+    return " ".join(item if isinstance(item, str) else item["content"] or "" for item in value)
 
 
 def _normal(text: str) -> str:

@@ -7,9 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
+from datasets import Dataset
 
 from opdf.data.columns import values
+from opdf.data.encode import encode_rows
+from opdf.data.metrics import IGNORED
 from opdf.data.prepared import Prepared
 from opdf.data.splits import contents
 from opdf.data.task import Task
@@ -26,9 +30,10 @@ class DataSummary:
         name: of the data.
         task: with its columns, classes and notes.
         rows: of every split.
-        classes: rows of every class in every split: `classes["train"]["positive"]`; empty without classes.
+        classes: rows of every class in every split, or words: `classes["train"]["positive"]`; empty without classes.
         values: smallest and largest label and their mean, of a task without classes.
         max_length: tokens that a text is cut at; None for images.
+        tokens: that are learned or scored in every split, of a language model; empty for others.
         truncated: rows of every split that are cut; empty for images.
         longest: tokens of the longest text.
         repeated: rows of every split that say the same as a training row, but for case and punctuation.
@@ -41,6 +46,7 @@ class DataSummary:
     classes: dict[str, dict[str, int]]
     values: tuple[float, float, float] | None
     max_length: int | None
+    tokens: dict[str, int]
     truncated: dict[str, int]
     longest: int
     repeated: dict[str, int]
@@ -51,10 +57,11 @@ class DataSummary:
 
     def lines(self) -> Iterator[tuple[str, str]]:
         """Pairs of a word and a sentence."""
-        inputs = " and ".join(map(repr, self.task.inputs))
         yield "data", self.name
-        yield "task", f"{self.task.kind}: {inputs} to {self.task.label!r}"
+        yield "task", self._task()
         yield "rows", ", ".join(f"{count:,} {part}" for part, count in self.rows.items())
+        if self.tokens:
+            yield "tokens", ", ".join(f"{count:,} {part}" for part, count in self.tokens.items())
         if self.classes:
             yield "classes", self._classes()
         if self.values:
@@ -70,11 +77,18 @@ class DataSummary:
         for text in (*self.task.notes, *self._warnings()):
             yield "note", text
 
+    def _task(self) -> str:
+        found = f"{self.task.kind}: {' and '.join(map(repr, self.task.inputs))}"
+        if self.task.label is not None:
+            return f"{found} to {self.task.label!r}"
+        return f"{found}, without labels: the teacher is all that is learned from" if self.task.is_unlabelled else found
+
     def _classes(self) -> str:
         counts = Counter[str]()
         for some in self.classes.values():
             counts.update(some)
-        listed = [f"{name} ({counts[name]:,} rows)" for name in self.task.labels[:SHOWN]]
+        what = "words" if self.task.kind == "token-classification" else "rows"
+        listed = [f"{name} ({counts[name]:,} {what})" for name in self.task.labels[:SHOWN]]
         if (others := len(self.task.labels) - SHOWN) > 0:
             listed.append(f"and {others} more")
         return f"{len(self.task.labels)}: {', '.join(listed)}"
@@ -86,7 +100,7 @@ class DataSummary:
                     f"{count:,} of {self.rows[part]:,} rows of {part} are training rows too, but for case and "
                     "punctuation, so that scores on them say less"
                 )
-        absent = [name for name in self.task.labels if not self.classes["train"].get(name)]
+        absent = [name for name in self.task.labels if self.classes and not self.classes["train"].get(name)]
         if absent:
             more = f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
             yield f"no training row has the class {', '.join(absent[:SHOWN])}{more}"
@@ -101,9 +115,8 @@ def describe(prepared: Prepared, name: str, *, where: str = "") -> DataSummary:
         where: what stands before the names of options: "data." on the command line.
     """
     raw, task = prepared.raw, prepared.task
-    labels = {part: values(rows, task.label).to_numpy() for part, rows in raw.items()}
-    together = np.concatenate(list(labels.values()))
-    lengths = {} if task.is_image else {part: _lengths(prepared, part) for part in raw}
+    labels = {part: values(rows, task.label) for part, rows in raw.items()} if task.label is not None else {}
+    lengths = {} if task.is_image or _is_packed(prepared) else {part: _lengths(prepared, part) for part in raw}
     said = {} if task.is_image else {part: contents(rows, task.inputs) for part, rows in raw.items()}
     trained = set(said.get("train", ()))
     return DataSummary(
@@ -111,8 +124,9 @@ def describe(prepared: Prepared, name: str, *, where: str = "") -> DataSummary:
         task=task,
         rows={part: len(rows) for part, rows in raw.items()},
         classes={part: _counts(some, task) for part, some in labels.items()} if task.labels else {},
-        values=None if task.labels else (float(together.min()), float(together.max()), float(together.mean())),
+        values=_spread(list(labels.values())) if labels and not task.labels else None,
         max_length=None if task.is_image else prepared.max_length,
+        tokens={part: _learned(rows) for part, rows in prepared.data.items()} if task.kind == "causal-lm" else {},
         truncated={part: int((some > prepared.max_length).sum()) for part, some in lengths.items()},
         longest=max((int(some.max()) for some in lengths.values()), default=0),
         repeated={part: sum(row in trained for row in rows) for part, rows in said.items() if part != "train"},
@@ -120,20 +134,43 @@ def describe(prepared: Prepared, name: str, *, where: str = "") -> DataSummary:
     )
 
 
-def _counts(labels: np.ndarray, task: Task) -> dict[str, int]:
-    counts = np.bincount(labels.astype(int), minlength=len(task.labels))
+def _counts(labels: pa.ChunkedArray, task: Task) -> dict[str, int]:
+    """How often every class is there, of class numbers, lists of them, or lists of 0 and 1."""
+    if task.kind == "multi-label":
+        counts = np.sum(labels.to_pylist(), axis=0)
+    else:
+        numbers = pc.list_flatten(labels) if task.kind == "token-classification" else labels
+        counts = np.bincount(numbers.to_numpy().astype(int), minlength=len(task.labels))
     return dict(zip(task.labels, counts.tolist(), strict=True))
 
 
+def _spread(labels: list[pa.ChunkedArray]) -> tuple[float, float, float]:
+    together = np.concatenate([some.to_numpy() for some in labels])
+    return float(together.min()), float(together.max()), float(together.mean())
+
+
+def _learned(rows: Dataset) -> int:
+    labels = pc.list_flatten(values(rows, "labels"))
+    return int(pc.sum(pc.not_equal(labels, IGNORED)).as_py())
+
+
+def _is_packed(prepared: Prepared) -> bool:
+    return prepared.task.kind == "causal-lm" and any(
+        len(prepared.data[part]) != len(prepared.raw[part]) for part in prepared.raw
+    )
+
+
 def _lengths(prepared: Prepared, part: str) -> np.ndarray:
-    """Tokens of every row of a split before anything is cut. Only rows that fill `max_length` are read once more."""
-    raw, inputs = prepared.raw[part], prepared.task.inputs
-    lengths = pc.list_value_length(values(prepared.data[part], "input_ids")).to_numpy().copy()
+    """Tokens of every row of a split before anything is cut. Only rows that fill `max_length` are encoded once more."""
+    raw = prepared.raw[part]
+    lengths = _longest(pc.list_value_length(values(prepared.data[part], "input_ids")).to_numpy(), len(raw))
     full = np.flatnonzero(lengths >= prepared.max_length)
-    if prepared.task.kind == "similarity":  # two encoded rows a pair
-        texts: tuple[list[str], ...] = ([raw[int(k) // 2][inputs[int(k) % 2]] for k in full],)
-    else:
-        texts = tuple(raw.select(full)[column][:] for column in inputs)
     if len(full):
-        lengths[full] = [len(ids) for ids in prepared.processor(*texts, truncation=False, verbose=False)["input_ids"]]
-    return lengths.reshape(len(raw), -1).max(1)
+        whole = encode_rows(raw.select(full)[:], prepared.task, prepared.processor, max_length=None)["input_ids"]
+        lengths[full] = _longest(np.array([len(ids) for ids in whole]), len(full))
+    return lengths
+
+
+def _longest(lengths: np.ndarray, rows: int) -> np.ndarray:
+    """A similarity task has two texts a row."""
+    return lengths.reshape(rows, -1).max(1)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import f1_score, matthews_corrcoef
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-CORRELATIONS = {"pearson": (pearsonr,), "spearman": (spearmanr,), "pearson_spearman": (pearsonr, spearmanr)}
-"""Metrics of a regression, each the mean of some coefficients."""
+from opdf.data.metrics import JUDGED_BY, SCORES, are_entities, perplexity
 
-CLASS_METRICS = ("accuracy", "f1", "matthews")
-KINDS = ("classification", "regression", "image-classification", "similarity")
+KINDS = (
+    "classification", "multi-label", "regression", "image-classification", "token-classification", "similarity",
+    "causal-lm",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -22,19 +24,24 @@ class Task:
     """The task of a dataset.
 
     Attributes:
-        kind: "classification", "regression" (both of one text or a pair), "image-classification", or "similarity":
-            two texts with a number that says how alike they are, which a model without a head is scored on.
-        inputs: names of one or two text columns, or of the image column.
-        label: name of the label column: an integer class, or a float.
-        labels: names of the classes in the order of their numbers; empty for a regression.
+        kind: "classification" (one class) and "multi-label" (any number of them) and "regression", of one text or a
+            pair; "image-classification"; "token-classification", a tag for every word; "similarity": two texts with a
+            number that says how alike they are, which a model without a head is scored on; "causal-lm": text whose
+            next token is predicted.
+        inputs: names of one or two text columns, of the image column, of a column of words, or of the column of a
+            conversation's messages.
+        label: name of the label column: a class number, class numbers of words, 0 or 1 for every class, or a number.
+            None where there are no labels: a language model needs none, and other tasks learn from the teacher alone.
+        labels: names of the classes in the order of their numbers; empty without classes, or where the teacher is to
+            say which there are.
         metric: the metric that the task is judged by.
         notes: sentences about how the data were taken that their owner should read; no part of what the task is.
     """
 
     kind: str
     inputs: tuple[str, ...]
-    label: str
-    labels: tuple[str, ...]
+    label: str | None
+    labels: tuple[str, ...] = ()
     metric: str = ""
     notes: tuple[str, ...] = field(default=(), compare=False)
 
@@ -42,8 +49,7 @@ class Task:
         if self.kind not in KINDS:
             raise ValueError(f"task is {self.kind!r}; expected one of {', '.join(KINDS)}")
         if not self.metric:
-            metrics = {"regression": "pearson_spearman", "similarity": "spearman"}
-            object.__setattr__(self, "metric", metrics.get(self.kind, "accuracy"))
+            object.__setattr__(self, "metric", "agreement" if self.is_unlabelled else JUDGED_BY[self._scored_as])
 
     @property
     def num_labels(self) -> int:
@@ -53,45 +59,89 @@ class Task:
     @property
     def columns(self) -> tuple[str, ...]:
         """All that the task reads: its inputs and its label."""
-        return (*self.inputs, self.label)
+        return (*self.inputs, *([self.label] if self.label is not None else []))
 
     @property
     def has_classes(self) -> bool:
+        """Whether an example has one class."""
         return self.kind in ("classification", "image-classification")
 
     @property
     def is_image(self) -> bool:
         return self.kind == "image-classification"
 
+    @property
+    def is_unlabelled(self) -> bool:
+        """Whether the teacher is all that can be learned from, and its answers are what a student is scored against."""
+        return self.label is None and self.kind != "causal-lm"
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Of the metric that the task is judged by."""
+        return self.metric != "perplexity"
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """The metrics that a model is scored by."""
+        if self.kind == "causal-lm":
+            return ("perplexity",)
+        return ("agreement",) if self.is_unlabelled else tuple(SCORES[self._scored_as])
+
     def compute_metrics(self) -> Callable[[Any], dict[str, float]] | None:
-        """A function of transformers' EvalPrediction for the Trainer; None for similarities, which have no logits."""
+        """A function of transformers' EvalPrediction for the Trainer; None for similarities, which have no logits.
+
+        The Trainer is to be given `kept_outputs` as `preprocess_logits_for_metrics`.
+        """
         if self.kind == "similarity":
             return None
+        if self.kind == "causal-lm":
+            return lambda prediction: {"perplexity": perplexity(prediction.predictions[0], prediction.label_ids)}
         return lambda prediction: self.metrics(self.answers(prediction.predictions), np.asarray(prediction.label_ids))
 
+    def kept_outputs(self, outputs: Any, labels: Tensor) -> Any:
+        """What of a batch's outputs scores are made of.
+
+        Of a language model's logits `[batch, tokens, vocabulary]` these are the loss and the likeliest token
+        `[batch, tokens - 1]` of every place but the last; other outputs stay as they are.
+        """
+        logits = outputs[0] if isinstance(outputs, tuple) else outputs
+        if self.kind != "causal-lm":
+            return logits
+        pairs = zip(logits[:, :-1], labels[:, 1:], strict=True)  # one after the other: a vocabulary of logits is large
+        losses = torch.stack([F.cross_entropy(row.float(), right, reduction="none") for row, right in pairs])
+        return losses, logits[:, :-1].argmax(-1)
+
     def answers(self, predictions: Any) -> np.ndarray:
-        """A model's outputs `[examples, classes or 1]` as class numbers or values `[examples]`."""
+        """What a model says.
+
+        Class numbers `[examples]` or `[examples, tokens]`, 0 or 1 `[examples, classes]`, values `[examples]`, or
+        the likeliest next tokens `[examples, tokens - 1]` of a language model's `kept_outputs`.
+        """
+        if self.kind == "causal-lm":
+            return np.asarray(predictions[1])
         outputs = np.asarray(predictions[0] if isinstance(predictions, tuple) else predictions)
+        if self.kind == "multi-label":
+            return (outputs > 0).astype(int)
         return outputs.reshape(-1) if self.kind == "regression" else outputs.argmax(-1)
 
     def metrics(self, answers: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """Every metric of the task, higher is better; `metric` names the one that counts."""
-        names = {"regression": tuple(CORRELATIONS), "similarity": ("spearman",)}.get(self.kind, CLASS_METRICS)
-        return {name: self.score(answers, labels, name) for name in names}
+        """Every metric of the task, higher is better; `metric` names the one that counts.
+
+        Args:
+            answers: see `answers`; of a similarity cosines `[pairs]`.
+            labels: of the same shape; tokens labelled -100 are not scored.
+        """
+        if self.is_unlabelled:
+            return {"agreement": replace(self, label="teacher", metric="").score(answers, labels)}
+        return {name: score(answers, labels, self.labels) for name, score in SCORES[self._scored_as].items()}
 
     def score(self, answers: np.ndarray, labels: np.ndarray, metric: str = "") -> float:
         """One metric, by default the one that the task is judged by."""
-        if not self.has_classes:
-            return _correlation(answers, labels.reshape(-1), metric or self.metric)
-        if (metric or self.metric) == "matthews":
-            return float(matthews_corrcoef(labels, answers))
-        if (metric or self.metric) == "f1":
-            average = "binary" if len(self.labels) == 2 else "macro"
-            return float(f1_score(labels, answers, average=average))
-        return float(np.mean(answers == labels))
+        if self.is_unlabelled:
+            return self.metrics(answers, labels)["agreement"]
+        return SCORES[self._scored_as][metric or self.metric](answers, labels, self.labels)
 
-
-def _correlation(answers: np.ndarray, labels: np.ndarray, metric: str) -> float:
-    if np.ptp(answers) == 0 or np.ptp(labels) == 0:  # a constant has no correlation
-        return 0.0
-    return float(np.mean([coefficient(answers, labels)[0] for coefficient in CORRELATIONS[metric]]))
+    @property
+    def _scored_as(self) -> str:
+        entities = self.kind == "token-classification" and are_entities(self.labels)
+        return "entities" if entities else self.kind

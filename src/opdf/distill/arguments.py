@@ -13,6 +13,10 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from transformers import TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
+from transformers.training_args import OptimizerNames
+
+MUON = "muon"
+"""The value of `optim` for Muon on the matrices of the blocks and AdamW on everything else."""
 
 
 @dataclass
@@ -30,6 +34,13 @@ class DistillationArguments(TrainingArguments):
     report_to: str | list[str] | None = field(default="none", metadata={"help": "tensorboard, trackio, ... or none"})
     logging_steps: float = field(default=50, metadata={"help": "optimizer steps between two lines of the log"})
     learning_rate: float = field(default=5e-5, metadata={"help": "initial learning rate"})
+    optim: OptimizerNames | str = field(
+        default=TrainingArguments.__dataclass_fields__["optim"].default,
+        metadata={"help": "an optimizer of transformers', or muon: Muon on the blocks' matrices, AdamW on the rest"},
+    )
+    restore_callback_states_from_checkpoint: bool = field(
+        default=True, metadata={"help": "resume with the callbacks' counters (early stopping's patience, say)"}
+    )
     # transformers declares text, explains `fsdp=True` and takes both.
     fsdp: bool | str | None = field(default=None, metadata={"help": "true for FSDP2"})
 
@@ -51,7 +62,9 @@ class DistillationArguments(TrainingArguments):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more, and below 1")
         _refuse("DeepSpeed", bool(self.deepspeed) or _launched_with("DEEPSPEED"))  # before its package is looked for
+        wanted, self.optim = self.optim, OptimizerNames.ADAMW_TORCH if self.optim == MUON else self.optim
         super().__post_init__()
+        self.optim = MUON if wanted == MUON else self.optim
         check_engine(self)
         check_loss(self)
         get_reporting_integration_callbacks(self.report_to)  # refuses names that it does not know
@@ -136,3 +149,46 @@ def _refuse(engine: str, asked: bool) -> None:
 def _launched_with(engine: str) -> bool:
     """Whether accelerate's launcher asks for an engine, as its processes read it."""
     return os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true"
+
+
+def deciding(args: TrainingArguments) -> dict[str, Any]:
+    """The arguments that decide a run's result, as plain values by name."""
+    free = FREE if _chooses_by_evaluation(args) else FREE | SCHEDULES
+    examples = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+    kept = {name: value for name, value in args.to_dict().items() if name not in free}
+    return kept | {"examples_per_step": examples}
+
+
+def _chooses_by_evaluation(args: TrainingArguments) -> bool:
+    """Whether it matters for the result when the student is evaluated and saved."""
+    return bool(args.load_best_model_at_end) or args.lr_scheduler_type == "reduce_lr_on_plateau"
+
+
+SCHEDULES = frozenset({"eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "save_strategy", "save_steps"})
+
+FREE = frozenset({
+    # how far it goes, which is compared where the number of steps is known
+    "max_steps", "num_train_epochs",
+    # how a step's examples are spread, of which there are equally many
+    "per_device_train_batch_size", "gradient_accumulation_steps", "auto_find_batch_size",
+    # what is written
+    "output_dir", "logging_strategy", "logging_steps", "logging_first_step", "logging_nan_inf_filter",
+    "log_on_each_node", "log_level", "log_level_replica", "disable_tqdm", "report_to", "run_name", "project",
+    "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "include_num_input_tokens_seen",
+    "save_total_limit", "save_only_model", "save_on_each_node", "enable_jit_checkpoint", "push_to_hub", "hub_token",
+    "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push", "hub_revision",
+    # how evaluation is done
+    "per_device_eval_batch_size", "prediction_loss_only", "eval_do_concat_batches", "eval_use_gather_object",
+    "eval_accumulation_steps", "include_for_metrics", "batch_eval_metrics",
+    # the machine, its memory and its processes
+    "use_cpu", "local_rank", "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers",
+    "dataloader_prefetch_factor", "dataloader_multiprocessing_context", "torch_empty_cache_steps",
+    "activation_checkpointing", "activation_checkpointing_kwargs", "gradient_checkpointing",
+    "gradient_checkpointing_kwargs", "torch_compile", "torch_compile_backend", "torch_compile_mode",
+    "ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph", "ddp_backend",
+    "ddp_timeout", "fsdp", "fsdp_config", "full_determinism", "debug", "skip_memory_metrics",
+    # what a resumed run is told
+    "resume_from_checkpoint", "ignore_data_skip", "restore_callback_states_from_checkpoint", "do_train", "do_eval",
+    "do_predict",
+})  # fmt: skip
+"""Arguments that a resumed run may change; also `SCHEDULES`, where nothing is chosen by evaluation."""

@@ -30,7 +30,7 @@ from torch import Tensor
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 SCRATCH = "_partial"
 """Folder for a checkpoint on its way, beside the finished ones. Uploads to a hub leave out names like this."""
@@ -218,3 +218,22 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def changes(before: Any, now: Any, name: str = "") -> list[str]:
+    """In words, where two records of a run differ: by name, with both values.
+
+    Args:
+        before, now: mappings of sections, which are mappings of options. An option that only one of them has is another
+            version's, and passed over.
+        name: of what the two are, empty for whole records.
+    """
+    if before == now:
+        return []
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return [f"{name} was {json.dumps(before)} and is {json.dumps(now)}"]
+    is_section = bool(name) and "." not in name
+    keys = before.keys() & now.keys() if is_section else before.keys() | now.keys()
+    return [
+        change for key in sorted(keys) for change in changes(before.get(key), now.get(key), f"{name}.{key}".lstrip("."))
+    ]

@@ -113,6 +113,18 @@ def labels_of(batch: Batch) -> Tensor:
     return batch["labels"]
 
 
+def count_labelled(student: nn.Module, batch: Batch) -> Tensor:
+    """`[2]` int64: the items of a batch, and those of them that have a label: a class of -100 is none.
+
+    What is learned from a teacher is a mean over the first, what is learned from labels a mean over the second.
+    """
+    items, labels, config = items_by_example(student, batch).sum(), batch.get("labels"), config_of(student)
+    numbers = getattr(config, "problem_type", None) == "regression" or getattr(config, "num_labels", 2) == 1
+    if labels is None or labels.dim() != 1 or labels.is_floating_point() or numbers:
+        return torch.stack([items, items])
+    return torch.stack([items, labels.ne(IGNORED).sum()])
+
+
 def items_by_example(student: nn.Module, batch: Batch) -> Tensor:
     """`[batch]` int64: 1 each; kept tokens (label not -100, shifted as the model does) where labels are per token."""
     labels = token_labels(student, batch)

@@ -25,6 +25,10 @@ CLASSIFIERS = {
 """Classes of transformers that say one thing of an example."""
 
 
+MARKS = ("pad_token_id", "decoder_start_token_id")
+"""Tokens that models of transformers look for in their inputs, or put into them."""
+
+
 def unwrapped(model: nn.Module) -> Any:
     """A model without the wrappers of DDP and torch.compile."""
     while True:
@@ -101,7 +105,8 @@ def check_same_outputs(student: nn.Module, teacher: nn.Module) -> None:
     """Refuse a student and a teacher whose outputs do not mean the same.
 
     Raises:
-        ValueError: different numbers of labels, different label names, or different vocabularies.
+        ValueError: different numbers of labels, label names, kinds of labels, vocabularies, or special tokens that
+            models look for in their inputs.
     """
     for who, model in (("student", student), ("teacher", teacher)):
         if type(model).__name__ in HEADLESS:
@@ -112,6 +117,13 @@ def check_same_outputs(student: nn.Module, teacher: nn.Module) -> None:
     ours, theirs = config_of(student), config_of(teacher)
     if ours is None or theirs is None:
         return
+    for name in MARKS:
+        mine, other = getattr(ours, name, None), getattr(theirs, name, None)
+        if mine is not None and other is not None and mine != other:
+            raise ValueError(
+                f"the student's {name} is {mine} and the teacher's {other}: one of them would read the same tokens "
+                "otherwise (a decoder classifies at the last token that is no padding); set both to the tokenizer's"
+            )
     if is_language_model(student):
         if ours.vocab_size != theirs.vocab_size:
             raise ValueError(
@@ -124,6 +136,9 @@ def check_same_outputs(student: nn.Module, teacher: nn.Module) -> None:
             f"the student has {ours.num_labels} labels and the teacher {theirs.num_labels}; "
             "make both for the same task (num_labels=...)"
         )
+    problems = [c.problem_type for c in (ours, theirs)]
+    if None not in problems and problems[0] != problems[1]:
+        raise ValueError(f"the student's problem_type is {problems[0]!r} and the teacher's {problems[1]!r}; set one")
     names = [list(map(str, c.id2label.values())) for c in (ours, theirs)]
     named = [not all(n.startswith("LABEL_") for n in labels) for labels in names]
     if all(named) and names[0] != names[1]:
@@ -153,13 +168,3 @@ def check_labels(student: Any, data: Any) -> None:
                     f"{len(outside)} rows of train_dataset have {column!r} outside 0 to {classes - 1}, e.g. "
                     f"{outside[0]}; the student has {classes} labels: give it more (num_labels), or clean the data"
                 )
-
-
-def check_frozen(teacher: nn.Module) -> None:
-    """Refuse a teacher in training mode, which would make its targets random.
-
-    Raises:
-        RuntimeError: it is.
-    """
-    if teacher.training:
-        raise RuntimeError("the teacher is in training mode; something called teacher.train(). Keep it in eval mode")

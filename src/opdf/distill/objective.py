@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from opdf.data import Prepared
 from opdf.distill.arguments import asks_for_fsdp
 from opdf.distill.losses import Batch, items_by_example
-from opdf.distill.models import check_frozen, config_of
+from opdf.distill.models import config_of
 from opdf.distill.store import LogitsStore
+from opdf.distill.teachers import check_frozen
 from opdf.mpo import Progress
 
 if TYPE_CHECKING:
@@ -61,6 +62,11 @@ class Objective:
     def options(self) -> dict[str, Any]:
         """What the method was made with, by the names of its arguments."""
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters if hasattr(self, name)}
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether rows without labels cannot be learned from."""
+        return True
 
     def prepare(self, student: nn.Module, teacher: nn.Module | None) -> None:
         """Check that student and teacher fit and build what training needs; called once, before any step.
@@ -127,7 +133,7 @@ class Objective:
         Args:
             student, teacher: the models, possibly wrapped (DDP, compiled); no teacher where an objective needs none.
             batch: of one micro-batch.
-            num_items: scalar int64: the items, as `count_items` counts them, of the whole accumulation window.
+            num_items: int64: the items, as `count_items` counts them, of the whole accumulation window.
         """
         raise NotImplementedError
 
@@ -146,7 +152,10 @@ class Objective:
             return self.forward(teacher, batch, **options)
 
     def count_items(self, student: nn.Module, batch: Batch) -> Tensor:
-        """Items that the loss of this micro-batch sums over: examples, or kept tokens of a language model."""
+        """Items that the loss of this micro-batch sums over: examples, or kept tokens of a language model.
+
+        A scalar, or several counts for a loss whose terms sum over different items.
+        """
         return items_by_example(student, batch).sum()
 
     def modules(self) -> dict[str, nn.Module]:

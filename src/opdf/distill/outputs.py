@@ -31,7 +31,7 @@ def teacher_logits(teacher: Any, data: Prepared, rows: list[dict[str, Any]]) -> 
     """Logits `[rows, classes]` of encoded rows, on the CPU."""
     device = next(teacher.parameters()).device
     batch = BatchEncoding(data.collator(rows)).to(device)
-    batch.pop("labels")
+    batch.pop("labels", None)
     was = teacher.training
     with torch.no_grad():
         logits: Tensor = teacher.eval()(**batch).logits.cpu()
@@ -92,6 +92,16 @@ def fingerprint(examples: Any, noise: Noise | None = None) -> str:
     digest = hashlib.sha256(f"{len(examples)}".encode())
     for row in np.linspace(0, len(examples) - 1, num=min(len(examples), 32), dtype=int):
         digest.update(_content(noisy(examples[int(row)], int(row), noise)))
+    return digest.hexdigest()[:32]
+
+
+def glance(model: nn.Module) -> str:
+    """A digest of up to 16 entries of every weight: cheap, and another for a model that was trained otherwise."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if isinstance(tensor, Tensor):
+            few = tensor.detach().flatten()[:: max(1, tensor.numel() // 16)][:16]
+            digest.update(f"{name} {tuple(tensor.shape)} {few.tolist()}".encode())
     return digest.hexdigest()[:32]
 
 

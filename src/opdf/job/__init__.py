@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from opdf.job.errors import Stopped, UserError
     from opdf.job.export import export
     from opdf.job.options import read_config
-    from opdf.job.run import run
+    from opdf.job.overview import Overview
+    from opdf.job.run import preview, run
     from opdf.job.scoring import evaluate
     from opdf.job.stored import cache_teacher
     from opdf.overparam.config import Constraint, OverParamConfig
@@ -25,6 +26,7 @@ __all__ = [
     "DistillConfig",
     "ObjectiveConfig",
     "OverParamConfig",
+    "Overview",
     "Stopped",
     "StudentConfig",
     "TeacherConfig",
@@ -32,6 +34,7 @@ __all__ = [
     "cache_teacher",
     "evaluate",
     "export",
+    "preview",
     "read_config",
     "run",
 ]

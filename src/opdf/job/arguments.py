@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import copy
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer
 from transformers.integrations import get_reporting_integration_callbacks
 
-from opdf.distill import DistillationArguments
+from opdf.distill import DistillationArguments, DistillationTrainer
 from opdf.job.errors import UserError
 from opdf.job.options import fill
 
@@ -64,6 +64,19 @@ def training_arguments(
     return arguments
 
 
+def renewed(arguments: DistillationArguments) -> DistillationArguments:
+    """The same arguments, made anew for a Trainer that is made next.
+
+    Making them tells accelerate the precision of this process; another Trainer since may have had another.
+    """
+    return replace(arguments)
+
+
+def optimizer_name(arguments: DistillationArguments) -> str:
+    """As a user writes it."""
+    return str(getattr(arguments.optim, "value", arguments.optim))
+
+
 def check_packages(arguments: DistillationArguments, where: str = "training") -> None:
     """Make what a Trainer reports with and find its optimizer, which says what they need and is not installed.
 
@@ -86,7 +99,7 @@ def check_packages(arguments: DistillationArguments, where: str = "training") ->
     # There is no student yet whose modules these could be.
     stand_in.optim_target_modules = arguments.optim_target_modules and "all-linear"
     try:
-        Trainer.get_optimizer_cls_and_kwargs(stand_in, nn.Sequential(nn.Linear(1, 1)))
+        DistillationTrainer.get_optimizer_cls_and_kwargs(stand_in, nn.Sequential(nn.Linear(1, 1)))
     except (ImportError, RuntimeError, ValueError) as error:
         given = f" and optim_args {arguments.optim_args!r}" if arguments.optim_args else ""
-        raise UserError(f"{where}.optim is {arguments.optim.value!r}{given}: {error}") from error
+        raise UserError(f"{where}.optim is {optimizer_name(arguments)!r}{given}: {error}") from error

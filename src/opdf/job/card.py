@@ -15,7 +15,10 @@ from opdf.job.options import plain
 
 PIPELINES = {
     "classification": "text-classification",
+    "multi-label": "text-classification",
     "regression": "text-classification",
+    "token-classification": "token-classification",
+    "causal-lm": "text-generation",
     "image-classification": "image-classification",
     "similarity": "sentence-similarity",
 }
@@ -88,7 +91,7 @@ def write_card(
         test=metrics["student"]["test"]["examples"],
         scores=[
             {"who": who} | {part: f"{metrics[who][part][metrics['metric']]:.4f}" for part in ("validation", "test")}
-            for who in ("teacher", "student")
+            for who in ("teacher", "student before training", "student")
         ],
         facts=facts(config, metrics, prepared),
         shapes=metrics["shapes"],

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from transformers import Trainer
 
 from opdf.data import Prepared, Task, longest_text
-from opdf.distill import METHODS, plan_student
+from opdf.distill import METHODS, DistillationArguments, DistillationTrainer, LogitsDistillation, plan_student
+from opdf.job.arguments import optimizer_name
 from opdf.job.errors import UserError
 from opdf.job.job import Job
 from opdf.job.models import load_tokenizer
-from opdf.job.options import suggest
-from opdf.job.student import build_student
+from opdf.job.options import clipped, suggest
+from opdf.job.student import Start, build_student, plan_start
+from opdf.overparam import Constraint, OverParameterization
 
 
 def check_task(job: Job, task: Task) -> None:
@@ -33,6 +34,14 @@ def check_task(job: Job, task: Task) -> None:
         )
     if task.kind == "similarity" and job.config.teacher.finetune:
         raise UserError("teacher.finetune is true and similarity data has no labels for it; give a trained teacher")
+    if task.is_unlabelled:
+        if job.config.teacher.finetune:
+            raise UserError(f"teacher.finetune is true and {data} has no labels for it; give a trained teacher")
+        if job.objective.needs_labels:
+            raise UserError(
+                f"objective {name} learns from labels, and {data} has none; set objective.options.alpha to 1 where it "
+                "has that option, or use logits"
+            )
     check_metrics(job, task)
 
 
@@ -42,8 +51,7 @@ def check_metrics(job: Job, task: Task) -> None:
     Raises:
         UserError: one of these.
     """
-    two = np.arange(2)
-    known = [] if task.compute_metrics() is None else ["loss", *task.metrics(two, two)]
+    known = [] if task.compute_metrics() is None else ["loss", *task.metric_names]
     for arguments, where in ((job.training, "training"), (job.teacher_training, "teacher.training")):
         given = arguments.metric_for_best_model  # other options can ask for the loss
         name = (given or "").removeprefix("eval_")
@@ -52,39 +60,102 @@ def check_metrics(job: Job, task: Task) -> None:
             raise UserError(f"{where}.metric_for_best_model is {given!r}, which evaluation does not give{remedy}")
 
 
-def check_models(job: Job, task: Task, teacher: Any) -> Any:
+@dataclass(frozen=True)
+class Fit:
+    """Models that fit together, without values.
+
+    Attributes:
+        teacher, student: on the meta device.
+        start: how the student begins.
+        over: the student's over-parameterization; None where it trains as it is.
+    """
+
+    teacher: Any
+    student: Any
+    start: Start
+    over: OverParameterization | None
+
+
+def check_models(job: Job, task: Task, teacher: Any, prepared: Prepared | None = None) -> Fit:
     """Plan the training with models that hold no values.
 
-    Returns:
-        The student, on the meta device.
+    Args:
+        job: what is asked for.
+        task: of the data.
+        teacher: with its weights; trained or not.
+        prepared: the data; None leaves open whether a student can be fitted on them.
 
     Raises:
         ValueError: student, teacher, objective, over-parameterization and constraint do not fit together.
-        TypeError: the optimizer cannot step cores.
     """
+    config, start = job.config, plan_start(job.config.student, teacher, prepared)
     with torch.device("meta"):
-        stand_in = type(teacher)._from_config(copy.deepcopy(teacher.config))
-        student = build_student(job.config.student, stand_in, task)
+        stand_in = type(teacher)._from_config(copy.deepcopy(teacher.config), dtype=teacher.dtype)
+        student = start.blank or build_student(config.student, stand_in, task).to("meta")
     objective = copy.deepcopy(job.objective)  # it takes measure of the models that it is prepared for
-    planned = plan_student(student, stand_in, objective, job.config.overparam, job.config.constraint)
-    if planned is not None:
-        planned.check_optimizer(*Trainer.get_optimizer_cls_and_kwargs(job.training, student))
-    objective.check_arguments(job.training)
-    return student
+    constraint = None if start.sizes is not None else config.constraint
+    over = plan_student(student, stand_in, objective, config.overparam, constraint, job.training)
+    if start.sizes is not None and config.constraint is not None:
+        follow_start(over, student, config.constraint)
+    check_optimizer(job.training, student, over, "training")
+    if config.teacher.finetune:
+        plan_student(stand_in, None, LogitsDistillation(alpha=0), None, None, job.teacher_training)
+        check_optimizer(job.teacher_training, stand_in, None, "teacher.training")
+    return Fit(stand_in, student, start, over)
 
 
-def check_fit(job: Job, prepared: Prepared, teacher: Any) -> None:
+def follow_start(over: OverParameterization | None, student: Any, constraint: Constraint) -> None:
+    """Have the constraint loss pull a fitted student to what it begins as: its teacher, in the student's coordinates.
+
+    The teacher's own cores are in the teacher's coordinates, which a fitted student has left.
+
+    Raises:
+        ValueError: the student is not over-parameterized, or its partners are named.
+    """
+    if over is None:
+        raise UserError("constraint needs overparam; give both, or constraint: null")
+    if not isinstance(constraint.layer_map, str):
+        raise UserError(
+            f"constraint.layer_map is {clipped(constraint.layer_map)}, and a student that starts from its teacher "
+            "follows that start block by block; leave it out"
+        )
+    over.align(copy.deepcopy(student).requires_grad_(False), constraint)
+
+
+def check_optimizer(
+    arguments: DistillationArguments, model: Any, over: OverParameterization | None, where: str
+) -> None:
+    """Make the optimizer of a training, on parameters without values.
+
+    Raises:
+        UserError: it cannot be made for this model, or cannot step its cores.
+    """
+    name = optimizer_name(arguments)
+    if name == "muon":
+        return  # plan_student has looked at it
+    try:
+        cls, options = DistillationTrainer.get_optimizer_cls_and_kwargs(arguments, model)
+        if over is not None:
+            over.optimizer(cls, model.parameters(), **options)
+        elif not options.keys() & {"params", "model", "optimizer_dict"}:  # else the Trainer makes groups of its own
+            cls(list(model.parameters()), **options)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{where}.optim is {name!r}: {error}") from error
+
+
+def check_fit(job: Job, prepared: Prepared, teacher: Any) -> Fit:
     """Refuse models that do not fit together, or not with the objective or the data.
 
     Raises:
         ValueError: one of these.
     """
-    student = check_models(job, prepared.task, teacher)
+    fit = check_models(job, prepared.task, teacher, prepared)
     job.objective.check_data(prepared, teacher)
-    for who, model in (("the teacher", teacher), ("the student", student)):
+    for who, model in (("the teacher", teacher), ("the student", fit.student)):
         check_inputs(who, model, prepared)
     if job.config.student.model and not prepared.task.is_image:
         check_same_tokens(job.config.student.model, prepared)
+    return fit
 
 
 def check_inputs(who: str, model: Any, prepared: Prepared) -> None:

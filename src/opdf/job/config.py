@@ -13,29 +13,36 @@ class DataConfig:
     """The data.
 
     Args:
-        name: embedded set, file (csv, tsv, json, jsonl, parquet), image folder, or hub name[:configuration].
-        task: classification, regression, image-classification or similarity; inferred when null.
-        inputs: a text column or a list of two, or the image column; inferred when null.
-        label: the label column; "label" or "labels" when null.
+        name: embedded set, file (csv, tsv, json, jsonl, parquet, conll, txt), image folder, or hub
+            name[:configuration].
+        task: classification, multi-label, regression, image-classification, token-classification, similarity or
+            causal-lm; inferred when null.
+        inputs: one text column or two, an image column, a column of words or one of messages; inferred when null.
+        label: the label column, or several of 0 and 1 (multi-label); auto takes "label", "labels" or "tags"; null where
+            there are no labels and the teacher is all that is learned from.
         labels: the classes in the order of their numbers; in rising order when null.
         validation: file to validate on, or fraction of rows for it where the dataset has no such split.
         test: file to test on, or fraction of rows for it where the dataset has no such split.
         drop_empty: leave out rows without a text or a label, which are refused otherwise.
         train_limit: use this many training rows.
-        max_length: of a text, in tokens.
+        max_length: of a text, or of a block of packed texts, in tokens.
+        pack: put as many texts as fit into one example (causal-lm).
+        answers_only: learn the answers of conversations or pairs alone (causal-lm).
         seed: of the splits.
     """
 
     name: str = "movie-sentiment"
     task: str | None = None
     inputs: list[str] | str | None = None
-    label: str | None = None
+    label: list[str] | str | None = "auto"
     labels: list[str] | None = None
     validation: float | str = 0.1
     test: float | str = 0.2
     drop_empty: bool = False
     train_limit: int | None = None
     max_length: int = 128
+    pack: bool = True
+    answers_only: bool = False
     seed: int = 0
 
 
@@ -63,12 +70,18 @@ class StudentConfig:
     Args:
         layers: keep blocks of the teacher, or of `model` if that is given too: how many, or which.
         model: hub name or local folder of a pretrained student, or "minilm".
-        config: fields of the teacher's configuration to change; the student starts untrained.
+        config: fields of the teacher's configuration to change; with `layers`, a number, the depth is changed too.
+        start: teacher fits a student of other sizes to its teacher in closed form before it is trained, and random
+            begins with random weights. null is teacher for a `config` wherever the teacher's family allows it, and
+            leaves the blocks of `layers` as they are.
+        calibration: training examples that a student is fitted on.
     """
 
     layers: int | list[int] | None = None
     model: str | None = None
     config: dict[str, Any] | None = None
+    start: str | None = None
+    calibration: int = 512
 
 
 @dataclass

@@ -3,13 +3,82 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel
 
-from opdf.job.models import loading
+from opdf.data import Prepared, loading
+from opdf.job.checks import Fit
+from opdf.job.job import Job
 from opdf.overparam import OverParamConfig, OverParameterization, overparameterize
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Of an optimizer step on this process.
+
+    Attributes:
+        plain: floating-point operations of plain distillation: the student's forward and backward pass, which is taken
+            for twice the forward one, and the teacher's forward pass.
+        extra: those of over-parameterization, the products between cores.
+        rate: operations a second of float32 matrix products on this machine, measured.
+        megabytes: more memory for cores, their two moments in AdamW, and a gradient, in float32.
+    """
+
+    plain: float
+    extra: float
+    rate: float
+    megabytes: float
+
+    @property
+    def ratio(self) -> float:
+        """Of the step's operations to plain distillation's."""
+        return 1 + self.extra / self.plain
+
+    @property
+    def seconds(self) -> float:
+        """That a step takes at least."""
+        return (self.plain + self.extra) / self.rate
+
+
+def step_cost(job: Job, prepared: Prepared, fit: Fit) -> StepCost | None:
+    """What a step of a job takes, counted on models without values; None where these cannot run."""
+    arguments = job.training
+    rows = prepared.data["train"]
+    first = [rows[k] for k in range(min(arguments.per_device_train_batch_size, len(rows)))]
+    batch = prepared.collator(first)
+    # A mask changes no count, and models look at its values, which there are none of.
+    batch = {name: value.to("meta") for name, value in batch.items() if name not in ("labels", "attention_mask")}
+    student, teacher = (forward_operations(model, batch) for model in (fit.student, fit.teacher))
+    if student is None or teacher is None:
+        return None
+    plain = (3 * student + teacher) * arguments.gradient_accumulation_steps
+    extra, megabytes = (extra_operations(fit.over), extra_megabytes(fit.over)) if fit.over else (0, 0)
+    return StepCost(plain, extra, _matmul_rate(), megabytes)
+
+
+def forward_operations(model: Any, batch: dict[str, Any]) -> int | None:
+    """Floating-point operations of a forward pass on the meta device; None for models that look at values."""
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(**batch)
+    except (RuntimeError, NotImplementedError):
+        return None
+    return counter.get_total_flops() or None
+
+
+def extra_operations(over: OverParameterization) -> int:
+    """Of an optimizer step: three contractions of every matrix."""
+    return sum(3 * matrix.shape.contract_flops for matrix in over.matrices)
+
+
+def extra_megabytes(over: OverParameterization) -> float:
+    """Of cores and two moments in float32, and of one gradient of the largest matrix."""
+    sizes = [matrix.shape.num_params for matrix in over.matrices]
+    return 4 * (3 * sum(sizes) + max(sizes)) / 1e6
 
 
 def plan_model(
@@ -46,9 +115,8 @@ def summarize(
          "extra_seconds_per_step": 3 * t.shape.contract_flops / rate, "extra_megabytes": 12 * t.shape.num_params / 1e6}
         for t in planned.matrices
     ]  # fmt: skip
-    extra = sum(3 * t.shape.contract_flops for t in planned.matrices)
+    extra = extra_operations(planned)
     plain = (6 * _entries(planned) + 2 * teacher) * batch * tokens * accumulation
-    cores = sum(t.shape.num_params for t in planned.matrices)
     return {
         "matrices": matrices,
         "train_params": planned.train_params,
@@ -59,7 +127,7 @@ def summarize(
         "expected_step_ratio": 1 + extra / plain,
         "with_teacher": teacher > 0,
         "measured_gflops": rate / 1e9,
-        "extra_megabytes": 4 * (3 * cores + max(t.shape.num_params for t in planned.matrices)) / 1e6,
+        "extra_megabytes": extra_megabytes(planned),
         "batch": batch, "tokens": tokens, "accumulation": accumulation,
     }  # fmt: skip
 

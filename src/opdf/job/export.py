@@ -21,12 +21,12 @@ from torch.export import Dim
 from torch.utils.data import DataLoader
 from transformers import AutoProcessor
 
-from opdf.data import Prepared
+from opdf.data import Prepared, loading
 from opdf.distill import has_no_head, mean_pooled
 from opdf.files import replacing_folder
 from opdf.job.config import DataConfig, TeacherConfig
 from opdf.job.errors import UserError, not_installed
-from opdf.job.models import load_config, loading
+from opdf.job.models import load_config
 from opdf.job.prepared import prepare_data
 from opdf.job.run import versions
 from opdf.job.scoring import pair_cosines, similarity_metrics
@@ -120,13 +120,13 @@ def load(name: str) -> Any:
     Raises:
         UserError: it cannot be read, is no transformers class, or reads neither texts alone nor images alone.
     """
+    config = load_config(name)
+    kind = (config.architectures or ["none"])[0]
+    if not hasattr(transformers, kind):
+        raise UserError(f"{name} is saved from class {kind}, which transformers does not have")
+    cls = getattr(transformers, kind)
+    check_inputs(name, cls, config)
     with loading(name) as folder:
-        config = load_config(name, folder)
-        kind = (config.architectures or ["none"])[0]
-        if not hasattr(transformers, kind):
-            raise UserError(f"{name} is saved from class {kind}, which transformers does not have")
-        cls = getattr(transformers, kind)
-        check_inputs(name, cls, config)
         model = cls.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, dtype=torch.float32)
     model.config.use_cache = False
     return model.eval()
@@ -161,7 +161,7 @@ def write(
     else:
         runners = {"model.pt2": to_torch(model, folder / "model.pt2")}
     model.config.save_pretrained(folder)
-    with suppress(UserError), loading(name) as source:  # saved without a tokenizer: there is none to copy
+    with suppress(ValueError), loading(name) as source:  # saved without a tokenizer: there is none to copy
         AutoProcessor.from_pretrained(source, trust_remote_code=False).save_pretrained(folder)
     prepared = None
     if data is not None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import inspect
+import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from opdf.distill import METHODS, Objective
+from opdf import data as datasets
+from opdf.distill import METHODS, DistillationArguments, Objective
 from opdf.job.arguments import TRAINING, check_packages, training_arguments
 from opdf.job.config import DistillConfig
 from opdf.job.errors import UserError
-from opdf.job.options import fill
+from opdf.job.options import fill, plain, typed
 from opdf.job.student import check_student
 
 
@@ -51,18 +54,47 @@ class Job:
 
 
 def resolved(config: DistillConfig) -> DistillConfig:
-    """The configuration with the defaults written out of what it passes on."""
+    """The configuration with its types checked, and the defaults written out of what it passes on.
+
+    Raises:
+        UserError: an option is unknown or has the wrong type.
+    """
+    config = fill(DistillConfig, plain(config), "the configuration")
     name = config.objective.name
     if name not in METHODS:
         raise UserError(f"objective.name is {name!r}; expected one of {', '.join(METHODS)}")
     arguments = inspect.signature(METHODS[name]).parameters.items()
     defaults = {key: a.default for key, a in arguments if a.default is not a.empty}
+    options = defaults | typed(METHODS[name], config.objective.options, f"objective {name}")
+
+    def training(given: dict[str, Any], where: str) -> dict[str, Any]:
+        return TRAINING | typed(DistillationArguments, given, where)
+
     return replace(
         config,
-        objective=replace(config.objective, options=defaults | config.objective.options),
-        teacher=replace(config.teacher, training=TRAINING | config.teacher.training),
-        training=TRAINING | config.training,
+        objective=replace(config.objective, options=options),
+        teacher=replace(config.teacher, training=training(config.teacher.training, "teacher.training")),
+        training=training(config.training, "training"),
     )
+
+
+def located(config: DistillConfig) -> DistillConfig:
+    """The configuration with whole paths in place of those that depend on the folder where it was read."""
+    data, objective = config.data, config.objective
+    validation, test = (datasets.located(v) if isinstance(v, str) else v for v in (data.validation, data.test))
+    if store := objective.options.get("store"):
+        objective = replace(objective, options=objective.options | {"store": os.path.abspath(store)})
+    return replace(
+        config,
+        data=replace(data, name=datasets.located(data.name), validation=validation, test=test),
+        teacher=replace(config.teacher, model=_located_model(config.teacher.model)),
+        student=replace(config.student, model=_located_model(config.student.model)),
+        objective=objective,
+    )
+
+
+def _located_model(name: str | None) -> str | None:
+    return os.path.abspath(name) if name and name != "minilm" and Path(name).exists() else name
 
 
 def build_objective(config: DistillConfig) -> Objective:

@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from huggingface_hub.errors import RepositoryNotFoundError, StrictDataclassError
-from safetensors import SafetensorError
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
+    AutoModelForCausalLM,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
 )
 
-from opdf.data import Task, minilm
-from opdf.data.hub import hub
+from opdf.data import Task, loading
 from opdf.job.config import TeacherConfig
 from opdf.job.errors import UserError
 from opdf.job.options import suggest
+
+DTYPE = torch.float32
+"""Of all weights, whatever a file holds: training.bf16 and fp16 compute in half precision from them."""
 
 
 def load_processor(teacher: TeacherConfig, task: Task) -> Any:
@@ -40,62 +40,29 @@ def load_processor(teacher: TeacherConfig, task: Task) -> Any:
     if task.is_image:
         with loading(teacher.model) as folder:
             return AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
-    return load_tokenizer(teacher.model)
+    tokenizer = load_tokenizer(teacher.model)
+    if task.kind == "token-classification" and getattr(tokenizer, "add_prefix_space", None) is False:
+        # Words come without the spaces that these tokenizers were trained to see before them.
+        tokenizer = load_tokenizer(teacher.model, add_prefix_space=True)
+    return tokenizer
 
 
-def load_tokenizer(model: str) -> Any:
+def load_tokenizer(model: str, **options: Any) -> Any:
     with loading(model) as folder:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # what transformers makes up where there is none
         raise UserError(f"{model} has no tokenizer; save the model's beside it")
     return tokenizer
 
 
-@contextmanager
-def loading(model: str) -> Iterator[str]:
-    """The folder or hub name of a model; says in one line why it or its tokenizer cannot be loaded."""
-    try:
-        folder = local(model)
-        with nullcontext() if Path(folder).is_dir() else hub(model):
-            yield folder
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        if "trust_remote_code" in str(error):
-            reason = "it wants code of its own to be run, which opdf does not do; give one that transformers knows"
-        if isinstance(error.__cause__, RepositoryNotFoundError):
-            reason += "; to one that is private or gated, log in with hf auth login or set HF_TOKEN"
-        raise UserError(f"model {model!r} cannot be loaded: {reason}") from error
-
-
-def local(model: str) -> str:
-    """The folder of an embedded model; other names as they are.
-
-    Raises:
-        UserError: a folder without safetensors weights.
-    """
-    if not model:
-        raise UserError("the model's name is empty; give a hub name, a folder, or minilm")
-    if model == "minilm":
-        return str(minilm())
-    folder = Path(model)
-    if folder.is_file():
-        raise UserError(f"{model} is a file; give the folder of a model")
-    if folder.is_dir() and not list(folder.glob("*.safetensors")):
-        pickled = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth")]
-        reason = f"it has {pickled[0]}, and pickled weights are not loaded" if pickled else "it has no weights"
-        raise UserError(f"{model} cannot be loaded: {reason}. Save the model as safetensors")
-    if not folder.exists() and (model.startswith((".", "/", "~")) or model.count("/") > 1):
-        raise FileNotFoundError(f"model folder {model} does not exist")
-    return model
-
-
-def load_config(name: str, folder: str) -> Any:
+def load_config(name: str) -> Any:
     """A model's configuration.
 
     Raises:
-        UserError: its weights are quantized.
+        ValueError: it cannot be read, or its weights are quantized.
     """
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    with loading(name) as folder:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     quantized = getattr(config, "quantization_config", None)
     if quantized is not None:
         how = quantized.get("quant_method", "") if isinstance(quantized, dict) else ""
@@ -106,11 +73,12 @@ def load_config(name: str, folder: str) -> Any:
 def load_model(name: str, task: Task) -> tuple[Any, list[str]]:
     """A pretrained model with a head for the task, and the names of weights that its checkpoint lacks."""
     auto = auto_class(task)
+    check_labels(name, load_config(name), task)
     with loading(name) as folder, torch.device("cpu"):  # values are read, whatever surrounds this
-        check_labels(name, load_config(name, folder), task)
         model, info = auto.from_pretrained(
-            folder, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **head_of(task)
-        )
+            folder, dtype=DTYPE, use_safetensors=True, trust_remote_code=False, output_loading_info=True,
+            **head_of(task),
+        )  # fmt: skip
     broken = next((n for n, p in model.named_parameters() if not torch.isfinite(p).all()), None)
     if broken:
         raise UserError(f"model {name!r} is broken: {broken} holds NaN or infinite entries")
@@ -119,14 +87,21 @@ def load_model(name: str, task: Task) -> tuple[Any, list[str]]:
 
 def check_labels(name: str, config: Any, task: Task) -> None:
     """Refuse a model whose head is for other classes than the data's, or for the same ones in another order."""
-    kinds = ("ForSequenceClassification", "ForImageClassification")
+    kinds = ("ForSequenceClassification", "ForImageClassification", "ForTokenClassification")
     if not any(str(architecture).endswith(kinds) for architecture in config.architectures or ()):
+        return
+    if not task.labels and task.kind != "regression":  # the model says which classes there are
         return
     theirs = [str(config.id2label[k]) for k in sorted(config.id2label)]
     if len(theirs) != task.num_labels:
         raise UserError(
             f"model {name!r} has a head of {len(theirs)} outputs ({', '.join(theirs[:4])}); the data "
             f"{f'has {len(task.labels)} classes: ' + ', '.join(task.labels[:4]) if task.labels else 'is a regression'}"
+        )
+    if task.labels and task.kind != "token-classification" and config.problem_type not in (None, problem_type(task)):
+        raise UserError(
+            f"model {name!r} was trained for {config.problem_type} and the task is {task.kind}; give a model of the "
+            "same task"
         )
     ours, found = ([label.lower() for label in labels] for labels in (task.labels, theirs))
     if ours != found and sorted(ours) == sorted(found):
@@ -140,32 +115,41 @@ DECIDED = ("transformers_version", "architectures", "id2label", "label2id", "pro
 """Fields of a configuration that follow from the task."""
 
 
+CLASSES = {
+    "similarity": AutoModel,
+    "image-classification": AutoModelForImageClassification,
+    "token-classification": AutoModelForTokenClassification,
+    "causal-lm": AutoModelForCausalLM,
+}
+"""What loads a model for a task; others are for a text or a pair."""
+
+
 def auto_class(task: Task) -> Any:
     """The class that loads a model for a task."""
-    if task.kind == "similarity":
-        return AutoModel
-    return AutoModelForImageClassification if task.is_image else AutoModelForSequenceClassification
+    return CLASSES.get(task.kind, AutoModelForSequenceClassification)
 
 
 def head_of(task: Task) -> dict[str, Any]:
-    """Configuration of the head that a task needs."""
-    if task.kind == "similarity":
-        return {}
+    """Configuration of the head that a task needs; nothing where the model has it, or knows the classes."""
     if task.kind == "regression":
         return {"num_labels": 1, "problem_type": "regression"}
+    if not task.labels:
+        return {}
     names = dict(enumerate(task.labels))
-    return {
-        "id2label": names,
-        "label2id": {v: k for k, v in names.items()},
-        "problem_type": "single_label_classification",
-    }
+    head = {"id2label": names, "label2id": {v: k for k, v in names.items()}}
+    return head if task.kind == "token-classification" else head | {"problem_type": problem_type(task)}
+
+
+def problem_type(task: Task) -> str:
+    """What transformers calls a task of classes."""
+    return "multi_label_classification" if task.kind == "multi-label" else "single_label_classification"
 
 
 def from_config(fields: dict[str, Any], task: Task) -> Any:
     fields = copy.deepcopy(fields)
     kind = fields.pop("model_type")
     try:
-        return auto_class(task).from_config(AutoConfig.for_model(kind, **fields, **head_of(task)))
+        return auto_class(task).from_config(AutoConfig.for_model(kind, **fields, **head_of(task)), dtype=DTYPE)
     except (StrictDataclassError, RuntimeError, ValueError, TypeError, ZeroDivisionError) as error:
         raise UserError(f"no {kind} can be built from the model's config: {' '.join(str(error).split())}") from error
 

@@ -151,34 +151,34 @@ def fill(cls: type, options: Any, where: str, **defaults: Any) -> Any:
     Raises:
         UserError: the options are no mapping, or one is unknown or has the wrong type.
     """
+    return cls(**(defaults | typed(cls, options, where)))
+
+
+def typed(cls: type, options: Any, where: str) -> dict[str, Any]:
+    """The options of a class with numbers in text read and types checked, see `fill`."""
     known = hints_of(cls)
     if not isinstance(options, dict):
-        raise UserError(f"{where} is {_clipped(options)}; expected a mapping of options such as {next(iter(known))}")
+        raise UserError(f"{where} is {clipped(options)}; expected a mapping of options such as {next(iter(known))}")
     for key in options:
         if key not in known:
             raise UserError(f"{where} has no option {key!r}{suggest(str(key), known)}")
     nested = {k: dataclass_of(known[k]) for k, v in options.items() if v is not None or not _may_be_null(known[k])}
     filled = {k: fill(inner, options[k], f"{where}: {k}") for k, inner in nested.items() if inner}
-    return cls(**(defaults | _typed(cls, {k: v for k, v in options.items() if k not in filled}, where) | filled))
+    return {k: filled[k] if k in filled else _typed_value(cls, k, v, where) for k, v in options.items()}
 
 
-def _typed(cls: type, options: dict[str, Any], where: str) -> dict[str, Any]:
-    """The options with numbers in text read and types checked."""
+def _typed_value(cls: type, key: str, value: Any, where: str) -> Any:
     from jsonargparse import ArgumentError
 
-    known = hints_of(cls)
-    typed = {}
-    for key, value in options.items():
-        if isinstance(value, dict) and dict[str, Any] in _members(known[key]):
-            typed[key] = value  # checked where it is used; jsonargparse would read the texts in it as YAML
-            continue
-        try:
-            if value is None and not _may_be_null(known[key]):
-                raise TypeError("null")
-            typed[key] = _reader(cls, key).parse_object({key: value})[key]
-        except (ArgumentError, TypeError) as error:
-            raise UserError(f"{where}: {key} is {_clipped(value)}; expected {_described(known[key])}") from error
-    return typed
+    hint = hints_of(cls)[key]
+    if isinstance(value, dict) and dict[str, Any] in _members(hint):
+        return value  # checked where it is used; jsonargparse would read the texts in it as YAML
+    try:
+        if value is None and not _may_be_null(hint):
+            raise TypeError("null")
+        return _reader(cls, key).parse_object({key: value})[key]
+    except (ArgumentError, TypeError) as error:
+        raise UserError(f"{where}: {key} is {clipped(value)}; expected {_described(hint)}") from error
 
 
 @cache
@@ -230,7 +230,8 @@ def _described(hint: Any) -> str:
     return " or ".join(dict.fromkeys(words))
 
 
-def _clipped(value: Any) -> str:
+def clipped(value: Any) -> str:
+    """A value in a message."""
     shown = "null" if value is None else repr(value)
     return shown if len(shown) <= 80 else f"{shown[:77]}..."
 

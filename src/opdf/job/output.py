@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
-import shutil
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-
 from opdf.distill import writing
-from opdf.files import replacing, replacing_folder
+from opdf.files import LOCK, empty, is_empty, owned, replacing, replacing_folder
 from opdf.job.errors import UserError
+from opdf.job.processes import on_main
 
 REMEDY = "free some space and run it again"
 
 
-def free(folder: Path, *, overwrite: bool, resume: bool, marker: str = "config.yaml") -> None:
+CONFIG, METRICS = "config.yaml", "metrics.json"
+"""Of a run: the first file that it writes into its folder, and the last one."""
+
+
+def check_free(folder: Path, *, overwrite: bool, resume: bool, marker: str = CONFIG) -> None:
     """Refuse an output folder that cannot be made, or not without a loss; nothing is changed yet.
 
     Args:
@@ -26,20 +31,32 @@ def free(folder: Path, *, overwrite: bool, resume: bool, marker: str = "config.y
         marker: the file by which a run of the command is known.
 
     Raises:
-        FileExistsError: it holds something and neither `overwrite` nor `resume` was asked for, or it is a file.
+        FileExistsError: it holds something and neither `overwrite` nor `resume` was asked for, it is a file, or another
+            process owns it.
         FileNotFoundError: there is no run to resume in it.
+        PermissionError: it cannot be written.
     """
+    on_main(lambda: _check_free(folder, overwrite=overwrite, resume=resume, marker=marker))
+
+
+def _check_free(folder: Path, *, overwrite: bool, resume: bool, marker: str) -> None:
     try:
-        blocking = next((p for p in (folder, *folder.parents) if p.exists()), folder)
+        blocking = next((p for p in (folder, *folder.parents) if p.is_symlink() or p.exists()), folder)
     except OSError as error:
         raise UserError(f"output {str(folder)[:60]}... cannot be a folder: {error.strerror}") from error
+    if blocking.is_symlink() and not blocking.exists():
+        raise FileExistsError(f"output {folder} cannot be made: {blocking} is a link that leads nowhere")
     if blocking.exists() and not blocking.is_dir():
         raise FileExistsError(f"output {folder} cannot be made: {blocking} is a file; choose another")
-    if folder.is_symlink() and overwrite:
-        raise FileExistsError(f"output {folder} is a link and is not overwritten; name the folder itself")
+    if not os.access(blocking, os.W_OK | os.X_OK):
+        raise PermissionError(f"output {folder} cannot be written: {blocking} is read-only for you; choose another")
     if resume and not (folder / marker).is_file():
         raise FileNotFoundError(f"{folder} holds no run to resume; start without resume")
-    if folder.exists() and any(folder.iterdir()) and not resume:
+    if not folder.exists():
+        return
+    with owned(folder) if (folder / LOCK).exists() else nullcontext():
+        pass
+    if not is_empty(folder) and not resume:
         if not overwrite:
             raise FileExistsError(
                 f"output {folder} is not empty; choose another, or set --resume true or --overwrite true"
@@ -48,22 +65,30 @@ def free(folder: Path, *, overwrite: bool, resume: bool, marker: str = "config.y
             raise FileExistsError(
                 f"output {folder} was not written by this command and is not overwritten; choose another"
             )
+        if folder.is_symlink():
+            raise FileExistsError(f"output {folder} is a link and is not overwritten; name the folder itself")
 
 
-def claim(folder: Path, *, overwrite: bool, resume: bool, marker: str = "config.yaml") -> None:
-    """Make the output folder, or empty it unless a run is resumed.
+@contextmanager
+def claimed(folder: Path, *, overwrite: bool, resume: bool, marker: str = CONFIG) -> Iterator[None]:
+    """Inside, the output folder is there, emptied unless a run is resumed, and this run's alone.
 
     Raises:
-        FileExistsError: as `free`.
+        FileExistsError, FileNotFoundError, PermissionError: as `check_free`.
     """
-    free(folder, overwrite=overwrite, resume=resume, marker=marker)
-    state = PartialState()
-    state.wait_for_everyone()  # all have seen the folder as it was
-    if state.is_main_process:
-        if folder.exists() and not resume:
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-    state.wait_for_everyone()
+    on_main(lambda: _check_free(folder, overwrite=overwrite, resume=resume, marker=marker))
+    with owned_together(folder):
+        if not resume:
+            on_main(lambda: empty(folder))
+        yield
+
+
+@contextmanager
+def owned_together(folder: Path) -> Iterator[None]:
+    """A folder that the processes of this run own, and no others, see `opdf.files.owned`."""
+    with ExitStack() as stack:
+        on_main(lambda: stack.enter_context(owned(folder)))
+        yield
 
 
 def save(model: Any, processor: Any, folder: Path, weights: dict[str, Any] | None = None) -> None:

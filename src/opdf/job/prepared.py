@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from accelerate import PartialState
+from datasets import DatasetDict
 
-from opdf.data import Prepared, encode, load_data
+from opdf.data import Prepared, Task, encode, load_data
 from opdf.job.config import DataConfig, TeacherConfig
 from opdf.job.models import load_processor
+
+ENCODING = ("max_length", "pack", "answers_only")
+"""Options of the data that are about what models are given."""
+
+
+def load(options: DataConfig) -> tuple[DatasetDict, Task]:
+    """The data as they are, and their task."""
+    return load_data(**{name: value for name, value in vars(options).items() if name not in ENCODING}, where="data.")
 
 
 def prepare_data(options: DataConfig, teacher: TeacherConfig) -> Prepared:
@@ -15,8 +24,8 @@ def prepare_data(options: DataConfig, teacher: TeacherConfig) -> Prepared:
     Of several processes the first one works, and the others find the cache filled.
     """
     with PartialState().main_process_first():
-        asked = {name: value for name, value in vars(options).items() if name != "max_length"}
-        raw, task = load_data(**asked, where="data.")
+        raw, task = load(options)
         processor = load_processor(teacher, task)
-        data, collator = encode(raw, task, processor, max_length=options.max_length, where="data.")
+        how = {name: getattr(options, name) for name in ENCODING}
+        data, collator = encode(raw, task, processor, **how, where="data.")
     return Prepared(raw, data, task, processor, collator, options.max_length)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import platform
+import sys
 import time
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,17 +17,20 @@ from transformers import set_seed
 import opdf
 from opdf.data import Prepared
 from opdf.distill import DistillationTrainer
+from opdf.job.arguments import renewed
 from opdf.job.card import write_card
-from opdf.job.checks import check_fit, check_task
+from opdf.job.checks import check_fit, check_task, follow_start
 from opdf.job.config import DistillConfig
-from opdf.job.job import Job
+from opdf.job.job import Job, located
 from opdf.job.options import write_yaml
-from opdf.job.output import claim, free, save, write_json
+from opdf.job.output import CONFIG, METRICS, check_free, claimed, save, write_json
+from opdf.job.overview import Overview, overview
 from opdf.job.prepared import prepare_data
 from opdf.job.processes import is_main, tell
 from opdf.job.progress import counting, quiet, show
-from opdf.job.scoring import evaluator, scores
-from opdf.job.student import build_student
+from opdf.job.resume import Begun, check_same_configuration, check_same_rows, is_finished
+from opdf.job.scoring import evaluator, judged, scores
+from opdf.job.student import Start, build_student, plan_start, started_student
 from opdf.job.teacher import load_teacher, train_teacher
 from opdf.job.training import train
 from opdf.overparam import OverParameterization
@@ -33,7 +39,7 @@ from opdf.overparam import OverParameterization
 def run(config: DistillConfig, *, command: str | None = None) -> dict[str, Any]:
     """Distill as a configuration says, as `opdf distill` does.
 
-    >>> metrics = run(DistillConfig(data=DataConfig("digits"), student=StudentConfig(layers=2), output="runs/mine"))
+        metrics = run(DistillConfig(student=StudentConfig(layers=2), output="runs/mine"))
 
     Progress is shown on stderr where that is a terminal. The output folder gets the student, metrics.json, config.yaml
     and train.log.
@@ -54,39 +60,108 @@ def run(config: DistillConfig, *, command: str | None = None) -> dict[str, Any]:
     """
     with quiet():
         job = Job(config)
-        free(job.folder, overwrite=config.overwrite, resume=config.resume)
-        prepared = prepare_data(config.data, config.teacher)
-        check_task(job, prepared.task)
-        teacher = load_teacher(job, prepared.task)
-        check_fit(job, prepared, teacher)
-        claim(job.folder, overwrite=config.overwrite, resume=config.resume)
+        check_place(job)
+        if config.resume and is_finished(job):
+            tell(f"{job.folder} is finished; nothing was changed")
+            return dict(json.loads((job.folder / METRICS).read_text()))
+        ready = get_ready(job)
         if is_main():
-            write_yaml(job.config, job.folder / "config.yaml")
-        train_teacher(job, prepared, teacher)
-        teacher_scores = scores(evaluator(teacher, prepared), prepared)
-        metrics = train_student(job, prepared, teacher, "distilling") | {"teacher": teacher_scores}
-        if is_main():
-            write_card(job.config, metrics, prepared, command, job.folder / "student")
-            write_json(metrics, job.folder / "metrics.json")
-        return metrics
+            print(ready.overview, file=sys.stderr if config.json else None, flush=True)
+        with claimed(job.folder, overwrite=config.overwrite, resume=config.resume):
+            return _run(job, ready.prepared, ready.teacher, command)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Data and models of a job that was found to fit; nothing has been written.
+
+    Attributes:
+        prepared: the data.
+        teacher: as it was loaded or built.
+        overview: what the run is about to do.
+    """
+
+    prepared: Prepared
+    teacher: Any
+    overview: Overview
+
+
+def check_place(job: Job) -> None:
+    """Refuse an output folder that is not free, or that holds another run than the one that is to go on.
+
+    Raises:
+        UserError, FileNotFoundError, FileExistsError, PermissionError: as `run`.
+    """
+    check_free(job.folder, overwrite=job.config.overwrite, resume=job.config.resume)
+    if job.config.resume:
+        check_same_configuration(job)
+
+
+def get_ready(job: Job) -> Ready:
+    """Load data and teacher, and refuse what cannot be done.
+
+    Raises:
+        UserError, ValueError, FileNotFoundError: as `run`.
+    """
+    config = job.config
+    prepared = prepare_data(config.data, config.teacher)
+    check_task(job, prepared.task)
+    if config.resume:
+        check_same_rows(job, prepared.raw)
+    teacher = load_teacher(job, prepared.task)
+    prepared = prepared.named_by(teacher)
+    fit = check_fit(job, prepared, teacher)
+    return Ready(prepared, teacher, overview(job, prepared, fit))
+
+
+def preview(config: DistillConfig) -> Overview:
+    """What `run` would print first; nothing is written.
+
+    Raises:
+        UserError, ValueError, FileNotFoundError, FileExistsError, PermissionError: as `run`.
+    """
+    with quiet():
+        job = Job(config)
+        check_place(job)
+        return get_ready(job).overview
+
+
+def _run(job: Job, prepared: Prepared, teacher: Any, command: str | None) -> dict[str, Any]:
+    """The part of a run that writes, into a folder of its own."""
+    if is_main():
+        (job.folder / METRICS).unlink(missing_ok=True)  # of a run that goes on with more steps
+        write_yaml(located(job.config), job.folder / CONFIG)
+        Begun.of(job, prepared.raw).write(job.folder)
+    train_teacher(job, prepared, teacher)
+    prepared = judged(prepared, teacher)
+    teacher_scores = scores(evaluator(teacher, prepared), prepared)
+    metrics = train_student(job, prepared, teacher, "distilling") | {"teacher": teacher_scores}
+    if is_main():
+        write_card(job.config, metrics, prepared, command, job.folder / "student")
+        write_json(metrics, job.folder / METRICS)
+    return metrics
 
 
 def train_student(job: Job, prepared: Prepared, teacher: Any, title: str) -> dict[str, Any]:
     """Distill one student, save it in the job's folder, and return its metrics; `title` stands before the bar."""
-    trainer = student_trainer(job, prepared, teacher, title)
+    student, start = new_student(job, prepared, teacher)
+    with torch.random.fork_rng():
+        untrained = scores(evaluator(student, prepared), prepared)
+    trainer = trainer_of(student, start, job, prepared, teacher, title)
     architecture = type(trainer.model).__name__  # which FSDP2 changes
-    start = time.perf_counter()
+    began = time.perf_counter()
     train(trainer, "the student", resume=job.config.resume)
-    seconds = time.perf_counter() - start
+    seconds = time.perf_counter() - began
     weights = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None  # by all together
     if is_main():
         save(trainer.model, prepared.processor, job.folder / "student", weights)
-        if trainer.objective.trains_teacher:
+        if trainer.method.trains_teacher:
             save(teacher, prepared.processor, job.folder / "trained-teacher")
     ratios = [entry["constraint_grad_ratio"] for entry in trainer.state.log_history if "constraint_grad_ratio" in entry]
     return {
         "class": architecture,
         "metric": prepared.task.metric,
+        "student before training": untrained,
         "student": scores(trainer, prepared),
         **parameters(trainer),
         "shapes": shapes(trainer.overparameterization) if trainer.overparameterization else [],
@@ -100,20 +175,39 @@ def train_student(job: Job, prepared: Prepared, teacher: Any, title: str) -> dic
 
 def student_trainer(job: Job, prepared: Prepared, teacher: Any, title: str) -> DistillationTrainer:
     """A new student with all that trains it; its log goes to the job's folder."""
+    return trainer_of(*new_student(job, prepared, teacher), job, prepared, teacher, title)
+
+
+def new_student(job: Job, prepared: Prepared, teacher: Any) -> tuple[Any, Start]:
+    """A student before any training, and how it was made."""
     set_seed(job.config.seed)
-    student = build_student(job.config.student, teacher, prepared.task)
+    options = job.config.student
+    start = plan_start(options, teacher)
+    if start.sizes is None:
+        return build_student(options, teacher, prepared.task), start
+    return started_student(options, start, teacher, prepared), start
+
+
+def trainer_of(
+    student: Any, start: Start, job: Job, prepared: Prepared, teacher: Any, title: str
+) -> DistillationTrainer:
+    """All that trains a student; its log goes to the job's folder."""
+    constraint = job.config.constraint
     trainer = DistillationTrainer(
         student,
-        job.training,
+        renewed(job.training),
         teacher=teacher,
         objective=job.objective,
         overparam=job.config.overparam,
-        constraint=job.config.constraint,
+        constraint=constraint if start.sizes is None else None,
         train_dataset=training_rows(job, prepared, teacher),
         eval_dataset=prepared.data["validation"],
         data_collator=prepared.collator,
         compute_metrics=prepared.task.compute_metrics(),
+        preprocess_logits_for_metrics=prepared.task.kept_outputs,
     )
+    if start.sizes is not None and constraint is not None:
+        follow_start(trainer.overparameterization, student, constraint)
     show(trainer, title, job.folder / "train.log")
     return trainer
 

@@ -23,14 +23,19 @@ from opdf.job.models import load_model
 from opdf.job.prepared import prepare_data
 from opdf.job.probe import linear_probe
 
+VOCABULARIES = 8
+"""Texts at a time of a language model, whose outputs are a vocabulary for every token."""
+
 
 def evaluator(model: Any, prepared: Prepared, batch: int = 128) -> Trainer:
     """A Trainer that only scores and predicts."""
     with tempfile.TemporaryDirectory() as unused:  # the Trainer makes its output folder
-        arguments = training_arguments({"per_device_eval_batch_size": batch}, Path(unused), 0)
+        most = VOCABULARIES if prepared.task.kind == "causal-lm" else batch
+        arguments = training_arguments({"per_device_eval_batch_size": min(batch, most)}, Path(unused), 0)
         trainer = Trainer(
-            model, arguments, data_collator=prepared.collator, compute_metrics=prepared.task.compute_metrics()
-        )
+            model, arguments, data_collator=prepared.collator, compute_metrics=prepared.task.compute_metrics(),
+            preprocess_logits_for_metrics=prepared.task.kept_outputs,
+        )  # fmt: skip
     for callback in list(trainer.callback_handler.callbacks):
         trainer.remove_callback(callback)
     return trainer
@@ -52,6 +57,8 @@ def evaluate(name: str, data: DataConfig, *, batch: int = 128, probe: bool = Fal
         UserError: the model is not trained for this task, or it or the data cannot be read.
     """
     prepared = prepare_data(data, TeacherConfig(model=name))
+    if prepared.task.is_unlabelled:
+        raise UserError(f"{data.name} has no labels to score {name} against; name the label column in data.label")
     model, missing = load_model(name, prepared.task)
     if missing:
         raise UserError(f"{name} is not trained for this task ({missing[0]} is missing); give a fine-tuned model")
@@ -63,8 +70,15 @@ def evaluate(name: str, data: DataConfig, *, batch: int = 128, probe: bool = Fal
 
 
 def answers(model: Any, prepared: Prepared, part: str) -> np.ndarray:
-    """What a model says to a split's examples: class numbers or values `[examples]`."""
+    """What a model says to a split's examples, see `Task.answers`."""
     return prepared.task.answers(evaluator(model, prepared).predict(prepared.data[part]).predictions)
+
+
+def judged(prepared: Prepared, teacher: Any) -> Prepared:
+    """Unlabelled data with what a ready teacher says of them, which students are scored against; others as they are."""
+    if not prepared.task.is_unlabelled:
+        return prepared
+    return prepared.judged_by({part: answers(teacher, prepared, part) for part in ("validation", "test")})
 
 
 def scores(trainer: Trainer, prepared: Prepared) -> dict[str, Any]:
@@ -76,8 +90,7 @@ def scores(trainer: Trainer, prepared: Prepared) -> dict[str, Any]:
             result[part] = similarity_metrics(prepared, part, cosines)
             continue
         metrics = trainer.evaluate(prepared.data[part], metric_key_prefix=part)
-        names = ("accuracy", "f1", "matthews", "pearson", "spearman", "pearson_spearman")
-        result[part] = {n: metrics[f"{part}_{n}"] for n in names if f"{part}_{n}" in metrics}
+        result[part] = {name: metrics[f"{part}_{name}"] for name in prepared.task.metric_names}
         result[part]["examples"] = len(prepared.data[part])
     return result
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from opdf.distill import LogitsStore
+from opdf.files import LOCK
 from opdf.job.checks import check_inputs, check_task
 from opdf.job.config import DistillConfig
 from opdf.job.errors import UserError
 from opdf.job.job import Job
+from opdf.job.output import owned_together
 from opdf.job.prepared import prepare_data
 from opdf.job.progress import counting, quiet
 from opdf.job.teacher import load_teacher, train_teacher
 
-KNOWN = {"teacher", "teacher.log", "teacher-checkpoints", "logits"}
+KNOWN = {"teacher", "teacher.log", "teacher-checkpoints", "logits", LOCK}
 
 
 def cache_teacher(config: DistillConfig) -> LogitsStore:
@@ -40,9 +42,9 @@ def cache_teacher(config: DistillConfig) -> LogitsStore:
         check_task(job, prepared.task)
         teacher = load_teacher(job, prepared.task)
         check_inputs("the teacher", teacher, prepared)
-        folder.mkdir(parents=True, exist_ok=True)
-        train_teacher(job, prepared, teacher)
-        with counting("running the teacher") as progress:
-            store = job.objective.write_cache(prepared, teacher, progress)
-        store.verify()
+        with owned_together(folder):
+            train_teacher(job, prepared, teacher)
+            with counting("running the teacher") as progress:
+                store = job.objective.write_cache(prepared, teacher, progress)
+            store.verify()
     return store

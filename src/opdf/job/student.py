@@ -1,33 +1,102 @@
-"""The student: blocks of its teacher, another model, or one built from a configuration."""
+"""The student: blocks of its teacher, smaller than its teacher and started from it, another model, or untrained."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch import nn
 
-from opdf.data import Task
-from opdf.distill import keep_layers
+from opdf.data import Prepared, Task
+from opdf.distill import blank_student, keep_layers, shrink
 from opdf.job.config import StudentConfig
 from opdf.job.errors import UserError
 from opdf.job.models import DECIDED, check_fields, from_config, load_model
+
+STARTS = ("teacher", "random")
+GIVEN = (["layers"], ["model"], ["config"], ["layers", "model"], ["layers", "config"])
+BATCH = 32
+"""Calibration examples that go through the teacher at a time."""
 
 
 def check_student(options: StudentConfig) -> None:
     """Refuse a student that is not said once.
 
     Raises:
-        UserError: none of layers, model and config is given, or two that do not go together.
+        UserError: none of layers, model and config is given, or two that do not go together; or it cannot start so.
     """
-    given = [k for k, v in vars(options).items() if v is not None]
-    if len(given) != 1 and given != ["layers", "model"]:
+    given = [name for name in ("layers", "model", "config") if getattr(options, name) is not None]
+    if given not in GIVEN:
         raise UserError(
-            f"student has {given or 'nothing'}; give exactly one of layers, model, config, or layers and model"
+            f"student has {given or 'nothing'}; give one of layers, model and config, or layers with one of the others"
         )
+    if options.start not in (None, *STARTS):
+        raise UserError(f"student.start is {options.start!r}; expected one of {', '.join(STARTS)}")
+    if options.calibration < 1:
+        raise UserError(f"student.calibration is {options.calibration}; it must be at least 1")
+    if options.start is not None and options.model is not None:
+        raise UserError("student.start is for students of the teacher's kind; leave it out beside student.model")
+    if options.start == "random" and options.config is None:
+        raise UserError("student.start is 'random' and kept blocks are not; give student.config instead of layers")
+    if isinstance(options.layers, list) and (options.config is not None or options.start == "teacher"):
+        raise UserError("student.layers is a list; a student that is fitted to its teacher takes a number of blocks")
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a student begins.
+
+    Attributes:
+        sizes: of a student that is fitted to its teacher; None for others.
+        blank: that student, on the meta device.
+        why_not: the reason why a student is untrained that could have been fitted; empty for others.
+    """
+
+    sizes: dict[str, int] | None = None
+    blank: Any = None
+    why_not: str = ""
+
+
+def plan_start(options: StudentConfig, teacher: Any, prepared: Prepared | None = None) -> Start:
+    """Decide whether a student is fitted to its teacher, before any work.
+
+    Args:
+        options: of the student.
+        teacher: with its weights; trained or not.
+        prepared: the data that it would be fitted on; None leaves open whether they suffice.
+
+    Raises:
+        UserError: it is to be fitted, and cannot be.
+    """
+    kept = options.config is None and options.start != "teacher"
+    if options.model is not None or kept or options.start == "random":
+        return Start()
+    sizes = dict(options.config or {})
+    if options.layers is not None:
+        sizes["num_hidden_layers"] = options.layers
+    try:
+        return Start(sizes, blank_student(teacher, calibration(options, prepared) if prepared else (), **sizes))
+    except (TypeError, ValueError) as error:
+        if options.start == "teacher" or options.layers is not None:
+            raise UserError(f"the student cannot start from its teacher: {error}") from error
+        return Start(why_not=str(error))
+
+
+def calibration(options: StudentConfig, prepared: Prepared) -> list[dict[str, Any]]:
+    """Batches of training examples, evenly spread over the split."""
+    rows = prepared.data["train"]
+    chosen = np.unique(np.linspace(0, len(rows) - 1, num=min(options.calibration, len(rows)), dtype=int)).tolist()
+    return [prepared.collator([rows[k] for k in chosen[i : i + BATCH]]) for i in range(0, len(chosen), BATCH)]
+
+
+def started_student(options: StudentConfig, start: Start, teacher: Any, prepared: Prepared) -> Any:
+    """A student that is fitted to its teacher."""
+    return shrink(teacher, calibration(options, prepared), **(start.sizes or {}))
 
 
 def build_student(options: StudentConfig, teacher: nn.Module, task: Task) -> Any:
-    """A new student; with a teacher on the meta device and blocks of it, one on the meta device."""
+    """A student that is not fitted; with a teacher on the meta device and blocks of it, one on the meta device."""
     if options.layers is not None:
         return keep_layers(load_model(options.model, task)[0] if options.model else teacher, options.layers)
     if options.model is not None:

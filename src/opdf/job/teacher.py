@@ -10,6 +10,7 @@ from transformers import set_seed
 
 from opdf.data import Prepared, Task
 from opdf.distill import DistillationTrainer, LogitsDistillation
+from opdf.job.arguments import renewed
 from opdf.job.errors import UserError
 from opdf.job.job import Job
 from opdf.job.models import check_fields, from_config, load_model
@@ -58,9 +59,10 @@ def train_teacher(job: Job, prepared: Prepared, teacher: Any) -> None:
         checkpoints = Path(job.teacher_training.output_dir)
         begun = checkpoints.is_dir()
         trainer = DistillationTrainer(
-            teacher, job.teacher_training, objective=LogitsDistillation(alpha=0), train_dataset=prepared.data["train"],
-            eval_dataset=prepared.data["validation"], data_collator=prepared.collator,
-            compute_metrics=prepared.task.compute_metrics(),
+            teacher, renewed(job.teacher_training), objective=LogitsDistillation(alpha=0),
+            train_dataset=prepared.data["train"], eval_dataset=prepared.data["validation"],
+            data_collator=prepared.collator, compute_metrics=prepared.task.compute_metrics(),
+            preprocess_logits_for_metrics=prepared.task.kept_outputs,
         )  # fmt: skip
         show(trainer, "fine-tuning the teacher", job.teachers / "teacher.log")
         train(trainer, "the teacher", resume=begun)

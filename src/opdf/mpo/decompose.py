@@ -24,10 +24,10 @@ from opdf.mpo.threads import Progress, one_a_thread, threads_for
 GAUGES = ("symmetric", "left")
 
 WELL_CONDITIONED = 1e-3
-"""Least ratio of the smallest to the largest squared singular value at which float32 does: a condition up to 32."""
+"""Float32 is used where the smallest squared singular value is at least this share of the largest (condition 32)."""
 
 BLOCK = 128
-"""Columns of a triangular matrix that are multiplied at a time, with no more rows than they have."""
+"""Triangular products are computed this many columns at a time, which skips most of the zeros."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,9 @@ def decompose(matrix: Tensor, shape: MPOShape, *, gauge: str = "symmetric") -> l
 
     Returns:
         One contiguous tensor per site, `[..., d_{k-1}, i_k, j_k, d_k]`. The same matrix gives the same cores on
-        every run, alone or among others, on any number of threads; signs are fixed by making the largest entry of every
-        left singular vector positive. Where a matrix has no weight (singular value 0) one of the two cores keeps a
-        direction, so that it can still be trained.
+        every run, alone or in a batch, on any number of threads. Signs are fixed: the largest entry of every left
+        singular vector is positive. In a direction of singular value 0 one of two neighbouring cores is zero and the
+        other is not, so that it can still be trained.
 
     Raises:
         TypeError: `matrix` is not a floating-point tensor.
@@ -100,8 +100,8 @@ def decompose_many(
 ) -> list[list[Tensor]]:
     """`decompose` for many matrices `[rows, cols]`, each with its shape: on a CPU one matrix a thread.
 
-    Eigenproblems gain little from several threads, and much from being solved beside each other. The cores are
-    those that `decompose` gives.
+    Several eigenproblems at once are faster than one with several threads. The cores are those that `decompose`
+    gives.
 
     Args:
         matrices, shapes: as for `decompose`, one shape a matrix.
@@ -124,7 +124,7 @@ def _on_threads(
     matrices: Sequence[Tensor], shapes: Sequence[MPOShape], gauge: str, progress: Progress | None = None
 ) -> list[Decomposition]:
     """Each matrix on one thread; matrices on a GPU one after another."""
-    # Copied here and not by the threads: Apple's devices may be used by one thread at a time.
+    # Copied before the threads start: Apple's devices allow one thread at a time.
     near = [matrix.detach().to(factorized_on(matrix.device)) for matrix in matrices]
     with matmul_precision():
         found = one_a_thread(
@@ -145,11 +145,11 @@ def _decompose(matrix: Tensor, shape: MPOShape, gauge: str) -> Decomposition:
     """One matrix `[rows, cols]` that has been checked."""
     work = matrix.detach() if matrix.dtype in (torch.float32, torch.float64) else matrix.detach().float()
     scale = _power_of_four(work)
-    # The rounding of one factorization stays within float32's; that of several adds up.
+    # One factorization in float32 is as exact as the result can be stored; the errors of several add up.
     single = shape.is_exact and sum(i * j > 1 for _, i, j, _ in shape.core_shapes) == 2 and work.device.type == "cpu"
     rest = from_matrix(work, shape).to(work.dtype if single else torch.float64) / scale
     split = _split_svd if work.dtype == torch.float64 else _split_gram
-    # What the next core is multiplied by: roots of singular values, and the end's part of the scale.
+    # `carried` multiplies the next core: roots of singular values, and at the ends a part of the scale.
     ends = 2 if gauge != "left" and shape.sites > 1 else 1
     carried = rest.new_full((1,), scale**0.5 if ends == 2 else 1.0)
     cores: list[Tensor] = []
@@ -183,11 +183,11 @@ def _split_svd(rest: Tensor, bond: int) -> Split:
 
 
 def _split_gram(rest: Tensor, bond: int) -> Split:
-    """`_split_svd` from the eigenvectors of the smaller Gram matrix, for matrices that are wanted in float32.
+    """`_split_svd` from the eigenvectors of the smaller Gram matrix: faster, and exact enough for float32.
 
-    Squaring costs a small singular value half its digits; float64 has twice as many as float32, and a matrix of
-    modest condition has none to lose: one that comes in float32 is computed there if it is such, else in float64.
-    One factor is square and orthogonal, so the product stays exact, and this is faster than an SVD in float32.
+    Squaring costs small singular values half their digits. Float64 has twice as many digits as float32, so that none
+    is missed. Float32 is used for matrices of modest condition. The product stays exact in either, because one of the
+    factors is square and orthogonal. Where `eigh` fails, float64 is tried, then the SVD.
     """
     tall = rest.shape[-2] > rest.shape[-1]
     single = rest.dtype == torch.float32
@@ -209,9 +209,9 @@ def _split_gram(rest: Tensor, bond: int) -> Split:
 
 
 def _orthogonalize(columns: Tensor) -> None:
-    """Make columns that an eigensolver left nearly orthogonal so to rounding, which is ten times less. In place.
+    """Make nearly orthogonal columns orthogonal to rounding, in place. Eigensolvers leave ten times as much.
 
-    V <- V (I + T) with T lower triangular and T + T' = I - V'V: to first order what V's QR decomposition gives.
+    V <- V (I + T) with T lower triangular and T + T' = I - V'V: to first order V's QR decomposition.
     """
     change = _gram(columns.mT).tril_().neg_()
     change.diagonal().add_(1).mul_(0.5)

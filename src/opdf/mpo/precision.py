@@ -1,4 +1,4 @@
-"""How exactly matrix products are computed, whatever the process has set, and where matrices are factorized."""
+"""The precision of matrix products, whatever the process has set; and the device that factorizes matrices."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def matmul_precision(precision: str = "ieee") -> Iterator[None]:
     """
     if precision not in ("ieee", "tf32"):
         raise ValueError(f"precision is {precision!r}; expected 'ieee' or 'tf32'")
-    # What is read may be inherited from the setting for all; written back it would stay when that is changed.
+    # A backend without a setting of its own shows the general one. It is restored to having none.
     general = torch.backends.fp32_precision  # type: ignore[attr-defined]
     before = ["none" if backend.fp32_precision == general else backend.fp32_precision for backend in BACKENDS]
     try:

@@ -10,7 +10,7 @@ from functools import cached_property, lru_cache
 
 DEFAULT_ONES = 3
 MAX_ONES = 100
-"""More sites help nobody, and the order of their products is searched in cubic time."""
+"""The paper uses up to 8. The time to find the best order of products is cubic in the number of sites."""
 
 MAX_PLANNED_ONES = 10
 """`plan_shape(scale=...)` looks at chains with up to this many 1x1 sites (the paper uses up to 8)."""
@@ -213,8 +213,7 @@ def plan_shape(rows: int, cols: int, *, ones: int | None = None, scale: float | 
 
     With neither, `ones=3`.
 
-    >>> print(plan_shape(3072, 768, ones=3))
-    T(64,1,1,1,48 / 32,1,1,1,24)
+        plan_shape(3072, 768, ones=3)  # T(64,1,1,1,48 / 32,1,1,1,24)
     """
     rows, cols = _int_tuple("rows, cols", (rows, cols))
     if ones is not None and scale is not None:
@@ -240,7 +239,7 @@ def _with_ones(row_pair: Pair, col_pair: Pair, ones: int) -> MPOShape:
 def _default_outer(rows: int, cols: int) -> tuple[Pair, Pair]:
     row_pair, col_pair = _most_square_pair(rows), _most_square_pair(cols)
     if 1 in (row_pair[1], col_pair[1]):
-        # A prime size puts all its weight on one site; mirrored, the other site is not starved of its bond.
+        # One site gets a prime size whole. Mirrored, the columns' larger factor goes to the other: a wider bond.
         col_pair = (col_pair[1], col_pair[0])
     return row_pair, col_pair
 

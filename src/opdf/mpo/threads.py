@@ -1,4 +1,4 @@
-"""Many matrices on a CPU, beside each other instead of one after another."""
+"""Many matrices on a CPU at the same time, one on each thread."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Progress = Callable[[int, int], None]
 
 
 def threads_for(devices: Iterable[torch.device]) -> int:
-    """How many things may be worked on at a time: torch's number of threads on a CPU, one on anything else."""
+    """How many matrices to work on at a time: torch's number of threads on a CPU, one on other devices."""
     return torch.get_num_threads() if all(device.type == "cpu" for device in devices) else 1
 
 
@@ -28,19 +28,19 @@ def one_a_thread(
     threads: int,
     progress: Progress | None = None,
 ) -> list[Result]:
-    """`[work(item) for item in items]`, `threads` of them at a time and each on one thread, the dearest first.
+    """`[work(item) for item in items]`, `threads` of them at a time, each on one thread, the most costly first.
 
-    Products and eigenproblems of a few hundred rows gain little from a second thread, and much from running beside
-    each other. One thread each also makes rounding independent of how many threads there are.
+    Small products and eigenproblems are faster at the same time than with several threads each. With one thread each,
+    rounding does not depend on the number of threads either.
 
-    Autograd's modes are each thread's own: `work` has to set those that it needs.
+    Every thread has autograd modes of its own: `work` has to set those that it needs, such as `torch.no_grad`.
     """
     order = sorted(range(len(items)), key=lambda k: -costs[k])
     results: dict[int, Result] = {}
     tell = progress or (lambda done, total: None)
     tell(0, len(items))
     before = torch.get_num_threads()
-    # torch's number of threads is each thread's own, and new threads take what was set last.
+    # Every thread has its own setting of torch's number of threads, and starts with what was set last.
     torch.set_num_threads(1)
     try:
         if min(threads, len(items)) < 2:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from opdf.overparam.optimizer import OverParameterizedOptimizer, rolled_back
     from opdf.overparam.owner import OwnerOptimizer
     from opdf.overparam.plan import OverParameterization, overparameterize
-    from opdf.overparam.select import Matrix, block_lists
+    from opdf.overparam.select import Matrix, block_lists, find_matrices
     from opdf.overparam.sharding import gathered, local, scattered, whole
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "OverParameterizedOptimizer",
     "OwnerOptimizer",
     "block_lists",
+    "find_matrices",
     "gathered",
     "local",
     "overparameterize",

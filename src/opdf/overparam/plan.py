@@ -54,7 +54,7 @@ class OverParameterization:
     def align(self, teacher: nn.Module, constraint: Constraint | None = None) -> None:
         """Pull auxiliary cores towards the teacher's (OPDF, equation 5) in every step of the optimizer made next.
 
-        >>> overparam.align(teacher, opdf.overparam.Constraint(weight=0.1))
+            overparam.align(teacher, opdf.overparam.Constraint(weight=0.1))
 
         Args:
             teacher: a model with the same kind of blocks, of the student's width or wider; it is read, not changed.
@@ -187,8 +187,8 @@ class OverParameterization:
 def overparameterize(model: nn.Module, config: OverParamConfig | None = None) -> OverParameterization:
     """Plan the over-parameterized training of a model. The model, its class and its state dict do not change.
 
-    >>> overparam = opdf.overparameterize(student, opdf.OverParamConfig(ones=3))
-    >>> optimizer = overparam.optimizer(torch.optim.AdamW, lr=2e-5)
+        overparam = opdf.overparameterize(student, opdf.OverParamConfig(ones=3))
+        optimizer = overparam.optimizer(torch.optim.AdamW, lr=2e-5)
 
     Args:
         model: any module; tied weights are handled once, or refused when named explicitly.

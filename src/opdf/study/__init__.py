@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from opdf.lazy import import_when_used
 
 if TYPE_CHECKING:
+    from opdf.study.compare import compare
     from opdf.study.config import StudyConfig
     from opdf.study.plan import Cell, Plan
     from opdf.study.results import conclude
@@ -12,6 +13,6 @@ if TYPE_CHECKING:
     from opdf.study.study import Study
     from opdf.study.workers import sweep
 
-__all__ = ["Cell", "Outcome", "Plan", "Store", "Study", "StudyConfig", "conclude", "sweep"]
+__all__ = ["Cell", "Outcome", "Plan", "Store", "Study", "StudyConfig", "compare", "conclude", "sweep"]
 
 import_when_used(__name__)

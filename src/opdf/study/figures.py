@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import io
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
@@ -10,6 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from opdf.study.results import POOLED
 
@@ -21,182 +25,342 @@ STYLE: dict[str, Any] = {
     "grid.linewidth": 0.6, "axes.axisbelow": True, "legend.frameon": False, "svg.fonttype": "none",
     "svg.hashsalt": "opdf",
 }  # fmt: skip
+WIDTH = 4.6
+"""Inches of a panel, about what a phone shows."""
 COLUMNS = 2
-"""Panels side by side; more would be too small on a phone."""
+"""Panels side by side in a file; on the page there are as many as fit."""
+NAME = 24
+"""Characters of a variant's name on a line."""
+FEW = 15
+"""Points of a line that are marked each."""
+LEAST = 0.05
+"""Of a score, shown at least on an axis: so that a tenth of a point does not look like much."""
 
 
-def frame(results: dict[str, Any]) -> pd.DataFrame:
-    """The runs as a table, with the scale of each: parameters in training over parameters at inference."""
-    runs = pd.DataFrame(results["runs"])
-    return runs.assign(scale=runs["train_params"] / runs["inference_params"])
+@dataclass(frozen=True)
+class Key:
+    """An entry of a legend; `marker` is matplotlib's, or "-", "--" or ":" for a line."""
+
+    label: str
+    colour: str
+    marker: str
 
 
-def chosen(results: dict[str, Any]) -> pd.DataFrame:
-    """The runs at their variant's chosen rate, of the seeds that count."""
-    runs = frame(results)
-    keep = [
-        results["rates"].get(r.setting, {}).get(r.variant) == r.rate and r.seed in results["seeds"][r.setting]
-        for r in runs.itertuples()
-    ]
-    return runs[keep]
+@dataclass(frozen=True)
+class Picture:
+    """A figure: panels that are drawn alike.
+
+    Attributes:
+        name, caption: of the figure.
+        panels: their titles.
+        height: of a panel, inches.
+        draw: draws the panel with a title into an Axes.
+        keys: the legend.
+    """
+
+    name: str
+    caption: str
+    panels: tuple[str, ...]
+    height: float
+    draw: Callable[[Axes, str], None]
+    keys: tuple[Key, ...] = ()
+
+    def panel(self, title: str) -> Figure:
+        """One panel, without a legend."""
+        with matplotlib.rc_context(STYLE):
+            figure = Figure(figsize=(WIDTH, self.height), layout="constrained")
+            axis = figure.subplots()
+            axis.set_title(title)
+            self.draw(axis, title)
+            return figure
+
+    def whole(self) -> Figure:
+        """All panels in one, with the legend."""
+        columns = min(COLUMNS, len(self.panels))
+        rows = -(-len(self.panels) // columns)
+        with matplotlib.rc_context(STYLE):
+            figure = Figure(figsize=(WIDTH * columns, self.height * rows + 0.4), layout="constrained")
+            axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+            for axis, title in zip(axes, self.panels, strict=False):
+                axis.set_title(title)
+                self.draw(axis, title)
+            for unused in axes[len(self.panels) :]:
+                unused.remove()
+            if self.keys:
+                handles = [_handle(key) for key in self.keys]
+                figure.legend(handles=handles, loc="outside lower center", ncols=min(2 * columns, len(handles)))
+            return figure
 
 
-def figures(results: dict[str, Any]) -> Iterator[tuple[str, str, Figure]]:
-    """Name, caption and figure of everything that these results can show."""
+def svg(figure: Figure) -> str:
+    """A figure as text: words stay words, and nothing in it changes from one day to another."""
+    buffer = io.StringIO()
     with matplotlib.rc_context(STYLE):
-        if results["effects"]:
-            yield "gains", _gains_caption(results), gains(results)
-        yield "scores", "Test score at each variant's own best rate: mean and spread over seeds.", scores(results)
-        yield "rates", "Validation score against learning rate: mean over seeds, and their range.", rates(results)
-        if frame(results)["scale"].nunique() > 1:
-            yield "scale", "Test score against parameters in training over parameters at inference.", scale(results)
-        if any(facts.get("curve") for facts in chosen(results)["facts"]):
-            yield "curves", "Training loss at each variant's chosen rate, mean over seeds.", curves(results)
-        for number, run in enumerate(_with_spectra(results)):
-            caption = f"Singular values of the cores of {run['facts']['spectra']['matrix']}, {run['variant']}, by step."
-            yield f"spectra-{number + 1}", caption, spectra(run)
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()
 
 
-def gains(results: dict[str, Any]) -> Figure:
+def pictures(results: dict[str, Any]) -> Iterator[Picture]:
+    """Everything that these results can show."""
+    seen = Results(results)
+    if results["effects"]:
+        yield gains(seen)
+    yield scores(seen)
+    if any("scores" in facts for facts in seen.chosen["facts"]):
+        yield way(seen)
+    yield rates(seen)
+    if seen.runs["scale"].nunique() > 1:
+        yield scale(seen)
+    if any(facts.get("curve") for facts in seen.chosen["facts"]):
+        yield losses(seen)
+    for number, run in enumerate(_with_spectra(seen)):
+        yield spectra(f"spectra-{number + 1}", run)
+
+
+class Results:
+    """The content of results.json, as the figures and tables look at it.
+
+    Attributes:
+        plan, rates, seeds, metrics: see `conclude`.
+        settings: those that have a seed with all of its runs.
+        runs: a row a run; "scale" is parameters in training over parameters at inference.
+        chosen: the runs at their variant's chosen rate, of the seeds that count.
+    """
+
+    def __init__(self, results: dict[str, Any]) -> None:
+        self.content = results
+        self.plan: dict[str, Any] = results["plan"]
+        self.rates: dict[str, dict[str, float]] = results["rates"]
+        self.seeds: dict[str, list[int]] = results["seeds"]
+        self.metrics: dict[str, str] = results["metrics"]
+        self.settings = tuple(self.rates)
+        self.variants: list[str] = self.plan["variants"]
+        runs = pd.DataFrame(results["runs"])
+        self.runs = runs.assign(scale=runs["train_params"] / runs["inference_params"])
+        self.chosen = self.runs[[
+            self.rates.get(r.setting, {}).get(r.variant) == r.rate and r.seed in self.seeds[r.setting]
+            for r in self.runs.itertuples()
+        ]]  # fmt: skip
+
+    def of(self, setting: str, variant: str, *, chosen: bool = True) -> pd.DataFrame:
+        """The runs of a variant on a setting, those at its chosen rate or all."""
+        runs = self.chosen if chosen else self.runs
+        return runs[(runs.setting == setting) & (runs.variant == variant)]
+
+    def teacher(self, setting: str, part: str = "test") -> float | None:
+        """The teacher's score, mean over seeds."""
+        runs = self.chosen[self.chosen.setting == setting]
+        found = [facts.get("teacher", {}).get(part, {}).get(self.metrics[setting]) for facts in runs["facts"]]
+        known = [score for score in found if score is not None]
+        return float(np.mean(known)) if known else None
+
+    def chance(self, setting: str) -> float | None:
+        """What the best constant answer scores on the test split; None in results that do not say."""
+        found: float | None = self.content.get("chance", {}).get(setting)
+        return found
+
+    def way(self, run: Any) -> list[dict[str, float]]:
+        """Step, seconds of training and validation score of a run at its beginning, on its way and at its end."""
+        if "scores" not in run.facts:
+            return []
+        end = {"step": run.facts["steps"], "seconds": run.seconds, "validation": run.validation}
+        return [*run.facts["scores"], end]
+
+    def legend(self, *, teacher: bool = False) -> tuple[Key, ...]:
+        """A legend of all variants."""
+        line = [Key("teacher", "#444444", "--")] if teacher else []
+        return (*(Key(v, self.colour(v), self.marker(v)) for v in self.variants), *line)
+
+    def colour(self, variant: str) -> str:
+        return COLOURS[self.variants.index(variant) % len(COLOURS)]
+
+    def marker(self, variant: str) -> str:
+        return MARKERS[self.variants.index(variant) % len(MARKERS)]
+
+
+def gains(seen: Results) -> Picture:
     """Differences from the baseline with their intervals, one row a variant, one panel a setting."""
-    entries = [e for e in results["effects"] if e["at"] == "best"]
-    settings = [s for s in [*results["plan"]["settings"], POOLED] if any(e["setting"] == s for e in entries)]
-    figure, axes = _panels(len(settings), height=0.6 + 0.3 * len(results["plan"]["variants"]))
-    for axis, setting in zip(axes, settings, strict=True):
+    entries = [e for e in seen.content["effects"] if e["at"] == "best"]
+    reach = 100 * np.array([(e["low"], e["high"]) for e in entries])
+    edge = 0.05 * (reach.max() - reach.min())
+
+    def draw(axis: Axes, setting: str) -> None:
         rows = [e for e in entries if e["setting"] == setting][::-1]
         for place, entry in enumerate(rows):
             low, mean, high = (100 * entry[k] for k in ("low", "mean", "high"))
             axis.errorbar(mean, place, xerr=[[mean - low], [high - mean]], fmt="o", capsize=3,
-                          color=_colour(results, entry["variant"]))  # fmt: skip
+                          color=seen.colour(entry["variant"]))  # fmt: skip
         axis.axvline(0, color="#444444", linewidth=1)
-        axis.set(title=setting, xlabel="points", ylim=(-0.6, len(rows) - 0.4))
-        axis.set_yticks(range(len(rows)), [e["variant"] for e in rows])
-    return figure
+        axis.set(xlabel="points", ylim=(-0.6, len(rows) - 0.4))
+        axis.set_xlim(min(0, reach.min()) - edge, max(0, reach.max()) + edge)  # the same for all settings
+        axis.set_yticks(range(len(rows)), [_wrapped(e["variant"]) for e in rows])
+
+    settings = [s for s in [*seen.plan["settings"], POOLED] if any(e["setting"] == s for e in entries)]
+    caption = (
+        f"Test score minus that of {seen.plan['baseline']}, paired by seed, each variant at its own best rate: mean "
+        "and 95 % interval."
+    )
+    return Picture("gains", caption, tuple(settings), 0.9 + 0.32 * len(seen.variants), draw)
 
 
-def scores(results: dict[str, Any]) -> Figure:
-    """Bars of test scores (figure 2c of arXiv 2411.06448)."""
-    runs, settings = chosen(results), list(results["rates"])
-    variants = results["plan"]["variants"]
-    figure, axes = _panels(len(settings), height=0.7 + 0.3 * len(variants))
-    for axis, setting in zip(axes, settings, strict=True):
-        test = [100 * runs[(runs.setting == setting) & (runs.variant == v)]["test"].to_numpy(float) for v in variants]
-        means, spreads = [t.mean() for t in test], [t.std(ddof=1) if len(t) > 1 else 0.0 for t in test]
-        colours = [_colour(results, v) for v in variants]
-        axis.barh(range(len(variants)), means, xerr=spreads, color=colours, capsize=3, height=0.7, ecolor="#777777")
-        reach = max(spreads) + 0.15 * (max(means) - min(means)) + 0.5
-        axis.set_xlim(min(means) - reach, max(means) + reach)
-        axis.set(title=setting, xlabel=f"test {results['metrics'][setting]}, %")
-        axis.set_yticks(range(len(variants)), variants)
+def scores(seen: Results) -> Picture:
+    """Bars of test scores (figure 2c of arXiv 2411.06448) that begin at chance."""
+
+    def draw(axis: Axes, setting: str) -> None:
+        base, teacher = 100 * (seen.chance(setting) or 0.0), seen.teacher(setting)
+        reach = [base] + ([100 * teacher] if teacher is not None else [])
+        for place, variant in enumerate(seen.variants):
+            test = 100 * seen.of(setting, variant)["test"].to_numpy(float)
+            axis.barh(place, test.mean() - base, left=base, color=seen.colour(variant), height=0.7)
+            axis.plot(test, [place] * len(test), "o", markersize=3, markerfacecolor="white", markeredgecolor="#777777")
+            axis.annotate(f"{test.mean():.1f}", (max(*test, base), place), (5, 0), textcoords="offset points",
+                          va="center", fontsize=9, bbox={"color": "white", "pad": 0.5, "alpha": 0.8})  # fmt: skip
+            reach += [*test]
+        axis.set_xlim(min(reach), max(reach) + 0.14 * (max(reach) - min(reach)))  # room for a number
+        _teacher(axis.axvline, teacher)
+        known = (("chance", seen.chance(setting)), ("teacher", teacher))
+        beside = ", ".join(f"{name} {100 * score:.1f}" for name, score in known if score is not None)
+        axis.set(xlabel=f"test {seen.metrics[setting]}, %" + (f"\n{beside}" if beside else ""))
+        axis.set_yticks(range(len(seen.variants)), [_wrapped(v) for v in seen.variants])
         axis.invert_yaxis()
-    return figure
+
+    begins = "Bars begin at chance, the best that one answer to everything gets"
+    caption = (
+        "Test score at each variant's own best rate: the mean, and a dot a seed. "
+        + (f"{begins}. " if "chance" in seen.content else "") + "Dashed: the teacher."
+    )  # fmt: skip
+    return Picture("scores", caption, seen.settings, 1.1 + 0.32 * len(seen.variants), draw)
 
 
-def rates(results: dict[str, Any]) -> Figure:
+def way(seen: Results) -> Picture:
+    """Validation score against time of training."""
+
+    def draw(axis: Axes, setting: str) -> None:
+        times = []
+        for variant in seen.variants:
+            points = pd.DataFrame([p for run in seen.of(setting, variant).itertuples() for p in seen.way(run)])
+            if len(points):
+                mean = points.groupby("step")[["seconds", "validation"]].mean()
+                times += [t for t in mean["seconds"] if t > 0]
+                axis.plot(mean["seconds"], 100 * mean["validation"], marker=seen.marker(variant), markersize=4,
+                          color=seen.colour(variant), linewidth=1.2)  # fmt: skip
+        axis.set_xscale("symlog", linthresh=min(times, default=1.0))
+        axis.xaxis.set_major_formatter("{x:g}")
+        _teacher(axis.axhline, seen.teacher(setting, "validation"))
+        _at_least(axis)
+        axis.set(xlabel="seconds of training", ylabel=f"validation {seen.metrics[setting]}, %")
+
+    caption = (
+        "Validation score against time of training at each variant's chosen rate, mean over seeds; 0 is before it."
+    )
+    return Picture("way", caption, seen.settings, 3.2, draw, seen.legend(teacher=True))
+
+
+def rates(seen: Results) -> Picture:
     """Validation score against the learning rate (figure 2b)."""
-    runs = frame(results)
-    settings = [s for s in results["plan"]["settings"] if (runs.setting == s).any()]
-    figure, axes = _panels(len(settings), height=3.0)
-    for axis, setting in zip(axes, settings, strict=True):
-        for variant in results["plan"]["variants"]:
-            some = runs[(runs.setting == setting) & (runs.variant == variant)].groupby("rate")["validation"]
+
+    def draw(axis: Axes, setting: str) -> None:
+        for variant in seen.variants:
+            some = seen.of(setting, variant, chosen=False).groupby("rate")["validation"]
             mean, low, high = 100 * some.mean(), 100 * some.min(), 100 * some.max()
-            colour = _colour(results, variant)
-            axis.plot(mean.index, mean, marker=_marker(results, variant), color=colour, label=variant, markersize=4)
+            colour = seen.colour(variant)
+            axis.plot(mean.index, mean, marker=seen.marker(variant), color=colour, markersize=4)
             axis.fill_between(mean.index, low, high, color=colour, alpha=0.08, linewidth=0)
-        axis.set(title=setting, xlabel="learning rate", ylabel=f"validation {results['metrics'][setting]}, %")
+        _teacher(axis.axhline, seen.teacher(setting, "validation"))
+        _at_least(axis)
+        axis.set(xlabel="learning rate", ylabel=f"validation {seen.metrics[setting]}, %")
         axis.set_xscale("log")
-        axis.set_xticks(tried := results["plan"]["rates"], [f"{rate:g}" for rate in tried], rotation=30)
+        axis.set_xticks(tried := seen.plan["rates"], [f"{rate:g}" for rate in tried], rotation=30)
         axis.minorticks_off()
-    return _with_legend(figure, axes)
+
+    caption = "Validation score against learning rate: mean over seeds, and their range."
+    return Picture("rates", caption, seen.settings, 3.2, draw, seen.legend(teacher=True))
 
 
-def scale(results: dict[str, Any]) -> Figure:
+def scale(seen: Results) -> Picture:
     """Test score against the scale (figure 2a)."""
-    runs, settings = chosen(results), list(results["rates"])
-    figure, axes = _panels(len(settings), height=3.0)
-    for axis, setting in zip(axes, settings, strict=True):
-        for variant in results["plan"]["variants"]:
-            some = runs[(runs.setting == setting) & (runs.variant == variant)]
+
+    def draw(axis: Axes, setting: str) -> None:
+        for variant in seen.variants:
+            some = seen.of(setting, variant)
             test = 100 * some["test"].to_numpy(float)
             error = test.std(ddof=1) if len(test) > 1 else 0.0
-            axis.errorbar(some["scale"].mean(), test.mean(), yerr=error, capsize=3, label=variant,
-                          fmt=_marker(results, variant), color=_colour(results, variant))  # fmt: skip
-        axis.set(title=setting, xlabel="parameters in training / at inference",
-                 ylabel=f"test {results['metrics'][setting]}, %")  # fmt: skip
-    return _with_legend(figure, axes)
+            axis.errorbar(some["scale"].mean(), test.mean(), yerr=error, capsize=3,
+                          fmt=seen.marker(variant), color=seen.colour(variant))  # fmt: skip
+        _teacher(axis.axhline, seen.teacher(setting))
+        _at_least(axis)
+        axis.set(xlabel="parameters in training / at inference", ylabel=f"test {seen.metrics[setting]}, %")
+
+    caption = "Test score against parameters in training over parameters at inference, with one standard deviation."
+    return Picture("scale", caption, seen.settings, 3.2, draw, seen.legend(teacher=True))
 
 
-def curves(results: dict[str, Any]) -> Figure:
+def losses(seen: Results) -> Picture:
     """Training losses of the chosen runs; one that diverged early has none."""
-    runs, settings = chosen(results), list(results["rates"])
-    figure, axes = _panels(len(settings), height=3.0)
-    for axis, setting in zip(axes, settings, strict=True):
-        for variant in results["plan"]["variants"]:
-            some = runs[(runs.setting == setting) & (runs.variant == variant)]
-            points = [point for facts in some["facts"] for point in facts.get("curve", [])]
-            if not points:
-                continue
-            mean = pd.DataFrame(points).groupby("step")["loss"].mean()
-            axis.plot(mean.index, mean, color=_colour(results, variant), label=variant, linewidth=1.2)
-        axis.set(title=setting, xlabel="optimizer step", ylabel="training loss")
-    return _with_legend(figure, axes)
+
+    def draw(axis: Axes, setting: str) -> None:
+        for variant in seen.variants:
+            points = [p for facts in seen.of(setting, variant)["facts"] for p in facts.get("curve", [])]
+            if points:
+                mean = pd.DataFrame(points).groupby("step")["loss"].mean()
+                marker = seen.marker(variant) if len(mean) <= FEW else None
+                axis.plot(mean.index, mean, color=seen.colour(variant), linewidth=1.2, marker=marker, markersize=4)
+        axis.set(xlabel="optimizer step", ylabel="training loss")
+        axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]) if axis.dataLim.y0 < 0 else 0.0)
+
+    logged = {run.variant for run in seen.chosen.itertuples() if run.facts.get("curve")}
+    keys = tuple(key for key in seen.legend() if key.label in logged)
+    caption = "Training loss at each variant's chosen rate, mean over seeds."
+    return Picture("curves", caption, seen.settings, 3.2, draw, keys)
 
 
-def spectra(run: dict[str, Any]) -> Figure:
+def spectra(name: str, run: dict[str, Any]) -> Picture:
     """Singular values of every core of one matrix, one line a step."""
-    steps = run["facts"]["spectra"]["steps"]
-    cores = len(steps[0]["cores"])
-    figure, axes = _panels(cores, height=2.6)
-    shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(steps)))
-    for k, axis in enumerate(axes):
-        for entry, shade in zip(steps, shades, strict=True):
-            values = entry["cores"][k]
-            axis.plot(np.linspace(0, 1, len(values)), values, color=shade, label=f"step {entry['step']}")
-        axis.set(title=f"core {k}", xlabel="rank, largest first", ylabel="singular value")
-    return _with_legend(figure, axes)
+    found = run["facts"]["spectra"]
+    shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(found["steps"])))
+    colours = [matplotlib.colors.to_hex(shade) for shade in shades]
+    titles = tuple(f"core {k}" for k in range(len(found["steps"][0]["cores"])))
+
+    def draw(axis: Axes, title: str) -> None:
+        for entry, colour in zip(found["steps"], colours, strict=True):
+            values = entry["cores"][titles.index(title)]
+            marker = "o" if len(values) <= FEW else None
+            axis.plot(np.linspace(0, 1, len(values)), values, color=colour, marker=marker, markersize=3)
+        axis.set(xlabel="rank, largest first", ylabel="singular value")
+        axis.set_ylim(bottom=0)
+
+    keys = tuple(Key(f"step {e['step']}", colour, "-") for e, colour in zip(found["steps"], colours, strict=True))
+    caption = f"Singular values of the cores of {found['matrix']}, {run['variant']}, by step."
+    return Picture(name, caption, titles, 2.6, draw, keys)
 
 
-def _with_spectra(results: dict[str, Any]) -> list[dict[str, Any]]:
+def _with_spectra(seen: Results) -> list[dict[str, Any]]:
     """One run a variant that recorded them, at its chosen rate on the first setting."""
-    setting = next(iter(results["rates"]), None)
+    setting = next(iter(seen.settings), None)
     return [
-        run for run in results["runs"]
+        run for run in seen.content["runs"]
         if run["setting"] == setting and "spectra" in run["facts"]
-        and run["rate"] == results["rates"][setting][run["variant"]]
+        and run["rate"] == seen.rates[setting][run["variant"]]
     ]  # fmt: skip
 
 
-def _gains_caption(results: dict[str, Any]) -> str:
-    return (
-        f"Test score minus that of {results['plan']['baseline']}, paired by seed, each variant at its own best rate: "
-        "mean and bootstrap 95 % interval."
-    )
+def _teacher(draw: Callable[..., Any], score: float | None) -> None:
+    if score is not None:
+        draw(100 * score, linestyle="--", color="#444444", linewidth=1.2, zorder=1)
 
 
-def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
-    columns = min(COLUMNS, count)
-    rows = -(-count // columns)
-    figure = Figure(figsize=(4.2 * columns, height * rows + 0.4), layout="constrained")
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for unused in axes[count:]:
-        unused.remove()
-    return figure, axes[:count]
+def _at_least(axis: Axes) -> None:
+    """Show `LEAST` of the scores on the vertical axis, which is in percent."""
+    low, high = axis.get_ylim()
+    more = max(0.0, 100 * LEAST - (high - low)) / 2
+    axis.set_ylim(low - more, high + more)
 
 
-def _with_legend(figure: Figure, axes: list[Axes]) -> Figure:
-    shown = {label: h for axis in axes for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=min(4, len(shown)), fontsize=8)
-    return figure
+def _wrapped(name: str) -> str:
+    return textwrap.fill(name, NAME)
 
 
-def _place(results: dict[str, Any], variant: str) -> int:
-    return int(results["plan"]["variants"].index(variant))
-
-
-def _colour(results: dict[str, Any], variant: str) -> str:
-    return COLOURS[_place(results, variant) % len(COLOURS)]
-
-
-def _marker(results: dict[str, Any], variant: str) -> str:
-    return MARKERS[_place(results, variant) % len(MARKERS)]
+def _handle(key: Key) -> Line2D:
+    line = key.marker in ("-", "--", ":")
+    style = {"linestyle": key.marker} if line else {"linestyle": "", "marker": key.marker}
+    return Line2D([], [], color=key.colour, label=key.label, **style)  # type: ignore[arg-type]

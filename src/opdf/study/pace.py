@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback
 
-STEPS = 15
+STEPS = 25
 """Optimizer steps of a measurement."""
 
 Opened = Callable[[], AbstractContextManager[Trainer]]

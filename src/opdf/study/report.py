@@ -1,12 +1,12 @@
-"""A study's results as one HTML page that needs no network, and as figures."""
+"""A study's results as one HTML page that needs no network, as figures, and as tables in Markdown."""
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import yaml
 from jinja2 import Environment, PackageLoader, select_autoescape
@@ -14,8 +14,17 @@ from markupsafe import Markup
 from tabulate import tabulate
 
 from opdf.files import replacing
-from opdf.study.figures import chosen, figures, frame
+from opdf.study.figures import Picture, Results, pictures, svg
 from opdf.study.results import DIVERGED, POOLED
+
+SIGNS = dict(zip("osD^vPX*<>", "●■◆▲▼✚✖★◀▶", strict=True)) | {"-": "━", "--": "╍", ":": "┈"}
+"""What stands for matplotlib's markers and lines in a legend of text."""
+
+NAMED = 4
+"""So many are named one by one."""
+
+NEAR = 0.01
+"""Of a score: as good as the teacher, for the question how long that took."""
 
 
 def read_results(folder: Path) -> dict[str, Any]:
@@ -41,21 +50,15 @@ def read_results(folder: Path) -> dict[str, Any]:
 
 def write_report(results: dict[str, Any], folder: Path, title: str) -> Path:
     """Write report.html and figures/NAME.svg and .png into a folder; returns the page's path."""
-    drawn = []
-    pictures = folder / "figures"
-    pictures.mkdir(parents=True, exist_ok=True)
-    for name, caption, figure in figures(results):
-        figure.savefig(pictures / f"{name}.png", dpi=150, metadata={"Software": None})
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-        svg = buffer.getvalue()
-        (pictures / f"{name}.svg").write_text(svg)
-        drawn.append({"name": name, "caption": caption, "svg": Markup(_inline(svg, name))})  # noqa: S704 - our own figure
+    seen = Results(results)
+    drawn = list(pictures(results))
+    for picture in drawn:
+        _write_figure(picture, folder / "figures")
     environment = Environment(loader=PackageLoader("opdf.study", "."), autoescape=select_autoescape(["html"]))
     page = environment.get_template("report.html").render(
-        title=title, figures=drawn, scores=score_rows(results), effects=effect_rows(results), costs=cost_rows(results),
-        baseline=results["plan"]["baseline"], conclusions=conclusions(results), cautions=cautions(results),
-        versions=results.get("versions", {}),
+        title=title, figures=[_on_page(picture) for picture in drawn], baseline=results["plan"]["baseline"],
+        scores=score_rows(seen), effects=effect_rows(results), near=near_rows(seen), costs=cost_rows(seen),
+        conclusions=conclusions(results), cautions=cautions(results), versions=results.get("versions", {}),
         study=yaml.safe_dump(results.get("study", results["plan"]), sort_keys=False, allow_unicode=True),
         seeds=results["seeds"],
     )  # fmt: skip
@@ -76,112 +79,161 @@ def conclusions(results: dict[str, Any]) -> list[str]:
 def cautions(results: dict[str, Any]) -> list[str]:
     """What to keep in mind with the conclusions: rates at the edge of the grid, diverged runs, chance."""
     grid = sorted(results["plan"]["rates"])
+    chosen = [(f"{v} on {s}", rate) for s, rates in results["rates"].items() for v, rate in rates.items()]
     found = []
     for edge, rate in (("lowest", grid[0]), ("highest", grid[-1])) if len(grid) > 1 else ():
-        at = [f"{v} on {s}" for s, rates in results["rates"].items() for v, chosen in rates.items() if chosen == rate]
+        at = [name for name, best in chosen if best == rate]
         if at:
-            found.append(f"The {edge} learning rate was the best of {', '.join(at)}: a better one may lie beyond.")
-    runs = frame(results)
+            who = ", ".join(at) if len(at) <= NAMED else f"{len(at)} of {len(chosen)} variants on a setting"
+            found.append(f"The {edge} learning rate was the best of {who}: a better one may lie beyond.")
     for variant in results["plan"]["variants"]:
-        some = [DIVERGED in facts for facts in runs[runs.variant == variant]["facts"]]
+        some = [DIVERGED in run["facts"] for run in results["runs"] if run["variant"] == variant]
         if any(some):
             found.append(f"{sum(some)} of {len(some)} runs of {variant} diverged; they count as answering 0.")
     if len(results["effects"]) > 2:
         found.append(
-            f"{len(results['effects'])} comparisons were made. One in twenty excludes zero by chance: what is ahead "
-            "here has to be ahead again on new seeds."
+            f"{len(results['effects'])} comparisons were made. Where nothing differs, one interval in twenty excludes "
+            "zero all the same: what is ahead here has to be ahead again on new seeds."
         )
     return found
 
 
 def summary(results: dict[str, Any]) -> str:
-    """A Markdown table with a line a variant.
+    """A Markdown table with a line a variant, and one each for the teacher and for chance where they are known.
 
     Columns: test scores in percent at the chosen rates (in brackets), the difference to the baseline over all settings
     in points with its 95 % interval, each at its own best rate and both at the baseline's, and the time of training
     over the baseline's.
     """
-    baseline, settings = results["plan"]["baseline"], list(results["rates"])
+    seen = Results(results)
+    baseline, settings = results["plan"]["baseline"], seen.settings
     heads = ("", *settings, "difference, best rates", f"difference, {baseline}'s rate", "time")
     effects = {(e["setting"], e["variant"], e["at"]): e for e in results["effects"]}
     where = POOLED if len(settings) > 1 else settings[0]
-    runs = chosen(results)
-    scores = runs.groupby(["variant", "setting"])["test"].mean()
     rows = []
-    for cost in cost_rows(results):
+    for cost in cost_rows(seen):
         variant = cost["variant"]
-        at = [f"{100 * scores[variant, s]:.1f} ({results['rates'][s][variant]:g})" for s in settings]
+        at = [f"{_mean(seen.of(s, variant)['test'])} ({seen.rates[s][variant]:g})" for s in settings]
         found = [effects.get((where, variant, rate)) for rate in ("best", "equal")]
         against = ["" if e is None else f"{100 * e['mean']:+.1f} [{_interval(e, ', ')}]" for e in found]
         rows.append((variant, *at, *against, cost["ratio"]))
+    for name, score in (("teacher", seen.teacher), ("chance", seen.chance)):
+        known = [score(s) for s in settings]
+        if any(k is not None for k in known):
+            rows.append((name, *("" if k is None else f"{100 * k:.1f}" for k in known), "", "", ""))
     return tabulate(rows, heads, tablefmt="github", disable_numparse=True)
 
 
 def rates_table(results: dict[str, Any]) -> str:
     """A Markdown table of mean validation scores in percent: a line a setting and variant, a column a learning rate."""
-    runs = frame(results)
-    runs = runs[[seed in results["seeds"][setting] for setting, seed in zip(runs.setting, runs.seed, strict=True)]]
-    means = 100 * runs.groupby(["setting", "variant", "rate"])["validation"].mean()
-    plan = results["plan"]
-    rows = [
-        (setting, variant, *(f"{means[setting, variant, rate]:.1f}" for rate in plan["rates"]))
-        for setting in results["rates"] for variant in plan["variants"]
-    ]  # fmt: skip
-    heads = ("setting", "variant", *(f"{rate:g}" for rate in plan["rates"]))
+    seen = Results(results)
+    rows = []
+    for setting in seen.settings:
+        for variant in seen.variants:
+            some = seen.of(setting, variant, chosen=False)
+            means = some[some.seed.isin(seen.seeds[setting])].groupby("rate")["validation"].mean()
+            rows.append((setting, variant, *(f"{100 * means[rate]:.1f}" for rate in seen.plan["rates"])))
+    heads = ("setting", "variant", *(f"{rate:g}" for rate in seen.plan["rates"]))
     return tabulate(rows, heads, tablefmt="github", disable_numparse=True)
 
 
-def score_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """Setting, variant, chosen rate, seeds, validation and test score with spread, in percent."""
-    rows = []
-    runs = chosen(results)
-    for setting, rates in results["rates"].items():
-        for variant, rate in rates.items():
-            some = runs[(runs.setting == setting) & (runs.variant == variant)]
+def score_rows(seen: Results) -> list[dict[str, Any]]:
+    """By setting: the teacher's score and chance, and for each variant its rate, seeds and scores, in percent."""
+    groups = []
+    for setting in seen.settings:
+        rows = []
+        for variant in seen.variants:
+            some = seen.of(setting, variant)
             rows.append({
-                "setting": setting, "variant": variant, "rate": f"{rate:g}", "seeds": len(some),
+                "variant": variant, "rate": f"{seen.rates[setting][variant]:g}", "seeds": len(some),
                 "validation": _mean_and_spread(some["validation"]), "test": _mean_and_spread(some["test"]),
             })  # fmt: skip
-    return rows
+        known = {"teacher": seen.teacher(setting), "chance": seen.chance(setting)}
+        beside = ", ".join(f"{name} {100 * score:.1f}" for name, score in known.items() if score is not None)
+        groups.append({"setting": setting, "beside": beside, "rows": rows})
+    return groups
 
 
 def effect_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """Setting and variant with the verdicts at the best and at the baseline's rate."""
-    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    """By setting: every variant with the verdicts at the best and at the baseline's rate."""
+    groups: dict[str, dict[str, dict[str, Any]]] = {}
     for e in results["effects"]:
-        row = rows.setdefault((e["setting"], e["variant"]), {"setting": e["setting"], "variant": e["variant"]})
-        row[e["at"]] = {"verdict": e["verdict"], "interval": _interval(e, " to "), "seeds": e["seeds"]}
-    return list(rows.values())
+        row = groups.setdefault(e["setting"], {}).setdefault(e["variant"], {"variant": e["variant"]})
+        row[e["at"]] = {"verdict": e["verdict"], "interval": _interval(e, " to ")}
+    return [{"setting": setting, "rows": list(rows.values())} for setting, rows in groups.items()]
 
 
-def cost_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """Parameters, time of training over the baseline's (median over equal settings, rates and seeds), S2's seconds."""
-    runs = frame(results)
-    table = runs.pivot_table(index=["setting", "rate", "seed"], columns="variant", values="seconds")
+def near_rows(seen: Results) -> list[dict[str, Any]]:
+    """By setting: when the variants were first seen within a point of their teacher, on validation. Medians over seeds.
+
+    Empty where students were not scored on their way.
+    """
+    groups = []
+    for setting in seen.settings:
+        rows = []
+        for variant in seen.variants:
+            runs = [run for run in seen.of(setting, variant).itertuples() if "scores" in run.facts]
+            first = [point for run in runs if (point := _first_near(seen, run)) is not None]
+            if runs:
+                rows.append({
+                    "variant": variant, "there": f"{len(first)} of {len(runs)}",
+                    "steps": _median([p["steps"] for p in first], "{:.0f}"),
+                    "seconds": _median([p["seconds"] for p in first], "{:.1f}"),
+                    "share": _median([p["share"] for p in first if p["share"] is not None], "{:.1f} %"),
+                })  # fmt: skip
+        if rows:
+            groups.append({"setting": setting, "rows": rows})
+    return groups
+
+
+def cost_rows(seen: Results) -> list[dict[str, Any]]:
+    """Parameters, steps, time of training over the baseline's (median over equal settings, rates and seeds), S2's."""
+    table = seen.runs.pivot_table(index=["setting", "rate", "seed"], columns="variant", values="seconds")
     rows = []
-    for variant in results["plan"]["variants"]:
-        some = runs[runs.variant == variant]
+    for variant in seen.variants:
+        some = seen.runs[seen.runs.variant == variant]
         facts = pd.DataFrame(list(some["facts"]))
-        ratio = (table[variant] / table[results["plan"]["baseline"]]).median()
+        ratio = (table[variant] / table[seen.plan["baseline"]]).median()
         rows.append({
-            "variant": variant, "train_params": _count(some["train_params"]),
-            "inference_params": _count(some["inference_params"]), "ratio": f"{ratio:.2f}",
+            "variant": variant, "train_params": _range(some["train_params"]),
+            "inference_params": _range(some["inference_params"]),
+            "steps": _range(facts["steps"]) if "steps" in facts else "", "ratio": f"{ratio:.2f}",
             **{key: _seconds(facts, key) for key in ("decompose_seconds", "contract_seconds")},
         })  # fmt: skip
     return rows
+
+
+def _first_near(seen: Results, run: Any) -> dict[str, Any] | None:
+    """Steps and seconds of the first score near the teacher's; the seconds also in percent of its training."""
+    teacher = run.facts["teacher"]
+    wanted = teacher["validation"][seen.metrics[run.setting]] - NEAR
+    for point in seen.way(run):
+        if point["validation"] >= wanted:
+            whole = teacher.get("train_seconds")
+            share = 100 * point["seconds"] / whole if whole else None
+            return {"steps": point["step"], "seconds": point["seconds"], "share": share}
+    return None
 
 
 def _interval(effect: dict[str, Any], between: str) -> str:
     return f"{100 * effect['low']:+.1f}{between}{100 * effect['high']:+.1f}"
 
 
-def _mean_and_spread(values: pd.Series) -> str:
-    percent = 100 * values.astype(float)
-    return f"{percent.mean():.2f}" + (f" ± {percent.std():.2f}" if len(percent) > 1 else "")
+def _mean(values: Any) -> str:
+    return f"{100 * values.mean():.1f}"
 
 
-def _count(values: pd.Series) -> str:
-    low, high = int(values.min()), int(values.max())
+def _mean_and_spread(values: Any) -> str:
+    spread = f" ± {100 * values.std(ddof=1):.2f}" if len(values) > 1 else ""
+    return f"{100 * values.mean():.2f}{spread}"
+
+
+def _median(values: list[float], form: str) -> str:
+    return form.format(float(np.median(values))) if values else ""
+
+
+def _range(values: Any) -> str:
+    low, high = int(min(values)), int(max(values))
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
@@ -189,9 +241,29 @@ def _seconds(facts: pd.DataFrame, key: str) -> str:
     return f"{facts[key].median():.2f}" if key in facts and facts[key].notna().any() else ""
 
 
-def _inline(svg: str, name: str) -> str:
+def _write_figure(picture: Picture, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    figure = picture.whole()
+    figure.savefig(folder / f"{picture.name}.png", dpi=150, metadata={"Software": None})
+    (folder / f"{picture.name}.svg").write_text(svg(figure))
+
+
+def _on_page(picture: Picture) -> dict[str, Any]:
+    """A figure as the page has it: its panels apart, so that as many stand side by side as fit."""
+    panels = [
+        Markup(_inline(svg(picture.panel(title)), f"{picture.name}-{k}"))  # noqa: S704 - our own figure
+        for k, title in enumerate(picture.panels)
+    ]
+    legend = [{"label": key.label, "colour": key.colour, "sign": SIGNS[key.marker]} for key in picture.keys]
+    detail = picture.name.startswith("spectra")
+    return {
+        "name": picture.name, "caption": picture.caption, "panels": panels, "legend": legend, "detail": detail
+    }  # fmt: skip
+
+
+def _inline(text: str, name: str) -> str:
     """An SVG file's element, with its internal names made the figure's own so that several can share a page."""
-    element = "\n".join(line.lstrip() for line in svg[svg.index("<svg") :].splitlines())
+    element = "\n".join(line.lstrip() for line in text[text.index("<svg") :].splitlines())
     for attribute in ('id="', 'href="#', "url(#"):
         element = element.replace(attribute, f"{attribute}{name}-")
     return element

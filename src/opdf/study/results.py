@@ -9,7 +9,17 @@ from typing import Any
 import numpy as np
 
 from opdf.study.plan import Cell, Plan
-from opdf.study.statistics import Differences, Effect, Metric, Pair, chosen_rate, complete_seeds, differences, effect
+from opdf.study.statistics import (
+    Differences,
+    Effect,
+    Metric,
+    Pair,
+    chosen_rate,
+    complete_seeds,
+    differences,
+    effect,
+    interval,
+)
 from opdf.study.store import Outcome
 
 Labels = Callable[[str, int], np.ndarray]
@@ -36,11 +46,12 @@ def conclude(
         metrics: by setting.
 
     Returns:
-        JSON: "seeds" and "rates" by setting (and variant), "runs" (one entry a run, `test` null where it was not
-        looked at), "effects" (one entry a setting or all, variant, and "best" or "equal" rate).
+        JSON: "seeds" and "rates" by setting (and variant), "chance" by setting (what the best constant answer scores on
+        the test split, mean over seeds), "runs" (one entry a run, `test` null where it was not looked at), "effects"
+        (one entry a setting or all, variant, and "best" or "equal" rate).
     """
     test: dict[Cell, float] = {}
-    seeds, rates, samples = {}, {}, {}
+    seeds, rates, chances, samples = {}, {}, {}, {}
     validation = {cell: outcome.validation for cell, outcome in outcomes.items()}
     diverged = {cell for cell, outcome in outcomes.items() if DIVERGED in outcome.facts}
     for setting in plan.settings:
@@ -48,6 +59,7 @@ def conclude(
         if not seeds[setting]:
             continue
         truth = {seed: labels(setting, seed) for seed in seeds[setting]}
+        chances[setting] = float(np.mean([chance(metrics[setting], some) for some in truth.values()]))
         rates[setting] = {v: chosen_rate(plan, validation, setting, v, seeds[setting], diverged) for v in plan.variants}
         opened = {(v, rate) for v in plan.variants for rate in (rates[setting][v], rates[setting][plan.baseline])}
         for variant, rate in opened:
@@ -58,9 +70,43 @@ def conclude(
     return {
         "seeds": seeds,
         "rates": rates,
+        "chance": chances,
         "runs": [_run(cell, outcome, test.get(cell)) for cell, outcome in outcomes.items()],
-        "effects": list(_effects(plan, samples)),
+        "effects": list(_effects(samples, seeds)),
     }
+
+
+def conclude_again(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The effects of a results.json by today's rule for intervals, from its scores alone.
+
+    What test examples add is taken from each effect's `example_error` and `shared_error`.
+    """
+    baseline, seeds, rates = results["plan"]["baseline"], results["seeds"], results["rates"]
+    test = {Cell(r["seed"], r["setting"], r["variant"], r["rate"]): r["test"] for r in results["runs"]}
+
+    def by_seed(setting: str, compared: Compared) -> np.ndarray:
+        variant, at = compared
+        base = rates[setting][baseline]
+        rate = rates[setting][variant] if at == "best" else base
+        return np.array([
+            test[Cell(seed, setting, variant, rate)] - test[Cell(seed, setting, baseline, base)]
+            for seed in seeds[setting]
+        ])  # fmt: skip
+
+    again = []
+    for entry in results["effects"]:
+        compared = entry["variant"], entry["at"]
+        settings = list(rates) if entry["setting"] == POOLED else [entry["setting"]]
+        differences_ = np.mean([by_seed(setting, compared) for setting in settings], axis=0)
+        found = interval(differences_, entry["example_error"], entry["shared_error"])
+        again.append(_entry(entry["setting"], compared, found))
+    return again
+
+
+def chance(metric: Metric, labels: np.ndarray) -> float:
+    """What the best constant answer scores; of values, which any constant is as good for, 0's."""
+    answers = np.unique(labels) if np.issubdtype(labels.dtype, np.integer) else np.zeros(1)
+    return max(metric(np.full(labels.shape, answer), labels) for answer in answers)
 
 
 Compared = tuple[str, str]
@@ -89,12 +135,15 @@ def _samples(
     return found
 
 
-def _effects(plan: Plan, samples: Mapping[str, Mapping[Compared, Differences]]) -> Sequence[dict[str, Any]]:
+def _effects(
+    samples: Mapping[str, Mapping[Compared, Differences]], seeds: Mapping[str, Sequence[int]]
+) -> Sequence[dict[str, Any]]:
     entries = []
+    poolable = len(samples) > 1 and len({tuple(seeds[setting]) for setting in samples}) == 1
     for compared in next(iter(samples.values()), {}):
         for setting, found in samples.items():
             entries.append(_entry(setting, compared, effect([found[compared]])))
-        if len(samples) > 1 and len({found[compared].seeds for found in samples.values()}) == 1:
+        if poolable:
             entries.append(_entry(POOLED, compared, effect([found[compared] for found in samples.values()])))
     return entries
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from opdf.data import Task, load_data
+from opdf.data import Task
 from opdf.job.checks import check_models, check_task
 from opdf.job.config import DistillConfig
 from opdf.job.errors import UserError
 from opdf.job.job import Job
 from opdf.job.options import fill, merged, plain
+from opdf.job.prepared import load
 from opdf.job.run import versions
 from opdf.job.teacher import load_teacher
 from opdf.study.config import StudyConfig
@@ -25,6 +26,9 @@ from opdf.study.store import Store
 
 OURS = ("output", "overwrite", "resume", "seed")
 """Options of a run that the study sets."""
+
+KINDS = ("classification", "multi-label", "regression", "image-classification")
+"""Tasks whose answers are scored example by example."""
 
 EXAMPLE = "{KD: {}, OPDF: {overparam: {ones: 3}}}"
 
@@ -89,10 +93,9 @@ class Study:
                 if key not in teachers:
                     teachers[key] = load_teacher(job, task)
                 check_models(job, task, teachers[key])
-                if task.kind == "similarity":
-                    raise UserError(
-                        f"{config.data.name} is for similarity, which studies do not know; use opdf distill"
-                    )
+                if task.kind not in KINDS or task.is_unlabelled:
+                    what = "has no labels" if task.is_unlabelled else f"is for {task.kind}"
+                    raise UserError(f"{config.data.name} {what}, which studies do not know; use opdf distill")
 
     @cached_property
     def store(self) -> Store:
@@ -118,8 +121,7 @@ class Study:
         }
 
     def _load(self, setting: str, seed: int) -> tuple[Any, Task]:
-        options = vars(self.config(setting, self.plan.baseline).data) | {"seed": seed}
-        return load_data(**{k: v for k, v in options.items() if k != "max_length"}, where="data.")
+        return load(replace(self.config(setting, self.plan.baseline).data, seed=seed))
 
     def _given(self, setting: str, variant: str) -> dict[str, Any]:
         """A run's configuration as far as the file says it: with other defaults it stays the same run."""

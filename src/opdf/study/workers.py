@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import platform
 import signal
-import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from opdf.job.errors import UserError
 from opdf.job.options import write_yaml
 from opdf.job.output import write_json
-from opdf.job.progress import quiet
+from opdf.job.progress import counting, quiet
 from opdf.study.config import StudyConfig
 from opdf.study.runner import Runner
 from opdf.study.study import Study
@@ -65,17 +63,13 @@ def _run_workers(study: Study) -> None:
         context.Process(target=_worker, args=(study.options, number), daemon=False)
         for number in range(study.options.workers)
     ]
-    console = Console(file=sys.stderr)
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
-               TimeRemainingColumn())  # fmt: skip
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("runs", total=total, completed=total - len(store.missing()))
+    with counting("runs") as progress:
         try:
             for worker in workers:
                 worker.start()
             while alive := [worker for worker in workers if worker.is_alive()]:
                 alive[0].join(LOOK)
-                progress.update(bar, completed=total - len(store.missing()))
+                progress(total - len(store.missing()), total)
         finally:  # at its end Python would wait for what they have left to do
             for worker in workers:
                 if worker.is_alive():
@@ -100,6 +94,7 @@ def _worker(config: StudyConfig, number: int) -> None:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         torch.set_num_threads(max(1, torch.get_num_threads() // config.workers))  # OMP_NUM_THREADS counts
+        gc.freeze()  # what is imported stays, and a collection after every run need not look through it
         with quiet():
             study = Study(config)
             study.store.work(Runner(study).run)

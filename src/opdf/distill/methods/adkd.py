@@ -20,8 +20,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from opdf.distill.losses import Batch, labels_of, precise, task_loss
 from opdf.distill.methods.logits import TaskAndLogits
-from opdf.distill.models import check_frozen, is_language_model, kind_of, unwrapped
+from opdf.distill.models import is_language_model, kind_of, unwrapped
 from opdf.distill.objective import Losses, model_inputs
+from opdf.distill.teachers import check_frozen
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainingArguments
@@ -70,6 +71,10 @@ class AttributionDistillation(TaskAndLogits):
         self._progress: Any = None
         self._known: dict[bytes, tuple[Tensor, Tensor]] = {}
 
+    @property
+    def needs_labels(self) -> bool:
+        return True
+
     def prepare(self, student: nn.Module, teacher: nn.Module | None) -> None:
         if teacher is None:
             raise ValueError("AD-KD needs the teacher's gradients; pass a teacher")
@@ -89,9 +94,10 @@ class AttributionDistillation(TaskAndLogits):
         batch = {name: value for name, value in batch.items() if name not in self.columns}
         ours, student_maps = attribute(student, batch, self.steps, create_graph=True)
         theirs, teacher_maps = self._teacher(teacher, batch)
-        task = task_loss(student, ours, labels) / num_items
-        soft = self._soft(student, ours, theirs) / num_items
-        distance = map_distance(student_maps, teacher_maps).sum() / num_items
+        items, labelled = num_items.expand(2)
+        task = task_loss(student, ours, labels) / labelled
+        soft = self._soft(student, ours, theirs) / items
+        distance = map_distance(student_maps, teacher_maps).sum() / items
         total = (1 - self.alpha) * task + self.alpha * soft + self.attribution_weight * distance
         parts = {"task": task, "distillation": soft, "attribution": distance}
         return Losses(total, {name: part.detach() for name, part in parts.items()})
@@ -187,7 +193,7 @@ def _views(model: nn.Module, logits: Tensor, labels: Tensor) -> list[Tensor]:
         return [(logits - labels.reshape(logits.shape)).square().sum()]
     scores = logits.log_softmax(-1)
     if logits.shape[-1] == 2:
-        return [scores.gather(-1, labels[:, None]).sum()]
+        return [scores.gather(-1, labels.clamp(min=0)[:, None]).sum()]  # both classes have the same map
     return [scores[:, c].sum() for c in range(logits.shape[-1])]
 
 

@@ -20,7 +20,7 @@ from scipy.special import log_ndtr
 from torch import Tensor, nn
 
 from opdf.data import ImageNoise, Prepared, TextNoise
-from opdf.distill.losses import Batch, labels_of, precise, soft_loss, task_loss
+from opdf.distill.losses import Batch, count_labelled, labels_of, precise, soft_loss, task_loss
 from opdf.distill.models import config_of, kind_of
 from opdf.distill.objective import Losses, Objective
 from opdf.distill.outputs import fingerprint, kept, teacher_logits, weights_digest, with_column
@@ -77,6 +77,8 @@ class DecisionDistillation(Objective):
             raise ValueError(f"alpha is {alpha}; it must be 0 or more")
         if copies < 1:
             raise ValueError(f"copies is {copies}; ask about each example at least once")
+        if not 0 <= noise <= 1:
+            raise ValueError(f"noise is {noise}; it is a share of the words, from 0 to 1")
         if solver not in SOLVERS:
             raise ValueError(f"solver is {solver!r}; expected one of {', '.join(SOLVERS)}")
         self.temperature, self.alpha, self.scale = temperature, alpha, scale
@@ -93,11 +95,15 @@ class DecisionDistillation(Objective):
         ours = self.forward(student, batch).logits
         if (kind := kind_of(student, ours, batch.get("labels"))) != "classes":
             raise ValueError(f"DBKD is for classification, and the student's outputs are {kind}")
-        task = task_loss(student, ours, labels_of(batch)) / num_items
+        items, labelled = num_items.expand(2)
+        task = task_loss(student, ours, labels_of(batch)) / labelled
         ours = precise(ours)
-        soft = soft_loss(ours, self.scale * batch["decision_logits"].to(ours), self.temperature) / num_items
+        soft = soft_loss(ours, self.scale * batch["decision_logits"].to(ours), self.temperature) / items
         parts = {"task": task.detach(), "distillation": soft.detach()}
         return Losses(task + self.alpha * soft, parts)
+
+    def count_items(self, student: nn.Module, batch: Batch) -> Tensor:
+        return count_labelled(student, batch)
 
     def prepare_data(
         self,
@@ -190,14 +196,15 @@ def count_decisions(
 def decision_logits(counts: np.ndarray, *, solver: str = "root", pseudo_count: float = 0.5) -> np.ndarray:
     """Logits of mean 0 whose noisy arg-max gives these counts.
 
-    They depend on the sorted counts only, so each pattern is solved once.
+    They depend on the sorted counts only, so each pattern is solved once; classes with equal counts have equal logits.
 
     Args:
         counts: `[examples, C]`, from `count_decisions`.
-        solver: "root" solves to 1e-10 for probabilities (n_c + pseudo_count) / (N + C pseudo_count), since counts of 0
-            have no finite solution; "iterate" is the released code: z <- z + p - P(z) from z = p, without a
+        solver: "root" solves to 1e-10 for probabilities (n_c + pseudo_count / C) / (N + pseudo_count), since counts of
+            0 have no finite solution; "iterate" is the released code: z <- z + p - P(z) from z = p, without a
             pseudo-count, for 20 rounds at most.
-        pseudo_count: above 0; for "root".
+        pseudo_count: decisions, above 0, that are added and shared by all classes, so that a unanimous teacher stays so
+            with many of them; for "root".
 
     Returns:
         `[examples, C]`, float64.
@@ -217,33 +224,41 @@ def decision_logits(counts: np.ndarray, *, solver: str = "root", pseudo_count: f
     return logits - logits.mean(1, keepdims=True)
 
 
-def decision_probabilities(logits: np.ndarray, noise: float = 1.0) -> np.ndarray:
-    """P(z) of the module's head, `[..., C]` to `[..., C]`, for noise of a standard deviation."""
+def decision_probabilities(logits: np.ndarray, sizes: np.ndarray | None = None) -> np.ndarray:
+    """P(z) of the module's head, `[C]` to `[C]`.
+
+    Args:
+        logits: z.
+        sizes: how many classes have each of the logits; then each probability is that of one of them. None: one.
+    """
     points, weights = np.polynomial.hermite_e.hermegauss(NODES)
-    z = np.asarray(logits, dtype=np.float64) / noise
-    shifted = z[..., :, None, None] - z[..., None, :, None] + points
+    z = np.asarray(logits, dtype=np.float64)
+    many = np.ones(len(z)) if sizes is None else np.asarray(sizes)
+    beaten = log_ndtr(z[:, None, None] - z[None, :, None] + points)
     # The product over j != c is the product over all j without the factor Phi(u) of j = c.
-    log_product = log_ndtr(shifted).sum(-2) - log_ndtr(points)
+    log_product = (many[None, :, None] * beaten).sum(1) - log_ndtr(points)
     return (np.exp(log_product) * weights).sum(-1) / np.sqrt(2 * np.pi)
 
 
 def _solve(counts: np.ndarray, solver: str, pseudo_count: float) -> np.ndarray:
+    """Logits `[C]` of one pattern, found for one class of each count."""
+    distinct, which, sizes = np.unique(counts, return_inverse=True, return_counts=True)
     if solver == "iterate":
-        return _iterate(counts / counts.sum())
-    wanted = (counts + pseudo_count) / (counts.sum() + counts.size * pseudo_count)
+        return _iterate(distinct / counts.sum(), sizes)[which]
+    wanted = (distinct + pseudo_count / counts.size) / (counts.sum() + pseudo_count)
     start = np.log(wanted) / 1.7  # the logistic's scale is about 1.7 times the normal's
     found = least_squares(
-        lambda z: np.append(decision_probabilities(z) - wanted, z.sum()),
+        lambda z: np.append(decision_probabilities(z, sizes) / wanted - 1, sizes @ z / counts.size),
         start - start.mean(), xtol=1e-15, ftol=1e-15, gtol=1e-15,
     )  # fmt: skip
-    return found.x
+    return found.x[which]
 
 
-def _iterate(wanted: np.ndarray) -> np.ndarray:
+def _iterate(wanted: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     z = wanted.copy()
     for _ in range(ROUNDS):
-        error = wanted - decision_probabilities(z)
-        if np.abs(error).sum() <= TOLERANCE:
+        error = wanted - decision_probabilities(z, sizes)
+        if sizes @ np.abs(error) <= TOLERANCE:
             break
         z = z + error
     return z

@@ -32,6 +32,10 @@ class EmbeddingDistillation(Objective):
             raise ValueError("cosine_weight and mse_weight are both 0; set one of them above 0")
         self.cosine_weight, self.mse_weight = cosine_weight, mse_weight
 
+    @property
+    def needs_labels(self) -> bool:
+        return False
+
     def prepare(self, student: nn.Module, teacher: nn.Module | None) -> None:
         if teacher is None:
             raise ValueError("embedding distillation needs a teacher; pass one")

@@ -77,7 +77,8 @@ class HiddenDistillation(TaskAndLogits):
         theirs = self.teacher_forward(teacher, batch, output_hidden_states=True)
         base = self.combine(student, ours.logits, theirs.logits, batch, num_items)
         errors = self._errors(ours.hidden_states, theirs.hidden_states, batch.get("attention_mask"))
-        weights = items_by_example(student, batch) / num_items  # they sum to 1 over all micro-batches of a step
+        items, _ = num_items.expand(2)
+        weights = items_by_example(student, batch) / items  # they sum to 1 over all micro-batches of a step
         hidden = (errors * weights).sum()
         return Losses(base.total + self.hidden_weight * hidden, base.parts | {"hidden": hidden.detach()})
 

@@ -85,6 +85,10 @@ class LGTM(TaskAndLogits):
         self._held_out: Dataset | None = None
         self._teacher: nn.Module | None = None
 
+    @property
+    def needs_labels(self) -> bool:
+        return True
+
     def prepare(self, student: nn.Module, teacher: nn.Module | None) -> None:
         if teacher is None:
             raise ValueError("LGTM trains the teacher beside the student; pass a teacher")
@@ -190,7 +194,7 @@ class LGTM(TaskAndLogits):
             optimizer.step()
             with trainer.accelerator.autocast():
                 held_out = task_loss(student, self.forward(student, batch).logits, labels_of(batch))
-                loss = held_out / self.count_items(student, batch)
+                loss = held_out / self.count_items(student, batch)[1].clamp(min=1)
             found = _grads(loss, list(named.values()))
         direction = dict(zip(named, found, strict=True))
         return {n: trainer.accelerator.reduce(g, "mean") for n, g in direction.items()}
@@ -221,13 +225,14 @@ class LGTM(TaskAndLogits):
         inputs = model_inputs(student, batch, self.columns)
         ours = functional_call(student, dict(weights), kwargs=inputs).logits
         theirs = self.forward(teacher, batch).logits
-        return self.alpha * distillation_loss(student, ours, theirs, batch, self.temperature) / num_items
+        return self.alpha * distillation_loss(student, ours, theirs, batch, self.temperature) / num_items.expand(2)[0]
 
     def _teacher_loss(self, theirs: Tensor, ours: Tensor, batch: Batch, num_items: Tensor) -> Tensor:
         assert self._teacher is not None
         task = task_loss(self._teacher, theirs, labels_of(batch))
         follow = distillation_loss(self._teacher, theirs, ours, batch, self.temperature)
-        return ((1 - self.teacher_alpha) * task + self.teacher_alpha * follow) / num_items
+        items, labelled = num_items.expand(2)
+        return (1 - self.teacher_alpha) * task / labelled + self.teacher_alpha * follow / items
 
     def _held_out_batch(self, trainer: Any) -> Batch:
         """The held-out examples in turn, in a new order every round; a function of the step alone."""

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from opdf.data import Prepared
-from opdf.distill.losses import Batch, distillation_loss, task_loss
+from opdf.distill.losses import Batch, count_labelled, distillation_loss, task_loss
 from opdf.distill.models import check_same_outputs
 from opdf.distill.objective import Losses, Objective
 from opdf.distill.outputs import all_logits, fingerprint, kept, weights_digest, with_column
@@ -32,11 +32,18 @@ class TaskAndLogits(Objective):
         self.temperature = temperature
         self.alpha = alpha
 
+    @property
+    def needs_labels(self) -> bool:
+        return self.alpha < 1
+
     def prepare(self, student: nn.Module, teacher: nn.Module | None) -> None:
         if teacher is None and self.alpha > 0:
             raise ValueError(f"alpha is {self.alpha} but there is no teacher; pass one, or set alpha=0")
         if teacher is not None:
             check_same_outputs(student, teacher)
+
+    def count_items(self, student: nn.Module, batch: Batch) -> Tensor:
+        return count_labelled(student, batch)
 
     def combine(
         self, student: nn.Module, ours: Tensor, theirs: Tensor | None, batch: Batch, num_items: Tensor
@@ -44,15 +51,16 @@ class TaskAndLogits(Objective):
         """The weighted loss of logits; `theirs` may be None when alpha is 0."""
         parts: dict[str, Tensor] = {}
         total = ours.new_zeros(())
+        items, labelled = num_items.expand(2)
         if self.alpha < 1:
             if "labels" not in batch:
                 raise ValueError(f"the batch has no 'labels' and alpha is {self.alpha}; set alpha=1 to learn without")
-            task = task_loss(student, ours, batch["labels"]) / num_items
+            task = task_loss(student, ours, batch["labels"]) / labelled
             parts["task"] = task.detach()
             # A factor of 1 is left out so that alpha=0 is plain training bit for bit.
             total = (1 - self.alpha) * task if self.alpha else task
         if theirs is not None and self.alpha > 0:
-            soft = distillation_loss(student, ours, theirs, batch, self.temperature) / num_items
+            soft = distillation_loss(student, ours, theirs, batch, self.temperature) / items
             parts["distillation"] = soft.detach()
             total = total + self.alpha * soft
         return Losses(total, parts)
@@ -70,6 +78,7 @@ class LogitsDistillation(TaskAndLogits):
         alpha: weight of the distillation term, from 0 (plain training) to 1 (labels are not used).
     """
 
+    tasks = (*Objective.tasks, "multi-label", "token-classification", "causal-lm")
     columns = ("teacher_logits",)
 
     def losses(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, num_items: Tensor) -> Losses:

@@ -76,10 +76,11 @@ class SparseLogitsDistillation(TaskAndLogits):
         if (kind := kind_of(student, ours, batch.get("labels"))) != "classes":
             raise ValueError(f"the student's outputs are {kind}; stored probabilities are of classes")
         target = soft_labels(batch["teacher_classes"], batch["teacher_probabilities"], ours.shape[-1])
-        soft = -(target * ours.float().log_softmax(-1)).sum() / num_items
+        items, labelled = num_items.expand(2)
+        soft = -(target * ours.float().log_softmax(-1)).sum() / items
         if self.alpha == 1:
             return Losses(soft, {"distillation": soft.detach()})
-        task = task_loss(student, ours, labels_of(batch)) / num_items
+        task = task_loss(student, ours, labels_of(batch)) / labelled
         parts = {"task": task.detach(), "distillation": soft.detach()}
         return Losses((1 - self.alpha) * task + self.alpha * soft, parts)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from opdf.distill.losses import Batch, labels_of, task_loss
+from opdf.distill.losses import Batch, count_labelled, labels_of, task_loss
 from opdf.distill.models import check_same_outputs, unwrapped
 from opdf.distill.objective import Losses, Objective
 from opdf.overparam import block_lists
@@ -105,6 +105,9 @@ class Theseus(Objective):
         task = task_loss(student, logits, labels_of(batch)) / num_items
         # When no student block ran, nothing in the model has a gradient: backward needs one leaf that does.
         return Losses(task + torch.zeros((), device=task.device, requires_grad=True), {"task": task.detach()})
+
+    def count_items(self, student: nn.Module, batch: Batch) -> Tensor:
+        return count_labelled(student, batch)[1]
 
     def _draw(self) -> list[bool]:
         """Which positions run the student's block; a function of seed and count, so that a resumed run goes on."""

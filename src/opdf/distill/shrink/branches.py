@@ -133,7 +133,7 @@ class AttentionBranch:
         return self._inner(self._blocks[0], batch, states, memory, self._call(batch))
 
     def student_inner(self, batch: int, states: Tensor) -> Tensor:
-        call = self._call(batch)
+        call = self._call(batch).to(states.dtype)
         bias = call.kwargs.get("position_bias")
         if bias is not None:  # of cross-attention it is zero, so that any heads will do
             kept = slice(self._sizes[1].heads) if self._kept is None else self._kept

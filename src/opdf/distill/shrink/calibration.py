@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from opdf.distill.shrink.families import Attention, Family, Head, Stack, attentions
 from opdf.distill.shrink.moments import Moments
@@ -21,10 +22,18 @@ class Call:
     """What an attention was called with beside the states: masks, positions."""
 
     args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
+    kwargs: dict[str, Any]
 
     def without(self, *names: str | None) -> Call:
         return replace(self, kwargs={k: v for k, v in self.kwargs.items() if k not in names})
+
+    def to(self, dtype: torch.dtype) -> Call:
+        """With floating-point tensors of another dtype."""
+
+        def cast(value: Any) -> Any:
+            return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+        return Call(*tree_map(cast, (self.args, self.kwargs)))
 
 
 @dataclass
@@ -186,7 +195,8 @@ def real_tokens(inputs: Mapping[str, Tensor], mask: str, states: Tensor) -> Tens
     shape = states.shape[:2]
     known = inputs.get(mask)
     if known is None and mask.startswith("decoder") and "decoder_input_ids" not in inputs:
-        known = inputs["labels"].ne(-100) if "labels" in inputs else inputs.get("attention_mask")
-    if known is None or known.shape != shape:
+        labels = inputs.get("labels")
+        known = inputs.get("attention_mask") if labels is None or labels.dim() < 2 else labels.ne(-100)
+    if known is None or known.numel() != shape.numel():
         return torch.ones(shape, dtype=torch.bool, device=states.device)
-    return known.bool()
+    return known.bool().view(shape)  # several choices an example are examples to the model

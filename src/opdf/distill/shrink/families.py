@@ -37,6 +37,11 @@ class Attention:
     head_norms: tuple[str, ...] = ()
     position_bias: str | None = None
 
+    def weights(self) -> list[str]:
+        """Names of the modules that hold weights."""
+        names = [self.norm, self.output.name, *(part.name for part in self.reads), *self.head_norms]
+        return [*names, self.position_bias] if self.position_bias else names
+
 
 @dataclass(frozen=True)
 class FeedForward:
@@ -47,6 +52,10 @@ class FeedForward:
     activation: str
     down: Part
     gate: Part | None = None
+
+    def weights(self) -> list[str]:
+        """Names of the modules that hold weights."""
+        return [self.norm, self.up.name, self.down.name, *([self.gate.name] if self.gate else [])]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
+from opdf.distill.models import has_no_head
 from opdf.distill.shrink.basis import Basis
 from opdf.distill.shrink.branches import AttentionBranch, Branch, FeedForwardBranch, HeadSizes
 from opdf.distill.shrink.calibration import Calibration, Stream, input_of
@@ -19,7 +20,7 @@ from opdf.distill.shrink.matrices import Matrix, Reader
 from opdf.distill.shrink.moments import Moments
 from opdf.distill.shrink.norms import fit_norm, plain, set_norm
 from opdf.distill.shrink.report import BlockReport, ShrinkReport
-from opdf.distill.shrink.ridge import Affine, explained, ridge
+from opdf.distill.shrink.ridge import STRENGTH_OF_HEADS, Affine, explained, ridge
 from opdf.distill.shrink.sizes import has_part, head_sizes
 from opdf.distill.students import chosen_layers
 
@@ -40,12 +41,11 @@ class Fit:
         teacher: Any,
         student: Any,
         family: Family,
-        heads: Sequence[Head],
         basis: Basis,
         calibration: Calibration,
         report: ShrinkReport,
     ) -> None:
-        self.teacher, self.student, self.family, self.heads = teacher, student, family, heads
+        self.teacher, self.student, self.family = teacher, student, family
         self.basis, self.calibration, self.report = basis, calibration, report
         self._finals: dict[str, Reader] = {}
         self._kept: Tensor | None = None
@@ -158,7 +158,7 @@ class Fit:
         """Add the teacher's branch to its stream; what the student's states tell of what it reads."""
         theirs, ours = norms
         if self.family.pre_norm:
-            plain(ours, theirs)
+            plain(ours, theirs, self.basis.expand)
         else:
             theirs = ours = nn.Identity()
         reads = self._moments(*self.basis.project.shape[::-1])
@@ -214,7 +214,7 @@ class Fit:
     def _final_norm(self, stack: Stack, theirs: nn.Module, ours: nn.Module, stream: Stream) -> None:
         readout = self._fixed_readout()
         if readout is None or stack.blocks != list(self.calibration.streams)[-1]:
-            return plain(ours, theirs)
+            return plain(ours, theirs, self.basis.expand)
         set_norm(ours, torch.ones(()))
         moments = self._moments(*self.basis.project.shape[::-1])
         for batch, states in enumerate(stream.student):
@@ -223,7 +223,7 @@ class Fit:
 
     def _fixed_readout(self) -> tuple[Tensor, Tensor] | None:
         """What reads the student's and the teacher's final states and cannot be fitted: a tied head, or the user."""
-        if not self.heads:
+        if has_no_head(self.teacher):
             return torch.eye(self.basis.project.shape[1]).to(self.basis.project), self.basis.project.mT
         theirs, ours = (m.get_output_embeddings() for m in (self.teacher, self.student))
         if not is_tied(self.teacher, theirs):
@@ -277,7 +277,7 @@ class Fit:
         moments = self._moments(read[0].shape[1], told[0].shape[1])
         for x, y in zip(read, told, strict=True):
             moments.add(x, y)
-        return ridge(moments, guess, constant=matrix.bias is not None)
+        return ridge(moments, guess, constant=matrix.bias is not None, strength=STRENGTH_OF_HEADS)
 
     def _moments(self, inputs: int, outputs: int) -> Moments:
         return Moments(inputs, outputs, self.basis.project.device)

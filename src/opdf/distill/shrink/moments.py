@@ -5,9 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+ROWS = 1024
+"""Of a product; more are added up in float64."""
+
+WIDE = 512
+"""Columns from which half of a symmetric product is worth leaving out."""
+
 
 class Moments:
     """Sums of products of inputs `x` and outputs `y`, in float64; the order of the rows does not matter.
+
+    Products are as exact as what is multiplied, float32 at least, and are added up in float64 a thousand rows at a
+    time.
 
     Args:
         inputs, outputs: widths of x and y.
@@ -30,13 +39,19 @@ class Moments:
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Count rows `x` `[rows, inputs]` and `y` `[rows, outputs]` in."""
-        x, y = x.double(), y.double()
+        if len(x) > ROWS:
+            for part in zip(torch.split(x, ROWS), torch.split(y, ROWS), strict=True):
+                self.add(*part)
+            return
+        exact = torch.promote_types(x.dtype, torch.float32)
+        x, y = x.to(exact), y.to(exact)
         self.count += len(x)
         self.x += x.sum(0)
-        self.y += y.sum(0)
-        self.yy += y.square().sum(0)
-        self.xx += x.mT @ x
-        self.xy += x.mT @ y
+        self.xx += _gram(x)
+        if y.shape[1]:
+            self.y += y.sum(0)
+            self.yy += y.square().sum(0)
+            self.xy += x.mT @ y
 
     def covariances(self, centred: bool) -> tuple[Tensor, Tensor]:
         """Means of `x x'` `[inputs, inputs]` and `x y'` `[inputs, outputs]`, of deviations from the means if asked."""
@@ -49,3 +64,13 @@ class Moments:
     def variance(self) -> Tensor:
         """`[outputs]`, of y."""
         return (self.yy / self.count - (self.y / self.count).square()).clamp(min=0)
+
+
+def _gram(x: Tensor) -> Tensor:
+    """`x' x`, whose halves that mirror each other are multiplied once."""
+    size = x.shape[1]
+    if size <= WIDE:
+        return x.mT @ x
+    left, right = x[:, : size // 2], x[:, size // 2 :]
+    across = left.mT @ right
+    return torch.cat([torch.cat([_gram(left), across], 1), torch.cat([across.mT, _gram(right)], 1)])

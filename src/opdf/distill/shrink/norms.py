@@ -16,15 +16,26 @@ def has_shift(norm: nn.Module) -> bool:
 
 
 def set_norm(norm: Any, scale: Tensor, shift: Tensor | float = 0.0) -> None:
+    """Set scale and shift, of all entries or each; an RMSNorm has no shift."""
     with torch.no_grad():
-        norm.weight.copy_(scale)
+        norm.weight.copy_(scale.expand_as(norm.weight))
         if has_shift(norm):
             norm.bias.copy_(torch.as_tensor(shift).expand_as(norm.bias))
 
 
-def plain(norm: Any, teacher: Any) -> None:
-    """One scale for all entries, the teacher's in the mean: what reads the norm takes the rest over."""
-    set_norm(norm, teacher.weight.detach().float().square().mean().sqrt().expand_as(norm.weight))
+def plain(norm: Any, teacher: Any, expand: Tensor) -> None:
+    """One scale for all entries, the teacher's in the mean, and the teacher's shift: what reads the norm does the rest.
+
+    Args:
+        norm: the student's, before what reads it has been fitted; teacher: the teacher's.
+        expand: `[teacher width, student width]`, see `Basis`.
+    """
+    scales = teacher.weight.detach().double()
+    scale = scales.square().mean().sqrt()
+    shift: Tensor | float = 0.0
+    if has_shift(norm):  # what has no bias of its own cannot make up for it
+        shift = scale * torch.linalg.lstsq(scales[:, None] * expand, teacher.bias.detach().double()[:, None])[0][:, 0]
+    set_norm(norm, scale, shift)
 
 
 def fit_norm(norm: Any, moments: Moments, readout: Tensor, target: Tensor) -> None:

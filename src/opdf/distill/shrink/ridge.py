@@ -9,8 +9,9 @@ from torch import Tensor
 
 from opdf.distill.shrink.moments import Moments
 
-STRENGTH = 1e-3
-"""Of the pull to the first guess, relative to the mean variance of an input."""
+STRENGTH, STRENGTH_OF_HEADS = 1e-3, 1e-2
+"""Of the pull to the first guess, relative to the mean variance of an input. Heads that read one token of an example
+have few rows to learn from."""
 
 
 class Affine(NamedTuple):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from opdf.distill.shrink.branches import HeadSizes
-from opdf.distill.shrink.families import Family, Head, Part, Stack, family_of
+from opdf.distill.shrink.families import Family, Head, Stack, family_of
 from opdf.distill.students import ONE_A_BLOCK, chosen_layers
 
 
@@ -24,37 +24,32 @@ def check_teacher(teacher: nn.Module) -> Family:
     family = family_of(teacher)
     if getattr(teacher.config, "quantization_config", None) is not None:
         raise TypeError("teacher is quantized; shrink needs its real weights: load it without quantization_config")
-    known = tuple(f"{name}." for name in _known(teacher, family))
+    known, base = set(_weights(teacher, family)), base_prefix(teacher)
+    embeddings = tuple(f"{base}{name}." for name in family.embeddings)
     for name, parameter in teacher.named_parameters():
+        owner = name.rpartition(".")[0]
+        if owner not in known and not name.startswith(embeddings):
+            raise ValueError(
+                f"teacher is a {type(teacher).__name__}, and shrink does not know its {owner}; give a plain model "
+                "(adapters merged), or use keep_layers, which makes a student with fewer blocks of any model"
+            )
         if parameter.is_meta:
             raise ValueError(f"teacher's {name} is on the meta device and has no values; load the weights first")
         if not parameter.is_floating_point():
             raise TypeError(f"teacher's {name} holds {parameter.dtype}; shrink needs floating-point weights")
         if not torch.isfinite(parameter).all():
             raise ValueError(f"teacher's {name} holds NaN or infinite entries; give a teacher that works")
-        if not f"{name}.".startswith(known):
-            raise ValueError(
-                f"teacher is a {type(teacher).__name__}, and shrink does not know its {name.rpartition('.')[0]}; "
-                "keep_layers makes a student with fewer blocks of any model"
-            )
     return family
 
 
-def _known(teacher: Any, family: Family) -> Iterator[str]:
-    """Names of the modules that are fitted."""
+def _weights(teacher: Any, family: Family) -> Iterator[str]:
+    """Names of the modules that are fitted, beside the embeddings."""
     base = base_prefix(teacher)
-    for name in family.embeddings:
-        yield base + name
     for stack in stacks_of(teacher, family):
         yield from (base + name for name in (stack.entry, stack.final) if name)
-        for k, block in enumerate(teacher.base_model.get_submodule(stack.blocks)):
+        for block in range(len(teacher.base_model.get_submodule(stack.blocks))):
             for branch in stack.branches:
-                for value in vars(branch).values():
-                    names = value if isinstance(value, tuple) and not isinstance(value, Part) else (value,)
-                    for name in names:
-                        path = name.name if isinstance(name, Part) else name
-                        if path and has_part(block, path):
-                            yield f"{base}{stack.blocks}.{k}.{path}"
+                yield from (f"{base}{stack.blocks}.{block}.{name}" for name in branch.weights())
     for head in outputs_of(teacher, family):
         yield from (name for name in (head.first, head.second) if name)
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils.logging import tqdm
 
+from opdf.distill.models import unwrapped
 from opdf.distill.objective import model_inputs
 from opdf.distill.shrink.basis import principal_axes
 from opdf.distill.shrink.calibration import Recorder, input_of, real_tokens
@@ -62,6 +63,7 @@ def shrink(teacher: nn.Module, batches: Iterable[Mapping[str, Tensor]], **sizes:
             meta device; a size is not the family's, larger than the teacher's or does not fit the others; there are
             fewer tokens than the fits have unknowns.
     """
+    teacher = unwrapped(teacher)
     family = check_teacher(teacher)
     config = student_config(teacher, family, sizes)
     inputs = _on_device(teacher, batches)
@@ -69,14 +71,36 @@ def shrink(teacher: nn.Module, batches: Iterable[Mapping[str, Tensor]], **sizes:
         _check_count(teacher, family, config, inputs)
         student, report = _started(teacher, family, config, inputs)
     keep_report(student, report)
-    logger.info("%s: share of the variance of the teacher's residual stream that is known\n%s", "shrink", report)
+    logger.info("the student tells these shares of the variance of its teacher's residual stream:\n%s", report)
     return student
+
+
+def blank_student(teacher: Any, batches: Iterable[Mapping[str, Tensor]] = (), **sizes: int) -> Any:
+    """The student that `shrink` would make, without its values: all of its checks and none of its work.
+
+    Args:
+        teacher, **sizes: as for `shrink`.
+        batches: as for `shrink`; how many examples there are is not looked at without.
+
+    Returns:
+        A model on the meta device.
+
+    Raises:
+        TypeError, ValueError: as `shrink`.
+    """
+    family = check_teacher(teacher)
+    config = student_config(teacher, family, sizes)
+    inputs = [model_inputs(teacher, batch) for batch in batches]
+    if inputs:
+        with _evaluating(teacher), torch.no_grad():
+            _check_count(teacher, family, config, inputs)
+    return _blank(teacher, config, torch.device("meta"))
 
 
 def _started(
     teacher: Any, family: Family, config: Any, inputs: Sequence[dict[str, Tensor]]
 ) -> tuple[Any, ShrinkReport]:
-    student = _blank(teacher, config)
+    student = _blank(teacher, config, teacher.device)
     stacks, heads = stacks_of(teacher, family), outputs_of(teacher, family)
     depth = sum(len(student.base_model.get_submodule(stack.blocks)) for stack in stacks)
     with tqdm(total=1 + depth, desc="starting the student", unit="block", disable=None) as bar:
@@ -90,17 +114,21 @@ def _started(
         moments, _ = recorder.result.states.covariances(not family.pre_norm)
         basis = principal_axes(moments, getattr(config, family.width), centred=has_shift(norm))
         report = ShrinkReport(basis.project.float().cpu())
-        fit = Fit(teacher, student, family, heads, basis, recorder.result, report)
+        fit = Fit(teacher, student, family, basis, recorder.result, report)
         fit.embeddings()
         for stack in stacks:
             fit.stack(stack, bar.update)
         for head in heads:
             fit.head(head)
-    return student, report
+    return student.to(teacher.dtype), report
 
 
 def _on_device(teacher: Any, batches: Iterable[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
-    inputs = [{k: v.to(teacher.device) for k, v in model_inputs(teacher, batch).items()} for batch in batches]
+    inputs = []
+    for batch in batches:
+        if not isinstance(batch, Mapping):
+            raise TypeError(f"batches holds a {type(batch).__name__}; give mappings of names to tensors")
+        inputs.append({k: v.to(teacher.device) for k, v in model_inputs(teacher, batch).items()})
     if not inputs:
         raise ValueError("batches is empty; give examples as the model takes them, 256 or more")
     return inputs
@@ -147,11 +175,12 @@ def _count(teacher: Any, stack: Stack, inputs: Mapping[str, Tensor]) -> int:
     return int(real_tokens(inputs, stack.mask, states).sum())
 
 
-def _blank(teacher: Any, config: Any) -> Any:
-    """A model of the teacher's class whose values are still to come."""
+def _blank(teacher: Any, config: Any, device: torch.device) -> Any:
+    """A model of the teacher's class whose values are still to come, float32 at least until it has them."""
     config._attn_implementation = teacher.config._attn_implementation
-    with torch.random.fork_rng(), teacher.device:
-        student = type(teacher)._from_config(config, dtype=teacher.dtype)
+    exact = torch.promote_types(teacher.dtype, torch.float32)
+    with torch.random.fork_rng(), device:
+        student = type(teacher)._from_config(config, dtype=exact)
     if getattr(teacher.base_model, "pooler", True) is None:
         student.base_model.pooler = None
     if getattr(teacher, "generation_config", None) is not None:

@@ -1,0 +1,146 @@
+"""Labels as numbers: a class, a class for every word, or 0 and 1 for every class."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from datasets import ClassLabel, Dataset, DatasetDict, List, Value
+
+from opdf.data.columns import TEXT, Asked, dtype, values
+from opdf.data.task import Task
+
+SEPARATOR = "|"
+FEW = 10
+"""So many classes may stand in one row each in any data."""
+
+
+def with_classes(data: DatasetDict, task: Task, asked: Asked) -> tuple[DatasetDict, Task]:
+    """Labels as class numbers, the same in all splits, also where a class is missing in one.
+
+    Classes are in rising order, or in the order of `asked.labels`. Labels of a multi-label task become 0 or 1
+    `[classes]`, and those of words class numbers `[words]`.
+
+    Raises:
+        ValueError: `asked.labels` does not fit the values, or the values are no classes.
+    """
+    if task.kind in ("regression", "similarity", "causal-lm"):
+        if asked.labels:
+            raise ValueError(f"{asked.option('labels')} names classes and the task is {task.kind}; leave it out")
+        return data, task
+    if task.label is None:
+        return data, replace(task, labels=asked.labels or ())
+    found = {part: _found(rows, task, asked) for part, rows in data.items()}
+    counts = Counter(value for rows in found.values() for row in rows for value in row)
+    known = _known(data["train"], task, asked)
+    numbers, names = ({name: k for k, name in enumerate(known)}, known) if known else _numbered(counts, task, asked)
+    _check(counts, numbers, names, task, asked, given=bool(known or asked.labels))
+    if known and task.kind != "multi-label":  # they are numbered already
+        return data, replace(task, labels=names, metric="")
+    for part, rows in found.items():
+        data[part] = _with_label(data[part], task, asked, [[numbers[v] for v in row] for row in rows], names)
+    return data, replace(task, labels=names, metric="")
+
+
+def _found(rows: Dataset, task: Task, asked: Asked) -> list[list[Any]]:
+    """The classes of every row: integers, texts, or names where the numbers have some."""
+    assert task.label is not None
+    if isinstance(asked.label, tuple):
+        columns = [values(rows, column).to_pylist() for column in asked.label]
+        return [
+            [name for name, value in zip(asked.label, row, strict=True) if value] for row in zip(*columns, strict=True)
+        ]
+    feature, raw = rows.features[task.label], values(rows, task.label).to_pylist()
+    if task.kind == "multi-label" and dtype(feature) == TEXT:
+        return [[name.strip() for name in (text or "").split(SEPARATOR) if name.strip()] for text in raw]
+    lists = raw if task.kind in ("multi-label", "token-classification") else [[value] for value in raw]
+    return [list(_named(row, _class_names(feature))) for row in lists]
+
+
+def _named(row: Iterable[Any], names: list[str] | None) -> Iterable[Any]:
+    for value in row:
+        if names and 0 <= value < len(names):
+            yield names[value]
+        elif isinstance(value, bool):
+            yield str(value)
+        else:  # a whole number, or one outside the names, which is told later
+            yield int(value) if isinstance(value, float) else value
+
+
+def _class_names(feature: Any) -> list[str] | None:
+    """Names that a column brings with it, as those of datasets do."""
+    inner = getattr(feature, "feature", feature)
+    return inner.names if isinstance(inner, ClassLabel) else None
+
+
+def _known(rows: Dataset, task: Task, asked: Asked) -> tuple[str, ...]:
+    """Classes in an order that is fixed before any value is seen."""
+    if asked.labels:
+        return ()
+    if isinstance(asked.label, tuple):
+        return asked.label
+    return tuple(_class_names(rows.features[task.label]) or ())
+
+
+def _numbered(counts: Counter[Any], task: Task, asked: Asked) -> tuple[dict[Any, int], tuple[str, ...]]:
+    """The class number of every value, and the names of the classes."""
+    order = sorted(counts, key=None if len({type(value) for value in counts}) == 1 else str)
+    labels = asked.labels
+    if labels is None:
+        names = tuple(dict.fromkeys(map(str, order)))
+        return {value: names.index(str(value)) for value in order}, names
+    if len(set(labels)) < len(labels):
+        raise ValueError(f"{asked.option('labels')} is {list(labels)}; name every class once")
+    if all(str(value) in labels for value in order):
+        return {value: labels.index(str(value)) for value in order}, labels
+    if all(isinstance(value, int) for value in order):
+        if len(order) == len(labels):
+            return {value: number for number, value in enumerate(order)}, labels
+        if order[0] >= 0 and order[-1] < len(labels):
+            return {value: value for value in order}, labels
+    others = [f"{value} ({counts[value]} times)" for value in order if str(value) not in labels]
+    raise ValueError(
+        f"{asked.option('labels')} is {', '.join(labels)}, and {task.label!r} of {asked.name} also holds "
+        f"{', '.join(others[:5])}{' and others' if len(others) > 5 else ''}; name all classes, or remove those rows"
+    )
+
+
+def _check(
+    counts: Counter[Any], numbers: dict[Any, int], names: tuple[str, ...], task: Task, asked: Asked, *, given: bool
+) -> None:
+    """Refuse what are no classes: numbers outside, one class, or as good as one a row."""
+    outside = [value for value in counts if value not in numbers]
+    if outside:
+        raise ValueError(
+            f"{task.label!r} of {asked.name} has labels {sorted(outside, key=str)[:5]}; expected 0 to {len(names) - 1}"
+        )
+    if len(names) < (1 if task.kind == "multi-label" else 2):
+        raise ValueError(
+            f"{asked.name} has the one class {names}; classification needs two or more"
+            if names
+            else f"{task.label!r} of {asked.name} holds no label in any row"
+        )
+    alone = sum(count == 1 for count in counts.values())
+    if not given and alone > FEW and 2 * alone > counts.total():
+        raise ValueError(
+            f"{task.label!r} of {asked.name} has {len(counts):,} classes in {counts.total():,} rows, {alone:,} of them "
+            f"with one row each, as identifiers or free texts have; set {asked.option('label')} to a column of "
+            f"classes, or {asked.option('task')} to regression if these are numbers to be predicted"
+        )
+
+
+def _with_label(rows: Dataset, task: Task, asked: Asked, numbers: list[list[int]], names: tuple[str, ...]) -> Dataset:
+    """The rows with numbers in the place of their label."""
+    one = ClassLabel(names=list(names))
+    if task.kind == "multi-label":
+        column: Any = [np.bincount(some, minlength=len(names)).clip(max=1).tolist() for some in numbers]
+        feature: Any = List(Value("int64"))
+    elif task.kind == "token-classification":
+        column, feature = numbers, List(one)
+    else:
+        column, feature = [number for (number,) in numbers], one
+    gone = asked.label if isinstance(asked.label, tuple) else (task.label,)
+    return rows.remove_columns(list(gone)).add_column(task.label, column, feature=feature)

@@ -1,0 +1,309 @@
+"""transformers.Trainer with checkpoints that are whole or absent, and from which a run goes on as if never stopped."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from collections.abc import Container, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from transformers import PreTrainedModel, Trainer
+from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from opdf.distill import checkpoint
+from opdf.overparam import OwnerOptimizer, gathered, local, scattered
+
+OPTIMIZER, EXTRA, REST = "optimizer", "objective", "student"
+"""Files for the optimizer's state, a subclass's own, and what of the student its model files do not hold."""
+
+RUN = "run.json"
+"""What the run was made with, which a resumed one is compared with."""
+
+
+class CheckpointedTrainer(Trainer):
+    """A Trainer whose checkpoints are whole or absent, hold all of a run, and are checked before they are used.
+
+    A subclass says what its run is made of (`record`), what it has beside model and optimizer (`extra_state`), and what
+    has to be so before something is written (`check_before_saving`).
+    """
+
+    _staging: Path | None = None
+    """Folder of the checkpoint that is being written."""
+
+    _steps_before: int = 0
+    """Of the run that is resumed."""
+
+    def record(self) -> dict[str, Any]:
+        """What decides this run's result, by name; plain values, lists and mappings."""
+        return {}
+
+    def extra_state(self) -> dict[str, Any]:
+        """Tensors and plain values of this run, beside model and optimizer."""
+        return {}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Inverse of `extra_state`."""
+
+    def check_before_saving(self, model: nn.Module) -> None:
+        """Raise what keeps a checkpoint from being worth writing."""
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's; True resumes from the newest checkpoint that is whole and warns of newer ones.
+
+        Raises:
+            FileNotFoundError: True, and no checkpoint in `args.output_dir` is whole.
+            ValueError: the checkpoint is incomplete, damaged, holds pickled objects, or is of a run that was made with
+                something else; the message names what differs.
+            TrainingDiverged: the loss or its gradient became infinite or not a number.
+        """
+        if resume_from_checkpoint is True:
+            newest = checkpoint.newest_whole(Path(self.args.output_dir))
+            if newest is None:
+                raise FileNotFoundError(f"{self.args.output_dir} holds no whole checkpoint; start without resuming")
+            resume_from_checkpoint = str(newest)
+        elif resume_from_checkpoint and (problem := checkpoint.damage(Path(resume_from_checkpoint))):
+            raise ValueError(
+                f"{resume_from_checkpoint} cannot be resumed from: {problem}; "
+                "resume_from_checkpoint=True takes the newest that is whole"
+            )
+        if resume_from_checkpoint:
+            self._check_same_run(Path(resume_from_checkpoint))
+        else:
+            self._steps_before = 0
+        self._clear(Path(self.args.output_dir) / checkpoint.SCRATCH)  # a run that has nothing left to save would not
+        try:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        except pickle.UnpicklingError as error:  # a file of it that is not what torch reads with weights_only
+            raise ValueError(
+                f"{resume_from_checkpoint} holds pickled objects, which are not loaded; resume from one of opdf's own"
+            ) from error
+
+    def _check_same_run(self, folder: Path) -> None:
+        self._steps_before = json.loads((folder / TRAINER_STATE_NAME).read_text())["max_steps"]
+        changes = checkpoint.changes(json.loads((folder / RUN).read_text()), plain(self.record()))
+        if changes:
+            raise ValueError(
+                f"{folder} is of a run that was made otherwise: {'; '.join(changes)}. Resume with what the run began "
+                "with, or start a new one in another folder"
+            )
+
+    def check_length(self, steps: int) -> None:
+        """Refuse to resume a run with fewer steps than it had: its rates would have fallen faster from the start.
+
+        Called once the number of `steps` is known.
+        """
+        if steps < self._steps_before:
+            raise ValueError(
+                f"the run was to have {self._steps_before} steps and is to have {steps}; resume with as many or more "
+                "(max_steps, num_train_epochs), or start a new one in another folder"
+            )
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staging) if self._staging else super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """The Trainer's files and ours, written beside and given their name when all are there."""
+        self.check_before_saving(model)
+        folder = Path(self._get_output_dir(trial))
+        final = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        scratch = folder / checkpoint.SCRATCH
+        staged = scratch / final.name
+        self._clear(scratch)  # what a killed run left
+        self.accelerator.wait_for_everyone()
+        self._staging = scratch
+        try:
+            with checkpoint.writing(
+                str(final), "the checkpoints before it are whole. Free space, or lower save_total_limit, and resume"
+            ):
+                super()._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()
+                if self.state.best_model_checkpoint == str(staged):
+                    self.state.best_model_checkpoint = str(final)
+                if self.args.should_save:
+                    self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
+                    (staged / RUN).write_text(json.dumps(plain(self.record()), indent=1))
+                    checkpoint.publish(staged, final)
+        finally:
+            self._staging = None
+            self._clear(scratch)
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(final))
+        if self.args.should_save:
+            best = self.state.best_model_checkpoint
+            checkpoint.rotate(folder, self.args.save_total_limit, {final, *([Path(best)] if best else [])})
+
+    def _clear(self, scratch: Path) -> None:
+        if self.args.should_save:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self._staging is None:  # else the checkpoint has no name yet
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    # The student: the files of its class, for others to load, and beside them what those leave out.
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if _internal_call and self.is_fsdp_enabled:  # whole, so that any number of processes can load it
+            options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+            self._save(output_dir, get_model_state_dict(self.model, options=options))
+        else:
+            super().save_model(output_dir, _internal_call)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        folder = Path(output_dir if output_dir is not None else self.args.output_dir)
+        student = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        state = student.state_dict() if state_dict is None else state_dict
+        if state_dict is None and not saves_adapters(student):
+            known = getattr(student, "all_tied_weights_keys", None) or {}  # transformers saves those once
+            state_dict = separate(state, {*known, *known.values()})
+        super()._save(output_dir, state_dict)
+        if not self.args.should_save:
+            return
+        (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle
+        (folder / TRAINING_ARGS_NAME).with_suffix(".json").write_text(self.args.to_json_string())
+        if self._staging is not None:
+            frozen = frozen_names(student) if saves_adapters(student) else set()
+            kept = {name: value for name, value in state.items() if name not in frozen}
+            checkpoint.write_state(folder, REST, left_out(kept, folder))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        self._load_student(Path(resume_from_checkpoint), model)
+
+    def _load_best_model(self) -> None:
+        folder = Path(self.state.best_model_checkpoint)
+        self._load_student(folder)
+        for state in checkpoint.read_state(folder, EXTRA):
+            self.load_extra_state(state)
+
+    def _load_student(self, folder: Path, model: Any = None) -> None:
+        """Put back every parameter and buffer, whatever made it.
+
+        transformers would load its model files alone. Some of its models (ViT) are saved under other names than they
+        have in memory, of which it passes over those that it does not find.
+        """
+        student = self.accelerator.unwrap_model(self.model if model is None else model, keep_torch_compile=False)
+        (rest,) = checkpoint.read_state(folder, REST)
+        ours = student.state_dict()
+        found = {name: value for name, value in saved_tensors(folder) if name in ours and name not in rest} | rest
+        frozen = frozen_names(student) if saves_adapters(student) else set()
+        check_same_student(found, {name: value for name, value in ours.items() if name not in frozen}, folder)
+        if self.is_fsdp_enabled:
+            set_model_state_dict(student, found, options=StateDictOptions(full_state_dict=True, strict=False))
+        else:
+            student.load_state_dict(found, strict=False)  # tied tensors are there once
+
+    # The optimizer, the scheduler and what a subclass has.
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        folder = Path(output_dir)
+        folder.mkdir(parents=True, exist_ok=True)  # another process may be about to
+        optimizer: Any = getattr(self.optimizer, "optimizer", self.optimizer)
+        if isinstance(optimizer, OwnerOptimizer):
+            checkpoint.write_state(folder, OPTIMIZER, optimizer.part_state_dict(), self.args.process_index)
+        else:
+            state = gathered(optimizer.state_dict(), keep=self.args.should_save)
+            if self.args.should_save:
+                checkpoint.write_state(folder, OPTIMIZER, state)
+        if self.args.should_save:
+            checkpoint.write_state(folder, EXTRA, self.extra_state())
+            torch.save(self.lr_scheduler.state_dict(), folder / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint_folder: str | None) -> None:
+        if checkpoint_folder is None:
+            return
+        folder = Path(checkpoint_folder)
+        parts = checkpoint.read_state(folder, OPTIMIZER)
+        if not parts:
+            raise ValueError(
+                f"{folder} has no state of the optimizer (save_only_model); start a new run from its weights instead"
+            )
+        state = {key: value for part in parts for key, value in part["state"].items()}
+        assert self.optimizer is not None
+        self.optimizer.load_state_dict(scattered(parts[0] | {"state": state}, self.optimizer))
+        self.lr_scheduler.load_state_dict(torch.load(folder / SCHEDULER_NAME, weights_only=True))
+        (extra,) = checkpoint.read_state(folder, EXTRA)
+        self.load_extra_state(extra)
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON gives it back; what JSON does not know is named by its type."""
+    return json.loads(json.dumps(value, default=lambda other: f"a {type(other).__name__}"))
+
+
+def saves_adapters(student: Any) -> bool:
+    """Whether `save_pretrained` writes peft's adapters and not the model that they are in."""
+    return hasattr(student, "peft_config") and not isinstance(student, PreTrainedModel)
+
+
+def frozen_names(student: nn.Module) -> set[str]:
+    return {name for name, p in student.named_parameters() if not p.requires_grad}
+
+
+def saved_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """What a checkpoint's model files hold, under the names that they have there."""
+    for path in sorted(folder.glob("model*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                yield name, file.get_tensor(name)
+
+
+def left_out(state: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """What of a state dict the model files in a folder do not hold bit for bit under its own name."""
+    there = {name for name, value in saved_tensors(folder) if name in state and same(value, state[name])}
+    through = {place(state[name]) for name in there}
+    return {name: value for name, value in state.items() if name not in there and place(value) not in through}
+
+
+def same(a: Tensor, b: Any) -> bool:
+    return isinstance(b, Tensor) and a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b.detach().cpu())
+
+
+def place(value: Any) -> tuple[Any, ...]:
+    """Where a tensor's values are: the same for tied ones. For all else, and empty tensors, a place of its own."""
+    if not isinstance(value, Tensor) or not value.numel():
+        return (id(value),)
+    value = local(value)
+    start = value.untyped_storage().data_ptr()
+    return start, value.storage_offset(), tuple(value.shape), tuple(value.stride()), value.dtype
+
+
+def separate(state: Mapping[str, Tensor], tied: Container[str]) -> dict[str, Tensor]:
+    """A state dict in which only tensors named in `tied` share memory; file formats refuse all others that do."""
+    seen, result = set(), {}
+    for name, value in state.items():
+        memory = value.untyped_storage().data_ptr()
+        shared = bool(value.numel()) and memory in seen and name not in tied
+        result[name] = value.detach().clone() if shared else value.detach()
+        seen.add(memory)
+    return {name: value.contiguous() for name, value in result.items()}
+
+
+def check_same_student(found: Mapping[str, Any], ours: Mapping[str, Any], folder: Path) -> None:
+    """Refuse a checkpoint of a student with other parameters or buffers.
+
+    Raises:
+        ValueError: one is missing on either side, or has another shape or dtype.
+    """
+    through = {place(ours[name]) for name in found if name in ours}
+    missing = [name for name, value in ours.items() if name not in found and place(value) not in through]
+    unknown = [name for name in found if name not in ours]
+    for names, who, other in ((missing, "the student", folder), (unknown, folder, "the student")):
+        if names:
+            raise ValueError(
+                f"{who} has {names[0]}, which {other} has not; resume with a student that is made as the first one was"
+            )
+    for name, value in found.items():
+        mine = ours[name]
+        if isinstance(value, Tensor) and (value.shape != mine.shape or value.dtype != mine.dtype):
+            raise ValueError(
+                f"{name} is {value.dtype} of shape {tuple(value.shape)} in {folder}, and {mine.dtype} of shape "
+                f"{tuple(mine.shape)} in the student; resume with a student that is made as the first one was"
+            )

@@ -1,0 +1,119 @@
+"""What a run is about to do, in lines that its owner can check before it starts."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from opdf.data import Prepared, describe
+from opdf.job.arguments import optimizer_name
+from opdf.job.card import teacher_of
+from opdf.job.checks import Fit
+from opdf.job.cost import StepCost, step_cost
+from opdf.job.job import Job
+from opdf.job.student import Start
+
+INDENT = 14
+"""Columns that the words before the sentences take."""
+
+
+@dataclass(frozen=True)
+class Overview:
+    """The block that a run prints first; `str` gives it.
+
+    Attributes:
+        lines: pairs of a word and a sentence.
+        cost: of an optimizer step; None where it cannot be said.
+    """
+
+    lines: tuple[tuple[str, str], ...]
+    cost: StepCost | None
+
+    def __str__(self) -> str:
+        width = max(60, min(120, shutil.get_terminal_size().columns)) - INDENT
+        wrapper = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False)
+        return "\n".join(
+            f"{what:<{INDENT}}" + f"\n{'':<{INDENT}}".join(wrapper.wrap(text)) for what, text in self.lines
+        )
+
+
+def overview(job: Job, prepared: Prepared, fit: Fit) -> Overview:
+    """Data, models, over-parameterization, steps and cost of a job that was found to fit."""
+    cost = step_cost(job, prepared, fit)
+    return Overview((*_data(job, prepared), *_models(job, fit), *_training(job, prepared, cost)), cost)
+
+
+def _data(job: Job, prepared: Prepared) -> Iterator[tuple[str, str]]:
+    yield from describe(prepared, job.config.data.name, where="data.").lines()
+
+
+def _models(job: Job, fit: Fit) -> Iterator[tuple[str, str]]:
+    config = job.config
+    yield "teacher", f"{teacher_of(config)}; {size_of(fit.teacher)}"
+    yield "student", f"{student_of(job, fit.start)}; {size_of(fit.student)}"
+    options = ", ".join(f"{key} {value}" for key, value in config.objective.options.items() if value not in (None, ""))
+    yield "objective", f"{config.objective.name}: {options}" if options else config.objective.name
+    if fit.over is None or config.overparam is None:
+        yield "overparam", "off; the student trains as it is"
+        return
+    over, kind = fit.over, "SVD" if config.overparam.ones == 0 else "MPO"
+    yield (
+        "overparam",
+        f"on, {kind}: {len(over.matrices)} matrices; {over.train_params:,} parameters while training, "
+        f"{over.train_params / over.inference_params:.2f} times the student's",
+    )
+    constraint = config.constraint
+    yield "constraint", f"on, weight {constraint.weight:g}, layers {constraint.layer_map}" if constraint else "off"
+
+
+def _training(job: Job, prepared: Prepared, cost: StepCost | None) -> Iterator[tuple[str, str]]:
+    arguments = job.training
+    examples = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    steps = arguments.max_steps
+    if steps <= 0:
+        steps = math.ceil(arguments.num_train_epochs * math.ceil(len(prepared.data["train"]) / examples))
+    precision = "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "float32"
+    yield (
+        "training",
+        f"{steps:,} steps of {examples:,} examples, {optimizer_name(arguments)}, learning rate "
+        f"{arguments.learning_rate:g}, {precision}, on {arguments.device}",
+    )
+    if cost is not None:
+        ratio = f", {cost.ratio:.2f} times plain distillation's" if cost.extra else ""
+        memory = f" and {cost.megabytes:,.0f} MB more for cores and moments" if cost.extra else ""
+        yield (
+            "cost",
+            f"{(cost.plain + cost.extra) / 1e9:,.1f} GFLOP a step{ratio}{memory}; at the {cost.rate / 1e9:,.0f} "
+            f"GFLOP/s of this machine's matrix products at least {_duration(steps * cost.seconds)}",
+        )
+    yield "output", str(job.folder)
+
+
+def student_of(job: Job, start: Start) -> str:
+    """How the student is made."""
+    options = job.config.student
+    if start.sizes is not None:
+        sizes = ", ".join(f"{name} {size}" for name, size in start.sizes.items())
+        return f"starts from the teacher, fitted on {options.calibration} training examples ({sizes})"
+    if options.layers is not None:
+        blocks = f"{options.layers} blocks" if isinstance(options.layers, int) else f"blocks {options.layers}"
+        return f"{blocks} of {options.model or 'the teacher'}"
+    why = f", since it cannot start from its teacher: {start.why_not}" if start.why_not else ""
+    return options.model or f"built from its configuration, untrained{why}"
+
+
+def size_of(model: Any) -> str:
+    """A model's class, parameters and megabytes."""
+    parameters = sum(p.numel() for p in model.parameters())
+    megabytes = sum(p.numel() * p.element_size() for p in model.parameters()) / 1e6
+    return f"{type(model).__name__} of {parameters:,} parameters, {megabytes:,.1f} MB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,155 @@
+"""Finished runs side by side: scores, sizes, latency, cost, and how sure their differences are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tabulate import tabulate
+
+from opdf.data import Prepared
+from opdf.job.config import TeacherConfig
+from opdf.job.errors import UserError
+from opdf.job.latency import latencies
+from opdf.job.models import load_model
+from opdf.job.options import read_config
+from opdf.job.output import CONFIG, METRICS
+from opdf.job.prepared import prepare_data
+from opdf.job.resume import BEGUN, rows_digest
+from opdf.job.scoring import embedder, evaluator, pair_cosines
+from opdf.study.statistics import Effect, Pair, differences, effect
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run, loaded.
+
+    Attributes:
+        folder: output folder of `opdf distill`.
+        metrics: what its metrics.json holds.
+        student: the saved student.
+        prepared: the data that it was distilled with.
+        answers, labels: of the test split `[examples]`.
+        split: a digest of the test split's rows.
+    """
+
+    folder: Path
+    metrics: dict[str, Any]
+    student: Any
+    prepared: Prepared
+    answers: np.ndarray
+    labels: np.ndarray
+    split: str
+
+
+def compare(folders: Sequence[Path], *, batch: int = 32) -> list[dict[str, Any]]:
+    """Finished runs side by side, as `opdf compare` shows them.
+
+    Args:
+        folders: output folders of `opdf distill`.
+        batch: examples of the larger batch that latencies are measured with.
+
+    Returns:
+        A row a run: its name, metric, scores of student and teacher, parameters, megabytes of the saved student,
+        milliseconds for one example and for a batch on this machine (medians, the runs taking turns), steps and seconds
+        of training, and "against", the difference to the first run's test score with its 95 % interval by test
+        examples; null where the two were tested on other examples, or their answers cannot be paired.
+
+    Raises:
+        UserError: there are fewer than two runs, one is not finished, or its data have changed.
+        FileNotFoundError: a folder holds no run.
+    """
+    if len(folders) < 2:
+        raise UserError("one run has nothing to be compared with; give two or more")
+    runs = [load(folder) for folder in folders]
+    times = latencies([(run.student, run.prepared) for run in runs], batch)
+    return [_row(run, runs[0], *seconds) for run, seconds in zip(runs, times, strict=True)]
+
+
+def load(folder: Path) -> Finished:
+    """A finished run with its student's answers on the test split.
+
+    Raises:
+        UserError: it is not finished, or its data have changed.
+        FileNotFoundError: the folder holds no run.
+    """
+    if not (folder / CONFIG).is_file():
+        raise FileNotFoundError(f"{folder} holds no run; give output folders of opdf distill")
+    if not (folder / METRICS).is_file():
+        raise UserError(f"{folder} is not finished; opdf distill {folder / CONFIG} --resume true goes on with it")
+    metrics = json.loads((folder / METRICS).read_text())
+    config, student = read_config(str(folder / CONFIG)), str(folder / "student")
+    prepared = prepare_data(config.data, TeacherConfig(model=student))
+    split = rows_digest(prepared.raw["test"])
+    if split != json.loads((folder / BEGUN).read_text())["rows"]["test"]:
+        raise UserError(
+            f"the test split of {config.data.name} holds other rows than {folder} was scored on; bring the old data "
+            "back, or leave this run out"
+        )
+    model, _ = load_model(student, prepared.task)
+    return Finished(folder, metrics, model, prepared, *_answers(model, prepared), split)
+
+
+def against(run: Finished, first: Finished) -> Effect | None:
+    """How much more a run scores than another on the same test examples; None where that cannot be said.
+
+    It cannot where they are not the same, and where an example's answer does not say how good it is: of a language
+    model, and without labels.
+    """
+    task, other = run.prepared.task, first.prepared.task
+    same = (run.split, task.metric, run.labels.shape) == (first.split, other.metric, first.labels.shape)
+    if run is first or not same or task.kind == "causal-lm" or task.is_unlabelled:
+        return None
+    return effect([differences([Pair(run.answers, first.answers, run.labels)], run.prepared.task.score)])
+
+
+def table(rows: Sequence[dict[str, Any]], batch: int) -> str:
+    """The rows of `compare` as a Markdown table."""
+    first = rows[0]["run"]
+    heads = ("run", "metric", "teacher", "validation", "test", f"test, minus {first}", "parameters", "MB", "ms for 1",
+             f"ms for {batch}", "steps", "s of training")  # fmt: skip
+    lines = []
+    for row in rows:
+        found = row["against"]
+        difference = (
+            f"{100 * found['mean']:+.1f} [{100 * found['low']:+.1f}, {100 * found['high']:+.1f}]" if found else ""
+        )
+        lines.append((
+            row["run"], row["metric"], *(_shown(row, part) for part in ("teacher", "validation", "test")), difference,
+            f"{row['parameters']:,}",
+            f"{row['megabytes']:.3g}", f"{row['milliseconds']:.1f}", f"{row['milliseconds_batch']:.1f}",
+            f"{row['steps']:,}", f"{row['train_seconds']:.0f}",
+        ))  # fmt: skip
+    align = ("left", "left", *["right"] * (len(heads) - 2))
+    return tabulate(lines, heads, tablefmt="github", disable_numparse=True, colalign=align)
+
+
+def _row(run: Finished, first: Finished, one: float, many: float) -> dict[str, Any]:
+    metric, metrics, found = run.metrics["metric"], run.metrics, against(run, first)
+    weights = sum(file.stat().st_size for file in (run.folder / "student").glob("*.safetensors"))
+    return {
+        "run": str(run.folder), "metric": metric, "teacher": metrics["teacher"]["test"][metric],
+        "validation": metrics["student"]["validation"][metric], "test": metrics["student"]["test"][metric],
+        "against": None if found is None else {"mean": found.mean, "low": found.low, "high": found.high},
+        "parameters": metrics["inference_params"], "megabytes": weights / 1e6, "milliseconds": 1000 * one,
+        "milliseconds_batch": 1000 * many, "steps": metrics["steps"], "train_seconds": metrics["train_seconds"],
+    }  # fmt: skip
+
+
+def _shown(row: dict[str, Any], part: str) -> str:
+    """A score in percent; perplexity as it is."""
+    return f"{row[part]:.2f}" if row["metric"] == "perplexity" else f"{100 * row[part]:.1f}"
+
+
+def _answers(model: Any, prepared: Prepared) -> tuple[np.ndarray, np.ndarray]:
+    """What a student says to the test split, and the labels."""
+    task, rows = prepared.task, prepared.data["test"]
+    if task.kind == "similarity":
+        labels = prepared.raw["test"].with_format("numpy")[task.label][:]
+        return pair_cosines(embedder(model), rows, prepared.collator).numpy(), labels
+    found = evaluator(model, prepared).predict(rows)
+    return task.answers(found.predictions), np.asarray(found.label_ids)

@@ -1,0 +1,200 @@
+"""Texts, pairs and conversations as a language model learns them, against tokens that are put together by hand."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import DatasetDict
+from transformers import AutoTokenizer, EvalPrediction, LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+
+from opdf.data import Prepared, Task, describe, encode, load_data, minilm
+
+TEMPLATE = (
+    "{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }} [SEP] {% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+FORGETFUL = "{% for m in messages %}{% if loop.last %}last: {% endif %}{{ m['content'] }} {% endfor %}"
+TALKS = [
+    [
+        {"role": "user", "content": f"how many are {k}"},
+        {"role": "assistant", "content": f"they are {k}"},
+        {"role": "user", "content": "sure"},
+        {"role": "assistant", "content": "yes"},
+    ]
+    for k in range(40)
+]
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Any:
+    return AutoTokenizer.from_pretrained(minilm())
+
+
+@pytest.fixture
+def tokenizer(loaded: Any) -> Any:
+    """A tokenizer that a test may change."""
+    return copy.deepcopy(loaded)
+
+
+def training(*name: str, **options: Any) -> tuple[DatasetDict, Task]:
+    """The training split alone, since every split takes its time."""
+    data, task = load_data(*name, task="causal-lm", **options)
+    return DatasetDict(train=data["train"]), task
+
+
+def lines(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return str(path)
+
+
+def test_paragraphs_and_lines(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("\n\none\ntwo\n \n\nthree\n\n" + "\n\n".join(f"p{k}" for k in range(30)))
+    data, task = load_data(str(tmp_path / "a.txt"), task="causal-lm")
+    assert (task.kind, task.inputs, task.label, task.metric) == ("causal-lm", ("text",), None, "perplexity")
+    assert {"one\ntwo", "three"} < {text for rows in data.values() for text in rows["text"]}
+    (tmp_path / "b.txt").write_text("\n".join(f"line {k}" for k in range(30)))
+    assert sum(map(len, load_data(str(tmp_path / "b.txt"), task="causal-lm")[0].values())) == 30
+
+
+def test_texts_are_packed_one_behind_the_other(tokenizer: Any) -> None:
+    data, task = training("movie-scores", train_limit=1500)
+    assert data["train"].column_names == ["text"]
+    encoded, collate = encode(data, task, tokenizer, max_length=32)
+    expected = [token for text in data["train"]["text"] for token in tokenizer(text)["input_ids"]]
+    blocks = encoded["train"]["input_ids"][:]
+    assert [token for block in blocks for token in block] == expected
+    assert all(len(block) == 32 for block in blocks[:20])
+    assert encoded["train"]["labels"][:] == blocks
+    batch = collate([encoded["train"][0], {k: v[:5] for k, v in encoded["train"][1].items()}])
+    assert batch["labels"][1, 5:].eq(-100).all()
+    assert batch["attention_mask"][1, 5:].eq(0).all()
+    found = describe(Prepared(data, encoded, task, tokenizer, collate, 32), "movie-scores")
+    assert found.tokens["train"] == len(expected)
+    assert found.truncated == {}
+
+
+def test_texts_that_are_not_packed_are_cut(tokenizer: Any) -> None:
+    data, task = training("movie-scores", train_limit=300)
+    encoded, collate = encode(data, task, tokenizer, max_length=16, pack=False)
+    whole = [tokenizer(text)["input_ids"] for text in data["train"]["text"]]
+    assert encoded["train"]["input_ids"][:] == [ids[:16] for ids in whole]
+    found = describe(Prepared(data, encoded, task, tokenizer, collate, 16), "movie-scores")
+    assert found.truncated["train"] == sum(len(ids) > 16 for ids in whole)
+
+
+def test_texts_end_with_the_end_of_text(tokenizer: Any) -> None:
+    tokenizer.eos_token = "[unused1]"
+    tokenizer.backend_tokenizer.post_processor = None
+    data, task = training("movie-scores", train_limit=5)
+    encoded, _ = encode(data, task, tokenizer, pack=False)
+    text = data["train"]["text"][0]
+    assert encoded["train"][0]["input_ids"] == tokenizer.convert_tokens_to_ids([*tokenizer.tokenize(text), "[unused1]"])
+
+
+def test_a_tokenizer_that_pads_with_nothing(tokenizer: Any) -> None:
+    tokenizer.pad_token = None
+    tokenizer.eos_token = "[SEP]"
+    data, task = training("movie-scores", train_limit=5)
+    encoded, collate = encode(data, task, tokenizer, pack=False)
+    batch = collate([encoded["train"][k] for k in range(5)])
+    assert (batch["labels"] == -100).equal(batch["attention_mask"] == 0)
+    assert tokenizer.pad_token is None
+
+
+def test_conversations(tmp_path: Path, tokenizer: Any) -> None:
+    file = lines(tmp_path / "talks.jsonl", [{"messages": talk} for talk in TALKS])
+    data, task = training(file)
+    assert task.inputs == ("messages",)
+    with pytest.raises(ValueError, match="'messages' holds conversations and the tokenizer has no chat template"):
+        encode(data, task, tokenizer)
+    tokenizer.chat_template = TEMPLATE
+    encoded, _ = encode(data, task, tokenizer, pack=False)
+    number = data["train"]["messages"][0][0]["content"].split()[-1]
+    said = f"<user> how many are {number} [SEP] <assistant> they are {number} [SEP] "
+    said += "<user> sure [SEP] <assistant> yes [SEP] "
+    assert encoded["train"][0]["input_ids"] == tokenizer(said, add_special_tokens=False)["input_ids"]
+    answers, _ = encode(data, task, tokenizer, pack=False, answers_only=True)
+    row = answers["train"][0]
+    learned = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label != -100]
+    assert tokenizer.decode(learned) == f"they are {number} [SEP] yes [SEP]"
+    assert all(label in (token, -100) for token, label in zip(row["input_ids"], row["labels"], strict=True))
+    together, _ = encode(data, task, tokenizer, answers_only=True, max_length=64)
+    assert sum(map(len, together["train"]["labels"])) == sum(map(len, answers["train"]["labels"]))
+
+
+def test_a_template_that_rewrites_earlier_messages(tmp_path: Path, tokenizer: Any) -> None:
+    data, task = training(lines(tmp_path / "talks.jsonl", [{"messages": talk} for talk in TALKS]))
+    tokenizer.chat_template = FORGETFUL
+    with pytest.raises(ValueError, match="of the train split cannot be read: the tokenizer's chat template writes"):
+        encode(data, task, tokenizer, answers_only=True)
+    assert len(encode(data, task, tokenizer)[0]["train"])
+
+
+def test_prompts_and_answers(tmp_path: Path, tokenizer: Any) -> None:
+    rows = [{"prompt": f"how many are {k}?", "answer": f" they are {k}"} for k in range(40)]
+    file = lines(tmp_path / "pairs.jsonl", rows)
+    data, task = training(file, inputs=["prompt", "answer"])
+    encoded, _ = encode(data, task, tokenizer, pack=False, answers_only=True)
+    row, raw = encoded["train"][0], data["train"][0]
+    assert row["input_ids"] == tokenizer(raw["prompt"] + raw["answer"])["input_ids"]
+    learned = [label for label in row["labels"] if label != -100]
+    assert tokenizer.decode(learned) == f"{raw['answer'].strip()} [SEP]"
+    with pytest.raises(ValueError, match="no token of an answer is left in the train split; raise max_length"):
+        encode(data, task, tokenizer, pack=False, answers_only=True, max_length=5)
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        ([{"messages": [{"from": "a", "value": "b"}]}] * 9, {}, "holds lists of dict; task causal-lm needs one text"),
+        ([{"text": 3}] * 9, {}, "column 'text' of .* holds int64; task causal-lm needs one"),
+        ([{"text": "a", "label": 1}] * 9, {"label": "label"}, "label is 'label'; a causal-lm learns its own text"),
+        ([{"text": "a"}] * 9, {"labels": ["a"]}, "labels names classes and the task is causal-lm"),
+    ],
+)  # fmt: skip
+def test_texts_that_are_none(tmp_path: Path, rows: Any, options: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_data(lines(tmp_path / "data.jsonl", rows), task="causal-lm", **options)
+
+
+def test_answers_of_texts(tokenizer: Any) -> None:
+    data, task = training("movie-scores", train_limit=5)
+    with pytest.raises(ValueError, match=r"data.answers_only is true and texts have no answers; set data.inputs"):
+        encode(data, task, tokenizer, answers_only=True, where="data.")
+    data, task = load_data("movie-scores", train_limit=5)
+    with pytest.raises(ValueError, match="answers_only is true and the task is regression"):
+        encode(data, task, tokenizer, answers_only=True)
+
+
+def test_perplexity_is_that_of_all_tokens_together(tmp_path: Path, tokenizer: Any) -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes)).eval()
+    data, task = training("movie-scores", train_limit=7)
+    encoded, collate = encode(data, task, tokenizer, pack=False)
+    trainer = Trainer(
+        model, TrainingArguments(str(tmp_path), per_device_eval_batch_size=3, use_cpu=True, report_to=[]),
+        data_collator=collate, compute_metrics=task.compute_metrics(), preprocess_logits_for_metrics=task.kept_outputs,
+    )  # fmt: skip
+    found = trainer.evaluate(encoded["train"])["eval_perplexity"]
+    losses, right = [], []
+    for row in encoded["train"]:
+        ids = torch.tensor([row["input_ids"]])
+        with torch.no_grad():
+            logits = model(input_ids=ids).logits.double()
+        losses += torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="none").tolist()
+        right.append(logits[0, :-1].argmax(-1))
+    assert found == pytest.approx(np.exp(np.mean(losses)), rel=1e-5)
+    predictions = trainer.predict(encoded["train"])
+    answers = task.answers(predictions.predictions)
+    for said, expected in zip(answers, right, strict=True):
+        assert said[: len(expected)].tolist() == expected.tolist()
+    assert task.compute_metrics()(EvalPrediction(predictions.predictions, predictions.label_ids)) == pytest.approx(
+        {"perplexity": found}
+    )

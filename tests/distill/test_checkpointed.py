@@ -1,0 +1,387 @@
+"""Whole checkpoints: a resumed run goes on exactly, with everything that the student has, or is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file
+from tests.distill.small import arguments, bert, sentences, train
+from torch import nn
+from transformers import (
+    EarlyStoppingCallback,
+    Trainer,
+    TrainerCallback,
+    ViTConfig,
+    ViTForImageClassification,
+    set_seed,
+)
+from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.trainer_pt_utils import safe_globals
+
+from opdf.distill import (
+    LGTM,
+    Constraint,
+    DistillationTrainer,
+    HiddenDistillation,
+    LogitsDistillation,
+    Objective,
+    keep_layers,
+)
+from opdf.distill.checkpoint import MANIFEST, SCRATCH, damage, publish
+from opdf.overparam import OverParamConfig
+
+
+@pytest.mark.parametrize("method", ["logits", "hidden", "constraint", "lgtm"])
+def test_resume_is_exact_with_dropout_accumulation_and_bf16(tmp_path: Path, method: str) -> None:
+    """Resumed in the middle of an epoch, at its end, and in the next one; every random draw has to follow on."""
+    save = {"save_strategy": "steps", "save_steps": 1, "max_steps": 6, "bf16": True, "gradient_accumulation_steps": 2,
+            "per_device_train_batch_size": 3}  # fmt: skip
+    weights = []
+    for folder, resume in (("whole", None), ("a", 2), ("b", 4), ("c", 5)):
+        torch.manual_seed(1)
+        teacher = bert()
+        teacher.config.hidden_dropout_prob = 0.2
+        student = keep_layers(teacher, 2)
+        for module in student.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.2
+        options: dict[str, Any] = {
+            "logits": {}, "hidden": {"objective": HiddenDistillation()},
+            "constraint": {"overparam": OverParamConfig(ones=1), "constraint": Constraint(layer_map="first")},
+            "lgtm": {"objective": LGTM(teacher_learning_rate=1e-3)},
+        }[method]  # fmt: skip
+        last = str(tmp_path / "whole" / f"checkpoint-{resume}") if resume else None
+        train(tmp_path / folder, student=student, teacher=teacher, training=save, resume=last, **options)
+        weights.append(student.state_dict())
+    for other in weights[1:]:
+        assert all(torch.equal(weights[0][name], value) for name, value in other.items())
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
+    training = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "lr_scheduler_type": "constant"}
+    first, before = train(tmp_path, training=training)
+    scratch = Path(first.args.output_dir) / SCRATCH  # of a process that was killed as it wrote its last checkpoint
+    scratch.mkdir()
+    trainer, after = train(tmp_path, training=training, resume=True)
+    assert trainer.state.global_step == 4
+    assert not scratch.exists()
+    assert all(torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
+
+
+class Foreign:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> Any:
+        return (os.mkdir, (str(self.folder),))
+
+
+@pytest.mark.parametrize("name", ["scheduler.pt", "rng_state.pth"])
+def test_pickled_objects_in_a_checkpoint_are_refused(tmp_path: Path, name: str) -> None:
+    training = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+    train(tmp_path / "run", training=training)
+    whole, changed = tmp_path / "run" / "checkpoint-2", tmp_path / "changed"
+    shutil.copytree(whole, changed)
+    (changed / MANIFEST).unlink()
+    torch.save(Foreign(tmp_path / "pwned"), changed / name)
+    (tmp_path / "new").mkdir()
+    publish(changed, tmp_path / "new" / "checkpoint-2")  # with a manifest that is right
+    with pytest.raises(ValueError, match="checkpoint-2 holds pickled objects, which are not loaded"):
+        train(tmp_path / "new", training=training, resume=True)
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("objective", [LogitsDistillation(), LGTM()], ids=["logits", "lgtm"])
+def test_every_file_of_a_checkpoint_is_read_without_unpickling(tmp_path: Path, objective: Objective) -> None:
+    """Of torch's own files the random states name numpy's arrays, which the Trainer allows; the others no class."""
+    trainer = DistillationTrainer(
+        keep_layers(bert(), 2), arguments(tmp_path, save_strategy="steps", save_steps=2, max_steps=2), teacher=bert(),
+        objective=objective, overparam=OverParamConfig(ones=1), train_dataset=sentences(),
+    )  # fmt: skip
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu")  # as fp16 on a GPU has it
+    trainer.train()
+    torch_only = lambda path: torch.load(path, weights_only=True)  # noqa: E731
+    readers: dict[str, Any] = {
+        ".json": lambda path: json.loads(path.read_text()), ".safetensors": load_file, ".pt": torch_only,
+    }  # fmt: skip
+    found = {path.name: path for path in (tmp_path / "checkpoint-2").rglob("*")}
+    with safe_globals():
+        torch_only(found.pop("rng_state.pth"))
+    for path in found.values():
+        readers[path.suffix](path)
+    assert {"scheduler.pt", "scaler.pt"} == {name for name in found if name.endswith(".pt")}
+
+
+def test_a_damaged_checkpoint_is_refused_by_name_and_passed_over_otherwise(tmp_path: Path) -> None:
+    save = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+    _, whole = train(tmp_path, overparam=OverParamConfig(ones=1), training=save)
+    last = tmp_path / "checkpoint-4"
+    (last / "optimizer-00000.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"checkpoint-4 cannot be resumed from: optimizer-00000\.json is damaged"):
+        train(tmp_path, overparam=OverParamConfig(ones=1), training=save, resume=str(last))
+    with pytest.warns(UserWarning, match="checkpoint-4 is not used"):
+        _, again = train(tmp_path, overparam=OverParamConfig(ones=1), training=save, resume=True)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+    assert damage(last) is None  # written again
+    with pytest.raises(FileNotFoundError, match="holds no whole checkpoint"):
+        train(tmp_path / "other", training=save, resume=True)
+
+
+def test_checkpoints_without_optimizer_cannot_be_resumed(tmp_path: Path) -> None:
+    train(tmp_path, training={"save_strategy": "steps", "save_steps": 2, "save_only_model": True})
+    with pytest.raises(ValueError, match="no state of the optimizer"):
+        train(tmp_path, resume=True)
+
+
+def test_old_checkpoints_are_removed_only_after_the_new_one_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every rename of the run is looked at; one that takes a name away comes after the next one was given."""
+    seen = []
+    rename = Path.rename
+
+    def looked_at(self: Path, target: Any) -> Path:
+        seen.append((Path(target).name, sorted(p.name for p in tmp_path.glob("checkpoint-*"))))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", looked_at)
+    train(tmp_path, training={"save_strategy": "steps", "save_steps": 1, "max_steps": 3, "save_total_limit": 1})
+    one, two, three = (f"checkpoint-{k}" for k in (1, 2, 3))
+    assert seen == [(one, []), (two, [one]), (one, [one, two]), (three, [two]), (two, [two, three])]
+    assert [p.name for p in tmp_path.glob("*")] == ["checkpoint-3"]
+
+
+def test_resume_continues_projections(tmp_path: Path) -> None:
+    save = {"save_strategy": "steps", "save_steps": 2, "max_steps": 5}
+    states = []
+    for folder, resume in ((tmp_path / "a", None), (tmp_path / "b", str(tmp_path / "a/checkpoint-2"))):
+        set_seed(0)
+        objective = HiddenDistillation()
+        train(folder, student=bert(2, 8), objective=objective, training=save, resume=resume)
+        states.append(objective.projections.state_dict())
+    assert states[0].keys() == {"1-2.weight", "2-4.weight"}
+    for name in states[0]:
+        assert torch.equal(states[0][name], states[1][name])
+
+
+# What a student has beside what its class makes.
+
+
+class Plain(nn.Module):
+    """No model of transformers; its two layers are one, and it holds a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(50, 16), nn.Linear(16, 2)
+        self.one = nn.Linear(16, 16)
+        self.other = self.one
+        self.norm = nn.BatchNorm1d(16)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: Any = None, labels: Any = None) -> Any:
+        hidden = self.other(self.one(self.embed(input_ids)).relu()).mean(1)
+        logits = self.head(self.norm(hidden))
+        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
+        return SequenceClassifierOutput(loss, logits)
+
+
+class Scaled(nn.Module):
+    """A layer with a factor that is trained, and a count that is not."""
+
+    def __init__(self, layer: nn.Module, width: int = 16) -> None:
+        super().__init__()
+        self.layer, self.factor = layer, nn.Parameter(torch.rand(width))
+        self.register_buffer("seen", torch.rand(()))
+
+    def forward(self, hidden: torch.Tensor) -> Any:
+        self.seen += 1
+        return self.layer(hidden) * self.factor
+
+
+def extended(kind: str, seed: int) -> Any:
+    """A student with something that its class does not make; all of its values follow from the seed."""
+    model = bert(2)
+    torch.manual_seed(seed)
+    if kind == "plain":
+        return Plain()
+    if kind == "vit":  # which transformers saves under other names than it has in memory
+        config = ViTConfig(image_size=8, patch_size=4, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+                           intermediate_size=16)  # fmt: skip
+        model = ViTForImageClassification(config)
+        model.classifier = nn.Sequential(nn.LayerNorm(16), model.classifier)
+        return model
+    if kind == "adapters":
+        student = pytest.importorskip("peft").get_peft_model(
+            model, pytest.importorskip("peft").LoraConfig(target_modules=["query"], r=2)
+        )
+        student.base_model.model.classifier = Scaled(nn.Linear(16, 2), 2)
+        return student
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn_like(p) * 0.3)
+    model.classifier = Scaled(model.classifier, 2)
+    model.dropout = nn.LayerNorm(16)
+    if kind == "more":
+        model.extra = nn.Linear(2, 2)
+    if kind == "tied":
+        model.bert.pooler.dense.weight = model.bert.encoder.layer[0].attention.output.dense.weight
+    if kind == "half":
+        return model.to(torch.bfloat16)
+    return model
+
+
+def rows_for(kind: str) -> Dataset:
+    if kind != "vit":
+        return sentences(16)
+    pixels = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    return Dataset.from_dict({"pixel_values": pixels.tolist(), "labels": [0, 1] * 8}).with_format("torch")
+
+
+@pytest.mark.parametrize("kind", ["extended", "tied", "half", "plain", "vit", "adapters"])
+def test_everything_that_a_student_has_comes_back(tmp_path: Path, kind: str) -> None:
+    """Resumed with a student of other values; then as the best checkpoint, which is the first."""
+    save = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "learning_rate": 1e-2,
+            "load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2,
+            "metric_for_best_model": "first", "greater_is_better": True}  # fmt: skip
+    data, seen = rows_for(kind), {}
+
+    def run(folder: str, student: Any, resume: str | None = None) -> Any:
+        values = iter([1.0, 0.0]) if resume is None else iter([0.0])
+        trainer = DistillationTrainer(
+            student, arguments(tmp_path / folder, **save), objective={"alpha": 0.0}, train_dataset=data,
+            eval_dataset=data, compute_metrics=lambda _: {"first": next(values)}, callbacks=[Last(seen, folder)],
+        )  # fmt: skip
+        trainer.train(resume_from_checkpoint=resume)
+        return student.state_dict()
+
+    best = run("whole", extended(kind, 0))
+    again = run("resumed", extended(kind, 1), str(tmp_path / "whole" / "checkpoint-2"))
+    assert seen["whole"].keys() == seen["resumed"].keys()
+    assert all(torch.equal(value, seen["resumed"][name]) for name, value in seen["whole"].items())
+    assert any(not torch.equal(value, best[name]) for name, value in seen["whole"].items())
+    assert all(torch.equal(value, again[name]) for name, value in best.items())
+
+
+class Last(TrainerCallback):
+    """Keeps what a student is after the last step, before the best one is loaded."""
+
+    def __init__(self, seen: dict[str, Any], name: str) -> None:
+        self.seen, self.name = seen, name
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: nn.Module, **_: Any) -> None:
+        frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+        self.seen[self.name] = {n: v.clone() for n, v in model.state_dict().items() if n not in frozen}
+
+
+def test_transformers_own_trainer_resumes_to_the_same_student(tmp_path: Path) -> None:
+    save = {"save_strategy": "steps", "save_steps": 2, "learning_rate": 1e-2}
+    states = []
+    for kind, more in ((DistillationTrainer, {"objective": {"alpha": 0.0}}), (Trainer, {})):
+        folder = tmp_path / kind.__name__
+        for seed, resume in ((0, None), (1, str(folder / "checkpoint-2"))):
+            student = extended("extended", seed)
+            kind(student, arguments(folder, **save), train_dataset=sentences(16), **more).train(resume)
+            states.append(student.state_dict())
+    for other in states[1:]:
+        assert all(torch.equal(value, other[name]) for name, value in states[0].items())
+
+
+def test_another_student_is_refused_by_what_differs(tmp_path: Path) -> None:
+    save = {"save_strategy": "steps", "save_steps": 2}
+    train(tmp_path, student=extended("extended", 0), training=save)
+    last = str(tmp_path / "checkpoint-2")
+    for student, message in (
+        (bert(2), r"the student has classifier.weight, which \S+checkpoint-2 has not"),
+        (extended("half", 0), r"is torch.float32 of shape \(\S+\) in .*, and torch.bfloat16 of shape"),
+        (bert(2, 8), "has .*, which|of shape"),
+        (extended("more", 0), "the student has extra.weight, which"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(tmp_path, student=student, training=save, resume=last, teacher=bert(4))
+
+
+# What a resumed run may not change.
+
+
+def small_run(folder: Path, **changes: Any) -> DistillationTrainer:
+    training = {"save_strategy": "steps", "save_steps": 2} | changes.pop("training", {})
+    options = {
+        "teacher": bert(), "objective": {"name": "hidden", "hidden_weight": 0.5}, "overparam": {"ones": 1},
+        "constraint": {"layer_map": "first"}, "train_dataset": sentences(),
+    } | changes  # fmt: skip
+    return DistillationTrainer(keep_layers(bert(), 2), arguments(folder, **training), **options)
+
+
+def other_teacher() -> Any:
+    teacher = bert()
+    with torch.no_grad():
+        teacher.classifier.bias += 1
+    return teacher
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("begun")
+    small_run(folder).train()
+    return folder / "checkpoint-2"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"training": {"learning_rate": 1e-4}}, r"args\.learning_rate was 0\.001 and is 0\.0001"),
+        ({"training": {"seed": 4}}, r"args\.seed was 3 and is 4"),
+        ({"training": {"per_device_train_batch_size": 6}}, r"args\.examples_per_step was 8 and is 6"),
+        ({"training": {"max_steps": 3}}, r"was to have 4 steps and is to have 3"),
+        ({"overparam": {"ones": 2}}, r"overparam\.ones was 1 and is 2"),
+        ({"overparam": None, "constraint": None}, r"constraint was \{.* and is null; overparam was \{.* is null"),
+        ({"constraint": {"layer_map": "first", "weight": 0.2}}, r"constraint\.weight was 0\.1 and is 0\.2"),
+        ({"objective": {"name": "hidden", "alpha": 0.5}}, r"objective\.alpha was 0\.9 and is 0\.5; objective\.hi"),
+        ({"objective": "logits"}, r'objective\.name was "hidden" and is "logits"'),
+        ({"teacher": other_teacher()}, r'teacher was "\w+" and is "\w+"'),
+        ({"train_dataset": sentences(23)}, r"train_dataset\.rows was 24 and is 23"),
+    ],
+)  # fmt: skip
+def test_a_run_that_is_made_otherwise_is_not_resumed(
+    begun: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    run = small_run(tmp_path, **changes)
+    with pytest.raises(ValueError, match=message):
+        run.train(resume_from_checkpoint=str(begun))
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_a_resumed_run_may_go_further_and_report_otherwise(begun: Path, tmp_path: Path) -> None:
+    training = {"max_steps": 6, "logging_steps": 3, "save_steps": 5, "report_to": "tensorboard",
+                "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}  # fmt: skip
+    run = small_run(tmp_path, training=training)
+    run.train(resume_from_checkpoint=str(begun))
+    assert run.state.global_step == 6
+    recorded = json.loads((tmp_path / "checkpoint-5" / "run.json").read_text())
+    assert recorded["overparam"]["ones"] == 1
+    assert recorded["objective"] == {"name": "hidden", "temperature": 2.0, "alpha": 0.9, "hidden_weight": 0.5,
+                                     "pairs": "uniform", "normalize": None}  # fmt: skip
+
+
+def test_the_patience_of_early_stopping_is_resumed(tmp_path: Path) -> None:
+    """Stopped after the second evaluation without gain, one of them before the checkpoint."""
+    training = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1, "max_steps": 9,
+                "load_best_model_at_end": True, "metric_for_best_model": "score",
+                "greater_is_better": True}  # fmt: skip
+    steps = []
+    for folder, scores, resume in (("a", [3, 2, 1, 0], None), ("b", [1, 0], str(tmp_path / "a" / "checkpoint-2"))):
+        values = iter(scores)
+        trainer, _ = train(
+            tmp_path / folder, training=training, resume=resume, eval_dataset=sentences(8),
+            callbacks=[EarlyStoppingCallback(2)], compute_metrics=lambda _, v=values: {"score": next(v)},
+        )  # fmt: skip
+        steps.append(trainer.state.global_step)
+    assert steps == [3, 3]

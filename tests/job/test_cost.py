@@ -1,0 +1,30 @@
+"""The planned cost of over-parameterization."""
+
+from __future__ import annotations
+
+import pytest
+
+from opdf.job import OverParamConfig
+from opdf.job.cost import plan_model
+
+
+def test_the_totals_are_those_of_the_matrices() -> None:
+    report = plan_model("minilm", OverParamConfig(), layers=None, batch=32, tokens=128, accumulation=1)
+    assert len(report["matrices"]) == 36
+    assert report["train_params"] - report["inference_params"] == sum(
+        m["params"] - m["rows"] * m["cols"] for m in report["matrices"]
+    )
+    assert not report["with_teacher"]
+    seconds = sum(m["extra_seconds_per_step"] for m in report["matrices"])
+    assert seconds == pytest.approx(report["extra_seconds_per_step"])
+    assert all(m["extra_megabytes"] == pytest.approx(12e-6 * m["params"]) for m in report["matrices"])
+
+
+@pytest.mark.parametrize(
+    ("ones", "accumulation", "measured"), [(1, 1, 1.59), (3, 1, 1.96), (8, 1, 3.00), (3, 4, 1.27), (8, 16, 1.12)]
+)
+def test_the_planned_cost_of_a_step_is_near_the_measured_one(ones: int, accumulation: int, measured: float) -> None:
+    """That of benchmarks/results/step.md: three blocks of MiniLM, which is the teacher."""
+    report = plan_model("minilm", OverParamConfig(ones=ones), layers=3, batch=16, tokens=32, accumulation=accumulation)
+    assert report["with_teacher"]
+    assert report["expected_step_ratio"] == pytest.approx(measured, rel=0.2)

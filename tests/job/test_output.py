@@ -1,0 +1,106 @@
+"""Output folders: one process at a time owns one, links and read-only places."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import digits
+from opdf.files import owned
+from opdf.job import run
+from opdf.job.output import check_free, claimed
+
+FORKS = multiprocessing.get_context("fork")
+
+
+def own(folder: Path, ready: Any) -> None:
+    """In another process: own a folder until the end."""
+    with owned(folder):
+        ready.set()
+        signal.pause()
+
+
+@pytest.fixture
+def owner(tmp_path: Path) -> Any:
+    """Another process, which owns the folder `out`."""
+    ready = FORKS.Event()
+    process = FORKS.Process(target=own, args=(tmp_path / "out", ready), daemon=True)
+    process.start()
+    assert ready.wait(60)
+    yield process
+    process.kill()
+    process.join()
+
+
+def test_a_folder_in_use_is_refused_and_the_message_says_by_whom(owner: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    (folder / "config.yaml").write_text("seed: 0\n")
+    said = rf"out is in use by process {owner.pid} on \S+ since \d+-\d+-\d+ \d+:\d+:\d+; wait until that is done"
+    with pytest.raises(FileExistsError, match=said):
+        run(digits(folder, resume=True))
+    with pytest.raises(FileExistsError, match=said):
+        run(digits(folder, overwrite=True))
+    assert (folder / "config.yaml").read_text() == "seed: 0\n"
+
+
+def test_the_lock_of_a_killed_process_keeps_nobody_out(owner: Any, tmp_path: Path) -> None:
+    owner.kill()
+    owner.join()
+    assert (tmp_path / "out" / ".lock").read_text().startswith(f"process {owner.pid} ")
+    check_free(tmp_path / "out", overwrite=False, resume=False)
+    with claimed(tmp_path / "out", overwrite=False, resume=False):
+        assert (tmp_path / "out" / ".lock").read_text().startswith(f"process {os.getpid()} ")
+
+
+def test_two_runs_of_one_process_do_not_share_a_folder(tmp_path: Path) -> None:
+    with (
+        claimed(tmp_path / "out", overwrite=False, resume=False),
+        pytest.raises(FileExistsError, match=f"in use by process {os.getpid()}"),
+        claimed(tmp_path / "out", overwrite=False, resume=False),
+    ):
+        pass
+
+
+def test_an_output_folder_may_be_a_link(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    with claimed(tmp_path / "out", overwrite=False, resume=False):
+        (tmp_path / "out" / "config.yaml").touch()
+    assert (tmp_path / "disk" / "config.yaml").exists()
+    with claimed(tmp_path / "out", overwrite=False, resume=True):
+        assert (tmp_path / "out").is_symlink()
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    with pytest.raises(FileExistsError, match="nowhere is a link that leads nowhere"):
+        run(digits(tmp_path / "nowhere" / "out"))
+
+
+def test_what_a_link_in_an_overwritten_folder_leads_to_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "thesis.txt").touch()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "config.yaml").touch()
+    (tmp_path / "out" / "link").symlink_to(tmp_path / "precious")
+    with claimed(tmp_path / "out", overwrite=True, resume=False):
+        assert (tmp_path / "precious" / "thesis.txt").exists()
+
+
+def read_only_folder() -> Path | None:
+    """A place on a file system that is mounted without the right to write, which keeps out root too."""
+    for line in Path("/proc/mounts").read_text().splitlines():
+        _, place, _, options, *_ = line.split()
+        if "ro" in options.split(",") and Path(place).is_dir():
+            return Path(place)
+    return None
+
+
+def test_a_read_only_place_is_refused(tmp_path: Path) -> None:
+    place = read_only_folder()
+    if place is None:
+        pytest.skip("no read-only file system is mounted")
+    with pytest.raises(PermissionError, match=f"cannot be written: {place} is read-only for you; choose another"):
+        run(digits(place / "out"))

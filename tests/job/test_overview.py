@@ -1,0 +1,126 @@
+"""What is shown before a run starts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from jobs import bert, digits, texts
+from opdf.data import describe
+from opdf.job import DistillConfig, UserError, preview, run
+from opdf.job.checks import check_fit
+from opdf.job.cost import step_cost
+from opdf.job.job import Job
+from opdf.job.options import fill
+from opdf.job.prepared import prepare_data
+from opdf.job.teacher import load_teacher
+
+
+def text_job(folder: Path, **changes: Any) -> DistillConfig:
+    bert(folder / "teacher")
+    texts(folder / "rows.jsonl")
+    config = {
+        "data": {"name": str(folder / "rows.jsonl"), "max_length": 3}, "teacher": {"model": str(folder / "teacher")},
+        "student": {"layers": 1}, "overparam": {"ones": 1}, "output": str(folder / "out"),
+        "training": {"num_train_epochs": 3, "per_device_train_batch_size": 8, "use_cpu": True},
+    }  # fmt: skip
+    made: DistillConfig = fill(DistillConfig, config | changes, "config")
+    return made
+
+
+def test_the_block_says_what_the_run_does(tmp_path: Path, capsys: Any) -> None:
+    config = text_job(tmp_path)
+    shown = preview(config)
+    assert capsys.readouterr().out == ""
+    assert not (tmp_path / "out").exists()
+    lines = dict(shown.lines)
+    assert lines["task"] == "classification: 'text' to 'label'"
+    assert lines["rows"] == "42 train, 6 validation, 12 test"
+    assert lines["classes"] == "2: 0 (30 rows), 1 (30 rows)"
+    assert lines["truncated"] == "60 of 60 rows are longer than data.max_length, 3 tokens; the longest has 4"
+    metrics = run(config)
+    said = str(shown)
+    assert capsys.readouterr().out.startswith(said[: said.index("cost ")])  # which is measured anew
+    assert f"{metrics['inference_params']:,} parameters" in lines["student"]
+    assert f"{metrics['train_params']:,} parameters while training" in lines["overparam"]
+    assert lines["training"].startswith(f"{metrics['steps']} steps of 8 examples, adamw")
+    assert lines["constraint"] == "off"
+    with pytest.raises(FileExistsError, match="is not empty"):  # as the run itself would
+        preview(config)
+
+
+def test_a_plain_run_says_that_nothing_is_over_parameterized(tmp_path: Path) -> None:
+    lines = dict(preview(text_job(tmp_path, overparam=None)).lines)
+    assert lines["overparam"] == "off; the student trains as it is"
+    assert "constraint" not in lines
+    assert "times plain" not in lines["cost"]
+
+
+def test_with_json_the_block_is_not_among_the_results(tmp_path: Path, capsys: Any) -> None:
+    run(digits(tmp_path / "out", json=True))
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "student" in printed.err
+
+
+def test_the_lines_about_data_are_those_of_describe(tmp_path: Path) -> None:
+    config = text_job(tmp_path)
+    prepared = prepare_data(config.data, config.teacher)
+    shown = [
+        line
+        for line in preview(config).lines
+        if line in set(describe(prepared, config.data.name, where="data.").lines())
+    ]
+    assert len(shown) == len(list(describe(prepared, config.data.name, where="data.").lines()))
+
+
+def test_a_steps_operations_are_those_of_its_matrix_products(tmp_path: Path) -> None:
+    """Counted by hand for a BERT of one block and one of two, 8 examples of 4 tokens: 2 operations a multiplication."""
+    config = text_job(tmp_path)
+    config.data.max_length = 8
+    config.training["gradient_accumulation_steps"] = 2
+    job = Job(config)
+    prepared = prepare_data(config.data, config.teacher)
+    teacher = load_teacher(job, prepared.task)
+    cost = step_cost(job, prepared, check_fit(job, prepared, teacher))
+    assert cost is not None
+    batch, tokens, width, inner = 8, 4, 8, 8
+    block = batch * tokens * (4 * width * width + 2 * width * inner) + 2 * batch * tokens * tokens * width
+    head = batch * (width * width + width * 2)
+    assert cost.plain == 2 * (3 * 2 * (block + head) + 2 * (2 * block + head))
+    assert cost.extra > 0
+    assert cost.seconds == pytest.approx((cost.plain + cost.extra) / cost.rate)
+
+
+def test_optimizers_are_made_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"training.optim is 'sgd': .*momentum") as refused:
+        preview(text_job(tmp_path, training={"optim": "sgd", "optim_args": "nesterov=True"}))
+    assert not (tmp_path / "out").exists()
+    assert isinstance(refused.value.__cause__, ValueError)
+    rmsprop = {"optim": "rmsprop", "learning_rate": 1e-3}
+    assert dict(preview(text_job(tmp_path, training=rmsprop)).lines)["training"].startswith(
+        "6 steps of 32 examples, rm"
+    )
+
+
+def test_optimizers_that_cannot_step_cores_are_refused_before_any_work(tmp_path: Path) -> None:
+    pytest.importorskip("schedulefree")
+    schedule_free = {"optim": "schedule_free_adamw", "use_cpu": True}
+    preview(text_job(tmp_path, training=schedule_free, overparam=None))
+    with pytest.raises(UserError, match=r"training.optim is 'schedule_free_adamw': .* cannot step cores"):
+        preview(text_job(tmp_path, training=schedule_free))
+    assert not (tmp_path / "out").exists()
+
+
+def test_models_that_look_at_values_have_no_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = text_job(tmp_path)
+    job = Job(config)
+    prepared = prepare_data(config.data, config.teacher)
+    fit = check_fit(job, prepared, load_teacher(job, prepared.task))
+    fit.student.register_forward_pre_hook(lambda module, args: bool(torch.zeros(1, device="meta")))
+    assert step_cost(job, prepared, fit) is None
+    json.dumps(preview(config).lines)

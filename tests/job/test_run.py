@@ -1,0 +1,226 @@
+"""A distillation from Python: what it leaves, every method, every kind of task and student."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForSequenceClassification, BertModel
+
+from jobs import DIGITS, TEXTS, VIT, bert, digits, texts
+from opdf.job import (
+    DataConfig,
+    DistillConfig,
+    OverParamConfig,
+    StudentConfig,
+    TeacherConfig,
+    UserError,
+    cache_teacher,
+    evaluate,
+    run,
+)
+from opdf.job.options import fill, merged
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The folder of a run on digits, and what it returned."""
+    folder = tmp_path_factory.mktemp("digits") / "out"
+    return folder, run(digits(folder))
+
+
+def test_a_script_written_by_hand(tmp_path: Path, capsys: Any) -> None:
+    short = {"max_steps": 2, "use_cpu": True}
+    config = DistillConfig(
+        data=DataConfig("digits", train_limit=64),
+        teacher=TeacherConfig(model=None, config=VIT, finetune=True, training=short),
+        student=StudentConfig(layers=2),
+        overparam=OverParamConfig(ones=1),
+        training=short,
+        output=str(tmp_path / "out"),
+    )
+    metrics = run(config)
+    assert 0 <= metrics["student"]["test"]["accuracy"] <= 1
+    assert metrics == json.loads((tmp_path / "out" / "metrics.json").read_text())
+    printed = capsys.readouterr()
+    assert "teacher       a vit built from a configuration" in printed.out
+    assert printed.err == ""
+    with pytest.raises(FileExistsError, match="is not empty"):
+        run(config)
+
+
+def test_a_run_leaves_what_a_user_needs(done: tuple[Path, dict[str, Any]]) -> None:
+    folder, metrics = done
+    assert metrics == json.loads((folder / "metrics.json").read_text())
+    assert metrics["train_params"] > metrics["inference_params"]
+    assert metrics["student"]["test"]["examples"] == 360
+    written = yaml.safe_load((folder / "config.yaml").read_text())
+    assert written["overparam"]["lr_scaling"] == "match-dense"
+    assert written["objective"]["options"] == {"temperature": 2.0, "alpha": 0.9}
+    assert written["training"] | {"per_device_eval_batch_size": 128, "save_total_limit": 2} == written["training"]
+    assert all(json.loads(line) for line in (folder / "train.log").read_text().splitlines())
+    assert {p.name for p in folder.iterdir()} == {
+        ".lock", "begun.json", "checkpoints", "config.yaml", "metrics.json", "student", "teacher", "teacher.log",
+        "train.log",
+    }  # fmt: skip
+    # The student loads with plain transformers where opdf cannot be imported.
+    code = (
+        "import sys; sys.modules['opdf'] = None\n"
+        "from transformers import AutoModelForImageClassification as A\n"
+        f"print(A.from_pretrained({str(folder / 'student')!r}).config.num_hidden_layers)"
+    )
+    seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert seen.stdout.strip() == "2"
+
+
+def test_a_saved_student_has_the_scores_of_its_run(done: tuple[Path, dict[str, Any]]) -> None:
+    folder, metrics = done
+    data = DataConfig("digits", train_limit=64)
+    found = evaluate(str(folder / "student"), data, probe=True)
+    probe = found.pop("linear probe")
+    assert found == metrics["student"]
+    # An untrained ViT's features tell digits apart far better than chance; its own head does not yet.
+    assert 0.2 < probe["top1"] < probe["top5"] <= 1
+
+
+def test_dictionaries_and_numbers_in_text_are_taken_as_in_yaml(tmp_path: Path) -> None:
+    config = digits(tmp_path / "out")
+    config.data = {"name": "digits", "train_limit": "64"}  # type: ignore[assignment]
+    config.overparam = {"onse": 1}  # type: ignore[assignment]
+    with pytest.raises(UserError, match="overparam has no option 'onse'; did you mean 'ones'"):
+        run(config)
+    config.overparam, config.constraint, config.student = {"ones": "1"}, None, {"layers": "2"}  # type: ignore[assignment]
+    assert run(config)["steps"] == 4
+    config.seed = "x"  # type: ignore[assignment]
+    with pytest.raises(UserError, match="seed is 'x'; expected an integer"):
+        run(config)
+
+
+def test_checkpoints_are_chosen_by_a_metric_of_the_task(tmp_path: Path) -> None:
+    choose = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps",
+              "save_steps": 2, "max_steps": 4}  # fmt: skip
+    teacher = {"training": choose | {"metric_for_best_model": "matthews"}}
+    run(digits(tmp_path, teacher=teacher, training=choose | {"metric_for_best_model": "eval_f1"}))
+    for log in ("teacher.log", "train.log"):
+        entries = [json.loads(line) for line in (tmp_path / log).read_text().splitlines()]
+        assert any({"eval_loss", "eval_f1", "eval_matthews"} <= entry.keys() for entry in entries)
+
+
+def test_a_student_by_configuration(tmp_path: Path) -> None:
+    student = {"layers": None, "config": {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 1}}
+    metrics = run(digits(tmp_path, student=student, objective={"name": "hidden"}, constraint=None))
+    assert metrics["inference_params"] < 4000
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher of texts and data for it."""
+    folder = tmp_path_factory.mktemp("texts")
+    bert(folder / "teacher")
+    bert(folder / "scorer", num_labels=1)
+    made = bert(folder / "embedder")
+    BertModel(made.config).save_pretrained(folder / "embedder")
+    texts(folder / "classes.jsonl")
+    texts(folder / "scores.jsonl", [k / 7 for k in range(60)])
+    pairs = [{"first": a, "second": b, "label": k % 3 / 2} for k, (a, b) in enumerate(zip(TEXTS, TEXTS[7:]))]  # noqa: B905
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    return folder
+
+
+def text_job(folder: Path, world: Path, **changes: Any) -> DistillConfig:
+    config = {
+        "data": {"name": str(world / "classes.jsonl")}, "teacher": {"model": str(world / "teacher")},
+        "student": {"layers": 1}, "overparam": {"ones": 1}, "output": str(folder),
+        "training": {"max_steps": 2, "use_cpu": True, "per_device_train_batch_size": 8, "logging_steps": 1},
+    }  # fmt: skip
+    made: DistillConfig = fill(DistillConfig, merged(config, changes), "config")
+    return made
+
+
+@pytest.mark.parametrize("method", ["hidden", "theseus", "lgtm", "dbkd", "adkd", "sparse-logits"])
+def test_every_method(method: str, tmp_path: Path, world: Path) -> None:
+    metrics = run(text_job(tmp_path, world, objective={"name": method}))
+    assert metrics["train_params"] > metrics["inference_params"]
+    assert (tmp_path / "trained-teacher").is_dir() == (method == "lgtm")
+    student = AutoModelForSequenceClassification.from_pretrained(tmp_path / "student")
+    assert student.config.num_hidden_layers == 1
+
+
+@pytest.mark.parametrize("over", [{"overparam": None}, {"overparam": {"ones": 0}}, {"constraint": {"weight": 0.5}}])
+def test_every_variant(over: dict[str, Any], tmp_path: Path, world: Path) -> None:
+    metrics = run(text_job(tmp_path, world, **over))
+    assert (metrics["train_params"] > metrics["inference_params"]) == (over != {"overparam": None})
+    assert ("constraint_loss" in (tmp_path / "train.log").read_text()) == ("constraint" in over)
+
+
+def test_a_regression(tmp_path: Path, world: Path) -> None:
+    data = {"name": str(world / "scores.jsonl")}
+    metrics = run(text_job(tmp_path, world, data=data, teacher={"model": str(world / "scorer")}))
+    assert metrics["student"]["test"].keys() == {"pearson", "spearman", "pearson_spearman", "examples"}
+
+
+def test_embeddings_of_pairs(tmp_path: Path, world: Path) -> None:
+    changes = {
+        "data": {"name": str(world / "pairs.jsonl"), "task": "similarity"},
+        "teacher": {"model": str(world / "embedder")}, "objective": {"name": "embedding"},
+    }  # fmt: skip
+    metrics = run(text_job(tmp_path / "out", world, **changes))
+    assert metrics["student"]["test"].keys() == {"spearman", "examples"}
+    assert evaluate(str(tmp_path / "out" / "student"), DataConfig(**changes["data"])) == metrics["student"]
+    with pytest.raises(UserError, match="For this task there are embedding"):
+        run(text_job(tmp_path / "other", world, **changes | {"objective": {"name": "logits"}}))
+
+
+def test_a_student_can_be_blocks_of_another_model(tmp_path: Path, world: Path) -> None:
+    other = bert(tmp_path / "other")
+    with torch.no_grad():
+        other.bert.embeddings.word_embeddings.weight.fill_(3.0)
+    other.save_pretrained(tmp_path / "other")
+    student = {"model": str(tmp_path / "other"), "layers": [1]}
+    training = {"learning_rate": 1e-9}
+    run(text_job(tmp_path / "out", world, student=student, training=training))
+    found = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out" / "student")
+    assert found.config.num_hidden_layers == 1
+    assert found.bert.embeddings.word_embeddings.weight.min() > 2.9
+
+
+def test_students_learn_from_a_stored_teacher(tmp_path: Path) -> None:
+    options = {"store": str(tmp_path / "store"), "top_k": 4, "noise": True, "epochs": 2}
+    objective = {"name": "sparse-logits", "options": options}
+    config = digits(tmp_path / "out", data={"train_limit": 48}, objective=objective)
+    with pytest.raises(FileNotFoundError, match="write them with opdf cache-teacher"):
+        run(config)
+    assert not (tmp_path / "out").exists()
+    store = cache_teacher(config)
+    assert (store.info.rows, store.info.epochs) == (48, 2)
+    run(config)
+    assert not (tmp_path / "out" / "teacher").exists()  # it is the one beside its outputs
+    with pytest.raises(ValueError, match="has data"):
+        run(digits(tmp_path / "out", data={"train_limit": 48, "seed": 3}, objective=objective, overwrite=True))
+
+
+def test_decisions_are_counted_once_for_a_run(tmp_path: Path) -> None:
+    config = digits(tmp_path, data={"train_limit": 16}, objective={"name": "dbkd"}, constraint=None)
+    run(config)
+    (kept,), metrics = tmp_path.glob("decisions-*.safetensors"), tmp_path / "metrics.json"
+    written, content = kept.stat().st_mtime_ns, kept.read_bytes()
+    config.resume = True
+    metrics.unlink()  # as if the run had been stopped before the end
+    run(config)
+    assert kept.stat().st_mtime_ns == written
+    kept.write_bytes(content[:99])
+    metrics.unlink()
+    run(config)
+    assert kept.read_bytes() == content
+
+
+def test_a_missing_field_of_the_teacher_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="teacher has neither model nor config; give one"):
+        run(digits(tmp_path / "out", teacher={"config": None}))
+    assert "config" in DIGITS["teacher"]

@@ -1,0 +1,108 @@
+"""Students that start from their teachers in a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForImageClassification
+
+from jobs import digits
+from opdf.job import DistillConfig, UserError, preview, run
+from opdf.job.job import Job
+from opdf.job.prepared import prepare_data
+from opdf.job.run import student_trainer
+from opdf.job.student import build_student, calibration, plan_start
+from opdf.job.teacher import ready_teacher
+
+NARROW = {"layers": None, "config": {"hidden_size": 8, "intermediate_size": 16}}
+TAUGHT: dict[str, Any] = {
+    "data": {"train_limit": 600}, "teacher": {"training": {"max_steps": 120, "learning_rate": 5e-3}},
+    "training": {"max_steps": 2, "logging_steps": 1, "save_strategy": "no"},
+}  # fmt: skip
+
+
+def job(folder: Path, **changes: Any) -> DistillConfig:
+    return digits(folder, **TAUGHT | {"student": NARROW} | changes)
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Data and a teacher that knows some digits."""
+    config = job(tmp_path_factory.mktemp("teacher"))
+    made = Job(config)
+    prepared = prepare_data(config.data, config.teacher)
+    made.folder.mkdir(exist_ok=True)
+    return prepared, ready_teacher(made, prepared)
+
+
+def test_a_narrower_student_starts_from_its_teacher_by_default(tmp_path: Path) -> None:
+    shown = dict(preview(job(tmp_path / "out")).lines)["student"]
+    assert shown.startswith("starts from the teacher, fitted on 512 training examples (hidden_size 8, ")
+    started = run(job(tmp_path / "out"))
+    random = run(job(tmp_path / "random", student=NARROW | {"start": "random"}))
+    scores = [metrics["student before training"]["test"]["accuracy"] for metrics in (started, random)]
+    assert scores[0] > scores[1] + 0.15  # digits: chance is 0.1
+    student = AutoModelForImageClassification.from_pretrained(tmp_path / "out" / "student")
+    assert student.config.hidden_size == 8
+    card = (tmp_path / "out" / "student" / "README.md").read_text()
+    assert f"| student before training | {started['student before training']['validation']['accuracy']:.4f} |" in card
+
+
+def test_the_constraint_is_zero_at_the_start(tmp_path: Path, taught: Any) -> None:
+    """Its partner is the teacher in the student's coordinates; the teacher's own weights would be far from it."""
+    prepared, teacher = taught
+    rate = TAUGHT["training"] | {"learning_rate": 1e-12, "max_steps": 1, "warmup_steps": 0}
+    trainer = student_trainer(Job(job(tmp_path, training=rate)), prepared, teacher, "")
+    trainer.train()
+    first = next(e["constraint_loss"] for e in trainer.state.log_history if "constraint_loss" in e)
+    assert first == pytest.approx(0, abs=1e-6)
+
+
+def test_blocks_and_sizes_go_together(tmp_path: Path, taught: Any) -> None:
+    prepared, teacher = taught
+    made = Job(job(tmp_path, student={"layers": 2, "config": {"hidden_size": 8}}))
+    student = student_trainer(made, prepared, teacher, "").model
+    assert (student.config.num_hidden_layers, student.config.hidden_size) == (2, 8)
+    kept = Job(job(tmp_path, student={"layers": 2}))
+    assert plan_start(kept.config.student, teacher).sizes is None  # the teacher's blocks as they are
+    refit = Job(job(tmp_path, student={"layers": 2, "start": "teacher"}))
+    assert plan_start(refit.config.student, teacher).sizes == {"num_hidden_layers": 2}
+
+
+def test_it_is_fitted_on_training_examples_only(taught: Any) -> None:
+    prepared, _ = taught
+    options = job(Path()).student
+    options.calibration = 100
+    batches = calibration(options, prepared)
+    assert [len(batch["labels"]) for batch in batches] == [32, 32, 32, 4]
+    known = {torch.as_tensor(row["pixel_values"]).numpy().tobytes() for row in prepared.data["train"]}
+    assert all(pixels.numpy().tobytes() in known for batch in batches for pixels in batch["pixel_values"])
+
+
+@pytest.mark.parametrize(("student", "message"), [
+    ({"start": "warm"}, "student.start is 'warm'; expected one of teacher, random"),
+    ({"start": "teacher", "calibration": 1}, r"the student cannot start from its teacher: batches has 5 tokens"),
+    ({"start": "teacher", "config": {"hidden_size": 64}}, "hidden_size is 64; the teacher's is 16"),
+    ({"config": None, "layers": [0, 1], "start": "teacher"}, "student.layers is a list"),
+    ({"config": None, "layers": 2, "start": "random"}, "student.start is 'random' and kept blocks are not"),
+    ({"config": None, "model": "minilm", "start": "teacher"}, "leave it out beside student.model"),
+    ({"calibration": 0}, "student.calibration is 0"),
+])  # fmt: skip
+def test_bad_starts_are_refused_before_any_work(student: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        run(job(tmp_path / "out", student=NARROW | student))
+    assert not (tmp_path / "out").exists()
+
+
+def test_where_a_teacher_cannot_start_a_student_the_run_says_why(tmp_path: Path, taught: Any) -> None:
+    wide = NARROW | {"config": {"hidden_size": 32}}
+    shown = dict(preview(job(tmp_path / "out", student=wide, constraint=None)).lines)["student"]
+    assert "untrained, since it cannot start from its teacher: hidden_size is 32; the teacher's is 16" in shown
+    prepared, teacher = taught
+    options = job(tmp_path, student=wide).student
+    assert build_student(options, teacher, prepared.task).config.hidden_size == 32
+    json.dumps(plan_start(options, teacher).why_not)

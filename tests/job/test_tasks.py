@@ -1,0 +1,147 @@
+"""Each kind of task from its file to a scored student, as a user runs it: tiny models, a few steps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertTokenizerFast,
+    LlamaConfig,
+    LlamaForCausalLM,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessorPil,
+)
+
+from opdf.job import DataConfig, DistillConfig, evaluate, run
+from opdf.job.errors import UserError
+from opdf.job.options import fill, read_yaml
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{k}" for k in range(40))]
+TEXTS = [f"w{k % 40} w{k // 2 % 40} w{k % 7}" for k in range(80)]
+SIZES = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 1, "intermediate_size": 8}
+QUICK = {"max_steps": 2, "use_cpu": True, "per_device_train_batch_size": 8}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    names = {0: "no", 1: "yes"}
+    bert = BertForSequenceClassification(BertConfig(vocab_size=len(WORDS), id2label=names, **SIZES))
+    bert.save_pretrained(folder / "bert")
+    bert.bert.save_pretrained(folder / "body")
+    llama = LlamaForCausalLM(LlamaConfig(vocab_size=len(WORDS), max_position_embeddings=64, **SIZES))
+    llama.save_pretrained(folder / "llama")
+    config = BertConfig(vocab_size=len(WORDS), problem_type="single_label_classification", **SIZES)
+    BertForSequenceClassification(config).save_pretrained(folder / "single")
+    for name in ("bert", "body", "llama", "single"):
+        (folder / name / "vocab.txt").write_text("\n".join(WORDS))
+        BertTokenizerFast(str(folder / name / "vocab.txt")).save_pretrained(folder / name)
+    return folder
+
+
+def distilled(
+    folder: Path, teacher: Path, data: dict[str, Any], finetune: bool = True, **options: Any
+) -> dict[str, Any]:
+    config = {
+        "data": {"max_length": 16} | data,
+        "teacher": {"model": str(teacher), "finetune": finetune, "training": QUICK},
+        "student": {"layers": 1},
+        "overparam": {"ones": 1},
+        "training": QUICK,
+        "output": str(folder / "out"),
+    }
+    return run(fill(DistillConfig, config | options, "config"))
+
+
+def lines(folder: Path, **columns: list[Any]) -> str:
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    (folder / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return str(folder / "data.jsonl")
+
+
+def data_of(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = read_yaml(str(folder / "out" / "config.yaml"))["data"]
+    return found
+
+
+def card(folder: Path) -> str:
+    return (folder / "out" / "student" / "README.md").read_text()
+
+
+def test_several_labels(tmp_path: Path, models: Path) -> None:
+    labels = [["ab"[k % 2], *(["c"] if k % 3 else [])] for k in range(80)]
+    found = distilled(tmp_path, models / "body", {"name": lines(tmp_path, text=TEXTS, labels=labels)})
+    assert found["metric"] == "f1_micro"
+    assert set(found["student"]["test"]) == {"f1_micro", "f1_macro", "examples"}
+    saved = BertForSequenceClassification.from_pretrained(tmp_path / "out" / "student")
+    assert saved.config.problem_type == "multi_label_classification"
+    assert saved.config.id2label == {0: "a", 1: "b", 2: "c"}
+    assert "text-classification" in card(tmp_path)
+    scored = evaluate(str(tmp_path / "out" / "student"), fill(DataConfig, data_of(tmp_path), "data"))
+    assert scored["test"] == found["student"]["test"]
+
+
+def test_tags_of_words(tmp_path: Path, models: Path) -> None:
+    words = [text.split() for text in TEXTS]
+    tags = [["B-X" if int(word[1:]) % 3 else "O" for word in some] for some in words]
+    found = distilled(tmp_path, models / "body", {"name": lines(tmp_path, tokens=words, ner_tags=tags)})
+    assert found["metric"] == "f1"
+    assert set(found["student"]["test"]) == {"f1", "precision", "recall", "accuracy", "examples"}
+    assert found["class"] == "BertForTokenClassification"
+    assert "token-classification" in card(tmp_path)
+
+
+def test_texts_of_a_language_model(tmp_path: Path, models: Path) -> None:
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
+    found = distilled(tmp_path, models / "llama", {"name": str(tmp_path / "texts.txt"), "task": "causal-lm"})
+    assert found["class"] == "LlamaForCausalLM"
+    assert found["metric"] == "perplexity"
+    for who in ("student", "teacher"):
+        assert 1 < found[who]["test"]["perplexity"] < 2 * len(WORDS)
+    assert "text-generation" in card(tmp_path)
+
+
+def test_texts_without_labels(tmp_path: Path, models: Path) -> None:
+    data = {"name": lines(tmp_path, text=TEXTS), "label": None, "task": "classification"}
+    for options, message in (
+        ({}, r"teacher.finetune is true and .*data.jsonl has no labels for it; give a trained teacher"),
+        ({"finetune": False}, "objective logits learns from labels, and .* has none; set objective.options.alpha to 1"),
+    ):
+        with pytest.raises(UserError, match=message):
+            distilled(tmp_path, models / "bert", data, **options)
+    objective = {"name": "logits", "options": {"alpha": 1.0}}
+    found = distilled(tmp_path, models / "bert", data, finetune=False, objective=objective)
+    assert found["metric"] == "agreement"
+    assert found["teacher"]["test"]["agreement"] == 1
+    assert 0 <= found["student"]["test"]["agreement"] <= 1
+    saved = BertForSequenceClassification.from_pretrained(tmp_path / "out" / "student")
+    assert saved.config.id2label == {0: "no", 1: "yes"}
+
+
+def test_a_teacher_of_one_class_an_example_is_none_of_several(tmp_path: Path, models: Path) -> None:
+    labels = [["no"], ["no", "yes"]] * 40
+    with pytest.raises(UserError, match="was trained for single_label_classification and the task is multi-label"):
+        distilled(tmp_path, models / "single", {"name": lines(tmp_path, text=TEXTS, labels=labels)})
+
+
+def test_images_without_labels(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for k in range(40):
+        Image.fromarray(np.full((8, 8), 6 * k, np.uint8)).save(tmp_path / "images" / f"{k}.png")
+    teacher = ViTForImageClassification(
+        ViTConfig(image_size=8, patch_size=4, id2label={0: "dark", 1: "light"}, **SIZES)
+    )
+    teacher.save_pretrained(tmp_path / "teacher")
+    ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(tmp_path / "teacher")
+    data, objective = {"name": str(tmp_path / "images"), "label": None}, {"name": "logits", "options": {"alpha": 1.0}}
+    found = distilled(tmp_path, tmp_path / "teacher", data, finetune=False, objective=objective)
+    assert found["teacher"]["test"] == {"agreement": 1.0, "examples": 8}
+    assert found["metric"] == "agreement"

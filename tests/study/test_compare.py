@@ -1,0 +1,91 @@
+"""Finished runs side by side: real runs of tiny students."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests.study.example import STUDY
+
+from opdf.job import DataConfig, DistillConfig, StudentConfig, TeacherConfig, run
+from opdf.job.options import fill
+from opdf.job.prepared import prepare_data
+from opdf.study.compare import compare, load, table
+
+pytestmark = pytest.mark.usefixtures("quick_collections")
+
+TRAINING = {"max_steps": 20, "learning_rate": 1e-2}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two students of one teacher, and one that was tested on another split."""
+    folder = tmp_path_factory.mktemp("runs")
+    teacher = fill(TeacherConfig, STUDY["common"]["teacher"], "teacher")
+    for name, layers, seed in (("one", 1, 0), ("two", 2, 0), ("elsewhere", 1, 5)):
+        data = DataConfig("digits", train_limit=200, seed=seed)
+        run(DistillConfig(data, teacher, StudentConfig(layers), training=TRAINING, output=str(folder / name)))
+    return folder
+
+
+def test_runs_side_by_side(runs: Path) -> None:
+    folders = [runs / name for name in ("one", "two", "elsewhere")]
+    rows = compare(folders, batch=16)
+    for row, folder in zip(rows, folders, strict=True):
+        metrics = json.loads((folder / "metrics.json").read_text())
+        assert row["run"] == str(folder)
+        assert row["test"] == metrics["student"]["test"]["accuracy"]
+        assert row["teacher"] == metrics["teacher"]["test"]["accuracy"]
+        assert row["parameters"] == metrics["inference_params"]
+        assert row["megabytes"] == pytest.approx(4e-6 * row["parameters"], rel=0.2)
+        assert 0 < row["milliseconds"] < 1000
+    assert [row["against"] is None for row in rows] == [True, False, True]
+
+    # Of accuracies, the interval is that of the mean of paired differences.
+    one, two = (answers_of(folder) for folder in folders[:2])
+    differences = two.astype(float) - one
+    error = differences.std(ddof=1) / len(differences) ** 0.5
+    found = rows[1]["against"]
+    assert found["mean"] == pytest.approx(rows[1]["test"] - rows[0]["test"]) == pytest.approx(differences.mean())
+    assert found["high"] - found["low"] == pytest.approx(2 * 1.96 * error, rel=0.15)
+
+    head, _, *lines = table(rows, 16).splitlines()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in (head, *lines)]
+    column = cells[0].index(f"test, minus {runs / 'one'}")
+    shown = f"{100 * found['mean']:+.1f} [{100 * found['low']:+.1f}, {100 * found['high']:+.1f}]"
+    assert [line[column] for line in cells[1:]] == ["", shown, ""]
+    assert "ms for 16" in cells[0]
+
+
+def answers_of(folder: Path) -> np.ndarray:
+    """Which test examples the saved student gets right, by plain transformers."""
+    from transformers import AutoModelForImageClassification
+
+    prepared = prepare_data(DataConfig("digits", train_limit=200), TeacherConfig(model=str(folder / "student")))
+    model, test = AutoModelForImageClassification.from_pretrained(folder / "student").eval(), prepared.data["test"]
+    with torch.no_grad():
+        logits = model(pixel_values=torch.stack([row["pixel_values"] for row in test])).logits
+    right: np.ndarray = (logits.argmax(-1) == torch.stack([row["labels"] for row in test])).numpy()
+    return right
+
+
+def test_what_cannot_be_compared(runs: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="give two or more"):
+        compare([runs / "one"])
+    with pytest.raises(FileNotFoundError, match="holds no run"):
+        compare([runs / "one", tmp_path])
+    unfinished = shutil.copytree(runs / "one", tmp_path / "unfinished")
+    (unfinished / "metrics.json").unlink()
+    with pytest.raises(ValueError, match=r"is not finished; opdf distill .* --resume true"):
+        compare([runs / "one", unfinished])
+    changed = shutil.copytree(runs / "one", tmp_path / "changed")
+    begun: dict[str, Any] = json.loads((changed / "begun.json").read_text())
+    begun["rows"]["test"] = "0" * 32
+    (changed / "begun.json").write_text(json.dumps(begun))
+    with pytest.raises(ValueError, match=r"holds other rows than .*changed was scored on"):
+        load(changed)

@@ -14,6 +14,7 @@ from benchmarks import (
     measure,
     memory,
     rate,
+    shrink,
     simulation,
     step,
     stored,
@@ -32,6 +33,7 @@ BENCHMARKS: dict[str, Callable[[], None]] = {
     "rate": rate.main,
     "host": host.main,
     "stored": stored.main,
+    "shrink": shrink.main,
     "simulation": simulation.main,
 }
 

@@ -18,7 +18,7 @@ def bert(layers: int = 4, width: int = 16, **options: Any) -> BertForSequenceCla
     config = BertConfig(
         vocab_size=50, hidden_size=width, num_hidden_layers=layers, num_attention_heads=2, intermediate_size=2 * width,
         max_position_embeddings=16,
-        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, initializer_range=0.3, **options,
+        **({"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "initializer_range": 0.3} | options),
     )  # fmt: skip
     return BertForSequenceClassification(config)
 
@@ -48,7 +48,8 @@ def train(folder: Path, **options: Any) -> tuple[DistillationTrainer, nn.Module]
     student = options.pop("student", None) or keep_layers(bert(), 2)
     training, resume = options.pop("training", {}), options.pop("resume", None)
     options.setdefault("teacher", bert())
-    trainer = DistillationTrainer(student, arguments(folder, **training), train_dataset=sentences(), **options)
+    options.setdefault("train_dataset", sentences())
+    trainer = DistillationTrainer(student, arguments(folder, **training), **options)
     trainer.train(resume_from_checkpoint=resume)
     return trainer, student
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -197,34 +197,23 @@ def test_old_checkpoints_go_in_the_order_of_their_writing_and_never_the_new_and_
     assert not (tmp_path / "_partial").exists()
 
 
-FILL = """
-import resource, sys, torch
-from pathlib import Path
-from safetensors.torch import save_file
-from opdf.distill.checkpoint import StorageError, writing
-resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-big, path = torch.zeros(1 << 16), Path(sys.argv[1]) / "big"
-writers = [
-    lambda: save_file({"big": big}, path),
-    lambda: torch.save(big, path),
-    lambda: path.write_bytes(bytes(9999)),
-]
-for write in writers:
-    try:
-        with writing("the file", "free some"):
-            write()
-        print("written")
-    except StorageError as error:
-        print(error)
-"""
-
-
 def test_a_full_disk_is_one_error_for_every_library(tmp_path: Path) -> None:
     """The limit on a file's size stands for the disk's: the system refuses the write in the same way."""
-    done = subprocess.run([sys.executable, "-c", FILL, str(tmp_path)], capture_output=True, text=True, check=True)
-    lines = done.stdout.splitlines()
-    assert len(lines) == 3, done.stdout
-    assert all(line.startswith("the file could not be written: ") and line.endswith("; free some") for line in lines)
+    big, path = torch.zeros(1 << 16), tmp_path / "big"
+    writers = [
+        lambda: save_file({"big": big}, path), lambda: torch.save(big, path), lambda: path.write_bytes(bytes(9999))
+    ]  # fmt: skip
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for write in writers:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+        try:
+            with (
+                pytest.raises(StorageError, match=r"^the file could not be written: .*; free some$"),
+                writing("the file", "free some"),
+            ):
+                write()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_full_file_system(tmp_path: Path) -> None:

@@ -8,14 +8,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 import yaml
 from accelerate import PartialState
 from accelerate.commands.launch import launch_command_parser
@@ -23,6 +23,7 @@ from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 from datasets import Dataset
 from safetensors.torch import load_file
+from tests.pool import Pool, pool
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch.distributed.tensor import DTensor
@@ -82,20 +83,13 @@ class Projecting(LogitsDistillation):
         return {"projection": torch.nn.Linear(1, 1)}
 
 
-def join(rank: int) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    torch.set_num_threads(1)
+@pytest.fixture(scope="module")
+def two() -> Iterator[Pool]:
+    with pool(2) as processes:
+        yield processes
 
 
-def launch(target: Any, arguments: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
-    mp.spawn(target, arguments, nprocs=2)
-
-
-def worker(rank: int, folder: str) -> None:
-    join(rank)
+def sharded(rank: int, folder: str) -> None:
     with pytest.raises(ValueError, match="fsdp is set, and accelerate has FSDP on accelerators only"):
         trainer(Path(folder), "replicate", 4, fsdp=True, fsdp_config=dict(FSDP2))
     with pytest.raises(ValueError, match=r"FSDP1 .* use DDP or FSDP2"):
@@ -111,19 +105,13 @@ def worker(rank: int, folder: str) -> None:
         torch.save({n: w.detach() for n, w in weights.items()}, f"{folder}/{placement}-{rank}.pt")
         full = run.accelerator.get_state_dict(run.model)
         if rank == 0:
-            save(
-                run.model,
-                PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel())),
-                Path(folder, placement),
-                full,
-            )
+            tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel()))
+            save(run.model, tokenizer, Path(folder, placement), full)
     torch.distributed.barrier()
-    os._exit(0)  # gloo's threads may still be ending, and now and then abort the interpreter's own teardown
 
 
-def test_two_processes_equal_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    launch(worker, (str(tmp_path),), monkeypatch)
-
+def test_two_processes_equal_one(tmp_path: Path, two: Pool) -> None:
+    two.run(sharded, str(tmp_path))
     alone = trainer(tmp_path, "replicate", 8)
     before = {name: p.detach().clone() for name, p in alone.model.named_parameters()}
     alone.train()
@@ -167,25 +155,76 @@ def projected(folder: str, batch: int, seed: int = 0) -> Watched:
     return Watched(student, arguments, teacher=teacher, train_dataset=examples(), objective=HiddenDistillation())
 
 
-def projecting(rank: int, folder: str) -> None:
-    join(rank)
+def projecting(rank: int, folder: str) -> dict[str, Any]:
     run = projected(folder, 4, seed=rank)
     run.train()
-    torch.save(run.model.state_dict() | run.method.projections.state_dict(), f"{folder}/{rank}.pt")
-    torch.distributed.barrier()
-    os._exit(0)
+    assert run.accelerator.ddp_handler.find_unused_parameters is False
+    return run.model.state_dict() | run.method.projections.state_dict()
 
 
-def test_projections_under_ddp_are_those_of_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    launch(projecting, (str(tmp_path),), monkeypatch)
+def test_projections_under_ddp_are_those_of_one_process(tmp_path: Path, two: Pool) -> None:
+    first, second = two.run(projecting, str(tmp_path))
     alone = projected(str(tmp_path), 8)
     alone.train()
     expected = alone.model.state_dict() | alone.method.projections.state_dict()
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert len(expected) == len(alone.model.state_dict()) + 1
     for name, value in expected.items():
         torch.testing.assert_close(first[name], value, rtol=1e-3, atol=1e-5, msg=name)
         assert torch.equal(first[name], second[name]), name
+
+
+class Seen(LogitsDistillation):
+    """Keeps which examples it was shown, by their first tokens."""
+
+    def losses(self, student: Any, teacher: Any, batch: Any, num_items: Any) -> Any:
+        self.rows = [*getattr(self, "rows", []), *map(tuple, batch["input_ids"].tolist())]
+        return super().losses(student, teacher, batch, num_items)
+
+
+def epoch(rank: int, folder: str, drop: bool, method: str) -> tuple[list[Any], list[str], bool]:
+    """An epoch of 13 rows in batches of 2 and 2: rows that were seen, warnings, whether DDP searches."""
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=2, num_attention_heads=1, intermediate_size=8)
+    teacher = BertForSequenceClassification(config)
+    arguments = DistillationArguments(
+        folder, use_cpu=True, per_device_train_batch_size=2, num_train_epochs=1, disable_tqdm=True,
+        dataloader_drop_last=drop, save_strategy="no",
+    )  # fmt: skip
+    objective = Seen() if method == "logits" else method
+    student = keep_layers(teacher, 1)
+    if method == "unused":
+        objective, student.spare = "logits", torch.nn.Linear(2, 2)
+    data = examples().select(range(13))
+    run = DistillationTrainer(student, arguments, teacher=teacher, objective=objective, train_dataset=data)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run.train()
+    said = [str(warning.message) for warning in caught if "once more" in str(warning.message)]
+    return getattr(run.method, "rows", []), said, run.accelerator.ddp_handler.find_unused_parameters
+
+
+@pytest.mark.parametrize("drop", [False, True])
+def test_which_rows_are_seen_twice_is_said(tmp_path: Path, two: Pool, drop: bool) -> None:
+    (first, said, _), (second, others, _) = two.run(epoch, str(tmp_path), drop, "logits")
+    # The first two rows are looked at before, to see what the gradient reaches.
+    first, second = first[2:], second[2:]
+    assert not others
+    if drop:
+        assert len({*first, *second}) == len(first) + len(second) == 12
+        assert not said
+        return
+    (line,) = said
+    assert line.startswith(
+        "13 training rows do not fill the batches of 2 processes: every epoch ends with the first 3 "
+    )
+    order = [row for pair in range(4) for part in (first, second) for row in part[2 * pair : 2 * pair + 2]]
+    assert len(set(order[:13])) == 13
+    assert order[13:] == order[:3]
+
+
+@pytest.mark.parametrize("method", ["theseus", "unused"])
+def test_ddp_searches_where_parameters_may_be_left_out(tmp_path: Path, two: Pool, method: str) -> None:
+    assert [searches for _, _, searches in two.run(epoch, str(tmp_path), True, method)] == [True, True]
 
 
 SAVING = {"save_strategy": "steps", "save_steps": 2}
@@ -193,22 +232,18 @@ SAVING = {"save_strategy": "steps", "save_steps": 2}
 
 def part(rank: int, folder: str, placement: str, steps: int) -> None:
     """Steps of a run, from its last checkpoint if there is one."""
-    join(rank)
     more = SAVING | {"max_steps": steps, "fsdp": True, "fsdp_config": dict(FSDP2)}
     run = trainer(Path(folder), placement, 4, forced=True, **more)
     run.train(resume_from_checkpoint=any(Path(folder).glob("checkpoint-*")) or None)
     torch.distributed.barrier()
-    os._exit(0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("placement", ["replicate", "owner"])
-def test_a_resumed_run_is_exact_and_one_process_takes_its_checkpoint(
-    tmp_path: Path, placement: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    launch(part, (str(tmp_path / "whole"), placement, 4), monkeypatch)
+def test_a_resumed_run_is_exact_and_one_process_takes_its_checkpoint(tmp_path: Path, placement: str, two: Pool) -> None:
+    two.run(part, str(tmp_path / "whole"), placement, 4)
     shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "half" / "checkpoint-2")
-    launch(part, (str(tmp_path / "half"), placement, 4), monkeypatch)
+    two.run(part, str(tmp_path / "half"), placement, 4)
     whole, half = (load_file(tmp_path / name / "checkpoint-4" / "model.safetensors") for name in ("whole", "half"))
     assert all(torch.equal(value, half[key]) for key, value in whole.items())
     alone = trainer(tmp_path / "whole", placement, 8, max_steps=4)
@@ -220,7 +255,6 @@ def test_a_resumed_run_is_exact_and_one_process_takes_its_checkpoint(
 
 def run_part(rank: int, config: str) -> None:
     """A run's part in one of two processes."""
-    join(rank)
     made = DistillationTrainer.__init__
 
     def make(self: DistillationTrainer, model: Any, args: Any, **more: Any) -> None:
@@ -230,7 +264,6 @@ def run_part(rank: int, config: str) -> None:
 
     with mock.patch.object(DistillationTrainer, "__init__", make):
         run(read_config(config))
-    os._exit(0)
 
 
 VIT = {
@@ -239,7 +272,8 @@ VIT = {
 }  # fmt: skip
 
 
-def test_a_run_gives_what_one_process_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_a_run_gives_what_one_process_gives(tmp_path: Path, two: Pool) -> None:
     # Adam would divide the rounding of gradients near 0 by itself.
     shared = {"use_cpu": True, "optim": "sgd", "learning_rate": 0.1, "max_steps": 6}
 
@@ -262,7 +296,7 @@ def test_a_run_gives_what_one_process_gives(tmp_path: Path, monkeypatch: pytest.
     scores = json.loads((tmp_path / "one" / "metrics.json").read_text())["student"]["test"]
     for placement in ("replicate", "owner"):
         path = config(placement, teacher, per_device_train_batch_size=8, placement=placement, **wrapped)
-        launch(run_part, (path,), monkeypatch)
+        two.run(run_part, path)
         found = load_file(tmp_path / placement / "student" / "model.safetensors")
         for name, value in expected.items():
             torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")

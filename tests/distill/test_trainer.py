@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import json
 import os
 import sqlite3
@@ -9,6 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import torch
 from datasets import Dataset
@@ -25,18 +28,25 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from opdf.distill import (
+    LGTM,
+    METHODS,
+    AttributionDistillation,
     Constraint,
     DistillationTrainer,
     HiddenDistillation,
     LogitsDistillation,
+    Losses,
     Objective,
+    Theseus,
     TrainingDiverged,
     keep_layers,
 )
 from opdf.distill.checkpoint import damage
 from opdf.distill.models import check_labels
+from opdf.distill.named import build_objective
 from opdf.overparam import OverParamConfig, OverParameterizedOptimizer
 
 
@@ -171,7 +181,8 @@ class Gauge(TrainerCallback):
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("steps", [200, pytest.param(3000, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [200, 3000])
 def test_memory_and_open_files_do_not_grow(tmp_path: Path, steps: int) -> None:
     """The second half of a run, with checkpoints and logs in it, against the first."""
     gauge, width = Gauge(), 16 if steps > 1000 else 96  # the weights leaked once a step are more than the limit
@@ -419,3 +430,167 @@ def test_an_optimizer_that_cannot_step_cores_is_refused_when_the_trainer_is_made
             keep_layers(bert(), 2), arguments(tmp_path), teacher=bert(), overparam=overparam,
             optimizer_cls_and_kwargs=given,
         )  # fmt: skip
+
+
+# Names and mappings in place of objects.
+
+
+def test_names_and_mappings_are_the_objects_that_they_name(tmp_path: Path) -> None:
+    """The same student to the last bit."""
+    students = []
+    for objective, over, constraint in (
+        (HiddenDistillation(hidden_weight=0.5), OverParamConfig(ones=1), Constraint(weight=0.2, layer_map="first")),
+        ({"name": "hidden", "hidden_weight": 0.5}, {"ones": 1}, {"weight": 0.2, "layer_map": "first"}),
+    ):
+        trainer, student = train(tmp_path, objective=objective, overparam=over, constraint=constraint)
+        assert type(trainer.method) is HiddenDistillation
+        students.append(student)
+    assert all(torch.equal(p, q) for p, q in zip(*(s.parameters() for s in students), strict=True))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_has_a_name_and_tells_its_options(name: str) -> None:
+    made = build_objective(name)
+    arguments = inspect.signature(METHODS[name]).parameters
+    assert made.options == {key: argument.default for key, argument in arguments.items()}
+    assert build_objective({"name": name, **made.options}).options == made.options
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({"objective": "hiden"}, ValueError, "objective is 'hiden'; expected one of logits, hidden"),
+        ({"objective": {"name": "hidden", "weight": 1}}, TypeError, "hidden has no option 'weight'; it has temp"),
+        ({"objective": 3}, TypeError, "objective is 3; give a name, a mapping with"),
+        ({"overparam": {"one": 1}}, TypeError, "overparam has no option 'one'; it has ones"),
+        ({"constraint": {"weigth": 1}}, TypeError, "constraint has no option 'weigth'; it has weight"),
+        ({"overparam": 3}, TypeError, "overparam is 3; give an OverParamConfig, a mapping of its fields, or None"),
+    ],
+)
+def test_what_names_nothing_is_refused(
+    tmp_path: Path, options: dict[str, Any], kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind, match=message):
+        DistillationTrainer(keep_layers(bert(), 2), arguments(tmp_path), teacher=bert(), **options)
+
+
+# A student that is made by the trainer, and searched for.
+
+
+def new_student() -> nn.Module:
+    with torch.random.fork_rng():  # the Trainer has set a seed, with which it goes on
+        return keep_layers(bert(), 2)
+
+
+@pytest.mark.parametrize("objective", [Theseus(rate=0.5), LGTM(influence_scale=0.1, zero_heads=True)])
+def test_every_training_begins_anew_with_model_init(tmp_path: Path, objective: Objective) -> None:
+    """Also the schedule of Theseus, the rows that LGTM holds out and the teacher that it trains."""
+    trainer = DistillationTrainer(
+        args=arguments(tmp_path), model_init=new_student, teacher=bert(), objective=objective,
+        overparam={"ones": 1}, train_dataset=sentences(),
+    )  # fmt: skip
+    found = []
+    for _ in range(2):
+        trainer.train()
+        teacher = trainer.teacher
+        assert teacher is not None
+        found.append((copy.deepcopy(trainer.model.state_dict()), copy.deepcopy(teacher.state_dict())))
+        assert len(trainer.train_dataset) in (22, 24)
+    given, _ = train(tmp_path, objective=copy.deepcopy(objective), overparam={"ones": 1})
+    found.append((given.model.state_dict(), given.teacher.state_dict()))  # type: ignore[union-attr]
+    for states in zip(*found, strict=True):
+        assert all(torch.equal(value, other[name]) for other in states[1:] for name, value in states[0].items())
+
+
+def test_a_search_tries_rates_on_new_students(tmp_path: Path) -> None:
+    trainer = DistillationTrainer(
+        args=arguments(tmp_path, max_steps=1), model_init=new_student, teacher=bert(),
+        train_dataset=sentences(), eval_dataset=sentences(8),
+    )  # fmt: skip
+    rates = [1e-5, 1e-2]
+    every = optuna.samplers.GridSampler({"learning_rate": rates})
+    best = trainer.hyperparameter_search(
+        lambda trial: {"learning_rate": trial.suggest_categorical("learning_rate", rates)},
+        n_trials=2, direction="minimize", backend="optuna", sampler=every,
+    )  # fmt: skip
+    losses = []
+    for rate in rates:
+        run, _ = train(tmp_path, training={"max_steps": 1, "learning_rate": rate})
+        losses.append(run.evaluate(sentences(8))["eval_loss"])
+    assert best.objective == pytest.approx(min(losses), rel=1e-6)
+    assert best.hyperparameters["learning_rate"] == rates[losses.index(min(losses))]
+
+
+# Columns of a method, and examples without a label.
+
+
+class Linear(nn.Module):
+    """A model that takes its inputs and nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, input_ids: Tensor, labels: Tensor | None = None) -> Any:
+        return SequenceClassifierOutput(logits=self.head(input_ids.float()))
+
+
+class Weighted(LogitsDistillation):
+    columns = ("importance",)
+
+    def losses(self, student: Any, teacher: Any, batch: Any, num_items: Tensor) -> Losses:
+        assert batch["importance"].tolist() == [1.0] * 8
+        return super().losses(student, teacher, batch, num_items)
+
+
+class WeightedMaps(AttributionDistillation):
+    columns = ("importance",)
+
+
+@pytest.mark.parametrize("evaluated", [False, True])
+def test_a_methods_columns_reach_no_model(tmp_path: Path, evaluated: bool) -> None:
+    data = sentences(8).remove_columns("attention_mask").add_column("importance", [1.0] * 8)
+    trainer = DistillationTrainer(
+        Linear(), arguments(tmp_path, max_steps=1), teacher=Linear(), objective=Weighted(), train_dataset=data
+    )
+    if evaluated:
+        assert trainer.predict(data.remove_columns("labels")).predictions.shape == (8, 2)
+    else:
+        trainer.train()
+
+
+def test_nor_those_that_see_its_gradients(tmp_path: Path) -> None:
+    data = sentences(8).add_column("importance", [1.0] * 8)
+    _, student = train(tmp_path, objective=WeightedMaps(), training={"max_steps": 1}, train_dataset=data)
+    assert all(p.isfinite().all() for p in student.parameters())
+
+
+@pytest.mark.parametrize("name", ["logits", "hidden", "theseus", "lgtm", "adkd"])
+def test_an_example_without_a_label_counts_where_the_teacher_teaches_alone(tmp_path: Path, name: str) -> None:
+    """6 of 24 examples have a label; split into micro-batches of which some have none."""
+    data = sentences().map(lambda row, k: {"labels": row["labels"] if k % 4 == 0 else -100}, with_indices=True)
+    tasks, totals = [], []
+    for size, accumulation in ((24, 1), (2, 12)):
+        training = {"max_steps": 1, "per_device_train_batch_size": size, "gradient_accumulation_steps": accumulation}
+        options = {"held_out": 1e-9 + 1 / 24} if name == "lgtm" else {"rate": 1.0} if name == "theseus" else {}
+        if name != "theseus":
+            options |= {"alpha": 0.5}
+        trainer, _ = train(tmp_path, objective={"name": name, **options}, training=training, train_dataset=data)
+        tasks.append(trainer.state.log_history[0]["task_loss"])
+        totals.append(trainer.state.log_history[0]["loss"])
+    assert tasks[0] == pytest.approx(tasks[1], rel=1e-5)
+    assert totals[0] == pytest.approx(totals[1], rel=1e-5)
+    if name != "lgtm":  # which holds a row out
+        with torch.no_grad():
+            rows = {key: torch.tensor(data[:][key]) for key in data.column_names}
+            assert tasks[0] == pytest.approx(float(keep_layers(bert(), 2).eval()(**rows).loss), rel=1e-4)
+
+
+def test_the_teacher_is_followed_on_examples_without_a_label(tmp_path: Path) -> None:
+    data = sentences(8).map(lambda _, k: {"labels": 0 if k < 2 else -100}, with_indices=True)
+    runs = [
+        train(tmp_path, objective={"alpha": 1.0}, training={"max_steps": 1}, train_dataset=rows)[0]
+        for rows in (data, sentences(8))
+    ]
+    losses = [run.state.log_history[0]["distillation_loss"] for run in runs]
+    assert losses[0] == losses[1] > 0

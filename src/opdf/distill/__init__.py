@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         mean_pooled,
     )
     from opdf.distill.models import has_no_head, output_layer
-    from opdf.distill.objective import Losses, Objective
+    from opdf.distill.objective import Losses, Objective, model_inputs
     from opdf.distill.shrink import ShrinkReport, blank_student, shrink, shrink_report
     from opdf.distill.store import LogitsStore, StoredDataset
     from opdf.distill.students import keep_layers
@@ -57,6 +57,7 @@ __all__ = [
     "has_no_head",
     "keep_layers",
     "mean_pooled",
+    "model_inputs",
     "newest_whole",
     "output_layer",
     "plan_student",

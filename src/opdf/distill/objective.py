@@ -50,6 +50,7 @@ class Objective:
         tasks: kinds of `opdf.data.Task` that the method is for.
         columns: columns of the training data, beside inputs and labels, that `losses` reads. No model is given them.
         trains_teacher: whether the teacher is trained too, and so need not have been fine-tuned.
+        varies: whether steps differ in which of the student's parameters they give a gradient.
         decisions_only: whether nothing but the teacher's decisions is used, as if it were a black box.
     """
 
@@ -57,6 +58,7 @@ class Objective:
     columns: ClassVar[tuple[str, ...]] = ()
     trains_teacher: ClassVar[bool] = False
     decisions_only: ClassVar[bool] = False
+    varies: ClassVar[bool] = False
 
     @property
     def options(self) -> dict[str, Any]:

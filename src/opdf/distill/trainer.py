@@ -20,9 +20,11 @@ from opdf.distill.checkpointed import CheckpointedTrainer
 from opdf.distill.methods import METHODS
 from opdf.distill.models import check_labels
 from opdf.distill.muon import MuonWithAdamW, check_muon, muon_groups, muon_options
+from opdf.distill.named import build, build_objective
 from opdf.distill.objective import Objective
 from opdf.distill.outputs import glance
 from opdf.distill.teachers import check_apart, load_teacher
+from opdf.distill.unused import all_reached, may_vary
 from opdf.overparam import Constraint, OverParamConfig, OverParameterization, local, overparameterize, whole
 
 HOPELESS_SCALE = 2.0**-20
@@ -74,22 +76,6 @@ def plan_student(
         assert teacher is not None
         planned.align(teacher, constraint)
     return planned
-
-
-def build_objective(given: Objective | str | Mapping[str, Any] | None) -> Objective:
-    """An objective from what a user calls it: its name, or a mapping with "name" and its options.
-
-    Raises:
-        ValueError: there is no method of this name.
-        TypeError: it has no such option, or is something else.
-    """
-    if isinstance(given, Objective):
-        return given
-    options = {"name": given or "logits"} if given is None or isinstance(given, str) else dict(given)
-    name = options.pop("name", "logits")
-    if name not in METHODS:
-        raise ValueError(f"objective is {name!r}; expected one of {', '.join(METHODS)}")
-    return METHODS[name](**options)
 
 
 class DistillationTrainer(CheckpointedTrainer):
@@ -152,8 +138,8 @@ class DistillationTrainer(CheckpointedTrainer):
         args = args if args is not None else DistillationArguments("opdf-output")
         check_engine(args)
         check_loss(args)
-        self.overparam = OverParamConfig(**overparam) if isinstance(overparam, Mapping) else overparam
-        self.constraint = Constraint(**constraint) if isinstance(constraint, Mapping) else constraint
+        self.overparam = build(OverParamConfig, overparam, "overparam")
+        self.constraint = build(Constraint, constraint, "constraint")
         self.method = build_objective(objective)
         self.overparameterization: OverParameterization | None = None
         self.optimizer: torch.optim.Optimizer | None = None
@@ -267,6 +253,49 @@ class DistillationTrainer(CheckpointedTrainer):
         broken = torch.stack([~local(p).isfinite().all() for p in model.parameters()]).any()
         if self.accelerator.reduce(broken.float(), "sum") > 0:
             self._give_up("a weight is infinite or not a number", self.state.global_step)
+
+    # Processes.
+
+    def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> nn.Module:
+        handler, asked = self.accelerator.ddp_handler, self.args.ddp_find_unused_parameters
+        ours = self.accelerator.num_processes > 1 and not self.is_fsdp_enabled and asked is None
+        if training and ours and handler is not None and handler.find_unused_parameters:
+            some = torch.tensor(float(self._leaves_some_out()), device=self.args.device)
+            handler.find_unused_parameters = float(self.accelerator.reduce(some, "sum")) > 0  # all do the same
+        return super()._wrap_model(model, training, dataloader)
+
+    def _leaves_some_out(self) -> bool:
+        """Whether some parameter may be without a gradient after a step, as the loss of the first two rows has it.
+
+        The Trainer would let DDP search for them in any case, and every process would say that it found none.
+        """
+        student = self.accelerator.unwrap_model(self.model)
+        rows = self.train_dataset
+        if self.method.varies or may_vary(student) or not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")):
+            return True
+        collate = self._get_collator_with_removed_columns(self.data_collator, "training")
+        batch = self._prepare_inputs(collate([rows[k] for k in range(min(2, len(rows)))]))
+        was = student.training
+        on = [self.args.device] if self.args.device.type == "cuda" else []
+        with torch.random.fork_rng(on), self.accelerator.autocast():
+            items = self.method.count_items(student, batch).clamp(min=1)
+            loss = self.method.losses(student.train(), self.teacher, batch, items).total
+        student.train(was)
+        return not all_reached(student, loss)
+
+    def _tell_repeated_rows(self) -> None:
+        """Say which rows are seen twice, so that all processes have batches of one size."""
+        processes, data = self.accelerator.num_processes, self.train_dataset
+        full = processes * self.args.train_batch_size
+        if processes == 1 or self.args.dataloader_drop_last or not hasattr(data, "__len__") or not len(data) % full:
+            return
+        rows = len(data)
+        warnings.warn(
+            f"{rows} training rows do not fill the batches of {processes} processes: every epoch ends with the first "
+            f"{-rows % full} rows of its order once more. dataloader_drop_last=True leaves the last {rows % full} out "
+            f"instead; {rows - rows % full} rows would need neither",
+            stacklevel=2,
+        )
 
     # The optimizer.
 
@@ -408,20 +437,6 @@ class DistillationTrainer(CheckpointedTrainer):
             if self.overparameterization is not None:
                 logs.update(self.overparameterization.constraint_logs)
         super().log(logs, start_time)
-
-    def _tell_repeated_rows(self) -> None:
-        """Say which rows are seen twice, so that all processes have batches of one size."""
-        processes, data = self.accelerator.num_processes, self.train_dataset
-        full = processes * self.args.train_batch_size
-        if processes == 1 or self.args.dataloader_drop_last or not hasattr(data, "__len__") or not len(data) % full:
-            return
-        rows = len(data)
-        warnings.warn(
-            f"{rows} training rows do not fill the batches of {processes} processes: every epoch ends with the first "
-            f"{-rows % full} rows of its order once more. dataloader_drop_last=True leaves the last {rows % full} out "
-            f"instead; {rows - rows % full} rows would need neither",
-            stacklevel=2,
-        )
 
 
 class _ObjectiveHooks(TrainerCallback):

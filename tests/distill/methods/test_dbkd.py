@@ -71,6 +71,22 @@ def test_the_released_iteration(counts: list[int], expected: list[float]) -> Non
     np.testing.assert_allclose(found[1], found[0][::-1])
 
 
+def test_a_unanimous_teacher_stays_so_however_many_classes_there_are() -> None:
+    """Near the released iteration, of which the shares of other classes fall with their number too."""
+    gaps = []
+    for classes in (2, 10, 52, 500):
+        counts = np.zeros((1, classes), dtype=int)
+        counts[0, 3 % classes] = 10
+        exact, released = (decision_logits(counts, solver=solver)[0] for solver in ("root", "iterate"))
+        shares = [np.exp(z).max() / np.exp(z).sum() for z in (exact, released)]
+        assert shares[0] == pytest.approx(shares[1], rel=0.2)
+        gaps.append(exact.max() - exact.min())
+        wanted = np.where(counts[0] > 0, 10 + 0.5 / classes, 0.5 / classes) / 10.5
+        np.testing.assert_allclose(decision_probabilities(exact), wanted, rtol=1e-4)
+    assert gaps == sorted(gaps)  # it wins against all others together
+    assert shares[0] > 50 / 500
+
+
 def test_equal_counts_have_equal_logits_and_order_does_not_matter() -> None:
     found = decision_logits(np.array([[4, 4, 4], [0, 2, 10], [10, 0, 2]]))
     np.testing.assert_allclose(found[0], 0, atol=1e-9)
@@ -126,6 +142,7 @@ def test_an_http_endpoint_and_a_function_are_counted_alike() -> None:
     assert len({tuple(row) for row in counted[0]}) > 1
 
 
+@pytest.mark.slow
 def test_an_onnx_session_is_a_teacher(tmp_path: Path) -> None:
     """The session's decisions are the model's, and nothing but decisions is asked of it."""
     onnxruntime = pytest.importorskip("onnxruntime")

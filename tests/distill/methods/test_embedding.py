@@ -80,6 +80,7 @@ def test_misfits(call: Any, message: str) -> None:
         call()
 
 
+@pytest.mark.slow
 def test_three_layers_of_minilm_come_closer_to_it(tmp_path: Path) -> None:
     raw, task = load_data("nyt-pairs", train_limit=32)
     tokenizer = AutoTokenizer.from_pretrained(minilm())

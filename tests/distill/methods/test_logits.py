@@ -15,6 +15,7 @@ from transformers import (
     CLIPConfig,
     CLIPForImageClassification,
     GPT2Config,
+    GPT2ForSequenceClassification,
     GPT2LMHeadModel,
     T5Config,
     T5ForConditionalGeneration,
@@ -174,3 +175,56 @@ def test_outputs_that_mean_different_things_are_refused() -> None:
     small, large = (GPT2LMHeadModel(GPT2Config(vocab_size=v, n_embd=8, n_layer=1, n_head=1)) for v in (20, 21))
     with pytest.raises(ValueError, match="20 tokens and the teacher's 21"):
         check_same_outputs(small, large)
+
+
+def gpt2(pad: int | None) -> GPT2ForSequenceClassification:
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=1, pad_token_id=pad, initializer_range=0.5)
+    return GPT2ForSequenceClassification(config).eval()
+
+
+def test_decoders_that_look_for_other_padding_are_refused() -> None:
+    """Of the same weights, they say different things of texts that are padded."""
+    ids = torch.tensor([[3, 4, 0, 0], [3, 7, 5, 0]])
+    answers = [gpt2(pad)(input_ids=ids, attention_mask=(ids != 0).long()).logits for pad in (0, 7)]
+    assert not torch.allclose(*answers)
+    with pytest.raises(ValueError, match="the student's pad_token_id is 0 and the teacher's 7"):
+        check_same_outputs(gpt2(0), gpt2(7))
+    check_same_outputs(gpt2(0), gpt2(0))
+    t5 = [
+        T5ForConditionalGeneration(T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=1,
+                                            decoder_start_token_id=start))
+        for start in (0, 1)
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="the student's decoder_start_token_id is 0 and the teacher's 1"):
+        check_same_outputs(*t5)
+
+
+def test_one_label_and_several_are_not_the_same() -> None:
+    kinds = [bert(num_labels=3, problem_type=f"{kind}_label_classification") for kind in ("single", "multi")]
+    with pytest.raises(ValueError, match="problem_type is 'single_label_classification' and the teacher's 'multi_"):
+        check_same_outputs(*kinds)
+
+
+@pytest.mark.parametrize("labelled", [0, 2, 8])
+def test_with_alpha_zero_examples_without_a_label_are_passed_over_as_transformers_does(labelled: int) -> None:
+    model = bert(num_labels=3)
+    labels = torch.tensor([-100] * (8 - labelled) + [0, 1, 2, 0, 1, 2, 0, 1][:labelled])
+    batch = {"input_ids": torch.arange(16).reshape(8, 2), "labels": labels}
+    objective = LogitsDistillation(alpha=0.0)
+    items = objective.count_items(model, batch)
+    assert items.tolist() == [8, labelled]
+    (ours,) = torch.autograd.grad(
+        objective.losses(model, None, batch, items.clamp(min=1)).total, model.classifier.weight
+    )
+    if labelled:
+        (theirs,) = torch.autograd.grad(model(**batch).loss, model.classifier.weight)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    else:
+        assert not ours.any()
+
+
+def test_a_regression_has_no_missing_labels() -> None:
+    model = bert(num_labels=1)
+    batch = {"input_ids": torch.arange(4).reshape(2, 2), "labels": torch.tensor([-100, 3])}
+    assert LogitsDistillation().count_items(model, batch).tolist() == [2, 2]

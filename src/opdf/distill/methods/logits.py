@@ -101,7 +101,8 @@ class LogitsDistillation(TaskAndLogits):
     ) -> Any:
         """Several runs share one column "teacher_logits"; a single one may end before it has seen all rows."""
         rows = data.data["train"]
-        if not shared or not self.alpha:
+        by_token = data.task.kind in ("token-classification", "causal-lm")  # of which the teacher says too much to keep
+        if not shared or not self.alpha or by_token:
             return rows
         depends = [fingerprint(rows), weights_digest(teacher)]
         logits = kept(folder, "teacher_logits", depends, lambda: all_logits(teacher, data, rows, progress))

@@ -42,6 +42,8 @@ class Theseus(Objective):
         seed: of the draws.
     """
 
+    varies = True
+
     def __init__(
         self,
         rate: float = 0.3,

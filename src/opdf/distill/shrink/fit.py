@@ -17,7 +17,7 @@ from opdf.distill.shrink.calibration import Calibration, Stream, input_of
 from opdf.distill.shrink.choose import choose_groups, choose_units, retold
 from opdf.distill.shrink.families import Attention, Family, Head, Stack, attentions
 from opdf.distill.shrink.matrices import Matrix, Reader
-from opdf.distill.shrink.moments import Moments
+from opdf.distill.shrink.moments import Moments, exact
 from opdf.distill.shrink.norms import fit_norm, plain, set_norm
 from opdf.distill.shrink.report import BlockReport, ShrinkReport
 from opdf.distill.shrink.ridge import STRENGTH_OF_HEADS, Affine, explained, ridge
@@ -143,7 +143,7 @@ class Fit:
         before = norms if self.family.pre_norm else (nn.Identity(), nn.Identity())
         constant = branch.student.bias is not None
         moments = self._moments(guess.shape[1], guess.shape[0])
-        project = self.basis.project.to(stream.student[0].dtype)
+        project = self.basis.project.to(stream.student[0])
         for batch, states in enumerate(stream.student):
             missing = stream.teacher[batch].to(project.dtype) @ project - states
             moments.add(branch.student_inner(batch, before[1](states)), missing)
@@ -179,7 +179,7 @@ class Fit:
         guess = self.basis.expand
         if not self.family.pre_norm:
             return guess
-        guess = norm.weight.detach().double()[:, None] * guess
+        guess = exact(norm.weight)[:, None] * guess
         xx, xy = reads.covariances(norm.__class__ is nn.LayerNorm)
         return guess * ((guess.mT * xy).sum() / ((guess @ xx) * guess).sum())
 
@@ -228,7 +228,7 @@ class Fit:
         theirs, ours = (m.get_output_embeddings() for m in (self.teacher, self.student))
         if not is_tied(self.teacher, theirs):
             return None
-        readout, target = ours.weight.detach().double(), theirs.weight.detach().double()
+        readout, target = exact(ours.weight), exact(theirs.weight)
         if getattr(self.teacher.config, "scale_decoder_outputs", False):  # T5: by the root of the width
             readout, target = readout * readout.shape[1] ** -0.5, target * target.shape[1] ** -0.5
         return readout, target
@@ -280,7 +280,7 @@ class Fit:
         return ridge(moments, guess, constant=matrix.bias is not None, strength=STRENGTH_OF_HEADS)
 
     def _moments(self, inputs: int, outputs: int) -> Moments:
-        return Moments(inputs, outputs, self.basis.project.device)
+        return Moments(inputs, outputs, self.teacher.device)
 
 
 def is_tied(model: Any, head: Any) -> bool:
@@ -297,5 +297,5 @@ def _title(names: Any) -> str:
 def _projected(table: Tensor, project: Tensor) -> Tensor:
     """An embedding table, token or convolution of patches in the student's coordinates."""
     if table.dim() == 4:
-        return torch.einsum("dcij,dk->kcij", table.double(), project).to(table.dtype)
-    return (table.double() @ project).to(table.dtype)
+        return torch.einsum("dcij,dk->kcij", exact(table), project)
+    return exact(table) @ project

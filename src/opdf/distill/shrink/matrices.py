@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from opdf.distill.shrink.families import Part
-from opdf.distill.shrink.moments import Moments
+from opdf.distill.shrink.moments import Moments, exact
 from opdf.distill.shrink.ridge import Affine, ridge
 
 
@@ -26,12 +26,12 @@ class Matrix:
     @property
     def weight(self) -> Tensor:
         """`[outputs, inputs]`."""
-        return self._whole()[self._rows].detach().double()
+        return exact(self._whole()[self._rows])
 
     @property
     def bias(self) -> Tensor | None:
         """`[outputs]`, None where there is none."""
-        return None if self.module.bias is None else self.module.bias[self._rows].detach().double()
+        return None if self.module.bias is None else exact(self.module.bias[self._rows])
 
     @property
     def affine(self) -> Affine:
@@ -40,9 +40,9 @@ class Matrix:
 
     def set(self, value: Affine) -> None:
         with torch.no_grad():
-            self._whole()[self._rows] = value.weight.to(self._whole().dtype)
+            self._whole()[self._rows] = value.weight.to(self._whole())
             if self.module.bias is not None:
-                self.module.bias[self._rows] = value.bias.to(self.module.bias.dtype)
+                self.module.bias[self._rows] = value.bias.to(self.module.bias)
 
     def _whole(self) -> Tensor:
         weight: Tensor = self.module.weight

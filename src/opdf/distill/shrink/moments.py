@@ -5,11 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from opdf.mpo.precision import factorized_on
+
 ROWS = 1024
 """Of a product; more are added up in float64."""
 
 WIDE = 512
 """Columns from which half of a symmetric product is worth leaving out."""
+
+
+def exact(values: Tensor) -> Tensor:
+    """Values without a gradient in float64, on the CPU if their device has none."""
+    return values.detach().to(factorized_on(values.device), torch.float64)
 
 
 class Moments:
@@ -20,7 +27,7 @@ class Moments:
 
     Args:
         inputs, outputs: widths of x and y.
-        device: where the sums are kept.
+        device: of the rows; the sums are there too, or on the CPU if it has no float64.
 
     Attributes:
         count: rows seen.
@@ -31,7 +38,7 @@ class Moments:
 
     def __init__(self, inputs: int, outputs: int, device: torch.device) -> None:
         def zeros(*shape: int) -> Tensor:
-            return torch.zeros(shape, dtype=torch.float64, device=device)
+            return torch.zeros(shape, dtype=torch.float64, device=factorized_on(device))
 
         self.count = 0
         self.x, self.y, self.yy = zeros(inputs), zeros(outputs), zeros(outputs)
@@ -43,15 +50,15 @@ class Moments:
             for part in zip(torch.split(x, ROWS), torch.split(y, ROWS), strict=True):
                 self.add(*part)
             return
-        exact = torch.promote_types(x.dtype, torch.float32)
-        x, y = x.to(exact), y.to(exact)
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        x, y = x.to(dtype), y.to(dtype)
         self.count += len(x)
-        self.x += x.sum(0)
-        self.xx += _gram(x)
+        self.x += x.sum(0).to(self.x)
+        self.xx += _gram(x).to(self.xx)
         if y.shape[1]:
-            self.y += y.sum(0)
-            self.yy += y.square().sum(0)
-            self.xy += x.mT @ y
+            self.y += y.sum(0).to(self.y)
+            self.yy += y.square().sum(0).to(self.yy)
+            self.xy += (x.mT @ y).to(self.xy)
 
     def covariances(self, centred: bool) -> tuple[Tensor, Tensor]:
         """Means of `x x'` `[inputs, inputs]` and `x y'` `[inputs, outputs]`, of deviations from the means if asked."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from opdf.distill.shrink.moments import Moments
+from opdf.distill.shrink.moments import Moments, exact
 
 
 def has_shift(norm: nn.Module) -> bool:
@@ -30,11 +30,14 @@ def plain(norm: Any, teacher: Any, expand: Tensor) -> None:
         norm: the student's, before what reads it has been fitted; teacher: the teacher's.
         expand: `[teacher width, student width]`, see `Basis`.
     """
-    scales = teacher.weight.detach().double()
+    scales = exact(teacher.weight)
     scale = scales.square().mean().sqrt()
     shift: Tensor | float = 0.0
     if has_shift(norm):  # what has no bias of its own cannot make up for it
-        shift = scale * torch.linalg.lstsq(scales[:, None] * expand, teacher.bias.detach().double()[:, None])[0][:, 0]
+        guess = scales[:, None] * expand
+        system = guess.mT @ guess
+        system.diagonal().add_(1e-12 * system.diagonal().mean())
+        shift = scale * torch.linalg.solve(system, guess.mT @ exact(teacher.bias))
     set_norm(norm, scale, shift)
 
 

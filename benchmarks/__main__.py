@@ -15,7 +15,6 @@ from benchmarks import (
     memory,
     shrink,
     simulation,
-    start,
     step,
     stored,
     together,
@@ -33,7 +32,6 @@ BENCHMARKS: dict[str, Callable[[], None]] = {
     "host": host.main,
     "stored": stored.main,
     "shrink": shrink.main,
-    "start": start.main,
     "simulation": simulation.main,
 }
 

@@ -103,38 +103,6 @@ def scheme() -> str:
 # --- the figures
 
 
-def start() -> tuple[Figure, str]:
-    """Test accuracy against size for students that start from their teacher."""
-    teacher, *students = benchmark("start")
-    lines = {
-        "started, distilled": ("started, then distilled", BLUE, "-"),
-        "started, not trained": ("started, not trained", BLUE, ":"),
-        "untrained, distilled": ("untrained, then distilled", ORANGE, "-"),
-    }
-    figure, axes = panel(height=3.4)
-    widths = [row["width"] for row in students]
-    told = [f"teacher, width {teacher['width']}: {teacher['teacher']:.1f}"]
-    for column, (label, colour, dashes) in lines.items():
-        scores = [row[column] for row in students]
-        axes.plot(widths, scores, dashes, marker="o", color=colour, label=label)
-        pairs = zip(scores, widths, strict=True)
-        told.append(
-            f"{label}: "
-            + ", ".join(f"{score:.1f} at width {width}" for score, width in pairs)
-        )
-    axes.axhline(teacher["teacher"], color=TEXT, linewidth=1, label="teacher")
-    axes.set_xscale("log", base=2)
-    axes.set(
-        xlabel="width of the student (parameters)", ylabel="test accuracy in percent"
-    )
-    axes.set_xticks(
-        widths, [f"{row['width']}\n({row['parameters']:,})" for row in students]
-    )
-    axes.set_xticks([], minor=True)
-    figure.legend(loc="outside upper center", ncols=2)
-    return figure, f"Test accuracy on Fashion-MNIST. {'; '.join(told)}."
-
-
 def gains() -> tuple[Figure, str]:
     """OPDF's difference to plain distillation in every study that has both."""
     studies = {
@@ -270,7 +238,6 @@ def step_time() -> tuple[Figure, str]:
 
 
 FIGURES: dict[str, Callable[[], tuple[Figure, str]]] = {
-    "start": start,
     "gains": gains,
     "what-helps": what_helps,
     "narrow": narrow,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -29,3 +31,9 @@ def test_help_is_quick_and_imports_nothing_heavy(argv: list[str]) -> None:
     assert "opdf" in said
     assert imported.strip() == ""
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
+
+
+def test_the_readme_lists_every_command() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    table = readme.partition("## Commands\n")[2].partition("\n## ")[0]
+    assert sorted(re.findall(r"^\| `opdf ([\w-]+)", table, re.MULTILINE)) == sorted(COMMANDS)

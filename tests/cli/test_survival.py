@@ -152,7 +152,10 @@ def kill_and_resume(folder: Path, kind: str, kills: int, seed: int) -> int:
         done = 0
 
 
-@pytest.mark.parametrize("kind", KINDS)
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("kind", [kind if kind == "constraint" else pytest.param(kind, marks=SLOW) for kind in KINDS])
 def test_a_run_killed_at_any_moment_goes_on_exactly(tmp_path: Path, kind: str) -> None:
     kill_and_resume(tmp_path, kind, kills=1, seed=sum(map(ord, kind)))
 
@@ -165,7 +168,7 @@ def test_a_run_killed_at_many_moments_goes_on_exactly(tmp_path: Path, kind: str)
     assert kill_and_resume(tmp_path, kind, kills=9, seed=0) > 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=SLOW), signal.SIGTERM])
 def test_a_signal_saves_and_ends_with_its_status(tmp_path: Path, number: signal.Signals) -> None:
     config = configuration(tmp_path, training={"max_steps": 80, "save_steps": 10**6})
     run = Run(config)
@@ -183,7 +186,7 @@ def test_a_signal_saves_and_ends_with_its_status(tmp_path: Path, number: signal.
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["steps"] == 80
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=SLOW)])
 def test_a_teacher_that_was_stopped_goes_on_exactly(tmp_path: Path, number: signal.Signals) -> None:
     """Stopped by Ctrl-C it saves although its save_strategy is no; killed it goes on from its last checkpoint."""
     saving = {"save_strategy": "steps", "save_steps": 5} if number == signal.SIGKILL else {}
@@ -304,6 +307,7 @@ def test_a_run_to_resume_has_to_be_there(tmp_path: Path, capsys: Any) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_two_processes_stop_after_the_same_step(tmp_path: Path) -> None:
     config = configuration(tmp_path, training={"max_steps": 10**6, "save_steps": 10**6})
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "opdf.cli"]

@@ -1,4 +1,7 @@
-"""The command line under torchrun and accelerate: real processes, one killed, and runs continued by another number."""
+"""The command line under torchrun and accelerate: real processes, one killed, and runs continued by another number.
+
+Tests that launch are slow. tests/distill/test_processes.py makes a run in two processes among the fast ones.
+"""
 
 from __future__ import annotations
 
@@ -57,6 +60,7 @@ def student(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "out" / "student" / "model.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("placement", ["replicate", "owner"])
 def test_two_processes_distill_and_one_goes_on(tmp_path: Path, placement: str) -> None:
     over = {"ones": 1, "placement": placement}
@@ -78,6 +82,7 @@ def test_two_processes_distill_and_one_goes_on(tmp_path: Path, placement: str) -
     assert all(torch.equal(before[name], value) for name, value in after.items())
 
 
+@pytest.mark.slow
 def test_accelerate_launches_what_one_process_gives(tmp_path: Path) -> None:
     def sized(batch: int) -> dict[str, Any]:
         # Adam would divide the rounding of gradients near 0 by itself.
@@ -93,6 +98,7 @@ def test_accelerate_launches_what_one_process_gives(tmp_path: Path) -> None:
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_run_and_resuming_completes_it(tmp_path: Path) -> None:
     training = CONFIG["training"] | {"max_steps": 100, "save_steps": 20}  # type: ignore[operator]
     whole, killed = tmp_path / "whole", tmp_path / "killed"

@@ -9,7 +9,6 @@ from types import ModuleType
 
 import pytest
 
-from opdf.cli import COMMANDS
 from opdf.data.task import KINDS
 from opdf.distill import METHODS
 
@@ -44,11 +43,6 @@ def test_the_table_of_tasks_has_the_methods_of_each() -> None:
     rows = re.findall(r"^\| `([\w-]+)` \| (`.*`) \|$", section("configuration.md", "Which tasks"), re.MULTILINE)
     told = {task: set(re.findall(r"`([\w-]+)`", methods)) for task, methods in rows}
     assert told == {task: {name for name, method in METHODS.items() if task in method.tasks} for task in KINDS}
-
-
-def test_the_readme_lists_every_command() -> None:
-    table = (ROOT / "README.md").read_text().partition("## Commands\n")[2].partition("\n## ")[0]
-    assert sorted(re.findall(r"^\| `opdf ([\w-]+)", table, re.MULTILINE)) == sorted(COMMANDS)
 
 
 def section(page: str, title: str) -> str:

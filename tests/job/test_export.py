@@ -78,6 +78,7 @@ def test_a_run_is_exported_and_scored(tmp_path: Path) -> None:
     assert nodes["MatMulInteger"] > 0
 
 
+@pytest.mark.slow
 def test_size_and_graph_are_those_of_a_plain_student(tmp_path: Path) -> None:
     made = []
     for name, over in (("over", True), ("plain", False)):

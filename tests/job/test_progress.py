@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+import signal
 import time
+from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from opdf.job import progress as module
-from opdf.job.progress import Bar
+from opdf.job.progress import Bar, stopping
 
 
 @pytest.fixture
@@ -62,6 +64,19 @@ def test_on_a_terminal_a_line_of_80_columns_has_steps_time_gone_and_left_and_the
     steps, gone, left = r"10/4000", r"0:00:0\d", r"0:0\d:\d\d"
     assert re.fullmatch(rf"fine-tuning the teacher \S+ +{steps} {gone} {left} loss 0\.500", line), line
     assert len(line) <= 80
+
+
+def test_outside_the_main_thread_a_run_leaves_signals_alone() -> None:
+    before, seen = signal.getsignal(signal.SIGINT), []
+
+    def train() -> None:
+        with stopping(SimpleNamespace(add_callback=seen.append)):  # type: ignore[arg-type]
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    thread = Thread(target=train)
+    thread.start()
+    thread.join()
+    assert seen[1] is before
 
 
 def test_in_a_pipe_there_is_no_bar(capsys: Any) -> None:

@@ -40,6 +40,7 @@ def test_runs_side_by_side(runs: Path) -> None:
         metrics = json.loads((folder / "metrics.json").read_text())
         assert row["run"] == str(folder)
         assert row["test"] == metrics["student"]["test"]["accuracy"]
+        assert row["before"] == metrics["student before training"]["test"]["accuracy"]
         assert row["teacher"] == metrics["teacher"]["test"]["accuracy"]
         assert row["parameters"] == metrics["inference_params"]
         assert row["megabytes"] == pytest.approx(4e-6 * row["parameters"], rel=0.2)

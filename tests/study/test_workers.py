@@ -99,13 +99,16 @@ from opdf.job.options import fill, read_yaml
 from opdf.study import StudyConfig, sweep
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    sweep(fill(StudyConfig, read_yaml(sys.argv[1]), "study"))
+    try:
+        sweep(fill(StudyConfig, read_yaml(sys.argv[1]), "study"))
+    except KeyboardInterrupt:
+        sys.exit(130)
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_workers_end_with_the_sweep(tmp_path: Path, sent: signal.Signals) -> None:
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, -15), (signal.SIGKILL, -9)])
+def test_workers_end_with_the_sweep(tmp_path: Path, sent: signal.Signals, status: int) -> None:
     endless = STUDY["common"] | {"training": {"max_steps": 100_000, "dataloader_num_workers": 1}}
     write_yaml(config(tmp_path, common=endless), tmp_path / "study.yaml")
     script = tmp_path / "script.py"
@@ -117,7 +120,7 @@ def test_workers_end_with_the_sweep(tmp_path: Path, sent: signal.Signals) -> Non
         time.sleep(0.1)
     processes = begun.children(recursive=True)
     started.send_signal(sent)
-    assert started.wait(timeout=120) == -sent
+    assert started.wait(timeout=120) == status
     assert not psutil.wait_procs(processes, timeout=30)[1], "a worker goes on alone"
     missing = Study(config(tmp_path, common=endless)).store.missing()
     assert len(missing) == 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
 from collections.abc import Sequence
@@ -14,6 +15,23 @@ from opdf.distill import model_inputs
 
 REPEATS = 25
 """Times that a latency is measured."""
+
+
+TOO_LARGE = 10**9
+"""Parameters from which on a model is not made only to be measured."""
+
+
+def planned_latencies(models: Sequence[Any], prepared: Prepared, device: torch.device, batch: int) -> Any:
+    """Seconds that models without values will take, measured on others of their sizes; None for one that is too large.
+
+    Returns:
+        For each model what `latencies` gives.
+    """
+    if any(model.num_parameters() > TOO_LARGE for model in models):
+        return None
+    with torch.random.fork_rng(), device:
+        made = [type(model)._from_config(copy.deepcopy(model.config), dtype=torch.float32) for model in models]
+    return latencies([(model, prepared) for model in made], batch, repeats=5)
 
 
 def latencies(

@@ -15,7 +15,11 @@ from opdf.job.card import teacher_of
 from opdf.job.checks import Fit
 from opdf.job.cost import StepCost, step_cost
 from opdf.job.job import Job
+from opdf.job.latency import planned_latencies
 from opdf.job.student import Start
+
+BATCH = 32
+"""Examples of the larger batch that latencies are measured with."""
 
 INDENT = 14
 """Columns that the words before the sentences take."""
@@ -44,7 +48,8 @@ class Overview:
 def overview(job: Job, prepared: Prepared, fit: Fit) -> Overview:
     """Data, models, over-parameterization, steps and cost of a job that was found to fit."""
     cost = step_cost(job, prepared, fit)
-    return Overview((*_data(job, prepared), *_models(job, fit), *_training(job, prepared, cost)), cost)
+    lines = (*_data(job, prepared), *_models(job, fit), *_training(job, prepared, cost), *_latency(job, prepared, fit))
+    return Overview((*lines, ("output", str(job.folder))), cost)
 
 
 def _data(job: Job, prepared: Prepared) -> Iterator[tuple[str, str]]:
@@ -90,7 +95,14 @@ def _training(job: Job, prepared: Prepared, cost: StepCost | None) -> Iterator[t
             f"{(cost.plain + cost.extra) / 1e9:,.1f} GFLOP a step{ratio}{memory}; at the {cost.rate / 1e9:,.0f} "
             f"GFLOP/s of this machine's matrix products at least {_duration(steps * cost.seconds)}",
         )
-    yield "output", str(job.folder)
+
+
+def _latency(job: Job, prepared: Prepared, fit: Fit) -> Iterator[tuple[str, str]]:
+    found = planned_latencies((fit.teacher, fit.student), prepared, job.training.device, BATCH)
+    if found is not None:
+        said = (f"{who} {1000 * one:.1f} ms for 1 example and {1000 * many:.1f} for {BATCH}"
+                for who, (one, many) in zip(("teacher", "student"), found, strict=True))  # fmt: skip
+        yield "latency", f"{', '.join(said)}, measured here"
 
 
 def student_of(job: Job, start: Start) -> str:

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -162,6 +163,9 @@ def stopping(trainer: Trainer) -> Iterator[Stop]:
     """Inside, SIGINT and SIGTERM end the training in an orderly way, and the second of a kind at once."""
     stop = Stop()
     trainer.add_callback(stop)
+    if threading.current_thread() is not threading.main_thread():  # where Python takes no signals
+        yield stop
+        return
     kinds = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(kind, stop.received) for kind in kinds]
     try:

@@ -54,10 +54,11 @@ def compare(folders: Sequence[Path], *, batch: int = 32) -> list[dict[str, Any]]
         batch: examples of the larger batch that latencies are measured with.
 
     Returns:
-        A row a run: its name, metric, scores of student and teacher, parameters, megabytes of the saved student,
-        milliseconds for one example and for a batch on this machine (medians, the runs taking turns), steps and seconds
-        of training, and "against", the difference to the first run's test score with its 95 % interval by test
-        examples; null where the two were tested on other examples, or their answers cannot be paired.
+        A row a run: its name, metric, test scores of the teacher and of the student before and after its training, the
+        validation score, parameters, megabytes of the saved student, milliseconds for one example and for a batch on
+        this machine (medians, the runs taking turns), steps and seconds of training, and "against", the difference to
+        the first run's test score with its 95 % interval by test examples; null where the two were tested on other
+        examples, or their answers cannot be paired.
 
     Raises:
         UserError: there are fewer than two runs, one is not finished, or its data have changed.
@@ -110,7 +111,8 @@ def against(run: Finished, first: Finished) -> Effect | None:
 def table(rows: Sequence[dict[str, Any]], batch: int) -> str:
     """The rows of `compare` as a Markdown table."""
     first = rows[0]["run"]
-    heads = ("run", "metric", "teacher", "validation", "test", f"test, minus {first}", "parameters", "MB", "ms for 1",
+    heads = ("run", "metric", "teacher", "before training", "validation", "test", f"test, minus {first}",
+             "parameters", "MB", "ms for 1",
              f"ms for {batch}", "steps", "s of training")  # fmt: skip
     lines = []
     for row in rows:
@@ -119,8 +121,8 @@ def table(rows: Sequence[dict[str, Any]], batch: int) -> str:
             f"{100 * found['mean']:+.1f} [{100 * found['low']:+.1f}, {100 * found['high']:+.1f}]" if found else ""
         )
         lines.append((
-            row["run"], row["metric"], *(_shown(row, part) for part in ("teacher", "validation", "test")), difference,
-            f"{row['parameters']:,}",
+            row["run"], row["metric"], *(_shown(row, part) for part in ("teacher", "before", "validation", "test")),
+            difference, f"{row['parameters']:,}",
             f"{row['megabytes']:.3g}", f"{row['milliseconds']:.1f}", f"{row['milliseconds_batch']:.1f}",
             f"{row['steps']:,}", f"{row['train_seconds']:.0f}",
         ))  # fmt: skip
@@ -133,6 +135,7 @@ def _row(run: Finished, first: Finished, one: float, many: float) -> dict[str, A
     weights = sum(file.stat().st_size for file in (run.folder / "student").glob("*.safetensors"))
     return {
         "run": str(run.folder), "metric": metric, "teacher": metrics["teacher"]["test"][metric],
+        "before": metrics["student before training"]["test"][metric],
         "validation": metrics["student"]["validation"][metric], "test": metrics["student"]["test"][metric],
         "against": None if found is None else {"mean": found.mean, "low": found.low, "high": found.high},
         "parameters": metrics["inference_params"], "megabytes": weights / 1e6, "milliseconds": 1000 * one,

@@ -171,7 +171,7 @@ def check(ranks: list[dict[str, Any]]) -> None:
         assert rank["logs"] == pytest.approx(optimizer.constraint_logs, rel=1e-3)
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [pytest.param(2, marks=pytest.mark.slow), 3])
 @pytest.mark.parametrize("wrapper", ["ddp", "fsdp2"])
 @pytest.mark.parametrize("placement", ["replicate", "owner"])
 def test_several_processes_equal_one(together: Any, tmp_path: Path, wrapper: str, world: int, placement: str) -> None:
@@ -182,6 +182,7 @@ def test_several_processes_equal_one(together: Any, tmp_path: Path, wrapper: str
     assert held == (sorted([*shapes, *[0] * (world - 2)]) if placement == "owner" else [sum(shapes)] * world)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrapper", ["ddp", "fsdp2"])
 def test_a_checkpoint_does_not_depend_on_the_number_of_processes(together: Any, tmp_path: Path, wrapper: str) -> None:
     together(work, 2, "ddp", "owner", tmp_path, "save")
@@ -192,7 +193,7 @@ def test_a_checkpoint_does_not_depend_on_the_number_of_processes(together: Any, 
         torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_owners_hold_their_share_of_cores_and_gather_one_matrix_at_a_time(together: Any, world: int) -> None:
     ranks = together(watch_memory, world)
     one = plan_shape(8, 8, ones=1).num_params
@@ -230,10 +231,10 @@ def write_outside(rank: int, world: int, wrapper: str, placement: str) -> str:
 
 @pytest.mark.parametrize("placement", ["replicate", "owner"])
 def test_writes_through_data_are_kept_or_said(together: Any, placement: str) -> None:
-    kept = together(write_outside, 2, "ddp", placement)
-    assert kept.count("True, True") == (2 if placement == "replicate" else 1)  # its owner has noticed
+    kept = together(write_outside, 3, "ddp", placement)
+    assert kept.count("True, True") == (3 if placement == "replicate" else 1)  # its owner has noticed
     assert all(answer.startswith("True") for answer in kept)
-    lost = together(write_outside, 2, "fsdp2", placement)
+    lost = together(write_outside, 3, "fsdp2", placement)
     assert any("without a trace" in answer for answer in lost)
 
 

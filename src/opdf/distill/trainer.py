@@ -101,8 +101,8 @@ class DistillationTrainer(CheckpointedTrainer):
             teacher of the student's kind.
         model_init: makes the student, in place of `model`. Every `train()` and every trial of `hyperparameter_search`
             begins with a new one, a new objective and the teacher as it was.
-        data_collator, train_dataset, eval_dataset, processing_class, compute_metrics, callbacks, optimizers,
-            optimizer_cls_and_kwargs, preprocess_logits_for_metrics: as for transformers.Trainer.
+
+    All other arguments are those of transformers.Trainer.
 
     Attributes:
         method: the objective. (The Trainer has an attribute `objective` of its own: a search's score.)

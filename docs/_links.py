@@ -33,7 +33,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Rewrite the links of the pages that are in docs/ itself."""
-    if page.file.generated_by is not None:
+    if page.file.generated_by is not None or "/" in page.file.src_uri:
         return markdown
 
     def on_the_site(link: re.Match[str]) -> str:

@@ -39,11 +39,11 @@ from opdf.overparam import OverParamConfig
 
 @pytest.mark.parametrize("method", ["hidden", "constraint", "lgtm"])
 def test_resume_is_exact_with_dropout_accumulation_and_bf16(tmp_path: Path, method: str) -> None:
-    """Resumed in the middle of an epoch, at its end, and in the next one; every random draw has to follow on."""
+    """Resumed in the middle of an epoch, and in the next one; every random draw has to follow on."""
     save = {"save_strategy": "steps", "save_steps": 1, "max_steps": 6, "bf16": True, "gradient_accumulation_steps": 2,
             "per_device_train_batch_size": 3}  # fmt: skip
     weights = []
-    for folder, resume in (("whole", None), ("a", 2), ("b", 4), ("c", 5)):
+    for folder, resume in (("whole", None), ("a", 2), ("b", 5)):
         set_seed(0)
         options: dict[str, Any] = {
             "hidden": {"student": bert(2, 8, hidden_dropout_prob=0.2), "objective": HiddenDistillation()},

@@ -415,6 +415,23 @@ def test_labels_that_fit_are_not_refused(student: Any, data: Dataset) -> None:
     check_labels(student, data)
 
 
+@pytest.mark.parametrize(
+    ("given", "overparam", "message"),
+    [
+        ((torch.optim.Muon, {"lr": 1e-3}), OverParamConfig(ones=1), "Muon cannot step cores: .*2D parameters"),
+        ((torch.optim.AdamW, {"lr": None}), OverParamConfig(ones=1), "lr is None and AdamW needs a number"),
+    ],
+)
+def test_an_optimizer_that_cannot_step_cores_is_refused_when_the_trainer_is_made(
+    tmp_path: Path, given: Any, overparam: OverParamConfig, message: str
+) -> None:
+    with pytest.raises(TypeError, match=message):
+        DistillationTrainer(
+            keep_layers(bert(), 2), arguments(tmp_path), teacher=bert(), overparam=overparam,
+            optimizer_cls_and_kwargs=given,
+        )  # fmt: skip
+
+
 # Names and mappings in place of objects.
 
 

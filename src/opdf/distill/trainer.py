@@ -101,8 +101,8 @@ class DistillationTrainer(CheckpointedTrainer):
             teacher of the student's kind.
         model_init: makes the student, in place of `model`. Every `train()` and every trial of `hyperparameter_search`
             begins with a new one, a new objective and the teacher as it was.
-        data_collator, train_dataset, eval_dataset, processing_class, compute_metrics, callbacks, optimizers,
-            optimizer_cls_and_kwargs, preprocess_logits_for_metrics: as for transformers.Trainer.
+
+    All other arguments are those of transformers.Trainer.
 
     Attributes:
         method: the objective. (The Trainer has an attribute `objective` of its own: a search's score.)
@@ -112,7 +112,7 @@ class DistillationTrainer(CheckpointedTrainer):
     Raises:
         ValueError: student, teacher, objective and constraint do not fit together, a model is on the meta device,
             there is nothing to train on, or a label is out of the student's range.
-        TypeError: an option is unknown.
+        TypeError: an option is unknown, or the optimizer cannot step cores.
     """
 
     def __init__(
@@ -167,6 +167,9 @@ class DistillationTrainer(CheckpointedTrainer):
                 "objective trains; give optimizer_cls_and_kwargs=(class, options) instead"
             )
         check_engine(args, self.accelerator)
+        if self.overparameterization is not None:
+            inner, options = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(args, self.model)
+            self.overparameterization.check_optimizer(inner, options)
         # This class normalises its loss over the whole accumulation window by itself, see compute_loss.
         self.model_accepts_loss_kwargs = False
         self.loss_is_scaled_for_ga = True

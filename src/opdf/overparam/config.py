@@ -35,8 +35,8 @@ class OverParamConfig:
             Linear and Conv1D that is not tied; or name patterns. A pattern is a module's full name with shell
             wildcards, or the end of it after a dot: "query", "*.layer.0.*", "conv1".
         exclude: name patterns to leave out.
-        lr_scaling: "match-dense" scales the cores' learning rate so that the first step moves every matrix as far as
-            the same optimizer would move it densely; "none" uses the group's rate on the cores, as the paper does.
+        lr_scaling: "match-dense" scales the cores' learning rate so that a step moves every matrix about as far as the
+            same optimizer would move it densely; "none" uses the group's rate on the cores, as the paper does.
         keep_products: keep the products of a step's contraction for the next step's gradient: a fifth to a quarter of
             the matrix products less, for about the cores' size in memory. None keeps them on CPUs only.
         precision: of the products between cores: "float32"; "tf32", on GPUs that have it; or "bf16". Cores, moments and

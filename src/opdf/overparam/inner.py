@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from opdf.overparam.config import OverParamConfig
 from opdf.overparam.cores import movement, working_dtype
 
 OURS = ("params", "param_names", "initial_lr", "opdf_format", "kept")
@@ -58,6 +59,7 @@ class Inner:
         self._optimizer: Optimizer | None = None
         self._groups: dict[Hashable, dict[str, Any]] = {}
         self._parts: dict[Hashable, Part] = {}
+        self._tensors: dict[Hashable, list[Tensor]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._cls, self._options)
@@ -65,18 +67,17 @@ class Inner:
     def adopt(self, parts: Sequence[Part]) -> None:
         """Have a group for every part, with the tensors and states that the part has now."""
         for part in parts:
-            old = self._groups.get(part.key)
-            if old is None or not _same(old["params"], part.tensors):
-                self._add(part, old)
+            if not _same(self._tensors.get(part.key, ()), part.tensors):
+                self._add(part)
             self._parts[part.key] = part
             assert self._optimizer is not None
             states = self._optimizer.state
-            for tensor, (place, key) in zip(part.tensors, part.states, strict=True):
-                replaced = place.get(key) is not states.get(tensor)
+            for param, (place, key) in zip(self._params(part), part.states, strict=True):
+                replaced = place.get(key) is not states.get(param)
                 if replaced and place.get(key):
-                    states[tensor] = place[key]
+                    states[param] = place[key]
                 elif replaced:
-                    states.pop(tensor, None)
+                    states.pop(param, None)
 
     def step(self, parts: Sequence[Part], *, alone: bool) -> None:
         """Step adopted parts: `alone`, or beside all others, whose tensors have no gradients then."""
@@ -94,27 +95,38 @@ class Inner:
             options = _options(part.options) | part.kept.get("kept", {})
             if options.get("lr") is not None:
                 options["lr"] = part.options["lr"] * part.rate
-            group.clear()
-            group.update(options, params=part.tensors)
+            group.update(options)
+            for param, tensor in zip(group["params"], part.tensors, strict=True):
+                param.grad = tensor.grad
         optimizer.step()
         for part in parts:
-            for tensor, (place, key) in zip(part.tensors, part.states, strict=True):
-                state = optimizer.state.get(tensor)
+            for param, tensor, (place, key) in zip(self._params(part), part.tensors, part.states, strict=True):
+                if param is not tensor:
+                    param.grad = None
+                state = optimizer.state.get(param)
                 if state and place.get(key) is not state:
                     place[key] = state
-            if kept := _kept(self._groups[part.key], part.options):
+            kept = _kept(self._groups[part.key], part.options)
+            if kept or "kept" in part.kept:
                 part.kept["kept"] = kept
 
-    def _add(self, part: Part, old: dict[str, Any] | None) -> None:
-        new = {"params": part.tensors, **_options(part.options)}
+    def _params(self, part: Part) -> list[Tensor]:
+        params: list[Tensor] = self._groups[part.key]["params"]
+        return params
+
+    def _add(self, part: Part) -> None:
+        """Make a group of a part. Cores become parameters of the same memory: some optimizers pass over others."""
+        params = [t if isinstance(t, nn.Parameter) else nn.Parameter(t) for t in part.tensors]
+        new, old = {"params": params, **_options(part.options)}, self._groups.get(part.key)
         if self._optimizer is None:
             self._optimizer = self._cls([new], **self._options)
         else:
-            for tensor in old["params"] if old else ():
-                self._optimizer.state.pop(tensor, None)
+            for param in old["params"] if old else ():
+                self._optimizer.state.pop(param, None)
             self._optimizer.param_groups[:] = [g for g in self._optimizer.param_groups if g is not old]
             self._optimizer.add_param_group(new)
         self._groups[part.key] = self._optimizer.param_groups[-1]
+        self._tensors[part.key] = part.tensors
 
 
 @dataclass(frozen=True)
@@ -131,20 +143,26 @@ class Traits:
 
 
 def try_out(
-    cls: type[Optimizer], options: Mapping[str, Any], group: Mapping[str, Any], like: Tensor, *, matched: bool
+    cls: type[Optimizer],
+    options: Mapping[str, Any],
+    config: OverParamConfig,
+    group: Mapping[str, Any],
+    like: Tensor,
 ) -> Traits:
     """Take a few steps on small cores, as training would.
 
     Args:
         cls, options: what the user chose.
+        config: whether cores have rates of their own, and whether they are spread over processes.
         group: a parameter group of the user's.
         like: a parameter, for its device and dtype.
-        matched: whether cores will have rates of their own (`lr_scaling="match-dense"`).
 
     Raises:
         TypeError: it cannot step cores, or keeps what a checkpoint cannot hold.
-        ValueError: no rate makes its steps as long as dense ones.
+        ValueError: no rate makes its steps as long as dense ones, or it looks at all cores at once where each process
+            has its own.
     """
+    matched = config.lr_scaling == "match-dense"
     rates = (1.0, 0.5) if matched else (1.0, 1.0)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         settled = 1
@@ -163,9 +181,15 @@ def try_out(
             ) from error
         try:
             alone = _trial(cls, options, group, like, rates, alone=True)
+            by_itself = all(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
         except Exception:  # it keeps something in itself, so that a new instance cannot go on
-            return Traits(False, settled)
-    return Traits(all(torch.equal(a, b) for a, b in zip(together, alone, strict=True)), settled)
+            by_itself = False
+    if config.placement == "owner" and not by_itself:
+        raise ValueError(
+            f"placement is 'owner' and {cls.__name__} looks at all cores at once; "
+            "give OverParamConfig(placement='replicate')"
+        )
+    return Traits(by_itself, settled)
 
 
 def defaults(cls: type[Optimizer], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -194,8 +218,10 @@ def defaults(cls: type[Optimizer], options: Mapping[str, Any]) -> dict[str, Any]
         if options.get("lr", 0.0) is not None:
             raise
         raise TypeError(f"lr is None and {cls.__name__} needs a number; give a learning rate") from error
-    except AttributeError as error:
-        raise TypeError(f"{cls.__name__} cannot be made from parameters alone ({error}); {REMEDY}") from error
+    except ValueError:
+        raise
+    except Exception as error:
+        raise TypeError(f"{cls.__name__} cannot be made from parameters alone ({_said(error)}); {REMEDY}") from error
 
 
 def unit_updates(
@@ -230,7 +256,7 @@ def _updates(
     chosen = _options(group)
     if "weight_decay" in chosen:
         chosen["weight_decay"] = 0.0
-    tensors = [tensor.clone() for tensor in tensors]
+    tensors = [nn.Parameter(tensor.clone()) for tensor in tensors]
     optimizer = cls([{"params": tensors, **chosen}], **options)
     for left in range(steps, 0, -1):
         before = [tensor.clone() for tensor in tensors] if left == 1 else []
@@ -294,9 +320,11 @@ def _trial(
         parts.append(Part(n, tensors, states, place, group, rate))
     inner = Inner(cls, options)
     for step in range(TRIAL_STEPS):
-        for part in parts:
-            for tensor, gradient in zip(part.tensors, _trial_tensors(like, 10 + step), strict=True):
-                tensor.grad = gradient
+        for n, part in enumerate(parts):
+            # Of one direction, so that estimates of the way to go grow; unlike, so that both give others than one.
+            steady, noise = _trial_tensors(like, 10 + n), _trial_tensors(like, 20 + 2 * step + n)
+            for tensor, one, other in zip(part.tensors, steady, noise, strict=True):
+                tensor.grad = (one + 0.3 * other) * 10.0**-n
         for few in [[part] for part in parts] if alone else [parts]:
             inner = Inner(cls, options) if alone else inner
             inner.adopt(few)
@@ -319,7 +347,7 @@ def _check_plain(cls: type[Optimizer], value: Any) -> None:
         for item in value:
             _check_plain(cls, item)
     elif type(value) not in (Tensor, torch.nn.Parameter, int, float, bool, str, type(None)):
-        raise TypeError(f"it keeps a {type(value).__name__} in its state, which checkpoints cannot hold")
+        raise TypeError(f"its state holds a {type(value).__name__}, which checkpoints cannot hold")
 
 
 def _options(group: Mapping[str, Any]) -> dict[str, Any]:

@@ -122,16 +122,9 @@ class OverParameterizedOptimizer(Optimizer):
     def _try_out(self) -> Traits:
         """What a trial shows about the inner optimizer, with the options of every group that has cores."""
         recipe = self._recipe
-        matched = recipe.config.lr_scaling == "match-dense"
-        groups = [(group, p) for group in self.param_groups for p in list(self._in_group(group))[:1]]
-        found = [try_out(recipe.inner, recipe.options, group, p, matched=matched) for group, p in groups]
-        alone = all(traits.alone for traits in found)
-        if recipe.config.placement == "owner" and not alone:
-            raise ValueError(
-                f"placement is 'owner' and {recipe.inner.__name__} looks at all cores at once; "
-                "give OverParamConfig(placement='replicate')"
-            )
-        return Traits(alone, max((traits.settled for traits in found), default=1))
+        firsts = [(group, p) for group in self.param_groups for p in list(self._in_group(group))[:1]]
+        found = [try_out(recipe.inner, recipe.options, recipe.config, group, p) for group, p in firsts]
+        return Traits(all(traits.alone for traits in found), max((traits.settled for traits in found), default=1))
 
     def _forget(self) -> None:
         """Begin with empty caches."""
@@ -453,8 +446,9 @@ class OverParameterizedOptimizer(Optimizer):
         for state in self.state.values():
             state.pop("aligned", None)
 
-    def trust_weights(self) -> None:
-        """Take the weights with cores for the products of these: they were just put back."""
+    def begin_anew(self) -> None:
+        """Take state, groups and weights as they are now: someone has put them back together."""
+        self._forget()
         for p in self.weights():
             self._writes.mark(p)
 
@@ -529,7 +523,7 @@ def rolled_back(optimizer: Optimizer) -> Iterator[None]:
             for p, weight in zip(params, weights, strict=True):
                 p.copy_(weight)
         if ours:
-            ours.trust_weights()
+            ours.begin_anew()
 
 
 def rate_is_due(moves: int) -> bool:

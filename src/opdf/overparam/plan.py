@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from opdf.overparam.alignment import Alignment
 from opdf.overparam.config import Constraint, OverParamConfig
 from opdf.overparam.cores import MPOShape, Progress, decompose, shape_of
+from opdf.overparam.inner import defaults, try_out
 from opdf.overparam.optimizer import OverParameterizedOptimizer
 from opdf.overparam.owner import OwnerOptimizer
 from opdf.overparam.pairing import pair
@@ -76,6 +77,7 @@ class OverParameterization:
         self,
         inner: type[Optimizer] = torch.optim.AdamW,
         params: Iterable[Any] | None = None,
+        /,
         **options: Any,
     ) -> OverParameterizedOptimizer:
         """The optimizer that trains the cores of `matrices` and all other parameters as they are.
@@ -92,6 +94,11 @@ class OverParameterization:
         self._optimizer = self._make_optimizer(inner, params, options)
         self._initial_cores = {}  # this one has them; another is made for weights that have moved on
         return self._optimizer
+
+    def check_optimizer(self, inner: type[Optimizer], options: Mapping[str, Any]) -> None:
+        """Raise what `optimizer(inner, **options)` would raise about these two; also for a model without values."""
+        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+        try_out(inner, options, self.config, defaults(inner, options), torch.empty(0, device=device))
 
     @property
     def constraint_logs(self) -> dict[str, float]:

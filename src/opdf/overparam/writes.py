@@ -38,7 +38,7 @@ class Writes:
 
     def __init__(self) -> None:
         self._marks: dict[Tensor, Mark] = {}
-        self._lost: Tensor | None = None
+        self._lost: dict[torch.device, Tensor] = {}
         self._looks = 0
 
     def mark(self, p: Tensor, by: object = None) -> None:
@@ -61,7 +61,7 @@ class Writes:
         leaves the version as it is comes out at the next `raise_if_lost`.
         """
         found: dict[Tensor, bool | None] = {}
-        later: list[tuple[Tensor, Tensor]] = []
+        later = []
         for p in weights:
             mark = self._marks.get(p)
             here = p.device.type == "cpu" and not isinstance(p, DTensor)
@@ -72,14 +72,20 @@ class Writes:
                 found[p] = same if not same or mark.version == p._version else None
             else:
                 found[p] = True
-                later.append((entries(p), mark.bits))
+                later.append(p)
         if later:
-            lost = torch.stack([(now != then).any() for now, then in _joined(later)]).any()
-            self._lost = lost if self._lost is None else self._lost | lost
-            self._looks += 1
-            if self._looks % EVERY == 0:
-                self.raise_if_lost()
+            self.look_later(later)
         return found
+
+    def look_later(self, weights: Iterable[Tensor]) -> None:
+        """Compare marked weights, and leave the answer where they are until `raise_if_lost`."""
+        lost = [(now != then).any() for now, then in _joined([(entries(p), self._marks[p].bits) for p in weights])]
+        for one in lost:
+            known = self._lost.get(one.device)
+            self._lost[one.device] = one if known is None else known | one
+        self._looks += 1
+        if self._looks % EVERY == 0:
+            self.raise_if_lost()
 
     def raise_if_lost(self) -> None:
         """Waits for a GPU.
@@ -87,8 +93,8 @@ class Writes:
         Raises:
             RuntimeError: a write was not seen in time, and a step has undone it.
         """
-        lost, self._lost = self._lost, None
-        if lost is not None and bool(lost):
+        lost, self._lost = self._lost, {}
+        if any(bool(one) for one in lost.values()):
             raise RuntimeError(
                 "a weight was changed between two steps without a trace (through .data, say), and the step has undone "
                 "that. Change weights in place: with torch.no_grad(): weight.mul_(mask)"

@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 def shrink(teacher: nn.Module, batches: Iterable[Mapping[str, Tensor]], **sizes: int) -> Any:
     """A smaller student of the teacher's class that does what the teacher does, as well as its size allows.
 
-        student = shrink(teacher, batches, num_hidden_layers=3, hidden_size=192, intermediate_size=768)
+        student = shrink(teacher, batches, num_hidden_layers=3, hidden_size=192)
 
     Nothing is trained. Every part of the student is fitted in closed form to what the teacher makes of some examples,
     one part after the other, each to what the parts before it have made of them. It costs about two passes of the

@@ -1,0 +1,326 @@
+"""Any optimizer of cores steps them as it would as a model's own parameters, or is refused when it is made."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from oracle import RebuildInForward
+from torch import nn
+from torch.optim import Optimizer
+from transformers import Trainer, TrainingArguments
+from transformers.training_args import OptimizerNames
+
+from opdf.overparam import OverParamConfig, OverParameterizedOptimizer, overparameterize
+
+STEPS = 12
+
+
+class Counts(Optimizer):
+    """Its step counter lives in its groups."""
+
+    def __init__(self, params: Any, lr: float = 1e-2) -> None:
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            group["step"] = group.get("step", 0) + 1
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.sub_(p.grad, alpha=group["lr"] / group["step"])
+
+
+class CountsOnTheDevice(Counts):
+    """Its counter is a tensor, changed in place."""
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        self.param_groups[-1]["count"] = torch.zeros(())
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            group["count"] += 1
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.sub_(p.grad * group["lr"] / group["count"])
+
+
+class CountsItself(Counts):
+    """Its counter lives in itself: two calls of `step` are two steps."""
+
+    count = 0
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        self.count += 1
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.sub_(p.grad, alpha=group["lr"] / self.count)
+
+
+class Estimates(Counts):
+    """It estimates one rate from all tensors and keeps it in its groups, as Prodigy does."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        size = self.param_groups[0].get("size", 0.0) + sum(float(p.grad.abs().sum()) for p in params)
+        for group in self.param_groups:
+            group["size"] = size
+        for p in params:
+            p.sub_(p.grad, alpha=self.param_groups[0]["lr"] / size)
+
+
+class SkipsFrozen(Counts):
+    """It passes over tensors that do not require gradients."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None and p.requires_grad:
+                    p.sub_(p.grad, alpha=group["lr"])
+
+
+TOYS = [Counts, CountsOnTheDevice, CountsItself, Estimates, SkipsFrozen]
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(12, 24), nn.Tanh(), nn.Linear(24, 24), nn.Tanh(), nn.Linear(24, 6))
+
+
+def plan(model: nn.Module, **config: Any) -> Any:
+    """Two matrices are over-parameterized, one is not."""
+    return overparameterize(model, OverParamConfig(ones=1, targets=["0", "2"], **({"lr_scaling": "none"} | config)))
+
+
+def backward(model: Any, step: int, dtype: torch.dtype = torch.float64) -> None:
+    data = torch.randn(16, 12, generator=torch.Generator().manual_seed(step)).to(dtype)
+    (model(data).float() if dtype == torch.bfloat16 else model(data)).square().mean().backward()
+
+
+def train(model: nn.Module, optimizer: Optimizer, steps: range) -> None:
+    for step in steps:
+        optimizer.zero_grad()
+        backward(model, step, next(model.parameters()).dtype)
+        optimizer.step()
+
+
+def difference(inner: Any, options: dict[str, Any]) -> float:
+    """After some steps, from cores that are parameters of a model which rebuilds its weights: relative, the largest."""
+    model = net().double()
+    over = plan(model)
+    oracle = RebuildInForward(copy.deepcopy(model), over)
+    optimizer = over.optimizer(inner, **options)
+    groups = [list(oracle.rest.values()), *oracle.cores.values()]
+    theirs = inner([{"params": params} for params in groups], **options)
+    for step in range(STEPS):
+        for stepped, how in ((model, optimizer), (oracle, theirs)):
+            backward(stepped, step)
+            how.step()
+            how.zero_grad()
+    expected = oracle.weights() | oracle.rest
+    start = dict(net().double().named_parameters())
+    assert any(not torch.equal(start[name], value) for name, value in expected.items())
+    return max(float(((model.get_parameter(n) - w).norm() / w.norm()).detach()) for n, w in expected.items())
+
+
+@pytest.mark.parametrize("inner", TOYS)
+def test_counters_and_estimates_go_on_as_they_do_densely(inner: Any) -> None:
+    assert difference(inner, {}) < 1e-12
+
+
+@pytest.mark.parametrize("inner", TOYS)
+def test_parameters_without_cores_are_stepped_as_alone(inner: Any) -> None:
+    """The biases get constant gradients, so that nothing but the optimizer decides where they go."""
+    model, plain = net(), net()
+    theirs = inner(plain.parameters())
+    optimizer = plan(model).optimizer(inner)
+    for _ in range(10):
+        for net_, how in ((model, optimizer), (plain, theirs)):
+            for name, p in net_.named_parameters():
+                p.grad = torch.ones_like(p) if "bias" in name or inner is not Estimates else torch.zeros_like(p)
+            how.step()
+    for ours, expected in zip(model.parameters(), plain.parameters(), strict=True):
+        if ours.dim() == 1:
+            torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("inner", [Counts, CountsOnTheDevice, Estimates, torch.optim.NAdam])
+def test_resuming_goes_on_with_counters_and_estimates(inner: Any, dtype: torch.dtype) -> None:
+    model = net().to(dtype)
+    optimizer = plan(model).optimizer(inner)
+    train(model, optimizer, range(3))
+    weights, file = copy.deepcopy(model.state_dict()), io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    train(model, optimizer, range(3, 6))
+    resumed = net().to(dtype)
+    resumed.load_state_dict(weights)
+    again = plan(resumed).optimizer(inner)
+    again.load_state_dict(torch.load(file, weights_only=True))
+    train(resumed, again, range(3, 6))
+    assert_same(model, resumed)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
+@pytest.mark.parametrize("inner", [Counts, CountsOnTheDevice, Estimates, torch.optim.AdamW])
+def test_copies_go_on_with_counters_and_estimates(inner: Any, copied: Any) -> None:
+    model = net()
+    optimizer = plan(model).optimizer(inner)
+    train(model, optimizer, range(3))
+    other, again = copied((model, optimizer))
+    train(model, optimizer, range(3, 6))
+    train(other, again, range(3, 6))
+    assert_same(model, other)
+
+
+def assert_same(left: nn.Module, right: nn.Module) -> None:
+    for ours, theirs in zip(left.parameters(), right.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "SGD": {"lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}, "Rprop": {"lr": 1e-4},
+    "AdamW": {"weight_decay": 0.1, "amsgrad": True}, "ASGD": {"t0": 3},
+}  # fmt: skip
+TORCH = sorted(
+    name for name in dir(torch.optim)
+    if isinstance(getattr(torch.optim, name), type) and issubclass(getattr(torch.optim, name), Optimizer)
+    and name != "Optimizer"
+)  # fmt: skip
+REFUSED = {
+    "LBFGS": "'closure'",
+    "Muon": "only supports 2D parameters",
+    "SparseAdam": "does not support dense gradients",
+}
+
+
+@pytest.mark.parametrize("name", TORCH)
+def test_every_optimizer_of_torch(name: str) -> None:
+    inner = getattr(torch.optim, name)
+    if name in REFUSED:
+        with pytest.raises(TypeError, match=f"{name} cannot step cores: .*{REFUSED[name]}.*such as torch.optim.AdamW"):
+            plan(net()).optimizer(inner)
+        return
+    assert difference(inner, {"lr": 1e-3} | OPTIONS.get(name, {})) < 1e-9
+
+
+BRING_PARAMETERS = ("galore", "apollo", "lomo", "adalomo")
+EIGHT_BITS = 1e-3
+"""Of a moment in eight bits the last one is decided by rounding."""
+
+
+@pytest.mark.parametrize("name", [str(name.value) for name in OptimizerNames])
+def test_every_optimizer_that_transformers_names(name: str) -> None:
+    """Those whose packages are here. They are given as the Trainer gives them."""
+    args = TrainingArguments("unused", optim=name, optim_target_modules="all-linear", use_cpu=True, learning_rate=1e-3)
+    model = net()
+    try:
+        inner, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
+    except (ImportError, ValueError, RuntimeError) as error:
+        pytest.skip(str(error).splitlines()[0])
+    if name.startswith(BRING_PARAMETERS):
+        with pytest.raises(TypeError, match="brings its own parameters"):
+            plan(model).optimizer(inner, **options)
+    elif name.startswith("schedule_free"):
+        with pytest.raises(TypeError, match=r"train\(\) and eval\(\)"):
+            plan(model).optimizer(inner, **options)
+    elif name in ("adamw_torch_4bit", "adamw_torch_8bit"):
+        with pytest.raises(TypeError, match="cannot step cores"):
+            plan(model).optimizer(inner, **options)
+    else:
+        assert difference(inner, options) < (EIGHT_BITS if "8bit" in name else 1e-6)
+
+
+OTHERS = [("prodigyopt", "Prodigy", {}), ("dadaptation", "DAdaptAdam", {}), ("dadaptation", "DAdaptSGD", {}),
+          ("lion_pytorch", "Lion", {"lr": 1e-4}), ("optimi", "StableAdamW", {"lr": 1e-3})]  # fmt: skip
+
+
+@pytest.mark.parametrize(("package", "name", "options"), OTHERS, ids=lambda value: str(value))
+def test_optimizers_of_others(package: str, name: str, options: dict[str, Any]) -> None:
+    assert difference(getattr(pytest.importorskip(package), name), options) < 1e-6
+
+
+# What is refused, when the optimizer is made.
+
+
+class KeepsAnObject(Counts):
+    def step(self, closure: Any = None) -> None:
+        super().step()
+        for p in self.param_groups[0]["params"]:
+            self.state[p]["projector"] = object()
+
+
+class EqualRates(Counts):
+    def step(self, closure: Any = None) -> None:
+        if len({group["lr"] for group in self.param_groups}) > 1:
+            raise RuntimeError("groups have different rates")
+        super().step()
+
+
+class IgnoresTheRate(Counts):
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for p in self.param_groups[0]["params"]:
+            if p.grad is not None:
+                p.sub_(p.grad)
+
+
+@pytest.mark.parametrize(
+    ("inner", "options", "config", "error", "message"),
+    [
+        ("AdamW", {}, {}, TypeError, "give an optimizer class"),
+        (torch.optim.AdamW, {"lr": None}, {}, TypeError, "lr is None and AdamW needs a number"),
+        (torch.optim.AdamW, {"momentum": 0.9}, {}, TypeError, "momentum"),
+        (torch.optim.AdamW, {"lr": -1.0}, {}, ValueError, "Invalid learning rate"),
+        (torch.optim.SGD, {"model": None}, {}, TypeError, "brings its own parameters .*GaLore, APOLLO and LOMO"),
+        (KeepsAnObject, {}, {}, TypeError, "its state holds a object, which checkpoints cannot hold"),
+        (Estimates, {}, {"placement": "owner"}, ValueError, "looks at all cores at once"),
+        (EqualRates, {}, {"lr_scaling": "match-dense"}, ValueError, r"lr_scaling='none'"),
+        (IgnoresTheRate, {}, {"lr_scaling": "match-dense"}, ValueError, "does not follow the learning rate"),
+        (torch.optim.Adafactor, {}, {"lr_scaling": "match-dense"}, ValueError, "how large the weights are"),
+    ],
+)
+def test_refused(inner: Any, options: Any, config: Any, error: type[Exception], message: str) -> None:
+    for attempt in (lambda over: over.optimizer(inner, **options), lambda over: over.check_optimizer(inner, options)):
+        with pytest.raises(error, match=message):
+            attempt(plan(net(), **config))
+
+
+def test_an_optimizer_without_a_rate_of_its_own_is_trained_with() -> None:
+    from transformers.optimization import Adafactor
+
+    options = {"lr": None, "scale_parameter": True, "relative_step": True}
+    assert difference(Adafactor, options) < 1e-6
+    with pytest.raises(ValueError, match=r"lr_scaling='none'"):
+        plan(net(), lr_scaling="match-dense").optimizer(Adafactor, **options)
+
+
+def test_the_trial_leaves_random_numbers_alone() -> None:
+    torch.manual_seed(3)
+    expected = torch.randn(4)
+    torch.manual_seed(3)
+    model = nn.Linear(4, 4)
+    torch.manual_seed(3)
+    optimizer = overparameterize(model, OverParamConfig(ones=1, targets=["*"])).optimizer(torch.optim.AdamW)
+    assert isinstance(optimizer, OverParameterizedOptimizer)
+    assert torch.equal(torch.randn(4), expected)
+
+
+def test_state_of_a_counter_is_saved_once_a_weight() -> None:
+    model = net()
+    optimizer = plan(model).optimizer(Counts)
+    train(model, optimizer, range(4))
+    kept = [optimizer.state[p]["kept"] for p in optimizer.weights()]
+    assert kept == [{"step": 4}, {"step": 4}]
+    assert optimizer.param_groups[0]["kept"] == {"step": 4}

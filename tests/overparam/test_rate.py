@@ -1,0 +1,97 @@
+"""With match-dense a step of the cores moves a weight about as far as the dense optimizer would, in whatever state."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from opdf.overparam import OverParamConfig, overparameterize
+
+ROWS, COLS = 96, 64
+
+
+def gradients(count: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(ROWS, COLS, generator=generator) for _ in range(count)]
+
+
+def one_row() -> Tensor:
+    gradient = torch.zeros(ROWS, COLS)
+    gradient[5] = torch.randn(COLS, generator=torch.Generator().manual_seed(2))
+    return gradient
+
+
+def movement(
+    inner: Any, given: list[Tensor], schedule: Callable[[int], float] = lambda step: 1.0, **config: Any
+) -> list[float]:
+    """By step, how far the weight moved over how far the dense optimizer's did: same gradients, a model for each."""
+    torch.manual_seed(0)
+    model = nn.Linear(COLS, ROWS, bias=False)
+    nn.init.normal_(model.weight, std=0.05)
+    dense = copy.deepcopy(model)
+    ours = overparameterize(model, OverParamConfig(targets=["weight"], **config)).optimizer(inner, lr=1e-4)
+    theirs = inner(dense.parameters(), lr=1e-4)
+    found = []
+    for step, gradient in enumerate(given):
+        before = [net.weight.detach().clone() for net in (model, dense)]
+        for net, optimizer in ((model, ours), (dense, theirs)):
+            optimizer.param_groups[0]["lr"] = 1e-4 * schedule(step)
+            net.weight.grad = gradient.clone()
+            optimizer.step()
+        moved = [float((n.weight.detach() - b).norm()) for n, b in zip((model, dense), before, strict=True)]
+        found.append(moved[0] / moved[1] if moved[1] else float("nan"))
+    return found
+
+
+@pytest.mark.parametrize("ones", [0, 1, 3, 8])
+@pytest.mark.parametrize("inner", [torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad])
+def test_the_first_steps_are_as_long_as_dense_ones(inner: Any, ones: int) -> None:
+    found = movement(inner, gradients(12), ones=ones)
+    assert found[0] == pytest.approx(1, rel=0.01)
+    assert all(0.8 < ratio < 1.25 for ratio in found)
+
+
+def test_an_unusual_first_gradient_is_soon_forgotten() -> None:
+    found = movement(torch.optim.AdamW, [one_row(), *gradients(60)])
+    assert found[0] == pytest.approx(1, rel=0.02)
+    assert all(0.6 < ratio < 1.6 for ratio in found[1:])
+    assert 0.8 < statistics.median(found[40:]) < 1.25
+
+
+def test_an_optimizer_that_begins_as_another_is_judged_by_how_it_goes_on() -> None:
+    """RAdam's first five steps are plain gradient descent, which cores answer to differently."""
+    found = movement(torch.optim.RAdam, gradients(40))
+    assert all(0.7 < ratio < 1.4 for ratio in found[6:])
+
+
+def test_a_warm_up_from_zero_begins_with_the_first_step_that_has_a_rate() -> None:
+    found = movement(torch.optim.AdamW, [one_row(), *gradients(30)], lambda step: min(1.0, step / 10))
+    assert all(0.7 < ratio < 1.4 for ratio in found[1:])
+
+
+def test_the_factor_is_saved_with_what_it_was_measured_from() -> None:
+    """A resumed run measures on where it was, as the run that was not interrupted."""
+    given = [one_row(), *gradients(40)]
+    torch.manual_seed(0)
+    model = nn.Linear(COLS, ROWS, bias=False)
+
+    def make(net: nn.Linear) -> Any:
+        return overparameterize(net, OverParamConfig(targets=["weight"])).optimizer(torch.optim.AdamW, lr=1e-4)
+
+    optimizer = make(model)
+    for step, gradient in enumerate(given):
+        if step == 5:
+            again = copy.deepcopy(model)
+            resumed = make(again)
+            resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        for net, stepped in ((model, optimizer), (again, resumed)) if step >= 5 else ((model, optimizer),):
+            net.weight.grad = gradient.clone()
+            stepped.step()
+    assert torch.equal(model.weight, again.weight)
+    assert resumed.state[again.weight]["moves"] == 41

@@ -1,0 +1,144 @@
+"""Whatever way a weight is changed between two steps, the change is kept."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from opdf.overparam import OverParamConfig, OverParameterizedOptimizer, overparameterize
+from opdf.overparam.writes import Writes, entries
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+
+
+def stepped(dtype: torch.dtype) -> tuple[nn.Linear, OverParameterizedOptimizer]:
+    """A layer after a step; the next ones hardly move it."""
+    torch.manual_seed(0)
+    model = nn.Linear(48, 32).to(dtype)
+    config = OverParamConfig(ones=1, targets=["weight"], lr_scaling="none")
+    optimizer = overparameterize(model, config).optimizer(torch.optim.SGD, lr=1e-9)
+    step(model, optimizer)
+    return model, optimizer
+
+
+def step(model: nn.Linear, optimizer: torch.optim.Optimizer) -> None:
+    model.weight.grad = torch.ones_like(model.weight)
+    optimizer.step()
+
+
+def with_version(write: Callable[[Tensor], Any]) -> Callable[[nn.Linear], None]:
+    def act(model: nn.Linear) -> None:
+        with torch.no_grad():
+            write(model.weight)
+
+    return act
+
+
+def prune(weight: Tensor) -> None:
+    weight[torch.rand(weight.shape, generator=torch.Generator().manual_seed(1)) < 0.1] = 0
+
+
+def numpy(model: nn.Linear) -> None:
+    model.weight.detach().numpy()[:] *= 0.5
+
+
+def load(model: nn.Linear) -> None:
+    model.load_state_dict({name: value * 0.7 for name, value in model.state_dict().items()})
+
+
+WRITES: dict[str, Callable[[nn.Linear], None]] = {
+    "in place": with_version(lambda w: w.mul_(0.7)),
+    "in place, by little": with_version(lambda w: w.mul_(1.01)),
+    "in place, one entry": with_version(lambda w: w[3, 5].zero_()),
+    "data": lambda m: m.weight.data.mul_(0.7),
+    "data, by little": lambda m: m.weight.data.mul_(1.01),
+    "data, a mask": lambda m: prune(m.weight.data),
+    "data, clipped": lambda m: m.weight.data.clamp_(-0.05, 0.05),
+    "data, one row": lambda m: m.weight.data[3].zero_(),
+    "data, one column": lambda m: m.weight.data[:, 7].zero_(),
+    "data, rows exchanged": lambda m: m.weight.data.copy_(m.weight.data.flip(0)),
+    "set_data": lambda m: setattr(m.weight, "data", m.weight.data * 0.7),
+    "another layout": lambda m: setattr(m.weight, "data", (m.weight.data * 0.7).T.contiguous().T),
+    "load_state_dict": load,
+    "numpy": numpy,
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("write", WRITES)
+def test_a_write_is_kept_and_said(write: str, dtype: torch.dtype) -> None:
+    if write == "numpy" and dtype == torch.bfloat16:
+        pytest.skip("NumPy has no bfloat16")
+    model, optimizer = stepped(dtype)
+    before = model.weight.detach().clone()
+    WRITES[write](model)
+    written = model.weight.detach().clone()
+    assert not torch.equal(before, written)
+    assert optimizer.cores("weight") is None
+    with pytest.warns(UserWarning, match="changed outside the optimizer"):
+        step(model, optimizer)
+    change = float((written - before).double().norm())
+    assert float((model.weight.detach() - written).double().norm()) < 0.1 * change
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        step(model, optimizer)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("how", ["steps", "the same values", "swapped out and back", "a copy", "another layout"])
+def test_what_is_no_change_is_not_taken_for_one(dtype: torch.dtype, how: str) -> None:
+    model, optimizer = stepped(dtype)
+    for _ in range(3):
+        kept = copy.deepcopy(model.state_dict())
+        if how == "the same values":
+            model.weight.data = model.weight.data.clone()
+        elif how == "swapped out and back":
+            model.load_state_dict({name: torch.zeros_like(value) for name, value in kept.items()})
+            model.load_state_dict(kept)
+        elif how == "a copy":
+            model, optimizer = copy.deepcopy((model, optimizer))
+        elif how == "another layout":
+            model.weight.data = model.weight.data.T.contiguous().T
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            step(model, optimizer)
+        assert optimizer.cores("weight") is not None
+
+
+def test_weights_that_have_diverged_are_not_taken_for_written() -> None:
+    model, optimizer = stepped(torch.float32)
+    model.weight.grad = torch.full_like(model.weight, torch.nan)
+    optimizer.step()
+    assert model.weight.isnan().any()
+    step(model, optimizer)
+
+
+@pytest.mark.parametrize("shape", [(48, 32), (32, 48), (7, 7), (1, 5), (5, 1), (0, 4), (6, 4, 3, 3)], ids=str)
+def test_every_row_and_column_is_looked_at(shape: tuple[int, ...]) -> None:
+    weight = torch.zeros(shape)
+    before = entries(weight)
+    assert len(before) == (0 if 0 in shape else max(shape[0], weight.flatten(1).shape[1]))
+    rows = weight.flatten(1)
+    for line in (*rows, *rows.T):
+        line.fill_(1)
+        assert not line.numel() or not torch.equal(entries(weight), before)
+        line.fill_(0)
+
+
+def test_a_write_that_was_not_seen_in_time_is_an_error_later() -> None:
+    """Where the device is not waited for; tensors on the CPU stand in, given as if they were sharded."""
+    writes, weight = Writes(), nn.Parameter(torch.zeros(4, 4))
+    writes.mark(weight)
+    writes.look_later([weight])
+    writes.raise_if_lost()
+    weight.data.add_(1)
+    writes.look_later([weight])
+    with pytest.raises(RuntimeError, match=r"changed between two steps .*no_grad\(\): weight\.mul_\(mask\)"):
+        writes.raise_if_lost()
+    writes.raise_if_lost()

@@ -142,11 +142,11 @@ def test_a_saved_state_goes_on_where_it_is_loaded(device: torch.device, inner: A
 
 
 @pytest.mark.parametrize("gauge", ["", *GAUGES])
-def test_no_step_but_the_first_waits(device: torch.device, count_waits: Any, gauge: str) -> None:
+def test_no_step_waits_but_those_that_measure_the_rate(device: torch.device, count_waits: Any, gauge: str) -> None:
     model = net().to(device)
     over = make(model, gauge=gauge, teacher=net(seed=1).to(device) if gauge else None)
-    train(model, over, 1)
-    for step in range(1, 4):
+    train(model, over, 2)  # the factor of the rate is measured in moves 1, 2, 8, 32, ...
+    for step in range(2, 6):
         loss(model, step).backward()
         with count_waits() as waits:
             over.step()
@@ -179,7 +179,7 @@ def test_memory_is_that_of_cores_and_moments(device: torch.device, monkeypatch: 
     assert max(shares.values()) <= gpu.MEMORY_TARGET, shares
     if device.type == "standin":  # the numbers of docs/performance.md
         assert {name: round(share, 2) for name, share in shares.items()} == {
-            "float32": 1.03,
-            "tf32": 1.03,
-            "bf16": 1.03,
+            "float32": 1.05,
+            "tf32": 1.05,
+            "bf16": 1.05,
         }

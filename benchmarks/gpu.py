@@ -71,10 +71,12 @@ def measured(
 ) -> None:
     """Step time and, on a GPU, memory of one model; tables are named after it."""
     data = batch(name, *sizes, autocast=True)
-    repeats, size = (1, 16) if toy else (repeats, PRODUCT_SIZE)
-    step_time(name, data, lengths, precisions, others=others, repeats=repeats, size=size)
-    if not toy:  # after the steps, so that the libraries' workspaces are there already and count for no contender
-        memory(name, data, precisions)
+    if toy:
+        step_time(name, data, lengths[-2:], precisions, others=others, repeats=1, size=16)
+        return
+    step_time(name, data, lengths, precisions, others=others, repeats=repeats, size=PRODUCT_SIZE)
+    # After the steps, so that the libraries' workspaces are there already and count for no contender.
+    memory(name, data, precisions)
 
 
 def step_time(

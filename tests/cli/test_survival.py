@@ -186,7 +186,8 @@ def test_a_signal_saves_and_ends_with_its_status(tmp_path: Path, number: signal.
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["steps"] == 80
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=SLOW)])
+@SLOW
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_teacher_that_was_stopped_goes_on_exactly(tmp_path: Path, number: signal.Signals) -> None:
     """Stopped by Ctrl-C it saves although its save_strategy is no; killed it goes on from its last checkpoint."""
     saving = {"save_strategy": "steps", "save_steps": 5} if number == signal.SIGKILL else {}
@@ -214,6 +215,7 @@ def test_a_teacher_that_was_stopped_goes_on_exactly(tmp_path: Path, number: sign
         assert all(torch.equal(value, found[name]) for name, value in expected.items())
 
 
+@SLOW
 def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
     run = Run(configuration(tmp_path, training={"save_steps": 10**6, "max_steps": 10**6}))
     run.reach(5)

@@ -273,3 +273,26 @@ def test_images_beside_their_classes_are_named(tmp_path: Path) -> None:
     (folder / "cat" / "3.png").rename(folder / "stray.png")
     with pytest.raises(ValueError, match=r"has 1 images, such as stray.png, beside its subfolders"):
         load_data(str(folder))
+
+
+def test_texts_that_begin_with_a_quote_swallow_no_rows(tmp_path: Path) -> None:
+    """In a tsv file quotes are letters as soon as they would join lines; a quoted cell is read as before."""
+    texts = ['"A start', *(f"text {k}" for k in range(1, 9)), '"An end', *(f"text {k}" for k in range(10, 40))]
+    file = tmp_path / "rows.tsv"
+    file.write_text("text\tlabel\n" + "".join(f"{text}\t{k % 2}\n" for k, text in enumerate(texts)))
+    assert read_file(file)["text"] == texts
+    assert rows_of(file, [9, 10]) == "rows 11 and 12"
+
+    file.write_text('text\tlabel\n"one"\ta\n"say ""two"""\tb\n')
+    assert read_file(file)["text"] == ["one", 'say "two"']
+
+
+def test_a_name_that_two_columns_have_is_refused(tmp_path: Path) -> None:
+    """pandas would call the second one label.1, and it would be an input."""
+    with pytest.raises(ValueError, match="two columns are called 'label'; rename one"):
+        load_data(table(tmp_path / "twice.csv", [(text, kind, kind) for text, kind in ROWS], "text,label,label"))
+
+
+def test_a_number_too_large_is_a_value_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot be read as csv"):
+        read_file(Path(table(tmp_path / "large.csv", [(text, 10**25 + k % 2) for k, (text, _) in enumerate(ROWS)])))

@@ -41,7 +41,7 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def test_a_narrower_student_starts_from_its_teacher_by_default(tmp_path: Path) -> None:
     shown = dict(preview(job(tmp_path / "out")).lines)["student"]
-    assert shown.startswith("starts from the teacher, fitted on 512 training examples (hidden_size 8, ")
+    assert shown.startswith("starts from the teacher, fitted on up to 512 training examples (hidden_size 8, ")
     started = run(job(tmp_path / "out"))
     random = run(job(tmp_path / "random", student=NARROW | {"start": "random"}))
     scores = [metrics["student before training"]["test"]["accuracy"] for metrics in (started, random)]

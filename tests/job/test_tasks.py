@@ -145,3 +145,12 @@ def test_images_without_labels(tmp_path: Path) -> None:
     found = distilled(tmp_path, tmp_path / "teacher", data, finetune=False, objective=objective)
     assert found["teacher"]["test"] == {"agreement": 1.0, "examples": 8}
     assert found["metric"] == "agreement"
+
+
+def test_a_model_that_sees_what_it_has_to_predict_is_refused(tmp_path: Path, models: Path) -> None:
+    """transformers loads a BERT as a language model, and it looks both ways."""
+    file = tmp_path / "texts.txt"
+    file.write_text("\n\n".join(TEXTS))
+    with pytest.raises(UserError, match="sees the tokens which it has to predict; give a decoder"):
+        distilled(tmp_path, models / "bert", {"name": str(file), "task": "causal-lm"})
+    assert not (tmp_path / "out").exists()

@@ -142,3 +142,32 @@ def test_a_write_that_was_not_seen_in_time_is_an_error_later() -> None:
     with pytest.raises(RuntimeError, match=r"changed between two steps .*no_grad\(\): weight\.mul_\(mask\)"):
         writes.raise_if_lost()
     writes.raise_if_lost()
+
+
+def test_a_write_just_before_a_checkpoint_is_in_it() -> None:
+    """A pruning mask after the last step: the run that goes on from the checkpoint keeps it, as the live run does."""
+
+    def made() -> tuple[nn.Linear, OverParameterizedOptimizer]:
+        torch.manual_seed(0)
+        model = nn.Linear(8, 12)
+        over = overparameterize(nn.Sequential(model), OverParamConfig(ones=1, targets=["0"]))
+        return model, over.optimizer(torch.optim.AdamW, lr=1e-2)
+
+    def step(model: nn.Linear, optimizer: OverParameterizedOptimizer) -> None:
+        optimizer.zero_grad()
+        model(torch.ones(1, 8)).sum().backward()
+        optimizer.step()
+
+    live, optimizer = made()
+    step(live, optimizer)
+    with torch.no_grad():
+        live.weight[:, ::2] = 0
+    with pytest.warns(UserWarning, match="changed outside the optimizer"):
+        saved = copy.deepcopy((live.state_dict(), optimizer.state_dict()))
+    resumed, other = made()
+    resumed.load_state_dict(saved[0])
+    other.load_state_dict(saved[1])
+    assert (resumed.weight[:, ::2] == 0).all()
+    step(live, optimizer)
+    step(resumed, other)
+    assert torch.equal(live.weight, resumed.weight)

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,11 @@ METADATA = ("metadata.csv", "metadata.jsonl")
 
 READ_BY = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
 """Which version of this file read what is kept: another one may read it in another way."""
+
+PANDAS: dict[str, Any] = {
+    "dtype_backend": "pyarrow", "low_memory": False, "encoding": "utf-8-sig", "index_col": False,
+}  # fmt: skip
+"""How pandas reads any csv or tsv file."""
 
 SHOWN = 5
 """Rows that a message names."""
@@ -61,7 +66,7 @@ def read_file(path: Path) -> Dataset:
         with path.open("rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
         rows = _kept(f"{content}{path.suffix.lower()}", lambda: Dataset(_plain(reader(path))))
-    except (ValueError, TypeError, RecursionError, pa.ArrowException, pd.errors.ParserWarning) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError, pa.ArrowException, pd.errors.ParserWarning) as error:
         raise ValueError(f"{path} cannot be read as {path.suffix[1:]}: {_reason(error)}") from error
     if not len(rows):
         raise ValueError(f"{path} has no rows")
@@ -171,10 +176,8 @@ def _plain(table: pa.Table) -> pa.Table:
 
 
 def _csv(path: Path) -> pa.Table:
-    options: dict[str, Any] = {
-        "sep": "\t" if path.suffix.lower() == ".tsv" else ",", "dtype_backend": "pyarrow", "low_memory": False,
-        "encoding": "utf-8-sig", "index_col": False,
-    }  # fmt: skip
+    options = {**PANDAS, **_dialect(path)}
+    _check_names(path, options)
     # Rows longer than the header are refused; pandas only warns that it cuts them.
     with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):
         frame = pd.read_csv(path, keep_default_na=False, na_values=[""], **options)
@@ -186,6 +189,31 @@ def _csv(path: Path) -> pa.Table:
             if pd.api.types.is_numeric_dtype(with_gaps[name]) and with_gaps[name].notna().any():
                 frame[name] = with_gaps[name]
     return pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata()
+
+
+def _check_names(path: Path, options: Mapping[str, Any]) -> None:
+    """Refuse a name that two columns have; pandas would rename the second, and a label be taken for an input."""
+    first = pd.read_csv(path, header=None, nrows=1, dtype=str, **options)
+    names = [name for name in first.iloc[0].tolist() if pd.notna(name)]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"two columns are called {twice!r}; rename one")
+
+
+def _dialect(path: Path) -> dict[str, Any]:
+    """What separates cells, and what quotes are.
+
+    They are letters in a tsv file where one would join lines: where two texts begin with one, say.
+    """
+    if path.suffix.lower() != ".tsv":
+        return {"sep": ",", "quoting": csv.QUOTE_MINIMAL}
+    try:
+        with warnings.catch_warnings(action="ignore", category=pd.errors.ParserWarning):
+            quoted = pd.read_csv(path, sep="\t", keep_default_na=False, dtype=str, **PANDAS)
+        joined = any(quoted[name].str.contains("\n").any() for name in quoted)
+    except pd.errors.ParserError:
+        joined = True
+    return {"sep": "\t", "quoting": csv.QUOTE_NONE if joined else csv.QUOTE_MINIMAL}
 
 
 def _json(path: Path) -> pa.Table:
@@ -273,8 +301,9 @@ def _reason(error: Exception | Warning) -> str:
 
 def _records(path: Path) -> Iterator[int]:
     """Numbers of the records of a csv file that hold data."""
+    dialect = _dialect(path)
     with path.open(encoding="utf-8-sig", newline="") as file:
-        records = enumerate(csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ","), 1)
+        records = enumerate(csv.reader(file, delimiter=dialect["sep"], quoting=dialect["quoting"]), 1)
         filled = (number for number, cells in records if len(cells) > 1 or any(cell.strip() for cell in cells))
         next(filled)  # the header
         yield from filled

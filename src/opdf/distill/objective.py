@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from opdf.data import Prepared
 from opdf.distill.arguments import asks_for_fsdp
 from opdf.distill.losses import Batch, items_by_example
-from opdf.distill.models import config_of
+from opdf.distill.models import config_of, unwrapped
 from opdf.distill.store import LogitsStore
 from opdf.distill.teachers import check_frozen
 from opdf.mpo import Progress
@@ -140,8 +140,18 @@ class Objective:
         raise NotImplementedError
 
     def forward(self, model: nn.Module, batch: Batch, **options: Any) -> Any:
-        """A model's outputs without its own loss."""
-        return model(**model_inputs(model, batch, self.columns), **options)
+        """A model's outputs without its own loss.
+
+        Raises:
+            TypeError: they have no field `logits`, nor the `last_hidden_state` of a model without a head.
+        """
+        outputs = model(**model_inputs(model, batch, self.columns), **options)
+        if not (hasattr(outputs, "logits") or hasattr(outputs, "last_hidden_state")):
+            raise TypeError(
+                f"the {type(unwrapped(model)).__name__} returned a {type(outputs).__name__}; return an object with a "
+                "field logits, such as transformers.modeling_outputs.SequenceClassifierOutput"
+            )
+        return outputs
 
     def teacher_forward(self, teacher: nn.Module, batch: Batch, **options: Any) -> Any:
         """A frozen teacher's outputs, without gradient.

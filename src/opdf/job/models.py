@@ -82,7 +82,29 @@ def load_model(name: str, task: Task) -> tuple[Any, list[str]]:
     broken = next((n for n, p in model.named_parameters() if not torch.isfinite(p).all()), None)
     if broken:
         raise UserError(f"model {name!r} is broken: {broken} holds NaN or infinite entries")
+    check_causal(f"model {name!r}", model, task)
     return model, sorted(info["missing_keys"])
+
+
+def check_causal(who: str, model: Any, task: Task) -> None:
+    """Refuse a model that sees the tokens that it has to predict: BERT as transformers loads it, say.
+
+    Raises:
+        UserError: the outputs at the first of some tokens change with the last.
+    """
+    if task.kind != "causal-lm" or model.device.type == "meta":
+        return
+    texts = torch.arange(5).repeat(2, 1) % model.config.vocab_size
+    texts[1, -1] = 0
+    was = model.training
+    with torch.no_grad():
+        one, other = model.eval()(input_ids=texts).logits[:, 0]
+    model.train(was)
+    if not torch.allclose(one, other, atol=1e-4, rtol=1e-4):
+        raise UserError(
+            f"{who} is a {type(model).__name__} that sees the tokens which it has to predict; give a decoder (GPT-2, "
+            "LLaMA, Qwen3, ...), or set is_decoder: true in its config"
+        )
 
 
 def check_labels(name: str, config: Any, task: Task) -> None:
@@ -149,9 +171,11 @@ def from_config(fields: dict[str, Any], task: Task) -> Any:
     fields = copy.deepcopy(fields)
     kind = fields.pop("model_type")
     try:
-        return auto_class(task).from_config(AutoConfig.for_model(kind, **fields, **head_of(task)), dtype=DTYPE)
+        model = auto_class(task).from_config(AutoConfig.for_model(kind, **fields, **head_of(task)), dtype=DTYPE)
     except (StrictDataclassError, RuntimeError, ValueError, TypeError, ZeroDivisionError) as error:
         raise UserError(f"no {kind} can be built from the model's config: {' '.join(str(error).split())}") from error
+    check_causal(f"the {kind}", model, task)
+    return model
 
 
 def check_fields(where: str, kind: Any, fields: dict[str, Any]) -> None:

@@ -110,7 +110,7 @@ def student_of(job: Job, start: Start) -> str:
     options = job.config.student
     if start.sizes is not None:
         sizes = ", ".join(f"{name} {size}" for name, size in start.sizes.items())
-        return f"starts from the teacher, fitted on {options.calibration} training examples ({sizes})"
+        return f"starts from the teacher, fitted on up to {options.calibration} training examples ({sizes})"
     if options.layers is not None:
         blocks = f"{options.layers} blocks" if isinstance(options.layers, int) else f"blocks {options.layers}"
         return f"{blocks} of {options.model or 'the teacher'}"

@@ -182,7 +182,7 @@ def new_student(job: Job, prepared: Prepared, teacher: Any) -> tuple[Any, Start]
     """A student before any training, and how it was made."""
     set_seed(job.config.seed)
     options = job.config.student
-    start = plan_start(options, teacher)
+    start = plan_start(options, teacher, prepared)
     if start.sizes is None:
         return build_student(options, teacher, prepared.task), start
     return started_student(options, start, teacher, prepared), start

@@ -459,8 +459,12 @@ class OverParameterizedOptimizer(Optimizer):
 
     # What is saved.
 
+    @torch.no_grad()
     def state_dict(self) -> dict[str, Any]:
+        """The state; cores of weights that someone has written since the last step are not in it, as in a live run."""
         self._writes.raise_if_lost()
+        here = {p: matrix for p, matrix in self.weights().items() if not isinstance(p, DTensor) and self.state.get(p)}
+        self._drop_overwritten(here)
         return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -475,6 +479,7 @@ class OverParameterizedOptimizer(Optimizer):
         for group, own in zip(self.param_groups, names, strict=True):
             group["param_names"] = own
         held = saved.restore_precision(self, state_dict)
+        held = {p for p in held if "core0" in self.state[p]}
         self._restore_weights({p: matrix for p, matrix in self.weights().items() if p in held})
 
     def _own_part(self, state_dict: dict[str, Any]) -> dict[str, Any]:

@@ -91,6 +91,8 @@ class OverParameterization:
         Raises:
             TypeError, ValueError: `inner` cannot step cores, does not go with the configuration, or has no such option.
         """
+        if params is None:  # by name; beside a second argument they are an option of the optimizer's own, as of GaLore
+            params = options.pop("params", None)
         self._optimizer = self._make_optimizer(inner, params, options)
         self._initial_cores = {}  # this one has them; another is made for weights that have moved on
         return self._optimizer

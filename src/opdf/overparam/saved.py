@@ -42,7 +42,7 @@ def check(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], ma
         for key, name in zip(theirs["params"], ours["param_names"], strict=False):
             state = state_dict["state"].get(key)
             mine = matrices[name].shape if name in matrices else None
-            if state and _shape_in(state) != mine:
+            if state and _shape_in(state) != mine and not _is_written_over(state):
                 raise ValueError(
                     f"the state dict has {name} as {_shape_in(state) or 'dense'}, this run as {mine or 'dense'}; "
                     "use the OverParamConfig that it was saved with"
@@ -82,6 +82,11 @@ def moved(value: Any, device: torch.device, *, counters_too: bool = False) -> An
 def copied(value: Any) -> Any:
     """A copy of an option of a parameter group."""
     return copy.deepcopy(value)
+
+
+def _is_written_over(state: Mapping[str, Any]) -> bool:
+    """Whether a weight had been trained through cores, and someone had written it when the state was saved."""
+    return "lr_scale" in state and "core0" not in state
 
 
 def _shape_in(state: Mapping[str, Any]) -> MPOShape | None:

@@ -49,6 +49,7 @@ def shrink(teacher: nn.Module, batches: Iterable[Mapping[str, Tensor]], **sizes:
         batches: examples as the model takes them, `{name: tensor}`; a DataLoader, say. 256 to 1,000 examples will do.
             Labels are not used, but by an encoder-decoder that makes its decoder's inputs of them. Sizes of batches,
             their order and their padding do not matter.
+            Pad on the right where the model counts positions from the left (BERT, GPT-2), as it is used.
         **sizes: fields of the teacher's configuration: its hidden size, feed-forward size, numbers of heads and of
             key-value heads, and of blocks. What is not named stays. Where the size of a head follows from the hidden
             size, it follows.
@@ -90,8 +91,8 @@ def blank_student(teacher: Any, batches: Iterable[Mapping[str, Tensor]] = (), **
     """
     family = check_teacher(teacher)
     config = student_config(teacher, family, sizes)
-    inputs = [model_inputs(teacher, batch) for batch in batches]
-    if inputs:
+    if batches := list(batches):
+        inputs = _on_device(teacher, batches)
         with _evaluating(teacher), torch.no_grad():
             _check_count(teacher, family, config, inputs)
     return _blank(teacher, config, torch.device("meta"))

@@ -54,8 +54,8 @@ demo-images: data ## The same on images
 	@$(VENV)/bin/opdf demo --task images
 
 .PHONY: test
-test: data ## Run the fast tests and report coverage
-	@OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --cov=opdf --cov-report=term:skip-covered
+test: data ## Run the fast tests
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2
 
 .PHONY: test-slow
 test-slow: data ## Run the tests that take minutes
@@ -107,5 +107,5 @@ bundle: data ## Pack all that a GPU node without a network needs, into dist/
 
 .PHONY: clean
 clean: ## Remove .venv, caches and build leftovers; results stay
-	@rm -rf $(VENV) $(VENV)-lowest build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov
+	@rm -rf $(VENV) $(VENV)-lowest build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -26,10 +26,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from opdf.data.embedded import SOURCES, _snippets
+from opdf.data.embedded import SOURCES, snippets
 from opdf.data.packages import fashion_mnist, minilm, mnist_5k
 
 ROOT = Path(__file__).parents[1]
+BUILT = ("seqeval",)
+"""Packages without a wheel of their own, which are Python alone."""
+
 COMPANY = (
     "filelock", "fsspec", "hf-xet", "httpx", "hypothesis", "jinja2", "markupsafe", "matplotlib", "numpy", "packaging",
     "pandas", "pillow", "psutil", "pyarrow", "pytest", "pytest-timeout", "pyyaml", "regex", "requests", "rich",
@@ -91,6 +94,8 @@ def write_wheels(folder: Path) -> None:
     pinned = [f"{name}=={version(name)}" for name in WHEELS]
     for python in PYTHONS:  # what is for all of them is fetched once
         subprocess.run([*download, *platform, "--python-version", python, "--dest", str(folder), *pinned], check=True)
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    subprocess.run([*build, "--wheel-dir", str(folder), *(f"{n}=={version(n)}" for n in BUILT)], check=True)
     for wheel in folder.glob("*.whl"):
         store_plainly(wheel)
 
@@ -144,7 +149,7 @@ def write_minilm(source: Path, target: Path) -> None:
 def used_tokens(model: Path) -> list[int]:
     """Numbers of the tokens that the embedded texts, and texts made of them by noise, consist of."""
     tokenizer = AutoTokenizer.from_pretrained(model)
-    texts = [text for source in SOURCES for text in _snippets(source)[0]]
+    texts = [text for source in SOURCES for text in snippets(source)[0]]
     found = {token for ids in tokenizer(texts)["input_ids"] for token in ids}
     return sorted(found | set(tokenizer.all_special_ids))
 

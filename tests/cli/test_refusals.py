@@ -16,27 +16,13 @@ import torch
 import yaml
 from datasets import ClassLabel, Dataset, Features, Value
 from PIL import Image
-from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
+from jobs import TEXTS, WORDS, bert
 from opdf.cli import main
 from opdf.job.options import merged
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{k}" for k in range(40))]
-ROWS = 60
-TEXTS = [f"w{k % 9} w{k % 7}" for k in range(ROWS)]
+ROWS = len(TEXTS)
 LABELS = [k % 2 for k in range(ROWS)]
-
-
-def model(folder: Path, words: list[str] = WORDS, **options: Any) -> BertForSequenceClassification:
-    """A BERT of two tiny blocks with its tokenizer, saved."""
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 1, "intermediate_size": 8,
-             "max_position_embeddings": 32}  # fmt: skip
-    made = BertForSequenceClassification(BertConfig(**(sizes | {"vocab_size": len(words)} | options)))
-    made.save_pretrained(folder)
-    (folder / "vocab.txt").write_text("\n".join(words))
-    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
-    return made
 
 
 def changed_config(folder: Path, **fields: Any) -> None:
@@ -48,12 +34,12 @@ def changed_config(folder: Path, **fields: Any) -> None:
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of models and data, most of them with something wrong."""
     folder = tmp_path_factory.mktemp("world")
-    teacher = model(folder / "teacher")
-    model(folder / "three-classes", num_labels=3)
-    model(folder / "reversed", id2label={0: "yes", 1: "no"}, label2id={"yes": 0, "no": 1})
-    model(folder / "few-tokens", WORDS[:20])
-    model(folder / "other-words", [*WORDS[:5], *reversed(WORDS[5:])])
-    model(folder / "short", max_position_embeddings=3)
+    teacher = bert(folder / "teacher")
+    bert(folder / "three-classes", num_labels=3)
+    bert(folder / "reversed", id2label={0: "yes", 1: "no"}, label2id={"yes": 0, "no": 1})
+    bert(folder / "few-tokens", WORDS[:20])
+    bert(folder / "other-words", [*WORDS[:5], *reversed(WORDS[5:])])
+    bert(folder / "short", max_position_embeddings=3)
     for name in ("nan", "pickled", "custom", "cut", "bad-json", "no-config", "no-tokenizer", "quantized"):
         shutil.copytree(folder / "teacher", folder / name)
     with torch.no_grad():

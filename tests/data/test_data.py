@@ -13,7 +13,7 @@ from scipy.stats import pearsonr
 from transformers import AutoTokenizer, EvalPrediction, ViTImageProcessorPil
 
 from opdf.data import embedded_names, encode, load_data, minilm
-from opdf.data.embedded import _snippets
+from opdf.data.embedded import snippets
 from opdf.data.load import own_splits
 from opdf.data.task import Task
 from opdf.job import DataConfig
@@ -44,7 +44,7 @@ def test_splits_do_not_change_and_follow_the_seed() -> None:
 
 
 def test_sentences_of_a_document_stay_together() -> None:
-    texts, _, documents = _snippets("amazon")
+    texts, _, documents = snippets("amazon")
     owner = dict(zip(texts, documents, strict=True))
     data, _ = load_data("amazon-scores")
     parts = [{owner[t] for t in part["text"]} for part in data.values()]
@@ -55,7 +55,7 @@ def test_sentences_of_a_document_stay_together() -> None:
 
 
 def test_pairs_are_of_one_document_or_of_two_of_the_same_split() -> None:
-    texts, _, documents = _snippets("nyt")
+    texts, _, documents = snippets("nyt")
     owners: dict[str, set[str]] = {}
     for text, document in zip(texts, documents, strict=True):
         owners.setdefault(text, set()).add(document)

@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from opdf.job import DataConfig, DistillConfig, evaluate, run
+from opdf.job.arguments import training_arguments
 from opdf.job.errors import UserError
 from opdf.job.options import fill, read_yaml
 
@@ -154,3 +155,16 @@ def test_a_model_that_sees_what_it_has_to_predict_is_refused(tmp_path: Path, mod
     with pytest.raises(UserError, match="sees the tokens which it has to predict; give a decoder"):
         distilled(tmp_path, models / "bert", {"name": str(file), "task": "causal-lm"})
     assert not (tmp_path / "out").exists()
+
+
+def test_the_best_checkpoint_by_perplexity_is_the_one_with_the_lowest(tmp_path: Path) -> None:
+    """Left to itself the Trainer takes every metric but a loss for one of which more is better."""
+
+    def arguments(**options: Any) -> Any:
+        chosen = {"metric_for_best_model": "perplexity", "use_cpu": True} | options
+        return training_arguments(chosen, tmp_path, 0)
+
+    assert arguments().greater_is_better is False
+    assert arguments(metric_for_best_model="eval_perplexity").greater_is_better is False
+    assert arguments(greater_is_better=True).greater_is_better is True
+    assert arguments(metric_for_best_model="accuracy").greater_is_better is True

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from opdf.data.embedded import names as embedded_names
     from opdf.data.encode import encode, encode_rows, longest_text
     from opdf.data.load import load_data, located
+    from opdf.data.metrics import LOWER_IS_BETTER
     from opdf.data.packages import minilm
     from opdf.data.prepared import Prepared
     from opdf.data.pretrained import loading
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from opdf.data.task import Task
 
 __all__ = [
+    "LOWER_IS_BETTER",
     "DataSummary",
     "ImageNoise",
     "Prepared",

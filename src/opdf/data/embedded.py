@@ -44,7 +44,7 @@ def load(name: str, seed: int) -> tuple[DatasetDict, Task]:
     return _LOADERS[name](seed)
 
 
-def _snippets(source: str) -> tuple[list[str], list[float], list[str]]:
+def snippets(source: str) -> tuple[list[str], list[float], list[str]]:
     """Sentences, ratings from -4 to 4, and the document that each sentence comes from."""
     raw = gzip.decompress((files("opdf.data") / "snippets" / f"{source}.tsv.gz").read_bytes()).decode()
     rows = list(csv.reader(raw.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE))
@@ -55,7 +55,7 @@ def _snippets(source: str) -> tuple[list[str], list[float], list[str]]:
 
 def _sentiment(source: str) -> Loader:
     def load_it(seed: int) -> tuple[DatasetDict, Task]:
-        rows = [row for row in zip(*_snippets(source), strict=True) if abs(row[1]) >= MIN_RATING]
+        rows = [row for row in zip(*snippets(source), strict=True) if abs(row[1]) >= MIN_RATING]
         labels = ("negative", "positive")
         data = Dataset.from_dict(
             {"text": [r[0] for r in rows], "label": [int(r[1] > 0) for r in rows]},
@@ -69,7 +69,7 @@ def _sentiment(source: str) -> Loader:
 
 def _scores(source: str) -> Loader:
     def load_it(seed: int) -> tuple[DatasetDict, Task]:
-        texts, scores, documents = _snippets(source)
+        texts, scores, documents = snippets(source)
         data = Dataset.from_dict({"text": texts, "label": scores})
         return split(data, seed, groups=documents, inputs=["text"]), Task("regression", ("text",), "label", ())
 
@@ -80,7 +80,7 @@ def _pairs(source: str) -> Loader:
     """Sentence pairs, half from one document (1) and half from two of the same split (0)."""
 
     def load_it(seed: int) -> tuple[DatasetDict, Task]:
-        texts, _, documents = _snippets(source)
+        texts, _, documents = snippets(source)
         data = split(Dataset.from_dict({"text": texts, "document": documents}), seed, groups=documents, inputs=["text"])
         paired = DatasetDict({name: _pair_up(rows, seed) for name, rows in data.items()})
         return paired, Task("similarity", ("first", "second"), "label", ())

@@ -92,6 +92,9 @@ SCORES: dict[str, dict[str, Score]] = {
 }
 """The scores of every kind of task. Token classification is of entities where all tags are, see `are_entities`."""
 
+LOWER_IS_BETTER = ("perplexity",)
+"""Metrics of which a smaller value is the better one; of all others it is a larger one."""
+
 JUDGED_BY = {
     "classification": "accuracy", "image-classification": "accuracy", "multi-label": "f1_micro",
     "regression": "pearson_spearman", "similarity": "spearman", "token-classification": "accuracy", "entities": "f1",

@@ -76,11 +76,6 @@ class Task:
         return self.label is None and self.kind != "causal-lm"
 
     @property
-    def higher_is_better(self) -> bool:
-        """Of the metric that the task is judged by."""
-        return self.metric != "perplexity"
-
-    @property
     def metric_names(self) -> tuple[str, ...]:
         """The metrics that a model is scored by."""
         if self.kind == "causal-lm":

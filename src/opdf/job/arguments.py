@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers.integrations import get_reporting_integration_callbacks
 
+from opdf.data import LOWER_IS_BETTER
 from opdf.distill import DistillationArguments, DistillationTrainer
 from opdf.job.errors import UserError
 from opdf.job.options import fill
@@ -55,11 +56,13 @@ def training_arguments(
     for key in OURS.keys() & options.keys():
         raise UserError(f"{where}.{key} {OURS[key]}; remove it")
     machine: dict[str, Any] = {
-        # Left to itself accelerate takes processes on CPUs for strangers, unless told that CPUs are what is wanted.
+        # Without use_cpu, accelerate creates no process group on CPUs.
         "use_cpu": not torch.accelerator.is_available(),
         "output_dir": str(folder), "seed": seed, "disable_tqdm": True,
         "dataloader_pin_memory": torch.cuda.is_available(),
     }  # fmt: skip
+    if str(options.get("metric_for_best_model")).removeprefix("eval_") in LOWER_IS_BETTER:
+        machine["greater_is_better"] = False  # the Trainer knows that of losses only
     arguments: DistillationArguments = fill(DistillationArguments, options, where, **TRAINING, **machine)
     return arguments
 

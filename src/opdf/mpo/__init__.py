@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from opdf.mpo.decompose import Decomposition, decompose, decompose_many, decompose_with_errors
     from opdf.mpo.factorize import singular_values
     from opdf.mpo.gauge import match_gauge
-    from opdf.mpo.precision import matmul_precision
+    from opdf.mpo.precision import factorized_on, matmul_precision
     from opdf.mpo.shape import MPOShape, plan_shape
     from opdf.mpo.threads import Progress, one_a_thread, threads_for
 
@@ -22,6 +22,7 @@ __all__ = [
     "decompose",
     "decompose_many",
     "decompose_with_errors",
+    "factorized_on",
     "match_gauge",
     "matmul_precision",
     "one_a_thread",

@@ -162,23 +162,21 @@ def try_out(
         ValueError: no rate makes its steps as long as dense ones, or it looks at all cores at once where each process
             has its own.
     """
-    matched = config.lr_scaling == "match-dense"
-    rates = (1.0, 0.5) if matched else (1.0, 1.0)
+    rates, settled = (1.0, 1.0), 1
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        settled = 1
-        try:
-            together = _trial(cls, options, group, like, (1.0, 1.0), alone=False)
-        except Exception as error:  # whatever it raises, it would raise in the first step
-            raise TypeError(f"{cls.__name__} cannot step cores: {_said(error)}; {REMEDY}") from error
-        if matched:
-            settled = _check_rates(cls, options, group, like)
         try:
             together = _trial(cls, options, group, like, rates, alone=False)
-        except Exception as error:
-            raise ValueError(
-                f"lr_scaling is 'match-dense' and {cls.__name__} takes no rates of their own for cores "
-                f"({_said(error)}); give OverParamConfig(lr_scaling='none')"
-            ) from error
+        except Exception as error:  # whatever it raises, it would raise in the first step
+            raise TypeError(f"{cls.__name__} cannot step cores: {_said(error)}; {REMEDY}") from error
+        if config.lr_scaling == "match-dense":
+            rates, settled = (1.0, 0.5), _check_rates(cls, options, group, like)
+            try:
+                together = _trial(cls, options, group, like, rates, alone=False)
+            except Exception as error:
+                raise ValueError(
+                    f"lr_scaling is 'match-dense' and {cls.__name__} takes no rates of their own for cores "
+                    f"({_said(error)}); give OverParamConfig(lr_scaling='none')"
+                ) from error
         try:
             alone = _trial(cls, options, group, like, rates, alone=True)
             by_itself = all(torch.equal(a, b) for a, b in zip(together, alone, strict=True))

@@ -441,11 +441,6 @@ class OverParameterizedOptimizer(Optimizer):
                 return p, matrix
         raise KeyError(f"{name!r} is not an over-parameterized weight of this optimizer")
 
-    def realign(self) -> None:
-        """Take the constraint's cores from the teacher as it is now, at the next step: for a teacher that moves."""
-        for state in self.state.values():
-            state.pop("aligned", None)
-
     def begin_anew(self) -> None:
         """Take state, groups and weights as they are now: someone has put them back together."""
         self._forget()

@@ -43,7 +43,7 @@ def gathered(value: Any, *, keep: bool) -> Any:
 
 
 def scattered(state_dict: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
-    """Inverse of `gathered` for an optimizer's state: what has a sharded parameter's shape is sharded like it."""
+    """Inverse of `gathered`: shards every tensor of an optimizer's state that has its parameter's shape."""
     params = chain.from_iterable(group["params"] for group in optimizer.param_groups)
     state = dict(state_dict["state"])
     for key, p in enumerate(params):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from opdf.mpo.precision import factorized_on
+from opdf.mpo import factorized_on
 
 ROWS = 1024
 """Of a product; more are added up in float64."""

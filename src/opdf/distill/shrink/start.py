@@ -29,7 +29,7 @@ from opdf.distill.shrink.sizes import (
     stacks_of,
     student_config,
 )
-from opdf.mpo.precision import matmul_precision
+from opdf.mpo import matmul_precision
 
 logger = logging.getLogger(__name__)
 

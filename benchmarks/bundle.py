@@ -34,9 +34,9 @@ BUILT = ("seqeval",)
 """Packages without a wheel of their own, which are Python alone."""
 
 COMPANY = (
-    "filelock", "fsspec", "hf-xet", "httpx", "hypothesis", "jinja2", "markupsafe", "matplotlib", "numpy", "packaging",
-    "pandas", "pillow", "psutil", "pyarrow", "pytest", "pytest-timeout", "pyyaml", "regex", "requests", "rich",
-    "scikit-learn", "scipy", "tensorboard", "tqdm", "typer",
+    "anyio", "click", "filelock", "fsspec", "h11", "hf-xet", "hypothesis", "idna", "jinja2", "markupsafe",
+    "matplotlib", "numpy", "packaging", "pandas", "pillow", "psutil", "pyarrow", "pytest", "pytest-timeout", "pyyaml",
+    "regex", "requests", "rich", "scikit-learn", "scipy", "tensorboard", "tqdm", "typer", "typing-extensions",
 )  # fmt: skip
 """What the node brings beside PyTorch."""
 
@@ -45,8 +45,8 @@ LIMIT = 60_000_000
 
 PYTHONS = ("3.11", "3.12", "3.13")
 WHEELS = (
-    "accelerate", "datasets", "dill", "docstring-parser", "huggingface-hub", "jsonargparse", "multiprocess",
-    "safetensors", "shtab", "tabulate", "tokenizers", "transformers", "xxhash",
+    "accelerate", "datasets", "dill", "docstring-parser", "httpcore2", "httpx2", "huggingface-hub", "jsonargparse",
+    "multiprocess", "safetensors", "shtab", "tabulate", "tokenizers", "transformers", "truststore", "xxhash",
 )  # fmt: skip
 """What is bundled at the version that is installed here; PyTorch and its company are the node's."""
 

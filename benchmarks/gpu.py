@@ -183,7 +183,7 @@ def study(toy: bool = False) -> None:
     if toy:
         given |= {"tasks": {"movie": given["tasks"]["movie"]}, "seeds": [0], "learning_rates": [1e-4], "workers": 1,
                   "output": given["output"] + "-toy"}  # fmt: skip
-        given["common"]["data"] |= {"train_limit": 32, "max_length": 8}
+        given["common"]["data"] |= {"train_limit": 128, "max_length": 16}
         given["common"]["training"] |= {"max_steps": 2}
         given["common"]["teacher"]["training"] |= {"max_steps": 1}
     results = sweep(fill(StudyConfig, given, STUDY.name))

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import __main__ as command
-from benchmarks import contenders, gpu, measure
+from benchmarks import bundle, contenders, gpu, measure
 from opdf.mpo import contract
 
 PRECISIONS = ["float32", "tf32", "bf16"]
@@ -119,15 +125,19 @@ def test_ours_steps_in_the_precision_asked_for() -> None:
     assert 1e-4 < torch.dist(*weights) / weights[0].norm() < 1e-2
 
 
+def test_a_bundle_holds_what_its_packages_need() -> None:
+    """Or the node has it; a package that another one has begun to need would be missing there."""
+    brought = {canonicalize_name(name) for name in (*bundle.COMPANY, "torch")}
+    bundled = {canonicalize_name(name) for name in (*bundle.WHEELS, *bundle.BUILT)}
+    for name in bundled:
+        for needed in map(Requirement, metadata.requires(name) or ()):
+            if needed.marker is None or needed.marker.evaluate({"extra": ""}):
+                assert canonicalize_name(needed.name) in brought | bundled, f"{name} needs {needed}"
+
+
 @pytest.mark.slow
 def test_a_bundle_runs_in_an_empty_environment_without_a_network(tmp_path: Path) -> None:
     """The node is a new environment with PyTorch and its usual company; `unshare -n` takes the network away."""
-    import shutil
-    import subprocess
-    import sys
-
-    from benchmarks import bundle
-
     if not shutil.which("unshare") or subprocess.run(["unshare", "-rn", "true"], check=False).returncode:
         pytest.skip("needs unshare -n")
     archive = tmp_path / "opdf-bundle.tar.xz"

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from transformers import (
     BertConfig,
@@ -24,6 +25,7 @@ from opdf.job import DataConfig, DistillConfig, evaluate, run
 from opdf.job.arguments import training_arguments
 from opdf.job.errors import UserError
 from opdf.job.options import fill, read_yaml
+from opdf.job.prepared import load
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{k}" for k in range(40))]
 TEXTS = [f"w{k % 40} w{k // 2 % 40} w{k % 7}" for k in range(80)]
@@ -108,6 +110,17 @@ def test_texts_of_a_language_model(tmp_path: Path, models: Path) -> None:
     for who in ("student", "teacher"):
         assert 1 < found[who]["test"]["perplexity"] < 2 * len(WORDS)
     assert "text-generation" in card(tmp_path)
+    student, teacher = (LlamaForCausalLM.from_pretrained(tmp_path / "out" / who) for who in ("student", "teacher"))
+    texts, task = load(fill(DataConfig, data_of(tmp_path), "data"))
+    assert task.kind == "causal-lm"
+    tokenizer = BertTokenizerFast.from_pretrained(models / "llama")
+    same = []
+    ids = torch.tensor(sum((tokenizer(row["text"])["input_ids"] for row in texts["test"]), []))
+    for block in ids.split(16):  # packed: one text behind the other, in blocks
+        likeliest = [model(block[None]).logits[0, :-1].argmax(-1) for model in (student, teacher)]
+        same += (likeliest[0] == likeliest[1]).tolist()
+    assert found["student"]["test"]["agreement"] == pytest.approx(np.mean(same))
+    assert found["teacher"]["test"]["agreement"] == 1
 
 
 def test_texts_without_labels(tmp_path: Path, models: Path) -> None:

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from opdf.data.embedded import names as embedded_names
     from opdf.data.encode import encode, encode_rows, longest_text
     from opdf.data.load import load_data, located
-    from opdf.data.metrics import LOWER_IS_BETTER
+    from opdf.data.metrics import LOWER_IS_BETTER, token_agreement
     from opdf.data.packages import minilm
     from opdf.data.prepared import Prepared
     from opdf.data.pretrained import loading
@@ -32,6 +32,7 @@ __all__ = [
     "located",
     "longest_text",
     "minilm",
+    "token_agreement",
 ]
 
 import_when_used(__name__)

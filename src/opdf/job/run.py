@@ -195,7 +195,7 @@ def trainer_of(
     constraint = job.config.constraint
     trainer = DistillationTrainer(
         student,
-        renewed(job.training),
+        renewed(job.training, prepared.task),
         teacher=teacher,
         objective=job.objective,
         overparam=job.config.overparam,

@@ -54,5 +54,5 @@ def main() -> None:
         "tokens",
         f"Peak {KIND} of a step over tokens, {VOCABULARY:,} words",
         rows,
-        "Whole logits of 4,096 tokens do not fit into this machine; each further 512 take as much again.",
+        "Whole logits of 4,096 tokens do not fit into this machine. Their peak grows by as much with every 512 tokens.",
     )

@@ -7,7 +7,7 @@ from opdf.lazy import import_when_used
 if TYPE_CHECKING:
     from opdf.data.augment import ImageNoise, TextNoise
     from opdf.data.embedded import names as embedded_names
-    from opdf.data.encode import encode, encode_rows, longest_text
+    from opdf.data.encode import count_tokens, encode, encode_rows, longest_text
     from opdf.data.load import load_data, located
     from opdf.data.metrics import LOWER_IS_BETTER, token_agreement
     from opdf.data.packages import minilm
@@ -23,6 +23,7 @@ __all__ = [
     "Prepared",
     "Task",
     "TextNoise",
+    "count_tokens",
     "describe",
     "embedded_names",
     "encode",

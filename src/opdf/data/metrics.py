@@ -109,7 +109,7 @@ def are_entities(names: Sequence[str]) -> bool:
 
 
 def token_agreement(answers: np.ndarray, others: np.ndarray, labels: np.ndarray) -> float:
-    """Share of the tokens `[examples, tokens - 1]` that two models both find likeliest, where `labels[:, 1:]` keep one."""
+    """Share of the tokens `[examples, tokens - 1]`, but for those that labels ignore, that two models guess alike."""
     return float(np.mean((answers == others)[labels[:, 1:] != IGNORED]))
 
 

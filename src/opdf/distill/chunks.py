@@ -158,6 +158,12 @@ def kept_labels(student: nn.Module, labels: Tensor) -> Tensor:
     return labels[labels != IGNORED]
 
 
+def kept_places(student: nn.Module, values: Tensor, labels: Tensor) -> Tensor:
+    """`[tokens, ...]` of values `[batch, tokens, ...]` at the places where the same tokens are predicted."""
+    values, labels = (values[:, :-1], labels[:, 1:]) if is_causal(student) else (values, labels)
+    return values[labels != IGNORED]
+
+
 def over_chunks(
     loss: Callable[[Tensor, slice], Parts], tokens: Tokens, weights: Mapping[str, float], size: int | None = None
 ) -> tuple[Tensor, Parts]:

@@ -76,10 +76,10 @@ def renewed(arguments: DistillationArguments, task: Task) -> DistillationArgumen
 
     Making them tells accelerate the precision of this process; another Trainer since may have had another.
     """
-    size = arguments.per_device_eval_batch_size
-    return replace(
-        arguments, per_device_eval_batch_size=min(size, VOCABULARIES) if task.kind == "causal-lm" else size
-    )
+    made = replace(arguments)
+    if task.kind == "causal-lm":
+        made.per_device_eval_batch_size = min(made.per_device_eval_batch_size, VOCABULARIES)
+    return made
 
 
 def optimizer_name(arguments: DistillationArguments) -> str:

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from opdf.data import Prepared
-from opdf.distill.chunks import Heads, Tokens, kept_labels, kept_tokens, over_chunks
+from opdf.distill.chunks import Heads, Tokens, kept_labels, kept_places, kept_tokens, over_chunks
 from opdf.distill.losses import DIVERGENCES, Batch, count_labelled, distillation_loss, precise, task_loss
 from opdf.distill.models import check_same_outputs, config_of, is_causal
 from opdf.distill.objective import Losses, Objective
@@ -75,19 +76,19 @@ class TaskAndLogits(Objective):
     def combine_tokens(
         self,
         student: nn.Module,
-        ours: Tokens,
+        ours: Tokens | Tensor,
         soft: Callable[[Tensor, slice], Tensor] | None,
         labels: Tensor,
         batch: Batch,
         num_items: Tensor,
     ) -> Losses:
-        """The same loss of a language model, chunk by chunk.
+        """The same loss of tokens, chunk by chunk where they are not logits yet.
 
         Args:
             student: whose tokens these are.
-            ours: its tokens.
-            soft: logits of some tokens and which they are, to what is learned from the teacher, summed over them.
-            labels: `[batch, tokens]`, as `Heads.divide` gave them.
+            ours: its kept tokens, or all its logits `[batch, tokens, classes]`.
+            soft: logits of some kept tokens and which they are, to what is learned from the teacher, summed over them.
+            labels: `[batch, tokens]`, -100 where a token is not kept.
             batch, num_items: as for `losses`.
         """
         items, labelled = num_items.expand(2)
@@ -107,7 +108,11 @@ class TaskAndLogits(Objective):
                 found["distillation"] = soft(logits, rows) / items
             return found
 
-        return Losses(*over_chunks(loss, ours, weights))
+        if not isinstance(ours, Tensor):
+            return Losses(*over_chunks(loss, ours, weights))
+        parts = loss(precise(kept_places(student, ours, labels)), slice(None))
+        total = torch.stack([factor * parts[name] for name, factor in weights.items()]).sum()
+        return Losses(total, {name: part.detach() for name, part in parts.items()})
 
     def _check_labels(self, batch: Batch) -> None:
         if "labels" not in batch:

@@ -117,7 +117,7 @@ def follow_start(over: OverParameterization | None, student: Any, constraint: Co
     if not isinstance(constraint.layer_map, str):
         raise UserError(
             f"constraint.layer_map is {clipped(constraint.layer_map)}, and a student that starts from its teacher "
-            "follows that start block by block; leave it out"
+            "follows that start block by block; leave it out, or copy blocks: student.start copy"
         )
     over.align(copy.deepcopy(student).requires_grad_(False), constraint)
 

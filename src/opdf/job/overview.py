@@ -111,10 +111,10 @@ def student_of(job: Job, start: Start) -> str:
     if start.sizes is not None:
         sizes = ", ".join(f"{name} {size}" for name, size in start.sizes.items())
         return f"starts from the teacher, fitted on up to {options.calibration} training examples ({sizes})"
+    why = f", since it cannot start from its teacher: {start.why_not}" if start.why_not else ""
     if options.layers is not None:
         blocks = f"{options.layers} blocks" if isinstance(options.layers, int) else f"blocks {options.layers}"
-        return f"{blocks} of {options.model or 'the teacher'}"
-    why = f", since it cannot start from its teacher: {start.why_not}" if start.why_not else ""
+        return f"{blocks} of {options.model or 'the teacher'}, copied{why}"
     return options.model or f"built from its configuration, untrained{why}"
 
 

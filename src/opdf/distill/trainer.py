@@ -90,7 +90,7 @@ def _partner(student: nn.Module, teacher: nn.Module, constraint: Constraint) -> 
     if not isinstance(constraint.layer_map, str):
         raise ValueError(
             f"constraint.layer_map is {dict(constraint.layer_map)}, and a student that is fitted to its teacher "
-            "follows its own start block by block; leave it out, or give a student of copied blocks (keep_layers; in a run, "
+            "follows its own start block by block; leave it out, or copy the teacher's blocks (keep_layers; in a run, "
             "student.start: copy)"
         )
     return copy.deepcopy(student).requires_grad_(False)

@@ -16,7 +16,7 @@ import signal
 import sys
 from importlib import import_module
 
-from opdf.job.errors import Stopped, UserError, not_installed
+from opdf.job import Stopped, UserError, not_installed
 
 COMMANDS = {
     "distill": "distill a student from a teacher as a YAML file says",

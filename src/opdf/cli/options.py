@@ -14,8 +14,7 @@ from typing import Any, TypeVar
 import docstring_parser
 import yaml
 
-from opdf.job.errors import UserError
-from opdf.job.options import dataclass_of, fill, hints_of, load_yaml, read_yaml
+from opdf.job import UserError, dataclass_of, fill, hints_of, load_yaml, read_yaml
 
 Config = TypeVar("Config")
 

@@ -20,16 +20,22 @@ from typing import Any
 from tabulate import tabulate
 
 from benchmarks.measure import RESULTS
-from opdf.job import scoring
-from opdf.job.config import DataConfig, DistillConfig, ObjectiveConfig, StudentConfig, TeacherConfig
-from opdf.job.job import Job
-from opdf.job.models import load_model
-from opdf.job.options import read_yaml
-from opdf.job.prepared import prepare_data
-from opdf.job.probe import linear_probe
-from opdf.job.progress import quiet
-from opdf.job.run import train_student
-from opdf.job.teacher import ready_teacher
+from opdf.job import (
+    DataConfig,
+    DistillConfig,
+    Job,
+    ObjectiveConfig,
+    StudentConfig,
+    TeacherConfig,
+    linear_probe,
+    load_model,
+    prepare_data,
+    quiet,
+    read_yaml,
+    ready_teacher,
+    scoring,
+    train_student,
+)
 from opdf.overparam import Constraint, OverParamConfig
 
 SEEDS = (0, 1, 2)

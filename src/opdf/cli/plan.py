@@ -9,7 +9,7 @@ from typing import Any
 
 from opdf.cli.distill import show
 from opdf.cli.options import at_least_one, parse
-from opdf.job.config import DistillConfig
+from opdf.job import DistillConfig
 from opdf.overparam import OverParamConfig
 
 DESCRIPTION = """Show every matrix that would be over-parameterized: shape, bond dimensions, parameters, scale,
@@ -53,8 +53,7 @@ def main(argv: list[str]) -> None:
         return
     config = parse(argv, PlanConfig, "opdf plan", DESCRIPTION, positional="model")
     at_least_one(config, "layers", "batch", "tokens", "accumulation")
-    from opdf.job.cost import plan_model
-    from opdf.job.progress import quiet
+    from opdf.job import plan_model, quiet
 
     with quiet():
         report = plan_model(

@@ -72,7 +72,7 @@ BATCH = 32
 """Examples of the larger batch that latencies are measured with."""
 
 
-def compare(
+def demo(
     task: str,
     output: Path,
     *,

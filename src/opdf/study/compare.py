@@ -12,15 +12,22 @@ import numpy as np
 from tabulate import tabulate
 
 from opdf.data import Prepared
-from opdf.job.config import TeacherConfig
-from opdf.job.errors import UserError
-from opdf.job.latency import latencies, split_inputs
-from opdf.job.models import load_model
-from opdf.job.options import read_config
-from opdf.job.output import CONFIG, METRICS
-from opdf.job.prepared import prepare_data
-from opdf.job.resume import BEGUN, rows_digest
-from opdf.job.scoring import embedder, evaluator, pair_cosines
+from opdf.job import (
+    BEGUN,
+    CONFIG,
+    METRICS,
+    TeacherConfig,
+    UserError,
+    embedder,
+    evaluator,
+    latencies,
+    load_model,
+    pair_cosines,
+    prepare_data,
+    read_config,
+    rows_digest,
+    split_inputs,
+)
 from opdf.study.statistics import Effect, Pair, differences, effect
 
 

@@ -18,8 +18,7 @@ def run(chunks: bool, tokens: int) -> None:
     """One step of a LLaMA of one block that learns from another; prints its seconds and its peak in bytes."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from opdf.distill import LogitsDistillation
-    from opdf.distill import chunks as module
+    from opdf.distill import LogitsDistillation, chunks as module
 
     if not chunks:
         module.CHUNK = 2**62  # all logits fit into one

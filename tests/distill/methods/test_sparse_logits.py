@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 from tests.spoil import Spoiling, spoilings
 from tokenizers import Tokenizer
@@ -36,8 +35,8 @@ from opdf.distill import (
     LogitsDistillation,
     SparseLogitsDistillation,
     chunks,
+    store as module,
 )
-from opdf.distill import store as module
 from opdf.distill.methods.sparse_logits import soft_labels
 from opdf.distill.outputs import fingerprint, weights_digest
 from opdf.distill.store import LogitsStore, StoredDataset, StoreInfo

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from opdf.mpo import MPOShape, plan_shape
+from opdf.overparam.shapes import Factors, MPOShape, check, explicit, plan_shape
 
 LR_SCALINGS = ("match-dense", "none")
 PLACEMENTS = ("replicate", "owner")
@@ -15,8 +14,6 @@ PRECISIONS = ("float32", "tf32", "bf16")
 PRESETS = ("blocks", "all-linear")
 GAUGES = ("matched", "raw")
 NORMALIZATIONS = ("relative", "mse")
-
-Factors = tuple[Sequence[int], Sequence[int]]
 
 LayerMap = str | Mapping[int, int] | Mapping[str, str]
 
@@ -70,17 +67,16 @@ class OverParamConfig:
         if self.shapes is not None and not isinstance(self.shapes, Mapping):
             raise TypeError(f"shapes is {self.shapes!r}; give {{pattern: (row_factors, col_factors)}}")
         object.__setattr__(self, "exclude", tuple(self.exclude))
-        with warnings.catch_warnings(action="ignore"):  # that this scale is out of reach, which depends on the matrix
-            plan_shape(4, 4, ones=self.ones, scale=self.scale)  # checks their types, ranges and that only one is given
+        check(self.ones, self.scale)
         for pattern, factors in (self.shapes or {}).items():
             if isinstance(factors, str) or len(factors) != 2:
                 raise ValueError(f"shapes[{pattern!r}] is {factors!r}; give (row_factors, col_factors)")
-            MPOShape(*(tuple(f) for f in factors))
+            explicit(factors)
 
     def plan(self, rows: int, cols: int, factors: Factors | None = None) -> MPOShape:
         """The shape of one matrix of `rows` x `cols`; `factors` are the explicit ones, when a pattern names it."""
         if factors is not None:
-            return MPOShape(tuple(factors[0]), tuple(factors[1]))
+            return explicit(factors)
         return plan_shape(rows, cols, ones=self.ones, scale=self.scale)
 
 

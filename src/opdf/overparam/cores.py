@@ -1,6 +1,6 @@
 """The cores of a stack of matrices of one shape: made, given gradients, written back.
 
-This is the only file that computes with `opdf.mpo`. Another factorization would be added here.
+This is the only file that computes with `opdf.mpo`. Another factorization would be added here and in `shapes.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from opdf.mpo import (
-    MPOShape,
     Progress,
     contract,
     contract_segments,
@@ -28,8 +27,9 @@ from opdf.mpo import (
     threads_for,
 )
 from opdf.overparam.select import Matrix
+from opdf.overparam.shapes import MPOShape
 
-__all__ = ["MPOShape", "Progress", "Stack", "shape_of"]
+__all__ = ["Progress", "Stack", "shape_of"]
 
 STACK_ENTRIES = {"cuda": 2**25, "cpu": 2**19}
 """Core entries that are stepped together at most: on a CPU where calls cost more than their arithmetic, on a GPU as

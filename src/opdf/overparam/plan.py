@@ -13,12 +13,13 @@ from torch.optim import Optimizer
 
 from opdf.overparam.alignment import Alignment
 from opdf.overparam.config import Constraint, OverParamConfig
-from opdf.overparam.cores import MPOShape, Progress, decompose, shape_of
+from opdf.overparam.cores import Progress, decompose, shape_of
 from opdf.overparam.inner import defaults, try_out
 from opdf.overparam.optimizer import OverParameterizedOptimizer
 from opdf.overparam.owner import OwnerOptimizer
 from opdf.overparam.pairing import pair
 from opdf.overparam.select import Matrix, find_matrices, matches
+from opdf.overparam.shapes import MPOShape
 
 
 class OverParameterization:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from opdf.overparam.cores import MPOShape, shape_of
+from opdf.overparam.cores import shape_of
 from opdf.overparam.select import Matrix
+from opdf.overparam.shapes import MPOShape
 
 FORMAT = 2
 """Version of the state's layout, saved in every group and checked on load."""

@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
-from opdf.mpo import MPOShape
+from opdf.overparam.shapes import MPOShape, undivided
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def _candidates(model: nn.Module) -> Iterator[Matrix]:
                 continue
             rows, cols = _as_matrix(weight, transposed).shape
             name = f"{module_name}.{parameter_name}" if module_name else parameter_name
-            shape = MPOShape((max(rows, 1),), (max(cols, 1),))  # an empty weight is refused later, if it is chosen
+            shape = undivided(max(rows, 1), max(cols, 1))  # an empty weight is refused later, if it is chosen
             yield Matrix(name, transposed, tuple(weight.shape), shape, *_place(name, lists))
 
 

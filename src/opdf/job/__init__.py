@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from opdf.job.export import export
     from opdf.job.options import read_config
     from opdf.job.overview import Overview
+    from opdf.job.predict import predict
     from opdf.job.run import preview, run
     from opdf.job.scoring import evaluate
     from opdf.job.stored import cache_teacher
@@ -74,6 +75,7 @@ __all__ = [
     "cache_teacher",
     "evaluate",
     "export",
+    "predict",
     "preview",
     "read_config",
     "run",

@@ -160,6 +160,8 @@ def train_student(job: Job, prepared: Prepared, teacher: Any, title: str) -> dic
     ratios = [entry["constraint_grad_ratio"] for entry in trainer.state.log_history if "constraint_grad_ratio" in entry]
     return {
         "class": architecture,
+        "task": prepared.task.kind,
+        "inputs": list(prepared.task.inputs),
         "metric": prepared.task.metric,
         "student before training": untrained,
         "student": scores(trainer, prepared),

@@ -411,7 +411,7 @@ COMMANDS = [
     ("eval {world}/teacher", "teacher comes without data; say what to score it on with --data.name"),
     ("eval {world}/teacher --data.max_length 64", "say what to score it on with --data.name"),
     ('eval {world}/teacher --data {"max_length":64}', "say what to score it on with --data.name"),
-    ("export {world}/teacher --data.max_length 64 --format torch", "say what to score it on with --data.name"),
+    ("export {world}/teacher --data.max_length 64 --format torch", "name what to score it on in data.name"),
     ("eval {world}/teacher --bach 3", "no option 'bach'; did you mean 'batch'"),
     ("eval {world}/teacher --batch x", "batch is 'x'; expected an integer"),
     ("eval {world}/teacher --batch 0", "batch is 0; it must be at least 1"),

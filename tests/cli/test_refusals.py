@@ -420,7 +420,7 @@ COMMANDS = [
     ("eval {world}/pickled --data.name {world}/good.jsonl", "pickled weights are not loaded"),
     ("eval {world}/quantized --data.name {world}/good.jsonl", "is quantized (gptq); give the unquantized one"),
     ("export {world}/quantized --format torch", "is quantized (gptq); give the unquantized one"),
-    ("eval {world}/empty --data.name {world}/good.jsonl", "it has no weights"),
+    ("eval {world}/empty --data.name {world}/good.jsonl", "holds no run and no model"),
     ("eval {world}/short --data.name {world}/good.jsonl", "the model reads 3 tokens"),
     ("plan {world}/none", "does not exist"),
     ("plan {world}/custom", "it wants code of its own"),

@@ -301,7 +301,8 @@ def small_run(folder: Path, **changes: Any) -> DistillationTrainer:
         "teacher": bert(), "objective": {"name": "hidden", "hidden_weight": 0.5}, "overparam": {"ones": 1},
         "constraint": {"layer_map": "first"}, "train_dataset": sentences(),
     } | changes  # fmt: skip
-    return DistillationTrainer(keep_layers(bert(), 2), arguments(folder, **training), **options)
+    student = options.pop("student", None) or keep_layers(bert(), 2)
+    return DistillationTrainer(student, arguments(folder, **training), **options)
 
 
 def other_teacher() -> Any:
@@ -332,6 +333,8 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"objective": "logits"}, r'objective\.name was "hidden" and is "logits"'),
         ({"teacher": other_teacher()}, r'teacher was "\w+" and is "\w+"'),
         ({"train_dataset": sentences(23)}, r"train_dataset\.rows was 24 and is 23"),
+        ({"train_dataset": sentences().select([*range(1, 24), 0])}, r'train_dataset\.content was "\w+" and is "\w+"'),
+        ({"student": bert(2, hidden_dropout_prob=0.2)}, r"student\.hidden_dropout_prob was 0\.0 and is 0\.2"),
     ],
 )  # fmt: skip
 def test_a_run_that_is_made_otherwise_is_not_resumed(

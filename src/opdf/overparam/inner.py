@@ -333,7 +333,9 @@ def _trial(
             inner.adopt(few)
             inner.step(few, alone=alone)
     if inner.loose:
-        raise TypeError(f"its state holds {inner.loose[0]!r} beside those of tensors, which would be lost in checkpoints")
+        raise TypeError(
+            f"its state holds {inner.loose[0]!r} beside those of tensors, which would be lost in checkpoints"
+        )
     for place in places:
         for value in place.values():
             _check_plain(cls, value)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from opdf.job.demo import BEFORE, BLOCKS, OPDF, PLAIN, TASKS, compare, judge
+from opdf.job.demo import BEFORE, BLOCKS, OPDF, PLAIN, TASKS, demo, judge
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, data: 
     folder, said = tmp_path / "demo", list[str]()
     folder.mkdir()
     (folder / "demo.yaml").touch()  # one that was stopped: it starts anew
-    compare(task, folder, data=data, train_limit=64, say=said.append)
+    demo(task, folder, data=data, train_limit=64, say=said.append)
     printed = "\n".join(said)
     assert "Did OPDF gain on plain KD here?" in printed
     results = json.loads((folder / "results.json").read_text())["results"]

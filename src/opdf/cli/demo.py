@@ -41,9 +41,9 @@ OPTIONS = DemoConfig
 def main(argv: list[str]) -> None:
     options = parse(argv, DemoConfig, "opdf demo", DESCRIPTION)
     at_least_one(options, "train_limit")
-    from opdf.job.demo import compare
+    from opdf.job import demo
 
-    compare(
+    demo(
         options.task, Path(f"{options.output}-{options.task}"), data=options.data, train_limit=options.train_limit,
         seed=options.seed, overwrite=options.overwrite, say=partial(print, flush=True),
     )  # fmt: skip

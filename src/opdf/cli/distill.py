@@ -7,7 +7,7 @@ import shlex
 from dataclasses import dataclass, fields
 
 from opdf.cli.options import parse
-from opdf.job.config import DistillConfig
+from opdf.job import DistillConfig
 
 DESCRIPTION = """Distill a student from a teacher.
 
@@ -50,8 +50,7 @@ def show(config: DistillConfig) -> None:
 
 def distill(config: DistillConfig, command: str) -> None:
     """Run, and print what came out."""
-    from opdf.job import Stopped, run
-    from opdf.job.processes import is_main, leave
+    from opdf.job import Stopped, is_main, leave, run
 
     try:
         metrics = run(config, command=command)

@@ -7,9 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
-from seqeval.metrics import f1_score as entity_f1
-from seqeval.metrics import precision_score as entity_precision
-from seqeval.metrics import recall_score as entity_recall
+from seqeval.metrics import f1_score as entity_f1, precision_score as entity_precision, recall_score as entity_recall
 from sklearn.metrics import f1_score, matthews_corrcoef
 
 IGNORED = -100

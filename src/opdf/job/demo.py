@@ -16,7 +16,7 @@ from opdf.files import replacing
 from opdf.job.config import DataConfig, DistillConfig, StudentConfig, TeacherConfig
 from opdf.job.errors import UserError
 from opdf.job.job import Job
-from opdf.job.latency import latencies
+from opdf.job.latency import latencies, split_inputs
 from opdf.job.models import load_model
 from opdf.job.options import write_yaml
 from opdf.job.output import check_free, claimed, write_json
@@ -72,7 +72,7 @@ BATCH = 32
 """Examples of the larger batch that latencies are measured with."""
 
 
-def compare(
+def demo(
     task: str,
     output: Path,
     *,
@@ -141,7 +141,7 @@ def _compared(
             models[BEFORE] = models[PLAIN]
             say(_said(BEFORE, results[BEFORE], prepared.task.metric))
         say(_said(name, results[name], prepared.task.metric))
-    times = latencies([(model, prepared) for model in models.values()], BATCH)
+    times = latencies([(model, split_inputs(prepared)) for model in models.values()], BATCH)
     for (name, model), (one, batch) in zip(models.items(), times, strict=True):
         results[name] |= {"inference_params": _count(model), "seconds_for_1": one, f"seconds_for_{BATCH}": batch}
     labels = prepared.data["test"].with_format("numpy")[:]["labels"]

@@ -12,15 +12,22 @@ import numpy as np
 from tabulate import tabulate
 
 from opdf.data import Prepared
-from opdf.job.config import TeacherConfig
-from opdf.job.errors import UserError
-from opdf.job.latency import latencies
-from opdf.job.models import load_model
-from opdf.job.options import read_config
-from opdf.job.output import CONFIG, METRICS
-from opdf.job.prepared import prepare_data
-from opdf.job.resume import BEGUN, rows_digest
-from opdf.job.scoring import embedder, evaluator, pair_cosines
+from opdf.job import (
+    BEGUN,
+    CONFIG,
+    METRICS,
+    TeacherConfig,
+    UserError,
+    embedder,
+    evaluator,
+    latencies,
+    load_model,
+    pair_cosines,
+    prepare_data,
+    read_config,
+    rows_digest,
+    split_inputs,
+)
 from opdf.study.statistics import Effect, Pair, differences, effect
 
 
@@ -67,7 +74,7 @@ def compare(folders: Sequence[Path], *, batch: int = 32) -> list[dict[str, Any]]
     if len(folders) < 2:
         raise UserError("one run has nothing to be compared with; give two or more")
     runs = [load(folder) for folder in folders]
-    times = latencies([(run.student, run.prepared) for run in runs], batch)
+    times = latencies([(run.student, split_inputs(run.prepared)) for run in runs], batch)
     return [_row(run, runs[0], *seconds) for run, seconds in zip(runs, times, strict=True)]
 
 

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 from tests.spoil import Spoiling, spoilings
 from torch import Tensor
@@ -19,8 +18,13 @@ from torch.utils.data import DataLoader
 from transformers import ViTConfig, ViTForImageClassification, default_data_collator
 
 from opdf.data import ImageNoise
-from opdf.distill import DistillationArguments, DistillationTrainer, LogitsDistillation, SparseLogitsDistillation
-from opdf.distill import store as module
+from opdf.distill import (
+    DistillationArguments,
+    DistillationTrainer,
+    LogitsDistillation,
+    SparseLogitsDistillation,
+    store as module,
+)
 from opdf.distill.methods.sparse_logits import soft_labels
 from opdf.distill.outputs import fingerprint, weights_digest
 from opdf.distill.store import LogitsStore, StoredDataset, StoreInfo

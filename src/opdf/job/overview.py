@@ -16,6 +16,7 @@ from opdf.job.checks import Fit
 from opdf.job.cost import StepCost, step_cost
 from opdf.job.job import Job
 from opdf.job.latency import planned_latencies
+from opdf.job.progress import duration
 from opdf.job.student import Start
 
 BATCH = 32
@@ -93,7 +94,7 @@ def _training(job: Job, prepared: Prepared, cost: StepCost | None) -> Iterator[t
         yield (
             "cost",
             f"{(cost.plain + cost.extra) / 1e9:,.1f} GFLOP a step{ratio}{memory}; at the {cost.rate / 1e9:,.0f} "
-            f"GFLOP/s of this machine's matrix products at least {_duration(steps * cost.seconds)}",
+            f"GFLOP/s of this machine's matrix products at least {duration(steps * cost.seconds)}",
         )
 
 
@@ -123,9 +124,3 @@ def size_of(model: Any) -> str:
     parameters = sum(p.numel() for p in model.parameters())
     megabytes = sum(p.numel() * p.element_size() for p in model.parameters()) / 1e6
     return f"{type(model).__name__} of {parameters:,} parameters, {megabytes:,.1f} MB"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification, BertModel
+from transformers import AutoModel, AutoModelForImageClassification, AutoModelForSequenceClassification, BertModel
 
 from jobs import DIGITS, TEXTS, VIT, bert, digits, texts
+from opdf.cli import main
 from opdf.job import (
     DataConfig,
     DistillConfig,
@@ -23,7 +25,7 @@ from opdf.job import (
     evaluate,
     run,
 )
-from opdf.job.options import fill, merged
+from opdf.job.options import fill, merged, write_yaml
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +189,26 @@ def test_embeddings_of_pairs(tmp_path: Path, world: Path) -> None:
     assert evaluate(str(tmp_path / "out" / "student"), DataConfig(**changes["data"])) == metrics["student"]
     with pytest.raises(UserError, match="For this task there are embedding"):
         run(text_job(tmp_path / "other", world, **changes | {"objective": {"name": "logits"}}))
+
+
+def test_narrower_embeddings_from_the_command_line(tmp_path: Path, world: Path, capsys: Any) -> None:
+    data = {"name": str(world / "pairs.jsonl"), "task": "similarity"}
+    changes = {"data": data, "teacher": {"model": str(world / "embedder")}, "objective": {"name": "embedding"},
+               "student": {"layers": None, "config": {"hidden_size": 4}}, "constraint": {"weight": 0.1},
+               "training": {"save_strategy": "steps", "save_steps": 1}}  # fmt: skip
+    write_yaml(text_job(tmp_path / "out", world, **changes), tmp_path / "run.yaml")
+    assert main(["distill", str(tmp_path / "run.yaml"), "--student.config", "{hidden_size: 6}"]) == 0
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    student = AutoModel.from_pretrained(tmp_path / "out" / "student")
+    assert student.config.hidden_size == 6
+    assert evaluate(str(tmp_path / "out" / "student"), DataConfig(**data)) == metrics["student"]
+    weights = (tmp_path / "out" / "student" / "model.safetensors").read_bytes()
+    shutil.rmtree(tmp_path / "out" / "checkpoints" / "checkpoint-2")  # as if it had been killed after a step
+    shutil.rmtree(tmp_path / "out" / "student")
+    (tmp_path / "out" / "metrics.json").unlink()
+    command = ["distill", str(tmp_path / "run.yaml"), "--student.config", "{hidden_size: 6}", "--resume", "true"]
+    assert main(command) == 0
+    assert (tmp_path / "out" / "student" / "model.safetensors").read_bytes() == weights
 
 
 def test_a_student_can_be_blocks_of_another_model(tmp_path: Path, world: Path) -> None:

@@ -23,6 +23,7 @@ from opdf.distill.muon import MuonWithAdamW, check_muon, muon_groups, muon_optio
 from opdf.distill.named import build, build_objective
 from opdf.distill.objective import Objective
 from opdf.distill.outputs import glance
+from opdf.distill.shrink import find_report
 from opdf.distill.teachers import check_apart, load_teacher
 from opdf.distill.unused import all_reached, may_vary
 from opdf.overparam import Constraint, OverParamConfig, OverParameterization, local, overparameterize, whole
@@ -74,8 +75,25 @@ def plan_student(
     planned = overparameterize(student, overparam)
     if constraint is not None:
         assert teacher is not None
-        planned.align(teacher, constraint)
+        planned.align(_partner(student, teacher, constraint), constraint)
     return planned
+
+
+def _partner(student: nn.Module, teacher: nn.Module, constraint: Constraint) -> nn.Module:
+    """What the constraint loss pulls a student to: its teacher, in the student's coordinates.
+
+    A student that `shrink` has fitted has left its teacher's coordinates. In its own, the teacher is the student as it
+    starts.
+    """
+    if find_report(student) is None:
+        return teacher
+    if not isinstance(constraint.layer_map, str):
+        raise ValueError(
+            f"constraint.layer_map is {dict(constraint.layer_map)}, and a student that is fitted to its teacher "
+            "follows its own start block by block; leave it out, or copy the teacher's blocks (keep_layers; in a run, "
+            "student.start: copy)"
+        )
+    return copy.deepcopy(student).requires_grad_(False)
 
 
 class DistillationTrainer(CheckpointedTrainer):
@@ -98,7 +116,8 @@ class DistillationTrainer(CheckpointedTrainer):
             `Objective`. Default "logits".
         overparam: how to over-parameterize the student, as `OverParamConfig` or its fields; None trains it as it is.
         constraint: pull auxiliary cores to the teacher's, as `Constraint` or its fields; needs `overparam` and a
-            teacher of the student's kind.
+            teacher of the student's kind. A student that `shrink` has made is pulled to what it is now, which is the
+            teacher in its coordinates.
         model_init: makes the student, in place of `model`. Every `train()` and every trial of `hyperparameter_search`
             begins with a new one, a new objective and the teacher as it was.
 

@@ -18,7 +18,7 @@ from opdf.files import replacing
 from opdf.job.config import DataConfig, DistillConfig, StudentConfig, TeacherConfig
 from opdf.job.errors import UserError
 from opdf.job.job import Job
-from opdf.job.latency import latencies
+from opdf.job.latency import latencies, split_inputs
 from opdf.job.models import load_model
 from opdf.job.options import plain, read_config, write_yaml
 from opdf.job.output import METRICS, check_free, claimed, write_json
@@ -155,7 +155,7 @@ def _compared(config: DistillConfig, prepared: Prepared, say: Callable[[str], No
             models[BEFORE] = models[PLAIN]
             say(_said(BEFORE, results[BEFORE], prepared.task.metric))
         say(_said(name, results[name], prepared.task.metric))
-    times = latencies([(model, prepared) for model in models.values()], BATCH)
+    times = latencies([(model, split_inputs(prepared)) for model in models.values()], BATCH)
     for (name, model), (one, batch) in zip(models.items(), times, strict=True):
         results[name] |= {"inference_params": _count(model), "seconds_for_1": one, f"seconds_for_{BATCH}": batch}
     labels = prepared.data["test"].with_format("numpy")[:]["labels"]

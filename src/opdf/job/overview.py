@@ -13,9 +13,9 @@ from opdf.data import Prepared, describe
 from opdf.job.arguments import optimizer_name
 from opdf.job.card import teacher_of
 from opdf.job.checks import Fit
-from opdf.job.cost import StepCost, step_cost
+from opdf.job.cost import StepCost, megabytes, step_cost
 from opdf.job.job import Job
-from opdf.job.latency import planned_latencies
+from opdf.job.latency import planned_latencies, split_inputs
 from opdf.job.progress import duration
 from opdf.job.student import Start
 
@@ -99,7 +99,8 @@ def _training(job: Job, prepared: Prepared, cost: StepCost | None) -> Iterator[t
 
 
 def _latency(job: Job, prepared: Prepared, fit: Fit) -> Iterator[tuple[str, str]]:
-    found = planned_latencies((fit.teacher, fit.student), prepared, job.training.device, BATCH)
+    models = fit.teacher, fit.student
+    found = planned_latencies(models, split_inputs(prepared), job.training.device, BATCH)
     if found is not None:
         said = (f"{who} {1000 * one:.1f} ms for 1 example and {1000 * many:.1f} for {BATCH}"
                 for who, (one, many) in zip(("teacher", "student"), found, strict=True))  # fmt: skip
@@ -112,15 +113,14 @@ def student_of(job: Job, start: Start) -> str:
     if start.sizes is not None:
         sizes = ", ".join(f"{name} {size}" for name, size in start.sizes.items())
         return f"starts from the teacher, fitted on up to {options.calibration} training examples ({sizes})"
+    why = f", since it cannot start from its teacher: {start.why_not}" if start.why_not else ""
     if options.layers is not None:
         blocks = f"{options.layers} blocks" if isinstance(options.layers, int) else f"blocks {options.layers}"
-        return f"{blocks} of {options.model or 'the teacher'}"
-    why = f", since it cannot start from its teacher: {start.why_not}" if start.why_not else ""
+        return f"{blocks} of {options.model or 'the teacher'}, copied{why}"
     return options.model or f"built from its configuration, untrained{why}"
 
 
 def size_of(model: Any) -> str:
     """A model's class, parameters and megabytes."""
     parameters = sum(p.numel() for p in model.parameters())
-    megabytes = sum(p.numel() * p.element_size() for p in model.parameters()) / 1e6
-    return f"{type(model).__name__} of {parameters:,} parameters, {megabytes:,.1f} MB"
+    return f"{type(model).__name__} of {parameters:,} parameters, {megabytes(model):,.1f} MB"

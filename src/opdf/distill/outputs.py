@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,9 @@ from opdf.mpo import Progress
 BATCH = 128
 """Examples that a teacher is given at a time."""
 
+TEXTS = 8
+"""Texts that a teacher is given at a time which speaks of every token: each may be of a whole vocabulary."""
+
 Noise = Callable[[Any, np.random.Generator], Any]
 """A noisy copy of an example."""
 
@@ -38,6 +41,18 @@ def teacher_logits(teacher: Any, data: Prepared, rows: list[dict[str, Any]]) -> 
         logits: Tensor = teacher.eval()(**batch).logits.cpu()
     teacher.train(was)
     return logits
+
+
+def token_logits(teacher: Any, data: Prepared, rows: list[dict[str, Any]]) -> Iterator[Tensor]:
+    """Logits `[tokens, classes]` of one encoded text after the other, on the teacher's device; padding has none."""
+    device = next(teacher.parameters()).device
+    batch = BatchEncoding(data.collator(rows)).to(device)
+    batch.pop("labels", None)
+    was = teacher.training
+    with torch.no_grad():
+        logits = teacher.eval()(**batch).logits
+    teacher.train(was)
+    yield from (some[mask.bool()] for some, mask in zip(logits, batch["attention_mask"], strict=True))
 
 
 def all_logits(teacher: Any, data: Prepared, rows: Any, progress: Progress | None = None) -> np.ndarray:

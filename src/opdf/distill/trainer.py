@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from opdf.distill import checkpoint
 from opdf.distill.arguments import MUON, DistillationArguments, check_engine, check_loss, deciding
@@ -197,6 +197,8 @@ class DistillationTrainer(CheckpointedTrainer):
         self._settle()
         self._is_made = True
         self.add_callback(_ObjectiveHooks(self))
+        if (patience := getattr(args, "early_stopping_patience", None)) is not None:
+            self.add_callback(EarlyStoppingCallback(patience, args.early_stopping_threshold))
 
     def _plan(self, student: nn.Module, args: TrainingArguments) -> None:
         """Everything that depends on which model the student is."""

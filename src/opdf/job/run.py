@@ -135,19 +135,27 @@ def _run(job: Job, prepared: Prepared, teacher: Any, command: str | None) -> dic
     train_teacher(job, prepared, teacher)
     prepared = judged(prepared, teacher)
     teacher_scores = scores(evaluator(teacher, prepared), prepared)
-    metrics = train_student(job, prepared, teacher, "distilling") | {"teacher": teacher_scores}
+    metrics = train_student(job, prepared, teacher, "distilling", last=True) | {"teacher": teacher_scores}
     if is_main():
         write_card(job.config, metrics, prepared, command, job.folder / "student")
         write_json(metrics, job.folder / METRICS)
     return metrics
 
 
-def train_student(job: Job, prepared: Prepared, teacher: Any, title: str) -> dict[str, Any]:
-    """Distill one student, save it in the job's folder, and return its metrics; `title` stands before the bar."""
+def train_student(job: Job, prepared: Prepared, teacher: Any, title: str, *, last: bool = False) -> dict[str, Any]:
+    """Distill one student, save it in the job's folder, and return its metrics.
+
+    Args:
+        job, prepared, teacher: of the run.
+        title: stands before the bar.
+        last: whether no other student follows; the teacher's weights are let go then if training does not read them.
+    """
     student = new_student(job, prepared, teacher)
     with torch.random.fork_rng():
         untrained = scores(evaluator(student, prepared), prepared)
     trainer = trainer_of(student, job, prepared, teacher, title)
+    if last and trainer.teacher is None:
+        teacher.to("meta")
     architecture = type(trainer.model).__name__  # which FSDP2 changes
     began = time.perf_counter()
     train(trainer, "the student", resume=job.config.resume)
@@ -194,8 +202,8 @@ def trainer_of(student: Any, job: Job, prepared: Prepared, teacher: Any, title: 
     """All that trains a student; its log goes to the job's folder."""
     trainer = DistillationTrainer(
         student,
-        renewed(job.training),
-        teacher=teacher,
+        renewed(job.training, prepared.task),
+        teacher=teacher if job.objective.needs_teacher or job.config.constraint is not None else None,
         objective=job.objective,
         overparam=job.config.overparam,
         constraint=job.config.constraint,

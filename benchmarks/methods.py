@@ -47,13 +47,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
 TEXT = DistillConfig(
     data=DataConfig(name="amazon-sentiment", train_limit=800, max_length=32),
     teacher=TeacherConfig(model="minilm", finetune=True, training={"num_train_epochs": 2, "learning_rate": 1e-4}),
-    student=StudentConfig(layers=3),
+    student=StudentConfig(layers=3, start="copy"),
     training={"num_train_epochs": 2},
 )
 IMAGES = replace(TEXT, **{
     key: kind(**read_yaml(str(Path(__file__).parents[1] / "recipes" / "images-fashion-mnist.yaml"))[key])
     for key, kind in (("data", DataConfig), ("teacher", TeacherConfig))
-}, student=StudentConfig(layers=2), training={"num_train_epochs": 3})  # fmt: skip
+}, student=StudentConfig(layers=2, start="copy"), training={"num_train_epochs": 3})  # fmt: skip
 # The student of DBKD must not be made of the black box's own blocks.
 PRETRAINED = StudentConfig(model="minilm", layers=3)
 METHODS: dict[str, tuple[DistillConfig, dict[str, Any], tuple[float, ...]]] = {

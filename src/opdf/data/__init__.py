@@ -7,10 +7,10 @@ from opdf.lazy import import_when_used
 if TYPE_CHECKING:
     from opdf.data.augment import ImageNoise, TextNoise
     from opdf.data.embedded import names as embedded_names
-    from opdf.data.encode import encode, encode_rows, longest_text
+    from opdf.data.encode import count_tokens, encode, encode_rows, longest_text
     from opdf.data.language import encode_language, padding
     from opdf.data.load import load_data, located
-    from opdf.data.metrics import LOWER_IS_BETTER
+    from opdf.data.metrics import LOWER_IS_BETTER, token_agreement
     from opdf.data.packages import minilm
     from opdf.data.prepared import Prepared
     from opdf.data.pretrained import loading
@@ -27,6 +27,7 @@ __all__ = [
     "Row",
     "Task",
     "TextNoise",
+    "count_tokens",
     "describe",
     "embedded_names",
     "encode",
@@ -40,6 +41,7 @@ __all__ = [
     "padding",
     "parse_rows",
     "read_rows",
+    "token_agreement",
 ]
 
 import_when_used(__name__)

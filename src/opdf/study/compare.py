@@ -26,6 +26,7 @@ from opdf.job import (
     prepare_data,
     read_config,
     rows_digest,
+    split_inputs,
 )
 from opdf.study.statistics import Effect, Pair, differences, effect
 
@@ -73,7 +74,7 @@ def compare(folders: Sequence[Path], *, batch: int = 32) -> list[dict[str, Any]]
     if len(folders) < 2:
         raise UserError("one run has nothing to be compared with; give two or more")
     runs = [load(folder) for folder in folders]
-    times = latencies([(run.student, run.prepared) for run in runs], batch)
+    times = latencies([(run.student, split_inputs(run.prepared)) for run in runs], batch)
     return [_row(run, runs[0], *seconds) for run, seconds in zip(runs, times, strict=True)]
 
 

@@ -229,6 +229,7 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
     ({"student": {"layers": None, "config": {"num_attention_heads": 3}}}, "not a multiple of the number of attention"),
     ({"student": {"layers": None, "config": {"hidden_size": -8}}}, "no bert can be built from the model's config"),
     ({"student": {"layers": None, "config": {"num_labels": 7}}}, "num_labels follows from the data"),
+    ({"student": {"layers": None, "config": {"dtype": "bfloat16"}, "start": "random"}}, "dtype is float32 for all mod"),
     ({"student": {"layers": None, "config": {"vocab_size": 7}}}, "the student knows 7 tokens and the teacher's"),
     ({"student": {"layers": None, "config": {"max_position_embeddings": 2}}}, "the student reads 2 tokens"),
     ({"student": {"layers": None, "config": {"model_type": "nope"}}}, "model_type is 'nope', which transformers"),

@@ -18,11 +18,11 @@ from opdf.distill import checkpoint
 from opdf.distill.arguments import MUON, DistillationArguments, check_engine, check_loss, deciding
 from opdf.distill.checkpointed import CheckpointedTrainer
 from opdf.distill.methods import METHODS
-from opdf.distill.models import check_labels
+from opdf.distill.models import check_labels, configured, warn_of_rounding
 from opdf.distill.muon import MuonWithAdamW, check_muon, muon_groups, muon_options
 from opdf.distill.named import build, build_objective
 from opdf.distill.objective import Objective
-from opdf.distill.outputs import glance
+from opdf.distill.outputs import glance, rows_glance
 from opdf.distill.shrink import find_report
 from opdf.distill.teachers import check_apart, load_teacher
 from opdf.distill.unused import all_reached, may_vary
@@ -167,6 +167,8 @@ class DistillationTrainer(CheckpointedTrainer):
         self._teacher = teacher
         self._given_teacher: dict[str, Tensor] | None = None
         self._teacher_glance: str | None = None
+        self._rows_glance = rows_glance(train_dataset, self.method.columns)
+        self._configured: dict[str, Any] | None = None
         self._is_made = False
         self._parts: dict[str, Tensor] = {}
         self._parts_since = 0
@@ -200,6 +202,7 @@ class DistillationTrainer(CheckpointedTrainer):
 
     def _plan(self, student: nn.Module, args: TrainingArguments) -> None:
         """Everything that depends on which model the student is."""
+        self._configured = configured(student)
         if isinstance(self._teacher, str | Path):
             self._teacher = load_teacher(self._teacher, student, trained=not self.method.trains_teacher)
         for who, given in (("student", student), ("teacher", self.teacher)):
@@ -213,6 +216,7 @@ class DistillationTrainer(CheckpointedTrainer):
             student, self.teacher, self.method, self.overparam, self.constraint, args
         )
         check_labels(student, self._given_rows)
+        warn_of_rounding(student)
         if self.teacher is not None:
             self.teacher.eval().requires_grad_(False)
 
@@ -258,7 +262,11 @@ class DistillationTrainer(CheckpointedTrainer):
             "overparam": overparam,
             "constraint": asdict(self.constraint) if self.constraint is not None else None,
             "teacher": self._teacher_glance,
-            "train_dataset": {"rows": len(self._given_rows) if hasattr(self._given_rows, "__len__") else None},
+            "student": self._configured,
+            "train_dataset": {
+                "rows": len(self._given_rows) if hasattr(self._given_rows, "__len__") else None,
+                "content": self._rows_glance,
+            },
         }
 
     def extra_state(self) -> dict[str, Any]:

@@ -220,5 +220,7 @@ def check_fields(where: str, kind: Any, fields: dict[str, Any]) -> None:
     for key in fields:
         if key in DECIDED:
             raise UserError(f"{where}: {key} follows from the data; remove it")
+        if key in ("dtype", "torch_dtype"):
+            raise UserError(f"{where}: {key} is float32 for all models; set training.bf16 or training.fp16 instead")
         if key not in known:
             raise UserError(f"{where} has no field {key!r} for a {kind}{suggest(str(key), known)}")

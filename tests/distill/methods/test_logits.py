@@ -12,6 +12,8 @@ from scipy.spatial.distance import jensenshannon
 from scipy.special import expit, rel_entr, softmax
 from torch import nn
 from transformers import (
+    BartConfig,
+    BartForSequenceClassification,
     BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
@@ -244,6 +246,25 @@ def test_decoders_that_look_for_other_padding_are_refused() -> None:
     ]  # fmt: skip
     with pytest.raises(ValueError, match="the student's decoder_start_token_id is 0 and the teacher's 1"):
         check_same_outputs(*t5)
+
+
+def bart(end: int) -> BartForSequenceClassification:
+    torch.manual_seed(0)
+    sizes = {f"{side}_{what}": size for side in ("encoder", "decoder")
+             for what, size in (("layers", 1), ("attention_heads", 1), ("ffn_dim", 8))}  # fmt: skip
+    config = BartConfig(vocab_size=20, d_model=8, max_position_embeddings=8, eos_token_id=end, init_std=0.5, **sizes)
+    return BartForSequenceClassification(config).eval()
+
+
+def test_classifiers_that_look_for_another_end_are_refused() -> None:
+    ids = torch.tensor([[3, 7, 5, 2], [3, 4, 7, 2]])
+    answers = [bart(end)(input_ids=ids).logits for end in (2, 7)]
+    assert not torch.allclose(*answers)
+    with pytest.raises(ValueError, match="the student's eos_token_id is 2 and the teacher's 7"):
+        check_same_outputs(bart(2), bart(7))
+    check_same_outputs(bart(2), bart(2))
+    ends = [GPT2LMHeadModel(GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=1, eos_token_id=k)) for k in (2, 7)]
+    check_same_outputs(*ends)  # who writes ends there, and reads none
 
 
 def test_one_label_and_several_are_not_the_same() -> None:

@@ -1,4 +1,4 @@
-"""What over-parameterization is asked for: which matrices, how far, and what pulls them to a teacher."""
+"""What a user asks for: which matrices are over-parameterized, by how much, and what pulls them to a teacher."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ class OverParamConfig:
         exclude: name patterns to leave out.
         lr_scaling: "match-dense" scales the cores' learning rate so that a step moves every matrix about as far as the
             same optimizer would move it densely; "none" uses the group's rate on the cores, as the paper does.
-        keep_products: keep the products of a step's contraction for the next step's gradient: a fifth to a quarter of
-            the matrix products less, for about the cores' size in memory. None keeps them on CPUs only.
-        precision: of the products between cores: "float32"; "tf32", on GPUs that have it; or "bf16". Cores, moments and
-            weights stay in float32 (float64 weights and their cores stay out of this): what is lost is the rounding of
-            each product, 2^-11 and 2^-9 of the weight.
+        keep_products: keep the products of a step's contraction for the next step's gradient. That saves a fifth to a
+            quarter of the matrix products and takes about the cores' size in memory. None keeps them on CPUs only.
+        precision: of the products between cores: "float32"; "tf32", on GPUs that have it; or "bf16". Each product is
+            rounded, in tf32 to 2^-11 and in bf16 to 2^-9 of the weight. Cores, moments and weights stay in float32.
+            Float64 weights are not affected.
         placement: with several processes, "replicate" steps all cores on every one; "owner" gives each matrix's cores
             and moments to one, which steps them and sends the weight to the others.
 
     Raises:
-        ValueError, TypeError: a field holds what it cannot.
+        ValueError, TypeError: a field has a wrong value or type.
     """
 
     ones: int | None = None
@@ -95,7 +95,7 @@ class Constraint:
             the student's and the teacher's cores.
 
     Raises:
-        ValueError, TypeError: a field holds what it cannot.
+        ValueError, TypeError: a field has a wrong value or type.
     """
 
     weight: float = 0.1

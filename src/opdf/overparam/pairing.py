@@ -1,4 +1,4 @@
-"""Who follows whom: the teacher matrix for every matrix of the student, and the cores that it is compared as."""
+"""Pairs of matrices: the teacher's for every matrix of the student, and the shape that it is decomposed in."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ def find_matrices(
 
 
 def _warn_of_experts(model: nn.Module, lists: Collection[str]) -> None:
-    """Say what blocks hold beside matrices: a mixture's experts as one tensor are most of a model's parameters."""
+    """Warn of weights in blocks that are no matrices: one tensor of experts can hold most of a model's parameters."""
     blocks = tuple(f"{name}." for name in lists)
     tensors = [
         name
@@ -171,7 +171,7 @@ def _weights_of(module: nn.Module) -> list[tuple[str, bool]]:
 
 
 def block_lists(model: nn.Module) -> list[str]:
-    """Names of the lists whose every element contains attention and no further such list: transformer blocks.
+    """Names of the lists of transformer blocks: all elements contain attention, and none a further such list.
 
     That takes T5's `block` and not the `layer` list inside a block, and Swin's `blocks` and not its stages.
     """

@@ -85,7 +85,7 @@ class Inner:
                     states.pop(param, None)
 
     def step(self, parts: Sequence[Part], *, alone: bool) -> None:
-        """Step adopted parts. `alone`: the optimizer sees these only. Else it sees all, the others without gradients."""
+        """Step adopted parts. `alone`: the optimizer sees no others. Else it sees them, without gradients."""
         if not parts:
             return
         optimizer: Any = self._optimizer

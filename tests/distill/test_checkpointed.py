@@ -282,7 +282,7 @@ def test_another_student_is_refused_by_what_differs(tmp_path: Path) -> None:
     for student, message in (
         (bert(2), r"the student has classifier.weight, which \S+checkpoint-2 has not"),
         (extended("half", 0), r"is torch.float32 of shape \(\S+\) in .*, and torch.bfloat16 of shape"),
-        (bert(2, 8), "has .*, which|of shape"),
+        (bert(2, 8), "student.hidden_size was 16 and is 8"),
         (extended("more", 0), "the student has extra.weight, which"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -298,14 +298,21 @@ def small_run(folder: Path, **changes: Any) -> DistillationTrainer:
         "teacher": bert(), "objective": {"name": "hidden", "hidden_weight": 0.5}, "overparam": {"ones": 1},
         "constraint": {"layer_map": "first"}, "train_dataset": sentences(),
     } | changes  # fmt: skip
-    return DistillationTrainer(keep_layers(bert(), 2), arguments(folder, **training), **options)
+    student = options.pop("student", keep_layers(bert(), 2))
+    return DistillationTrainer(student, arguments(folder, **training), **options)
 
 
 def other_teacher() -> Any:
+    """One entry of many is not what it was."""
     teacher = bert()
     with torch.no_grad():
-        teacher.classifier.bias += 1
+        teacher.bert.embeddings.word_embeddings.weight[7, 3] += 1e-3
     return teacher
+
+
+def told_otherwise(model: Any, name: str, value: Any) -> Any:
+    setattr(model.config, name, value)
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -327,8 +334,12 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"constraint": {"layer_map": "first", "weight": 0.2}}, r"constraint\.weight was 0\.1 and is 0\.2"),
         ({"objective": {"name": "hidden", "alpha": 0.5}}, r"objective\.alpha was 0\.9 and is 0\.5; objective\.hi"),
         ({"objective": "logits"}, r'objective\.name was "hidden" and is "logits"'),
-        ({"teacher": other_teacher()}, r'teacher was "\w+" and is "\w+"'),
+        ({"teacher": other_teacher()}, r'teacher.weights was "\w+" and is "\w+"'),
+        ({"teacher": told_otherwise(bert(), "layer_norm_eps", 1e-3)}, r"teacher.layer_norm_eps was 1e-12 and is 0.001"),
+        ({"student": keep_layers(bert(4, hidden_dropout_prob=0.4), 2)}, r"student.hidden_dropout_prob was 0.0 and is"),
         ({"train_dataset": sentences(23)}, r"train_dataset\.rows was 24 and is 23"),
+        ({"train_dataset": sentences(24).map(lambda row: {"input_ids": row["input_ids"][::-1]})},
+         r"train_dataset.content was"),
     ],
 )  # fmt: skip
 def test_a_run_that_is_made_otherwise_is_not_resumed(

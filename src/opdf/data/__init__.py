@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from opdf.data.metrics import LOWER_IS_BETTER
     from opdf.data.packages import minilm
     from opdf.data.prepared import Prepared
-    from opdf.data.pretrained import loading
+    from opdf.data.pretrained import damaged_file, loading
     from opdf.data.summary import DataSummary, describe
     from opdf.data.task import Task
 
@@ -23,6 +23,7 @@ __all__ = [
     "Prepared",
     "Task",
     "TextNoise",
+    "damaged_file",
     "describe",
     "embedded_names",
     "encode",

@@ -45,6 +45,22 @@ def config_of(model: nn.Module) -> Any:
     return getattr(unwrapped(model), "config", None)
 
 
+UNTOLD = ("transformers_version", "dtype", "torch_dtype", "problem_type", "use_cache", "name_or_path")
+"""Fields of configurations that say nothing of what a model computes, or that are filled in while it trains."""
+
+
+def told_of(model: nn.Module) -> dict[str, Any]:
+    """What a model's class and configuration say of what it computes: numbers, texts and truth values by name."""
+    config = config_of(model)
+    fields = config.to_dict() if hasattr(config, "to_dict") else {}
+    return {"class": type(unwrapped(model)).__name__} | {
+        name: value
+        for name, value in fields.items()
+        if isinstance(value, bool | int | float | str) and not (name.startswith("_") or name in UNTOLD)
+        and not name.endswith("token_id")  # the Trainer sets them to the tokenizer's
+    }  # fmt: skip
+
+
 def is_language_model(model: nn.Module) -> bool:
     """Whether outputs are scores of the vocabulary."""
     return getattr(unwrapped(model), "get_output_embeddings", lambda: None)() is not None

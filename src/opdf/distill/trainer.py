@@ -18,11 +18,11 @@ from opdf.distill import checkpoint
 from opdf.distill.arguments import MUON, DistillationArguments, check_engine, check_loss, deciding
 from opdf.distill.checkpointed import CheckpointedTrainer
 from opdf.distill.methods import METHODS
-from opdf.distill.models import check_labels
+from opdf.distill.models import check_labels, told_of
 from opdf.distill.muon import MuonWithAdamW, check_muon, muon_groups, muon_options
 from opdf.distill.named import build, build_objective
 from opdf.distill.objective import Objective
-from opdf.distill.outputs import glance
+from opdf.distill.outputs import rows_glance, weights_digest
 from opdf.distill.teachers import check_apart, load_teacher
 from opdf.distill.unused import all_reached, may_vary
 from opdf.overparam import Constraint, OverParamConfig, OverParameterization, local, overparameterize, whole
@@ -147,7 +147,7 @@ class DistillationTrainer(CheckpointedTrainer):
         self._given_rows = train_dataset
         self._teacher = teacher
         self._given_teacher: dict[str, Tensor] | None = None
-        self._teacher_glance: str | None = None
+        self._read: dict[str, Any] = {}
         self._is_made = False
         self._parts: dict[str, Tensor] = {}
         self._parts_since = 0
@@ -192,6 +192,7 @@ class DistillationTrainer(CheckpointedTrainer):
             student, self.teacher, self.method, self.overparam, self.constraint, args
         )
         check_labels(student, self._given_rows)
+        self._read = self._what_is_read(student)
         if self.teacher is not None:
             self.teacher.eval().requires_grad_(False)
 
@@ -229,16 +230,31 @@ class DistillationTrainer(CheckpointedTrainer):
         overparam = asdict(self.overparam) if self.overparam is not None else None
         if overparam is not None:
             overparam.pop("keep_products")  # it changes memory and time
-        if self._teacher_glance is None and self.teacher is not None and not self.method.trains_teacher:
-            self._teacher_glance = glance(self.teacher)
         return {
             "args": deciding(self.args),
             "objective": {"name": name or type(self.method).__name__, **self.method.options},
             "overparam": overparam,
             "constraint": asdict(self.constraint) if self.constraint is not None else None,
-            "teacher": self._teacher_glance,
-            "train_dataset": {"rows": len(self._given_rows) if hasattr(self._given_rows, "__len__") else None},
+            **self._read,
+            "teacher": self._teacher_record(),
         }
+
+    def _what_is_read(self, student: nn.Module) -> dict[str, Any]:
+        """What a record says of models and rows, as they are when they are given."""
+        rows = self._given_rows
+        return {
+            "student": told_of(student),
+            "train_dataset": {"rows": len(rows) if hasattr(rows, "__len__") else None, "content": rows_glance(rows)},
+        }
+
+    def _teacher_record(self) -> dict[str, Any] | None:
+        """Made when the first checkpoint is: to look at all weights takes a while."""
+        if self.teacher is None or self.method.trains_teacher:
+            return None
+        if "teacher" not in self._read:
+            self._read["teacher"] = told_of(self.teacher) | {"weights": weights_digest(self.teacher)}
+        known: dict[str, Any] = self._read["teacher"]
+        return known
 
     def extra_state(self) -> dict[str, Any]:
         return {"tensors": self.method.tensors(), "state": self.method.state_dict()}

@@ -22,6 +22,7 @@ from opdf.job.errors import UserError
 from opdf.job.models import load_model
 from opdf.job.prepared import prepare_data
 from opdf.job.probe import linear_probe
+from opdf.job.resume import check_rows_of_run
 
 VOCABULARIES = 8
 """Texts at a time of a language model, whose outputs are a vocabulary for every token."""
@@ -54,12 +55,14 @@ def evaluate(name: str, data: DataConfig, *, batch: int = 128, probe: bool = Fal
         Metrics by split, with the number of examples.
 
     Raises:
-        UserError: the model is not trained for this task, or it or the data cannot be read.
+        UserError: the model is not trained for this task, it or the data cannot be read, or the data of the run that
+            it is from have changed.
     """
     prepared = prepare_data(data, TeacherConfig(model=name))
     if prepared.task.is_unlabelled:
         raise UserError(f"{data.name} has no labels to score {name} against; name the label column in data.label")
     model, missing = load_model(name, prepared.task)
+    check_rows_of_run(Path(name).parent, data, prepared.raw)
     if missing:
         raise UserError(f"{name} is not trained for this task ({missing[0]} is missing); give a fine-tuned model")
     check_inputs("the model", model, prepared)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,9 @@ from opdf.job.config import TeacherConfig
 from opdf.job.errors import UserError
 from opdf.job.latency import latencies
 from opdf.job.models import load_model
-from opdf.job.options import read_config
-from opdf.job.output import CONFIG, METRICS
+from opdf.job.output import CONFIG, METRICS, STUDENT, read_metrics
 from opdf.job.prepared import prepare_data
-from opdf.job.resume import BEGUN, rows_digest
+from opdf.job.resume import begun_config, begun_with, check_student, rows_digest
 from opdf.job.scoring import embedder, evaluator, pair_cosines
 from opdf.study.statistics import Effect, Pair, differences, effect
 
@@ -79,14 +77,15 @@ def load(folder: Path) -> Finished:
         FileNotFoundError: the folder holds no run.
     """
     if not (folder / CONFIG).is_file():
-        raise FileNotFoundError(f"{folder} holds no run; give output folders of opdf distill")
+        raise FileNotFoundError(f"{folder} holds no run: {CONFIG} is missing; give output folders of opdf distill")
     if not (folder / METRICS).is_file():
         raise UserError(f"{folder} is not finished; opdf distill {folder / CONFIG} --resume true goes on with it")
-    metrics = json.loads((folder / METRICS).read_text())
-    config, student = read_config(str(folder / CONFIG)), str(folder / "student")
+    check_student(folder)
+    metrics, begun, config = read_metrics(folder), begun_with(folder), begun_config(folder)
+    student = str(folder / STUDENT)
     prepared = prepare_data(config.data, TeacherConfig(model=student))
     split = rows_digest(prepared.raw["test"])
-    if split != json.loads((folder / BEGUN).read_text())["rows"]["test"]:
+    if begun is None or split != begun.rows["test"]:
         raise UserError(
             f"the test split of {config.data.name} holds other rows than {folder} was scored on; bring the old data "
             "back, or leave this run out"

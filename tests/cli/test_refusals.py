@@ -229,6 +229,7 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
     ({"student": {"layers": None, "config": {"num_attention_heads": 3}}}, "not a multiple of the number of attention"),
     ({"student": {"layers": None, "config": {"hidden_size": -8}}}, "no bert can be built from the model's config"),
     ({"student": {"layers": None, "config": {"num_labels": 7}}}, "num_labels follows from the data"),
+    ({"student": {"layers": None, "config": {"dtype": "bfloat16"}, "start": "random"}}, "dtype is float32 for all mod"),
     ({"student": {"layers": None, "config": {"vocab_size": 7}}}, "the student knows 7 tokens and the teacher's"),
     ({"student": {"layers": None, "config": {"max_position_embeddings": 2}}}, "the student reads 2 tokens"),
     ({"student": {"layers": None, "config": {"model_type": "nope"}}}, "model_type is 'nope', which transformers"),
@@ -321,6 +322,13 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
     ({"training": {"output_dir": "{here}/elsewhere"}}, "training.output_dir is set by the option output"),
     ({"teacher": {"training": {"output_dir": "{here}/elsewhere"}}}, "teacher.training.output_dir is set by the option"),
     ({"training": {"resume_from_checkpoint": "{here}/x"}}, "is set by the option resume"),
+    ({"training": {"early_stopping_patience": 3}}, "early_stopping_patience is 3 and eval_strategy is no, so tha"),
+    ({"training": {"early_stopping_patience": 0, "eval_strategy": "epoch"}}, "early_stopping_patience is 0; it must"),
+    ({"training": {"early_stopping_threshold": 0.1}}, "early_stopping_threshold is 0.1 and nothing stops early; set"),
+    (
+        {"training": {"early_stopping_patience": 3, "eval_strategy": "epoch", "metric_for_best_model": "f2"}},
+        "training.metric_for_best_model is 'f2', which evaluation does not give; did you mean 'f1'?",
+    ),
     ({"training": {"push_to_hub": True}}, "training.push_to_hub would publish checkpoints, and opdf publishes nothin"),
     ({"teacher": {"training": {"hub_token": "hf_secret"}}}, "teacher.training.hub_token would be readable in config"),
 ]  # fmt: skip

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification, BertModel
+from transformers import AutoModel, AutoModelForImageClassification, AutoModelForSequenceClassification, BertModel
 
 from jobs import DIGITS, TEXTS, VIT, bert, digits, texts
+from opdf.cli import main
 from opdf.job import (
     DataConfig,
     DistillConfig,
@@ -23,7 +25,7 @@ from opdf.job import (
     evaluate,
     run,
 )
-from opdf.job.options import fill, merged
+from opdf.job.options import fill, merged, write_yaml
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,7 @@ def test_a_script_written_by_hand(tmp_path: Path, capsys: Any) -> None:
     assert metrics == json.loads((tmp_path / "out" / "metrics.json").read_text())
     printed = capsys.readouterr()
     assert "teacher       a vit built from a configuration" in printed.out
-    assert printed.err == ""
+    assert all(line.partition(":")[0] in ("fine-tuning the teacher", "distilling") for line in printed.err.splitlines())
     with pytest.raises(FileExistsError, match="is not empty"):
         run(config)
 
@@ -103,6 +105,25 @@ def test_checkpoints_are_chosen_by_a_metric_of_the_task(tmp_path: Path) -> None:
     for log in ("teacher.log", "train.log"):
         entries = [json.loads(line) for line in (tmp_path / log).read_text().splitlines()]
         assert any({"eval_loss", "eval_f1", "eval_matthews"} <= entry.keys() for entry in entries)
+
+
+def test_training_stops_when_a_metric_gets_no_better(tmp_path: Path) -> None:
+    """At a rate of nothing no evaluation is better than the first; the teacher does the same with its loss."""
+    stop = {"early_stopping_patience": 2, "eval_strategy": "steps", "eval_steps": 1, "max_steps": 20,
+            "learning_rate": 1e-12, "save_strategy": "no"}  # fmt: skip
+    config = digits(tmp_path / "out", training=stop | {"metric_for_best_model": "f1"}, teacher={"training": stop})
+    assert run(config)["steps"] == 3
+    entries = [json.loads(line) for line in (tmp_path / "out" / "teacher.log").read_text().splitlines()]
+    losses = [entry["eval_loss"] for entry in entries if "eval_loss" in entry]
+    assert len(losses) == 2 + 1 + losses.index(min(losses))
+
+    best = {"load_best_model_at_end": True, "save_strategy": "steps", "save_steps": 1, "learning_rate": 0.3,
+            "metric_for_best_model": "accuracy"}  # fmt: skip
+    found = run(digits(tmp_path / "best", training=stop | best))
+    entries = [json.loads(line) for line in (tmp_path / "best" / "train.log").read_text().splitlines()]
+    scores = [entry["eval_accuracy"] for entry in entries if "eval_accuracy" in entry]
+    assert len(scores) == 2 + 1 + scores.index(max(scores))
+    assert found["student"]["validation"]["accuracy"] == pytest.approx(max(scores))
 
 
 def test_a_student_by_configuration(tmp_path: Path) -> None:
@@ -168,6 +189,26 @@ def test_embeddings_of_pairs(tmp_path: Path, world: Path) -> None:
     assert evaluate(str(tmp_path / "out" / "student"), DataConfig(**changes["data"])) == metrics["student"]
     with pytest.raises(UserError, match="For this task there are embedding"):
         run(text_job(tmp_path / "other", world, **changes | {"objective": {"name": "logits"}}))
+
+
+def test_narrower_embeddings_from_the_command_line(tmp_path: Path, world: Path, capsys: Any) -> None:
+    data = {"name": str(world / "pairs.jsonl"), "task": "similarity"}
+    changes = {"data": data, "teacher": {"model": str(world / "embedder")}, "objective": {"name": "embedding"},
+               "student": {"layers": None, "config": {"hidden_size": 4}}, "constraint": {"weight": 0.1},
+               "training": {"save_strategy": "steps", "save_steps": 1}}  # fmt: skip
+    write_yaml(text_job(tmp_path / "out", world, **changes), tmp_path / "run.yaml")
+    assert main(["distill", str(tmp_path / "run.yaml"), "--student.config", "{hidden_size: 6}"]) == 0
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    student = AutoModel.from_pretrained(tmp_path / "out" / "student")
+    assert student.config.hidden_size == 6
+    assert evaluate(str(tmp_path / "out" / "student"), DataConfig(**data)) == metrics["student"]
+    weights = (tmp_path / "out" / "student" / "model.safetensors").read_bytes()
+    shutil.rmtree(tmp_path / "out" / "checkpoints" / "checkpoint-2")  # as if it had been killed after a step
+    shutil.rmtree(tmp_path / "out" / "student")
+    (tmp_path / "out" / "metrics.json").unlink()
+    command = ["distill", str(tmp_path / "run.yaml"), "--student.config", "{hidden_size: 6}", "--resume", "true"]
+    assert main(command) == 0
+    assert (tmp_path / "out" / "student" / "model.safetensors").read_bytes() == weights
 
 
 def test_a_student_can_be_blocks_of_another_model(tmp_path: Path, world: Path) -> None:

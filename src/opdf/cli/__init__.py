@@ -16,7 +16,7 @@ import signal
 import sys
 from importlib import import_module
 
-from opdf.job.errors import Stopped, UserError, not_installed
+from opdf.job import Stopped, UserError, not_installed
 
 COMMANDS = {
     "distill": "distill a student from a teacher as a YAML file says",
@@ -26,6 +26,7 @@ COMMANDS = {
     "report": "make a page of a study's results",
     "compare": "put finished runs side by side: scores, sizes, latency, cost",
     "eval": "score a saved student on a dataset",
+    "predict": "say what a saved student says to the rows of a file or a pipe",
     "export": "write a saved student as ONNX or as a torch.export program, and check it",
     "completion": "print the completion of commands and options for bash or zsh",
     "demo": "fine-tune a teacher on embedded data and make students of half its size",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from opdf.cli.options import parse
-from opdf.job.config import DistillConfig
+from opdf.job import DistillConfig
 
 DESCRIPTION = """Run the teacher once over the training data and keep its outputs.
 
@@ -16,7 +16,7 @@ OPTIONS = DistillConfig
 
 def main(argv: list[str]) -> None:
     config = parse(argv, DistillConfig, "opdf cache-teacher", DESCRIPTION)
-    from opdf.job.stored import cache_teacher
+    from opdf.job import cache_teacher
 
     store = cache_teacher(config)
     entries = store.info.rows * store.info.epochs

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from importlib import import_module
 
 from opdf.cli import COMMANDS
-from opdf.job.errors import UserError
+from opdf.job import UserError
 
 SHELLS = ("bash", "zsh")
 

@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from opdf.cli.options import at_least_one, parse
-from opdf.job.config import DataConfig
-from opdf.job.errors import UserError
-from opdf.job.options import fill, read_yaml
+from opdf.job import DataConfig, UserError, fill, read_yaml
 
 DESCRIPTION = """Score a model on a dataset.
 
@@ -83,8 +81,7 @@ def main(argv: list[str]) -> None:
             f"{config.model} comes without data; say what to score it on with --data.name, or give an output folder of "
             "opdf distill"
         )
-    from opdf.job.progress import quiet
-    from opdf.job.scoring import evaluate
+    from opdf.job import evaluate, quiet
 
     with quiet():
         result = evaluate(config.model, config.data, batch=config.batch, probe=config.probe)

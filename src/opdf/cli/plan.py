@@ -9,11 +9,12 @@ from typing import Any
 
 from opdf.cli.distill import show
 from opdf.cli.options import at_least_one, parse
-from opdf.job.config import DistillConfig
+from opdf.job import DistillConfig
 from opdf.overparam import OverParamConfig
 
 DESCRIPTION = """Show every matrix that would be over-parameterized: shape, bond dimensions, parameters, scale,
-and the extra time and memory of training. Only the model's configuration is read; no weights are loaded.
+and the extra time and memory of training; and the model's size and latency. Only the model's configuration is
+read; no weights are loaded.
 
 opdf plan MODEL, a hub name, a local folder or "minilm", the embedded all-MiniLM-L6-v2.
 
@@ -52,8 +53,7 @@ def main(argv: list[str]) -> None:
         return
     config = parse(argv, PlanConfig, "opdf plan", DESCRIPTION, positional="model")
     at_least_one(config, "layers", "batch", "tokens", "accumulation")
-    from opdf.job.cost import plan_model
-    from opdf.job.progress import quiet
+    from opdf.job import plan_model, quiet
 
     with quiet():
         report = plan_model(
@@ -92,6 +92,9 @@ def _print(report: dict[str, Any]) -> None:
         )  # fmt: skip
     console = Console()
     console.print(table, highlight=False)
+    print()
+    for model in report["models"]:
+        print(f"{model['name']:<12}{_size(model, report['batch'])}")
     teacher = "with" if report["with_teacher"] else "without"
     print(
         "\nms and MB: more an optimizer step, and held, for that matrix"
@@ -104,3 +107,11 @@ def _print(report: dict[str, Any]) -> None:
         f"            {teacher} the teacher's forward pass\n"
         f"memory      {report['extra_megabytes']:.0f} MB more with AdamW (cores and moments in float32)"
     )
+
+
+def _size(model: dict[str, Any], batch: int) -> str:
+    size = f"{model['params']:,} parameters, {model['megabytes']:,.1f} MB"
+    if model["seconds_for_one"] is None:
+        return size
+    one, many = (1000 * model[f"seconds_for_{what}"] for what in ("one", "batch"))
+    return f"{size}; {one:,.1f} ms for 1 example, {many:,.1f} for {batch}"

@@ -7,9 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
-from seqeval.metrics import f1_score as entity_f1
-from seqeval.metrics import precision_score as entity_precision
-from seqeval.metrics import recall_score as entity_recall
+from seqeval.metrics import f1_score as entity_f1, precision_score as entity_precision, recall_score as entity_recall
 from sklearn.metrics import f1_score, matthews_corrcoef
 
 IGNORED = -100
@@ -106,6 +104,11 @@ JUDGED_BY = {
 def are_entities(names: Sequence[str]) -> bool:
     """Whether tags mark entities: O, and others that begin with B-, I-, E-, S-, L- or U-."""
     return "O" in names and all(name == "O" or name[:2] in ("B-", "I-", "E-", "S-", "L-", "U-") for name in names)
+
+
+def token_agreement(answers: np.ndarray, others: np.ndarray, labels: np.ndarray) -> float:
+    """Share of the tokens `[examples, tokens - 1]`, but for those that labels ignore, that two models guess alike."""
+    return float(np.mean((answers == others)[labels[:, 1:] != IGNORED]))
 
 
 def perplexity(losses: np.ndarray, labels: np.ndarray) -> float:

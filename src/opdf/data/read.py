@@ -113,8 +113,8 @@ def _images(folder: Path) -> Dataset:
     table = next((folder / name for name in METADATA if (folder / name).is_file()), None)
     if table is not None:
         return _described_images(folder, table)
-    beside = _pictures(folder, folder.iterdir())
-    inside = {child.name: _pictures(child, child.rglob("*")) for child in sorted(folder.iterdir()) if child.is_dir()}
+    beside = pictures(folder, folder.iterdir())
+    inside = {child.name: pictures(child, child.rglob("*")) for child in sorted(folder.iterdir()) if child.is_dir()}
     classes = {name: paths for name, paths in inside.items() if paths and not name.startswith(".")}
     if beside and classes:
         raise ValueError(
@@ -143,7 +143,7 @@ def _described_images(folder: Path, table: Path) -> Dataset:
     return _kept_images([table, *paths], lambda: Dataset(with_images).cast_column("image", Image()))
 
 
-def _pictures(folder: Path, paths: Iterable[Path]) -> list[Path]:
+def pictures(folder: Path, paths: Iterable[Path]) -> list[Path]:
     """Absolute paths of the images among some paths in a folder, none of them hidden, in the order of their names."""
     found = (path for path in paths if path.suffix.lower() in PICTURES and path.is_file())
     shown = (path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
@@ -176,7 +176,7 @@ def _plain(table: pa.Table) -> pa.Table:
 
 
 def _csv(path: Path) -> pa.Table:
-    options = {**PANDAS, **_dialect(path)}
+    options = {**PANDAS, **dialect(path)}
     _check_names(path, options)
     # Rows longer than the header are refused; pandas only warns that it cuts them.
     with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):
@@ -200,7 +200,7 @@ def _check_names(path: Path, options: Mapping[str, Any]) -> None:
         raise ValueError(f"two columns are called {twice!r}; rename one")
 
 
-def _dialect(path: Path) -> dict[str, Any]:
+def dialect(path: Path) -> dict[str, Any]:
     """What separates cells, and what quotes are.
 
     They are letters in a tsv file where one would join lines: where two texts begin with one, say.
@@ -301,9 +301,9 @@ def _reason(error: Exception | Warning) -> str:
 
 def _records(path: Path) -> Iterator[int]:
     """Numbers of the records of a csv file that hold data."""
-    dialect = _dialect(path)
+    found = dialect(path)
     with path.open(encoding="utf-8-sig", newline="") as file:
-        records = enumerate(csv.reader(file, delimiter=dialect["sep"], quoting=dialect["quoting"]), 1)
+        records = enumerate(csv.reader(file, delimiter=found["sep"], quoting=found["quoting"]), 1)
         filled = (number for number, cells in records if len(cells) > 1 or any(cell.strip() for cell in cells))
         next(filled)  # the header
         yield from filled

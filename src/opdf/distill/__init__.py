@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     )
     from opdf.distill.models import has_no_head, output_layer
     from opdf.distill.objective import Losses, Objective, model_inputs
-    from opdf.distill.shrink import ShrinkReport, blank_student, shrink, shrink_report
-    from opdf.distill.store import LogitsStore, StoredDataset
+    from opdf.distill.shrink import ShrinkReport, blank_student, depth_fields, shrink, shrink_report
+    from opdf.distill.store import LogitsStore, StoredDataset, StoreInfo
     from opdf.distill.students import keep_layers
     from opdf.distill.trainer import DistillationTrainer, TrainingDiverged, plan_student
     from opdf.overparam import Constraint
@@ -48,12 +48,14 @@ __all__ = [
     "ShrinkReport",
     "SparseLogitsDistillation",
     "StorageError",
+    "StoreInfo",
     "StoredDataset",
     "Theseus",
     "TrainingDiverged",
     "blank_student",
     "count_decisions",
     "decision_logits",
+    "depth_fields",
     "has_no_head",
     "keep_layers",
     "mean_pooled",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,9 @@ from opdf.mpo import Progress
 BATCH = 128
 """Examples that a teacher is given at a time."""
 
+TEXTS = 8
+"""Texts that a teacher is given at a time which speaks of every token: each may be of a whole vocabulary."""
+
 Noise = Callable[[Any, np.random.Generator], Any]
 """A noisy copy of an example."""
 
@@ -38,6 +41,18 @@ def teacher_logits(teacher: Any, data: Prepared, rows: list[dict[str, Any]]) -> 
         logits: Tensor = teacher.eval()(**batch).logits.cpu()
     teacher.train(was)
     return logits
+
+
+def token_logits(teacher: Any, data: Prepared, rows: list[dict[str, Any]]) -> Iterator[Tensor]:
+    """Logits `[tokens, classes]` of one encoded text after the other, on the teacher's device; padding has none."""
+    device = next(teacher.parameters()).device
+    batch = BatchEncoding(data.collator(rows)).to(device)
+    batch.pop("labels", None)
+    was = teacher.training
+    with torch.no_grad():
+        logits = teacher.eval()(**batch).logits
+    teacher.train(was)
+    yield from (some[mask.bool()] for some, mask in zip(logits, batch["attention_mask"], strict=True))
 
 
 def all_logits(teacher: Any, data: Prepared, rows: Any, progress: Progress | None = None) -> np.ndarray:
@@ -96,11 +111,21 @@ def fingerprint(examples: Any, noise: Noise | None = None) -> str:
     return digest.hexdigest()[:32]
 
 
-def rows_glance(rows: Any) -> str | None:
-    """A digest of up to 32 rows of a `datasets.Dataset`; None of all else, which may make its rows anew each time."""
-    if not isinstance(rows, Dataset) or rows.format["type"] == "custom":
+def rows_glance(rows: Any, without: Collection[str] = ()) -> str | None:
+    """A digest of the texts and whole numbers in up to 32 rows of a `datasets.Dataset`; None of other data.
+
+    Fractions (pixels, a teacher's logits) may differ in their last bits on another machine.
+    """
+    if not isinstance(rows, Dataset):
         return None
-    return fingerprint(rows.with_format(None))
+    exact = [name for name, feature in rows.features.items() if name not in without and _is_exact(feature)]
+    return fingerprint(rows.select_columns(exact).with_format(None)) if exact else None
+
+
+def _is_exact(feature: Any) -> bool:
+    while hasattr(feature, "feature"):  # a list
+        feature = feature.feature
+    return str(getattr(feature, "dtype", "")).startswith(("int", "uint", "bool", "string", "large_string"))
 
 
 def weights_digest(model: nn.Module) -> str:

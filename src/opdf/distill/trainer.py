@@ -12,17 +12,18 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from opdf.distill import checkpoint
 from opdf.distill.arguments import MUON, DistillationArguments, check_engine, check_loss, deciding
 from opdf.distill.checkpointed import CheckpointedTrainer
 from opdf.distill.methods import METHODS
-from opdf.distill.models import check_labels, told_of
+from opdf.distill.models import check_labels, configured, warn_of_rounding
 from opdf.distill.muon import MuonWithAdamW, check_muon, muon_groups, muon_options
 from opdf.distill.named import build, build_objective
 from opdf.distill.objective import Objective
 from opdf.distill.outputs import rows_glance, weights_digest
+from opdf.distill.shrink import find_report
 from opdf.distill.teachers import check_apart, load_teacher
 from opdf.distill.unused import all_reached, may_vary
 from opdf.overparam import Constraint, OverParamConfig, OverParameterization, local, overparameterize, whole
@@ -74,8 +75,25 @@ def plan_student(
     planned = overparameterize(student, overparam)
     if constraint is not None:
         assert teacher is not None
-        planned.align(teacher, constraint)
+        planned.align(_partner(student, teacher, constraint), constraint)
     return planned
+
+
+def _partner(student: nn.Module, teacher: nn.Module, constraint: Constraint) -> nn.Module:
+    """What the constraint loss pulls a student to: its teacher, in the student's coordinates.
+
+    A student that `shrink` has fitted has left its teacher's coordinates. In its own, the teacher is the student as it
+    starts.
+    """
+    if find_report(student) is None:
+        return teacher
+    if not isinstance(constraint.layer_map, str):
+        raise ValueError(
+            f"constraint.layer_map is {dict(constraint.layer_map)}, and a student that is fitted to its teacher "
+            "follows its own start block by block; leave it out, or copy the teacher's blocks (keep_layers; in a run, "
+            "student.start: copy)"
+        )
+    return copy.deepcopy(student).requires_grad_(False)
 
 
 class DistillationTrainer(CheckpointedTrainer):
@@ -98,7 +116,8 @@ class DistillationTrainer(CheckpointedTrainer):
             `Objective`. Default "logits".
         overparam: how to over-parameterize the student, as `OverParamConfig` or its fields; None trains it as it is.
         constraint: pull auxiliary cores to the teacher's, as `Constraint` or its fields; needs `overparam` and a
-            teacher of the student's kind.
+            teacher of the student's kind. A student that `shrink` has made is pulled to what it is now, which is the
+            teacher in its coordinates.
         model_init: makes the student, in place of `model`. Every `train()` and every trial of `hyperparameter_search`
             begins with a new one, a new objective and the teacher as it was.
 
@@ -147,7 +166,9 @@ class DistillationTrainer(CheckpointedTrainer):
         self._given_rows = train_dataset
         self._teacher = teacher
         self._given_teacher: dict[str, Tensor] | None = None
-        self._read: dict[str, Any] = {}
+        self._teacher_record: dict[str, Any] | None = None
+        self._rows_glance = rows_glance(train_dataset, self.method.columns)
+        self._configured: dict[str, Any] | None = None
         self._is_made = False
         self._parts: dict[str, Tensor] = {}
         self._parts_since = 0
@@ -176,9 +197,12 @@ class DistillationTrainer(CheckpointedTrainer):
         self._settle()
         self._is_made = True
         self.add_callback(_ObjectiveHooks(self))
+        if (patience := getattr(args, "early_stopping_patience", None)) is not None:
+            self.add_callback(EarlyStoppingCallback(patience, args.early_stopping_threshold))
 
     def _plan(self, student: nn.Module, args: TrainingArguments) -> None:
         """Everything that depends on which model the student is."""
+        self._configured = configured(student)
         if isinstance(self._teacher, str | Path):
             self._teacher = load_teacher(self._teacher, student, trained=not self.method.trains_teacher)
         for who, given in (("student", student), ("teacher", self.teacher)):
@@ -192,7 +216,7 @@ class DistillationTrainer(CheckpointedTrainer):
             student, self.teacher, self.method, self.overparam, self.constraint, args
         )
         check_labels(student, self._given_rows)
-        self._read = self._what_is_read(student)
+        warn_of_rounding(student)
         if self.teacher is not None:
             self.teacher.eval().requires_grad_(False)
 
@@ -230,31 +254,20 @@ class DistillationTrainer(CheckpointedTrainer):
         overparam = asdict(self.overparam) if self.overparam is not None else None
         if overparam is not None:
             overparam.pop("keep_products")  # it changes memory and time
+        if self._teacher_record is None and self.teacher is not None and not self.method.trains_teacher:
+            self._teacher_record = {"config": configured(self.teacher), "weights": weights_digest(self.teacher)}
         return {
             "args": deciding(self.args),
             "objective": {"name": name or type(self.method).__name__, **self.method.options},
             "overparam": overparam,
             "constraint": asdict(self.constraint) if self.constraint is not None else None,
-            **self._read,
-            "teacher": self._teacher_record(),
+            "teacher": self._teacher_record,
+            "student": self._configured,
+            "train_dataset": {
+                "rows": len(self._given_rows) if hasattr(self._given_rows, "__len__") else None,
+                "content": self._rows_glance,
+            },
         }
-
-    def _what_is_read(self, student: nn.Module) -> dict[str, Any]:
-        """What a record says of models and rows, as they are when they are given."""
-        rows = self._given_rows
-        return {
-            "student": told_of(student),
-            "train_dataset": {"rows": len(rows) if hasattr(rows, "__len__") else None, "content": rows_glance(rows)},
-        }
-
-    def _teacher_record(self) -> dict[str, Any] | None:
-        """Made when the first checkpoint is: to look at all weights takes a while."""
-        if self.teacher is None or self.method.trains_teacher:
-            return None
-        if "teacher" not in self._read:
-            self._read["teacher"] = told_of(self.teacher) | {"weights": weights_digest(self.teacher)}
-        known: dict[str, Any] = self._read["teacher"]
-        return known
 
     def extra_state(self) -> dict[str, Any]:
         return {"tensors": self.method.tensors(), "state": self.method.state_dict()}

@@ -14,9 +14,9 @@ from opdf.job.arguments import optimizer_name
 from opdf.job.errors import UserError
 from opdf.job.job import Job
 from opdf.job.models import load_tokenizer
-from opdf.job.options import clipped, suggest
+from opdf.job.options import suggest
 from opdf.job.student import Start, build_student, plan_start
-from opdf.overparam import Constraint, OverParameterization
+from opdf.overparam import OverParameterization
 
 
 def check_task(job: Job, task: Task) -> None:
@@ -93,33 +93,12 @@ def check_models(job: Job, task: Task, teacher: Any, prepared: Prepared | None =
         stand_in = type(teacher)._from_config(copy.deepcopy(teacher.config), dtype=teacher.dtype)
         student = start.blank or build_student(config.student, stand_in, task).to("meta")
     objective = copy.deepcopy(job.objective)  # it takes measure of the models that it is prepared for
-    constraint = None if start.sizes is not None else config.constraint
-    over = plan_student(student, stand_in, objective, config.overparam, constraint, job.training)
-    if start.sizes is not None and config.constraint is not None:
-        follow_start(over, student, config.constraint)
+    over = plan_student(student, stand_in, objective, config.overparam, config.constraint, job.training)
     check_optimizer(job.training, student, over, "training")
     if config.teacher.finetune:
         plan_student(stand_in, None, LogitsDistillation(alpha=0), None, None, job.teacher_training)
         check_optimizer(job.teacher_training, stand_in, None, "teacher.training")
     return Fit(stand_in, student, start, over)
-
-
-def follow_start(over: OverParameterization | None, student: Any, constraint: Constraint) -> None:
-    """Have the constraint loss pull a fitted student to what it begins as: its teacher, in the student's coordinates.
-
-    The teacher's own cores are in the teacher's coordinates, which a fitted student has left.
-
-    Raises:
-        ValueError: the student is not over-parameterized, or its partners are named.
-    """
-    if over is None:
-        raise UserError("constraint needs overparam; give both, or constraint: null")
-    if not isinstance(constraint.layer_map, str):
-        raise UserError(
-            f"constraint.layer_map is {clipped(constraint.layer_map)}, and a student that starts from its teacher "
-            "follows that start block by block; leave it out"
-        )
-    over.align(copy.deepcopy(student).requires_grad_(False), constraint)
 
 
 def check_optimizer(

@@ -68,12 +68,12 @@ class StudentConfig:
     """The student: layers, model or config.
 
     Args:
-        layers: keep blocks of the teacher, or of `model` if that is given too: how many, or which.
+        layers: blocks of the teacher, or of `model` if that is given too: how many, or which.
         model: hub name or local folder of a pretrained student, or "minilm".
         config: fields of the teacher's configuration to change; with `layers`, a number, the depth is changed too.
-        start: teacher fits a student of other sizes to its teacher in closed form before it is trained, and random
-            begins with random weights. null is teacher for a `config` wherever the teacher's family allows it, and
-            leaves the blocks of `layers` as they are.
+        start: teacher fits a student of other sizes or fewer blocks to its teacher, in closed form, before it is
+            trained; copy takes the blocks of `layers` as they are; random begins with random weights. null is teacher
+            wherever the family and the data allow it. A list of `layers` is copied.
         calibration: training examples that a student is fitted on.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import AutoConfig, AutoModel
 from opdf.data import Prepared, loading
 from opdf.job.checks import Fit
 from opdf.job.job import Job
+from opdf.job.latency import blank_inputs, planned_latencies
 from opdf.overparam import OverParamConfig, OverParameterization, overparameterize
 
 
@@ -86,17 +88,40 @@ def plan_model(
 ) -> dict[str, Any]:
     """What over-parameterization would do to a model of which only the configuration is read, see `summarize`.
 
+    Beside that `models`: class, parameters, megabytes of the model, or of teacher and student, and seconds for one
+    example and for a batch, measured here on models of their sizes; None for a model too large to be made for it.
+
     Args:
         name: hub name, local folder, or minilm.
         overparam: the over-parameterization.
         layers: blocks of the student, whose teacher is the model; None plans for the model itself.
         batch, tokens, accumulation: examples a micro-batch, tokens an example, micro-batches an optimizer step.
     """
-    planned = overparameterize(_meta_model(name, layers), overparam)
-    teacher = 0
-    if layers is not None:
-        teacher = _entries(overparameterize(_meta_model(name), OverParamConfig(ones=0)))
-    return summarize(planned, teacher=teacher, batch=batch, tokens=tokens, accumulation=accumulation)
+    models = {"model": _meta_model(name)} if layers is None else {
+        "teacher": _meta_model(name), "student": _meta_model(name, layers)
+    }  # fmt: skip
+    planned = overparameterize(list(models.values())[-1], overparam)
+    teacher = 0 if layers is None else _entries(overparameterize(models["teacher"], OverParamConfig(ones=0)))
+    report = summarize(planned, teacher=teacher, batch=batch, tokens=tokens, accumulation=accumulation)
+    return report | {"models": _described(models, batch, tokens)}
+
+
+def _described(models: Mapping[str, Any], batch: int, tokens: int) -> list[dict[str, Any]]:
+    seconds: Sequence[Any] = [(None, None)] * len(models)
+    inputs = blank_inputs(next(iter(models.values())), tokens)
+    if inputs is not None:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        seconds = planned_latencies(list(models.values()), inputs, device, batch) or seconds
+    return [
+        {"name": name, "class": type(model).__name__, "params": model.num_parameters(), "megabytes": megabytes(model),
+         "seconds_for_one": one, "seconds_for_batch": many}
+        for (name, model), (one, many) in zip(models.items(), seconds, strict=True)
+    ]  # fmt: skip
+
+
+def megabytes(model: Any) -> float:
+    """Of a model's parameters."""
+    return float(sum(p.numel() * p.element_size() for p in model.parameters())) / 1e6
 
 
 def summarize(

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from torch import Tensor, nn
 from torch.export import Dim
 from torch.utils.data import DataLoader
@@ -26,7 +25,7 @@ from opdf.distill import has_no_head, mean_pooled
 from opdf.files import replacing_folder
 from opdf.job.config import DataConfig, TeacherConfig
 from opdf.job.errors import UserError, not_installed
-from opdf.job.models import load_config
+from opdf.job.models import load_saved
 from opdf.job.prepared import prepare_data
 from opdf.job.resume import check_rows_of_run
 from opdf.job.run import versions
@@ -76,7 +75,8 @@ def export(
     folder = Path(output)
     check_options(format, int8=int8, batch=batch, data=data)
     check_folder(folder, overwrite=overwrite)
-    model = load(name)
+    model = load_saved(name)
+    model.config.use_cache = False
     prepared = None
     if data is not None:
         prepared = prepare_data(data, TeacherConfig(model=name))
@@ -117,39 +117,6 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
             raise FileExistsError(f"output {folder} was not written by opdf export and is not overwritten")
         if not overwrite:
             raise FileExistsError(f"output {folder} is not empty; choose another, or set --overwrite")
-
-
-def load(name: str) -> Any:
-    """A saved model by the class that its configuration names, in eval mode and float32.
-
-    Raises:
-        UserError: it cannot be read, is no transformers class, or reads neither texts alone nor images alone.
-    """
-    config = load_config(name)
-    kind = (config.architectures or ["none"])[0]
-    if not hasattr(transformers, kind):
-        raise UserError(f"{name} is saved from class {kind}, which transformers does not have")
-    cls = getattr(transformers, kind)
-    check_inputs(name, cls, config)
-    with loading(name) as folder:
-        model = cls.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, dtype=torch.float32)
-    model.config.use_cache = False
-    return model.eval()
-
-
-def check_inputs(name: str, cls: Any, config: Any) -> None:
-    """Refuse a model of other inputs than `examples` makes.
-
-    Raises:
-        UserError: it is one, of sounds or of texts with images, say.
-    """
-    main = cls.main_input_name
-    if main == "pixel_values" or (main == "input_ids" and hasattr(config, "vocab_size")):
-        return
-    reads = "input_ids and has no vocab_size, as models of texts with images" if main == "input_ids" else main
-    raise UserError(
-        f"{name} is a {cls.__name__}, which reads {reads}; give a model of texts (input_ids) or images (pixel_values)"
-    )
 
 
 def write(

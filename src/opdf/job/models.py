@@ -117,6 +117,38 @@ def load_model(name: str, task: Task) -> tuple[Any, list[str]]:
     return model, sorted(info["missing_keys"])
 
 
+def load_saved(name: str) -> Any:
+    """A saved model by the class that its configuration names, in eval mode and float32.
+
+    Raises:
+        UserError: it cannot be read, is no transformers class, or reads neither texts alone nor images alone.
+    """
+    config = load_config(name)
+    kind = (config.architectures or ["none"])[0]
+    if not hasattr(transformers, kind):
+        raise UserError(f"{name} is saved from class {kind}, which transformers does not have")
+    cls = getattr(transformers, kind)
+    check_reads(name, cls, config)
+    with loading(name) as folder:
+        model = cls.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, dtype=DTYPE)
+    return model.eval()
+
+
+def check_reads(name: str, cls: Any, config: Any) -> None:
+    """Refuse a model of other inputs than texts alone or images alone.
+
+    Raises:
+        UserError: it is one, of sounds or of texts with images, say.
+    """
+    main = cls.main_input_name
+    if main == "pixel_values" or (main == "input_ids" and hasattr(config, "vocab_size")):
+        return
+    reads = "input_ids and has no vocab_size, as models of texts with images" if main == "input_ids" else main
+    raise UserError(
+        f"{name} is a {cls.__name__}, which reads {reads}; give a model of texts (input_ids) or images (pixel_values)"
+    )
+
+
 def check_causal(who: str, model: Any, task: Task) -> None:
     """Refuse a model that sees the tokens that it has to predict: BERT as transformers loads it, say.
 
@@ -219,5 +251,7 @@ def check_fields(where: str, kind: Any, fields: dict[str, Any]) -> None:
     for key in fields:
         if key in DECIDED:
             raise UserError(f"{where}: {key} follows from the data; remove it")
+        if key in ("dtype", "torch_dtype"):
+            raise UserError(f"{where}: {key} is float32 for all models; set training.bf16 or training.fp16 instead")
         if key not in known:
             raise UserError(f"{where} has no field {key!r} for a {kind}{suggest(str(key), known)}")

@@ -18,7 +18,7 @@ from opdf.data import Prepared
 from opdf.distill import DistillationTrainer
 from opdf.job.arguments import renewed
 from opdf.job.card import write_card
-from opdf.job.checks import check_fit, check_task, follow_start
+from opdf.job.checks import check_fit, check_task
 from opdf.job.config import DistillConfig
 from opdf.job.job import Job, located
 from opdf.job.options import write_yaml
@@ -29,7 +29,7 @@ from opdf.job.processes import is_main, tell
 from opdf.job.progress import counting, quiet, show
 from opdf.job.resume import Begun, check_same_configuration, check_same_files, check_same_rows, is_finished
 from opdf.job.scoring import evaluator, judged, scores
-from opdf.job.student import Start, build_student, plan_start, started_student
+from opdf.job.student import build_student, plan_start, started_student
 from opdf.job.teacher import load_teacher, train_teacher
 from opdf.job.training import train
 from opdf.overparam import OverParameterization
@@ -141,7 +141,7 @@ def _run(job: Job, prepared: Prepared, teacher: Any, command: str | None) -> dic
         begun.write(job.folder)
     prepared = judged(prepared, teacher)
     teacher_scores = scores(evaluator(teacher, prepared), prepared)
-    metrics = train_student(job, prepared, teacher, "distilling") | {"teacher": teacher_scores}
+    metrics = train_student(job, prepared, teacher, "distilling", last=True) | {"teacher": teacher_scores}
     if is_main():
         write_card(job.config, metrics, prepared, command, job.folder / STUDENT)
         begun.with_student(job.folder).write(job.folder)
@@ -149,12 +149,20 @@ def _run(job: Job, prepared: Prepared, teacher: Any, command: str | None) -> dic
     return metrics
 
 
-def train_student(job: Job, prepared: Prepared, teacher: Any, title: str) -> dict[str, Any]:
-    """Distill one student, save it in the job's folder, and return its metrics; `title` stands before the bar."""
-    student, start = new_student(job, prepared, teacher)
+def train_student(job: Job, prepared: Prepared, teacher: Any, title: str, *, last: bool = False) -> dict[str, Any]:
+    """Distill one student, save it in the job's folder, and return its metrics.
+
+    Args:
+        job, prepared, teacher: of the run.
+        title: stands before the bar.
+        last: whether no other student follows; the teacher's weights are let go then if training does not read them.
+    """
+    student = new_student(job, prepared, teacher)
     with torch.random.fork_rng():
         untrained = scores(evaluator(student, prepared), prepared)
-    trainer = trainer_of(student, start, job, prepared, teacher, title)
+    trainer = trainer_of(student, job, prepared, teacher, title)
+    if last and trainer.teacher is None:
+        teacher.to("meta")
     architecture = type(trainer.model).__name__  # which FSDP2 changes
     began = time.perf_counter()
     train(trainer, "the student", resume=job.config.resume)
@@ -167,6 +175,8 @@ def train_student(job: Job, prepared: Prepared, teacher: Any, title: str) -> dic
     ratios = [entry["constraint_grad_ratio"] for entry in trainer.state.log_history if "constraint_grad_ratio" in entry]
     return {
         "class": architecture,
+        "task": prepared.task.kind,
+        "inputs": list(prepared.task.inputs),
         "metric": prepared.task.metric,
         "student before training": untrained,
         "student": scores(trainer, prepared),
@@ -182,39 +192,34 @@ def train_student(job: Job, prepared: Prepared, teacher: Any, title: str) -> dic
 
 def student_trainer(job: Job, prepared: Prepared, teacher: Any, title: str) -> DistillationTrainer:
     """A new student with all that trains it; its log goes to the job's folder."""
-    return trainer_of(*new_student(job, prepared, teacher), job, prepared, teacher, title)
+    return trainer_of(new_student(job, prepared, teacher), job, prepared, teacher, title)
 
 
-def new_student(job: Job, prepared: Prepared, teacher: Any) -> tuple[Any, Start]:
-    """A student before any training, and how it was made."""
+def new_student(job: Job, prepared: Prepared, teacher: Any) -> Any:
+    """A student before any training."""
     set_seed(job.config.seed)
     options = job.config.student
     start = plan_start(options, teacher, prepared)
     if start.sizes is None:
-        return build_student(options, teacher, prepared.task), start
-    return started_student(options, start, teacher, prepared), start
+        return build_student(options, teacher, prepared.task)
+    return started_student(options, start, teacher, prepared)
 
 
-def trainer_of(
-    student: Any, start: Start, job: Job, prepared: Prepared, teacher: Any, title: str
-) -> DistillationTrainer:
+def trainer_of(student: Any, job: Job, prepared: Prepared, teacher: Any, title: str) -> DistillationTrainer:
     """All that trains a student; its log goes to the job's folder."""
-    constraint = job.config.constraint
     trainer = DistillationTrainer(
         student,
-        renewed(job.training),
-        teacher=teacher,
+        renewed(job.training, prepared.task),
+        teacher=teacher if job.objective.needs_teacher or job.config.constraint is not None else None,
         objective=job.objective,
         overparam=job.config.overparam,
-        constraint=constraint if start.sizes is None else None,
+        constraint=job.config.constraint,
         train_dataset=training_rows(job, prepared, teacher),
         eval_dataset=prepared.data["validation"],
         data_collator=prepared.collator,
         compute_metrics=prepared.task.compute_metrics(),
         preprocess_logits_for_metrics=prepared.task.kept_outputs,
     )
-    if start.sizes is not None and constraint is not None:
-        follow_start(trainer.overparameterization, student, constraint)
     show(trainer, title, job.folder / "train.log")
     return trainer
 

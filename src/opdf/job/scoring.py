@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Trainer
 
-from opdf.data import Prepared
+from opdf.data import Prepared, token_agreement
 from opdf.distill import Batch, mean_pooled
-from opdf.job.arguments import training_arguments
+from opdf.job.arguments import renewed, training_arguments
 from opdf.job.checks import check_inputs
 from opdf.job.config import DataConfig, TeacherConfig
 from opdf.job.errors import UserError
@@ -24,15 +24,11 @@ from opdf.job.prepared import prepare_data
 from opdf.job.probe import linear_probe
 from opdf.job.resume import check_rows_of_run
 
-VOCABULARIES = 8
-"""Texts at a time of a language model, whose outputs are a vocabulary for every token."""
-
 
 def evaluator(model: Any, prepared: Prepared, batch: int = 128) -> Trainer:
     """A Trainer that only scores and predicts."""
     with tempfile.TemporaryDirectory() as unused:  # the Trainer makes its output folder
-        most = VOCABULARIES if prepared.task.kind == "causal-lm" else batch
-        arguments = training_arguments({"per_device_eval_batch_size": min(batch, most)}, Path(unused), 0)
+        arguments = renewed(training_arguments({"per_device_eval_batch_size": batch}, Path(unused), 0), prepared.task)
         trainer = Trainer(
             model, arguments, data_collator=prepared.collator, compute_metrics=prepared.task.compute_metrics(),
             preprocess_logits_for_metrics=prepared.task.kept_outputs,
@@ -78,8 +74,8 @@ def answers(model: Any, prepared: Prepared, part: str) -> np.ndarray:
 
 
 def judged(prepared: Prepared, teacher: Any) -> Prepared:
-    """Unlabelled data with what a ready teacher says of them, which students are scored against; others as they are."""
-    if not prepared.task.is_unlabelled:
+    """Texts of a language model and unlabelled data with what a ready teacher says of them; others as they are."""
+    if not prepared.task.follows_teacher:
         return prepared
     return prepared.judged_by({part: answers(teacher, prepared, part) for part in ("validation", "test")})
 
@@ -92,8 +88,16 @@ def scores(trainer: Trainer, prepared: Prepared) -> dict[str, Any]:
             cosines = pair_cosines(embedder(trainer.model), prepared.data[part], prepared.collator)
             result[part] = similarity_metrics(prepared, part, cosines)
             continue
-        metrics = trainer.evaluate(prepared.data[part], metric_key_prefix=part)
+        said = prepared.said.get(part)
+        if said is None:
+            metrics = trainer.evaluate(prepared.data[part], metric_key_prefix=part)
+        else:
+            found = trainer.predict(prepared.data[part], metric_key_prefix=part)
+            metrics = found.metrics or {}
         result[part] = {name: metrics[f"{part}_{name}"] for name in prepared.task.metric_names}
+        if said is not None:
+            mine = prepared.task.answers(found.predictions)
+            result[part]["agreement"] = token_agreement(mine, said, np.asarray(found.label_ids))
         result[part]["examples"] = len(prepared.data[part])
     return result
 

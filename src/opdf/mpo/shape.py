@@ -125,12 +125,6 @@ class MPOShape:
         """
         return contraction_plan(self).flops
 
-    def with_max_bond(self, max_bond: int) -> MPOShape:
-        """The same factors with no bond dimension above `max_bond`."""
-        if max_bond < 1:
-            raise ValueError(f"max_bond is {max_bond}; it must be at least 1")
-        return MPOShape(self.row_factors, self.col_factors, tuple(min(d, max_bond) for d in self._bonds))
-
     def __str__(self) -> str:
         rows, cols = (",".join(map(str, f)) for f in (self.row_factors, self.col_factors))
         return f"T({rows} / {cols})"

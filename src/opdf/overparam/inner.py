@@ -64,6 +64,11 @@ class Inner:
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._cls, self._options)
 
+    @property
+    def loose(self) -> list[Any]:
+        """Keys of its state that are no tensors: what it keeps there belongs to no part."""
+        return [key for key in self._optimizer.state if not isinstance(key, Tensor)] if self._optimizer else []
+
     def adopt(self, parts: Sequence[Part]) -> None:
         """Have a group for every part, with the tensors and states that the part has now."""
         for part in parts:
@@ -327,6 +332,10 @@ def _trial(
             inner = Inner(cls, options) if alone else inner
             inner.adopt(few)
             inner.step(few, alone=alone)
+    if inner.loose:
+        raise TypeError(
+            f"its state holds {inner.loose[0]!r} beside those of tensors, which would be lost in checkpoints"
+        )
     for place in places:
         for value in place.values():
             _check_plain(cls, value)

@@ -11,14 +11,25 @@ import numpy as np
 from tabulate import tabulate
 
 from opdf.data import Prepared
-from opdf.job.config import TeacherConfig
-from opdf.job.errors import UserError
-from opdf.job.latency import latencies
-from opdf.job.models import load_model
-from opdf.job.output import CONFIG, METRICS, STUDENT, read_metrics
-from opdf.job.prepared import prepare_data
-from opdf.job.resume import begun_config, begun_with, check_student, rows_digest
-from opdf.job.scoring import embedder, evaluator, pair_cosines
+from opdf.job import (
+    CONFIG,
+    METRICS,
+    STUDENT,
+    TeacherConfig,
+    UserError,
+    begun_config,
+    begun_with,
+    check_student,
+    embedder,
+    evaluator,
+    latencies,
+    load_model,
+    pair_cosines,
+    prepare_data,
+    read_metrics,
+    rows_digest,
+    split_inputs,
+)
 from opdf.study.statistics import Effect, Pair, differences, effect
 
 
@@ -65,7 +76,7 @@ def compare(folders: Sequence[Path], *, batch: int = 32) -> list[dict[str, Any]]
     if len(folders) < 2:
         raise UserError("one run has nothing to be compared with; give two or more")
     runs = [load(folder) for folder in folders]
-    times = latencies([(run.student, run.prepared) for run in runs], batch)
+    times = latencies([(run.student, split_inputs(run.prepared)) for run in runs], batch)
     return [_row(run, runs[0], *seconds) for run, seconds in zip(runs, times, strict=True)]
 
 

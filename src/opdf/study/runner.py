@@ -19,16 +19,22 @@ from filelock import FileLock
 
 from opdf.data import Prepared
 from opdf.distill import DistillationTrainer, TrainingDiverged
-from opdf.job.checks import check_fit
-from opdf.job.config import DistillConfig
-from opdf.job.job import Job
-from opdf.job.options import plain
-from opdf.job.output import write_json
-from opdf.job.prepared import prepare_data
-from opdf.job.probe import features, fit_probe
-from opdf.job.run import parameters, student_trainer
-from opdf.job.scoring import answers, evaluator, scores
-from opdf.job.teacher import ready_teacher
+from opdf.job import (
+    DistillConfig,
+    Job,
+    answers,
+    check_fit,
+    evaluator,
+    features,
+    fit_probe,
+    parameters,
+    plain,
+    prepare_data,
+    ready_teacher,
+    scores,
+    student_trainer,
+    write_json,
+)
 from opdf.study.pace import measured
 from opdf.study.plan import Cell
 from opdf.study.recorder import Recorder

@@ -11,14 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from opdf.data import Task
-from opdf.job.checks import check_models, check_task
-from opdf.job.config import DistillConfig
-from opdf.job.errors import UserError
-from opdf.job.job import Job
-from opdf.job.options import fill, merged, plain
-from opdf.job.prepared import load
-from opdf.job.run import versions
-from opdf.job.teacher import load_teacher
+from opdf.job import (
+    DistillConfig,
+    Job,
+    UserError,
+    check_models,
+    check_task,
+    fill,
+    load,
+    load_teacher,
+    merged,
+    plain,
+    versions,
+)
 from opdf.study.config import StudyConfig
 from opdf.study.plan import Cell, Plan
 from opdf.study.results import conclude

@@ -13,10 +13,7 @@ from typing import Any
 
 import torch
 
-from opdf.job.errors import UserError
-from opdf.job.options import write_yaml
-from opdf.job.output import write_json
-from opdf.job.progress import counting, quiet
+from opdf.job import UserError, counting, quiet, write_json, write_yaml
 from opdf.study.config import StudyConfig
 from opdf.study.runner import Runner
 from opdf.study.study import Study

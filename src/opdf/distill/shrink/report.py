@@ -1,4 +1,4 @@
-"""What a student keeps of its teacher, block by block."""
+"""What a student keeps of its teacher, block by block, and in which coordinates."""
 
 from __future__ import annotations
 
@@ -60,13 +60,21 @@ def keep_report(student: nn.Module, report: ShrinkReport) -> None:
     _reports[student] = report
 
 
+def find_report(student: nn.Module) -> ShrinkReport | None:
+    """What `shrink` said of a student, None if it did not make it in this process.
+
+    Of a student without values, the report has no blocks and a projection without values.
+    """
+    return _reports.get(student)
+
+
 def shrink_report(student: nn.Module) -> ShrinkReport:
     """What `shrink` said of a student that it made in this process.
 
     Raises:
         KeyError: `shrink` did not make it.
     """
-    try:
-        return _reports[student]
-    except KeyError:
-        raise KeyError(f"this {type(student).__name__} was not made by shrink in this process") from None
+    report = find_report(student)
+    if report is None:
+        raise KeyError(f"this {type(student).__name__} was not made by shrink in this process")
+    return report

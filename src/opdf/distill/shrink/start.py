@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -32,6 +33,9 @@ from opdf.distill.shrink.sizes import (
 from opdf.mpo import matmul_precision
 
 logger = logging.getLogger(__name__)
+
+ENOUGH = 2
+"""Tokens a direction; with fewer a student is worth little on others than those that it was fitted to."""
 
 
 def shrink(teacher: nn.Module, batches: Iterable[Mapping[str, Tensor]], **sizes: int) -> Any:
@@ -69,7 +73,7 @@ def shrink(teacher: nn.Module, batches: Iterable[Mapping[str, Tensor]], **sizes:
     config = student_config(teacher, family, sizes)
     inputs = _on_device(teacher, batches)
     with _evaluating(teacher), torch.no_grad(), matmul_precision():
-        _check_count(teacher, family, config, inputs)
+        _warn_of_few(*_check_count(teacher, family, config, inputs))
         student, report = _started(teacher, family, config, inputs)
     keep_report(student, report)
     logger.info("the student tells these shares of the variance of its teacher's residual stream:\n%s", report)
@@ -95,7 +99,10 @@ def blank_student(teacher: Any, batches: Iterable[Mapping[str, Tensor]] = (), **
         inputs = _on_device(teacher, batches)
         with _evaluating(teacher), torch.no_grad():
             _check_count(teacher, family, config, inputs)
-    return _blank(teacher, config, torch.device("meta"))
+    student = _blank(teacher, config, torch.device("meta"))
+    shape = getattr(teacher.config, family.width), getattr(config, family.width)
+    keep_report(student, ShrinkReport(torch.empty(shape, device="meta")))
+    return student
 
 
 def _started(
@@ -147,8 +154,14 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _check_count(teacher: Any, family: Family, config: Any, inputs: Sequence[Mapping[str, Tensor]]) -> None:
-    """Refuse fewer tokens than unknowns for each output of a fitted matrix."""
+def _check_count(
+    teacher: Any, family: Family, config: Any, inputs: Sequence[Mapping[str, Tensor]]
+) -> tuple[int, int, str]:
+    """Refuse fewer tokens than unknowns for each output of a fitted matrix.
+
+    Returns:
+        The smallest number of tokens of a stack, the number of unknowns, and the field that it comes from.
+    """
     heads = head_sizes(config, family)
     sizes = {
         family.width: getattr(config, family.width),
@@ -157,14 +170,23 @@ def _check_count(teacher: Any, family: Family, config: Any, inputs: Sequence[Map
     }
     field, directions = max(sizes.items(), key=lambda item: item[1])
     examples = sum(len(next(iter(batch.values()))) for batch in inputs)
-    for stack in stacks_of(teacher, family):
-        tokens = sum(_count(teacher, stack, batch) for batch in inputs)
-        if tokens <= directions:
-            needed = math.ceil((directions + 1) * examples / max(tokens, 1))
-            raise ValueError(
-                f"batches has {tokens} tokens in {examples} examples, and a student with {directions} directions "
-                f"({field}) needs {directions + 1} at least: give {needed} examples like these or more"
-            )
+    tokens = min(sum(_count(teacher, stack, batch) for batch in inputs) for stack in stacks_of(teacher, family))
+    if tokens <= directions:
+        needed = math.ceil((directions + 1) * examples / max(tokens, 1))
+        raise ValueError(
+            f"batches has {tokens} tokens in {examples} examples, and a student with {directions} directions "
+            f"({field}) needs {directions + 1} at least: give {needed} examples like these or more"
+        )
+    return tokens, directions, field
+
+
+def _warn_of_few(tokens: int, directions: int, field: str) -> None:
+    if tokens < ENOUGH * directions:
+        warnings.warn(
+            f"the student is fitted to {tokens} tokens, fewer than {ENOUGH} for each of its {directions} directions "
+            f"({field}), and may know little beyond them; give more examples",
+            stacklevel=3,
+        )
 
 
 def _count(teacher: Any, stack: Stack, inputs: Mapping[str, Tensor]) -> int:

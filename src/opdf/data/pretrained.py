@@ -36,6 +36,8 @@ def loading(model: str) -> Iterator[str]:
         reason = damage or next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         if "trust_remote_code" in str(error):
             reason = "it wants code of its own to be run, which opdf does not do; give one that transformers knows"
+        if "backend tokenizer" in str(error):
+            reason = "it has no tokenizer that can be read; save the model's beside it (tokenizer.json)"
         if isinstance(error.__cause__, RepositoryNotFoundError):
             reason += "; to one that is private or gated, log in with hf auth login or set HF_TOKEN"
         raise ValueError(f"model {model!r} cannot be loaded: {reason}") from error

@@ -29,6 +29,7 @@ from opdf.job.models import load_saved
 from opdf.job.prepared import prepare_data
 from opdf.job.resume import check_rows_of_run
 from opdf.job.run import versions
+from opdf.job.saved import find_saved
 from opdf.job.scoring import pair_cosines, similarity_metrics
 
 FORMATS = ("onnx", "torch")
@@ -44,7 +45,7 @@ Outputs = Callable[[Mapping[str, Any]], Any]
 
 
 def export(
-    name: str,
+    name: str | Path,
     output: str | Path,
     *,
     format: str = "onnx",
@@ -56,7 +57,7 @@ def export(
     """Write a saved model into a folder, which is complete or absent, and compare it with torch.
 
     Args:
-        name: a saved model's folder, or a hub name.
+        name: output folder of a run, a saved model's folder, or a hub name.
         output: the folder; it gets the model, its configuration and tokenizer, and export.json.
         format: onnx, or torch for torch.export (model.pt2).
         int8: also write a dynamically quantized ONNX model.
@@ -75,6 +76,7 @@ def export(
     folder = Path(output)
     check_options(format, int8=int8, batch=batch, data=data)
     check_folder(folder, overwrite=overwrite)
+    name = find_saved(str(name)).model
     model = load_saved(name)
     model.config.use_cache = False
     prepared = None
@@ -96,11 +98,11 @@ def check_options(format: str, *, int8: bool, batch: int, data: DataConfig | Non
     if format not in FORMATS:
         raise UserError(f"format is {format!r}; expected one of {', '.join(FORMATS)}")
     if int8 and format != "onnx":
-        raise UserError("int8 is written as ONNX only; leave --format out, or --int8")
+        raise UserError("int8 is written as ONNX only; leave format or int8 out")
     if batch < 1:
         raise UserError(f"batch is {batch}; it must be at least 1")
     if data is not None and not data.name:
-        raise UserError("data has no name; say what to score it on with --data.name, or leave data out")
+        raise UserError("data has no name; name what to score it on in data.name, or leave data out")
     missing = [name for name in NEEDED if find_spec(name) is None] if format == "onnx" else []
     if missing:
         raise UserError(not_installed(missing[0], "format onnx", "export"))
@@ -116,7 +118,7 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
         if not (folder / "export.json").is_file():
             raise FileExistsError(f"output {folder} was not written by opdf export and is not overwritten")
         if not overwrite:
-            raise FileExistsError(f"output {folder} is not empty; choose another, or set --overwrite")
+            raise FileExistsError(f"output {folder} is not empty; choose another, or set overwrite to true")
 
 
 def write(

@@ -58,9 +58,7 @@ def _check_free(folder: Path, *, overwrite: bool, resume: bool, marker: str) -> 
         pass
     if not is_empty(folder) and not resume:
         if not overwrite:
-            raise FileExistsError(
-                f"output {folder} is not empty; choose another, or set --resume true or --overwrite true"
-            )
+            raise FileExistsError(f"output {folder} is not empty; choose another, or set resume or overwrite to true")
         if not (folder / marker).is_file():
             raise FileExistsError(
                 f"output {folder} was not written by this command and is not overwritten; choose another"

@@ -27,6 +27,7 @@ from opdf.job.config import DataConfig, TeacherConfig
 from opdf.job.errors import UserError, not_installed
 from opdf.job.models import load_saved
 from opdf.job.prepared import prepare_data
+from opdf.job.resume import check_rows_of_run
 from opdf.job.run import versions
 from opdf.job.saved import find_saved
 from opdf.job.scoring import pair_cosines, similarity_metrics
@@ -78,8 +79,12 @@ def export(
     name = find_saved(str(name)).model
     model = load_saved(name)
     model.config.use_cache = False
+    prepared = None
+    if data is not None:
+        prepared = prepare_data(data, TeacherConfig(model=name))
+        check_rows_of_run(Path(name).parent, data, prepared.raw)
     with replacing_folder(folder) as scratch:
-        report = write(model, name, scratch, format=format, int8=int8, data=data, batch=batch)
+        report = write(model, name, scratch, format=format, int8=int8, prepared=prepared, batch=batch)
         (scratch / "export.json").write_text(json.dumps(report, indent=2) + "\n")
     return report
 
@@ -117,7 +122,7 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
 
 
 def write(
-    model: Any, name: str, folder: Path, *, format: str, int8: bool, data: DataConfig | None, batch: int
+    model: Any, name: str, folder: Path, *, format: str, int8: bool, prepared: Prepared | None, batch: int
 ) -> dict[str, Any]:
     """Export into a folder, with configuration and tokenizer beside it; returns what export.json holds."""
     expected = [(inputs, torch_outputs(model)(inputs)) for inputs in examples(model)]
@@ -132,9 +137,6 @@ def write(
     model.config.save_pretrained(folder)
     with suppress(ValueError), loading(name) as source:  # saved without a tokenizer: there is none to copy
         AutoProcessor.from_pretrained(source, trust_remote_code=False).save_pretrained(folder)
-    prepared = None
-    if data is not None:
-        prepared = prepare_data(data, TeacherConfig(model=name))
     files: dict[str, dict[str, Any]] = {}
     for file, outputs in runners.items():
         files[file] = {

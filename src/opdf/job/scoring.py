@@ -24,6 +24,7 @@ from opdf.job.options import read_config
 from opdf.job.output import CONFIG
 from opdf.job.prepared import prepare_data
 from opdf.job.probe import linear_probe
+from opdf.job.resume import check_rows_of_run
 from opdf.job.saved import find_saved
 
 
@@ -57,7 +58,8 @@ def evaluate(
         Metrics by split, with the number of examples.
 
     Raises:
-        UserError: the model is not trained for this task, it comes without data, or it or the data cannot be read.
+        UserError: the model is not trained for this task, it comes without data, it or the data cannot be read, or the
+            data of the run that it is from have changed.
         FileNotFoundError: there is no such folder or file.
     """
     saved = find_saved(str(name))
@@ -70,6 +72,8 @@ def evaluate(
     if prepared.task.is_unlabelled:
         raise UserError(f"{data.name} has no labels to score {name} against; name the label column in data.label")
     model, missing = load_model(name, prepared.task)
+    if saved.run is not None:
+        check_rows_of_run(saved.run, data, prepared.raw)
     if missing:
         raise UserError(f"{name} is not trained for this task ({missing[0]} is missing); give a fine-tuned model")
     check_inputs("the model", model, prepared)

@@ -6,7 +6,8 @@ steps.
 
 The teachers are a MiniLM fine-tuned on movie snippets and a small ViT trained on Fashion-MNIST; they are kept under
 `runs/benchmark-shrink`, since training them takes most of the time (about 10 minutes on 2 cores). Trials are appended
-to results/shrink.jsonl; those that are there are not run again. `python -m benchmarks.shrink text` runs one task's.
+to results/shrink.jsonl; those that are there are not run again. Several processes can share the work:
+`python -m benchmarks.shrink text entries` runs one task's and way's.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -312,9 +313,9 @@ def done() -> dict[tuple[str, str, str, int], dict[str, Any]]:
     return {(row["task"], row["sizes"], row["way"], row["examples"]): row for row in rows}
 
 
-def measure(task: str) -> Iterator[dict[str, Any]]:
+def measure(task: str, ways: Collection[str] = tuple(WAYS)) -> Iterator[dict[str, Any]]:
     """The trials of a task that are still missing, and what other axes for every block would keep."""
-    missing = [trial for trial in trials(task) if trial.key not in done()]
+    missing = [trial for trial in trials(task) if trial.way in ways and trial.key not in done()]
     if not missing:
         return
     teacher, most, test = TASKS[task](max(NUMBERS))
@@ -371,10 +372,11 @@ TASKS = {"images": images, "text": text}
 SIZES = {"images": IMAGE_SIZES, "text": TEXT_SIZES}
 
 
-def main(tasks: list[str] | None = None) -> None:
+def main(names: Collection[str] = ()) -> None:
+    """Run the trials that are missing, of some tasks and ways or of all, and write the tables."""
     RESULTS.mkdir(exist_ok=True)
-    for task in tasks or TASKS:
-        for row in measure(task):
+    for task in [task for task in TASKS if task in names] or TASKS:
+        for row in measure(task, [way for way in WAYS if way in names] or WAYS):
             print(row, flush=True)
             with RUNS.open("a") as file:
                 file.write(json.dumps(row) + "\n")

@@ -43,16 +43,18 @@ def test_a_script_written_by_hand(tmp_path: Path, capsys: Any) -> None:
         student=StudentConfig(layers=2),
         overparam=OverParamConfig(ones=1),
         training=short,
-        output=str(tmp_path / "out"),
+        output=tmp_path / "out",  # type: ignore[arg-type]  # a Path will do
     )
     metrics = run(config)
     assert 0 <= metrics["student"]["test"]["accuracy"] <= 1
     assert metrics == json.loads((tmp_path / "out" / "metrics.json").read_text())
     printed = capsys.readouterr()
     assert "teacher       a vit built from a configuration" in printed.out
-    assert printed.err == ""
+    assert all(line.partition(":")[0] in ("fine-tuning the teacher", "distilling") for line in printed.err.splitlines())
     with pytest.raises(FileExistsError, match="is not empty"):
         run(config)
+    with pytest.raises(TypeError, match="config is a dict; give a DistillConfig"):
+        run({"output": "out"})  # type: ignore[arg-type]
 
 
 def test_a_run_leaves_what_a_user_needs(done: tuple[Path, dict[str, Any]]) -> None:
@@ -80,6 +82,7 @@ def test_a_saved_student_has_the_scores_of_its_run(done: tuple[Path, dict[str, A
     found = evaluate(str(folder / "student"), data, probe=True)
     probe = found.pop("linear probe")
     assert found == metrics["student"]
+    assert evaluate(folder) == found
     # An untrained ViT's features tell digits apart far better than chance; its own head does not yet.
     assert 0.2 < probe["top1"] < probe["top5"] <= 1
 
@@ -105,6 +108,25 @@ def test_checkpoints_are_chosen_by_a_metric_of_the_task(tmp_path: Path) -> None:
     for log in ("teacher.log", "train.log"):
         entries = [json.loads(line) for line in (tmp_path / log).read_text().splitlines()]
         assert any({"eval_loss", "eval_f1", "eval_matthews"} <= entry.keys() for entry in entries)
+
+
+def test_training_stops_when_a_metric_gets_no_better(tmp_path: Path) -> None:
+    """At a rate of nothing no evaluation is better than the first; the teacher does the same with its loss."""
+    stop = {"early_stopping_patience": 2, "eval_strategy": "steps", "eval_steps": 1, "max_steps": 20,
+            "learning_rate": 1e-12, "save_strategy": "no"}  # fmt: skip
+    config = digits(tmp_path / "out", training=stop | {"metric_for_best_model": "f1"}, teacher={"training": stop})
+    assert run(config)["steps"] == 3
+    entries = [json.loads(line) for line in (tmp_path / "out" / "teacher.log").read_text().splitlines()]
+    losses = [entry["eval_loss"] for entry in entries if "eval_loss" in entry]
+    assert len(losses) == 2 + 1 + losses.index(min(losses))
+
+    best = {"load_best_model_at_end": True, "save_strategy": "steps", "save_steps": 1, "learning_rate": 0.3,
+            "metric_for_best_model": "accuracy"}  # fmt: skip
+    found = run(digits(tmp_path / "best", training=stop | best))
+    entries = [json.loads(line) for line in (tmp_path / "best" / "train.log").read_text().splitlines()]
+    scores = [entry["eval_accuracy"] for entry in entries if "eval_accuracy" in entry]
+    assert len(scores) == 2 + 1 + scores.index(max(scores))
+    assert found["student"]["validation"]["accuracy"] == pytest.approx(max(scores))
 
 
 def test_a_student_by_configuration(tmp_path: Path) -> None:

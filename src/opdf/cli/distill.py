@@ -64,8 +64,12 @@ def distill(config: DistillConfig, command: str) -> None:
         print(json.dumps(metrics, indent=2))
         return
     for who in ("teacher", "student before training", "student"):
-        shown = ", ".join(f"{part} {metrics[who][part][metrics['metric']]:.4f}" for part in ("validation", "test"))
-        print(f"{who}: {metrics['metric']} {shown}")
+        names = [metrics["metric"], *(["agreement"] if "agreement" in metrics[who]["test"] else [])]
+        shown = [
+            f"{name} {', '.join(f'{part} {metrics[who][part][name]:.4f}' for part in ('validation', 'test'))}"
+            for name in dict.fromkeys(names)
+        ]
+        print(f"{who}: {'; '.join(shown)}")
     print(
         f"parameters: {metrics['train_params']:,} while training, {metrics['inference_params']:,} at inference\n"
         f"steps: {metrics['steps']:,} in {metrics['train_seconds']} s\n"

@@ -66,9 +66,9 @@ def encode(
         if pack:
             encoded = encoded.map(packed, fn_kwargs={"size": max_length}, batched=True, desc="packing")
         _check_answers(encoded, max_length, where)
-        return encoded, DataCollatorForTokenClassification(padding(processor))
+        return encoded, TokenCollator(padding(processor))
     if task.kind == "token-classification":
-        return encoded, DataCollatorForTokenClassification(processor)
+        return encoded, TokenCollator(processor)
     return encoded, DataCollatorWithPadding(processor)
 
 
@@ -117,6 +117,33 @@ def _check_answers(encoded: DatasetDict, max_length: int, where: str) -> None:
             raise ValueError(
                 f"no token of an answer is left in the {part} split; raise {where}max_length, which is {max_length}"
             )
+
+
+def count_tokens(rows: Dataset) -> int:
+    """Tokens of some encoded texts together."""
+    tokens = rows.select_columns("input_ids").with_format("arrow")[:]["input_ids"]
+    return int(pc.sum(pc.list_value_length(tokens)).as_py())
+
+
+class TokenCollator:
+    """Batches of encoded texts. Labels are padded with -100, and what else goes by token (a teacher's words) with 0.
+
+    Args:
+        tokenizer: that pads.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self._collate = DataCollatorForTokenClassification(tokenizer)
+
+    def __call__(self, rows: list[Any]) -> dict[str, Any]:
+        beside = [name for name, value in rows[0].items() if isinstance(value, torch.Tensor) and value.dim() > 1]
+        batch = dict(self._collate([{k: v for k, v in row.items() if k not in beside} for row in rows]))
+        for name in beside:
+            batch[name] = torch.nn.utils.rnn.pad_sequence(
+                [row[name] for row in rows], batch_first=True, padding_side=self.tokenizer.padding_side
+            )
+        return batch
 
 
 def longest_text(rows: Dataset) -> int:

@@ -106,6 +106,11 @@ def are_entities(names: Sequence[str]) -> bool:
     return "O" in names and all(name == "O" or name[:2] in ("B-", "I-", "E-", "S-", "L-", "U-") for name in names)
 
 
+def token_agreement(answers: np.ndarray, others: np.ndarray, labels: np.ndarray) -> float:
+    """Share of the tokens `[examples, tokens - 1]`, but for those that labels ignore, that two models guess alike."""
+    return float(np.mean((answers == others)[labels[:, 1:] != IGNORED]))
+
+
 def perplexity(losses: np.ndarray, labels: np.ndarray) -> float:
     """exp of the mean loss a token, of losses `[examples, tokens - 1]` of the tokens that `labels[:, 1:]` keep."""
     return float(np.exp(losses[labels[:, 1:] != IGNORED].astype(np.float64).mean()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ class Prepared:
         processor: tokenizer or image processor.
         collator: encoded rows to a batch of tensors.
         max_length: of a text, in tokens.
+        said: a language model's teacher's `task.answers` by split, which students are compared with.
     """
 
     raw: DatasetDict
@@ -32,6 +33,7 @@ class Prepared:
     processor: Any
     collator: Collator
     max_length: int = 128
+    said: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def encode(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Raw rows as model inputs; a row without a label gets label 0."""
@@ -48,11 +50,15 @@ class Prepared:
         return replace(self, task=replace(task, labels=tuple(names[number] for number in sorted(names))))
 
     def judged_by(self, answers: Mapping[str, np.ndarray]) -> Prepared:
-        """Unlabelled data whose validation and test splits are labelled by what the teacher says, to score students.
+        """Data on which students are compared with their teacher.
+
+        Unlabelled ones get the teacher's answers as the labels of their validation and test splits.
 
         Args:
             answers: `task.answers` of the teacher for both splits.
         """
+        if self.task.kind == "causal-lm":
+            return replace(self, said=answers)
         data = DatasetDict(self.data)
         for part, said in answers.items():
             rows = data[part]

@@ -76,6 +76,11 @@ class Task:
         return self.label is None and self.kind != "causal-lm"
 
     @property
+    def follows_teacher(self) -> bool:
+        """Whether students are scored against what their teacher says."""
+        return self.is_unlabelled or self.kind == "causal-lm"
+
+    @property
     def metric_names(self) -> tuple[str, ...]:
         """The metrics that a model is scored by."""
         if self.kind == "causal-lm":

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from opdf.distill.models import has_no_head, output_layer
     from opdf.distill.objective import Losses, Objective, model_inputs
     from opdf.distill.shrink import ShrinkReport, blank_student, shrink, shrink_report
-    from opdf.distill.store import LogitsStore, StoredDataset
+    from opdf.distill.store import LogitsStore, StoredDataset, StoreInfo
     from opdf.distill.students import keep_layers
     from opdf.distill.trainer import DistillationTrainer, TrainingDiverged, plan_student
     from opdf.overparam import Constraint
@@ -52,6 +52,7 @@ __all__ = [
     "ShrinkReport",
     "SparseLogitsDistillation",
     "StorageError",
+    "StoreInfo",
     "StoredDataset",
     "Theseus",
     "TrainingDiverged",

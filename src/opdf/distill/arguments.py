@@ -41,6 +41,12 @@ class DistillationArguments(TrainingArguments):
     restore_callback_states_from_checkpoint: bool = field(
         default=True, metadata={"help": "resume with the callbacks' counters (early stopping's patience, say)"}
     )
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "stop after so many evaluations in which metric_for_best_model was no better"}
+    )
+    early_stopping_threshold: float = field(
+        default=0.0, metadata={"help": "how much better counts as better, for early_stopping_patience"}
+    )
     # transformers declares text, explains `fsdp=True` and takes both.
     fsdp: bool | str | None = field(default=None, metadata={"help": "true for FSDP2"})
 
@@ -61,6 +67,7 @@ class DistillationArguments(TrainingArguments):
         for name in ("adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more, and below 1")
+        self._check_early_stopping()
         _refuse("DeepSpeed", bool(self.deepspeed) or _launched_with("DEEPSPEED"))  # before its package is looked for
         wanted, self.optim = self.optim, OptimizerNames.ADAMW_TORCH if self.optim == MUON else self.optim
         super().__post_init__()
@@ -69,12 +76,29 @@ class DistillationArguments(TrainingArguments):
         check_loss(self)
         get_reporting_integration_callbacks(self.report_to)  # refuses names that it does not know
 
+    def _check_early_stopping(self) -> None:
+        if self.early_stopping_patience is None:
+            if self.early_stopping_threshold:
+                raise ValueError(
+                    f"early_stopping_threshold is {self.early_stopping_threshold} and nothing stops early; set "
+                    "early_stopping_patience"
+                )
+            return
+        _check_number("early_stopping_patience", self.early_stopping_patience, int, 1)
+        if getattr(self.eval_strategy, "value", self.eval_strategy) == "no":
+            raise ValueError(
+                f"early_stopping_patience is {self.early_stopping_patience} and eval_strategy is no, so that nothing "
+                "tells when to stop; set it to epoch or steps"
+            )
+        if not self.metric_for_best_model:
+            self.metric_for_best_model: str | None = "loss"
+
 
 _POSITIVE = torch.finfo(torch.float64).tiny
 _RANGES: tuple[tuple[tuple[str, ...], type, float], ...] = (
     (("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), int, 1),
     (("learning_rate", "logging_steps", "save_steps"), float, _POSITIVE),
-    (("num_train_epochs", "weight_decay", "max_grad_norm", "warmup_steps"), float, 0),
+    (("num_train_epochs", "weight_decay", "max_grad_norm", "warmup_steps", "early_stopping_threshold"), float, 0),
     (("dataloader_num_workers", "seed"), int, 0),
 )
 """Arguments that the Trainer takes unchecked into the training, with their type and least value."""
@@ -161,7 +185,8 @@ def deciding(args: TrainingArguments) -> dict[str, Any]:
 
 def _chooses_by_evaluation(args: TrainingArguments) -> bool:
     """Whether it matters for the result when the student is evaluated and saved."""
-    return bool(args.load_best_model_at_end) or args.lr_scheduler_type == "reduce_lr_on_plateau"
+    stops = getattr(args, "early_stopping_patience", None) is not None
+    return stops or bool(args.load_best_model_at_end) or args.lr_scheduler_type == "reduce_lr_on_plateau"
 
 
 SCHEDULES = frozenset({"eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "save_strategy", "save_steps"})

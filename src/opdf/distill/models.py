@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
+import torch
 from datasets import ClassLabel, Dataset, Value
 from torch import Tensor, nn
 from transformers.models.auto.modeling_auto import (
@@ -25,8 +27,13 @@ CLASSIFIERS = {
 """Classes of transformers that say one thing of an example."""
 
 
+HALF = (torch.bfloat16, torch.float16)
+
 MARKS = ("pad_token_id", "decoder_start_token_id")
 """Tokens that models of transformers look for in their inputs, or put into them."""
+
+UNSETTLED = frozenset({"architectures", "dtype", "problem_type", "transformers_version", "use_cache"})
+"""Fields of configurations that saving, a loss or gradient checkpointing sets."""
 
 
 def unwrapped(model: nn.Module) -> Any:
@@ -43,6 +50,14 @@ def unwrapped(model: nn.Module) -> Any:
 def config_of(model: nn.Module) -> Any:
     """The configuration of a transformers model, also inside a wrapper; None for other modules."""
     return getattr(unwrapped(model), "config", None)
+
+
+def configured(model: nn.Module) -> dict[str, Any] | None:
+    """The configuration of a transformers model as plain values, without what is set on the way."""
+    config = config_of(model)
+    if not hasattr(config, "to_dict"):
+        return None
+    return {k: v for k, v in config.to_dict().items() if k not in UNSETTLED and not k.startswith("_")}
 
 
 def is_language_model(model: nn.Module) -> bool:
@@ -117,12 +132,14 @@ def check_same_outputs(student: nn.Module, teacher: nn.Module) -> None:
     ours, theirs = config_of(student), config_of(teacher)
     if ours is None or theirs is None:
         return
-    for name in MARKS:
+    ends = ("eos_token_id",) if getattr(ours, "is_encoder_decoder", False) and not is_language_model(student) else ()
+    for name in (*MARKS, *ends):
         mine, other = getattr(ours, name, None), getattr(theirs, name, None)
         if mine is not None and other is not None and mine != other:
             raise ValueError(
                 f"the student's {name} is {mine} and the teacher's {other}: one of them would read the same tokens "
-                "otherwise (a decoder classifies at the last token that is no padding); set both to the tokenizer's"
+                "otherwise (decoders classify at the last token that is no padding, BART at the end token); give both "
+                "the tokenizer's"
             )
     if is_language_model(student):
         if ours.vocab_size != theirs.vocab_size:
@@ -143,6 +160,18 @@ def check_same_outputs(student: nn.Module, teacher: nn.Module) -> None:
     named = [not all(n.startswith("LABEL_") for n in labels) for labels in names]
     if all(named) and names[0] != names[1]:
         raise ValueError(f"the student's labels are {names[0]}, the teacher's {names[1]}; give both in the same order")
+
+
+def warn_of_rounding(student: nn.Module) -> None:
+    """Say that weights are trained in half precision, as those of a file are that holds them so."""
+    half = sorted({str(p.dtype) for p in student.parameters() if p.requires_grad and p.dtype in HALF})
+    if half:
+        warnings.warn(
+            f"the student's weights are {' and '.join(half)}: steps smaller than their rounding are lost, and cores, "
+            "which are float32, lose none. Train student.float(), with bf16=True in the arguments to compute in half "
+            "precision",
+            stacklevel=4,
+        )
 
 
 def check_labels(student: Any, data: Any) -> None:

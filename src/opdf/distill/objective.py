@@ -19,7 +19,7 @@ from opdf.data import Prepared
 from opdf.distill.arguments import asks_for_fsdp
 from opdf.distill.losses import Batch, items_by_example
 from opdf.distill.models import config_of, unwrapped
-from opdf.distill.store import LogitsStore
+from opdf.distill.store import LogitsStore, StoreInfo
 from opdf.distill.teachers import check_frozen
 from opdf.mpo import Progress
 
@@ -51,12 +51,14 @@ class Objective:
         columns: columns of the training data, beside inputs and labels, that `losses` reads. No model is given them.
         trains_teacher: whether the teacher is trained too, and so need not have been fine-tuned.
         varies: whether steps differ in which of the student's parameters they give a gradient.
+        needs_teacher: whether the teacher runs in training.
         decisions_only: whether nothing but the teacher's decisions is used, as if it were a black box.
     """
 
     tasks: tuple[str, ...] = ("classification", "regression", "image-classification")
     columns: ClassVar[tuple[str, ...]] = ()
     trains_teacher: ClassVar[bool] = False
+    needs_teacher: ClassVar[bool] = True
     decisions_only: ClassVar[bool] = False
     varies: ClassVar[bool] = False
 
@@ -119,6 +121,10 @@ class Objective:
     @property
     def cache(self) -> Path | None:
         """Folder where a teacher and what it said are kept for many runs; None for a method that asks it anew."""
+        return None
+
+    def store_info(self, data: Prepared, teacher: nn.Module) -> StoreInfo | None:
+        """What is kept on the disk of the teacher's outputs; None for a method that asks it anew."""
         return None
 
     def write_cache(self, data: Prepared, teacher: nn.Module, progress: Progress | None = None) -> LogitsStore:

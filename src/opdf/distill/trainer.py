@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from opdf.distill import checkpoint
 from opdf.distill.arguments import MUON, DistillationArguments, check_engine, check_loss, deciding
 from opdf.distill.checkpointed import CheckpointedTrainer
 from opdf.distill.methods import METHODS
-from opdf.distill.models import check_labels
+from opdf.distill.models import check_labels, configured, warn_of_rounding
 from opdf.distill.muon import MuonWithAdamW, check_muon, muon_groups, muon_options
 from opdf.distill.named import build, build_objective
 from opdf.distill.objective import Objective
-from opdf.distill.outputs import glance
+from opdf.distill.outputs import rows_glance, weights_digest
 from opdf.distill.shrink import find_report
 from opdf.distill.teachers import check_apart, load_teacher
 from opdf.distill.unused import all_reached, may_vary
@@ -166,7 +166,9 @@ class DistillationTrainer(CheckpointedTrainer):
         self._given_rows = train_dataset
         self._teacher = teacher
         self._given_teacher: dict[str, Tensor] | None = None
-        self._teacher_glance: str | None = None
+        self._teacher_record: dict[str, Any] | None = None
+        self._rows_glance = rows_glance(train_dataset, self.method.columns)
+        self._configured: dict[str, Any] | None = None
         self._is_made = False
         self._parts: dict[str, Tensor] = {}
         self._parts_since = 0
@@ -195,9 +197,12 @@ class DistillationTrainer(CheckpointedTrainer):
         self._settle()
         self._is_made = True
         self.add_callback(_ObjectiveHooks(self))
+        if (patience := getattr(args, "early_stopping_patience", None)) is not None:
+            self.add_callback(EarlyStoppingCallback(patience, args.early_stopping_threshold))
 
     def _plan(self, student: nn.Module, args: TrainingArguments) -> None:
         """Everything that depends on which model the student is."""
+        self._configured = configured(student)
         if isinstance(self._teacher, str | Path):
             self._teacher = load_teacher(self._teacher, student, trained=not self.method.trains_teacher)
         for who, given in (("student", student), ("teacher", self.teacher)):
@@ -211,6 +216,7 @@ class DistillationTrainer(CheckpointedTrainer):
             student, self.teacher, self.method, self.overparam, self.constraint, args
         )
         check_labels(student, self._given_rows)
+        warn_of_rounding(student)
         if self.teacher is not None:
             self.teacher.eval().requires_grad_(False)
 
@@ -248,15 +254,19 @@ class DistillationTrainer(CheckpointedTrainer):
         overparam = asdict(self.overparam) if self.overparam is not None else None
         if overparam is not None:
             overparam.pop("keep_products")  # it changes memory and time
-        if self._teacher_glance is None and self.teacher is not None and not self.method.trains_teacher:
-            self._teacher_glance = glance(self.teacher)
+        if self._teacher_record is None and self.teacher is not None and not self.method.trains_teacher:
+            self._teacher_record = {"config": configured(self.teacher), "weights": weights_digest(self.teacher)}
         return {
             "args": deciding(self.args),
             "objective": {"name": name or type(self.method).__name__, **self.method.options},
             "overparam": overparam,
             "constraint": asdict(self.constraint) if self.constraint is not None else None,
-            "teacher": self._teacher_glance,
-            "train_dataset": {"rows": len(self._given_rows) if hasattr(self._given_rows, "__len__") else None},
+            "teacher": self._teacher_record,
+            "student": self._configured,
+            "train_dataset": {
+                "rows": len(self._given_rows) if hasattr(self._given_rows, "__len__") else None,
+                "content": self._rows_glance,
+            },
         }
 
     def extra_state(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers.integrations import get_reporting_integration_callbacks
 
-from opdf.data import LOWER_IS_BETTER
+from opdf.data import LOWER_IS_BETTER, Task
 from opdf.distill import DistillationArguments, DistillationTrainer
 from opdf.job.errors import UserError
 from opdf.job.options import fill
@@ -67,12 +67,19 @@ def training_arguments(
     return arguments
 
 
-def renewed(arguments: DistillationArguments) -> DistillationArguments:
+VOCABULARIES = 8
+"""Texts of a language model that are scored at a time: its outputs are a vocabulary for every token."""
+
+
+def renewed(arguments: DistillationArguments, task: Task) -> DistillationArguments:
     """The same arguments, made anew for a Trainer that is made next.
 
     Making them tells accelerate the precision of this process; another Trainer since may have had another.
     """
-    return replace(arguments)
+    made = replace(arguments)
+    if task.kind == "causal-lm":
+        made.per_device_eval_batch_size = min(made.per_device_eval_batch_size, VOCABULARIES)
+    return made
 
 
 def optimizer_name(arguments: DistillationArguments) -> str:

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from opdf.data import Prepared, describe
+from opdf.distill import StoreInfo
 from opdf.job.arguments import optimizer_name
 from opdf.job.card import teacher_of
 from opdf.job.checks import Fit
 from opdf.job.cost import StepCost, megabytes, step_cost
 from opdf.job.job import Job
 from opdf.job.latency import planned_latencies, split_inputs
+from opdf.job.progress import duration
 from opdf.job.student import Start
 
 BATCH = 32
@@ -47,8 +49,13 @@ class Overview:
 
 def overview(job: Job, prepared: Prepared, fit: Fit) -> Overview:
     """Data, models, over-parameterization, steps and cost of a job that was found to fit."""
-    cost = step_cost(job, prepared, fit)
-    lines = (*_data(job, prepared), *_models(job, fit), *_training(job, prepared, cost), *_latency(job, prepared, fit))
+    cost, info = step_cost(job, prepared, fit), job.objective.store_info(prepared, fit.teacher)
+    lines = (
+        *_data(job, prepared),
+        *_models(job, fit, info),
+        *_training(job, prepared, cost),
+        *_latency(job, prepared, fit),
+    )
     return Overview((*lines, ("output", str(job.folder))), cost)
 
 
@@ -56,12 +63,23 @@ def _data(job: Job, prepared: Prepared) -> Iterator[tuple[str, str]]:
     yield from describe(prepared, job.config.data.name, where="data.").lines()
 
 
-def _models(job: Job, fit: Fit) -> Iterator[tuple[str, str]]:
+def stored_size(info: StoreInfo | None) -> str:
+    """What a store of the teacher's outputs takes on the disk."""
+    assert info is not None
+    what = f"{info.tokens:,} tokens of {info.rows:,} texts" if info.tokens else f"{info.rows:,} examples"
+    of = f"{info.top_k} of {info.classes:,} probabilities" if info.top_k else f"{info.classes:,} logits"
+    epochs = f", {info.epochs} epochs" if info.epochs > 1 else ""
+    return f"teacher's outputs for {what}{epochs}, {of} each: {info.nbytes / 1e6:,.1f} MB on the disk"
+
+
+def _models(job: Job, fit: Fit, info: StoreInfo | None) -> Iterator[tuple[str, str]]:
     config = job.config
     yield "teacher", f"{teacher_of(config)}; {size_of(fit.teacher)}"
     yield "student", f"{student_of(job, fit.start)}; {size_of(fit.student)}"
     options = ", ".join(f"{key} {value}" for key, value in config.objective.options.items() if value not in (None, ""))
     yield "objective", f"{config.objective.name}: {options}" if options else config.objective.name
+    if info is not None:
+        yield "store", stored_size(info)
     if fit.over is None or config.overparam is None:
         yield "overparam", "off; the student trains as it is"
         return
@@ -93,7 +111,7 @@ def _training(job: Job, prepared: Prepared, cost: StepCost | None) -> Iterator[t
         yield (
             "cost",
             f"{(cost.plain + cost.extra) / 1e9:,.1f} GFLOP a step{ratio}{memory}; at the {cost.rate / 1e9:,.0f} "
-            f"GFLOP/s of this machine's matrix products at least {_duration(steps * cost.seconds)}",
+            f"GFLOP/s of this machine's matrix products at least {duration(steps * cost.seconds)}",
         )
 
 
@@ -123,9 +141,3 @@ def size_of(model: Any) -> str:
     """A model's class, parameters and megabytes."""
     parameters = sum(p.numel() for p in model.parameters())
     return f"{type(model).__name__} of {parameters:,} parameters, {megabytes(model):,.1f} MB"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

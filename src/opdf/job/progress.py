@@ -1,4 +1,4 @@
-"""A Trainer's run as its user follows it: a bar on stderr that vanishes in a pipe, the log as a file, and stopping."""
+"""A Trainer's run as its user follows it: a bar on a terminal, lines in a file or a pipe, the log, and stopping."""
 
 from __future__ import annotations
 
@@ -109,6 +109,45 @@ class Bar(TrainerCallback):
         self.progress.stop()
 
 
+class Lines(TrainerCallback):
+    """What a bar shows, as a line on stderr for every entry of the log: for a file or a pipe."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.began, self.first = 0.0, 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.began, self.first = time.monotonic(), state.global_step
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        shown = dict(_shown(logs or {}))
+        if not shown or not state.is_world_process_zero:
+            return
+        said = [f"step {state.global_step:,} of {state.max_steps:,}", *(f"{k} {v:.4g}" for k, v in shown.items())]
+        done, left = state.global_step - self.first, state.max_steps - state.global_step
+        if done and left:
+            said.append(f"{duration(left * (time.monotonic() - self.began) / done)} left")
+        print(f"{self.title}: {', '.join(said)}", file=sys.stderr, flush=True)
+
+
+def _shown(logs: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """What of a log entry is for a line: loss and rate, or the scores of an evaluation."""
+    if "loss" in logs:
+        yield "loss", float(logs["loss"])
+        if "learning_rate" in logs:
+            yield "rate", float(logs["learning_rate"])
+    for name, value in logs.items():
+        if name.startswith("eval_") and not name.endswith(("_runtime", "_per_second")):
+            yield f"validation {name.removeprefix('eval_')}", float(value)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in a unit that fits."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
 class LogFile(TrainerCallback):
     """Every log entry of the Trainer as one line of JSON, and before them what there is to say of the start."""
 
@@ -187,7 +226,7 @@ def show(trainer: Trainer, title: str, log: Path, start: Mapping[str, Any] | Non
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
     bar = Bar(title)
-    trainer.add_callback(bar)
+    trainer.add_callback(Lines(title) if bar.progress.disable else bar)
     if isinstance(trainer, DistillationTrainer) and trainer.overparameterization is not None:
         trainer.overparameterization.progress = bar.decomposing
     trainer.add_callback(LogFile(log, start))

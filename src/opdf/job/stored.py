@@ -9,7 +9,9 @@ from opdf.job.config import DistillConfig
 from opdf.job.errors import UserError
 from opdf.job.job import Job
 from opdf.job.output import owned_together
+from opdf.job.overview import stored_size
 from opdf.job.prepared import prepare_data
+from opdf.job.processes import tell
 from opdf.job.progress import counting, quiet
 from opdf.job.teacher import load_teacher, train_teacher
 
@@ -43,6 +45,7 @@ def cache_teacher(config: DistillConfig) -> LogitsStore:
         teacher = load_teacher(job, prepared.task)
         check_inputs("the teacher", teacher, prepared)
         with owned_together(folder):
+            tell(f"to store: {stored_size(job.objective.store_info(prepared, teacher))}, in {folder}")
             train_teacher(job, prepared, teacher)
             with counting("running the teacher") as progress:
                 store = job.objective.write_cache(prepared, teacher, progress)

@@ -59,7 +59,7 @@ def train_teacher(job: Job, prepared: Prepared, teacher: Any) -> None:
         checkpoints = Path(job.teacher_training.output_dir)
         begun = checkpoints.is_dir()
         trainer = DistillationTrainer(
-            teacher, renewed(job.teacher_training), objective=LogitsDistillation(alpha=0),
+            teacher, renewed(job.teacher_training, prepared.task), objective=LogitsDistillation(alpha=0),
             train_dataset=prepared.data["train"], eval_dataset=prepared.data["validation"],
             data_collator=prepared.collator, compute_metrics=prepared.task.compute_metrics(),
             preprocess_logits_for_metrics=prepared.task.kept_outputs,

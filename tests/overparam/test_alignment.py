@@ -124,7 +124,7 @@ def test_a_descent_over_all_bonds_finds_no_lower_loss_of_what_is_trained(normali
     over.align(teacher, Constraint(normalize=normalize, layer_map={"weight": "weight"}))
     optimizer = over.optimizer(torch.optim.SGD, lr=0.0)
     optimizer.make_cores()
-    state, shape = optimizer.state[student.weight], MPOShape(rows, cols)
+    state, shape = optimizer.state[student.weight], over.matrices[0].shape
     cores = [state[f"core{k}"] for k in range(shape.sites)]
     matched = {k: state[f"teacher{k}"] for k in compared_sites(shape)}
     alignment = Alignment(Constraint(normalize=normalize), {"weight": over.matrices[0]}, {})

@@ -6,6 +6,7 @@ import platform
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from transformers import set_seed
 
 import opdf
 from opdf.data import Prepared
-from opdf.distill import DistillationTrainer
+from opdf.distill import DistillationTrainer, find_report
 from opdf.job.arguments import renewed
 from opdf.job.card import write_card
 from opdf.job.checks import check_fit, check_task
@@ -141,7 +142,12 @@ def _run(job: Job, prepared: Prepared, teacher: Any, command: str | None) -> dic
         begun.write(job.folder)
     prepared = judged(prepared, teacher)
     teacher_scores = scores(evaluator(teacher, prepared), prepared)
-    metrics = train_student(job, prepared, teacher, "distilling", last=True) | {"teacher": teacher_scores}
+
+    def say(text: str) -> None:
+        if is_main():
+            print(text, file=sys.stderr if job.config.json else None, flush=True)
+
+    metrics = train_student(job, prepared, teacher, "distilling", say=say, last=True) | {"teacher": teacher_scores}
     if is_main():
         write_card(job.config, metrics, prepared, command, job.folder / STUDENT)
         begun.with_student(job.folder).write(job.folder)
@@ -149,15 +155,26 @@ def _run(job: Job, prepared: Prepared, teacher: Any, command: str | None) -> dic
     return metrics
 
 
-def train_student(job: Job, prepared: Prepared, teacher: Any, title: str, *, last: bool = False) -> dict[str, Any]:
+def train_student(
+    job: Job,
+    prepared: Prepared,
+    teacher: Any,
+    title: str,
+    *,
+    say: Callable[[str], None] = lambda text: None,
+    last: bool = False,
+) -> dict[str, Any]:
     """Distill one student, save it in the job's folder, and return its metrics.
 
     Args:
         job, prepared, teacher: of the run.
         title: stands before the bar.
+        say: told how the student starts.
         last: whether no other student follows; the teacher's weights are let go then if training does not read them.
     """
     student = new_student(job, prepared, teacher)
+    if (report := find_report(student)) is not None:
+        say(f"the student starts with these shares of the variance of its teacher's states:\n{report}")
     with torch.random.fork_rng():
         untrained = scores(evaluator(student, prepared), prepared)
     trainer = trainer_of(student, job, prepared, teacher, title)
@@ -220,7 +237,9 @@ def trainer_of(student: Any, job: Job, prepared: Prepared, teacher: Any, title: 
         compute_metrics=prepared.task.compute_metrics(),
         preprocess_logits_for_metrics=prepared.task.kept_outputs,
     )
-    show(trainer, title, job.folder / "train.log")
+    report = find_report(student)
+    kept = {"kept": {f"{b.stack}.{b.block}": b.kept for b in report.blocks}} if report else None
+    show(trainer, title, job.folder / "train.log", kept)
     return trainer
 
 

@@ -252,4 +252,4 @@ def plain(value: Any) -> Any:
         return {k: plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [plain(v) for v in value]
-    return value
+    return value.item() if type(value).__module__ == "numpy" and value.ndim == 0 else value

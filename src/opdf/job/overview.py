@@ -61,6 +61,9 @@ def overview(job: Job, prepared: Prepared, fit: Fit) -> Overview:
 
 def _data(job: Job, prepared: Prepared) -> Iterator[tuple[str, str]]:
     yield from describe(prepared, job.config.data.name, where="data.").lines()
+    if prepared.class_weights is not None:
+        named = zip(prepared.task.labels, prepared.class_weights, strict=True)
+        yield "weights", ", ".join(f"{name} {weight:.3g}" for name, weight in named)
 
 
 def stored_size(info: StoreInfo | None) -> str:

@@ -198,12 +198,11 @@ def _usual(first: Row, kind: str) -> tuple[str, ...]:
 
 def _length(saved: Saved, model: Any, processor: Any, given: int | None) -> int:
     """Tokens of a text at most."""
-    if given is None and saved.run is not None:
-        given = read_config(str(saved.run / CONFIG)).data.max_length
     most = min(processor.model_max_length, getattr(model.config, "max_position_embeddings", None) or MOST_TOKENS)
     if given is not None and not 0 < given <= most:
         raise UserError(f"max_length is {given}; {saved.model} reads 1 to {most} tokens")
-    return int(given or min(most, MOST_TOKENS))
+    usual = read_config(str(saved.run / CONFIG)).data.max_length if saved.run is not None else MOST_TOKENS
+    return int(given or min(most, usual))
 
 
 def _read(row: Row, task: Task) -> Row:

@@ -306,10 +306,16 @@ def small_run(folder: Path, **changes: Any) -> DistillationTrainer:
 
 
 def other_teacher() -> Any:
+    """One entry of many is not what it was."""
     teacher = bert()
     with torch.no_grad():
-        teacher.classifier.bias += 1
+        teacher.bert.embeddings.word_embeddings.weight[7, 3] += 1e-3
     return teacher
+
+
+def told_otherwise(model: Any, name: str, value: Any) -> Any:
+    setattr(model.config, name, value)
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -331,7 +337,8 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"constraint": {"layer_map": "first", "weight": 0.2}}, r"constraint\.weight was 0\.1 and is 0\.2"),
         ({"objective": {"name": "hidden", "alpha": 0.5}}, r"objective\.alpha was 0\.9 and is 0\.5; objective\.hi"),
         ({"objective": "logits"}, r'objective\.name was "hidden" and is "logits"'),
-        ({"teacher": other_teacher()}, r'teacher was "\w+" and is "\w+"'),
+        ({"teacher": other_teacher()}, r'teacher.weights was "\w+" and is "\w+"'),
+        ({"teacher": told_otherwise(bert(), "layer_norm_eps", 1e-3)}, r"config.layer_norm_eps was 1e-12 and is 0.001"),
         ({"train_dataset": sentences(23)}, r"train_dataset\.rows was 24 and is 23"),
         ({"train_dataset": sentences().select([*range(1, 24), 0])}, r'train_dataset\.content was "\w+" and is "\w+"'),
         ({"student": bert(2, hidden_dropout_prob=0.2)}, r"student\.hidden_dropout_prob was 0\.0 and is 0\.2"),

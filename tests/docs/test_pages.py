@@ -9,8 +9,11 @@ from types import ModuleType
 
 import pytest
 
+from opdf.data import embedded_names
+from opdf.data.read import READERS
 from opdf.data.task import KINDS
 from opdf.distill import METHODS
+from opdf.job import DataConfig, ObjectiveConfig
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -43,6 +46,17 @@ def test_the_table_of_tasks_has_the_methods_of_each() -> None:
     rows = re.findall(r"^\| `([\w-]+)` \| (`.*`) \|$", section("configuration.md", "Which tasks"), re.MULTILINE)
     told = {task: set(re.findall(r"`([\w-]+)`", methods)) for task, methods in rows}
     assert told == {task: {name for name, method in METHODS.items() if task in method.tasks} for task in KINDS}
+
+
+def test_help_and_pages_name_every_method_format_and_data_set() -> None:
+    methods, data = ((ROOT / "docs" / page).read_text() for page in ("methods.md", "data.md"))
+    for name in METHODS:
+        assert name in str(ObjectiveConfig.__doc__)
+        assert methods.count(f"\n| `{name}` | ") == 2
+    for ending in READERS:
+        assert ending[1:] in str(DataConfig.__doc__)
+        assert re.search(rf"a file: .*\b{ending[1:]}\b", data)
+    assert {name for name in embedded_names() if f"`{name}`" not in data} == set()
 
 
 def test_movements_and_decay_are_those_that_the_benchmark_found() -> None:

@@ -49,7 +49,7 @@ def test_a_script_written_by_hand(tmp_path: Path, capsys: Any) -> None:
         student=StudentConfig(layers=2),
         overparam=OverParamConfig(ones=1),
         training=short,
-        output=str(tmp_path / "out"),
+        output=tmp_path / "out",  # type: ignore[arg-type]  # a Path will do
     )
     metrics = run(config)
     assert 0 <= metrics["student"]["test"]["accuracy"] <= 1
@@ -59,6 +59,8 @@ def test_a_script_written_by_hand(tmp_path: Path, capsys: Any) -> None:
     assert all(line.partition(":")[0] in ("fine-tuning the teacher", "distilling") for line in printed.err.splitlines())
     with pytest.raises(FileExistsError, match="is not empty"):
         run(config)
+    with pytest.raises(TypeError, match="config is a dict; give a DistillConfig"):
+        run({"output": "out"})  # type: ignore[arg-type]
 
 
 def test_a_run_leaves_what_a_user_needs(done: tuple[Path, dict[str, Any]]) -> None:
@@ -86,6 +88,7 @@ def test_a_saved_student_has_the_scores_of_its_run(done: tuple[Path, dict[str, A
     found = evaluate(str(folder / "student"), data, probe=True)
     probe = found.pop("linear probe")
     assert found == metrics["student"]
+    assert evaluate(folder) == found
     # An untrained ViT's features tell digits apart far better than chance; its own head does not yet.
     assert 0.2 < probe["top1"] < probe["top5"] <= 1
 

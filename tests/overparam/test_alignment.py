@@ -14,11 +14,12 @@ from torch import nn
 from transformers import BertConfig, BertModel
 
 from opdf.distill import keep_layers
-from opdf.mpo import MPOShape, decompose, plan_shape
+from opdf.mpo import decompose, plan_shape
 from opdf.overparam import Alignment, Constraint, Matrix, OverParamConfig, OverParameterizedOptimizer, overparameterize
 from opdf.overparam.alignment import compared_sites
 from opdf.overparam.cores import match
-from opdf.overparam.pairing import pair, teacher_shape
+from opdf.overparam.pairing import pair
+from opdf.overparam.shapes import teacher_shape
 
 
 def bert(layers: int = 4, width: int = 16, seed: int = 0) -> BertModel:
@@ -212,7 +213,7 @@ def test_a_wider_teacher_of_the_students_own_matrix_is_at_no_distance() -> None:
     torch.manual_seed(0)
     shape = plan_shape(12, 12, ones=1)
     student = torch.randn(12, 12, dtype=torch.float64)
-    wide = teacher_shape(Matrix("s", False, (12, 12), shape), Matrix("t", False, (24, 12), MPOShape((24,), (12,))))
+    wide = teacher_shape(shape, 24, 12)
     assert (wide.row_factors, wide.col_factors) == ((4, 2, 3), (4, 1, 3))
     digits = student.reshape(4, 1, 3, 12)
     teacher = torch.cat([digits, torch.zeros_like(digits)], dim=1).reshape(24, 12)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from opdf.data.metrics import LOWER_IS_BETTER, token_agreement
     from opdf.data.packages import minilm
     from opdf.data.prepared import Prepared
-    from opdf.data.pretrained import loading
+    from opdf.data.pretrained import damaged_file, loading
     from opdf.data.rows import ROW_FORMATS, Row, parse_rows, read_rows
     from opdf.data.summary import DataSummary, describe
     from opdf.data.task import Task
@@ -30,6 +30,7 @@ __all__ = [
     "TextNoise",
     "class_weights",
     "count_tokens",
+    "damaged_file",
     "describe",
     "embedded_names",
     "encode",

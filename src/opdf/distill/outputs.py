@@ -111,16 +111,6 @@ def fingerprint(examples: Any, noise: Noise | None = None) -> str:
     return digest.hexdigest()[:32]
 
 
-def glance(model: nn.Module) -> str:
-    """A digest of up to 16 entries of every weight: cheap, and another for a model that was trained otherwise."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if isinstance(tensor, Tensor):
-            few = tensor.detach().flatten()[:: max(1, tensor.numel() // 16)][:16]
-            digest.update(f"{name} {tuple(tensor.shape)} {few.tolist()}".encode())
-    return digest.hexdigest()[:32]
-
-
 def rows_glance(rows: Any, without: Collection[str] = ()) -> str | None:
     """A digest of the texts and whole numbers in up to 32 rows of a `datasets.Dataset`; None of other data.
 
@@ -142,7 +132,10 @@ def weights_digest(model: nn.Module) -> str:
     """A digest of a model's weights."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        if isinstance(tensor, Tensor):
+            values = tensor.detach().cpu().contiguous().flatten()
+            digest.update(name.encode())
+            digest.update(values.view(torch.uint8).numpy().data)
     return digest.hexdigest()[:32]
 
 

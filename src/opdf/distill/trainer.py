@@ -22,7 +22,7 @@ from opdf.distill.models import check_labels, configured, warn_of_rounding
 from opdf.distill.muon import MuonWithAdamW, check_muon, muon_groups, muon_options
 from opdf.distill.named import build, build_objective
 from opdf.distill.objective import Objective
-from opdf.distill.outputs import glance, rows_glance
+from opdf.distill.outputs import rows_glance, weights_digest
 from opdf.distill.shrink import find_report
 from opdf.distill.teachers import check_apart, load_teacher
 from opdf.distill.unused import all_reached, may_vary
@@ -166,7 +166,7 @@ class DistillationTrainer(CheckpointedTrainer):
         self._given_rows = train_dataset
         self._teacher = teacher
         self._given_teacher: dict[str, Tensor] | None = None
-        self._teacher_glance: str | None = None
+        self._teacher_record: dict[str, Any] | None = None
         self._rows_glance = rows_glance(train_dataset, self.method.columns)
         self._configured: dict[str, Any] | None = None
         self._is_made = False
@@ -254,14 +254,14 @@ class DistillationTrainer(CheckpointedTrainer):
         overparam = asdict(self.overparam) if self.overparam is not None else None
         if overparam is not None:
             overparam.pop("keep_products")  # it changes memory and time
-        if self._teacher_glance is None and self.teacher is not None and not self.method.trains_teacher:
-            self._teacher_glance = glance(self.teacher)
+        if self._teacher_record is None and self.teacher is not None and not self.method.trains_teacher:
+            self._teacher_record = {"config": configured(self.teacher), "weights": weights_digest(self.teacher)}
         return {
             "args": deciding(self.args),
             "objective": {"name": name or type(self.method).__name__, **self.method.options},
             "overparam": overparam,
             "constraint": asdict(self.constraint) if self.constraint is not None else None,
-            "teacher": self._teacher_glance,
+            "teacher": self._teacher_record,
             "student": self._configured,
             "train_dataset": {
                 "rows": len(self._given_rows) if hasattr(self._given_rows, "__len__") else None,

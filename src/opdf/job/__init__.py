@@ -40,12 +40,23 @@ if TYPE_CHECKING:
         read_yaml as read_yaml,
         write_yaml as write_yaml,
     )
-    from opdf.job.output import CONFIG as CONFIG, METRICS as METRICS, write_json as write_json
+    from opdf.job.output import (
+        CONFIG as CONFIG,
+        METRICS as METRICS,
+        STUDENT as STUDENT,
+        read_metrics as read_metrics,
+        write_json as write_json,
+    )
     from opdf.job.prepared import load as load, prepare_data as prepare_data
     from opdf.job.probe import features as features, fit_probe as fit_probe, linear_probe as linear_probe
     from opdf.job.processes import is_main as is_main, leave as leave
     from opdf.job.progress import counting as counting, quiet as quiet
-    from opdf.job.resume import BEGUN as BEGUN, rows_digest as rows_digest
+    from opdf.job.resume import (
+        begun_config as begun_config,
+        begun_with as begun_with,
+        check_student as check_student,
+        rows_digest as rows_digest,
+    )
     from opdf.job.run import (
         parameters as parameters,
         student_trainer as student_trainer,

@@ -35,9 +35,12 @@ class Job:
 
     Raises:
         UserError: an option is unknown, or is not what it can be.
+        TypeError: it is no `DistillConfig`.
     """
 
     def __init__(self, config: DistillConfig, *, teachers: Path | None = None) -> None:
+        if not isinstance(config, DistillConfig):
+            raise TypeError(f"config is a {type(config).__name__}; give a DistillConfig, such as read_config returns")
         if not config.output:
             raise UserError("output is empty; name a folder")
         self.config = config = resolved(config)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from transformers import (
     AutoModelForTokenClassification,
     AutoTokenizer,
 )
+from transformers.utils import cached_file
 
 from opdf.data import Task, loading
 from opdf.job.config import TeacherConfig
@@ -27,6 +30,34 @@ from opdf.job.options import suggest
 
 DTYPE = torch.float32
 """Of all weights, whatever a file holds: training.bf16 and fp16 compute in half precision from them."""
+
+
+READ = (".json", ".safetensors", ".txt", ".model", ".jinja", ".tiktoken")
+"""Ends of the names of files that a model or its tokenizer is read from."""
+
+
+def files_of(name: str) -> dict[str, str]:
+    """Digests of the files that a model and its tokenizer or image processor are read from, by their names.
+
+    Of a model on the hub, whose snapshots do not change, the name of the snapshot.
+
+    Raises:
+        ValueError: the model cannot be found.
+    """
+    with loading(name) as place:
+        folder = Path(place)
+        if not folder.is_dir():
+            return {"revision": Path(str(cached_file(place, "config.json"))).parent.name}
+    return file_digests(folder)
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """Digests of the files that a model in a folder is read from, by their names."""
+    found = {}
+    for path in sorted(p for p in folder.iterdir() if p.suffix in READ and p.is_file()):
+        with path.open("rb") as file:
+            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 def load_processor(teacher: TeacherConfig, task: Task) -> Any:

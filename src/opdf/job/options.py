@@ -252,4 +252,6 @@ def plain(value: Any) -> Any:
         return {k: plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [plain(v) for v in value]
-    return value.item() if type(value).__module__ == "numpy" and value.ndim == 0 else value
+    if type(value).__module__ == "numpy" and value.ndim == 0:
+        return value.item()
+    return str(value) if isinstance(value, Path) else value

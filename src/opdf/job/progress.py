@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -149,15 +149,22 @@ def duration(seconds: float) -> str:
 
 
 class LogFile(TrainerCallback):
-    """Every log entry of the Trainer as one line of JSON."""
+    """Every log entry of the Trainer as one line of JSON, and before them what there is to say of the start."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, start: Mapping[str, Any] | None = None) -> None:
+        self.path, self.start = path, start
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero and self.start and state.global_step == 0:
+            self._append({"step": 0, **self.start})
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         if state.is_world_process_zero and logs:
-            with self.path.open("a") as file:
-                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+            self._append({"step": state.global_step, **logs})
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
 
 
 class Stop(TrainerCallback):
@@ -214,12 +221,12 @@ def stopping(trainer: Trainer) -> Iterator[Stop]:
             signal.signal(kind, handler)
 
 
-def show(trainer: Trainer, title: str, log: Path) -> None:
-    """Replace the Trainer's own bars and printed dictionaries."""
+def show(trainer: Trainer, title: str, log: Path, start: Mapping[str, Any] | None = None) -> None:
+    """Replace the Trainer's own bars and printed dictionaries; `start` becomes the log's first line."""
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
     bar = Bar(title)
     trainer.add_callback(Lines(title) if bar.progress.disable else bar)
     if isinstance(trainer, DistillationTrainer) and trainer.overparameterization is not None:
         trainer.overparameterization.progress = bar.decomposing
-    trainer.add_callback(LogFile(log))
+    trainer.add_callback(LogFile(log, start))

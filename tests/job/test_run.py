@@ -70,7 +70,12 @@ def test_a_run_leaves_what_a_user_needs(done: tuple[Path, dict[str, Any]]) -> No
     assert metrics["student"]["test"]["examples"] == 360
     written = yaml.safe_load((folder / "config.yaml").read_text())
     assert written["overparam"]["lr_scaling"] == "match-dense"
-    assert written["objective"]["options"] == {"temperature": 2.0, "alpha": 0.9}
+    assert written["objective"]["options"] == {
+        "temperature": 2.0,
+        "alpha": 0.9,
+        "divergence": "forward",
+        "class_weights": None,
+    }
     assert written["training"] | {"per_device_eval_batch_size": 128, "save_total_limit": 2} == written["training"]
     assert all(json.loads(line) for line in (folder / "train.log").read_text().splitlines())
     assert {p.name for p in folder.iterdir()} == {

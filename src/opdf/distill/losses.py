@@ -137,7 +137,7 @@ def labels_of(batch: Batch) -> Tensor:
 
 
 def count_labelled(student: nn.Module, batch: Batch) -> Tensor:
-    """`[2]` int64: the items of a batch, and those of them that have a label: a class of -100 is none.
+    """`[2]` int64: the items of a batch, and those of them that have a label; -100 is none.
 
     What is learned from a teacher is a mean over the first, what is learned from labels a mean over the second.
     """

@@ -127,8 +127,8 @@ class LogitsDistillation(TaskAndLogits):
 
     The task decides the two terms: cross-entropy and T^2 KL for classes and (shifted, unmasked) tokens, squared errors
     for a regression, binary cross-entropies for several labels at once. A vision model is a classifier. The teacher
-    runs on every batch, unless the data brings its logits in a column "teacher_logits". Of a language model the logits
-    of all tokens are never held together, see `Heads`.
+    runs on every batch, unless the data brings its logits in a column "teacher_logits". The logits
+    of all tokens of a language model are never held together, see `Heads`.
 
     Args:
         temperature: T, above 0; useful from 1 to 8. Not used in a regression.
@@ -215,11 +215,11 @@ class LogitsDistillation(TaskAndLogits):
         shared: bool = False,
         progress: Progress | None = None,
     ) -> Any:
-        """Several runs share one column "teacher_logits"; a single one may end before it has seen all rows."""
+        """Runs of one teacher share a column "teacher_logits". A single run may end before it has seen all rows."""
         if data.class_weights is not None and self.alpha < 1:
             self.class_weights = data.class_weights
         rows = data.data["train"]
-        by_token = data.task.kind in ("token-classification", "causal-lm")  # of which the teacher says too much to keep
+        by_token = data.task.kind in ("token-classification", "causal-lm")  # too many logits to keep
         if not shared or not self.alpha or by_token:
             return rows
         depends = [fingerprint(rows), weights_digest(teacher)]

@@ -42,7 +42,27 @@ def check_task(job: Job, task: Task) -> None:
                 f"objective {name} learns from labels, and {data} has none; set objective.options.alpha to 1 where it "
                 "has that option, or use logits"
             )
+    if job.config.data.class_weights is not None:
+        check_weights(job)
     check_metrics(job, task)
+
+
+def check_weights(job: Job) -> None:
+    """Refuse weights of classes that nothing would be learned by.
+
+    Raises:
+        UserError: the objective knows none, uses no labels, or has weights of its own.
+    """
+    options, objective = job.config.objective, job.objective
+    if not isinstance(objective, LogitsDistillation):
+        raise UserError(f"data.class_weights is for objective.name logits, and it is {options.name!r}; leave it out")
+    if objective.class_weights is not None:
+        raise UserError("data.class_weights and objective.options.class_weights say the same; give one of them")
+    if objective.alpha == 1 and not job.config.teacher.finetune:
+        raise UserError(
+            "data.class_weights is about labels, which objective.options.alpha 1 does not use; leave it out, or "
+            "lower alpha"
+        )
 
 
 def check_metrics(job: Job, task: Task) -> None:

@@ -1,4 +1,4 @@
-"""A run, usable from Python: configuration, data, teacher, student, training, scores, what it leaves on the disk.
+"""A run, usable from Python: configuration, data, teacher, student, training, scores and output.
 
 from opdf.job import DataConfig, DistillConfig, StudentConfig, TeacherConfig, run
 

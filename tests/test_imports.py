@@ -49,6 +49,11 @@ def test_a_package_is_imported_through_its_init() -> None:
             assert module == f"opdf.{package(module)}", f"{name} imports {what} of {module}"
 
 
+def test_two_files_of_overparam_know_the_factorization() -> None:
+    importers = {name for name, module, _ in ALL if package(name) == "overparam" and package(module) == "mpo"}
+    assert importers == {"opdf.overparam.cores", "opdf.overparam.shapes"}
+
+
 def test_there_is_no_circle() -> None:
     """Each name is followed to the file that it comes from: packages import their names when they are used."""
     homes = {(name, what): module for name, module, what in ALL if FILES[name].name == "__init__.py"}

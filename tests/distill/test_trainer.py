@@ -7,6 +7,7 @@ import inspect
 import json
 import os
 import sqlite3
+import warnings
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -348,6 +349,19 @@ def test_evaluation_reports_the_models_own_loss(tmp_path: Path) -> None:
 def test_misfits_are_refused_before_training(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DistillationTrainer(keep_layers(bert(), 2), arguments(tmp_path), **({"teacher": bert()} | options))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_weights_that_lose_small_steps_are_said(tmp_path: Path, dtype: torch.dtype) -> None:
+    """As transformers gives them from a file that holds them so, unless it is told otherwise."""
+    bert(2).to(dtype).save_pretrained(tmp_path)
+    student = BertForSequenceClassification.from_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match=rf"weights are {dtype}: steps .* are lost, .* Train student\.float\(\)"):
+        DistillationTrainer(student, arguments(tmp_path), teacher=bert())
+    frozen = student.requires_grad_(False)
+    frozen.classifier.float().requires_grad_(True)  # as adapters are trained
+    with warnings.catch_warnings(action="error"):
+        DistillationTrainer(frozen, arguments(tmp_path), teacher=bert())
 
 
 def test_label_smoothing_is_refused(tmp_path: Path) -> None:

@@ -261,6 +261,26 @@ class KeepsAnObject(Counts):
             self.state[p]["projector"] = object()
 
 
+class CountsBesideItsTensors(Counts):
+    """Its counter is in its state, but is no tensor's, as MADGRAD's is."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        self.state["k"] = self.state["k"] + 1 if "k" in self.state else torch.ones(())
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.sub_(p.grad * group["lr"] / self.state["k"])
+
+
+class Averages(Counts):
+    """It exchanges weights between training and evaluation, as schedule-free optimizers do."""
+
+    def train(self) -> None: ...
+
+    def eval(self) -> None: ...
+
+
 class EqualRates(Counts):
     def step(self, closure: Any = None) -> None:
         if len({group["lr"] for group in self.param_groups}) > 1:
@@ -285,6 +305,8 @@ class IgnoresTheRate(Counts):
         (torch.optim.AdamW, {"lr": -1.0}, {}, ValueError, "Invalid learning rate"),
         (torch.optim.SGD, {"model": None}, {}, TypeError, "brings its own parameters .*GaLore, APOLLO and LOMO"),
         (KeepsAnObject, {}, {}, TypeError, "its state holds a object, which checkpoints cannot hold"),
+        (CountsBesideItsTensors, {}, {}, TypeError, "its state holds 'k' beside those of tensors, which would be lost"),
+        (Averages, {}, {}, TypeError, r"has train\(\) and eval\(\), between which it exchanges weights"),
         (Estimates, {}, {"placement": "owner"}, ValueError, "looks at all cores at once"),
         (EqualRates, {}, {"lr_scaling": "match-dense"}, ValueError, r"lr_scaling='none'"),
         (IgnoresTheRate, {}, {"lr_scaling": "match-dense"}, ValueError, "does not follow the learning rate"),

@@ -75,6 +75,23 @@ def test_a_warm_up_from_zero_begins_with_the_first_step_that_has_a_rate() -> Non
     assert all(0.7 < ratio < 1.4 for ratio in found[1:])
 
 
+@pytest.mark.parametrize("ones", [0, 3])
+def test_decay_moves_a_weight_by_the_factor_for_every_core(ones: int) -> None:
+    """What benchmarks/rate.py reports as decay over dense decay, beside two steps with and without it."""
+    rate, weight_decay, found = 1e-4, 0.1, []
+    for decay in (0.0, weight_decay):
+        torch.manual_seed(0)
+        model = nn.Linear(COLS, ROWS, bias=False).double()
+        start = model.weight.detach().clone()
+        over = overparameterize(model, OverParamConfig(targets=["weight"], ones=ones))
+        optimizer = over.optimizer(torch.optim.AdamW, lr=rate, weight_decay=decay)
+        model.weight.grad = gradients(1)[0].double()
+        optimizer.step()
+        found.append(model.weight.detach())
+    moved = float((found[1] - found[0]).norm() / (rate * weight_decay * start.norm()))
+    assert moved == pytest.approx((ones + 2) * optimizer.state[model.weight]["lr_scale"], rel=0.01)
+
+
 def test_the_factor_is_saved_with_what_it_was_measured_from() -> None:
     """A resumed run measures on where it was, as the run that was not interrupted."""
     given = [one_row(), *gradients(40)]

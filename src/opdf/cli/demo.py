@@ -11,7 +11,8 @@ from opdf.cli.options import at_least_one, parse
 DESCRIPTION = """Fine-tune a teacher on embedded data and make students of half its size: half as wide, fitted to the
 teacher and not trained, distilled plain (KD), and distilled with over-parameterization and the constraint loss
 (OPDF); and half of the teacher's blocks. Same data, seed, steps and learning rate. Prints each student's score when it
-is there, and a comparison with parameters and latency; leaves the students on disk. Minutes on two CPU cores."""
+is there, and a comparison with parameters and latency; leaves the students on disk. Minutes on two CPU cores. A demo
+that was stopped goes on where it was when the same command is given again."""
 
 
 @dataclass
@@ -21,7 +22,7 @@ class DemoConfig:
     Args:
         task: text (MiniLM on movie sentiment) or images (a ViT on Fashion-MNIST).
         output: folder for the teacher, the students and the results, to which -text or -images is added.
-        overwrite: replace an earlier demo's folder.
+        overwrite: replace an earlier demo's folder, if that is finished or of another configuration.
         data: another embedded dataset of the same kind.
         train_limit: training examples.
         seed: of initialisation and data order.

@@ -44,10 +44,21 @@ class EvalConfig:
 def with_run(argv: list[str]) -> list[str]:
     """The student's folder and the data's options in place of an output folder of opdf distill."""
     run = Path(argv[0]) if argv else Path()
-    if not (run / "config.yaml").is_file() or not (run / "student").is_dir():
-        return argv
     file = str(run / "config.yaml")
-    data = fill(DataConfig, read_yaml(file).get("data", {}), f"{file}: data")
+    if not Path(file).is_file():
+        if (run / "begun.json").is_file():
+            raise UserError(f"{file} is missing; give {run / 'student'} with --data.name and what else the data need")
+        return argv
+    if not (run / "student").is_dir():
+        raise UserError(
+            f"{run} has no folder student: if it is not finished, opdf distill {file} --resume true goes on"
+        )
+    try:
+        data = fill(DataConfig, read_yaml(file).get("data", {}), f"{file}: data")
+    except ValueError as error:
+        raise UserError(
+            f"{error}. Bring back what it was, or give {run / 'student'} with --data.name and what else the data need"
+        ) from error
     return [str(run / "student"), *(f"--data.{k}={json.dumps(v)}" for k, v in vars(data).items()), *argv[1:]]
 
 

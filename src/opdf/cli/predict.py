@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from opdf.cli.options import parse
-from opdf.job.errors import UserError
+from opdf.job import UserError
 
 DESCRIPTION = """Print what a model says to the rows of a file, a folder of images or a pipe.
 
@@ -62,8 +62,7 @@ OPTIONS = PredictConfig
 def main(argv: list[str]) -> None:
     config = parse(argv, PredictConfig, "opdf predict", DESCRIPTION, positional="model file")
     form = _written_as(config)
-    from opdf.job.predict import predict
-    from opdf.job.progress import counting, quiet
+    from opdf.job import counting, predict, quiet
 
     with quiet(), counting("predicting") as progress:
         answers = predict(

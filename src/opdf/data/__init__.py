@@ -6,6 +6,7 @@ from opdf.lazy import import_when_used
 
 if TYPE_CHECKING:
     from opdf.data.augment import ImageNoise, TextNoise
+    from opdf.data.classes import class_weights
     from opdf.data.embedded import names as embedded_names
     from opdf.data.encode import count_tokens, encode, encode_rows, longest_text
     from opdf.data.language import encode_language, padding
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from opdf.data.metrics import LOWER_IS_BETTER, token_agreement
     from opdf.data.packages import minilm
     from opdf.data.prepared import Prepared
-    from opdf.data.pretrained import loading
+    from opdf.data.pretrained import damaged_file, loading
     from opdf.data.rows import ROW_FORMATS, Row, parse_rows, read_rows
     from opdf.data.summary import DataSummary, describe
     from opdf.data.task import Task
@@ -27,7 +28,9 @@ __all__ = [
     "Row",
     "Task",
     "TextNoise",
+    "class_weights",
     "count_tokens",
+    "damaged_file",
     "describe",
     "embedded_names",
     "encode",

@@ -40,8 +40,8 @@ def load_data(
     Rows that say the same but for case and punctuation are cut into the same split.
 
     Args:
-        name: an embedded set ("movie-sentiment"), a file (csv, tsv, json, jsonl, parquet), a folder of images with one
-            subfolder a class, or a hub name, with a configuration after a colon ("nyu-mll/glue:sst2").
+        name: an embedded set ("movie-sentiment"), a file (csv, tsv, json, jsonl, parquet, conll, txt), a folder of
+            images with one subfolder a class, or a hub name, with a configuration after a colon ("nyu-mll/glue:sst2").
         task: a kind of `Task`; inferred from the columns when None. "causal-lm" is never inferred.
         inputs: one or two text columns, the image column, a column of words (token-classification), or a column of a
             conversation's messages (causal-lm); inferred when None. Embedded sets have their own.

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from huggingface_hub.errors import RepositoryNotFoundError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from opdf.data.hub import hub
 from opdf.data.packages import minilm
+
+MAPPINGS = ("config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
+"""Files of a model that hold JSON objects; others may hold lists."""
 
 
 @contextmanager
@@ -25,13 +29,33 @@ def loading(model: str) -> Iterator[str]:
     try:
         with nullcontext() if Path(folder).is_dir() else hub(model):
             yield folder
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    except (OSError, ValueError, RuntimeError, SafetensorError, TypeError, LookupError, AttributeError) as error:
+        damage = damaged_file(Path(folder))
+        if isinstance(error, TypeError | LookupError | AttributeError) and damage is None:
+            raise
+        reason = damage or next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         if "trust_remote_code" in str(error):
             reason = "it wants code of its own to be run, which opdf does not do; give one that transformers knows"
+        if "backend tokenizer" in str(error):
+            reason = "it has no tokenizer that can be read; save the model's beside it (tokenizer.json)"
         if isinstance(error.__cause__, RepositoryNotFoundError):
             reason += "; to one that is private or gated, log in with hf auth login or set HF_TOKEN"
         raise ValueError(f"model {model!r} cannot be loaded: {reason}") from error
+
+
+def damaged_file(folder: Path) -> str | None:
+    """What is wrong with a file of a model, naming it, or None: weights that are cut off, or JSON that is none."""
+    for path in sorted(folder.glob("*")):
+        try:
+            if path.suffix == ".safetensors":
+                safe_open(path, "pt")
+            elif path.suffix == ".json":
+                content = json.loads(path.read_text(encoding="utf-8"))
+                if path.name in MAPPINGS and not isinstance(content, dict):
+                    raise TypeError("it holds no mapping")
+        except (SafetensorError, ValueError, TypeError, RecursionError) as error:
+            return f"{path} is damaged ({error})"
+    return None
 
 
 def local(model: str) -> str:

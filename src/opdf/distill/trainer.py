@@ -12,32 +12,32 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from opdf.distill import checkpoint
 from opdf.distill.arguments import MUON, DistillationArguments, check_engine, check_loss, deciding
 from opdf.distill.checkpointed import CheckpointedTrainer
 from opdf.distill.ensemble import Ensemble
 from opdf.distill.methods import METHODS
-from opdf.distill.models import check_labels
+from opdf.distill.models import check_labels, configured, warn_of_rounding
 from opdf.distill.muon import MuonWithAdamW, check_muon, muon_groups, muon_options
 from opdf.distill.named import build, build_objective
 from opdf.distill.objective import Objective
-from opdf.distill.outputs import glance
+from opdf.distill.outputs import rows_glance, weights_digest
 from opdf.distill.shrink import find_report
 from opdf.distill.teachers import check_apart, load_teacher
 from opdf.distill.unused import all_reached, may_vary
 from opdf.overparam import Constraint, OverParamConfig, OverParameterization, local, overparameterize, whole
 
 HOPELESS_SCALE = 2.0**-20
-"""A gradient scaler starts at 2^16 and halves at each overflow; down here it has long not seen a finite gradient."""
+"""A gradient scaler starts at 2^16 and halves at each overflow. Below this it has seen no finite gradient for long."""
 
 
 class TrainingDiverged(ArithmeticError):  # noqa: N818
     """The loss or its gradient is no longer a finite number.
 
     Attributes:
-        step: the optimizer step in which that was first so.
+        step: the first optimizer step in which it was not.
         checkpoint: the newest whole checkpoint, written before; None if there is none.
     """
 
@@ -99,10 +99,9 @@ def plan_student(
 
 
 def _partner(student: nn.Module, teacher: nn.Module, constraint: Constraint) -> nn.Module:
-    """What the constraint loss pulls a student to: its teacher, in the student's coordinates.
+    """The model that the constraint loss pulls a student to: its teacher, in the student's coordinates.
 
-    A student that `shrink` has fitted has left its teacher's coordinates. In its own, the teacher is the student as it
-    starts.
+    A student that `shrink` has fitted has coordinates of its own. In these, the teacher is the student before training.
     """
     if find_report(student) is None:
         return teacher
@@ -136,8 +135,8 @@ class DistillationTrainer(CheckpointedTrainer):
             `Objective`. Default "logits".
         overparam: how to over-parameterize the student, as `OverParamConfig` or its fields; None trains it as it is.
         constraint: pull auxiliary cores to the teacher's, as `Constraint` or its fields; needs `overparam` and a
-            teacher of the student's kind. A student that `shrink` has made is pulled to what it is now, which is the
-            teacher in its coordinates.
+            teacher of the student's kind. A student that `shrink` has made is pulled to its own start, which is the
+            teacher in the student's coordinates.
         model_init: makes the student, in place of `model`. Every `train()` and every trial of `hyperparameter_search`
             begins with a new one, a new objective and the teacher as it was.
 
@@ -186,7 +185,9 @@ class DistillationTrainer(CheckpointedTrainer):
         self._given_rows = train_dataset
         self._teacher = teacher
         self._given_teacher: dict[str, Tensor] | None = None
-        self._teacher_glance: str | None = None
+        self._teacher_record: dict[str, Any] | None = None
+        self._rows_glance = rows_glance(train_dataset, self.method.columns)
+        self._configured: dict[str, Any] | None = None
         self._is_made = False
         self._parts: dict[str, Tensor] = {}
         self._parts_since = 0
@@ -215,9 +216,12 @@ class DistillationTrainer(CheckpointedTrainer):
         self._settle()
         self._is_made = True
         self.add_callback(_ObjectiveHooks(self))
+        if (patience := getattr(args, "early_stopping_patience", None)) is not None:
+            self.add_callback(EarlyStoppingCallback(patience, args.early_stopping_threshold))
 
     def _plan(self, student: nn.Module, args: TrainingArguments) -> None:
         """Everything that depends on which model the student is."""
+        self._configured = configured(student)
         trained = not self.method.trains_teacher
 
         def found(given: nn.Module | str | Path) -> nn.Module:
@@ -241,6 +245,7 @@ class DistillationTrainer(CheckpointedTrainer):
             student, self.teacher, self.method, self.overparam, self.constraint, args
         )
         check_labels(student, self._given_rows)
+        warn_of_rounding(student)
         if self.teacher is not None:
             self.teacher.eval().requires_grad_(False)
 
@@ -278,15 +283,19 @@ class DistillationTrainer(CheckpointedTrainer):
         overparam = asdict(self.overparam) if self.overparam is not None else None
         if overparam is not None:
             overparam.pop("keep_products")  # it changes memory and time
-        if self._teacher_glance is None and self.teacher is not None and not self.method.trains_teacher:
-            self._teacher_glance = glance(self.teacher)
+        if self._teacher_record is None and self.teacher is not None and not self.method.trains_teacher:
+            self._teacher_record = {"config": configured(self.teacher), "weights": weights_digest(self.teacher)}
         return {
             "args": deciding(self.args),
             "objective": {"name": name or type(self.method).__name__, **self.method.options},
             "overparam": overparam,
             "constraint": asdict(self.constraint) if self.constraint is not None else None,
-            "teacher": self._teacher_glance,
-            "train_dataset": {"rows": len(self._given_rows) if hasattr(self._given_rows, "__len__") else None},
+            "teacher": self._teacher_record,
+            "student": self._configured,
+            "train_dataset": {
+                "rows": len(self._given_rows) if hasattr(self._given_rows, "__len__") else None,
+                "content": self._rows_glance,
+            },
         }
 
     def extra_state(self) -> dict[str, Any]:
@@ -297,7 +306,7 @@ class DistillationTrainer(CheckpointedTrainer):
         self.method.load_state_dict(state["state"])
 
     def check_before_saving(self, model: nn.Module) -> None:
-        """Weights can leave the range of their dtype in the last step before a checkpoint, which no loss has seen."""
+        """Refuse weights that are not finite: no loss has seen what the last step before a checkpoint made of them."""
         self._check_finite()
         broken = torch.stack([~local(p).isfinite().all() for p in model.parameters()]).any()
         if self.accelerator.reduce(broken.float(), "sum") > 0:
@@ -314,9 +323,9 @@ class DistillationTrainer(CheckpointedTrainer):
         return super()._wrap_model(model, training, dataloader)
 
     def _leaves_some_out(self) -> bool:
-        """Whether some parameter may be without a gradient after a step, as the loss of the first two rows has it.
+        """Whether some parameter may be without a gradient after a step, judged by the loss of the first two rows.
 
-        The Trainer would let DDP search for them in any case, and every process would say that it found none.
+        The Trainer would let DDP search in any case, and every process would warn that it found none.
         """
         student = self.accelerator.unwrap_model(self.model)
         rows = self.train_dataset
@@ -333,7 +342,7 @@ class DistillationTrainer(CheckpointedTrainer):
         return not all_reached(student, loss)
 
     def _tell_repeated_rows(self) -> None:
-        """Say which rows are seen twice, so that all processes have batches of one size."""
+        """Warn which rows are seen twice, because all processes need batches of one size."""
         processes, data = self.accelerator.num_processes, self.train_dataset
         full = processes * self.args.train_batch_size
         if processes == 1 or self.args.dataloader_drop_last or not hasattr(data, "__len__") or not len(data) % full:
@@ -383,9 +392,9 @@ class DistillationTrainer(CheckpointedTrainer):
     # A step.
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
-        """The micro-batches of one step, and how many items they and the other processes' hold together."""
+        """The micro-batches of one step, and the number of items in those of all processes."""
         if self.state.global_step >= self.state.max_steps:
-            return [], None  # resumed when all was done: the Trainer would go one further
+            return [], None  # resumed after the last step: the Trainer would take one more
         samples = []
         for _, sample in zip(range(num_batches), epoch_iterator, strict=False):
             samples.append(sample)
@@ -428,7 +437,7 @@ class DistillationTrainer(CheckpointedTrainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(*args, **kwargs)
-        # Now, not before the step: what looks for overflow then has to see the same gradients on every process.
+        # Here, because the search for overflow, before the step, has to see the same gradients on every process.
         if self.accelerator.sync_gradients and self.accelerator.num_processes > 1:
             for p in self._own_parameters():
                 if p.grad is not None:
@@ -436,7 +445,7 @@ class DistillationTrainer(CheckpointedTrainer):
         return loss
 
     def _own_parameters(self) -> list[nn.Parameter]:
-        """Those of the objective, which no model wrapper looks after."""
+        """Parameters of the objective, whose gradients no model wrapper averages."""
         return [p for module in self.method.modules().values() for p in module.parameters()]
 
     # Whether training diverges.

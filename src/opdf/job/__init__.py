@@ -1,4 +1,4 @@
-"""A run, usable from Python: configuration, data, teacher, student, training, scores, what it leaves on the disk.
+"""A run, usable from Python: configuration, data, teacher, student, training, scores and output.
 
 from opdf.job import DataConfig, DistillConfig, StudentConfig, TeacherConfig, run
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from opdf.job.errors import not_installed as not_installed
     from opdf.job.job import Job as Job
     from opdf.job.latency import latencies as latencies, split_inputs as split_inputs
-    from opdf.job.models import load_model as load_model
+    from opdf.job.models import file_digests as file_digests, load_model as load_model
     from opdf.job.options import (
         dataclass_of as dataclass_of,
         fill as fill,
@@ -40,12 +40,23 @@ if TYPE_CHECKING:
         read_yaml as read_yaml,
         write_yaml as write_yaml,
     )
-    from opdf.job.output import CONFIG as CONFIG, METRICS as METRICS, write_json as write_json
+    from opdf.job.output import (
+        CONFIG as CONFIG,
+        METRICS as METRICS,
+        STUDENT as STUDENT,
+        read_metrics as read_metrics,
+        write_json as write_json,
+    )
     from opdf.job.prepared import load as load, prepare_data as prepare_data
     from opdf.job.probe import features as features, fit_probe as fit_probe, linear_probe as linear_probe
     from opdf.job.processes import is_main as is_main, leave as leave
     from opdf.job.progress import counting as counting, quiet as quiet
-    from opdf.job.resume import BEGUN as BEGUN, rows_digest as rows_digest
+    from opdf.job.resume import (
+        begun_config as begun_config,
+        begun_with as begun_with,
+        check_student as check_student,
+        rows_digest as rows_digest,
+    )
     from opdf.job.run import (
         parameters as parameters,
         student_trainer as student_trainer,

@@ -1,4 +1,4 @@
-"""What a run is about to do, in lines that its owner can check before it starts."""
+"""What a run is about to do, in lines that a user can check before it starts."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from opdf.job.checks import Fit
 from opdf.job.cost import StepCost, megabytes, step_cost
 from opdf.job.job import Job
 from opdf.job.latency import planned_latencies, split_inputs
+from opdf.job.progress import duration
 from opdf.job.student import Start
 
 BATCH = 32
@@ -32,7 +33,7 @@ class Overview:
 
     Attributes:
         lines: pairs of a word and a sentence.
-        cost: of an optimizer step; None where it cannot be said.
+        cost: of an optimizer step; None if it cannot be counted.
     """
 
     lines: tuple[tuple[str, str], ...]
@@ -60,6 +61,9 @@ def overview(job: Job, prepared: Prepared, fit: Fit) -> Overview:
 
 def _data(job: Job, prepared: Prepared) -> Iterator[tuple[str, str]]:
     yield from describe(prepared, job.config.data.name, where="data.").lines()
+    if prepared.class_weights is not None:
+        named = zip(prepared.task.labels, prepared.class_weights, strict=True)
+        yield "weights", ", ".join(f"{name} {weight:.3g}" for name, weight in named)
 
 
 def stored_size(info: StoreInfo | None) -> str:
@@ -110,7 +114,7 @@ def _training(job: Job, prepared: Prepared, cost: StepCost | None) -> Iterator[t
         yield (
             "cost",
             f"{(cost.plain + cost.extra) / 1e9:,.1f} GFLOP a step{ratio}{memory}; at the {cost.rate / 1e9:,.0f} "
-            f"GFLOP/s of this machine's matrix products at least {_duration(steps * cost.seconds)}",
+            f"GFLOP/s of this machine's matrix products at least {duration(steps * cost.seconds)}",
         )
 
 
@@ -140,9 +144,3 @@ def size_of(model: Any) -> str:
     """A model's class, parameters and megabytes."""
     parameters = sum(p.numel() for p in model.parameters())
     return f"{type(model).__name__} of {parameters:,} parameters, {megabytes(model):,.1f} MB"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

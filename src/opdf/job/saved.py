@@ -1,14 +1,13 @@
-"""What a user calls a model: the output folder of a run, the student in it, or any saved model."""
+"""Saved models by what a user calls them: the output folder of a run, the student in it, or any other."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from opdf.job.errors import UserError
-from opdf.job.output import CONFIG, METRICS
+from opdf.job.output import CONFIG, METRICS, read_metrics
 
 
 @dataclass(frozen=True)
@@ -25,9 +24,12 @@ class Saved:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """What the run's metrics.json holds; nothing without a finished run."""
-        file = self.run / METRICS if self.run else None
-        return dict(json.loads(file.read_text())) if file is not None and file.is_file() else {}
+        """What the run's metrics.json holds; nothing without a finished run.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        return read_metrics(self.run) if self.run and (self.run / METRICS).is_file() else {}
 
 
 def find_saved(name: str) -> Saved:

@@ -22,7 +22,7 @@ from opdf.mpo.shape import MPOShape
 from opdf.mpo.threads import Progress, one_a_thread, threads_for
 
 WELL_CONDITIONED = 1e-3
-"""Float32 is used where the smallest squared singular value is at least this share of the largest (condition 32)."""
+"""Float32 is used if the smallest squared singular value is at least this share of the largest (condition 32)."""
 
 BLOCK = 128
 """Triangular products are computed this many columns at a time, which skips most of the zeros."""
@@ -61,10 +61,11 @@ def decompose(matrix: Tensor, shape: MPOShape) -> list[Tensor]:
 
     Returns:
         One contiguous tensor per site, `[..., d_{k-1}, i_k, j_k, d_k]`, in the symmetric gauge: both cores at a bond
-        carry the square roots of its singular values. The same matrix gives the same cores on
-        every run, alone or in a batch, on any number of threads. Signs are fixed: the largest entry of every left
-        singular vector is positive. In a direction of singular value 0 one of two neighbouring cores is zero and the
-        other is not, so that it can still be trained.
+        carry the square roots of its singular values. In a direction of singular value 0 one of the two cores is zero
+        and the other is not, so that the direction can still be trained.
+
+        The same matrix gives the same cores on every run, alone or in a batch, on any number of threads. Signs are
+        fixed: the largest entry of every left singular vector is positive.
 
     Raises:
         TypeError: `matrix` is not a floating-point tensor.
@@ -215,7 +216,7 @@ def _orthogonalize(columns: Tensor) -> None:
 
 
 def _gram(rows: Tensor) -> Tensor:
-    """`rows @ rows.mT`, its lower triangle only (and what the blocks have above it): `eigh` reads no more."""
+    """`rows @ rows.mT` in blocks on and below the diagonal; the rest stays zero, because `eigh` does not read it."""
     n = len(rows)
     gram = rows.new_zeros(n, n)
     for start in range(0, n, BLOCK):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,18 +12,21 @@ from tabulate import tabulate
 
 from opdf.data import Prepared
 from opdf.job import (
-    BEGUN,
     CONFIG,
     METRICS,
+    STUDENT,
     TeacherConfig,
     UserError,
+    begun_config,
+    begun_with,
+    check_student,
     embedder,
     evaluator,
     latencies,
     load_model,
     pair_cosines,
     prepare_data,
-    read_config,
+    read_metrics,
     rows_digest,
     split_inputs,
 )
@@ -86,14 +88,15 @@ def load(folder: Path) -> Finished:
         FileNotFoundError: the folder holds no run.
     """
     if not (folder / CONFIG).is_file():
-        raise FileNotFoundError(f"{folder} holds no run; give output folders of opdf distill")
+        raise FileNotFoundError(f"{folder} holds no run: {CONFIG} is missing; give output folders of opdf distill")
     if not (folder / METRICS).is_file():
         raise UserError(f"{folder} is not finished; opdf distill {folder / CONFIG} --resume true goes on with it")
-    metrics = json.loads((folder / METRICS).read_text())
-    config, student = read_config(str(folder / CONFIG)), str(folder / "student")
+    check_student(folder)
+    metrics, begun, config = read_metrics(folder), begun_with(folder), begun_config(folder)
+    student = str(folder / STUDENT)
     prepared = prepare_data(config.data, TeacherConfig(model=student))
     split = rows_digest(prepared.raw["test"])
-    if split != json.loads((folder / BEGUN).read_text())["rows"]["test"]:
+    if begun is None or split != begun.rows["test"]:
         raise UserError(
             f"the test split of {config.data.name} holds other rows than {folder} was scored on; bring the old data "
             "back, or leave this run out"

@@ -322,6 +322,22 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
     ({"training": {"output_dir": "{here}/elsewhere"}}, "training.output_dir is set by the option output"),
     ({"teacher": {"training": {"output_dir": "{here}/elsewhere"}}}, "teacher.training.output_dir is set by the option"),
     ({"training": {"resume_from_checkpoint": "{here}/x"}}, "is set by the option resume"),
+    ({"data": {"class_weights": "even"}}, "data.class_weights is 'even'; expected balanced or a mapping"),
+    ({"data": {"class_weights": {"good": 2}}}, "data.class_weights has 'good'; the classes are 0, 1"),
+    ({"data": {"class_weights": {0: -1}}}, "data.class_weights has -1 for '0'; give a finite number above 0"),
+    ({"data": {"class_weights": "balanced", "task": "regression"}}, "is for labels of one class each"),
+    (
+        {"data": {"class_weights": "balanced"}, "objective": {"name": "hidden"}},
+        "data.class_weights is for objective.name logits, and it is 'hidden'; leave it out",
+    ),
+    (
+        {"data": {"class_weights": "balanced"}, "objective": {"options": {"alpha": 1.0}}},
+        "data.class_weights is about labels, which objective.options.alpha 1 does not use",
+    ),
+    (
+        {"data": {"class_weights": "balanced"}, "objective": {"options": {"class_weights": [1.0, 2.0]}}},
+        "data.class_weights and objective.options.class_weights say the same; give one of them",
+    ),
     ({"training": {"early_stopping_patience": 3}}, "early_stopping_patience is 3 and eval_strategy is no, so tha"),
     ({"training": {"early_stopping_patience": 0, "eval_strategy": "epoch"}}, "early_stopping_patience is 0; it must"),
     ({"training": {"early_stopping_threshold": 0.1}}, "early_stopping_threshold is 0.1 and nothing stops early; set"),

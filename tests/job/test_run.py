@@ -7,13 +7,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from sklearn.metrics import log_loss
+from sklearn.utils.class_weight import compute_class_weight
 from transformers import AutoModel, AutoModelForImageClassification, AutoModelForSequenceClassification, BertModel
 
 from jobs import DIGITS, TEXTS, VIT, bert, digits, texts
 from opdf.cli import main
+from opdf.distill import keep_layers
 from opdf.job import (
     DataConfig,
     DistillConfig,
@@ -23,9 +27,11 @@ from opdf.job import (
     UserError,
     cache_teacher,
     evaluate,
+    preview,
     run,
 )
 from opdf.job.options import fill, merged, write_yaml
+from opdf.job.prepared import prepare_data
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +70,12 @@ def test_a_run_leaves_what_a_user_needs(done: tuple[Path, dict[str, Any]]) -> No
     assert metrics["student"]["test"]["examples"] == 360
     written = yaml.safe_load((folder / "config.yaml").read_text())
     assert written["overparam"]["lr_scaling"] == "match-dense"
-    assert written["objective"]["options"] == {"temperature": 2.0, "alpha": 0.9}
+    assert written["objective"]["options"] == {
+        "temperature": 2.0,
+        "alpha": 0.9,
+        "divergence": "forward",
+        "class_weights": None,
+    }
     assert written["training"] | {"per_device_eval_batch_size": 128, "save_total_limit": 2} == written["training"]
     assert all(json.loads(line) for line in (folder / "train.log").read_text().splitlines())
     assert {p.name for p in folder.iterdir()} == {
@@ -127,6 +138,35 @@ def test_training_stops_when_a_metric_gets_no_better(tmp_path: Path) -> None:
     scores = [entry["eval_accuracy"] for entry in entries if "eval_accuracy" in entry]
     assert len(scores) == 2 + 1 + scores.index(max(scores))
     assert found["student"]["validation"]["accuracy"] == pytest.approx(max(scores))
+
+
+@pytest.mark.parametrize("form", ["balanced", "mapping"])
+def test_rare_classes_count_more_where_that_is_asked(form: str, tmp_path: Path) -> None:
+    """The loss of a first step over all training rows, by scikit-learn's weights and its logarithmic loss."""
+    rows = [{"text": text, "label": "no" if k % 6 else "yes"} for k, text in enumerate(TEXTS)]
+    (tmp_path / "rare.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    teacher = bert(tmp_path / "teacher", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    with torch.no_grad():
+        teacher.classifier.bias.copy_(torch.tensor([1.0, -1.0]))
+    teacher.save_pretrained(tmp_path / "teacher")
+    prepared = prepare_data(DataConfig(str(tmp_path / "rare.jsonl")), TeacherConfig(model=str(tmp_path / "teacher")))
+    seen = np.array(prepared.raw["train"]["label"])
+    weights = compute_class_weight("balanced", classes=np.arange(2), y=seen)
+    given = {"balanced": "balanced", "mapping": dict(zip(("no", "yes"), weights, strict=True))}[form]
+    config = text_job(
+        tmp_path / "out", tmp_path, overparam=None, objective={"options": {"alpha": 0.0}}, student={"layers": [1]},
+        data={"name": str(tmp_path / "rare.jsonl"), "class_weights": given},
+        training={"max_steps": 1, "per_device_train_batch_size": len(seen)},
+    )  # fmt: skip
+    assert dict(preview(config).lines)["weights"] == f"no {weights[0]:.3g}, yes {weights[1]:.3g}"
+    run(config)
+    entry = json.loads((tmp_path / "out" / "train.log").read_text().splitlines()[0])
+    batch = prepared.collator([prepared.data["train"][k] for k in range(len(seen))])
+    chances = keep_layers(teacher.eval(), [1])(**batch).logits.softmax(-1).detach().numpy()
+    each = weights[seen]
+    expected = log_loss(seen, chances, sample_weight=each, normalize=False) / len(seen)
+    assert entry["loss"] == pytest.approx(expected, rel=1e-5)
+    assert expected > 1.2 * log_loss(seen, chances)
 
 
 def test_a_student_by_configuration(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,16 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return prepared, ready_teacher(made, prepared)
 
 
-def test_a_narrower_student_starts_from_its_teacher_by_default(tmp_path: Path) -> None:
+def test_a_narrower_student_starts_from_its_teacher_by_default(tmp_path: Path, capsys: Any) -> None:
     shown = dict(preview(job(tmp_path / "out")).lines)["student"]
     assert shown.startswith("starts from the teacher, fitted on up to 512 training examples (hidden_size 8, ")
     started = run(job(tmp_path / "out"))
+    printed = capsys.readouterr().out
+    logged = json.loads((tmp_path / "out" / "train.log").read_text().splitlines()[0])
+    for block in range(4):
+        kept = logged["kept"][f"layers.{block}"]
+        shown = " | ".join(f"{100 * kept[part]:.1f} %" for part in ("attention", "feed-forward"))
+        assert f"| layers.{block} | {block} | {shown} " in re.sub(" +", " ", printed)
     random = run(job(tmp_path / "random", student=NARROW | {"start": "random"}))
     scores = [metrics["student before training"]["test"]["accuracy"] for metrics in (started, random)]
     assert scores[0] > scores[1] + 0.15  # digits: chance is 0.1

@@ -113,6 +113,45 @@ def test_no_rotation_of_the_teachers_bonds_lowers_the_loss(ones: int, normalize:
 
 
 @pytest.mark.parametrize("normalize", ["relative", "mse"])
+def test_a_descent_over_all_bonds_finds_no_lower_loss_of_what_is_trained(normalize: str) -> None:
+    """With several sites on a side their weights in the loss decide where the bonds between them turn."""
+    generator = torch.Generator().manual_seed(0)
+    rows, cols = (3, 2, 2, 1, 2, 2, 2), (2, 2, 2, 1, 2, 2, 3)
+    student, teacher = (nn.Linear(96, 96, bias=False).double() for _ in range(2))
+    for model in (student, teacher):
+        nn.init.normal_(model.weight, generator=generator)
+    over = overparameterize(student, OverParamConfig(targets=["weight"], shapes={"weight": (rows, cols)}))
+    over.align(teacher, Constraint(normalize=normalize, layer_map={"weight": "weight"}))
+    optimizer = over.optimizer(torch.optim.SGD, lr=0.0)
+    optimizer.make_cores()
+    state, shape = optimizer.state[student.weight], over.matrices[0].shape
+    cores = [state[f"core{k}"] for k in range(shape.sites)]
+    matched = {k: state[f"teacher{k}"] for k in compared_sites(shape)}
+    alignment = Alignment(Constraint(normalize=normalize), {"weight": over.matrices[0]}, {})
+    angles = [torch.zeros(d, d, dtype=torch.float64, requires_grad=True) for d in shape.bond_dims]
+
+    def turned() -> torch.Tensor:
+        rotations = [torch.linalg.matrix_exp(angle - angle.T) for angle in angles]
+        rotations[0] = rotations[-1] = torch.eye(1, dtype=torch.float64)
+        targets = {k: torch.tensordot(rotations[k].T, t, 1) @ rotations[k + 1] for k, t in matched.items()}
+        weights = alignment.weights_of(shape, [matched.get(k, core) for k, core in enumerate(cores)])
+        return torch.stack([weights[k] * (cores[k] - t).square().sum() for k, t in targets.items()]).sum()
+
+    start = float(turned().detach())
+    assert start == pytest.approx(float(alignment.gradients(shape, cores, matched)[0]))
+    descent = torch.optim.LBFGS(angles, max_iter=50, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        descent.zero_grad()
+        loss = turned()
+        loss.backward()
+        return loss
+
+    descent.step(closure)
+    assert float(turned().detach()) > 0.999 * start
+
+
+@pytest.mark.parametrize("normalize", ["relative", "mse"])
 def test_gradient_is_autograds_and_spares_the_central_core(normalize: str) -> None:
     torch.manual_seed(0)
     shape = plan_shape(12, 18, ones=2)

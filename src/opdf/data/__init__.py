@@ -6,6 +6,7 @@ from opdf.lazy import import_when_used
 
 if TYPE_CHECKING:
     from opdf.data.augment import ImageNoise, TextNoise
+    from opdf.data.classes import class_weights
     from opdf.data.embedded import names as embedded_names
     from opdf.data.encode import count_tokens, encode, encode_rows, longest_text
     from opdf.data.language import encode_language, padding
@@ -27,6 +28,7 @@ __all__ = [
     "Row",
     "Task",
     "TextNoise",
+    "class_weights",
     "count_tokens",
     "damaged_file",
     "describe",

@@ -24,6 +24,7 @@ class Prepared:
         processor: tokenizer or image processor.
         collator: encoded rows to a batch of tensors.
         max_length: of a text, in tokens.
+        class_weights: how much an example of each class counts in the loss against labels; None if all count alike.
         said: a language model's teacher's `task.answers` by split, which students are compared with.
     """
 
@@ -33,6 +34,7 @@ class Prepared:
     processor: Any
     collator: Collator
     max_length: int = 128
+    class_weights: list[float] | None = None
     said: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def encode(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -24,11 +24,15 @@ if TYPE_CHECKING:
     )
     from opdf.distill.models import has_no_head, output_layer
     from opdf.distill.objective import Losses, Objective, model_inputs
-    from opdf.distill.shrink import ShrinkReport, blank_student, depth_fields, shrink, shrink_report
+    from opdf.distill.shrink import ShrinkReport, blank_student, shrink, shrink_report
     from opdf.distill.store import LogitsStore, StoredDataset, StoreInfo
     from opdf.distill.students import keep_layers
     from opdf.distill.trainer import DistillationTrainer, TrainingDiverged, plan_student
     from opdf.overparam import Constraint
+
+# What opdf.job needs beyond the reference.
+if TYPE_CHECKING:
+    from opdf.distill.shrink import depth_fields as depth_fields, find_report as find_report
 
 __all__ = [
     "LGTM",
@@ -55,7 +59,6 @@ __all__ = [
     "blank_student",
     "count_decisions",
     "decision_logits",
-    "depth_fields",
     "has_no_head",
     "keep_layers",
     "mean_pooled",

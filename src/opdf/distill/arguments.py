@@ -101,7 +101,7 @@ _RANGES: tuple[tuple[tuple[str, ...], type, float], ...] = (
     (("num_train_epochs", "weight_decay", "max_grad_norm", "warmup_steps", "early_stopping_threshold"), float, 0),
     (("dataloader_num_workers", "seed"), int, 0),
 )
-"""Arguments that the Trainer takes unchecked into the training, with their type and least value."""
+"""Arguments that the Trainer does not check, with their type and least value."""
 
 
 def _check_number(name: str, value: Any, kind: type, least: float) -> None:
@@ -115,8 +115,8 @@ def _check_number(name: str, value: Any, kind: type, least: float) -> None:
 def check_engine(args: TrainingArguments, accelerator: Accelerator | None = None) -> None:
     """Refuse engines that split single matrices, and FSDP2 where accelerate would quietly take DDP instead.
 
-    They are asked for by the arguments, or by the environment that a launcher made. Of several GPUs without a launcher
-    one is used, with a warning.
+    The arguments or a launcher's environment can ask for them. With several GPUs and no launcher, one GPU is used, with
+    a warning.
 
     Raises:
         ValueError: one of these.
@@ -150,7 +150,7 @@ def asks_for_fsdp(args: TrainingArguments) -> bool:
 
 
 def check_loss(args: TrainingArguments) -> None:
-    """Refuse what would change a loss of the Trainer's, which distillation does not use.
+    """Refuse options of the Trainer's own loss, which distillation does not use.
 
     Raises:
         ValueError: `label_smoothing_factor` is set.
@@ -184,7 +184,7 @@ def deciding(args: TrainingArguments) -> dict[str, Any]:
 
 
 def _chooses_by_evaluation(args: TrainingArguments) -> bool:
-    """Whether it matters for the result when the student is evaluated and saved."""
+    """Whether the result depends on the steps at which the student is evaluated and saved."""
     stops = getattr(args, "early_stopping_patience", None) is not None
     return stops or bool(args.load_best_model_at_end) or args.lr_scheduler_type == "reduce_lr_on_plateau"
 
@@ -192,9 +192,9 @@ def _chooses_by_evaluation(args: TrainingArguments) -> bool:
 SCHEDULES = frozenset({"eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "save_strategy", "save_steps"})
 
 FREE = frozenset({
-    # how far it goes, which is compared where the number of steps is known
+    # the length, which is compared once the number of steps is known
     "max_steps", "num_train_epochs",
-    # how a step's examples are spread, of which there are equally many
+    # how the examples of a step are split
     "per_device_train_batch_size", "gradient_accumulation_steps", "auto_find_batch_size",
     # what is written
     "output_dir", "logging_strategy", "logging_steps", "logging_first_step", "logging_nan_inf_filter",

@@ -1,8 +1,8 @@
-"""Losses of a language model's tokens whose logits are made, learned from and dropped some tokens at a time.
+"""Losses of a language model's tokens that are computed a few tokens at a time, without all logits at once.
 
 The logits of 4,096 tokens over 150,000 words are 2.5 GB in float32, and a loss of student and teacher holds a dozen
-such matrices. What the head is given is a thousandth of that. So the models run with their heads seeing one position
-only, and heads, loss and its gradient run chunk by chunk afterwards, in the forward pass.
+such matrices. The inputs of the head take a thousandth of that. So the models run first, with heads that see one
+position only. Then heads, loss and gradient are computed chunk by chunk, still in the forward pass.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from opdf.distill.losses import Batch, token_labels
 from opdf.distill.models import IGNORED, config_of, is_causal, unwrapped
 
 CHUNK = 2**24
-"""Entries of the logits of one chunk. What has no more of them in all is not divided."""
+"""Logits of one chunk. A batch with no more of them is not divided."""
 
 Parts = dict[str, Tensor]
 Forward = Callable[[nn.Module, Batch], Any]
@@ -31,7 +31,7 @@ Forward = Callable[[nn.Module, Batch], Any]
 
 @dataclass(frozen=True)
 class Tokens:
-    """What a language model's head is given at the tokens that are learned, and the head's weights.
+    """The inputs of a language model's head at the tokens that are learned, and the head's weights.
 
     Attributes:
         states: `[tokens, width]`.
@@ -60,7 +60,7 @@ class Heads:
     """Decides whether a batch is learned in chunks, and gives the tokens of its models.
 
     A model's logits must be what its head, a plain Linear, gives of its input: models that scale or cap them
-    (Gemma 2, Cohere, Granite) are found out at their first batch. Compiled models, those whose head FSDP2 has spread
+    (Gemma 2, Cohere, Granite) are noticed at their first batch. Compiled models, those whose head FSDP2 has spread
     over processes, and encoder-decoders are not divided either.
     """
 
@@ -110,7 +110,7 @@ def plain_head(model: nn.Module) -> nn.Linear | None:
 
 
 def is_compiled(model: nn.Module) -> bool:
-    """Whether hooks that come later may not be seen."""
+    """Whether a model may run without the hooks that are added to it later."""
     return hasattr(model, "_orig_mod") or any(m._compiled_call_impl is not None for m in model.modules())
 
 
@@ -128,7 +128,7 @@ def gives_logits(model: nn.Module, batch: Batch, forward: Forward) -> bool:
 
 
 def narrowed(model: nn.Module, batch: Batch, forward: Forward) -> tuple[Any, list[Tensor]]:
-    """Outputs of a model whose head sees the first position alone; what the head was to see, and what it gave."""
+    """Outputs of a model whose head gets the first position alone, the head's whole inputs, and its outputs."""
     head, seen = plain_head(model), list[Tensor]()
     assert head is not None
 
@@ -185,7 +185,7 @@ def over_chunks(
 
 
 class _InChunks(torch.autograd.Function):
-    """The forward pass computes the gradient too: a chunk's logits are needed for both and are there only once."""
+    """The forward pass computes the gradient too, because a chunk's logits are needed for both and made once."""
 
     @staticmethod
     def forward(

@@ -64,20 +64,19 @@ def squared_loss(student: Tensor, target: Tensor) -> Tensor:
     return (student - target.reshape(student.shape)).square().flatten(1).mean(-1).sum()
 
 
-def task_loss(student: nn.Module, logits: Tensor, labels: Tensor) -> Tensor:
-    """The loss against labels, summed over items."""
+def task_loss(student: nn.Module, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+    """The loss against labels, summed over items; `weights` are of classes `[classes]`."""
     kind = kind_of(student, logits, labels)
     if kind == "tokens":  # chosen before they are made float32: a vocabulary of logits is large
         logits, labels = _kept_tokens(student, logits, labels)
     logits = precise(logits)
-    if kind == "tokens":
-        return F.cross_entropy(logits, labels, reduction="sum")
     if kind == "regression":
         return squared_loss(logits, labels.to(logits.dtype))
     if kind == "multi-label":
         target = labels.to(logits.dtype)
         return F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(-1).sum()
-    return F.cross_entropy(logits, labels, reduction="sum")
+    weights = None if weights is None else weights.to(logits.dtype)
+    return F.cross_entropy(logits, labels, weights, reduction="sum")
 
 
 def distillation_loss(
@@ -138,7 +137,7 @@ def labels_of(batch: Batch) -> Tensor:
 
 
 def count_labelled(student: nn.Module, batch: Batch) -> Tensor:
-    """`[2]` int64: the items of a batch, and those of them that have a label: a class of -100 is none.
+    """`[2]` int64: the items of a batch, and those of them that have a label; -100 is none.
 
     What is learned from a teacher is a mean over the first, what is learned from labels a mean over the second.
     """

@@ -24,7 +24,7 @@ CLASSIFIERS = {
     *MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values(),
     *MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.values(),
 }
-"""Classes of transformers that say one thing of an example."""
+"""Classes of transformers with one output for an example."""
 
 
 HALF = (torch.bfloat16, torch.float16)
@@ -53,7 +53,7 @@ def config_of(model: nn.Module) -> Any:
 
 
 def configured(model: nn.Module) -> dict[str, Any] | None:
-    """The configuration of a transformers model as plain values, without what is set on the way."""
+    """The configuration of a transformers model as plain values, without what training sets."""
     config = config_of(model)
     if not hasattr(config, "to_dict"):
         return None
@@ -78,7 +78,7 @@ def is_causal(model: nn.Module) -> bool:
     """Whether logits at one position predict the label of the next, so that both have to be shifted.
 
     Decoders of transformers do. Encoder-decoders get their inputs shifted; masked language models and taggers label in
-    place. So does any module of another library: who trains one shifts its labels, if they are to be shifted.
+    place. So do modules of other libraries: whoever trains one shifts its labels if need be.
     """
     inner = unwrapped(model)
     if getattr(config_of(inner), "is_encoder_decoder", False):
@@ -89,8 +89,8 @@ def is_causal(model: nn.Module) -> bool:
 def kind_of(model: nn.Module, logits: Tensor, labels: Tensor | None = None) -> str:
     """ "tokens", "regression", "multi-label" or "classes", as transformers' own heads decide it.
 
-    Where their configuration leaves it open, they take labels that are no integers for several labels an example, and
-    write that into the configuration at the first loss of their own; ours may come before.
+    If their configuration leaves it open, they take labels that are no integers for several labels an example. They
+    write that into the configuration with their first loss, and ours may come earlier.
     """
     config = config_of(model)
     if logits.dim() == 3:
@@ -163,13 +163,13 @@ def check_same_outputs(student: nn.Module, teacher: nn.Module) -> None:
 
 
 def warn_of_rounding(student: nn.Module) -> None:
-    """Say that weights are trained in half precision, as those of a file are that holds them so."""
+    """Warn that weights are trained in half precision, which they have from their file."""
     half = sorted({str(p.dtype) for p in student.parameters() if p.requires_grad and p.dtype in HALF})
     if half:
         warnings.warn(
-            f"the student's weights are {' and '.join(half)}: steps smaller than their rounding are lost, and cores, "
-            "which are float32, lose none. Train student.float(), with bf16=True in the arguments to compute in half "
-            "precision",
+            f"the student's weights are {' and '.join(half)}: steps smaller than their rounding are lost, but not "
+            "those of cores, which are float32. Train student.float(), with bf16=True in the arguments to compute in "
+            "half precision",
             stacklevel=4,
         )
 
@@ -177,7 +177,7 @@ def warn_of_rounding(student: nn.Module) -> None:
 def check_labels(student: Any, data: Any) -> None:
     """Refuse classes that the student's head does not have; on a GPU, the first step would not say what was wrong.
 
-    Looked at are integer columns `labels` and `label` of a `datasets.Dataset`, for classifiers of transformers.
+    It looks at integer columns `labels` and `label` of a `datasets.Dataset`, for classifiers of transformers.
 
     Raises:
         ValueError: a label is below 0, other than -100, or not below `config.num_labels`.

@@ -107,24 +107,24 @@ class Objective:
         shared: bool = False,
         progress: Progress | None = None,
     ) -> Any:
-        """The rows to train on: the encoded training split, with what the method wants of the teacher beside it.
+        """The rows to train on: the encoded training split, with the outputs of the teacher that the method needs.
 
         Args:
             data: of the run.
             teacher: as it is when the student's training begins.
             folder: of the run. What takes long is kept there, and a resumed run finds it.
-            shared: whether other runs with this data and teacher follow, for which more is worth keeping.
+            shared: whether other runs with this data and teacher follow, so that more is worth keeping.
             progress: called with the numbers of examples done and in all.
         """
         return data.data["train"]
 
     @property
     def cache(self) -> Path | None:
-        """Folder where a teacher and what it said are kept for many runs; None for a method that asks it anew."""
+        """Folder where a teacher and its outputs are kept for many runs; None for a method that runs it anew."""
         return None
 
     def store_info(self, data: Prepared, teacher: nn.Module) -> StoreInfo | None:
-        """What is kept on the disk of the teacher's outputs; None for a method that asks it anew."""
+        """What is kept on the disk of the teacher's outputs; None for a method that runs it anew."""
         return None
 
     def write_cache(self, data: Prepared, teacher: nn.Module, progress: Progress | None = None) -> LogitsStore:
@@ -132,7 +132,7 @@ class Objective:
         raise NotImplementedError
 
     def training_data(self, dataset: Any) -> Any:
-        """What to train on, of the dataset that the trainer was given; called once, before any step."""
+        """The rows to train on, of the dataset that the trainer was given; called once, before any step."""
         return dataset
 
     def losses(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, num_items: Tensor) -> Losses:
@@ -218,9 +218,9 @@ class Objective:
 
 
 def model_inputs(model: nn.Module, batch: Batch, columns: Sequence[str] = ()) -> dict[str, Tensor]:
-    """What of a batch goes into a model: neither the objective's columns nor the labels.
+    """The part of a batch that goes into a model: neither the objective's columns nor the labels.
 
-    An encoder-decoder gets the labels, of which it makes its decoder's inputs.
+    An encoder-decoder gets the labels too, because it makes its decoder's inputs from them.
     """
     needs_labels = getattr(config_of(model), "is_encoder_decoder", False)
     return {k: v for k, v in batch.items() if k not in columns and (needs_labels or k != "labels")}

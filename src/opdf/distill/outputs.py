@@ -1,4 +1,4 @@
-"""What a teacher says about data, asked once and kept on disk."""
+"""A teacher's outputs for data, computed once and kept on disk."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BATCH = 128
 """Examples that a teacher is given at a time."""
 
 TEXTS = 8
-"""Texts that a teacher is given at a time which speaks of every token: each may be of a whole vocabulary."""
+"""Texts at a time, if a teacher has outputs for every token: each of them may be of a whole vocabulary."""
 
 Noise = Callable[[Any, np.random.Generator], Any]
 """A noisy copy of an example."""

@@ -6,8 +6,8 @@ student makes the same noisy example from the same seed. Without noise there is 
     store/meta.json                          what was stored of which data; a mismatch on reading is refused
     store/epoch-000/shard-00000.safetensors  seeds [n] int32, classes [n, K] int16 (int32), probabilities [n, K] float16
 
-Where a teacher speaks of every token, the rows of `classes` and `probabilities` are the tokens of one example after the
-other, and `lengths [n] int32` says how many each has.
+If a teacher has outputs for every token, the rows of `classes` and `probabilities` are tokens, one example after the
+other, and `lengths [n] int32` says how many each example has.
 
 A shard is complete or absent, and carries a checksum of its tensors.
 """
@@ -37,7 +37,7 @@ SHARD_ROWS = 4096
 """Examples of a shard."""
 
 SHARD_TOKENS = 2**18
-"""Tokens of a shard, about, where they decide how many examples it holds."""
+"""About how many tokens a shard holds, if outputs are of tokens."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class StoreInfo:
         data: fingerprint of the examples, noise included.
         teacher: whatever names the teacher.
         seed: of the noise.
-        tokens: of all examples, where the teacher speaks of every token; 0 where it speaks of examples.
+        tokens: of all examples, if outputs are of tokens; 0 if they are of examples.
     """
 
     rows: int
@@ -195,7 +195,7 @@ class LogitsStore:
 
 
 class StoredDataset(torch.utils.data.Dataset[dict[str, Any]]):
-    """Examples as the student takes them, beside what the teacher said about just these.
+    """Examples as the student takes them, with the teacher's outputs for the same examples.
 
     Args:
         examples: by row number: what `noise` and `encode` take.
@@ -246,7 +246,7 @@ def _check_same(folder: Path, found: StoreInfo, wanted: StoreInfo) -> None:
 
 @lru_cache(maxsize=64)
 def _verified(path: Path, written: int) -> dict[str, Tensor]:
-    """A shard, read once for as long as it stays as it was `written`."""
+    """A shard, read once until its file is `written` again."""
     return _load_shard(path)
 
 

@@ -29,14 +29,14 @@ from opdf.distill.unused import all_reached, may_vary
 from opdf.overparam import Constraint, OverParamConfig, OverParameterization, local, overparameterize, whole
 
 HOPELESS_SCALE = 2.0**-20
-"""A gradient scaler starts at 2^16 and halves at each overflow; down here it has long not seen a finite gradient."""
+"""A gradient scaler starts at 2^16 and halves at each overflow. Below this it has seen no finite gradient for long."""
 
 
 class TrainingDiverged(ArithmeticError):  # noqa: N818
     """The loss or its gradient is no longer a finite number.
 
     Attributes:
-        step: the optimizer step in which that was first so.
+        step: the first optimizer step in which it was not.
         checkpoint: the newest whole checkpoint, written before; None if there is none.
     """
 
@@ -80,10 +80,9 @@ def plan_student(
 
 
 def _partner(student: nn.Module, teacher: nn.Module, constraint: Constraint) -> nn.Module:
-    """What the constraint loss pulls a student to: its teacher, in the student's coordinates.
+    """The model that the constraint loss pulls a student to: its teacher, in the student's coordinates.
 
-    A student that `shrink` has fitted has left its teacher's coordinates. In its own, the teacher is the student as it
-    starts.
+    A student that `shrink` has fitted has coordinates of its own. In these, the teacher is the student before training.
     """
     if find_report(student) is None:
         return teacher
@@ -116,8 +115,8 @@ class DistillationTrainer(CheckpointedTrainer):
             `Objective`. Default "logits".
         overparam: how to over-parameterize the student, as `OverParamConfig` or its fields; None trains it as it is.
         constraint: pull auxiliary cores to the teacher's, as `Constraint` or its fields; needs `overparam` and a
-            teacher of the student's kind. A student that `shrink` has made is pulled to what it is now, which is the
-            teacher in its coordinates.
+            teacher of the student's kind. A student that `shrink` has made is pulled to its own start, which is the
+            teacher in the student's coordinates.
         model_init: makes the student, in place of `model`. Every `train()` and every trial of `hyperparameter_search`
             begins with a new one, a new objective and the teacher as it was.
 
@@ -277,7 +276,7 @@ class DistillationTrainer(CheckpointedTrainer):
         self.method.load_state_dict(state["state"])
 
     def check_before_saving(self, model: nn.Module) -> None:
-        """Weights can leave the range of their dtype in the last step before a checkpoint, which no loss has seen."""
+        """Refuse weights that are not finite: no loss has seen what the last step before a checkpoint made of them."""
         self._check_finite()
         broken = torch.stack([~local(p).isfinite().all() for p in model.parameters()]).any()
         if self.accelerator.reduce(broken.float(), "sum") > 0:
@@ -294,9 +293,9 @@ class DistillationTrainer(CheckpointedTrainer):
         return super()._wrap_model(model, training, dataloader)
 
     def _leaves_some_out(self) -> bool:
-        """Whether some parameter may be without a gradient after a step, as the loss of the first two rows has it.
+        """Whether some parameter may be without a gradient after a step, judged by the loss of the first two rows.
 
-        The Trainer would let DDP search for them in any case, and every process would say that it found none.
+        The Trainer would let DDP search in any case, and every process would warn that it found none.
         """
         student = self.accelerator.unwrap_model(self.model)
         rows = self.train_dataset
@@ -313,7 +312,7 @@ class DistillationTrainer(CheckpointedTrainer):
         return not all_reached(student, loss)
 
     def _tell_repeated_rows(self) -> None:
-        """Say which rows are seen twice, so that all processes have batches of one size."""
+        """Warn which rows are seen twice, because all processes need batches of one size."""
         processes, data = self.accelerator.num_processes, self.train_dataset
         full = processes * self.args.train_batch_size
         if processes == 1 or self.args.dataloader_drop_last or not hasattr(data, "__len__") or not len(data) % full:
@@ -363,9 +362,9 @@ class DistillationTrainer(CheckpointedTrainer):
     # A step.
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
-        """The micro-batches of one step, and how many items they and the other processes' hold together."""
+        """The micro-batches of one step, and the number of items in those of all processes."""
         if self.state.global_step >= self.state.max_steps:
-            return [], None  # resumed when all was done: the Trainer would go one further
+            return [], None  # resumed after the last step: the Trainer would take one more
         samples = []
         for _, sample in zip(range(num_batches), epoch_iterator, strict=False):
             samples.append(sample)
@@ -408,7 +407,7 @@ class DistillationTrainer(CheckpointedTrainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(*args, **kwargs)
-        # Now, not before the step: what looks for overflow then has to see the same gradients on every process.
+        # Here, because the search for overflow, before the step, has to see the same gradients on every process.
         if self.accelerator.sync_gradients and self.accelerator.num_processes > 1:
             for p in self._own_parameters():
                 if p.grad is not None:
@@ -416,7 +415,7 @@ class DistillationTrainer(CheckpointedTrainer):
         return loss
 
     def _own_parameters(self) -> list[nn.Parameter]:
-        """Those of the objective, which no model wrapper looks after."""
+        """Parameters of the objective, whose gradients no model wrapper averages."""
         return [p for module in self.method.modules().values() for p in module.parameters()]
 
     # Whether training diverges.

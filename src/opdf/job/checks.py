@@ -1,4 +1,4 @@
-"""What does not fit together of data, models and options, said before any work starts."""
+"""Checks that data, models and options fit together, before any work starts."""
 
 from __future__ import annotations
 
@@ -42,7 +42,27 @@ def check_task(job: Job, task: Task) -> None:
                 f"objective {name} learns from labels, and {data} has none; set objective.options.alpha to 1 where it "
                 "has that option, or use logits"
             )
+    if job.config.data.class_weights is not None:
+        check_weights(job)
     check_metrics(job, task)
+
+
+def check_weights(job: Job) -> None:
+    """Refuse weights of classes that nothing would be learned by.
+
+    Raises:
+        UserError: the objective knows none, uses no labels, or has weights of its own.
+    """
+    options, objective = job.config.objective, job.objective
+    if not isinstance(objective, LogitsDistillation):
+        raise UserError(f"data.class_weights is for objective.name logits, and it is {options.name!r}; leave it out")
+    if objective.class_weights is not None:
+        raise UserError("data.class_weights and objective.options.class_weights say the same; give one of them")
+    if objective.alpha == 1 and not job.config.teacher.finetune:
+        raise UserError(
+            "data.class_weights is about labels, which objective.options.alpha 1 does not use; leave it out, or "
+            "lower alpha"
+        )
 
 
 def check_metrics(job: Job, task: Task) -> None:
@@ -66,7 +86,7 @@ class Fit:
 
     Attributes:
         teacher, student: on the meta device.
-        start: how the student begins.
+        start: how the student is made.
         over: the student's over-parameterization; None where it trains as it is.
     """
 
@@ -92,7 +112,7 @@ def check_models(job: Job, task: Task, teacher: Any, prepared: Prepared | None =
     with torch.device("meta"):
         stand_in = type(teacher)._from_config(copy.deepcopy(teacher.config), dtype=teacher.dtype)
         student = start.blank or build_student(config.student, stand_in, task).to("meta")
-    objective = copy.deepcopy(job.objective)  # it takes measure of the models that it is prepared for
+    objective = copy.deepcopy(job.objective)  # it remembers sizes of the models that it is prepared for
     over = plan_student(student, stand_in, objective, config.overparam, config.constraint, job.training)
     check_optimizer(job.training, student, over, "training")
     if config.teacher.finetune:
@@ -111,7 +131,7 @@ def check_optimizer(
     """
     name = optimizer_name(arguments)
     if name == "muon":
-        return  # plan_student has looked at it
+        return  # plan_student has checked it
     try:
         cls, options = DistillationTrainer.get_optimizer_cls_and_kwargs(arguments, model)
         if over is not None:
@@ -138,7 +158,7 @@ def check_fit(job: Job, prepared: Prepared, teacher: Any) -> Fit:
 
 
 def check_inputs(who: str, model: Any, prepared: Prepared) -> None:
-    """Refuse a model that the encoded texts would be out of range for.
+    """Refuse a model that is too small for the encoded texts.
 
     Raises:
         UserError: it has fewer tokens than the tokenizer, or fewer positions than the longest text.

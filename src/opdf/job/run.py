@@ -1,4 +1,4 @@
-"""A run: data, teacher, student, training, scores, and what is left of it on the disk."""
+"""A run: data, teacher, student, training, scores and output."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import platform
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from transformers import set_seed
 
 import opdf
 from opdf.data import Prepared
-from opdf.distill import DistillationTrainer
+from opdf.distill import DistillationTrainer, find_report
 from opdf.job.arguments import renewed
 from opdf.job.card import write_card
 from opdf.job.checks import check_fit, check_task
@@ -40,19 +41,19 @@ def run(config: DistillConfig, *, command: str | None = None) -> dict[str, Any]:
 
         metrics = run(DistillConfig(student=StudentConfig(layers=2), output="runs/mine"))
 
-    Progress is shown on stderr where that is a terminal. The output folder gets the student, metrics.json, config.yaml
+    Progress is shown on stderr if that is a terminal. The output folder gets the student, metrics.json, config.yaml
     and train.log.
 
     Args:
         config: what is asked for.
-        command: that the model card names as what made it; None names none.
+        command: for the model card, which names it as what made the student; None names none.
 
     Returns:
         What metrics.json holds: scores of teacher and student, numbers of parameters, seconds, steps, versions.
 
     Raises:
-        UserError, ValueError, TypeError, FileNotFoundError, FileExistsError: something is to be put right before it can
-            start; nothing has been written then.
+        UserError, ValueError, TypeError, FileNotFoundError, FileExistsError: the user has to put something right first;
+            nothing has been written.
         TrainingDiverged: the loss or its gradient is no longer a finite number.
         StorageError: the disk is full.
         Stopped: SIGINT or SIGTERM came; a checkpoint is saved, and the same configuration with `resume` goes on.
@@ -141,7 +142,12 @@ def _run(job: Job, prepared: Prepared, teacher: Any, command: str | None) -> dic
         begun.write(job.folder)
     prepared = judged(prepared, teacher)
     teacher_scores = scores(evaluator(teacher, prepared), prepared)
-    metrics = train_student(job, prepared, teacher, "distilling", last=True) | {"teacher": teacher_scores}
+
+    def say(text: str) -> None:
+        if is_main():
+            print(text, file=sys.stderr if job.config.json else None, flush=True)
+
+    metrics = train_student(job, prepared, teacher, "distilling", say=say, last=True) | {"teacher": teacher_scores}
     if is_main():
         write_card(job.config, metrics, prepared, command, job.folder / STUDENT)
         begun.with_student(job.folder).write(job.folder)
@@ -149,15 +155,26 @@ def _run(job: Job, prepared: Prepared, teacher: Any, command: str | None) -> dic
     return metrics
 
 
-def train_student(job: Job, prepared: Prepared, teacher: Any, title: str, *, last: bool = False) -> dict[str, Any]:
+def train_student(
+    job: Job,
+    prepared: Prepared,
+    teacher: Any,
+    title: str,
+    *,
+    say: Callable[[str], None] = lambda text: None,
+    last: bool = False,
+) -> dict[str, Any]:
     """Distill one student, save it in the job's folder, and return its metrics.
 
     Args:
         job, prepared, teacher: of the run.
         title: stands before the bar.
+        say: told how the student starts.
         last: whether no other student follows; the teacher's weights are let go then if training does not read them.
     """
     student = new_student(job, prepared, teacher)
+    if (report := find_report(student)) is not None:
+        say(f"the student starts with these shares of the variance of its teacher's states:\n{report}")
     with torch.random.fork_rng():
         untrained = scores(evaluator(student, prepared), prepared)
     trainer = trainer_of(student, job, prepared, teacher, title)
@@ -220,12 +237,14 @@ def trainer_of(student: Any, job: Job, prepared: Prepared, teacher: Any, title: 
         compute_metrics=prepared.task.compute_metrics(),
         preprocess_logits_for_metrics=prepared.task.kept_outputs,
     )
-    show(trainer, title, job.folder / "train.log")
+    report = find_report(student)
+    kept = {"kept": {f"{b.stack}.{b.block}": b.kept for b in report.blocks}} if report else None
+    show(trainer, title, job.folder / "train.log", kept)
     return trainer
 
 
 def training_rows(job: Job, prepared: Prepared, teacher: Any) -> Any:
-    """The training rows with what the objective wants of the teacher, which jobs of one teacher share."""
+    """The training rows with the teacher's outputs that the objective needs, which jobs of one teacher share."""
     if job.config.constraint is not None and job.objective.decisions_only:
         tell("note: the constraint loss reads the teacher's weights, which a black box would not show")
     shared = job.teachers != job.folder
@@ -234,7 +253,7 @@ def training_rows(job: Job, prepared: Prepared, teacher: Any) -> Any:
 
 
 def parameters(trainer: DistillationTrainer) -> dict[str, int]:
-    """Of the student, while it trains and at inference."""
+    """Parameters of the student, while it trains and at inference."""
     over = trainer.overparameterization
     inference = sum(p.numel() for p in trainer.model.parameters())
     return {"train_params": over.train_params if over else inference, "inference_params": inference}
@@ -250,7 +269,7 @@ def shapes(over: OverParameterization) -> list[dict[str, Any]]:
 
 
 def versions() -> dict[str, str]:
-    """Of what a result depends on."""
+    """Versions of the packages that a result depends on."""
     return {
         "opdf": opdf.__version__, "torch": torch.__version__, "transformers": transformers.__version__,
         "python": platform.python_version(),

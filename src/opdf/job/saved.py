@@ -1,4 +1,4 @@
-"""What a user calls a model: the output folder of a run, the student in it, or any saved model."""
+"""Saved models by what a user calls them: the output folder of a run, the student in it, or any other."""
 
 from __future__ import annotations
 

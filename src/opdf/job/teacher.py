@@ -54,12 +54,12 @@ def ready_teacher(job: Job, prepared: Prepared) -> Any:
 
 
 def train_teacher(job: Job, prepared: Prepared, teacher: Any) -> None:
-    """Fine-tune a loaded teacher, if that is asked and has not been done; it ends on the device of the run."""
+    """Fine-tune a loaded teacher, if that is asked and not done yet. It ends on the device of the run."""
     if job.config.teacher.finetune and kept_teacher(job) is None:
         checkpoints = Path(job.teacher_training.output_dir)
         begun = checkpoints.is_dir()
         trainer = DistillationTrainer(
-            teacher, renewed(job.teacher_training, prepared.task), objective=LogitsDistillation(alpha=0),
+            teacher, renewed(job.teacher_training, prepared.task), objective=labels_alone(prepared),
             train_dataset=prepared.data["train"], eval_dataset=prepared.data["validation"],
             data_collator=prepared.collator, compute_metrics=prepared.task.compute_metrics(),
             preprocess_logits_for_metrics=prepared.task.kept_outputs,
@@ -70,6 +70,11 @@ def train_teacher(job: Job, prepared: Prepared, teacher: Any) -> None:
             save(teacher, prepared.processor, job.teachers / "teacher")
             shutil.rmtree(checkpoints, ignore_errors=True)
     teacher.to(job.training.device)
+
+
+def labels_alone(prepared: Prepared) -> LogitsDistillation:
+    """What a teacher is fine-tuned by."""
+    return LogitsDistillation(alpha=0, class_weights=prepared.class_weights)
 
 
 def kept_teacher(job: Job) -> Path | None:

@@ -291,6 +291,48 @@ def test_with_alpha_zero_examples_without_a_label_are_passed_over_as_transformer
         assert not ours.any()
 
 
+@pytest.mark.parametrize("labels", [torch.tensor([0, 1, -100, 1]), torch.tensor([1, 1, 0, 0])])
+def test_class_weights_are_torchs_and_a_mean_over_the_labelled_examples(labels: torch.Tensor) -> None:
+    """Loss and gradient, with another split into micro-batches, too; a weight of 2 counts an example twice."""
+    weights = [2.0, 0.5]
+    student, objective = bert(), LogitsDistillation(alpha=0, class_weights=weights)
+    objective.prepare(student, None)
+    batch = {"input_ids": torch.arange(12).reshape(4, 3), "labels": labels}
+    items = objective.count_items(student, batch)
+    loss = sum(
+        objective.losses(student, None, {k: v[rows] for k, v in batch.items()}, items).total
+        for rows in (slice(0, 1), slice(1, 4))
+    )
+    out = student(input_ids=batch["input_ids"]).logits.double()
+    each = -out.log_softmax(-1)[torch.arange(4), labels.clamp(min=0)]
+    own = torch.tensor(weights, dtype=torch.float64)[labels.clamp(min=0)] * (labels >= 0)
+    expected = (own * each).sum() / (labels >= 0).sum()
+    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+    parameters = list(student.parameters())
+    for ours, theirs in zip(
+        torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=True),
+        torch.autograd.grad(expected, parameters, allow_unused=True),
+        strict=True,
+    ):
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "labels", "message"),
+    [
+        ({"class_weights": [1.0, 2.0, 3.0], "alpha": 0.5}, 2, "class_weights has 3 numbers and the student 2 classes"),
+        ({"class_weights": [1.0], "alpha": 0.5}, 1, "are for one class an example or word; leave them out"),
+        ({"class_weights": [1.0, 2.0], "alpha": 1.0}, 2, "which alpha=1 does not use"),
+    ],
+)
+def test_class_weights_that_mean_nothing(options: dict[str, object], labels: int, message: str) -> None:
+    student = bert(num_labels=labels)
+    with pytest.raises(ValueError, match=message):
+        LogitsDistillation(**options).prepare(student, student)  # type: ignore[arg-type]
+
+
 def test_a_regression_has_no_missing_labels() -> None:
     model = bert(num_labels=1)
     batch = {"input_ids": torch.arange(4).reshape(2, 2), "labels": torch.tensor([-100, 3])}

@@ -1,11 +1,11 @@
 """DBKD, decision-based distillation (arXiv 2306.08909): the teacher is a black box that says a class and nothing else.
 
-It is asked about noisy copies of every training example. Were its decision the arg-max of logits z plus independent
-standard normal noise, class c would come out with probability
+It is asked about noisy copies of every training example. If its decision is the arg-max of logits z plus independent
+standard normal noise, it chooses class c with probability
 
     P_c(z) = integral phi(u) prod_{j != c} Phi(u + z_c - z_j) du
 
-The z for which P(z) is what was counted are the soft targets of an ordinary logits distillation.
+The z whose P(z) equals the counted shares are the soft targets of an ordinary logits distillation.
 """
 
 from __future__ import annotations
@@ -229,8 +229,8 @@ def decision_logits(counts: np.ndarray, *, solver: str = "root", pseudo_count: f
         solver: "root" solves to 1e-10 for probabilities (n_c + pseudo_count / C) / (N + pseudo_count), since counts of
             0 have no finite solution; "iterate" is the released code: z <- z + p - P(z) from z = p, without a
             pseudo-count, for 20 rounds at most.
-        pseudo_count: decisions, above 0, that are added and shared by all classes, so that a unanimous teacher stays so
-            with many of them; for "root".
+        pseudo_count: for "root": decisions, above 0, that are added and shared by all classes. A unanimous teacher
+            stays so, however many classes there are.
 
     Returns:
         `[examples, C]`, float64.
@@ -255,7 +255,7 @@ def decision_probabilities(logits: np.ndarray, sizes: np.ndarray | None = None) 
 
     Args:
         logits: z.
-        sizes: how many classes have each of the logits; then each probability is that of one of them. None: one.
+        sizes: how many classes have each of the logits; a probability is that of one such class. None: one each.
     """
     points, weights = np.polynomial.hermite_e.hermegauss(NODES)
     z = np.asarray(logits, dtype=np.float64)

@@ -18,8 +18,8 @@ class EmbeddingDistillation(Objective):
     An embedding is the mean of the last hidden states over an example's real tokens (or patches); student and teacher
     are models without a head (AutoModel). No labels are used.
 
-    A student of another width learns the teacher's embeddings in its own coordinates: `shrink` has made it, and
-    `shrink_report(student).projection`, which checkpoints hold, takes them there.
+    A student of another width has to come from `shrink`. It learns the teacher's embeddings in its own coordinates:
+    times `shrink_report(student).projection`, which checkpoints hold.
 
     Args:
         cosine_weight: factor of the cosine distance, 0 or more.
@@ -81,16 +81,16 @@ def _projection(student: nn.Module, theirs: int, ours: int) -> Tensor | None:
     """`[theirs, ours]`, from the teacher's coordinates to the student's; None where they are the same.
 
     Raises:
-        ValueError: the widths differ, and nothing says how one goes over into the other.
+        ValueError: the widths differ, and no projection between them is known.
     """
     if ours == theirs:
         return None
     report = find_report(student)
     if report is None or report.projection.shape != (theirs, ours):
         raise ValueError(
-            f"the student's embeddings have width {ours} and the teacher's {theirs}, and nothing says how the one "
-            "become the other; make the student of this teacher with shrink (in a run, student.start: teacher), in "
-            "the process that trains it, or give one of the teacher's width"
+            f"the student's embeddings have width {ours} and the teacher's {theirs}, and no projection between them is "
+            "known; make the student of this teacher with shrink (in a run, student.start: teacher), in the process "
+            "that trains it, or give one of the teacher's width"
         )
     return report.projection.clone()
 

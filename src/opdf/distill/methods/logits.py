@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from opdf.data import Prepared
 from opdf.distill.chunks import Heads, Tokens, kept_labels, kept_places, kept_tokens, over_chunks
 from opdf.distill.losses import DIVERGENCES, Batch, count_labelled, distillation_loss, precise, task_loss
-from opdf.distill.models import check_same_outputs, config_of, is_causal
+from opdf.distill.models import check_same_outputs, config_of, is_causal, is_language_model
 from opdf.distill.objective import Losses, Objective
 from opdf.distill.outputs import all_logits, fingerprint, kept, weights_digest, with_column
 from opdf.mpo import Progress
@@ -29,9 +29,11 @@ class TaskAndLogits(Objective):
 
     Attributes:
         divergence: one of `DIVERGENCES`.
+        class_weights: how much a label of each class counts; None if all count alike.
     """
 
     divergence = "forward"
+    class_weights: list[float] | None = None
 
     def __init__(self, temperature: float = 2.0, alpha: float = 0.9) -> None:
         if not 0 < temperature < math.inf:
@@ -63,7 +65,8 @@ class TaskAndLogits(Objective):
         items, labelled = num_items.expand(2)
         if self.alpha < 1:
             self._check_labels(batch)
-            task = task_loss(student, ours, batch["labels"]) / labelled
+            weights = None if self.class_weights is None else ours.new_tensor(self.class_weights, dtype=torch.float32)
+            task = task_loss(student, ours, batch["labels"], weights) / labelled
             parts["task"] = task.detach()
             # A factor of 1 is left out so that alpha=0 is plain training bit for bit.
             total = (1 - self.alpha) * task if self.alpha else task
@@ -124,21 +127,31 @@ class LogitsDistillation(TaskAndLogits):
 
     The task decides the two terms: cross-entropy and T^2 KL for classes and (shifted, unmasked) tokens, squared errors
     for a regression, binary cross-entropies for several labels at once. A vision model is a classifier. The teacher
-    runs on every batch, unless the data brings its logits in a column "teacher_logits". Of a language model the logits
-    of all tokens are never held together, see `Heads`.
+    runs on every batch, unless the data brings its logits in a column "teacher_logits". The logits
+    of all tokens of a language model are never held together, see `Heads`.
 
     Args:
         temperature: T, above 0; useful from 1 to 8. Not used in a regression.
         alpha: weight of the distillation term, from 0 (plain training) to 1 (labels are not used).
         divergence: "forward" KL( teacher || student ), "reverse" KL( student || teacher ), or "js", the mean of both
             to their middle (Jensen-Shannon), whose gradients are about a quarter as large. Not used in a regression.
+        class_weights: how much a label of each class counts in the task's term, in the order of their numbers.
     """
 
     tasks = (*Objective.tasks, "multi-label", "token-classification", "causal-lm")
     columns = ("teacher_logits",)
 
-    def __init__(self, temperature: float = 2.0, alpha: float = 0.9, divergence: str = "forward") -> None:
+    def __init__(
+        self,
+        temperature: float = 2.0,
+        alpha: float = 0.9,
+        divergence: str = "forward",
+        class_weights: list[float] | None = None,
+    ) -> None:
         super().__init__(temperature, alpha)
+        if class_weights is not None and not all(0 < weight < math.inf for weight in class_weights):
+            raise ValueError(f"class_weights is {class_weights}; give finite numbers above 0")
+        self.class_weights = class_weights
         if divergence not in DIVERGENCES:
             raise ValueError(f"divergence is {divergence!r}; expected one of {', '.join(DIVERGENCES)}")
         self.divergence = divergence
@@ -148,6 +161,21 @@ class LogitsDistillation(TaskAndLogits):
         super().prepare(student, teacher)
         if self.divergence != "forward" and getattr(config_of(student), "problem_type", None) == "regression":
             raise ValueError(f"divergence is {self.divergence!r} and a regression has no distributions; leave it out")
+        if self.class_weights is not None:
+            self._check_weights(self.class_weights, student)
+
+    def _check_weights(self, weights: list[float], student: nn.Module) -> None:
+        """Refuse weights of classes that the student does not have one of for an example."""
+        config = config_of(student)
+        if self.alpha == 1:
+            raise ValueError("class_weights are of labels, which alpha=1 does not use; leave them out or lower alpha")
+        if config is None:
+            return
+        several = config.problem_type in ("regression", "multi_label_classification") or config.num_labels == 1
+        if several or is_language_model(student):
+            raise ValueError("class_weights are for one class an example or word; leave them out")
+        if len(weights) != config.num_labels:
+            raise ValueError(f"class_weights has {len(weights)} numbers and the student {config.num_labels} classes")
 
     def losses(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, num_items: Tensor) -> Losses:
         stored = batch.get("teacher_logits") if self.alpha else None
@@ -187,9 +215,11 @@ class LogitsDistillation(TaskAndLogits):
         shared: bool = False,
         progress: Progress | None = None,
     ) -> Any:
-        """Several runs share one column "teacher_logits"; a single one may end before it has seen all rows."""
+        """Runs of one teacher share a column "teacher_logits". A single run may end before it has seen all rows."""
+        if data.class_weights is not None and self.alpha < 1:
+            self.class_weights = data.class_weights
         rows = data.data["train"]
-        by_token = data.task.kind in ("token-classification", "causal-lm")  # of which the teacher says too much to keep
+        by_token = data.task.kind in ("token-classification", "causal-lm")  # too many logits to keep
         if not shared or not self.alpha or by_token:
             return rows
         depends = [fingerprint(rows), weights_digest(teacher)]

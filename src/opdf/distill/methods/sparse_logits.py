@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 class SparseLogitsDistillation(TaskAndLogits):
     """(1 - alpha) task + alpha distillation from a `LogitsStore`; no teacher runs.
 
-    Probabilities of a store: cross-entropy against the stored ones and an even share of the rest for all other classes,
-    at temperature 1; of a tagger and a language model at every token. Plain logits: as `LogitsDistillation`.
+    Stored probabilities are learned by cross-entropy at temperature 1, of a tagger and a language model at every token.
+    The classes that are not stored share the rest evenly. Plain logits are learned as by `LogitsDistillation`.
 
     Args:
         store: folder that `opdf cache-teacher` has written. "" keeps the outputs in the run's own folder.
         top_k: probabilities to store, at most as many as classes; 0 stores plain logits, which a language model has too
             many of.
-        epochs: epochs to store, each with new noise; more epochs of training go round them again.
+        epochs: epochs to store, each with new noise; longer training repeats them.
         noise: whether examples are made noisy; images only, texts are stored as they are.
         temperature: for plain logits.
         alpha: weight of the distillation, from 0 to 1; the paper uses no labels.
@@ -95,7 +95,7 @@ class SparseLogitsDistillation(TaskAndLogits):
         return Losses((1 - self.alpha) * task + self.alpha * soft, parts)
 
     def _of_tokens(self, student: nn.Module, batch: Batch, num_items: Tensor) -> Losses:
-        """The same where the teacher spoke of every token."""
+        """The same with outputs for every token."""
         divided = self._heads.divide([student], batch, self.forward)
         labels = token_labels(student, batch) if divided is None else divided
         if labels is None:
@@ -153,7 +153,7 @@ class SparseLogitsDistillation(TaskAndLogits):
         """Run the teacher over what the store in `folder` does not hold yet.
 
         Args:
-            folder: of the store, new or to be gone on with.
+            folder: of the store, new or begun.
             data: of the run; its training rows are stored.
             teacher: fine-tuned.
             progress: called with the numbers of outputs done and in all.
@@ -187,14 +187,14 @@ class SparseLogitsDistillation(TaskAndLogits):
     def _said_of_tokens(
         self, store: LogitsStore, teacher: nn.Module, data: Prepared, inputs: list[dict[str, Any]]
     ) -> list[dict[str, Tensor]]:
-        """Text by text: a batch's logits in float32 would be several times what the teacher gave."""
+        """Text by text, because a batch's logits in float32 take several times the memory of the teacher's own."""
         return [
             store.kept(logits) | {"lengths": torch.tensor([len(logits)], dtype=torch.int32)}
             for logits in token_logits(teacher, data, inputs)
         ]
 
     def store_info(self, data: Prepared, teacher: nn.Module) -> StoreInfo:
-        """What a store holds, but for the names of data and teacher, which take a look at all of them.
+        """What a store holds, without the digests of data and teacher, for which all of them must be read.
 
         Raises:
             ValueError: plain logits are to be stored of every token of a language model.

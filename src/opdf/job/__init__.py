@@ -1,4 +1,4 @@
-"""A run, usable from Python: configuration, data, teacher, student, training, scores, what it leaves on the disk.
+"""A run, usable from Python: configuration, data, teacher, student, training, scores and output.
 
 from opdf.job import DataConfig, DistillConfig, StudentConfig, TeacherConfig, run
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from opdf.job.errors import not_installed as not_installed
     from opdf.job.job import Job as Job
     from opdf.job.latency import latencies as latencies, split_inputs as split_inputs
-    from opdf.job.models import load_model as load_model
+    from opdf.job.models import file_digests as file_digests, load_model as load_model
     from opdf.job.options import (
         dataclass_of as dataclass_of,
         fill as fill,

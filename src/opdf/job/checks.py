@@ -1,4 +1,4 @@
-"""What does not fit together of data, models and options, said before any work starts."""
+"""Checks that data, models and options fit together, before any work starts."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class Fit:
 
     Attributes:
         teacher, student: on the meta device.
-        start: how the student begins.
+        start: how the student is made.
         over: the student's over-parameterization; None where it trains as it is.
     """
 
@@ -117,7 +117,7 @@ def check_models(job: Job, task: Task, teacher: Any, prepared: Prepared | None =
     with torch.device("meta"):
         stand_in = type(teacher)._from_config(copy.deepcopy(teacher.config), dtype=teacher.dtype)
         student = start.blank or build_student(config.student, stand_in, task).to("meta")
-    objective = copy.deepcopy(job.objective)  # it takes measure of the models that it is prepared for
+    objective = copy.deepcopy(job.objective)  # it remembers sizes of the models that it is prepared for
     over = plan_student(student, stand_in, objective, config.overparam, config.constraint, job.training)
     check_optimizer(job.training, student, over, "training")
     if config.teacher.finetune:
@@ -136,7 +136,7 @@ def check_optimizer(
     """
     name = optimizer_name(arguments)
     if name == "muon":
-        return  # plan_student has looked at it
+        return  # plan_student has checked it
     try:
         cls, options = DistillationTrainer.get_optimizer_cls_and_kwargs(arguments, model)
         if over is not None:
@@ -163,7 +163,7 @@ def check_fit(job: Job, prepared: Prepared, teacher: Any) -> Fit:
 
 
 def check_inputs(who: str, model: Any, prepared: Prepared) -> None:
-    """Refuse a model that the encoded texts would be out of range for.
+    """Refuse a model that is too small for the encoded texts.
 
     Raises:
         UserError: it has fewer tokens than the tokenizer, or fewer positions than the longest text.

@@ -1,4 +1,4 @@
-"""What `opdf distill` can be told, as dataclasses; `opdf.job.options` fills them in."""
+"""The options of `opdf distill` as dataclasses; `opdf.job.options` fills them in."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class DataConfig:
         task: classification, multi-label, regression, image-classification, token-classification, similarity or
             causal-lm; inferred when null.
         inputs: one text column or two, an image column, a column of words or one of messages; inferred when null.
-        label: the label column, or several of 0 and 1 (multi-label); auto takes "label", "labels" or "tags"; null where
-            there are no labels and the teacher is all that is learned from.
+        label: the label column, or several of 0 and 1 (multi-label); auto takes "label", "labels" or "tags"; null if
+            there are no labels, and the student learns from the teacher alone.
         labels: the classes in the order of their numbers; in rising order when null.
-        validation: file to validate on, or fraction of rows for it where the dataset has no such split.
-        test: file to test on, or fraction of rows for it where the dataset has no such split.
+        validation: file to validate on, or fraction of rows for it if the dataset has no such split.
+        test: file to test on, or fraction of rows for it if the dataset has no such split.
         class_weights: how much an example of each class counts in the loss against labels: balanced, by which all
             classes count alike, or a mapping of classes to numbers, 1 for those that it leaves out.
         augment: train on images that are cropped, flipped, coloured and erased anew in every epoch.

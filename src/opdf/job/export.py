@@ -109,7 +109,7 @@ def check_options(format: str, *, int8: bool, batch: int, data: DataConfig | Non
 
 
 def check_folder(folder: Path, *, overwrite: bool) -> None:
-    """Refuse a folder that something would be lost of.
+    """Refuse a folder if its content would be lost.
 
     Raises:
         FileExistsError: it holds something that is not an export, or an export that is not to be replaced.
@@ -135,7 +135,7 @@ def write(
     else:
         runners = {"model.pt2": to_torch(model, folder / "model.pt2")}
     model.config.save_pretrained(folder)
-    with suppress(ValueError), loading(name) as source:  # saved without a tokenizer: there is none to copy
+    with suppress(ValueError), loading(name) as source:  # a model without a tokenizer has none to copy
         AutoProcessor.from_pretrained(source, trust_remote_code=False).save_pretrained(folder)
     files: dict[str, dict[str, Any]] = {}
     for file, outputs in runners.items():
@@ -189,7 +189,7 @@ def output_name(model: Any) -> str:
 
 
 def plain(model: Any, inputs: Mapping[str, Any]) -> nn.Module:
-    """A module of positional inputs and one output, for whose tracing axes of one name have one size."""
+    """A module with positional inputs and one output; while it is traced, axes of one name have one size."""
     shared: dict[str, list[tuple[int, int]]] = {}
     for position, named in enumerate(axes(model, inputs).values()):
         for axis, name in named.items():
@@ -211,7 +211,7 @@ def plain(model: Any, inputs: Mapping[str, Any]) -> nn.Module:
 
 
 def axes(model: Any, inputs: Mapping[str, Any]) -> dict[str, dict[int, str]]:
-    """The axes of each input whose sizes may change; what has one name has one size."""
+    """The axes of each input whose sizes may change. Axes of one name have one size."""
     image = {0: "batch"} if hasattr(model.config, "image_size") else {0: "batch", 2: "height", 3: "width"}
     others = {"pixel_values": image, "decoder_input_ids": {0: "batch", 1: "decoder_tokens"}}
     return {name: others.get(name, {0: "batch", 1: "tokens"}) for name in inputs}
@@ -245,7 +245,7 @@ def to_torch(model: Any, path: Path) -> Outputs:
         program = torch.export.export(plain(model, inputs), tuple(inputs.values()), dynamic_shapes=(dynamic,))
         written = io.BytesIO()
         torch.export.save(program, written)
-        path.write_bytes(written.getvalue())  # torch's own file writer ends the process where a disk is full
+        path.write_bytes(written.getvalue())  # torch's own file writer ends the process when the disk is full
         again = torch.export.load(path).module()
 
     def outputs(given: Mapping[str, Any]) -> Any:

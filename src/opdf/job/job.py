@@ -1,4 +1,4 @@
-"""A configuration that was read: what it names is built here, once, and travels from here."""
+"""What a configuration names, built once; later steps take these objects."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ class Job:
     """What a distillation is made of, before anything is loaded.
 
     Attributes:
-        config: what was asked for, with the defaults written out of what it passes on: to the Trainer and to the
-            objective.
+        config: what was asked for, with the defaults of the Trainer's and the objective's options written out.
         folder: the output folder.
         teachers: the folder that keeps a fine-tuned teacher, with its log and checkpoints.
         objective: what the student learns; the one that is trained with.
@@ -31,10 +30,10 @@ class Job:
 
     Args:
         config: what is asked for.
-        teachers: of several jobs that share a teacher; by default the output folder.
+        teachers: the folder for jobs that share a teacher; by default the output folder.
 
     Raises:
-        UserError: an option is unknown, or is not what it can be.
+        UserError: an option is unknown or has a wrong value.
         TypeError: it is no `DistillConfig`.
     """
 
@@ -57,7 +56,7 @@ class Job:
 
 
 def resolved(config: DistillConfig) -> DistillConfig:
-    """The configuration with its types checked, and the defaults written out of what it passes on.
+    """The configuration with its types checked, and the Trainer's and the objective's defaults written out.
 
     Raises:
         UserError: an option is unknown or has the wrong type.
@@ -82,7 +81,7 @@ def resolved(config: DistillConfig) -> DistillConfig:
 
 
 def located(config: DistillConfig) -> DistillConfig:
-    """The configuration with whole paths in place of those that depend on the folder where it was read."""
+    """The configuration with absolute paths in place of relative ones."""
     data, objective = config.data, config.objective
     validation, test = (datasets.located(v) if isinstance(v, str) else v for v in (data.validation, data.test))
     if store := objective.options.get("store"):

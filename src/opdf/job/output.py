@@ -1,4 +1,4 @@
-"""What commands leave on the disk: output folders, models, JSON."""
+"""What a run leaves on the disk: output folders, models, JSON."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CONFIG, METRICS, BEGUN, STUDENT = "config.yaml", "metrics.json", "begun.json", "
 
 
 def check_free(folder: Path, *, overwrite: bool, resume: bool, marker: str = CONFIG) -> None:
-    """Refuse an output folder that cannot be made, or not without a loss; nothing is changed yet.
+    """Refuse an output folder that cannot be made, or whose content would be lost; nothing is changed yet.
 
     Args:
         folder: for output.

@@ -1,4 +1,4 @@
-"""What a run is about to do, in lines that its owner can check before it starts."""
+"""What a run is about to do, in lines that a user can check before it starts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Overview:
 
     Attributes:
         lines: pairs of a word and a sentence.
-        cost: of an optimizer step; None where it cannot be said.
+        cost: of an optimizer step; None if it cannot be counted.
     """
 
     lines: tuple[tuple[str, str], ...]

@@ -11,7 +11,7 @@ from opdf.job.errors import UserError
 from opdf.job.models import load_processor
 
 ENCODING = ("max_length", "pack", "answers_only")
-"""Options of the data that are about what models are given."""
+"""Options of the data that only change what models are given."""
 
 TRAINING = ("class_weights", "augment")
 """Those that are about what is learned of them."""
@@ -26,7 +26,7 @@ def load(options: DataConfig) -> tuple[DatasetDict, Task]:
 def prepare_data(options: DataConfig, teacher: TeacherConfig) -> Prepared:
     """Load the data and encode them as the teacher reads them.
 
-    Of several processes the first one works, and the others find the cache filled.
+    With several processes, the first one works and the others read the cache.
     """
     with PartialState().main_process_first():
         raw, task = load(options)

@@ -1,4 +1,4 @@
-"""A run: data, teacher, student, training, scores, and what is left of it on the disk."""
+"""A run: data, teacher, student, training, scores and output."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ def run(config: DistillConfig, *, command: str | None = None) -> dict[str, Any]:
 
         metrics = run(DistillConfig(student=StudentConfig(layers=2), output="runs/mine"))
 
-    Progress is shown on stderr where that is a terminal. The output folder gets the student, metrics.json, config.yaml
+    Progress is shown on stderr if that is a terminal. The output folder gets the student, metrics.json, config.yaml
     and train.log.
 
     Args:
         config: what is asked for.
-        command: that the model card names as what made it; None names none.
+        command: for the model card, which names it as what made the student; None names none.
 
     Returns:
         What metrics.json holds: scores of teacher and student, numbers of parameters, seconds, steps, versions.
 
     Raises:
-        UserError, ValueError, TypeError, FileNotFoundError, FileExistsError: something is to be put right before it can
-            start; nothing has been written then.
+        UserError, ValueError, TypeError, FileNotFoundError, FileExistsError: the user has to put something right first;
+            nothing has been written.
         TrainingDiverged: the loss or its gradient is no longer a finite number.
         StorageError: the disk is full.
         Stopped: SIGINT or SIGTERM came; a checkpoint is saved, and the same configuration with `resume` goes on.
@@ -244,7 +244,7 @@ def trainer_of(student: Any, job: Job, prepared: Prepared, teacher: Any, title: 
 
 
 def training_rows(job: Job, prepared: Prepared, teacher: Any) -> Any:
-    """The training rows with what the objective wants of the teacher, which jobs of one teacher share."""
+    """The training rows with the teacher's outputs that the objective needs, which jobs of one teacher share."""
     if job.config.constraint is not None and job.objective.decisions_only:
         tell("note: the constraint loss reads the teacher's weights, which a black box would not show")
     shared = job.teachers != job.folder
@@ -253,7 +253,7 @@ def training_rows(job: Job, prepared: Prepared, teacher: Any) -> Any:
 
 
 def parameters(trainer: DistillationTrainer) -> dict[str, int]:
-    """Of the student, while it trains and at inference."""
+    """Parameters of the student, while it trains and at inference."""
     over = trainer.overparameterization
     inference = sum(p.numel() for p in trainer.model.parameters())
     return {"train_params": over.train_params if over else inference, "inference_params": inference}
@@ -269,7 +269,7 @@ def shapes(over: OverParameterization) -> list[dict[str, Any]]:
 
 
 def versions() -> dict[str, str]:
-    """Of what a result depends on."""
+    """Versions of the packages that a result depends on."""
     return {
         "opdf": opdf.__version__, "torch": torch.__version__, "transformers": transformers.__version__,
         "python": platform.python_version(),

@@ -84,12 +84,12 @@ def evaluate(
 
 
 def answers(model: Any, prepared: Prepared, part: str) -> np.ndarray:
-    """What a model says to a split's examples, see `Task.answers`."""
+    """A model's answers for a split's examples, see `Task.answers`."""
     return prepared.task.answers(evaluator(model, prepared).predict(prepared.data[part]).predictions)
 
 
 def judged(prepared: Prepared, teacher: Any) -> Prepared:
-    """Texts of a language model and unlabelled data with what a ready teacher says of them; others as they are."""
+    """Unlabelled data and a language model's texts with the answers of a ready teacher; others as they are."""
     if not prepared.task.follows_teacher:
         return prepared
     return prepared.judged_by({part: answers(teacher, prepared, part) for part in ("validation", "test")})

@@ -19,7 +19,7 @@ KNOWN = {"teacher", "teacher.log", "teacher-checkpoints", "logits", LOCK}
 
 
 def cache_teacher(config: DistillConfig) -> LogitsStore:
-    """Run the teacher once over the training data and keep its outputs; stopped and run again it goes on.
+    """Run the teacher once over the training data and keep its outputs. A second call goes on where one stopped.
 
     Args:
         config: of the students that will learn from them; its objective is sparse-logits with a store.

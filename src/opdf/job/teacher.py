@@ -54,7 +54,7 @@ def ready_teacher(job: Job, prepared: Prepared) -> Any:
 
 
 def train_teacher(job: Job, prepared: Prepared, teacher: Any) -> None:
-    """Fine-tune a loaded teacher, if that is asked and has not been done; it ends on the device of the run."""
+    """Fine-tune a loaded teacher, if that is asked and not done yet. It ends on the device of the run."""
     if job.config.teacher.finetune and kept_teacher(job) is None:
         checkpoints = Path(job.teacher_training.output_dir)
         begun = checkpoints.is_dir()

@@ -28,7 +28,6 @@ from opdf.job import (
     features,
     fit_probe,
     parameters,
-    plain,
     prepare_data,
     ready_teacher,
     scores,
@@ -40,7 +39,7 @@ from opdf.study.plan import Cell
 from opdf.study.recorder import Recorder
 from opdf.study.results import DIVERGED
 from opdf.study.store import Outcome
-from opdf.study.study import Study, digest
+from opdf.study.study import Study
 
 JUDGED = ("validation", "test")
 """Splits of which a student's answers are kept."""
@@ -120,8 +119,7 @@ class Runner:
         if other is None:
             return None
         names = (cell.variant, other)
-        key = digest([plain(self.study.config(cell.setting, name)) for name in names])
-        file = self.study.folder / "times" / f"{key}.json"
+        file = self.study.folder / "times" / f"{self.study.time_key(cell.setting, names)}.json"
         file.parent.mkdir(exist_ok=True)
         with FileLock(file.with_suffix(".lock")):
             if not file.is_file():
@@ -150,7 +148,7 @@ class Runner:
 
     def _taught(self, config: DistillConfig) -> Taught:
         """Data and teacher of a run, shared with all that agree in these; a teacher is trained by one process."""
-        key = digest([plain(config.data), plain(config.teacher)])
+        key = self.study.teacher_key(config)
         if self._ready is None or self._ready[0] != key:
             folder = self.study.folder / "teachers" / key
             folder.mkdir(parents=True, exist_ok=True)

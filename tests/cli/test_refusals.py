@@ -338,6 +338,12 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
         {"data": {"class_weights": "balanced"}, "objective": {"options": {"class_weights": [1.0, 2.0]}}},
         "data.class_weights and objective.options.class_weights say the same; give one of them",
     ),
+    ({"data": {"augment": True}}, "data.augment is true and the task is classification; it is for images"),
+    (
+        {"data": {"name": "{world}/images", "augment": True}, "objective": {"name": "dbkd"},
+         "teacher": {"model": None, "config": {"model_type": "vit"}}},
+        "data.augment is true and objective dbkd asks for all training rows ahead: leave it out",
+    ),
     ({"training": {"early_stopping_patience": 3}}, "early_stopping_patience is 3 and eval_strategy is no, so tha"),
     ({"training": {"early_stopping_patience": 0, "eval_strategy": "epoch"}}, "early_stopping_patience is 0; it must"),
     ({"training": {"early_stopping_threshold": 0.1}}, "early_stopping_threshold is 0.1 and nothing stops early; set"),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, DatasetDict, List, Value
 
 from opdf.data.columns import TEXT, Asked, dtype, values
+from opdf.data.read import BLANK
 from opdf.data.task import Task
 
 SEPARATOR = "|"
@@ -42,11 +44,25 @@ def with_classes(data: DatasetDict, task: Task, asked: Asked) -> tuple[DatasetDi
     known = _known(data["train"], task, asked)
     numbers, names = ({name: k for k, name in enumerate(known)}, known) if known else _numbered(counts, task, asked)
     _check(counts, numbers, names, task, asked, given=bool(known or asked.labels))
+    task = replace(task, notes=(*task.notes, *_alike(names)))
     if known and task.kind != "multi-label":  # labels are numbers already
         return data, replace(task, labels=names, metric="")
     for part, rows in found.items():
         data[part] = _with_label(data[part], task, asked, [[numbers[v] for v in row] for row in rows], names)
     return data, replace(task, labels=names, metric="")
+
+
+def _alike(names: Sequence[str]) -> Iterator[str]:
+    """A note on every few classes that a reader would take for one."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(" ".join(unicodedata.normalize("NFKC", name).casefold().split()), []).append(name)
+    for alike in groups.values():
+        if len(alike) > 1:
+            yield (
+                f"the classes {' and '.join(map(ascii, alike))} differ in case, blanks or the coding of their letters "
+                "alone; they are taken as they are, for different ones"
+            )
 
 
 def _found(rows: Dataset, task: Task, asked: Asked) -> list[list[Any]]:
@@ -59,7 +75,7 @@ def _found(rows: Dataset, task: Task, asked: Asked) -> list[list[Any]]:
         ]
     feature, raw = rows.features[task.label], values(rows, task.label).to_pylist()
     if task.kind == "multi-label" and dtype(feature) == TEXT:
-        return [[name.strip() for name in (text or "").split(SEPARATOR) if name.strip()] for text in raw]
+        return [[name for part in (text or "").split(SEPARATOR) if (name := part.strip(BLANK))] for text in raw]
     lists = raw if task.kind in ("multi-label", "token-classification") else [[value] for value in raw]
     return [list(_named(row, _class_names(feature))) for row in lists]
 

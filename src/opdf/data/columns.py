@@ -295,7 +295,7 @@ def _check_tags(rows: Dataset, task: Task, asked: Asked, name: str, file: Path |
     uneven = pc.indices_nonzero(pc.fill_null(pc.not_equal(words, tags), False)).to_pylist()
     if uneven:
         raise ValueError(
-            f"{len(uneven)} of {len(rows)} rows of {name} have not as many tags in {task.label!r} as words in "
+            f"{len(uneven)} of {len(rows)} rows of {name} have other numbers of tags in {task.label!r} than words in "
             f"{task.inputs[0]!r}: {rows_of(file, uneven)}"
         )
 

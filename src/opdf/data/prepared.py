@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from datasets import DatasetDict
 
+from opdf.data.augment import AugmentedImages, ImageNoise
 from opdf.data.encode import Collator, encode_rows
 from opdf.data.task import Task
 
@@ -25,6 +26,8 @@ class Prepared:
         collator: encoded rows to a batch of tensors.
         max_length: of a text, in tokens.
         class_weights: how much an example of each class counts in the loss against labels; None if all count alike.
+        noise: of the images that are trained on; None trains on them as they are.
+        seed: of the noise.
         said: for language models, the teacher's `task.answers` by split, with which students are compared.
     """
 
@@ -35,7 +38,15 @@ class Prepared:
     collator: Collator
     max_length: int = 128
     class_weights: list[float] | None = None
+    noise: ImageNoise | None = None
+    seed: int = 0
     said: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def training_rows(self) -> Any:
+        """The encoded training split; with `noise`, as other images in every epoch."""
+        if self.noise is None:
+            return self.data["train"]
+        return AugmentedImages(self.raw["train"], self.task.inputs[0], self.noise, self.encode, self.seed)
 
     def encode(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Raw rows as model inputs; a row without a label gets label 0."""

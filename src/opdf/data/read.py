@@ -39,6 +39,11 @@ PANDAS: dict[str, Any] = {
 }  # fmt: skip
 """How pandas reads any csv or tsv file."""
 
+BLANK = " \t\r\n"
+"""What separates words, cells and lines in a file. Other spaces of Unicode, U+00A0 say, belong to the words."""
+
+CELLS = re.compile(r"[ \t]+")
+
 SHOWN = 5
 """How many rows a message names."""
 
@@ -55,8 +60,9 @@ def read_file(path: Path) -> Dataset:
     Empty cells of a csv or tsv file are missing values. `NA`, `null`, `nan` and the like are missing in a column of
     numbers, and words in a column of words.
 
-    A conll file has a word and, last, its tag in every line, and a blank line between sentences. Its columns are
-    `tokens` and `tags`. A txt file has the column `text`: paragraphs between blank lines, or lines if none is blank.
+    A conll file has a word and, last, its tag in every line, with spaces or tabs between, and a blank line between
+    sentences. Its columns are `tokens` and `tags`. A txt file has the column `text`: paragraphs between blank lines, or
+    lines if none is blank. Lines end with line feeds, with or without carriage returns, and with nothing else.
 
     Raises:
         ValueError: the file cannot be read or has no rows.
@@ -235,7 +241,7 @@ def _json_lines(path: Path) -> pa.Table:
 def _parsed_lines(path: Path) -> Iterator[tuple[int, Any]]:
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
-            if line.strip():
+            if line.strip(BLANK):
                 try:
                     yield number, json.loads(line)
                 except json.JSONDecodeError as error:
@@ -262,8 +268,8 @@ def _conll(path: Path) -> pa.Table:
     sentences: list[list[tuple[str, str]]] = [[]]
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
-            cells = line.split()
-            if not cells:
+            cells = CELLS.split(line.strip(BLANK))
+            if cells == [""]:
                 sentences.append([])
             elif len(cells) == 1:
                 raise ValueError(f"line {number} has a word without a tag")
@@ -275,9 +281,9 @@ def _conll(path: Path) -> pa.Table:
 
 def _paragraphs(path: Path) -> pa.Table:
     text = path.read_text(encoding="utf-8-sig")
-    parts = re.split(r"\n(?:[ \t]*\n)+", text.strip())
+    parts = re.split(r"\n(?:[ \t]*\n)+", text.strip(BLANK))
     return pa.table(
-        {"text": pa.array([part for part in (parts if len(parts) > 1 else text.splitlines()) if part.strip()])}
+        {"text": pa.array([part for part in (parts if len(parts) > 1 else text.split("\n")) if part.strip()])}
     )
 
 
@@ -304,14 +310,14 @@ def _records(path: Path) -> Iterator[int]:
     found = dialect(path)
     with path.open(encoding="utf-8-sig", newline="") as file:
         records = enumerate(csv.reader(file, delimiter=found["sep"], quoting=found["quoting"]), 1)
-        filled = (number for number, cells in records if len(cells) > 1 or any(cell.strip() for cell in cells))
+        filled = (number for number, cells in records if len(cells) > 1 or any(cell.strip(BLANK) for cell in cells))
         next(filled)  # the header
         yield from filled
 
 
 def _lines(path: Path) -> Iterator[int]:
     with path.open(encoding="utf-8-sig") as file:
-        yield from (number for number, line in enumerate(file, 1) if line.strip())
+        yield from (number for number, line in enumerate(file, 1) if line.strip(BLANK))
 
 
 def _pick(numbers: Iterator[int], rows: Sequence[int]) -> list[int]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from opdf.data.read import PICTURES, READERS, dialect, path_of, pictures, read_file
+from opdf.data.read import BLANK, PICTURES, READERS, dialect, path_of, pictures, read_file
 
 ROW_FORMATS = ("lines", "csv", "tsv", "jsonl")
 """Formats of text: one value a line, a table with a header, or an object a line."""
@@ -91,7 +91,7 @@ def _parsed(stream: IO[bytes], form: str, name: str, cells: Mapping[str, Any]) -
         text, where = line.rstrip("\r\n"), f"line {number} of {name}"
         if form == "lines":
             yield Row(where, {None: text})
-        elif text.strip():
+        elif text.strip(BLANK):
             yield Row(where, _object(text, where))
 
 

@@ -14,6 +14,7 @@ from accelerate.utils import broadcast
 from torch import Tensor, nn
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from opdf.data import EpochDataset
 from opdf.distill import checkpoint
 from opdf.distill.arguments import MUON, DistillationArguments, check_engine, check_loss, deciding
 from opdf.distill.checkpointed import CheckpointedTrainer
@@ -486,6 +487,8 @@ class _ObjectiveHooks(TrainerCallback):
         self.trainer.method.on_train_begin(self.trainer)
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if isinstance(self.trainer.train_dataset, EpochDataset):
+            self.trainer.train_dataset.set_epoch(int(state.epoch or 0))
         self.trainer.method.on_epoch_begin(self.trainer)
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

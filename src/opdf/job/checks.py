@@ -44,6 +44,11 @@ def check_task(job: Job, task: Task) -> None:
             )
     if job.config.data.class_weights is not None:
         check_weights(job)
+    if job.config.data.augment and job.objective.needs_whole_rows:
+        own = "; it has noise of its own, objective.options.noise" if name == "sparse-logits" else ""
+        raise UserError(
+            f"data.augment is true and objective {name} asks for all training rows ahead{own}: leave it out"
+        )
     check_metrics(job, task)
 
 

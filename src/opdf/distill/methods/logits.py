@@ -218,9 +218,9 @@ class LogitsDistillation(TaskAndLogits):
         """Runs of one teacher share a column "teacher_logits". A single run may end before it has seen all rows."""
         if data.class_weights is not None and self.alpha < 1:
             self.class_weights = data.class_weights
-        rows = data.data["train"]
+        rows = data.training_rows()
         by_token = data.task.kind in ("token-classification", "causal-lm")  # too many logits to keep
-        if not shared or not self.alpha or by_token:
+        if not shared or not self.alpha or by_token or data.noise is not None:
             return rows
         depends = [fingerprint(rows), weights_digest(teacher)]
         logits = kept(folder, "teacher_logits", depends, lambda: all_logits(teacher, data, rows, progress))

@@ -23,7 +23,7 @@ from opdf.distill.store import LogitsStore, StoredDataset, StoreInfo
 from opdf.mpo import Progress
 
 if TYPE_CHECKING:
-    from transformers import Trainer
+    pass
 
 
 class SparseLogitsDistillation(TaskAndLogits):
@@ -44,6 +44,7 @@ class SparseLogitsDistillation(TaskAndLogits):
     """
 
     tasks = (*Objective.tasks, "token-classification", "causal-lm")
+    needs_whole_rows = True
     columns = ("teacher_logits", "teacher_classes", "teacher_probabilities")
     needs_teacher = False
 
@@ -112,10 +113,6 @@ class SparseLogitsDistillation(TaskAndLogits):
             return self.combine_tokens(student, self.forward(student, batch).logits, soft, labels, batch, num_items)
         ours = kept_tokens(student, batch, labels, self.forward, shifted=is_causal(student))
         return self.combine_tokens(student, ours, soft, labels, batch, num_items)
-
-    def on_epoch_begin(self, trainer: Trainer) -> None:
-        if isinstance(trainer.train_dataset, StoredDataset):
-            trainer.train_dataset.set_epoch(int(trainer.state.epoch or 0))
 
     @property
     def cache(self) -> Path | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 LOCK = ".lock"
-"""The file by which an owned folder is locked; it stays there and then keeps nobody out."""
+"""The file by which an owned folder is locked. It stays there unlocked afterwards."""
 
 
 @contextmanager
@@ -34,7 +34,7 @@ def replacing(path: Path) -> Iterator[Path]:
 def replacing_folder(folder: Path) -> Iterator[Path]:
     """A new folder, which takes the place of `folder` at the end of the block, or is removed.
 
-    It always has the same name, so that what a killed process left is cleared away by the next.
+    Its name is always the same, so that the next process removes what a killed one left.
 
     Raises:
         FileExistsError: another process is writing it.
@@ -55,7 +55,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 def owned(folder: Path) -> Iterator[None]:
     """A folder, made if need be, that no other process can own before the end of the block.
 
-    It is the system's lock, which ends with its process, however that ends.
+    It uses the system's lock, which ends with its process, however that ends.
 
     Raises:
         FileExistsError: another process, or another part of this one, owns it; the message says which.

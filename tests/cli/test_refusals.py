@@ -115,6 +115,8 @@ def placed(value: Any, places: dict[str, Path]) -> Any:
     """The value with {world} and {here} filled in."""
     if isinstance(value, dict):
         return {k: placed(v, places) for k, v in value.items()}
+    if isinstance(value, list):
+        return [placed(v, places) for v in value]
     if isinstance(value, str):
         for name, path in places.items():
             value = value.replace(f"{{{name}}}", str(path))
@@ -223,6 +225,34 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
     ),
     ({"objective": {"name": "lgtm", "options": {"held_out": 1000}}}, "held_out is 1000.0, which is 1000 of 42"),
     ({"objective": {"name": "sparse-logits", "options": {"store": "{here}/none"}}}, "holds no teacher's outputs"),
+    ({"teacher": {"models": []}}, "teacher.models is empty; give one teacher or more"),
+    ({"teacher": {"weights": [1, 2]}}, "teacher.weights is for teacher.models; give these"),
+    (
+        {"teacher": {"model": None, "models": ["{world}/teacher"] * 2, "weights": [1]}},
+        "teacher.weights is [1.0]; give 2 numbers above 0",
+    ),
+    ({"teacher": {"model": "elsewhere", "models": ["{world}/teacher"]}}, "teacher has models and model or config"),
+    (
+        {"teacher": {"model": None, "models": ["{world}/teacher"] * 2, "finetune": True}},
+        "teacher.finetune is true and teacher.models are taken as they are; fine-tune each in a run of its own",
+    ),
+    (
+        {"teacher": {"model": None, "models": ["{world}/teacher", "{world}/three-classes"]}},
+        "three-classes' has a head of 3 outputs",
+    ),
+    (
+        {"teacher": {"model": None, "models": ["{world}/teacher", "{world}/other-words"]}},
+        "other-words has another vocabulary than the teacher, whose tokens it would get",
+    ),
+    (
+        {"teacher": {"model": None, "models": ["{world}/teacher"] * 2}, "objective": {"name": "hidden"},
+         "constraint": None},
+        "HiddenDistillation reads one teacher from within and there are several",
+    ),
+    (
+        {"teacher": {"model": None, "models": ["{world}/teacher"] * 2}, "constraint": {"weight": 1.0}},
+        "constraint pulls the student to one teacher's weights and there are several",
+    ),
     ({"student": {"layers": 9}}, "layers is 9; the teacher has 2 blocks"),
     ({"student": {"layers": [1, 1]}}, "layers is [1, 1]; give rising block numbers"),
     ({"student": {"layers": None}}, "student has nothing; give one of layers, model and config"),

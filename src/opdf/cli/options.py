@@ -22,9 +22,9 @@ Config = TypeVar("Config")
 
 
 def parse(argv: list[str], cls: type[Config], prog: str, description: str, positional: str = "") -> Config:
-    """Options of a command as a dataclass; a first bare argument is the YAML file, or the first field of `positional`.
+    """Options of a command as a dataclass. The first bare argument is the YAML file, or a field of `positional`.
 
-    That names fields, with spaces between. If the last one is a list, all bare arguments that are left belong to it.
+    `positional` names fields, with spaces between. If the last one is a list, it takes all remaining bare arguments.
 
     Raises:
         UserError: an option is unknown or has the wrong type.
@@ -105,7 +105,7 @@ def at_least_one(config: Any, *names: str) -> None:
 
 
 def _help(cls: type, prog: str, description: str, positional: str) -> argparse.ArgumentParser:
-    """A parser that only prints help: every option with its sentence from the docstring."""
+    """A parser that only prints help: every option with its text from the docstring."""
     parser = argparse.ArgumentParser(
         prog=prog,
         usage=f"{prog} {positional.upper() or '[CONFIG.yaml]'} [--option value ...]",

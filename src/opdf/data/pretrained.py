@@ -45,7 +45,7 @@ def loading(model: str) -> Iterator[str]:
 
 
 def damaged_file(folder: Path) -> str | None:
-    """What is wrong with a file of a model, naming it, or None: weights that are cut off, or JSON that is none."""
+    """What is wrong with a file of a model, with its name: cut weights or broken JSON; None if nothing is."""
     for path in sorted(folder.glob("*")):
         try:
             if path.suffix == ".safetensors":

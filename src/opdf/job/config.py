@@ -57,12 +57,17 @@ class TeacherConfig:
 
     Args:
         model: hub name, local folder (safetensors), or "minilm", the embedded all-MiniLM-L6-v2; null with `config`.
+        models: several fine-tuned teachers in place of `model`, whose distributions are averaged; tokenizer and student
+            are made from the first.
+        weights: of `models`; all the same when null.
         config: build the teacher from this transformers configuration (model_type and its fields) instead.
         finetune: train the teacher on the task first; needed when it has no head for the task.
         training: options of transformers.TrainingArguments for that.
     """
 
     model: str | None = "minilm"
+    models: list[str] | None = None
+    weights: list[float] | None = None
     config: dict[str, Any] | None = None
     finetune: bool = False
     training: dict[str, Any] = field(default_factory=dict)

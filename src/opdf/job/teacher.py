@@ -9,7 +9,7 @@ from typing import Any
 from transformers import set_seed
 
 from opdf.data import Prepared, Task
-from opdf.distill import DistillationTrainer, LogitsDistillation
+from opdf.distill import DistillationTrainer, Ensemble, LogitsDistillation
 from opdf.job.arguments import renewed
 from opdf.job.errors import UserError
 from opdf.job.job import Job
@@ -27,6 +27,8 @@ def load_teacher(job: Job, task: Task) -> Any:
         UserError: it cannot be loaded, or has no head for the task and is not to be fine-tuned.
     """
     options = job.config.teacher
+    if options.models is not None:
+        return Ensemble([_trained(name, task) for name in options.models], options.weights)
     kept = kept_teacher(job)
     set_seed(job.config.seed)
     if kept is not None:
@@ -49,6 +51,13 @@ def load_teacher(job: Job, task: Task) -> Any:
             "set teacher.finetune: true, or give a fine-tuned teacher"
         )
     return teacher
+
+
+def _trained(name: str, task: Task) -> Any:
+    model, missing = load_model(name, task)
+    if missing:
+        raise UserError(f"teacher {name} is not trained for this task (missing: {missing[0]}); give a fine-tuned one")
+    return model
 
 
 def ready_teacher(job: Job, prepared: Prepared) -> Any:

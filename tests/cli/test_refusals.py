@@ -472,6 +472,22 @@ COMMANDS = [
     ("eval {world}/teacher --data.max_length 64", "say what to score it on with --data.name"),
     ('eval {world}/teacher --data {"max_length":64}', "say what to score it on with --data.name"),
     ("export {world}/teacher --data.max_length 64 --format torch", "name what to score it on in data.name"),
+    (
+        "eval {world}/none",
+        "{world}/none does not exist; give an output folder of opdf distill, or a model with",
+    ),
+    (
+        "eval {world}/techer --data.name {world}/good.jsonl",
+        "{world}/techer does not exist; did you mean {world}/teacher?",
+    ),
+    ("plan {world}/techer", "{world}/techer does not exist; did you mean {world}/teacher?"),
+    ("distill {here}/config.yaml --seed x", "error: --seed is 'x'; expected an integer"),
+    ("distill {here}/config.yaml --overparam.ones x", "error: --overparam.ones is 'x'; expected an integer or null"),
+    ("distill {here}/config.yaml --data.lable x", "error: --data has no option 'lable'; did you mean 'label'?"),
+    (
+        "distill {here}/config.yaml --data.name {world}/images --teacher.model minilm",
+        "teacher.model is minilm, which reads texts, and the data are images; name a model of images, or",
+    ),
     ("eval {world}/teacher --bach 3", "no option 'bach'; did you mean 'batch'"),
     ("eval {world}/teacher --batch x", "batch is 'x'; expected an integer"),
     ("eval {world}/teacher --batch 0", "batch is 0; it must be at least 1"),
@@ -509,7 +525,7 @@ def test_commands(command: str, message: str, tmp_path: Path, world: Path, capsy
     store = {"objective": {"name": "sparse-logits", "options": {"store": "{here}/store"}}}
     for name, changes in (("config.yaml", {}), ("store.yaml", store)):
         (tmp_path / name).write_text(yaml.safe_dump(placed(merged(GOOD, changes), places)))
-    refused([placed(word, places) for word in command.split()], message, tmp_path, world, capsys)
+    refused([placed(word, places) for word in command.split()], placed(message, places), tmp_path, world, capsys)
 
 
 @pytest.mark.parametrize("command", [

@@ -76,6 +76,10 @@ OPTIONS = EvalConfig
 def main(argv: list[str]) -> None:
     config = parse(with_run(of_student(argv)), EvalConfig, "opdf eval", DESCRIPTION, positional="model")
     at_least_one(config, "batch")
+    if not config.data.name and not Path(config.model).exists() and config.model != "minilm":
+        raise FileNotFoundError(
+            f"{config.model} does not exist; give an output folder of opdf distill, or a model with --data.name DATA"
+        )
     if not config.data.name:
         raise UserError(
             f"{config.model} comes without data; say what to score it on with --data.name, or give an output folder of "

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import itertools
 import json
+import re
 import textwrap
 import typing
 from collections.abc import Sequence
@@ -43,9 +45,24 @@ def parse(argv: list[str], cls: type[Config], prog: str, description: str, posit
         given[names[-1]] = bare[len(names) - 1 :]
     elif bare and not names:
         given = read_yaml(bare[0])
+    before = copy.deepcopy(given)
     _override(given, argv[len(bare) :])
-    found: Config = fill(cls, given, bare[0] if bare and not names else prog)
+    file = bare[0] if bare and not names else None
+    try:
+        found: Config = fill(cls, given, prog)
+    except UserError as error:
+        if file is not None:
+            fill(cls, before, file)  # what is wrong may be the file's
+        raise UserError(_as_option(str(error), prog)) from error
     return found
+
+
+def _as_option(message: str, prog: str) -> str:
+    """A message about a value, with the option as it is typed: `--overparam.ones is 'x'`."""
+    found = re.match(rf"{re.escape(prog)}: ((?:\w+: )*\w+) (is|has) ", message)
+    if found is None:
+        return message
+    return f"--{found[1].replace(': ', '.')} {found[2]} {message[found.end() :]}"
 
 
 def _is_list(cls: type, field: str) -> bool:

@@ -140,6 +140,31 @@ def test_training_stops_when_a_metric_gets_no_better(tmp_path: Path) -> None:
     assert found["student"]["validation"]["accuracy"] == pytest.approx(max(scores))
 
 
+def test_images_are_others_in_every_epoch_and_a_resumed_run_sees_the_same(tmp_path: Path) -> None:
+    """Two steps an epoch; stopped in the middle of the second one."""
+    steady = {"lr_scheduler_type": "constant", "warmup_steps": 0, "logging_steps": 1, "save_steps": 3}
+    change: dict[str, Any] = {"data": {"train_limit": 16, "augment": True}, "objective": {"name": "hidden"}}
+
+    def job(name: str, steps: int, **options: Any) -> DistillConfig:
+        return digits(tmp_path / name, training=steady | {"max_steps": steps}, **merged(change, options))
+
+    def losses(name: str) -> list[float]:
+        entries = [json.loads(line) for line in (tmp_path / name / "train.log").read_text().splitlines()]
+        return [entry["loss"] for entry in entries if "loss" in entry]
+
+    assert "augment" in dict(preview(job("whole", 6)).lines)
+    run(job("whole", 6))
+    run(job("parts", 3))
+    run(job("parts", 6, resume=True))
+    assert losses("parts") == losses("whole")
+    weights = [(tmp_path / name / "student" / "model.safetensors").read_bytes() for name in ("parts", "whole")]
+    assert weights[0] == weights[1]
+    run(job("plain", 6, data={"augment": False}))
+    assert losses("plain")[0] != losses("whole")[0]
+    teachers = [(tmp_path / name / "teacher" / "model.safetensors").read_bytes() for name in ("plain", "whole")]
+    assert teachers[0] != teachers[1]
+
+
 @pytest.mark.parametrize("form", ["balanced", "mapping"])
 def test_rare_classes_count_more_where_that_is_asked(form: str, tmp_path: Path) -> None:
     """The loss of a first step over all training rows, by scikit-learn's weights and its logarithmic loss."""

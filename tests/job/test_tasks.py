@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-from opdf.job import DataConfig, DistillConfig, cache_teacher, evaluate, run
+from opdf.cli import main
+from opdf.job import DataConfig, DistillConfig, cache_teacher, evaluate, read_config, run
 from opdf.job.arguments import training_arguments
 from opdf.job.errors import UserError
 from opdf.job.options import fill, read_yaml
@@ -149,6 +151,29 @@ def test_stored_words_of_a_language_model_and_of_a_tagger(
         assert own["student"] == found["student"]
     with pytest.raises(ValueError, match="top_k is 0, which stores plain logits: 45 numbers a token; set top_k"):
         distilled(tmp_path, models / "llama", data["llama"], objective={"name": "sparse-logits"}, overwrite=True)
+
+
+def test_several_teachers(tmp_path: Path, models: Path) -> None:
+    """From a file, the command line and Python; scored, started from the first, named on the card, and resumed."""
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
+    other = LlamaForCausalLM(LlamaConfig(vocab_size=len(WORDS), max_position_embeddings=64, **SIZES))
+    other.save_pretrained(tmp_path / "other")
+    BertTokenizerFast.from_pretrained(models / "llama").save_pretrained(tmp_path / "other")
+    names = [str(models / "llama"), str(tmp_path / "other")]
+    config = {
+        "data": {"name": str(tmp_path / "texts.txt"), "task": "causal-lm", "max_length": 16},
+        "teacher": {"models": names, "weights": [2, 1]}, "student": {"layers": 1}, "training": QUICK,
+        "output": str(tmp_path / "out"),
+    }  # fmt: skip
+    (tmp_path / "config.yaml").write_text(json.dumps(config))
+    found = run(read_config(str(tmp_path / "config.yaml")))
+    assert "the mean with weights 2, 1 of llama, other" in card(tmp_path)
+    assert found["teacher"]["test"]["agreement"] == 1
+    command = ["distill", str(tmp_path / "config.yaml"), "--teacher.models", json.dumps(names), "--teacher.weights",
+               "[2, 1]", "--output", str(tmp_path / "again"), "--json"]  # fmt: skip
+    assert main(command) == 0
+    assert json.loads((tmp_path / "again" / "metrics.json").read_text())["student"] == found["student"]
+    assert run(replace(read_config(str(tmp_path / "out" / "config.yaml")), resume=True)) == found
 
 
 def test_texts_without_labels(tmp_path: Path, models: Path) -> None:

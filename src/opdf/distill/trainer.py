@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,11 @@ from accelerate.utils import broadcast
 from torch import Tensor, nn
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from opdf.data import EpochDataset
 from opdf.distill import checkpoint
 from opdf.distill.arguments import MUON, DistillationArguments, check_engine, check_loss, deciding
 from opdf.distill.checkpointed import CheckpointedTrainer
+from opdf.distill.ensemble import Ensemble
 from opdf.distill.methods import METHODS
 from opdf.distill.models import check_batch, check_labels, configured, warn_of_rounding
 from opdf.distill.muon import MuonWithAdamW, check_muon, muon_groups, muon_options
@@ -49,6 +51,22 @@ class TrainingDiverged(ArithmeticError):  # noqa: N818
         )
 
 
+def check_several(objective: Objective, constraint: Constraint | None) -> None:
+    """Refuse several teachers where one is needed.
+
+    Raises:
+        ValueError: the method, or the constraint loss, reads more than a teacher's outputs.
+    """
+    if not objective.several_teachers:
+        known = ", ".join(name for name, method in METHODS.items() if method.several_teachers)
+        raise ValueError(
+            f"{type(objective).__name__} reads one teacher from within and there are several; take one of {known}, or "
+            "give one teacher"
+        )
+    if constraint is not None:
+        raise ValueError("constraint pulls the student to one teacher's weights and there are several; leave it out")
+
+
 def plan_student(
     student: nn.Module,
     teacher: nn.Module | None,
@@ -64,6 +82,8 @@ def plan_student(
     """
     if teacher is not None:
         check_apart(student, teacher)
+    if isinstance(teacher, Ensemble):
+        check_several(objective, constraint)
     if constraint is not None and (overparam is None or teacher is None):
         raise ValueError("constraint needs overparam and a teacher; give both, or constraint=None")
     objective.prepare(student, teacher)
@@ -110,7 +130,8 @@ class DistillationTrainer(CheckpointedTrainer):
     Args:
         model: the student. It stays a plain model; save it with `save_pretrained` at any time.
         args: default `DistillationArguments("opdf-output")`.
-        teacher: a model for the same task; its name (hub, folder, or "minilm"); or None for objectives that need none.
+        teacher: a model for the same task; its name (hub, folder, or "minilm"); a list of these, of which the student
+            follows the mean, or an `Ensemble` of weighted ones; or None for objectives that need none.
         objective: what to learn from it: a name ("hidden"), a mapping ({"name": "hidden", "hidden_weight": 2.0}), or an
             `Objective`. Default "logits".
         overparam: how to over-parameterize the student, as `OverParamConfig` or its fields; None trains it as it is.
@@ -138,7 +159,7 @@ class DistillationTrainer(CheckpointedTrainer):
         model: nn.Module | None = None,
         args: TrainingArguments | None = None,
         *,
-        teacher: nn.Module | str | Path | None = None,
+        teacher: nn.Module | str | Path | Sequence[nn.Module | str | Path] | None = None,
         objective: Objective | str | Mapping[str, Any] | None = None,
         overparam: OverParamConfig | Mapping[str, Any] | None = None,
         constraint: Constraint | Mapping[str, Any] | None = None,
@@ -203,8 +224,18 @@ class DistillationTrainer(CheckpointedTrainer):
     def _plan(self, student: nn.Module, args: TrainingArguments) -> None:
         """Everything that depends on which model the student is."""
         self._configured = configured(student)
+        trained = not self.method.trains_teacher
+
+        def found(given: nn.Module | str | Path) -> nn.Module:
+            loaded: nn.Module = (
+                load_teacher(given, student, trained=trained) if isinstance(given, str | Path) else given
+            )
+            return loaded
+
         if isinstance(self._teacher, str | Path):
-            self._teacher = load_teacher(self._teacher, student, trained=not self.method.trains_teacher)
+            self._teacher = found(self._teacher)
+        elif isinstance(self._teacher, Sequence):
+            self._teacher = Ensemble([found(one) for one in self._teacher])
         for who, given in (("student", student), ("teacher", self.teacher)):
             if given is not None and any(p.is_meta for p in given.parameters()):
                 raise ValueError(f"the {who} is on the meta device and has no weights; load them first")
@@ -244,7 +275,7 @@ class DistillationTrainer(CheckpointedTrainer):
 
     @property
     def teacher(self) -> nn.Module | None:
-        assert not isinstance(self._teacher, str | Path)
+        assert self._teacher is None or isinstance(self._teacher, nn.Module)
         return self._teacher
 
     # What a checkpoint records, and what else it holds.
@@ -490,6 +521,8 @@ class _ObjectiveHooks(TrainerCallback):
         self.trainer.method.on_train_begin(self.trainer)
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if isinstance(self.trainer.train_dataset, EpochDataset):
+            self.trainer.train_dataset.set_epoch(int(state.epoch or 0))
         self.trainer.method.on_epoch_begin(self.trainer)
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

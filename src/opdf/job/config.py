@@ -25,6 +25,7 @@ class DataConfig:
         test: file to test on, or fraction of rows for it if the dataset has no such split.
         class_weights: how much an example of each class counts in the loss against labels: balanced, by which all
             classes count alike, or a mapping of classes to numbers, 1 for those that it leaves out.
+        augment: train on images that are cropped, flipped, coloured and erased anew in every epoch.
         drop_empty: leave out rows without a text or a label, which are refused otherwise.
         train_limit: use this many training rows.
         max_length: of a text, or of a block of packed texts, in tokens.
@@ -41,6 +42,7 @@ class DataConfig:
     validation: float | str = 0.1
     test: float | str = 0.2
     class_weights: dict[str, Any] | str | None = None
+    augment: bool = False
     drop_empty: bool = False
     train_limit: int | None = None
     max_length: int = 128
@@ -55,12 +57,17 @@ class TeacherConfig:
 
     Args:
         model: hub name, local folder (safetensors), or "minilm", the embedded all-MiniLM-L6-v2; null with `config`.
+        models: several fine-tuned teachers in place of `model`, whose distributions are averaged; tokenizer and student
+            are made from the first.
+        weights: of `models`; all the same when null.
         config: build the teacher from this transformers configuration (model_type and its fields) instead.
         finetune: train the teacher on the task first; needed when it has no head for the task.
         training: options of transformers.TrainingArguments for that.
     """
 
     model: str | None = "minilm"
+    models: list[str] | None = None
+    weights: list[float] | None = None
     config: dict[str, Any] | None = None
     finetune: bool = False
     training: dict[str, Any] = field(default_factory=dict)

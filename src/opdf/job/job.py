@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from opdf import data as datasets
-from opdf.distill import METHODS, DistillationArguments, Objective
+from opdf.distill import METHODS, DistillationArguments, Objective, check_weights
 from opdf.job.arguments import TRAINING, check_packages, training_arguments
-from opdf.job.config import DistillConfig
+from opdf.job.config import DistillConfig, TeacherConfig
 from opdf.job.errors import UserError
 from opdf.job.options import fill, plain, typed
 from opdf.job.student import check_student
@@ -53,6 +53,7 @@ class Job:
         check_packages(self.training, "training")
         check_packages(self.teacher_training, "teacher.training")
         check_student(config.student)
+        check_teachers(config.teacher)
 
 
 def resolved(config: DistillConfig) -> DistillConfig:
@@ -72,12 +73,35 @@ def resolved(config: DistillConfig) -> DistillConfig:
     def training(given: dict[str, Any], where: str) -> dict[str, Any]:
         return TRAINING | typed(DistillationArguments, given, where)
 
+    teacher = config.teacher
+    if teacher.models:  # tokenizer and student are made from the first
+        teacher = replace(teacher, model=teacher.models[0]) if teacher.model in (None, "minilm") else teacher
     return replace(
         config,
         objective=replace(config.objective, options=options),
-        teacher=replace(config.teacher, training=training(config.teacher.training, "teacher.training")),
+        teacher=replace(teacher, training=training(config.teacher.training, "teacher.training")),
         training=training(config.training, "training"),
     )
+
+
+def check_teachers(options: TeacherConfig) -> None:
+    """Refuse several teachers that are not said once, or are still to be trained.
+
+    Raises:
+        UserError, ValueError: one of these.
+    """
+    if options.models is None:
+        if options.weights is not None:
+            raise UserError("teacher.weights is for teacher.models; give these, or leave it out")
+        return
+    check_weights(options.weights or [1.0] * len(options.models), len(options.models), "teacher.")
+    if options.config is not None or options.model not in (None, "minilm", options.models[0]):
+        raise UserError("teacher has models and model or config; give one of them")
+    if options.finetune:
+        raise UserError(
+            "teacher.finetune is true and teacher.models are taken as they are; fine-tune each in a run of its own and "
+            "name its folder RUN/teacher"
+        )
 
 
 def located(config: DistillConfig) -> DistillConfig:
@@ -89,7 +113,11 @@ def located(config: DistillConfig) -> DistillConfig:
     return replace(
         config,
         data=replace(data, name=datasets.located(data.name), validation=validation, test=test),
-        teacher=replace(config.teacher, model=_located_model(config.teacher.model)),
+        teacher=replace(
+            config.teacher,
+            model=_located_model(config.teacher.model),
+            models=config.teacher.models and [str(_located_model(name)) for name in config.teacher.models],
+        ),
         student=replace(config.student, model=_located_model(config.student.model)),
         objective=objective,
     )

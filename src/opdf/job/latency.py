@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from opdf.data import Prepared
-from opdf.distill import model_inputs
+from opdf.distill import like, members, model_inputs
 
 Inputs = Callable[[int], dict[str, Tensor]]
 """Makes a model's inputs for a number of examples."""
@@ -41,10 +40,10 @@ def planned_latencies(
     Returns:
         For each model what `latencies` gives.
     """
-    if any(model.num_parameters() > TOO_LARGE for model in models):
+    if any(one.num_parameters() > TOO_LARGE for model in models for one in members(model)):
         return None
     with torch.random.fork_rng(), device:
-        made = [type(model)._from_config(copy.deepcopy(model.config), dtype=torch.float32) for model in models]
+        made = [like(model, torch.float32) for model in models]
     return latencies([(model, inputs) for model in made], batch, repeats=PLANNED_REPEATS, patience=PATIENCE)
 
 

@@ -157,10 +157,10 @@ def check_causal(who: str, model: Any, task: Task) -> None:
     """
     if task.kind != "causal-lm" or model.device.type == "meta":
         return
-    texts = torch.arange(5).repeat(2, 1) % model.config.vocab_size
-    texts[1, -1] = 0
     was = model.training
-    with torch.no_grad():
+    with torch.no_grad(), model.device:  # whatever surrounds this: tokens without values would give any logits
+        texts = torch.arange(5).repeat(2, 1) % model.config.vocab_size
+        texts[1, -1] = 0
         one, other = model.eval()(input_ids=texts).logits[:, 0]
     model.train(was)
     if (one - other).abs().max() > 1e-5 * one.abs().max():  # more than rounding

@@ -61,6 +61,8 @@ def overview(job: Job, prepared: Prepared, fit: Fit) -> Overview:
 
 def _data(job: Job, prepared: Prepared) -> Iterator[tuple[str, str]]:
     yield from describe(prepared, job.config.data.name, where="data.").lines()
+    if prepared.noise is not None:
+        yield "augment", "training images are cropped, flipped, coloured and erased anew in every epoch"
     if prepared.class_weights is not None:
         named = zip(prepared.task.labels, prepared.class_weights, strict=True)
         yield "weights", ", ".join(f"{name} {weight:.3g}" for name, weight in named)

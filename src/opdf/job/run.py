@@ -16,7 +16,7 @@ from transformers import set_seed
 
 import opdf
 from opdf.data import Prepared
-from opdf.distill import DistillationTrainer, find_report
+from opdf.distill import DistillationTrainer, find_report, members
 from opdf.job.arguments import renewed
 from opdf.job.card import write_card
 from opdf.job.checks import check_fit, check_task
@@ -215,7 +215,7 @@ def student_trainer(job: Job, prepared: Prepared, teacher: Any, title: str) -> D
 def new_student(job: Job, prepared: Prepared, teacher: Any) -> Any:
     """A student before any training."""
     set_seed(job.config.seed)
-    options = job.config.student
+    options, teacher = job.config.student, members(teacher)[0]
     start = plan_start(options, teacher, prepared)
     if start.sizes is None:
         return build_student(options, teacher, prepared.task)

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import set_seed
 
 from opdf.data import Prepared, Task
-from opdf.distill import DistillationTrainer, LogitsDistillation
+from opdf.distill import DistillationTrainer, Ensemble, LogitsDistillation
 from opdf.job.arguments import renewed
 from opdf.job.errors import UserError
 from opdf.job.job import Job
@@ -27,6 +27,8 @@ def load_teacher(job: Job, task: Task) -> Any:
         UserError: it cannot be loaded, or has no head for the task and is not to be fine-tuned.
     """
     options = job.config.teacher
+    if options.models is not None:
+        return Ensemble([_trained(name, task) for name in options.models], options.weights)
     kept = kept_teacher(job)
     set_seed(job.config.seed)
     if kept is not None:
@@ -34,6 +36,11 @@ def load_teacher(job: Job, task: Task) -> Any:
     if options.config is not None:
         check_fields("teacher.config", options.config.get("model_type"), options.config)
         teacher, missing = from_config(options.config, task), ["all weights"]
+    elif options.model == "minilm" and task.is_image:
+        raise UserError(
+            "teacher.model is minilm, which reads texts, and the data are images; name a model of images, or give "
+            "teacher.config"
+        )
     elif options.model is not None:
         teacher, missing = load_model(options.model, task)
     else:
@@ -44,6 +51,13 @@ def load_teacher(job: Job, task: Task) -> Any:
             "set teacher.finetune: true, or give a fine-tuned teacher"
         )
     return teacher
+
+
+def _trained(name: str, task: Task) -> Any:
+    model, missing = load_model(name, task)
+    if missing:
+        raise UserError(f"teacher {name} is not trained for this task (missing: {missing[0]}); give a fine-tuned one")
+    return model
 
 
 def ready_teacher(job: Job, prepared: Prepared) -> Any:
@@ -60,7 +74,7 @@ def train_teacher(job: Job, prepared: Prepared, teacher: Any) -> None:
         begun = checkpoints.is_dir()
         trainer = DistillationTrainer(
             teacher, renewed(job.teacher_training, prepared.task), objective=labels_alone(prepared),
-            train_dataset=prepared.data["train"], eval_dataset=prepared.data["validation"],
+            train_dataset=prepared.training_rows(), eval_dataset=prepared.data["validation"],
             data_collator=prepared.collator, compute_metrics=prepared.task.compute_metrics(),
             preprocess_logits_for_metrics=prepared.task.kept_outputs,
         )  # fmt: skip

@@ -16,6 +16,26 @@ LOCK = ".lock"
 """The file by which an owned folder is locked. It stays there unlocked afterwards."""
 
 
+def check_writable(folder: Path, what: str = "output") -> None:
+    """Refuse a folder that cannot be made or written into; nothing is changed yet.
+
+    Raises:
+        FileExistsError: it or a folder above it is a file, or a link that leads nowhere.
+        PermissionError: it may not be written, or is on a read-only file system.
+        ValueError: its name cannot be a folder's.
+    """
+    try:
+        blocking = next((p for p in (folder, *folder.parents) if p.is_symlink() or p.exists()), folder)
+    except OSError as error:
+        raise ValueError(f"{what} {str(folder)[:60]}... cannot be a folder: {error.strerror}") from error
+    if blocking.is_symlink() and not blocking.exists():
+        raise FileExistsError(f"{what} {folder} cannot be made: {blocking} is a link that leads nowhere")
+    if blocking.exists() and not blocking.is_dir():
+        raise FileExistsError(f"{what} {folder} cannot be made: {blocking} is a file; choose another")
+    if not os.access(blocking, os.W_OK | os.X_OK):
+        raise PermissionError(f"{what} {folder} cannot be written: {blocking} is read-only for you; choose another")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A path beside `path`: the file written there takes its place at the end of the block, or is removed.
@@ -39,6 +59,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     Raises:
         FileExistsError: another process is writing it.
     """
+    folder = folder.resolve()
     scratch = folder.with_name(f".{folder.name}.partial")
     with owned(scratch):
         empty(scratch)

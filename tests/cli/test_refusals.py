@@ -17,7 +17,7 @@ import yaml
 from datasets import ClassLabel, Dataset, Features, Value
 from PIL import Image
 
-from jobs import TEXTS, WORDS, bert
+from jobs import TEXTS, WORDS, bert, read_only_folder
 from opdf.cli import main
 from opdf.job.options import merged
 
@@ -526,6 +526,27 @@ def test_commands(command: str, message: str, tmp_path: Path, world: Path, capsy
     for name, changes in (("config.yaml", {}), ("store.yaml", store)):
         (tmp_path / name).write_text(yaml.safe_dump(placed(merged(GOOD, changes), places)))
     refused([placed(word, places) for word in command.split()], placed(message, places), tmp_path, world, capsys)
+
+
+@pytest.mark.parametrize("command", [
+    "distill {here}/config.yaml --output {there}/out", "demo --output {there}/out",
+    "export {world}/teacher --format torch --output {there}/out",
+    "predict {world}/teacher {world}/good.jsonl --output {there}/out.csv",
+    "cache-teacher {here}/store.yaml --objective.options.store {there}/store", "sweep {here}/study.yaml",
+])  # fmt: skip
+def test_places_that_cannot_be_written(command: str, tmp_path: Path, world: Path, capsys: Any) -> None:
+    there = read_only_folder()
+    if there is None:
+        pytest.skip("no read-only file system is mounted")
+    places = {"world": world, "here": tmp_path, "there": there}
+    store = {"objective": {"name": "sparse-logits"}}
+    study = {"common": {key: GOOD[key] for key in ("data", "teacher", "student")}, "tasks": {"a": {}}, "seeds": [0],
+             "variants": {"KD": {}}, "learning_rates": [1e-3], "output": "{there}/out"}  # fmt: skip
+    study["common"]["training"] = {"max_steps": 1, "use_cpu": True}
+    for name, content in (("config", GOOD), ("store", merged(GOOD, store)), ("study", study)):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(placed(content, places)))
+    words = [placed(word, places) for word in command.split()]
+    refused(words, f"{there} is read-only for you; choose another", tmp_path, world, capsys)
 
 
 HUB_COMMANDS = [

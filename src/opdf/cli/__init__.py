@@ -10,6 +10,7 @@ environment an error comes with its traceback instead of the one line.
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -118,6 +119,8 @@ def _mistake(error: Exception) -> str | None:
             return str(error)
         missing = isinstance(error, ModuleNotFoundError) and not error.name.startswith("opdf")
         return not_installed(error.name, "the command line", "distill") if missing else None
+    if isinstance(error, OSError) and error.errno == errno.EROFS:
+        return f"{error.filename or 'a file'} cannot be written: its file system is read-only; choose another place"
     return str(error) if isinstance(error, REFUSED) else None
 
 

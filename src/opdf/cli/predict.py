@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from opdf.cli.options import parse
+from opdf.files import check_writable, replacing
 from opdf.job import UserError
 
 DESCRIPTION = """Print a model's predictions for the rows of a file, a folder of images or a pipe.
@@ -90,14 +91,14 @@ def _written_as(config: PredictConfig) -> str:
         raise UserError(
             f"output is {config.output}, and there is no folder {Path(config.output).parent}; make it first"
         )
+    if config.output:
+        check_writable(Path(config.output).parent)
     return form
 
 
 @contextmanager
 def _opened(output: str | None) -> Iterator[IO[str]]:
     """Where answers go: a file, which is complete or absent, or stdout."""
-    from opdf.files import replacing
-
     if output is None:
         yield sys.stdout
         return

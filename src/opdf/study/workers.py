@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from opdf.files import check_writable
 from opdf.job import UserError, counting, quiet, write_json, write_yaml
 from opdf.study.config import StudyConfig
 from opdf.study.runner import Runner
@@ -40,6 +41,7 @@ def sweep(config: StudyConfig) -> dict[str, Any]:
         folder = study.folder
         if folder.exists() and any(folder.iterdir()) and not (folder / "study.yaml").is_file():
             raise FileExistsError(f"output {folder} was not written by opdf sweep; choose another folder")
+        check_writable(folder)
         study.check()
         folder.mkdir(parents=True, exist_ok=True)
         write_yaml(config, folder / "study.yaml")

@@ -17,7 +17,7 @@ import yaml
 from datasets import ClassLabel, Dataset, Features, Value
 from PIL import Image
 
-from jobs import TEXTS, WORDS, bert
+from jobs import TEXTS, WORDS, bert, read_only_folder
 from opdf.cli import main
 from opdf.job.options import merged
 
@@ -381,7 +381,7 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
         {"training": {"early_stopping_patience": 3, "eval_strategy": "epoch", "metric_for_best_model": "f2"}},
         "training.metric_for_best_model is 'f2', which evaluation does not give; did you mean 'f1'?",
     ),
-    ({"training": {"push_to_hub": True}}, "training.push_to_hub would publish checkpoints, and opdf publishes nothin"),
+    ({"training": {"push_to_hub": True}}, "training.push_to_hub would publish checkpoints, and opdf publishes the fin"),
     ({"teacher": {"training": {"hub_token": "hf_secret"}}}, "teacher.training.hub_token would be readable in config"),
 ]  # fmt: skip
 
@@ -472,6 +472,22 @@ COMMANDS = [
     ("eval {world}/teacher --data.max_length 64", "say what to score it on with --data.name"),
     ('eval {world}/teacher --data {"max_length":64}', "say what to score it on with --data.name"),
     ("export {world}/teacher --data.max_length 64 --format torch", "name what to score it on in data.name"),
+    (
+        "eval {world}/none",
+        "{world}/none does not exist; give an output folder of opdf distill, or a model with",
+    ),
+    (
+        "eval {world}/techer --data.name {world}/good.jsonl",
+        "{world}/techer does not exist; did you mean {world}/teacher?",
+    ),
+    ("plan {world}/techer", "{world}/techer does not exist; did you mean {world}/teacher?"),
+    ("distill {here}/config.yaml --seed x", "error: --seed is 'x'; expected an integer"),
+    ("distill {here}/config.yaml --overparam.ones x", "error: --overparam.ones is 'x'; expected an integer or null"),
+    ("distill {here}/config.yaml --data.lable x", "error: --data has no option 'lable'; did you mean 'label'?"),
+    (
+        "distill {here}/config.yaml --data.name {world}/images --teacher.model minilm",
+        "teacher.model is minilm, which reads texts, and the data are images; name a model of images, or",
+    ),
     ("eval {world}/teacher --bach 3", "no option 'bach'; did you mean 'batch'"),
     ("eval {world}/teacher --batch x", "batch is 'x'; expected an integer"),
     ("eval {world}/teacher --batch 0", "batch is 0; it must be at least 1"),
@@ -509,7 +525,28 @@ def test_commands(command: str, message: str, tmp_path: Path, world: Path, capsy
     store = {"objective": {"name": "sparse-logits", "options": {"store": "{here}/store"}}}
     for name, changes in (("config.yaml", {}), ("store.yaml", store)):
         (tmp_path / name).write_text(yaml.safe_dump(placed(merged(GOOD, changes), places)))
-    refused([placed(word, places) for word in command.split()], message, tmp_path, world, capsys)
+    refused([placed(word, places) for word in command.split()], placed(message, places), tmp_path, world, capsys)
+
+
+@pytest.mark.parametrize("command", [
+    "distill {here}/config.yaml --output {there}/out", "demo --output {there}/out",
+    "export {world}/teacher --format torch --output {there}/out",
+    "predict {world}/teacher {world}/good.jsonl --output {there}/out.csv",
+    "cache-teacher {here}/store.yaml --objective.options.store {there}/store", "sweep {here}/study.yaml",
+])  # fmt: skip
+def test_places_that_cannot_be_written(command: str, tmp_path: Path, world: Path, capsys: Any) -> None:
+    there = read_only_folder()
+    if there is None:
+        pytest.skip("no read-only file system is mounted")
+    places = {"world": world, "here": tmp_path, "there": there}
+    store = {"objective": {"name": "sparse-logits"}}
+    study = {"common": {key: GOOD[key] for key in ("data", "teacher", "student")}, "tasks": {"a": {}}, "seeds": [0],
+             "variants": {"KD": {}}, "learning_rates": [1e-3], "output": "{there}/out"}  # fmt: skip
+    study["common"]["training"] = {"max_steps": 1, "use_cpu": True}
+    for name, content in (("config", GOOD), ("store", merged(GOOD, store)), ("study", study)):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(placed(content, places)))
+    words = [placed(word, places) for word in command.split()]
+    refused(words, f"{there} is read-only for you; choose another", tmp_path, world, capsys)
 
 
 HUB_COMMANDS = [

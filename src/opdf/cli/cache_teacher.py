@@ -8,7 +8,7 @@ from opdf.job import DistillConfig
 DESCRIPTION = """Run the teacher once over the training data and keep its outputs.
 
 Takes the file that opdf distill is then run with; its objective is sparse-logits and objective.options.store names
-the folder. Stopped and run again it goes on where it was. The teacher is kept beside its outputs."""
+the folder. The same command goes on where an earlier one stopped. The teacher is kept beside its outputs."""
 
 
 OPTIONS = DistillConfig

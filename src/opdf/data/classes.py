@@ -21,7 +21,7 @@ from opdf.data.task import Task
 SEPARATOR = "|"
 BALANCED = "balanced"
 FEW = 10
-"""So many classes may stand in one row each in any data."""
+"""This many classes with one row each are accepted in any data."""
 
 
 def with_classes(data: DatasetDict, task: Task, asked: Asked) -> tuple[DatasetDict, Task]:
@@ -45,7 +45,7 @@ def with_classes(data: DatasetDict, task: Task, asked: Asked) -> tuple[DatasetDi
     numbers, names = ({name: k for k, name in enumerate(known)}, known) if known else _numbered(counts, task, asked)
     _check(counts, numbers, names, task, asked, given=bool(known or asked.labels))
     task = replace(task, notes=(*task.notes, *_alike(names)))
-    if known and task.kind != "multi-label":  # they are numbered already
+    if known and task.kind != "multi-label":  # labels are numbers already
         return data, replace(task, labels=names, metric="")
     for part, rows in found.items():
         data[part] = _with_label(data[part], task, asked, [[numbers[v] for v in row] for row in rows], names)
@@ -86,7 +86,7 @@ def _named(row: Iterable[Any], names: list[str] | None) -> Iterable[Any]:
             yield names[value]
         elif isinstance(value, bool):
             yield str(value)
-        else:  # a whole number, or one outside the names, which is told later
+        else:  # a whole number, or one outside the names, which is refused later
             yield int(value) if isinstance(value, float) else value
 
 
@@ -131,7 +131,7 @@ def _numbered(counts: Counter[Any], task: Task, asked: Asked) -> tuple[dict[Any,
 def _check(
     counts: Counter[Any], numbers: dict[Any, int], names: tuple[str, ...], task: Task, asked: Asked, *, given: bool
 ) -> None:
-    """Refuse what are no classes: numbers outside, one class, or as good as one a row."""
+    """Refuse values that are no classes: numbers out of range, one class only, or nearly one class a row."""
     outside = [value for value in counts if value not in numbers]
     if outside:
         raise ValueError(

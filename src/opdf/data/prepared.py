@@ -1,4 +1,4 @@
-"""Data of a run: rows as they are, and as a model takes them."""
+"""Data of a run: raw rows, and encoded ones."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Prepared:
     Attributes:
         raw: splits "train", "validation" and "test" of rows with the task's columns.
         data: the same splits, encoded: model inputs and "labels".
-        task: what the data ask for.
+        task: of the data.
         processor: tokenizer or image processor.
         collator: encoded rows to a batch of tensors.
         max_length: of a text, in tokens.
         class_weights: how much an example of each class counts in the loss against labels; None if all count alike.
         noise: of the images that are trained on; None trains on them as they are.
         seed: of the noise.
-        said: a language model's teacher's `task.answers` by split, which students are compared with.
+        said: for language models, the teacher's `task.answers` by split, with which students are compared.
     """
 
     raw: DatasetDict
@@ -55,7 +55,7 @@ class Prepared:
         return [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
 
     def named_by(self, teacher: Any) -> Prepared:
-        """Unlabelled data with the classes of a transformers teacher, if nobody has named them."""
+        """Unlabelled data with the class names of a transformers teacher, unless they have some."""
         task = self.task
         if not task.is_unlabelled or task.labels or task.kind == "regression":
             return self

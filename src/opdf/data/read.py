@@ -1,6 +1,6 @@
-"""Files and folders of this machine as tables. A name is taken as it is written: no pattern, variable or address.
+"""Files and folders of this machine as tables. A name is a plain path, never a pattern, variable or address.
 
-What is read is kept as an Arrow file in the cache of datasets, so that it is read once and mapped into memory.
+Tables are kept as Arrow files in the cache of datasets. So they are read once and then mapped into memory.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from opdf.files import replacing
 
 PICTURES = {end for end, kind in PIL.Image.registered_extensions().items() if kind in PIL.Image.OPEN}
 SPLITS = {"train": "train", "validation": "validation", "val": "validation", "dev": "validation", "test": "test"}
-"""Folders that are splits, not classes, where one of them is called train."""
+"""Folders that are splits, not classes, if one of them is called train."""
 
 METADATA = ("metadata.csv", "metadata.jsonl")
 """Files in a folder of images with a column `file_name`, as datasets has them."""
 
 READ_BY = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
-"""Which version of this file read what is kept: another one may read it in another way."""
+"""The version of this file, since another one may read the same file otherwise."""
 
 PANDAS: dict[str, Any] = {
     "dtype_backend": "pyarrow", "low_memory": False, "encoding": "utf-8-sig", "index_col": False,
@@ -45,7 +45,7 @@ BLANK = " \t\r\n"
 CELLS = re.compile(r"[ \t]+")
 
 SHOWN = 5
-"""Rows that a message names."""
+"""How many rows a message names."""
 
 
 def path_of(name: str) -> Path:
@@ -57,12 +57,12 @@ def path_of(name: str) -> Path:
 def read_file(path: Path) -> Dataset:
     """The rows of a csv, tsv, json, jsonl, parquet, conll or txt file.
 
-    Empty cells of a csv or tsv file are missing. `NA`, `null`, `nan` and the like are so in a column of numbers; in a
-    column of words they are words.
+    Empty cells of a csv or tsv file are missing values. `NA`, `null`, `nan` and the like are missing in a column of
+    numbers, and words in a column of words.
 
     A conll file has a word and, last, its tag in every line, with spaces or tabs between, and a blank line between
     sentences. Its columns are `tokens` and `tags`. A txt file has the column `text`: paragraphs between blank lines, or
-    lines where none is blank. Lines end with line feeds, with or without carriage returns, and with nothing else.
+    lines if none is blank. Lines end with line feeds, with or without carriage returns, and with nothing else.
 
     Raises:
         ValueError: the file cannot be read or has no rows.
@@ -98,7 +98,7 @@ def rows_of(path: Path | None, rows: Sequence[int]) -> str:
 
 
 def read_folder(folder: Path) -> DatasetDict:
-    """Images with the name of their subfolder as label, in one split or in those that have folders of their own.
+    """Images with the name of their subfolder as label, in one split, or in a split for each of its folders.
 
     Images may lie deeper in a class's folder. A folder without subfolders has no labels, or those of `metadata.csv` or
     `metadata.jsonl`, whose column `file_name` says which image a row is about.
@@ -189,7 +189,7 @@ def _csv(path: Path) -> pa.Table:
         frame = pd.read_csv(path, keep_default_na=False, na_values=[""], **options)
     words = [name for name in frame if pd.api.types.is_string_dtype(frame[name])]
     if words:
-        # NA among numbers has made a column of numbers one of words: there it is a gap.
+        # NA among numbers makes a column of words of a column of numbers. There it is a gap.
         with_gaps = pd.read_csv(path, usecols=words, **options)
         for name in words:
             if pd.api.types.is_numeric_dtype(with_gaps[name]) and with_gaps[name].notna().any():
@@ -198,7 +198,7 @@ def _csv(path: Path) -> pa.Table:
 
 
 def _check_names(path: Path, options: Mapping[str, Any]) -> None:
-    """Refuse a name that two columns have; pandas would rename the second, and a label be taken for an input."""
+    """Refuse two columns of one name: pandas would rename the second, and a label could become an input."""
     first = pd.read_csv(path, header=None, nrows=1, dtype=str, **options)
     names = [name for name in first.iloc[0].tolist() if pd.notna(name)]
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -207,9 +207,9 @@ def _check_names(path: Path, options: Mapping[str, Any]) -> None:
 
 
 def dialect(path: Path) -> dict[str, Any]:
-    """What separates cells, and what quotes are.
+    """How cells are separated and quoted.
 
-    They are letters in a tsv file where one would join lines: where two texts begin with one, say.
+    In a tsv file quotes are plain characters if one would join lines, as when two texts begin with one.
     """
     if path.suffix.lower() != ".tsv":
         return {"sep": ",", "quoting": csv.QUOTE_MINIMAL}

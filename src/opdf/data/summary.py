@@ -1,4 +1,4 @@
-"""What a run is about to learn from, in a few lines that its owner can check."""
+"""The data of a run, in a few lines that a user can check."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from opdf.data.splits import contents
 from opdf.data.task import Task
 
 SHOWN = 10
-"""Classes that are listed one by one."""
+"""How many classes are listed one by one."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class DataSummary:
         tokens: that are learned or scored in every split, of a language model; empty for others.
         truncated: rows of every split that are cut; empty for images.
         longest: tokens of the longest text.
-        repeated: rows of every split that say the same as a training row, but for case and punctuation.
+        repeated: rows of every split that differ from a training row in case and punctuation only.
         where: what stands before the names of options.
     """
 

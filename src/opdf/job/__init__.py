@@ -63,6 +63,7 @@ if TYPE_CHECKING:
         train_student as train_student,
         versions as versions,
     )
+    from opdf.job.saved import find_saved as find_saved
     from opdf.job.scoring import (
         answers as answers,
         embedder as embedder,

@@ -22,7 +22,7 @@ from transformers.trainer_pt_utils import nested_concat, nested_numpify
 
 from opdf.data import Prepared, loading
 from opdf.distill import has_no_head, mean_pooled
-from opdf.files import replacing_folder
+from opdf.files import check_writable, replacing_folder
 from opdf.job.arguments import VOCABULARIES
 from opdf.job.config import DataConfig, TeacherConfig
 from opdf.job.errors import UserError, not_installed
@@ -110,16 +110,19 @@ def check_options(format: str, *, int8: bool, batch: int, data: DataConfig | Non
 
 
 def check_folder(folder: Path, *, overwrite: bool) -> None:
-    """Refuse a folder if its content would be lost.
+    """Refuse a folder that cannot be written, or whose content would be lost.
 
     Raises:
         FileExistsError: it holds something that is not an export, or an export that is not to be replaced.
+        PermissionError: it, or the folder that it is in, cannot be written.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if not (folder / "export.json").is_file():
             raise FileExistsError(f"output {folder} was not written by opdf export and is not overwritten")
         if not overwrite:
             raise FileExistsError(f"output {folder} is not empty; choose another, or set overwrite to true")
+    check_writable(folder)
+    check_writable(folder.resolve().parent)  # where it is written before it gets its name
 
 
 def write(

@@ -173,6 +173,8 @@ def _typed_value(cls: type, key: str, value: Any, where: str) -> Any:
     hint = hints_of(cls)[key]
     if isinstance(value, dict) and dict[str, Any] in _members(hint):
         return value  # checked where it is used; jsonargparse would read the texts in it as YAML
+    if value is None and hint == dict[str, Any]:
+        return {}  # "training:" with nothing behind it
     try:
         if value is None and not _may_be_null(hint):
             raise TypeError("null")

@@ -36,6 +36,11 @@ def load_teacher(job: Job, task: Task) -> Any:
     if options.config is not None:
         check_fields("teacher.config", options.config.get("model_type"), options.config)
         teacher, missing = from_config(options.config, task), ["all weights"]
+    elif options.model == "minilm" and task.is_image:
+        raise UserError(
+            "teacher.model is minilm, which reads texts, and the data are images; name a model of images, or give "
+            "teacher.config"
+        )
     elif options.model is not None:
         teacher, missing = load_model(options.model, task)
     else:

@@ -46,7 +46,7 @@ JUDGED = ("validation", "test")
 
 
 class Runner:
-    """Trains the students of a study, one after the other; a teacher and what it says are made once for all.
+    """Trains the students of a study, one after the other; a teacher and its outputs are made once for all.
 
     Teachers and measured times are files in the study's folder, which several processes may share.
 
@@ -71,7 +71,7 @@ class Runner:
         return outcome
 
     def _trained(self, config: DistillConfig, taught: Taught, cell: Cell) -> Outcome:
-        """What a new student is worth after its training, and what that took."""
+        """A new student's scores after its training, and the facts of that."""
         prepared = taught.prepared
         facts: dict[str, Any] = {"teacher": taught.scores}
         if timed := self._timed(cell, taught):
@@ -90,7 +90,7 @@ class Runner:
             )
             try:
                 recorder.train()
-            except TrainingDiverged as stop:  # too high a rate is a result like others
+            except TrainingDiverged as stop:  # a rate that is too high is a result too
                 facts[DIVERGED] = stop.step
         said = {
             part: no_answers(prepared, part) if DIVERGED in facts else self._answers(trainer.model, prepared, part)
@@ -109,7 +109,7 @@ class Runner:
         with tempfile.TemporaryDirectory() as scratch:
             teacher = copy.deepcopy(taught.teacher)  # some methods train it
             job = Job(replace(config, output=scratch), teachers=taught.folder)
-            with FileLock(taught.folder / "lock"):  # what the teacher says is kept there, by one process
+            with FileLock(taught.folder / "lock"):  # one process writes the teacher's outputs there
                 trainer = student_trainer(job, taught.prepared, teacher, title)
             yield trainer
 
@@ -183,8 +183,8 @@ class Taught:
 
 
 def no_answers(prepared: Prepared, part: str) -> np.ndarray:
-    """What a diverged student is taken to answer: class 0 or the value 0 to everything.
+    """The answers that count for a diverged student: class 0 or the value 0 for everything.
 
-    Its own outputs are NaN, which no probe can be fitted to and no value be correlated with.
+    Its own outputs are NaN, to which no probe can be fitted and which have no correlation.
     """
     return np.zeros(len(prepared.data[part]), int)

@@ -1,4 +1,4 @@
-"""A study's configuration, resolved: what each of its runs is, and what they come to."""
+"""A study's configuration, resolved: each of its runs, and their results."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Study:
         folder: its output folder.
 
     Raises:
-        UserError: something in the configuration is unknown or cannot be.
+        UserError: something in the configuration is unknown or wrong.
         ValueError: its lists are empty or repeat themselves, see `Plan`.
     """
 
@@ -131,7 +131,7 @@ class Study:
         return load(replace(self.config(setting, self.plan.baseline).data, seed=seed))
 
     def _given(self, setting: str, variant: str) -> dict[str, Any]:
-        """A run's configuration as far as the file says it: with other defaults it stays the same run."""
+        """A run's configuration as the file has it, without defaults: when these change, it stays the same run."""
         given = merged(self._settings[setting], self._variants[variant])
         for key in OURS:
             if key in given:

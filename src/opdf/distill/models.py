@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -201,11 +202,12 @@ def check_labels(student: Any, data: Any) -> None:
             continue
         elif isinstance(feature, ClassLabel) or (isinstance(feature, Value) and "int" in feature.dtype):
             values = data.select_columns([column]).with_format("numpy")[:][column]
-            outside = values[(values != IGNORED) & ((values < 0) | (values >= classes))]
+            (outside,) = ((values != IGNORED) & ((values < 0) | (values >= classes))).nonzero()
             if len(outside):
                 raise ValueError(
                     f"{len(outside)} rows of train_dataset have {column!r} outside 0 to {classes - 1}, e.g. "
-                    f"{outside[0]}; the student has {classes} labels: give it more (num_labels), or clean the data"
+                    f"{values[outside[0]]} in row {outside[0]} (from 0); the student has {classes} labels: give "
+                    "it more (num_labels), or clean the data"
                 )
 
 
@@ -216,4 +218,39 @@ def _check_several(data: Dataset, column: str) -> None:
         raise ValueError(
             f"{len(wrong)} rows of train_dataset have {column!r} outside 0 to 1, e.g. {wrong[0]}; of several labels "
             f"each is 0 or 1, and {IGNORED} is passed over in none: leave those rows out, or say 0"
+        )
+
+
+def check_batch(student: nn.Module, batch: Any, step: int) -> None:
+    """Refuse a batch that nothing can be learned from, which the model would meet with words of its own.
+
+    Args:
+        student: whose classes labels are of.
+        batch: as the collator made it.
+        step: for the message.
+
+    Raises:
+        ValueError: it has no tensors or no rows, or a label is no class of the student's.
+    """
+    tensors = [value for value in batch.values() if isinstance(value, Tensor)] if isinstance(batch, Mapping) else []
+    if isinstance(batch, Mapping) and not any(tensor.numel() for tensor in tensors):
+        raise ValueError(
+            f"a batch of step {step} is empty; the data collator, or the batch sampler, makes batches without rows"
+        )
+    labels, config = (batch.get("labels") if tensors else None), config_of(student)
+    if type(unwrapped(student)).__name__ not in CLASSIFIERS or labels is None or labels.dim() != 1:
+        return
+    classes = config.num_labels
+    if classes == 1 or config.problem_type not in (None, "single_label_classification"):
+        return
+    if labels.is_floating_point():
+        raise ValueError(
+            f"labels are {str(labels.dtype).removeprefix('torch.')} numbers, one an example, and the student has "
+            f"{classes} classes; give class numbers as integers, or a student with num_labels=1 for a regression"
+        )
+    (outside,) = ((labels != IGNORED) & ((labels < 0) | (labels >= classes))).nonzero(as_tuple=True)
+    if len(outside):
+        raise ValueError(
+            f"example {int(outside[0])} (from 0) of a batch of step {step} has the label {int(labels[outside[0]])}; "
+            f"the student has {classes} classes, from 0: give it more (num_labels), or clean the data"
         )

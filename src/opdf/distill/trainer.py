@@ -20,7 +20,7 @@ from opdf.distill.arguments import MUON, DistillationArguments, check_engine, ch
 from opdf.distill.checkpointed import CheckpointedTrainer
 from opdf.distill.ensemble import Ensemble
 from opdf.distill.methods import METHODS
-from opdf.distill.models import check_labels, configured, warn_of_rounding
+from opdf.distill.models import check_batch, check_labels, configured, warn_of_rounding
 from opdf.distill.muon import MuonWithAdamW, check_muon, muon_groups, muon_options
 from opdf.distill.named import build, build_objective
 from opdf.distill.objective import Objective
@@ -190,6 +190,7 @@ class DistillationTrainer(CheckpointedTrainer):
         self._rows_glance = rows_glance(train_dataset, self.method.columns)
         self._configured: dict[str, Any] | None = None
         self._is_made = False
+        self._seen_batch = False
         self._parts: dict[str, Tensor] = {}
         self._parts_since = 0
         self._window: tuple[list[Any], Any] = [], None
@@ -398,6 +399,9 @@ class DistillationTrainer(CheckpointedTrainer):
             return [], None  # resumed after the last step: the Trainer would take one more
         samples = []
         for _, sample in zip(range(num_batches), epoch_iterator, strict=False):
+            if device.type == "cpu" or not self._seen_batch:  # to look at values is to wait for a GPU
+                check_batch(self.model, sample, self.state.global_step + 1)
+                self._seen_batch = True
             samples.append(sample)
         if not samples:
             return samples, None

@@ -227,6 +227,29 @@ def defaults(cls: type[Optimizer], options: Mapping[str, Any]) -> dict[str, Any]
         raise TypeError(f"{cls.__name__} cannot be made from parameters alone ({_said(error)}); {REMEDY}") from error
 
 
+def check_sparse(model: nn.Module, cls: type[Optimizer], options: Mapping[str, Any]) -> None:
+    """Refuse an optimizer that cannot step the sparse gradients of one of a model's embeddings.
+
+    Raises:
+        TypeError: there is such an embedding.
+    """
+    kinds = (nn.Embedding, nn.EmbeddingBag)
+    sparse = (n for n, m in model.named_modules() if isinstance(m, kinds) and m.sparse and m.weight.requires_grad)
+    name = next(sparse, None)
+    if name is None or not (isinstance(cls, type) and issubclass(cls, Optimizer)):
+        return
+    weight = nn.Parameter(torch.zeros(4, 2))
+    try:
+        optimizer = cls([weight], **options)
+        weight.grad = torch.sparse_coo_tensor(torch.tensor([[1]]), torch.ones(1, 2), (4, 2), check_invariants=True)
+        optimizer.step()
+    except Exception as error:  # whatever it raises, it would raise in the first step
+        raise TypeError(
+            f"{name} has sparse gradients (sparse=True), which {cls.__name__} cannot step: {_said(error)}. Make it "
+            "with sparse=False, or take torch.optim.SGD"
+        ) from error
+
+
 def unit_updates(
     cls: type[Optimizer], options: Mapping[str, Any], group: Mapping[str, Any], grads: Sequence[Tensor], steps: int = 1
 ) -> list[Tensor]:

@@ -338,6 +338,10 @@ def test_evaluation_reports_the_models_own_loss(tmp_path: Path) -> None:
             r"2 rows of train_dataset have 'labels' outside 0 to 1, e.g. 2 in row 1 \(from 0\)",
         ),
         ({"train_dataset": labelled("label", [0, 7])}, "e.g. 7 in row 1 .*; the student has 2 labels: give it more"),
+        (
+            {"train_dataset": labelled("labels", [[0.0, 1.0], [1.0, -100.0]])},
+            r"1 rows .* outside 0 to 1, e\.g\. \[1\.0, -1",
+        ),
         ({"teacher": bert().bert}, "the teacher is a BertModel, which ends in hidden states"),
         (
             {"overparam": OverParamConfig(), "optimizers": (torch.optim.SGD(nn.Linear(1, 1).parameters()), None)},

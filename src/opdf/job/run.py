@@ -273,7 +273,7 @@ def parameters(trainer: DistillationTrainer) -> dict[str, int]:
 
 def shapes(over: OverParameterization) -> list[dict[str, Any]]:
     """How many matrices of which size were trained in which shape."""
-    counts = Counter(target.shape for target in over.matrices)
+    counts = Counter(matrix.shape for matrix in over.matrices)
     return [
         {"matrices": count, "rows": s.rows, "cols": s.cols, "shape": str(s), "scale": round(s.scale, 3)}
         for s, count in counts.items()

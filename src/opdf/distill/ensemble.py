@@ -30,8 +30,8 @@ class Ensemble(nn.Module):
         weights: above 0, one for each, of any sum; None gives all the same.
 
     Attributes:
-        weights: float64 `[models]`, of sum 1.
-        temperature: float64, at which distributions are averaged. An objective sets its own.
+        weights: float32 `[models]`, of sum 1.
+        temperature: float32, at which distributions are averaged. An objective sets its own.
 
     Raises:
         ValueError: there are no models, or as many weights as models are not given.
@@ -45,8 +45,9 @@ class Ensemble(nn.Module):
         given = [1.0] * len(models) if weights is None else [float(w) for w in weights]
         check_weights(given, len(models))
         self.models = nn.ModuleList(models)
-        self.register_buffer("weights", torch.tensor(given, dtype=torch.float64) / sum(given))
-        self.register_buffer("temperature", torch.ones((), dtype=torch.float64))
+        # In float32, which every device has.
+        self.register_buffer("weights", torch.tensor([weight / sum(given) for weight in given], dtype=torch.float32))
+        self.register_buffer("temperature", torch.ones((), dtype=torch.float32))
 
     @property
     def config(self) -> Any:

@@ -95,15 +95,13 @@ def test_rows_that_contradict_each_other_or_say_nothing_are_noted(tmp_path: Path
 
 
 def test_texts_that_the_tokenizer_cannot_read_are_noted(tmp_path: Path, tokenizer: Any) -> None:
-    file = write(
-        tmp_path / "a.csv", text=[f"\ud55c\uad6d\uc5b4\u1f600 \U0001f600 {k}" for k in range(60)], label=["a", "b"] * 30
-    )
+    texts = [f"\U0001f600 \U0001f680 \U0001f4a9 {k}" for k in range(60)]
+    file = write(tmp_path / "a.csv", text=texts, label=["a", "b"] * 30)
     found = summary(file, tokenizer)
     tokens = [t for row in load_data(file)[0]["train"]["text"] for t in tokenizer(row)["input_ids"]]
     share = np.mean(np.array(tokens) == tokenizer.unk_token_id)
     assert found.unknown == pytest.approx(share)
-    assert (f"{share:.0%} of the tokens are unknown to the tokenizer" in str(found)) == (share > 0.2)
-    assert share > 0.2
+    assert f"{share:.0%} of the tokens are unknown to the tokenizer" in str(found)
 
 
 def test_a_class_that_often_stands_for_none_is_noted(tmp_path: Path, tokenizer: Any) -> None:

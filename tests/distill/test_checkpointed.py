@@ -265,6 +265,34 @@ class States(TrainerCallback):
         self.seen[self.name, state.global_step] = values
 
 
+class Noted(nn.Identity):
+    """A layer with something that is no tensor."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.note = {"kind": kind, "calls": torch.zeros(1)}
+
+    def get_extra_state(self) -> Any:
+        return self.note
+
+    def set_extra_state(self, state: Any) -> None:
+        self.note = state
+
+    def forward(self, hidden: torch.Tensor) -> Any:
+        self.note["calls"] = self.note["calls"] + 1
+        return hidden
+
+
+def test_what_is_no_tensor_comes_back_too(tmp_path: Path) -> None:
+    save = {"save_strategy": "steps", "save_steps": 2}
+    for kind, resume in (("first", None), ("second", str(tmp_path / "first" / "checkpoint-2"))):
+        student = bert(2)
+        student.dropout = Noted(kind)
+        trainer, _ = train(tmp_path / kind, student=student, training=save, resume=resume)
+        trainer.save_model(str(tmp_path / "saved"))
+        assert student.dropout.note == {"kind": "first", "calls": torch.tensor([4.0])}
+
+
 def test_transformers_own_trainer_resumes_to_the_same_student(tmp_path: Path) -> None:
     save = {"save_strategy": "steps", "save_steps": 2, "learning_rate": 1e-2}
     states = []

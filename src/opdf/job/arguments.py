@@ -17,7 +17,7 @@ from opdf.distill import DistillationArguments, DistillationTrainer
 from opdf.job.errors import UserError
 from opdf.job.options import fill
 
-UPLOAD = "opdf publishes nothing; when the student is done: hf auth login, then hf upload NAME OUTPUT/student"
+UPLOAD = "opdf publishes the finished student and its card alone, with the option push_to_hub NAME of the run"
 OURS = {
     "output_dir": "is set by the option output",
     "resume_from_checkpoint": "is set by the option resume",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import time
@@ -123,6 +124,10 @@ def placed(value: Any, places: dict[str, Path]) -> Any:
     return value
 
 
+PYTHON = re.compile(r"\w\((\w+=|\))|\w=(None|True|False|'|\")")
+"""What nobody types who uses the command line."""
+
+
 def refused(argv: list[str], message: str, here: Path, world: Path, capsys: Any) -> None:
     """Run a command and see that it is refused as it should be."""
     before = [sorted(folder.rglob("*")) for folder in (here, world)]
@@ -131,6 +136,7 @@ def refused(argv: list[str], message: str, here: Path, world: Path, capsys: Any)
     error = capsys.readouterr().err
     assert len(error.strip().splitlines()) == 1, error
     assert error.startswith("opdf: error: ")
+    assert not PYTHON.search(error), error
     assert message in error
 
 

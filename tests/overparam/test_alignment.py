@@ -273,7 +273,7 @@ def test_widths_that_share_a_factor_are_refused_with_the_shapes_that_do(
     try:
         plain.align(teacher)
     except ValueError as error:
-        (shapes,) = re.findall(r"OverParamConfig\(shapes=(\{.*\})\), or leave the constraint out", str(error))
+        (shapes,) = re.findall(r"give the shapes (\{.*\}), or leave the constraint out", str(error))
     else:
         assert config.ones == 0  # one auxiliary core a matrix: its factors may divide both as they are
         return

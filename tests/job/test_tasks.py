@@ -116,6 +116,17 @@ def test_tags_of_words(tmp_path: Path, models: Path) -> None:
     exported(tmp_path, found)
 
 
+def test_words_without_tags_are_refused(tmp_path: Path, models: Path) -> None:
+    data = {
+        "name": lines(tmp_path, tokens=[text.split() for text in TEXTS]),
+        "label": None,
+        "task": "token-classification",
+    }
+    objective = {"name": "logits", "options": {"alpha": 1.0}}
+    with pytest.raises(ValueError, match=r"data\.label is null and the task is token-classification, which needs tags"):
+        distilled(tmp_path, models / "bert", data, finetune=False, objective=objective)
+
+
 def test_texts_of_a_language_model(tmp_path: Path, models: Path) -> None:
     (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
     found = distilled(tmp_path, models / "llama", {"name": str(tmp_path / "texts.txt"), "task": "causal-lm"})

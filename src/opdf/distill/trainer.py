@@ -48,7 +48,7 @@ class TrainingDiverged(ArithmeticError):  # noqa: N818
         saved = f"the last checkpoint before it is {checkpoint}" if checkpoint else "no checkpoint was written before"
         super().__init__(
             f"training diverged: {what} in step {step}; {saved}. Resuming would repeat it: start anew with a lower "
-            "learning_rate, more warmup_steps, max_grad_norm=1, or bf16 instead of fp16, and look at the data"
+            "learning_rate, more warmup_steps, a max_grad_norm of 1, or bf16 instead of fp16, and look at the data"
         )
 
 
@@ -86,7 +86,7 @@ def plan_student(
     if isinstance(teacher, Ensemble):
         check_several(objective, constraint)
     if constraint is not None and (overparam is None or teacher is None):
-        raise ValueError("constraint needs overparam and a teacher; give both, or constraint=None")
+        raise ValueError("constraint needs overparam and a teacher; give both, or leave constraint out")
     objective.prepare(student, teacher)
     objective.check_arguments(args)
     if args.optim == MUON:

@@ -22,7 +22,6 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-from opdf.cli import main
 from opdf.job import DataConfig, DistillConfig, cache_teacher, evaluate, export, read_config, run
 from opdf.job.arguments import training_arguments
 from opdf.job.errors import UserError
@@ -117,6 +116,17 @@ def test_tags_of_words(tmp_path: Path, models: Path) -> None:
     exported(tmp_path, found)
 
 
+def test_words_without_tags_are_refused(tmp_path: Path, models: Path) -> None:
+    data = {
+        "name": lines(tmp_path, tokens=[text.split() for text in TEXTS]),
+        "label": None,
+        "task": "token-classification",
+    }
+    objective = {"name": "logits", "options": {"alpha": 1.0}}
+    with pytest.raises(ValueError, match=r"data\.label is null and the task is token-classification, which needs tags"):
+        distilled(tmp_path, models / "bert", data, finetune=False, objective=objective)
+
+
 def test_texts_of_a_language_model(tmp_path: Path, models: Path) -> None:
     (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
     found = distilled(tmp_path, models / "llama", {"name": str(tmp_path / "texts.txt"), "task": "causal-lm"})
@@ -168,7 +178,7 @@ def test_stored_words_of_a_language_model_and_of_a_tagger(
 
 
 def test_several_teachers(tmp_path: Path, models: Path) -> None:
-    """From a file, the command line and Python; scored, started from the first, named on the card, and resumed."""
+    """From a file; scored, started from the first, named on the card, and resumed."""
     (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
     other = LlamaForCausalLM(LlamaConfig(vocab_size=len(WORDS), max_position_embeddings=64, **SIZES))
     other.save_pretrained(tmp_path / "other")
@@ -183,10 +193,6 @@ def test_several_teachers(tmp_path: Path, models: Path) -> None:
     found = run(read_config(str(tmp_path / "config.yaml")))
     assert "the mean with weights 2, 1 of llama, other" in card(tmp_path)
     assert found["teacher"]["test"]["agreement"] == 1
-    command = ["distill", str(tmp_path / "config.yaml"), "--teacher.models", json.dumps(names), "--teacher.weights",
-               "[2, 1]", "--output", str(tmp_path / "again"), "--json"]  # fmt: skip
-    assert main(command) == 0
-    assert json.loads((tmp_path / "again" / "metrics.json").read_text())["student"] == found["student"]
     assert run(replace(read_config(str(tmp_path / "out" / "config.yaml")), resume=True)) == found
 
 

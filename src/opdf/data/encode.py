@@ -81,6 +81,11 @@ def _as_arrays(encoded: DatasetDict) -> DatasetDict:
 def _check_options(
     data: DatasetDict, task: Task, processor: Any, max_length: int, answers_only: bool, where: str
 ) -> None:
+    if task.kind == "token-classification" and task.label is None:
+        raise ValueError(
+            f"{where}label is null and the task is token-classification, which needs tags that say where words begin; "
+            f"name their column in {where}label"
+        )
     if answers_only and task.kind != "causal-lm":
         raise ValueError(f"{where}answers_only is true and the task is {task.kind}; it is for causal-lm: leave it out")
     if task.is_image:

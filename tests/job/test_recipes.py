@@ -60,4 +60,5 @@ def test_recipes_on_embedded_data_fit_together(recipe: Path) -> None:
     model = from_config(teacher.config, task) if teacher.config else load_model("minilm", task)[0]
     over = check_models(job, task, model).over
     assert over is not None
-    assert over.train_params > 1.3 * over.inference_params
+    entries = sum(matrix.rows * matrix.cols for matrix in over.matrices)
+    assert over.train_params - over.inference_params > 0.5 * entries

@@ -222,7 +222,7 @@ def _check_several(data: Dataset, column: str) -> None:
 
 
 def check_batch(student: nn.Module, batch: Any, step: int) -> None:
-    """Refuse a batch that nothing can be learned from, which the model would meet with words of its own.
+    """Refuse a batch that cannot be learned from; the model's own error would not say why.
 
     Args:
         student: whose classes labels are of.

@@ -22,8 +22,8 @@ class Ensemble(nn.Module):
         teacher = Ensemble([first, second], weights=[2, 1])
 
     A student learns the same from the mean of p_1, p_2, ... as from all of them at once: sum_i w_i KL(p_i || q) and
-    KL(sum_i w_i p_i || q) differ by a constant, whatever the student's q is. Outputs of a regression are averaged as they
-    are; with several labels, each label's probability is averaged.
+    KL(sum_i w_i p_i || q) differ by a constant, whatever the student's q is. Outputs of a regression are averaged as
+    they are; with several labels, each label's probability is averaged.
 
     Args:
         models: of transformers, for one task, with the same labels or the same vocabulary.

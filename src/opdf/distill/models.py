@@ -216,8 +216,8 @@ def _check_several(data: Dataset, column: str) -> None:
     wrong = [row.tolist() for row in rows if ((row < 0) | (row > 1)).any()]
     if wrong:
         raise ValueError(
-            f"{len(wrong)} rows of train_dataset have {column!r} outside 0 to 1, e.g. {wrong[0]}; of several labels "
-            f"each is 0 or 1, and {IGNORED} is passed over in none: leave those rows out, or say 0"
+            f"{len(wrong)} rows of train_dataset have {column!r} outside 0 to 1, e.g. {wrong[0]}; with several labels "
+            f"each is 0 or 1, and {IGNORED} does not mean none: leave those rows out, or set 0"
         )
 
 

@@ -113,6 +113,28 @@ def test_a_run_finds_its_files_from_any_folder(tmp_path: Path, monkeypatch: pyte
     assert scored == json.loads((here / "out" / "metrics.json").read_text())["student"]
 
 
+def test_plan_of_a_run_shows_the_matrices_that_it_trained(done: Path, capsys: Any) -> None:
+    assert main(["plan", str(done / "out"), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    metrics = json.loads((done / "out" / "metrics.json").read_text())
+    shapes = [shape["shape"] for shape in metrics["shapes"] for _ in range(shape["matrices"])]
+    assert sorted(matrix["shape"] for matrix in report["matrices"]) == sorted(shapes)
+
+
+def test_a_mapping_that_is_null_is_an_empty_one(tmp_path: Path) -> None:
+    """As a file has it where a key is left without anything under it."""
+    path = configuration(tmp_path, training=None, objective={"options": None})
+    config = parse([path, "--teacher.training", "null"], DistillConfig, "opdf distill", "")
+    assert (config.training, config.teacher.training, config.objective.options) == ({}, {}, {})
+    assert parse([path, "--teacher.config", "null"], DistillConfig, "opdf distill", "").teacher.config is None
+
+
+def test_what_is_wrong_in_a_file_is_said_of_the_file(tmp_path: Path, capsys: Any) -> None:
+    path = configuration(tmp_path, overparam={"ones": "x"})
+    assert main(["distill", path, "--seed", "1"]) == 2
+    assert f"error: {path}: overparam: ones is 'x'; expected an integer" in capsys.readouterr().err
+
+
 def test_export_writes_a_run(done: Path, tmp_path: Path, capsys: Any) -> None:
     argv = ["export", str(done / "out"), "--output", str(tmp_path / "exported"), "--format", "torch"]
     assert main(argv) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import time
@@ -17,7 +18,7 @@ import yaml
 from datasets import ClassLabel, Dataset, Features, Value
 from PIL import Image
 
-from jobs import TEXTS, WORDS, bert
+from jobs import TEXTS, WORDS, bert, read_only_folder
 from opdf.cli import main
 from opdf.job.options import merged
 
@@ -115,10 +116,16 @@ def placed(value: Any, places: dict[str, Path]) -> Any:
     """The value with {world} and {here} filled in."""
     if isinstance(value, dict):
         return {k: placed(v, places) for k, v in value.items()}
+    if isinstance(value, list):
+        return [placed(v, places) for v in value]
     if isinstance(value, str):
         for name, path in places.items():
             value = value.replace(f"{{{name}}}", str(path))
     return value
+
+
+PYTHON = re.compile(r"\w\((\w+=|\))|\w=(None|True|False|'|\")")
+"""What nobody types who uses the command line."""
 
 
 def refused(argv: list[str], message: str, here: Path, world: Path, capsys: Any) -> None:
@@ -129,6 +136,7 @@ def refused(argv: list[str], message: str, here: Path, world: Path, capsys: Any)
     error = capsys.readouterr().err
     assert len(error.strip().splitlines()) == 1, error
     assert error.startswith("opdf: error: ")
+    assert not PYTHON.search(error), error
     assert message in error
 
 
@@ -211,10 +219,7 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
     ({"overparam": {"targets": ["qery"]}}, "did you mean 'query'"),
     ({"overparam": {"targets": []}}, "targets is []; give 'blocks', 'all-linear' or a list"),
     ({"constraint": {"weight": float("inf")}}, "weight is inf; it must be a finite number"),
-    (
-        {"student": {"start": "copy"}, "constraint": {"layer_map": {0: 9}}},
-        "layer_map sends block 0 to 9; the teacher has blocks 0 to 1",
-    ),
+    ({"constraint": {"layer_map": {0: 9}}, "student": {"start": "copy"}}, "layer_map sends block 0 to 9; the teacher"),
     ({"constraint": {"layer_map": {0: 1}}}, "layer_map is {0: 1}, and a student that is fitted to its teacher follows"),
     ({"overparam": None, "constraint": {"weight": 1}}, "constraint needs overparam"),
     ({"objective": {"options": {"temperature": float("inf")}}}, "temperature is inf"),
@@ -227,6 +232,34 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
     ),
     ({"objective": {"name": "lgtm", "options": {"held_out": 1000}}}, "held_out is 1000.0, which is 1000 of 42"),
     ({"objective": {"name": "sparse-logits", "options": {"store": "{here}/none"}}}, "holds no teacher's outputs"),
+    ({"teacher": {"models": []}}, "teacher.models is empty; give one teacher or more"),
+    ({"teacher": {"weights": [1, 2]}}, "teacher.weights is for teacher.models; give these"),
+    (
+        {"teacher": {"model": None, "models": ["{world}/teacher"] * 2, "weights": [1]}},
+        "teacher.weights is [1.0]; give 2 numbers above 0",
+    ),
+    ({"teacher": {"model": "elsewhere", "models": ["{world}/teacher"]}}, "teacher has models and model or config"),
+    (
+        {"teacher": {"model": None, "models": ["{world}/teacher"] * 2, "finetune": True}},
+        "teacher.finetune is true and teacher.models are taken as they are; fine-tune each in a run of its own",
+    ),
+    (
+        {"teacher": {"model": None, "models": ["{world}/teacher", "{world}/three-classes"]}},
+        "three-classes' has a head of 3 outputs",
+    ),
+    (
+        {"teacher": {"model": None, "models": ["{world}/teacher", "{world}/other-words"]}},
+        "other-words has another vocabulary than the teacher, whose tokens it would get",
+    ),
+    (
+        {"teacher": {"model": None, "models": ["{world}/teacher"] * 2}, "objective": {"name": "hidden"},
+         "constraint": None},
+        "HiddenDistillation reads one teacher from within and there are several",
+    ),
+    (
+        {"teacher": {"model": None, "models": ["{world}/teacher"] * 2}, "constraint": {"weight": 1.0}},
+        "constraint pulls the student to one teacher's weights and there are several",
+    ),
     ({"student": {"layers": 9}}, "layers is 9; the teacher has 2 blocks"),
     ({"student": {"layers": [1, 1]}}, "layers is [1, 1]; give rising block numbers"),
     ({"student": {"layers": None}}, "student has nothing; give one of layers, model and config"),
@@ -295,8 +328,8 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
         ("{world}/empty", "it has no weights. Save the model as safetensors"),
         ("{world}/pickled", "pickled weights are not loaded"),
         ("{world}/custom", "it wants code of its own to be run, which opdf does not do"),
-        ("{world}/cut", "cannot be loaded: Error while deserializing"),
-        ("{world}/bad-json", "config.json' is not a valid JSON file"),
+        ("{world}/cut", "model.safetensors is damaged (Error while deserializing"),
+        ("{world}/bad-json", "config.json is damaged (Expecting property name"),
         ("{world}/no-config", "cannot be loaded: Unrecognized model"),
         ("{world}/no-tokenizer", "no-tokenizer"),
         ("{world}/nan", "query.weight holds NaN or infinite entries"),
@@ -342,6 +375,12 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
         {"data": {"class_weights": "balanced"}, "objective": {"options": {"class_weights": [1.0, 2.0]}}},
         "data.class_weights and objective.options.class_weights say the same; give one of them",
     ),
+    ({"data": {"augment": True}}, "data.augment is true and the task is classification; it is for images"),
+    (
+        {"data": {"name": "{world}/images", "augment": True}, "objective": {"name": "dbkd"},
+         "teacher": {"model": None, "config": {"model_type": "vit"}}},
+        "data.augment is true and objective dbkd asks for all training rows ahead: leave it out",
+    ),
     ({"training": {"early_stopping_patience": 3}}, "early_stopping_patience is 3 and eval_strategy is no, so tha"),
     ({"training": {"early_stopping_patience": 0, "eval_strategy": "epoch"}}, "early_stopping_patience is 0; it must"),
     ({"training": {"early_stopping_threshold": 0.1}}, "early_stopping_threshold is 0.1 and nothing stops early; set"),
@@ -349,7 +388,8 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
         {"training": {"early_stopping_patience": 3, "eval_strategy": "epoch", "metric_for_best_model": "f2"}},
         "training.metric_for_best_model is 'f2', which evaluation does not give; did you mean 'f1'?",
     ),
-    ({"training": {"push_to_hub": True}}, "training.push_to_hub would publish checkpoints, and opdf publishes nothin"),
+    ({"training": {"push_to_hub": True}}, "training.push_to_hub would publish checkpoints, and opdf publishes the fin"),
+    ({"training": {"bf16_full_eval": True}}, "training.bf16_full_eval would score the student in another precision"),
     ({"teacher": {"training": {"hub_token": "hf_secret"}}}, "teacher.training.hub_token would be readable in config"),
 ]  # fmt: skip
 
@@ -440,6 +480,22 @@ COMMANDS = [
     ("eval {world}/teacher --data.max_length 64", "say what to score it on with --data.name"),
     ('eval {world}/teacher --data {"max_length":64}', "say what to score it on with --data.name"),
     ("export {world}/teacher --data.max_length 64 --format torch", "name what to score it on in data.name"),
+    (
+        "eval {world}/none",
+        "{world}/none does not exist; give an output folder of opdf distill, or a model with",
+    ),
+    (
+        "eval {world}/techer --data.name {world}/good.jsonl",
+        "{world}/techer does not exist; did you mean {world}/teacher?",
+    ),
+    ("plan {world}/techer", "{world}/techer does not exist; did you mean {world}/teacher?"),
+    ("distill {here}/config.yaml --seed x", "error: --seed is 'x'; expected an integer"),
+    ("distill {here}/config.yaml --overparam.ones x", "error: --overparam.ones is 'x'; expected an integer or null"),
+    ("distill {here}/config.yaml --data.lable x", "error: --data has no option 'lable'; did you mean 'label'?"),
+    (
+        "distill {here}/config.yaml --data.name {world}/images --teacher.model minilm",
+        "teacher.model is minilm, which reads texts, and the data are images; name a model of images, or",
+    ),
     ("eval {world}/teacher --bach 3", "no option 'bach'; did you mean 'batch'"),
     ("eval {world}/teacher --batch x", "batch is 'x'; expected an integer"),
     ("eval {world}/teacher --batch 0", "batch is 0; it must be at least 1"),
@@ -452,7 +508,7 @@ COMMANDS = [
     ("eval {world}/short --data.name {world}/good.jsonl", "the model reads 3 tokens"),
     ("plan {world}/none", "does not exist"),
     ("plan {world}/custom", "it wants code of its own"),
-    ("plan {world}/bad-json", "is not a valid JSON file"),
+    ("plan {world}/bad-json", "config.json is damaged (Expecting property name"),
     ("plan {world}/teacher --layers 0", "layers is 0; it must be at least 1"),
     ("plan {world}/teacher --tokens -1", "tokens is -1; it must be at least 1"),
     ("plan {world}/teacher --overparam mpo", "overparam is 'mpo'; expected a mapping"),
@@ -477,7 +533,28 @@ def test_commands(command: str, message: str, tmp_path: Path, world: Path, capsy
     store = {"objective": {"name": "sparse-logits", "options": {"store": "{here}/store"}}}
     for name, changes in (("config.yaml", {}), ("store.yaml", store)):
         (tmp_path / name).write_text(yaml.safe_dump(placed(merged(GOOD, changes), places)))
-    refused([placed(word, places) for word in command.split()], message, tmp_path, world, capsys)
+    refused([placed(word, places) for word in command.split()], placed(message, places), tmp_path, world, capsys)
+
+
+@pytest.mark.parametrize("command", [
+    "distill {here}/config.yaml --output {there}/out", "demo --output {there}/out",
+    "export {world}/teacher --format torch --output {there}/out",
+    "predict {world}/teacher {world}/good.jsonl --output {there}/out.csv",
+    "cache-teacher {here}/store.yaml --objective.options.store {there}/store", "sweep {here}/study.yaml",
+])  # fmt: skip
+def test_places_that_cannot_be_written(command: str, tmp_path: Path, world: Path, capsys: Any) -> None:
+    there = read_only_folder()
+    if there is None:
+        pytest.skip("no read-only file system is mounted")
+    places = {"world": world, "here": tmp_path, "there": there}
+    store = {"objective": {"name": "sparse-logits"}}
+    study = {"common": {key: GOOD[key] for key in ("data", "teacher", "student")}, "tasks": {"a": {}}, "seeds": [0],
+             "variants": {"KD": {}}, "learning_rates": [1e-3], "output": "{there}/out"}  # fmt: skip
+    study["common"]["training"] = {"max_steps": 1, "use_cpu": True}
+    for name, content in (("config", GOOD), ("store", merged(GOOD, store)), ("study", study)):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(placed(content, places)))
+    words = [placed(word, places) for word in command.split()]
+    refused(words, f"{there} is read-only for you; choose another", tmp_path, world, capsys)
 
 
 HUB_COMMANDS = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -80,3 +81,29 @@ def test_images_have_no_length() -> None:
     assert (found.max_length, found.truncated, found.repeated) == (None, {}, {})
     assert "image-classification: 'image' to 'label'" in str(found)
     assert sum(found.classes["test"].values()) == found.rows["test"]
+
+
+def test_rows_that_contradict_each_other_or_say_nothing_are_noted(tmp_path: Path, tokenizer: Any) -> None:
+    texts = [f"good film {k}" for k in range(90)] + ["Dull.", "dull", "DULL!", "  ", ""] + ["fine"] * 5
+    labels = [k % 2 for k in range(90)] + [0, 1, 0, 1, 1] + [1] * 5
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(f"{json.dumps({'text': t, 'label': y})}\n" for t, y in zip(texts, labels, strict=True)))
+    notes = [text for what, text in summary(str(path), tokenizer).lines() if what == "note"]
+    assert any(note.startswith("3 of 100 rows say the same as others of another class") for note in notes)
+    assert "2 of 100 rows have an empty text; data.drop_empty leaves them out" in notes
+    assert not any("unknown" in note for note in notes)
+
+
+def test_texts_that_the_tokenizer_cannot_read_are_noted(tmp_path: Path, tokenizer: Any) -> None:
+    texts = [f"\U0001f600 \U0001f680 \U0001f4a9 {k}" for k in range(60)]
+    file = write(tmp_path / "a.csv", text=texts, label=["a", "b"] * 30)
+    found = summary(file, tokenizer)
+    tokens = [t for row in load_data(file)[0]["train"]["text"] for t in tokenizer(row)["input_ids"]]
+    share = np.mean(np.array(tokens) == tokenizer.unk_token_id)
+    assert found.unknown == pytest.approx(share)
+    assert f"{share:.0%} of the tokens are unknown to the tokenizer" in str(found)
+
+
+def test_a_class_that_often_stands_for_none_is_noted(tmp_path: Path, tokenizer: Any) -> None:
+    file = write(tmp_path / "a.csv", text=[f"words {k}" for k in range(60)], label=[-100, 0, 1] * 20)
+    assert "-100, which often stands for no label, is taken as a class" in str(summary(file, tokenizer))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from sklearn.utils.class_weight import compute_class_weight
 from transformers import AutoModel, AutoModelForImageClassification, AutoModelForSequenceClassification, BertModel
 
 from jobs import DIGITS, TEXTS, VIT, bert, digits, texts
-from opdf.cli import main
 from opdf.distill import keep_layers
 from opdf.job import (
     DataConfig,
@@ -30,7 +30,7 @@ from opdf.job import (
     preview,
     run,
 )
-from opdf.job.options import fill, merged, write_yaml
+from opdf.job.options import fill, merged
 from opdf.job.prepared import prepare_data
 
 
@@ -140,6 +140,31 @@ def test_training_stops_when_a_metric_gets_no_better(tmp_path: Path) -> None:
     assert found["student"]["validation"]["accuracy"] == pytest.approx(max(scores))
 
 
+def test_images_are_others_in_every_epoch_and_a_resumed_run_sees_the_same(tmp_path: Path) -> None:
+    """Two steps an epoch; stopped in the middle of the second one."""
+    steady = {"lr_scheduler_type": "constant", "warmup_steps": 0, "logging_steps": 1, "save_steps": 3}
+    change: dict[str, Any] = {"data": {"train_limit": 16, "augment": True}, "objective": {"name": "hidden"}}
+
+    def job(name: str, steps: int, **options: Any) -> DistillConfig:
+        return digits(tmp_path / name, training=steady | {"max_steps": steps}, **merged(change, options))
+
+    def losses(name: str) -> list[float]:
+        entries = [json.loads(line) for line in (tmp_path / name / "train.log").read_text().splitlines()]
+        return [entry["loss"] for entry in entries if "loss" in entry]
+
+    assert "augment" in dict(preview(job("whole", 6)).lines)
+    run(job("whole", 6))
+    run(job("parts", 3))
+    run(job("parts", 6, resume=True))
+    assert losses("parts") == losses("whole")
+    weights = [(tmp_path / name / "student" / "model.safetensors").read_bytes() for name in ("parts", "whole")]
+    assert weights[0] == weights[1]
+    run(job("plain", 6, data={"augment": False}))
+    assert losses("plain")[0] != losses("whole")[0]
+    teachers = [(tmp_path / name / "teacher" / "model.safetensors").read_bytes() for name in ("plain", "whole")]
+    assert teachers[0] != teachers[1]
+
+
 @pytest.mark.parametrize("form", ["balanced", "mapping"])
 def test_rare_classes_count_more_where_that_is_asked(form: str, tmp_path: Path) -> None:
     """The loss of a first step over all training rows, by scikit-learn's weights and its logarithmic loss."""
@@ -234,14 +259,13 @@ def test_embeddings_of_pairs(tmp_path: Path, world: Path) -> None:
         run(text_job(tmp_path / "other", world, **changes | {"objective": {"name": "logits"}}))
 
 
-def test_narrower_embeddings_from_the_command_line(tmp_path: Path, world: Path, capsys: Any) -> None:
+def test_narrower_embeddings(tmp_path: Path, world: Path) -> None:
     data = {"name": str(world / "pairs.jsonl"), "task": "similarity"}
     changes = {"data": data, "teacher": {"model": str(world / "embedder")}, "objective": {"name": "embedding"},
-               "student": {"layers": None, "config": {"hidden_size": 4}}, "constraint": {"weight": 0.1},
+               "student": {"layers": None, "config": {"hidden_size": 6}}, "constraint": {"weight": 0.1},
                "training": {"save_strategy": "steps", "save_steps": 1}}  # fmt: skip
-    write_yaml(text_job(tmp_path / "out", world, **changes), tmp_path / "run.yaml")
-    assert main(["distill", str(tmp_path / "run.yaml"), "--student.config", "{hidden_size: 6}"]) == 0
-    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    config = text_job(tmp_path / "out", world, **changes)
+    metrics = run(config)
     student = AutoModel.from_pretrained(tmp_path / "out" / "student")
     assert student.config.hidden_size == 6
     assert evaluate(str(tmp_path / "out" / "student"), DataConfig(**data)) == metrics["student"]
@@ -249,8 +273,7 @@ def test_narrower_embeddings_from_the_command_line(tmp_path: Path, world: Path, 
     shutil.rmtree(tmp_path / "out" / "checkpoints" / "checkpoint-2")  # as if it had been killed after a step
     shutil.rmtree(tmp_path / "out" / "student")
     (tmp_path / "out" / "metrics.json").unlink()
-    command = ["distill", str(tmp_path / "run.yaml"), "--student.config", "{hidden_size: 6}", "--resume", "true"]
-    assert main(command) == 0
+    run(replace(config, resume=True))
     assert (tmp_path / "out" / "student" / "model.safetensors").read_bytes() == weights
 
 

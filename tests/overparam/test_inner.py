@@ -308,7 +308,7 @@ class IgnoresTheRate(Counts):
         (CountsBesideItsTensors, {}, {}, TypeError, "its state holds 'k' beside those of tensors, which would be lost"),
         (Averages, {}, {}, TypeError, r"has train\(\) and eval\(\), between which it exchanges weights"),
         (Estimates, {}, {"placement": "owner"}, ValueError, "looks at all cores at once"),
-        (EqualRates, {}, {"lr_scaling": "match-dense"}, ValueError, r"lr_scaling='none'"),
+        (EqualRates, {}, {"lr_scaling": "match-dense"}, ValueError, "set lr_scaling to 'none'"),
         (IgnoresTheRate, {}, {"lr_scaling": "match-dense"}, ValueError, "does not follow the learning rate"),
         (torch.optim.Adafactor, {}, {"lr_scaling": "match-dense"}, ValueError, "how large the weights are"),
     ],
@@ -324,7 +324,7 @@ def test_an_optimizer_without_a_rate_of_its_own_is_trained_with() -> None:
 
     options = {"lr": None, "scale_parameter": True, "relative_step": True}
     assert difference(Adafactor, options) < 1e-6
-    with pytest.raises(ValueError, match=r"lr_scaling='none'"):
+    with pytest.raises(ValueError, match="set lr_scaling to 'none'"):
         plan(net(), lr_scaling="match-dense").optimizer(Adafactor, **options)
 
 
@@ -346,3 +346,23 @@ def test_state_of_a_counter_is_saved_once_a_weight() -> None:
     kept = [optimizer.state[p]["kept"] for p in optimizer.weights()]
     assert kept == [{"step": 4}, {"step": 4}]
     assert optimizer.param_groups[0]["kept"] == {"step": 4}
+
+
+@pytest.mark.parametrize("inner", [torch.optim.SGD, torch.optim.Adagrad, torch.optim.AdamW])
+def test_sparse_gradients_are_stepped_or_refused_by_the_name_of_their_module(inner: Any) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(50, 16, sparse=True), nn.Linear(16, 16))
+    over = overparameterize(model, OverParamConfig(targets="all-linear", ones=1))
+    if inner is torch.optim.AdamW:
+        with pytest.raises(TypeError, match=r"0 has sparse gradients \(sparse=True\), which AdamW cannot step"):
+            over.optimizer(inner, lr=0.1)
+        model[0].requires_grad_(False)
+        over.optimizer(inner, lr=0.1)
+        return
+    dense = copy.deepcopy(model)
+    optimizer, other = over.optimizer(inner, lr=0.1), inner(dense[0].parameters(), lr=0.1)
+    model(torch.tensor([3, 3, 7])).sum().backward()
+    dense(torch.tensor([3, 3, 7])).sum().backward()
+    optimizer.step()
+    other.step()
+    torch.testing.assert_close(model[0].weight, dense[0].weight)

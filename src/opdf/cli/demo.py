@@ -10,9 +10,9 @@ from opdf.cli.options import at_least_one, parse
 
 DESCRIPTION = """Fine-tune a teacher on embedded data and make students of half its size: half as wide, fitted to the
 teacher and not trained, distilled plain (KD), and distilled with over-parameterization and the constraint loss
-(OPDF); and half of the teacher's blocks. Same data, seed, steps and learning rate. Prints each student's score when it
-is there, and a comparison with parameters and latency; leaves the students on disk. Minutes on two CPU cores. A demo
-that was stopped goes on where it was when the same command is given again."""
+(OPDF); and half of the teacher's blocks. All have the same data, seed, steps and learning rate. The demo prints each
+student's score when it is done, then a comparison with parameters and latency, and leaves the students on disk. It
+takes minutes on two CPU cores. The same command goes on with a demo that was stopped."""
 
 
 @dataclass

@@ -42,7 +42,7 @@ class EvalConfig:
 
 
 def with_run(argv: list[str]) -> list[str]:
-    """The student's folder and the data's options in place of an output folder of opdf distill."""
+    """Replace an output folder of opdf distill by the student's folder and the data's options."""
     run = Path(argv[0]) if argv else Path()
     file = str(run / "config.yaml")
     if not Path(file).is_file():
@@ -63,7 +63,7 @@ def with_run(argv: list[str]) -> list[str]:
 
 
 def of_student(argv: list[str]) -> list[str]:
-    """A run in place of its student's folder, unless that is to be scored on other data."""
+    """Replace a run's student folder by the run, unless other data are named."""
     folder = Path(argv[0]) if argv else Path()
     if folder.name == "student" and not any(argument.startswith("--data") for argument in argv):
         return [str(folder.parent), *argv[1:]] if (folder.parent / "config.yaml").is_file() else argv
@@ -76,6 +76,10 @@ OPTIONS = EvalConfig
 def main(argv: list[str]) -> None:
     config = parse(with_run(of_student(argv)), EvalConfig, "opdf eval", DESCRIPTION, positional="model")
     at_least_one(config, "batch")
+    if not config.data.name and not Path(config.model).exists() and config.model != "minilm":
+        raise FileNotFoundError(
+            f"{config.model} does not exist; give an output folder of opdf distill, or a model with --data.name DATA"
+        )
     if not config.data.name:
         raise UserError(
             f"{config.model} comes without data; say what to score it on with --data.name, or give an output folder of "

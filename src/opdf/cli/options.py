@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import itertools
 import json
+import re
 import textwrap
 import typing
 from collections.abc import Sequence
@@ -20,9 +22,9 @@ Config = TypeVar("Config")
 
 
 def parse(argv: list[str], cls: type[Config], prog: str, description: str, positional: str = "") -> Config:
-    """Options of a command as a dataclass; a first bare argument is the YAML file, or the first field of `positional`.
+    """Options of a command as a dataclass. The first bare argument is the YAML file, or a field of `positional`.
 
-    That names fields, with spaces between. If the last one is a list, all bare arguments that are left belong to it.
+    `positional` names fields, with spaces between. If the last one is a list, it takes all remaining bare arguments.
 
     Raises:
         UserError: an option is unknown or has the wrong type.
@@ -43,9 +45,24 @@ def parse(argv: list[str], cls: type[Config], prog: str, description: str, posit
         given[names[-1]] = bare[len(names) - 1 :]
     elif bare and not names:
         given = read_yaml(bare[0])
+    before = copy.deepcopy(given)
     _override(given, argv[len(bare) :])
-    found: Config = fill(cls, given, bare[0] if bare and not names else prog)
+    file = bare[0] if bare and not names else None
+    try:
+        found: Config = fill(cls, given, prog)
+    except UserError as error:
+        if file is not None:
+            fill(cls, before, file)  # what is wrong may be the file's
+        raise UserError(_as_option(str(error), prog)) from error
     return found
+
+
+def _as_option(message: str, prog: str) -> str:
+    """A message about a value that names the option as it is typed: `--overparam.ones is 'x'`."""
+    found = re.match(rf"{re.escape(prog)}: ((?:\w+: )*\w+) (is|has) ", message)
+    if found is None:
+        return message
+    return f"--{found[1].replace(': ', '.')} {found[2]} {message[found.end() :]}"
 
 
 def _is_list(cls: type, field: str) -> bool:
@@ -88,7 +105,7 @@ def at_least_one(config: Any, *names: str) -> None:
 
 
 def _help(cls: type, prog: str, description: str, positional: str) -> argparse.ArgumentParser:
-    """A parser that only prints help: every option with its sentence from the docstring."""
+    """A parser that only prints help: every option with its text from the docstring."""
     parser = argparse.ArgumentParser(
         prog=prog,
         usage=f"{prog} {positional.upper() or '[CONFIG.yaml]'} [--option value ...]",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from opdf.cli.distill import show
@@ -18,6 +19,8 @@ read; no weights are loaded.
 
 opdf plan MODEL, a hub name, a local folder or "minilm", the embedded all-MiniLM-L6-v2.
 
+opdf plan RUN, an output folder of opdf distill: its student, with the over-parameterization that it was trained with.
+
 opdf plan CONFIG.yaml shows what opdf distill CONFIG.yaml would do, as its --dry-run does."""
 
 
@@ -26,7 +29,7 @@ class PlanConfig:
     """Options.
 
     Args:
-        model: hub name, local folder, or minilm.
+        model: hub name, local folder, output folder of opdf distill, or minilm.
         layers: plan for a student with this many of the model's blocks, and the model as its teacher.
         overparam: over-parameterization, as in opdf distill.
         batch: examples a micro-batch.
@@ -51,7 +54,7 @@ def main(argv: list[str]) -> None:
     if argv and argv[0].endswith((".yaml", ".yml")):
         show(parse(argv, DistillConfig, "opdf plan", DESCRIPTION))
         return
-    config = parse(argv, PlanConfig, "opdf plan", DESCRIPTION, positional="model")
+    config = parse(_with_run(argv), PlanConfig, "opdf plan", DESCRIPTION, positional="model")
     at_least_one(config, "layers", "batch", "tokens", "accumulation")
     from opdf.job import plan_model, quiet
 
@@ -64,6 +67,17 @@ def main(argv: list[str]) -> None:
         print(json.dumps(report, indent=2))
     else:
         _print(report)
+
+
+def _with_run(argv: list[str]) -> list[str]:
+    """The student's folder and its over-parameterization in place of an output folder of opdf distill."""
+    if not argv or not (Path(argv[0]) / "config.yaml").is_file():
+        return argv
+    from opdf.job import find_saved, plain, read_config
+
+    saved = find_saved(argv[0])
+    overparam = plain(read_config(str(Path(argv[0]) / "config.yaml")).overparam)
+    return [saved.model, *([f"--overparam={json.dumps(overparam)}"] if overparam is not None else []), *argv[1:]]
 
 
 def _print(report: dict[str, Any]) -> None:

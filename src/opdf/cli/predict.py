@@ -1,4 +1,4 @@
-"""`opdf predict MODEL FILE`: what a saved model says to rows of a file or a pipe."""
+"""`opdf predict MODEL FILE`: predictions of a saved model for the rows of a file or a pipe."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import IO, Any
 
 from opdf.cli.options import parse
+from opdf.files import check_writable, replacing
 from opdf.job import UserError
 
-DESCRIPTION = """Print what a model says to the rows of a file, a folder of images or a pipe.
+DESCRIPTION = """Print a model's predictions for the rows of a file, a folder of images or a pipe.
 
 opdf predict RUN reviews.csv takes the student of an output folder of opdf distill, or any saved model, and repeats
 every row with the answer behind it: the class and its score, several labels, a number, a tag for every word, an
-embedding, or what a language model says next, with the perplexity of the row.
+embedding, or a language model's continuation with the perplexity of the row.
 
-cat reviews.txt | opdf predict RUN - reads a pipe, of one text a line unless --form says otherwise; of a model of
-images, the lines are their names. A pipe is answered in batches: --batch 1 answers every line at once."""
+cat reviews.txt | opdf predict RUN - reads a pipe with one text a line, unless --form says otherwise. For a model of
+images the lines are their names. A pipe is answered in batches: --batch 1 answers every line at once."""
 
 SEPARATOR = "|"
 """Between several labels in one cell, as in the data."""
@@ -35,11 +36,11 @@ class PredictConfig:
         model: output folder of opdf distill, a saved model's folder, or a hub name.
         file: csv, tsv, json, jsonl, parquet, conll or txt file (one text a line), an image, a folder of images, or -.
         output: file for the answers, which is complete or absent; null prints them.
-        to: csv or jsonl; null takes what the ending of output says, and jsonl where there is none.
-        form: lines, csv, tsv or jsonl, of a pipe or of a file whose name does not say it; a pipe is lines if null.
+        to: csv or jsonl; null takes the ending of output, or jsonl if it has none.
+        form: of a pipe, or of a file whose name does not tell: lines, csv, tsv or jsonl; null reads a pipe as lines.
         inputs: the column that is read, or two of a pair; those that the run was trained on if null.
         scores: add the score of every class.
-        new_tokens: that a language model says; 0 leaves it at perplexities.
+        new_tokens: length of a language model's continuation; 0 gives perplexities only.
         max_length: of a text in tokens; the run's if null, else as many as the model takes.
         batch: rows at a time.
     """
@@ -75,10 +76,10 @@ def main(argv: list[str]) -> None:
 
 
 def _written_as(config: PredictConfig) -> str:
-    """How answers are written.
+    """The format of the answers: csv or jsonl.
 
     Raises:
-        UserError: in no way that there is.
+        UserError: it is another one, or the output cannot be written there.
     """
     ending = Path(config.output or "").suffix.lower().removeprefix(".")
     form = config.to or (ending if ending in WRITERS else "jsonl")
@@ -90,14 +91,14 @@ def _written_as(config: PredictConfig) -> str:
         raise UserError(
             f"output is {config.output}, and there is no folder {Path(config.output).parent}; make it first"
         )
+    if config.output:
+        check_writable(Path(config.output).parent)
     return form
 
 
 @contextmanager
 def _opened(output: str | None) -> Iterator[IO[str]]:
     """Where answers go: a file, which is complete or absent, or stdout."""
-    from opdf.files import replacing
-
     if output is None:
         yield sys.stdout
         return

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,12 +15,14 @@ import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, DatasetDict, List, Value
 
 from opdf.data.columns import TEXT, Asked, dtype, values
+from opdf.data.metrics import IGNORED
+from opdf.data.read import BLANK
 from opdf.data.task import Task
 
 SEPARATOR = "|"
 BALANCED = "balanced"
 FEW = 10
-"""So many classes may stand in one row each in any data."""
+"""This many classes with one row each are accepted in any data."""
 
 
 def with_classes(data: DatasetDict, task: Task, asked: Asked) -> tuple[DatasetDict, Task]:
@@ -42,11 +45,27 @@ def with_classes(data: DatasetDict, task: Task, asked: Asked) -> tuple[DatasetDi
     known = _known(data["train"], task, asked)
     numbers, names = ({name: k for k, name in enumerate(known)}, known) if known else _numbered(counts, task, asked)
     _check(counts, numbers, names, task, asked, given=bool(known or asked.labels))
-    if known and task.kind != "multi-label":  # they are numbered already
+    task = replace(task, notes=(*task.notes, *_odd(names)))
+    if known and task.kind != "multi-label":  # labels are numbers already
         return data, replace(task, labels=names, metric="")
     for part, rows in found.items():
         data[part] = _with_label(data[part], task, asked, [[numbers[v] for v in row] for row in rows], names)
     return data, replace(task, labels=names, metric="")
+
+
+def _odd(names: Sequence[str]) -> Iterator[str]:
+    """Notes on classes that a reader would take for one, or for none."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(" ".join(unicodedata.normalize("NFKC", name).casefold().split()), []).append(name)
+    if str(IGNORED) in names:
+        yield f"{IGNORED}, which often stands for no label, is taken as a class; leave its rows out if it is none"
+    for alike in groups.values():
+        if len(alike) > 1:
+            yield (
+                f"the classes {' and '.join(map(ascii, alike))} differ in case, blanks or the coding of their letters "
+                "alone; they are taken as they are, for different ones"
+            )
 
 
 def _found(rows: Dataset, task: Task, asked: Asked) -> list[list[Any]]:
@@ -59,7 +78,7 @@ def _found(rows: Dataset, task: Task, asked: Asked) -> list[list[Any]]:
         ]
     feature, raw = rows.features[task.label], values(rows, task.label).to_pylist()
     if task.kind == "multi-label" and dtype(feature) == TEXT:
-        return [[name.strip() for name in (text or "").split(SEPARATOR) if name.strip()] for text in raw]
+        return [[name for part in (text or "").split(SEPARATOR) if (name := part.strip(BLANK))] for text in raw]
     lists = raw if task.kind in ("multi-label", "token-classification") else [[value] for value in raw]
     return [list(_named(row, _class_names(feature))) for row in lists]
 
@@ -70,7 +89,7 @@ def _named(row: Iterable[Any], names: list[str] | None) -> Iterable[Any]:
             yield names[value]
         elif isinstance(value, bool):
             yield str(value)
-        else:  # a whole number, or one outside the names, which is told later
+        else:  # a whole number, or one outside the names, which is refused later
             yield int(value) if isinstance(value, float) else value
 
 
@@ -115,7 +134,7 @@ def _numbered(counts: Counter[Any], task: Task, asked: Asked) -> tuple[dict[Any,
 def _check(
     counts: Counter[Any], numbers: dict[Any, int], names: tuple[str, ...], task: Task, asked: Asked, *, given: bool
 ) -> None:
-    """Refuse what are no classes: numbers outside, one class, or as good as one a row."""
+    """Refuse values that are no classes: numbers out of range, one class only, or nearly one class a row."""
     outside = [value for value in counts if value not in numbers]
     if outside:
         raise ValueError(

@@ -35,7 +35,7 @@ def encode(
         processor: a tokenizer, or an image processor for image tasks.
         max_length: of a text (or pair), or of a block of packed texts, in tokens.
         pack: of a language model's texts, put as many as fit into one example.
-        answers_only: learn a conversation's or pair's answers alone, and not what they answer.
+        answers_only: learn only the answers of a conversation or pair.
         where: what stands before the names of options in messages.
 
     Raises:
@@ -48,7 +48,7 @@ def encode(
     def rows_encoded(rows: Mapping[str, Any]) -> dict[str, Any]:
         return encode_rows(rows, task, processor, max_length=cut, answers_only=answers_only)
 
-    # Were a column called "labels", datasets would keep its type.
+    # datasets would keep the type of a column that is already called "labels".
     names = {column: f"raw {column}" for column in task.columns}
     try:
         encoded = data.select_columns(list(names)).rename_columns(names).map(
@@ -73,7 +73,7 @@ def encode(
 
 
 def _as_arrays(encoded: DatasetDict) -> DatasetDict:
-    """The pixels as arrays of one shape. Of nested lists, a batch takes seven times as long to read."""
+    """The pixels as arrays of one shape. A batch of nested lists takes seven times as long to read."""
     shape = np.shape(encoded["train"][0]["pixel_values"])
     return encoded.cast_column("pixel_values", Array3D(shape, "float32"))
 
@@ -81,6 +81,11 @@ def _as_arrays(encoded: DatasetDict) -> DatasetDict:
 def _check_options(
     data: DatasetDict, task: Task, processor: Any, max_length: int, answers_only: bool, where: str
 ) -> None:
+    if task.kind == "token-classification" and task.label is None:
+        raise ValueError(
+            f"{where}label is null and the task is token-classification, which needs tags that say where words begin; "
+            f"name their column in {where}label"
+        )
     if answers_only and task.kind != "causal-lm":
         raise ValueError(f"{where}answers_only is true and the task is {task.kind}; it is for causal-lm: leave it out")
     if task.is_image:
@@ -192,7 +197,7 @@ def _encode_tags(rows: Mapping[str, Any], task: Task, processor: Any, max_length
 
 
 def _unreadable_row(data: DatasetDict, task: Task, encoded: Callable[[Mapping[str, Any]], Any]) -> str | None:
-    """The first row that cannot be encoded by itself, and what is known of it: batches hide which one it was."""
+    """The first row that cannot be encoded by itself, with its error; batches hide which row it was."""
     for part, rows in data.items():
         for k in range(len(rows)):
             try:

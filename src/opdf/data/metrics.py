@@ -1,4 +1,4 @@
-"""Scores of answers against labels. Higher is better, of all but perplexity."""
+"""Scores of answers against labels. Higher is better, except for perplexity."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ IGNORED = -100
 """The label of a token that is not scored: a mark of the tokenizer's, or a further piece of a word."""
 
 Score = Callable[[np.ndarray, np.ndarray, Sequence[str]], float]
-"""Of answers, labels and the names of the classes."""
+"""A score from answers, labels and the names of the classes."""
 
 
 def accuracy(answers: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> float:
@@ -24,11 +24,12 @@ def accuracy(answers: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> f
 
 def f1(answers: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> float:
     """Of the second of two classes; of more, the mean over classes."""
-    return float(f1_score(labels, answers, average="binary" if len(names) == 2 else "macro"))
+    return float(f1_score(labels, answers, average="binary" if len(names) == 2 else "macro", zero_division=0))
 
 
 def matthews(answers: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> float:
-    return float(matthews_corrcoef(labels, answers))
+    with warnings.catch_warnings(action="ignore"):  # of one class alone, which scores 0
+        return float(matthews_corrcoef(labels, answers))
 
 
 def f1_micro(answers: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> float:
@@ -91,7 +92,7 @@ SCORES: dict[str, dict[str, Score]] = {
 """The scores of every kind of task. Token classification is of entities where all tags are, see `are_entities`."""
 
 LOWER_IS_BETTER = ("perplexity",)
-"""Metrics of which a smaller value is the better one; of all others it is a larger one."""
+"""Metrics whose smaller values are better; of all others larger ones are."""
 
 JUDGED_BY = {
     "classification": "accuracy", "image-classification": "accuracy", "multi-label": "f1_micro",
@@ -107,7 +108,7 @@ def are_entities(names: Sequence[str]) -> bool:
 
 
 def token_agreement(answers: np.ndarray, others: np.ndarray, labels: np.ndarray) -> float:
-    """Share of the tokens `[examples, tokens - 1]`, but for those that labels ignore, that two models guess alike."""
+    """Share of the tokens `[examples, tokens - 1]`, without those that labels ignore, that two models guess alike."""
     return float(np.mean((answers == others)[labels[:, 1:] != IGNORED]))
 
 

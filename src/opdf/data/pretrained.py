@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -40,11 +41,11 @@ def loading(model: str) -> Iterator[str]:
             reason = "it has no tokenizer that can be read; save the model's beside it (tokenizer.json)"
         if isinstance(error.__cause__, RepositoryNotFoundError):
             reason += "; to one that is private or gated, log in with hf auth login or set HF_TOKEN"
-        raise ValueError(f"model {model!r} cannot be loaded: {reason}") from error
+        raise ValueError(f"model {model!r} cannot be loaded: {reason}{_meant(Path(model))}") from error
 
 
 def damaged_file(folder: Path) -> str | None:
-    """What is wrong with a file of a model, naming it, or None: weights that are cut off, or JSON that is none."""
+    """What is wrong with a file of a model, with its name: cut weights or broken JSON; None if nothing is."""
     for path in sorted(folder.glob("*")):
         try:
             if path.suffix == ".safetensors":
@@ -76,5 +77,17 @@ def local(model: str) -> str:
         reason = f"it has {pickled[0]}, and pickled weights are not loaded" if pickled else "it has no weights"
         raise ValueError(f"{model} cannot be loaded: {reason}. Save the model as safetensors")
     if not folder.exists() and (model.startswith((".", "/", "~")) or model.count("/") > 1):
-        raise FileNotFoundError(f"model folder {model} does not exist")
+        raise FileNotFoundError(f"model folder {model} does not exist{_meant(folder)}")
+    if not folder.exists() and "/" in model and (meant := _meant(folder)):
+        # The hub would be asked for it, and could have a model of that name.
+        raise FileNotFoundError(f"model folder {model} does not exist{meant}")
     return model
+
+
+def _meant(folder: Path) -> str:
+    """The end of a message about a folder that does not exist: one beside it with nearly the same name."""
+    if folder.exists() or not folder.parent.is_dir():
+        return ""
+    beside = [path.name for path in folder.parent.iterdir() if path.is_dir()]
+    close = difflib.get_close_matches(folder.name, beside, n=1, cutoff=0.8)
+    return f"; did you mean {folder.parent / close[0]}?" if close else ""

@@ -1,4 +1,4 @@
-"""Rows of a file, a folder of images or a pipe, one after the other: what a model is to be asked about."""
+"""Rows of a file, a folder of images or a pipe, one after the other, for predictions."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from opdf.data.read import PICTURES, READERS, dialect, path_of, pictures, read_file
+from opdf.data.read import BLANK, PICTURES, READERS, dialect, path_of, pictures, read_file
 
 ROW_FORMATS = ("lines", "csv", "tsv", "jsonl")
-"""What text can be: one value a line, a table with a header, or an object a line."""
+"""Formats of text: one value a line, a table with a header, or an object a line."""
 
 ENDINGS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".txt": "lines"}
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row and where it stands.
+    """A row and its place.
 
     Attributes:
         where: it is, for messages: "line 3 of reviews.jsonl".
@@ -78,7 +78,7 @@ def _of_file(path: Path, form: str) -> Iterator[Row]:
 
 
 def _cells(form: str) -> dict[str, Any]:
-    """What separates cells, and what quotes are, of a table that cannot be looked at as a whole."""
+    """How cells are separated and quoted in a table that cannot be looked at as a whole."""
     return {"sep": "\t" if form == "tsv" else ",", "quoting": csv.QUOTE_MINIMAL}
 
 
@@ -91,7 +91,7 @@ def _parsed(stream: IO[bytes], form: str, name: str, cells: Mapping[str, Any]) -
         text, where = line.rstrip("\r\n"), f"line {number} of {name}"
         if form == "lines":
             yield Row(where, {None: text})
-        elif text.strip():
+        elif text.strip(BLANK):
             yield Row(where, _object(text, where))
 
 
@@ -116,7 +116,7 @@ def _object(text: str, where: str) -> dict[str, Any]:
 
 
 def _table(lines: Iterable[str], name: str, form: Mapping[str, Any]) -> Iterator[Row]:
-    """Rows under a header; blank ones are passed over."""
+    """Rows under a header, without blank ones."""
     try:
         records = csv.reader(lines, delimiter=form["sep"], quoting=form["quoting"])
         names = next(records, [])

@@ -1,9 +1,9 @@
-"""What a run is about to learn from, in a few lines that its owner can check."""
+"""The data of a run, in a few lines that a user can check."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,15 +12,18 @@ import pyarrow.compute as pc
 from datasets import Dataset
 
 from opdf.data.classes import class_counts
-from opdf.data.columns import values
+from opdf.data.columns import TEXT, dtype, values
 from opdf.data.encode import encode_rows
 from opdf.data.metrics import IGNORED
 from opdf.data.prepared import Prepared
 from opdf.data.splits import contents
 from opdf.data.task import Task
 
+MANY_UNKNOWN = 0.2
+"""Of the tokens: so many unknown ones are worth a note."""
+
 SHOWN = 10
-"""Classes that are listed one by one."""
+"""How many classes are listed one by one."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,10 @@ class DataSummary:
         tokens: that are learned or scored in every split, of a language model; empty for others.
         truncated: rows of every split that are cut; empty for images.
         longest: tokens of the longest text.
-        repeated: rows of every split that say the same as a training row, but for case and punctuation.
+        repeated: rows of every split that differ from a training row in case and punctuation only.
+        contradicting: rows that differ from others in case and punctuation only, and have another class.
+        blank: rows in which a text is empty.
+        unknown: share of the training tokens that the tokenizer does not know.
         where: what stands before the names of options.
     """
 
@@ -51,6 +57,9 @@ class DataSummary:
     truncated: dict[str, int]
     longest: int
     repeated: dict[str, int]
+    contradicting: int = 0
+    blank: int = 0
+    unknown: float = 0.0
     where: str = ""
 
     def __str__(self) -> str:
@@ -101,6 +110,19 @@ class DataSummary:
                     f"{count:,} of {self.rows[part]:,} rows of {part} are training rows too, but for case and "
                     "punctuation, so that scores on them say less"
                 )
+        rows = sum(self.rows.values())
+        if self.contradicting:
+            yield (
+                f"{self.contradicting:,} of {rows:,} rows say the same as others of another class, but for case and "
+                "punctuation; no model can have all of them right"
+            )
+        if self.blank:
+            yield f"{self.blank:,} of {rows:,} rows have an empty text; {self.where}drop_empty leaves them out"
+        if self.unknown > MANY_UNKNOWN:
+            yield (
+                f"{self.unknown:.0%} of the tokens are unknown to the tokenizer, which reads them all alike; it may be "
+                "for another language or another script"
+            )
         absent = [name for name in self.task.labels if self.classes and not self.classes["train"].get(name)]
         if absent:
             more = f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
@@ -130,9 +152,38 @@ def describe(prepared: Prepared, name: str, *, where: str = "") -> DataSummary:
         tokens={part: _learned(rows) for part, rows in prepared.data.items()} if task.kind == "causal-lm" else {},
         truncated={part: int((some > prepared.max_length).sum()) for part, some in lengths.items()},
         longest=max((int(some.max()) for some in lengths.values()), default=0),
+        contradicting=_contradicting(said, labels) if task.has_classes else 0,
+        blank=0 if task.is_image else sum(_blank(rows, task) for rows in raw.values()),
+        unknown=0.0 if task.is_image else _unknown(prepared),
         repeated={part: sum(row in trained for row in rows) for part, rows in said.items() if part != "train"},
         where=where,
     )
+
+
+def _contradicting(said: Mapping[str, Sequence[Hashable]], labels: Mapping[str, pa.ChunkedArray]) -> int:
+    """Rows that say the same as a row of another class, of all splits together."""
+    found = [pair for part, rows in said.items() for pair in zip(rows, labels.get(part, ()), strict=False)]
+    classes: dict[Hashable, set[int]] = {}
+    for row, label in found:
+        classes.setdefault(row, set()).add(label.as_py())
+    return sum(len(classes[row]) > 1 for row, _ in found)
+
+
+def _blank(rows: Dataset, task: Task) -> int:
+    """Rows in which a text is of spaces, or of nothing."""
+    texts = [column for column in task.inputs if dtype(rows.features[column]) == TEXT]
+    blank = [pc.equal(pc.utf8_trim_whitespace(values(rows, column)), "").to_numpy() for column in texts]
+    return int(np.any(blank, axis=0).sum()) if blank else 0
+
+
+def _unknown(prepared: Prepared) -> float:
+    """The share of training tokens that stand for whatever the tokenizer does not know."""
+    number = getattr(prepared.processor, "unk_token_id", None)
+    others = {getattr(prepared.processor, name, None) for name in ("eos_token_id", "pad_token_id")}
+    if number is None or number in others:  # a tokenizer of bytes knows all; it has this for its other ends
+        return 0.0
+    tokens = pc.list_flatten(values(prepared.data["train"], "input_ids"))
+    return float(pc.mean(pc.equal(tokens, number)).as_py() or 0.0)
 
 
 def _spread(labels: list[pa.ChunkedArray]) -> tuple[float, float, float]:

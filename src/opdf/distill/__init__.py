@@ -7,6 +7,7 @@ from opdf.lazy import import_when_used
 if TYPE_CHECKING:
     from opdf.distill.arguments import DistillationArguments
     from opdf.distill.checkpoint import StorageError, newest_whole, storage_problem, writing
+    from opdf.distill.ensemble import Ensemble, check_weights, like, members
     from opdf.distill.losses import Batch
     from opdf.distill.methods import (
         LGTM,
@@ -44,6 +45,7 @@ __all__ = [
     "DistillationArguments",
     "DistillationTrainer",
     "EmbeddingDistillation",
+    "Ensemble",
     "HiddenDistillation",
     "LogitsDistillation",
     "LogitsStore",
@@ -57,11 +59,14 @@ __all__ = [
     "Theseus",
     "TrainingDiverged",
     "blank_student",
+    "check_weights",
     "count_decisions",
     "decision_logits",
     "has_no_head",
     "keep_layers",
+    "like",
     "mean_pooled",
+    "members",
     "model_inputs",
     "newest_whole",
     "output_layer",

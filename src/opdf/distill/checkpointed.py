@@ -163,7 +163,8 @@ class CheckpointedTrainer(Trainer):
         state = student.state_dict() if state_dict is None else state_dict
         if state_dict is None and not saves_adapters(student):
             known = getattr(student, "all_tied_weights_keys", None) or {}  # transformers saves those once
-            state_dict = separate(state, {*known, *known.values()})
+            tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+            state_dict = separate(tensors, {*known, *known.values()})
         super()._save(output_dir, state_dict)
         if not self.args.should_save:
             return

@@ -111,7 +111,7 @@ def plain_head(model: nn.Module) -> nn.Linear | None:
 
 def is_compiled(model: nn.Module) -> bool:
     """Whether a model may run without the hooks that are added to it later."""
-    return hasattr(model, "_orig_mod") or any(m._compiled_call_impl is not None for m in model.modules())
+    return any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in model.modules())
 
 
 def gives_logits(model: nn.Module, batch: Batch, forward: Forward) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -26,6 +27,9 @@ CLASSIFIERS = {
 }
 """Classes of transformers with one output for an example."""
 
+
+SEVERAL = "multi_label_classification"
+"""What transformers calls several labels an example."""
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -97,7 +101,7 @@ def kind_of(model: nn.Module, logits: Tensor, labels: Tensor | None = None) -> s
         return "tokens"
     problem = getattr(config, "problem_type", None)
     several = labels is not None and labels.is_floating_point() and logits.shape[-1] > 1
-    if problem == "multi_label_classification" or (config is not None and problem is None and several):
+    if problem == SEVERAL or (config is not None and problem is None and several):
         return "multi-label"
     return "regression" if problem == "regression" or logits.shape[-1] == 1 else "classes"
 
@@ -177,23 +181,76 @@ def warn_of_rounding(student: nn.Module) -> None:
 def check_labels(student: Any, data: Any) -> None:
     """Refuse classes that the student's head does not have; on a GPU, the first step would not say what was wrong.
 
-    It looks at integer columns `labels` and `label` of a `datasets.Dataset`, for classifiers of transformers.
+    It looks at columns `labels` and `label` of a `datasets.Dataset`, for classifiers of transformers: integers, and
+    lists of several labels.
 
     Raises:
-        ValueError: a label is below 0, other than -100, or not below `config.num_labels`.
+        ValueError: a class is below 0, other than -100, or not below `config.num_labels`; or one of several labels is
+            not from 0 to 1.
     """
     if not isinstance(data, Dataset) or type(student).__name__ not in CLASSIFIERS:
         return
-    classes = student.config.num_labels
-    if classes == 1 or student.config.problem_type not in (None, "single_label_classification"):
+    classes, problem = student.config.num_labels, student.config.problem_type
+    if classes == 1 or problem == "regression":
         return
     for column in ("labels", "label"):
         feature = data.features.get(column)
-        if isinstance(feature, ClassLabel) or (isinstance(feature, Value) and "int" in feature.dtype):
+        inner = getattr(feature, "feature", None)
+        if isinstance(inner, Value) and (problem == SEVERAL or (problem is None and "float" in inner.dtype)):
+            _check_several(data, column)
+        elif problem == SEVERAL:
+            continue
+        elif isinstance(feature, ClassLabel) or (isinstance(feature, Value) and "int" in feature.dtype):
             values = data.select_columns([column]).with_format("numpy")[:][column]
-            outside = values[(values != IGNORED) & ((values < 0) | (values >= classes))]
+            (outside,) = ((values != IGNORED) & ((values < 0) | (values >= classes))).nonzero()
             if len(outside):
                 raise ValueError(
                     f"{len(outside)} rows of train_dataset have {column!r} outside 0 to {classes - 1}, e.g. "
-                    f"{outside[0]}; the student has {classes} labels: give it more (num_labels), or clean the data"
+                    f"{values[outside[0]]} in row {outside[0]} (from 0); the student has {classes} labels: give "
+                    "it more (num_labels), or clean the data"
                 )
+
+
+def _check_several(data: Dataset, column: str) -> None:
+    rows = data.select_columns([column]).with_format("numpy")[:][column]
+    wrong = [row.tolist() for row in rows if ((row < 0) | (row > 1)).any()]
+    if wrong:
+        raise ValueError(
+            f"{len(wrong)} rows of train_dataset have {column!r} outside 0 to 1, e.g. {wrong[0]}; with several labels "
+            f"each is 0 or 1, and {IGNORED} does not mean none: leave those rows out, or set 0"
+        )
+
+
+def check_batch(student: nn.Module, batch: Any, step: int) -> None:
+    """Refuse a batch that cannot be learned from; the model's own error would not say why.
+
+    Args:
+        student: whose classes labels are of.
+        batch: as the collator made it.
+        step: for the message.
+
+    Raises:
+        ValueError: it has no tensors or no rows, or a label is no class of the student's.
+    """
+    tensors = [value for value in batch.values() if isinstance(value, Tensor)] if isinstance(batch, Mapping) else []
+    if isinstance(batch, Mapping) and not any(tensor.numel() for tensor in tensors):
+        raise ValueError(
+            f"a batch of step {step} is empty; the data collator, or the batch sampler, makes batches without rows"
+        )
+    labels, config = (batch.get("labels") if tensors else None), config_of(student)
+    if type(unwrapped(student)).__name__ not in CLASSIFIERS or labels is None or labels.dim() != 1:
+        return
+    classes = config.num_labels
+    if classes == 1 or config.problem_type not in (None, "single_label_classification"):
+        return
+    if labels.is_floating_point():
+        raise ValueError(
+            f"labels are {str(labels.dtype).removeprefix('torch.')} numbers, one an example, and the student has "
+            f"{classes} classes; give class numbers as integers, or a student with num_labels=1 for a regression"
+        )
+    (outside,) = ((labels != IGNORED) & ((labels < 0) | (labels >= classes))).nonzero(as_tuple=True)
+    if len(outside):
+        raise ValueError(
+            f"example {int(outside[0])} (from 0) of a batch of step {step} has the label {int(labels[outside[0]])}; "
+            f"the student has {classes} classes, from 0: give it more (num_labels), or clean the data"
+        )

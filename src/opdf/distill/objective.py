@@ -52,6 +52,8 @@ class Objective:
         trains_teacher: whether the teacher is trained too, and so need not have been fine-tuned.
         varies: whether steps differ in which of the student's parameters they give a gradient.
         needs_teacher: whether the teacher runs in training.
+        several_teachers: whether the teacher may be an `Ensemble`, which has outputs and nothing else.
+        needs_whole_rows: whether it asks for the training rows ahead, so that they cannot be others in every epoch.
         decisions_only: whether nothing but the teacher's decisions is used, as if it were a black box.
     """
 
@@ -59,8 +61,10 @@ class Objective:
     columns: ClassVar[tuple[str, ...]] = ()
     trains_teacher: ClassVar[bool] = False
     needs_teacher: ClassVar[bool] = True
+    several_teachers: ClassVar[bool] = False
     decisions_only: ClassVar[bool] = False
     varies: ClassVar[bool] = False
+    needs_whole_rows: ClassVar[bool] = False
 
     @property
     def options(self) -> dict[str, Any]:
@@ -116,7 +120,7 @@ class Objective:
             shared: whether other runs with this data and teacher follow, so that more is worth keeping.
             progress: called with the numbers of examples done and in all.
         """
-        return data.data["train"]
+        return data.training_rows()
 
     @property
     def cache(self) -> Path | None:

@@ -29,6 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from opdf.data import EpochDataset
 from opdf.distill.outputs import Noise, noisy
 from opdf.files import replacing
 
@@ -194,7 +195,7 @@ class LogitsStore:
         return self.folder / f"epoch-{epoch:03d}" / f"shard-{shard:05d}.safetensors"
 
 
-class StoredDataset(torch.utils.data.Dataset[dict[str, Any]]):
+class StoredDataset(EpochDataset):
     """Examples as the student takes them, with the teacher's outputs for the same examples.
 
     Args:
@@ -207,18 +208,14 @@ class StoredDataset(torch.utils.data.Dataset[dict[str, Any]]):
     def __init__(
         self, examples: Any, store: LogitsStore, encode: Callable[[Any], dict[str, Any]], noise: Noise | None = None
     ) -> None:
+        super().__init__()
         self.examples, self.store, self.encode, self.noise = examples, store, encode, noise
-        # Shared memory: worker processes that live through several epochs have to see it change.
-        self._epoch: Tensor = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
-
-    def set_epoch(self, epoch: int) -> None:
-        self._epoch.fill_(epoch)
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        stored = self.store.read(int(self._epoch), int(row))
+        stored = self.store.read(self.epoch, int(row))
         example = noisy(self.examples[row], int(stored.pop("seed")), self.noise)
         said = {name: value if value.dim() > 1 else value.tolist() for name, value in stored.items()}
         return self.encode(example) | {f"teacher_{name}": value for name, value in said.items()}

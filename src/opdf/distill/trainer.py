@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from accelerate.utils import broadcast
 from torch import Tensor, nn
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from opdf.data import EpochDataset
 from opdf.distill import checkpoint
 from opdf.distill.arguments import MUON, DistillationArguments, check_engine, check_loss, deciding
 from opdf.distill.checkpointed import CheckpointedTrainer
+from opdf.distill.ensemble import Ensemble
 from opdf.distill.methods import METHODS
-from opdf.distill.models import check_labels, configured, warn_of_rounding
+from opdf.distill.models import check_batch, check_labels, configured, warn_of_rounding
 from opdf.distill.muon import MuonWithAdamW, check_muon, muon_groups, muon_options
 from opdf.distill.named import build, build_objective
 from opdf.distill.objective import Objective
@@ -45,8 +48,24 @@ class TrainingDiverged(ArithmeticError):  # noqa: N818
         saved = f"the last checkpoint before it is {checkpoint}" if checkpoint else "no checkpoint was written before"
         super().__init__(
             f"training diverged: {what} in step {step}; {saved}. Resuming would repeat it: start anew with a lower "
-            "learning_rate, more warmup_steps, max_grad_norm=1, or bf16 instead of fp16, and look at the data"
+            "learning_rate, more warmup_steps, a max_grad_norm of 1, or bf16 instead of fp16, and look at the data"
         )
+
+
+def check_several(objective: Objective, constraint: Constraint | None) -> None:
+    """Refuse several teachers where one is needed.
+
+    Raises:
+        ValueError: the method, or the constraint loss, reads more than a teacher's outputs.
+    """
+    if not objective.several_teachers:
+        known = ", ".join(name for name, method in METHODS.items() if method.several_teachers)
+        raise ValueError(
+            f"{type(objective).__name__} reads one teacher from within and there are several; take one of {known}, or "
+            "give one teacher"
+        )
+    if constraint is not None:
+        raise ValueError("constraint pulls the student to one teacher's weights and there are several; leave it out")
 
 
 def plan_student(
@@ -64,8 +83,10 @@ def plan_student(
     """
     if teacher is not None:
         check_apart(student, teacher)
+    if isinstance(teacher, Ensemble):
+        check_several(objective, constraint)
     if constraint is not None and (overparam is None or teacher is None):
-        raise ValueError("constraint needs overparam and a teacher; give both, or constraint=None")
+        raise ValueError("constraint needs overparam and a teacher; give both, or leave constraint out")
     objective.prepare(student, teacher)
     objective.check_arguments(args)
     if args.optim == MUON:
@@ -110,7 +131,8 @@ class DistillationTrainer(CheckpointedTrainer):
     Args:
         model: the student. It stays a plain model; save it with `save_pretrained` at any time.
         args: default `DistillationArguments("opdf-output")`.
-        teacher: a model for the same task; its name (hub, folder, or "minilm"); or None for objectives that need none.
+        teacher: a model for the same task; its name (hub, folder, or "minilm"); a list of these, of which the student
+            follows the mean, or an `Ensemble` of weighted ones; or None for objectives that need none.
         objective: what to learn from it: a name ("hidden"), a mapping ({"name": "hidden", "hidden_weight": 2.0}), or an
             `Objective`. Default "logits".
         overparam: how to over-parameterize the student, as `OverParamConfig` or its fields; None trains it as it is.
@@ -138,7 +160,7 @@ class DistillationTrainer(CheckpointedTrainer):
         model: nn.Module | None = None,
         args: TrainingArguments | None = None,
         *,
-        teacher: nn.Module | str | Path | None = None,
+        teacher: nn.Module | str | Path | Sequence[nn.Module | str | Path] | None = None,
         objective: Objective | str | Mapping[str, Any] | None = None,
         overparam: OverParamConfig | Mapping[str, Any] | None = None,
         constraint: Constraint | Mapping[str, Any] | None = None,
@@ -169,6 +191,7 @@ class DistillationTrainer(CheckpointedTrainer):
         self._rows_glance = rows_glance(train_dataset, self.method.columns)
         self._configured: dict[str, Any] | None = None
         self._is_made = False
+        self._seen_batch = False
         self._parts: dict[str, Tensor] = {}
         self._parts_since = 0
         self._window: tuple[list[Any], Any] = [], None
@@ -202,8 +225,18 @@ class DistillationTrainer(CheckpointedTrainer):
     def _plan(self, student: nn.Module, args: TrainingArguments) -> None:
         """Everything that depends on which model the student is."""
         self._configured = configured(student)
+        trained = not self.method.trains_teacher
+
+        def found(given: nn.Module | str | Path) -> nn.Module:
+            loaded: nn.Module = (
+                load_teacher(given, student, trained=trained) if isinstance(given, str | Path) else given
+            )
+            return loaded
+
         if isinstance(self._teacher, str | Path):
-            self._teacher = load_teacher(self._teacher, student, trained=not self.method.trains_teacher)
+            self._teacher = found(self._teacher)
+        elif isinstance(self._teacher, Sequence):
+            self._teacher = Ensemble([found(one) for one in self._teacher])
         for who, given in (("student", student), ("teacher", self.teacher)):
             if given is not None and any(p.is_meta for p in given.parameters()):
                 raise ValueError(f"the {who} is on the meta device and has no weights; load them first")
@@ -223,13 +256,23 @@ class DistillationTrainer(CheckpointedTrainer):
         """Put the objective's rows, its modules and the teacher where training finds them."""
         if self._given_rows is not None:
             self.train_dataset = self.method.training_data(self._given_rows)
-            if hasattr(self.train_dataset, "__len__") and not len(self.train_dataset):
-                raise ValueError("train_dataset has no rows; give some to train on")
+            if hasattr(self.train_dataset, "__len__"):
+                self._check_rows(len(self.train_dataset))
         for module in self.method.modules().values():
             module.to(self.args.device)
         # A teacher that is spread over devices is so on purpose.
         if self.teacher is not None and len(set(getattr(self.teacher, "hf_device_map", {}).values())) < 2:
             self.teacher.to(self.args.device)
+
+    def _check_rows(self, rows: int) -> None:
+        if not rows:
+            raise ValueError("train_dataset has no rows; give some to train on")
+        batch = self.args.train_batch_size * self.accelerator.num_processes
+        if self.args.dataloader_drop_last and rows < batch:
+            raise ValueError(
+                f"dataloader_drop_last is true and train_dataset has {rows} rows, fewer than the {batch} of a batch, "
+                "so that none is left; lower per_device_train_batch_size, or leave dataloader_drop_last out"
+            )
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """A new student, and with it the objective and the teacher as they were given."""
@@ -243,7 +286,7 @@ class DistillationTrainer(CheckpointedTrainer):
 
     @property
     def teacher(self) -> nn.Module | None:
-        assert not isinstance(self._teacher, str | Path)
+        assert self._teacher is None or isinstance(self._teacher, nn.Module)
         return self._teacher
 
     # What a checkpoint records, and what else it holds.
@@ -325,6 +368,24 @@ class DistillationTrainer(CheckpointedTrainer):
             stacklevel=2,
         )
 
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """The Trainer's, with all rows: `dataloader_drop_last` is for training."""
+        with self._all_rows():
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> Any:
+        """The Trainer's, with all rows."""
+        with self._all_rows():
+            return super().get_test_dataloader(test_dataset)
+
+    @contextmanager
+    def _all_rows(self) -> Iterator[None]:
+        asked, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            yield
+        finally:
+            self.args.dataloader_drop_last = asked
+
     # The optimizer.
 
     @staticmethod
@@ -367,6 +428,9 @@ class DistillationTrainer(CheckpointedTrainer):
             return [], None  # resumed after the last step: the Trainer would take one more
         samples = []
         for _, sample in zip(range(num_batches), epoch_iterator, strict=False):
+            if device.type == "cpu" or not self._seen_batch:  # to look at values is to wait for a GPU
+                check_batch(self.model, sample, self.state.global_step + 1)
+                self._seen_batch = True
             samples.append(sample)
         if not samples:
             return samples, None
@@ -486,6 +550,8 @@ class _ObjectiveHooks(TrainerCallback):
         self.trainer.method.on_train_begin(self.trainer)
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if isinstance(self.trainer.train_dataset, EpochDataset):
+            self.trainer.train_dataset.set_epoch(int(state.epoch or 0))
         self.trainer.method.on_epoch_begin(self.trainer)
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

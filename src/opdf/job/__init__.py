@@ -1,4 +1,4 @@
-"""A run, usable from Python: configuration, data, teacher, student, training, scores, what it leaves on the disk.
+"""A run, usable from Python: configuration, data, teacher, student, training, scores and output.
 
 from opdf.job import DataConfig, DistillConfig, StudentConfig, TeacherConfig, run
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from opdf.job.stored import cache_teacher
     from opdf.overparam import Constraint, OverParamConfig
 
-# What opdf.study and opdf.cli need beyond the reference.
+# What studies and the command line need beyond the reference.
 if TYPE_CHECKING:
     from opdf.job.checks import check_fit as check_fit, check_models as check_models, check_task as check_task
     from opdf.job.cost import plan_model as plan_model
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from opdf.job.errors import not_installed as not_installed
     from opdf.job.job import Job as Job
     from opdf.job.latency import latencies as latencies, split_inputs as split_inputs
-    from opdf.job.models import load_model as load_model
+    from opdf.job.models import file_digests as file_digests, load_model as load_model
     from opdf.job.options import (
         dataclass_of as dataclass_of,
         fill as fill,
@@ -63,6 +63,7 @@ if TYPE_CHECKING:
         train_student as train_student,
         versions as versions,
     )
+    from opdf.job.saved import find_saved as find_saved
     from opdf.job.scoring import (
         answers as answers,
         embedder as embedder,

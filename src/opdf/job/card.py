@@ -165,7 +165,7 @@ def card_data(config: DistillConfig, metrics: dict[str, Any], task: Task) -> Mod
         model_name=name_of(config),
         library_name="transformers",
         pipeline_tag=PIPELINES[task.kind],
-        base_model=MINILM if config.teacher.model == "minilm" else hub_name(config.teacher.model),
+        base_model=_base_model(config),
         datasets=hub_name(config.data.name.partition(":")[0]),
         metrics=[metrics["metric"]],
         tags=["knowledge-distillation", "opdf"],
@@ -195,11 +195,28 @@ def facts(config: DistillConfig, metrics: dict[str, Any], prepared: Prepared) ->
 
 def teacher_of(config: DistillConfig) -> str:
     options = config.teacher
+    if options.models is not None:
+        weights = f" with weights {', '.join(f'{w:g}' for w in options.weights)}" if options.weights else ""
+        return f"the mean{weights} of {', '.join(map(_model, options.models))}"
     if options.config is not None:
         name = f"a {options.config.get('model_type')} built from a configuration"
     else:
-        name = MINILM if options.model == "minilm" else hub_name(options.model) or Path(str(options.model)).name
+        name = _model(options.model)
     return f"{name}, fine-tuned on the same data" if options.finetune else name
+
+
+def _base_model(config: DistillConfig) -> str | list[str] | None:
+    """The teachers' names on the hub, as far as they have some."""
+    found = [name for name in map(_hub_model, config.teacher.models or (config.teacher.model,)) if name]
+    return found if len(found) > 1 else next(iter(found), None)
+
+
+def _model(name: str | None) -> str:
+    return _hub_model(name) or Path(str(name)).name
+
+
+def _hub_model(name: str | None) -> str | None:
+    return MINILM if name == "minilm" else hub_name(name)
 
 
 def data_of(config: DistillConfig) -> str:

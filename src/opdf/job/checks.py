@@ -1,4 +1,4 @@
-"""What does not fit together of data, models and options, said before any work starts."""
+"""Checks that data, models and options fit together, before any work starts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ from typing import Any
 import torch
 
 from opdf.data import Prepared, Task, longest_text
-from opdf.distill import METHODS, DistillationArguments, DistillationTrainer, LogitsDistillation, plan_student
+from opdf.distill import (
+    METHODS,
+    DistillationArguments,
+    DistillationTrainer,
+    LogitsDistillation,
+    like,
+    members,
+    plan_student,
+)
 from opdf.job.arguments import optimizer_name
 from opdf.job.errors import UserError
 from opdf.job.job import Job
@@ -44,6 +52,11 @@ def check_task(job: Job, task: Task) -> None:
             )
     if job.config.data.class_weights is not None:
         check_weights(job)
+    if job.config.data.augment and job.objective.needs_whole_rows:
+        own = "; it has noise of its own, objective.options.noise" if name == "sparse-logits" else ""
+        raise UserError(
+            f"data.augment is true and objective {name} asks for all training rows ahead{own}: leave it out"
+        )
     check_metrics(job, task)
 
 
@@ -86,7 +99,7 @@ class Fit:
 
     Attributes:
         teacher, student: on the meta device.
-        start: how the student begins.
+        start: how the student is made.
         over: the student's over-parameterization; None where it trains as it is.
     """
 
@@ -108,11 +121,12 @@ def check_models(job: Job, task: Task, teacher: Any, prepared: Prepared | None =
     Raises:
         ValueError: student, teacher, objective, over-parameterization and constraint do not fit together.
     """
-    config, start = job.config, plan_start(job.config.student, teacher, prepared)
+    first = members(teacher)[0]
+    config, start = job.config, plan_start(job.config.student, first, prepared)
     with torch.device("meta"):
-        stand_in = type(teacher)._from_config(copy.deepcopy(teacher.config), dtype=teacher.dtype)
-        student = start.blank or build_student(config.student, stand_in, task).to("meta")
-    objective = copy.deepcopy(job.objective)  # it takes measure of the models that it is prepared for
+        stand_in = like(teacher)
+        student = start.blank or build_student(config.student, members(stand_in)[0], task).to("meta")
+    objective = copy.deepcopy(job.objective)  # it remembers sizes of the models that it is prepared for
     over = plan_student(student, stand_in, objective, config.overparam, config.constraint, job.training)
     check_optimizer(job.training, student, over, "training")
     if config.teacher.finetune:
@@ -131,7 +145,7 @@ def check_optimizer(
     """
     name = optimizer_name(arguments)
     if name == "muon":
-        return  # plan_student has looked at it
+        return  # plan_student has checked it
     try:
         cls, options = DistillationTrainer.get_optimizer_cls_and_kwargs(arguments, model)
         if over is not None:
@@ -150,15 +164,18 @@ def check_fit(job: Job, prepared: Prepared, teacher: Any) -> Fit:
     """
     fit = check_models(job, prepared.task, teacher, prepared)
     job.objective.check_data(prepared, teacher)
-    for who, model in (("the teacher", teacher), ("the student", fit.student)):
+    for who, model in (*(("the teacher", one) for one in members(teacher)), ("the student", fit.student)):
         check_inputs(who, model, prepared)
-    if job.config.student.model and not prepared.task.is_image:
-        check_same_tokens(job.config.student.model, prepared)
+    others = [("teacher.models", name) for name in (job.config.teacher.models or ())[1:]]
+    if job.config.student.model:
+        others.append(("student.model", job.config.student.model))
+    for who, name in others if not prepared.task.is_image else ():
+        check_same_tokens(who, name, prepared)
     return fit
 
 
 def check_inputs(who: str, model: Any, prepared: Prepared) -> None:
-    """Refuse a model that the encoded texts would be out of range for.
+    """Refuse a model that is too small for the encoded texts.
 
     Raises:
         UserError: it has fewer tokens than the tokenizer, or fewer positions than the longest text.
@@ -176,10 +193,10 @@ def check_inputs(who: str, model: Any, prepared: Prepared) -> None:
         raise UserError(f"{who} reads {positions} tokens and the longest text has {longest}; lower data.max_length")
 
 
-def check_same_tokens(student: str, prepared: Prepared) -> None:
-    """Refuse a pretrained student with another tokenizer: it would get the teacher's tokens and read other words."""
-    if load_tokenizer(student).get_vocab() != prepared.processor.get_vocab():
+def check_same_tokens(who: str, name: str, prepared: Prepared) -> None:
+    """Refuse a pretrained model with another tokenizer: it would get the teacher's tokens and read other words."""
+    if load_tokenizer(name).get_vocab() != prepared.processor.get_vocab():
         raise UserError(
-            f"student.model {student} has another vocabulary than the teacher, whose tokens it would get; "
-            "give a student with the teacher's tokenizer"
+            f"{who} {name} has another vocabulary than the teacher, whose tokens it would get; "
+            "give one with the teacher's tokenizer"
         )

@@ -86,7 +86,7 @@ def demo(
 ) -> None:
     """Train the teacher and every variant of the student; leave them, results.json and results.md in a folder.
 
-    One that was stopped goes on where it was, if it is asked for in the same way.
+    A demo that was stopped goes on if it is called with the same arguments.
 
     Args:
         task: text or images.
@@ -95,7 +95,7 @@ def demo(
         train_limit: training examples.
         seed: of initialisation and data order.
         overwrite: replace an earlier demo's folder, if that is finished or of another configuration.
-        say: told what there is to read, a paragraph at a time.
+        say: called with each paragraph of text.
 
     Raises:
         UserError: there is no such task, or the data are for another.
@@ -164,7 +164,7 @@ def _compared(config: DistillConfig, prepared: Prepared, say: Callable[[str], No
 
 
 def _student(config: DistillConfig, folder: Path, prepared: Prepared, teacher: Any, name: str) -> dict[str, Any]:
-    """What metrics.json holds for a student, which is trained unless it has been."""
+    """What metrics.json holds for a student; it is trained first if need be."""
     if not (folder / METRICS).is_file():
         folder.mkdir(exist_ok=True)
         resume = (folder / "checkpoints").is_dir()
@@ -174,7 +174,7 @@ def _student(config: DistillConfig, folder: Path, prepared: Prepared, teacher: A
 
 
 def _said(name: str, result: dict[str, Any], metric: str) -> str:
-    """A student's row as soon as it is there."""
+    """A student's row, shown when it is done."""
     return f"{name}: test {metric} {100 * result['student']['test'][metric]:.1f}"
 
 
@@ -193,7 +193,7 @@ def judge(ours: Any, plain: Any) -> str:
 
 
 def markdown(results: dict[str, Any], metric: str) -> str:
-    """The comparison as a table that reads well as it stands."""
+    """The comparison as a Markdown table."""
     columns = ("", "validation", f"test {metric}", "parameters", "ms for 1", f"ms for {BATCH}", "s trained")
     rows = []
     for name, result in results.items():

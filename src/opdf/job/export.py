@@ -13,16 +13,17 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
 from torch.utils.data import DataLoader
-from transformers import AutoProcessor
+from transformers import AutoProcessor, EvalPrediction
+from transformers.trainer_pt_utils import nested_concat, nested_numpify
 
 from opdf.data import Prepared, loading
 from opdf.distill import has_no_head, mean_pooled
-from opdf.files import replacing_folder
+from opdf.files import check_writable, replacing_folder
+from opdf.job.arguments import VOCABULARIES
 from opdf.job.config import DataConfig, TeacherConfig
 from opdf.job.errors import UserError, not_installed
 from opdf.job.models import load_saved
@@ -61,7 +62,7 @@ def export(
         output: the folder; it gets the model, its configuration and tokenizer, and export.json.
         format: onnx, or torch for torch.export (model.pt2).
         int8: also write a dynamically quantized ONNX model.
-        data: score on this data's test split; None does not score.
+        data: score on this data's test split, if it has labels; None does not score.
         batch: examples at a time, in scoring.
         overwrite: replace an earlier export.
 
@@ -109,16 +110,19 @@ def check_options(format: str, *, int8: bool, batch: int, data: DataConfig | Non
 
 
 def check_folder(folder: Path, *, overwrite: bool) -> None:
-    """Refuse a folder that something would be lost of.
+    """Refuse a folder that cannot be written, or whose content would be lost.
 
     Raises:
         FileExistsError: it holds something that is not an export, or an export that is not to be replaced.
+        PermissionError: it, or the folder that it is in, cannot be written.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if not (folder / "export.json").is_file():
             raise FileExistsError(f"output {folder} was not written by opdf export and is not overwritten")
         if not overwrite:
             raise FileExistsError(f"output {folder} is not empty; choose another, or set overwrite to true")
+    check_writable(folder)
+    check_writable(folder.resolve().parent)  # where it is written before it gets its name
 
 
 def write(
@@ -135,14 +139,14 @@ def write(
     else:
         runners = {"model.pt2": to_torch(model, folder / "model.pt2")}
     model.config.save_pretrained(folder)
-    with suppress(ValueError), loading(name) as source:  # saved without a tokenizer: there is none to copy
+    with suppress(ValueError), loading(name) as source:  # a model without a tokenizer has none to copy
         AutoProcessor.from_pretrained(source, trust_remote_code=False).save_pretrained(folder)
     files: dict[str, dict[str, Any]] = {}
     for file, outputs in runners.items():
         files[file] = {
             "bytes": sum(p.stat().st_size for p in folder.glob(f"{file}*")),
             "difference": max(float((outputs(inputs) - want).abs().max()) for inputs, want in expected),
-            **({"test": score(outputs, prepared, batch)} if prepared else {}),
+            **({"test": score(outputs, prepared, batch)} if prepared and not prepared.task.is_unlabelled else {}),
         }
     largest = max(float(want.abs().max()) for _, want in expected)
     first = next(iter(files))
@@ -189,7 +193,7 @@ def output_name(model: Any) -> str:
 
 
 def plain(model: Any, inputs: Mapping[str, Any]) -> nn.Module:
-    """A module of positional inputs and one output, for whose tracing axes of one name have one size."""
+    """A module with positional inputs and one output; while it is traced, axes of one name have one size."""
     shared: dict[str, list[tuple[int, int]]] = {}
     for position, named in enumerate(axes(model, inputs).values()):
         for axis, name in named.items():
@@ -211,7 +215,7 @@ def plain(model: Any, inputs: Mapping[str, Any]) -> nn.Module:
 
 
 def axes(model: Any, inputs: Mapping[str, Any]) -> dict[str, dict[int, str]]:
-    """The axes of each input whose sizes may change; what has one name has one size."""
+    """The axes of each input whose sizes may change. Axes of one name have one size."""
     image = {0: "batch"} if hasattr(model.config, "image_size") else {0: "batch", 2: "height", 3: "width"}
     others = {"pixel_values": image, "decoder_input_ids": {0: "batch", 1: "decoder_tokens"}}
     return {name: others.get(name, {0: "batch", 1: "tokens"}) for name in inputs}
@@ -245,7 +249,7 @@ def to_torch(model: Any, path: Path) -> Outputs:
         program = torch.export.export(plain(model, inputs), tuple(inputs.values()), dynamic_shapes=(dynamic,))
         written = io.BytesIO()
         torch.export.save(program, written)
-        path.write_bytes(written.getvalue())  # torch's own file writer ends the process where a disk is full
+        path.write_bytes(written.getvalue())  # torch's own file writer ends the process when the disk is full
         again = torch.export.load(path).module()
 
     def outputs(given: Mapping[str, Any]) -> Any:
@@ -288,12 +292,17 @@ def score(outputs: Outputs, prepared: Prepared, batch: int) -> dict[str, Any]:
     if task.kind == "similarity":
         pooled = lambda given: mean_pooled(outputs(given), given["attention_mask"])  # noqa: E731
         return similarity_metrics(prepared, "test", pair_cosines(pooled, data, prepared.collator, batch))
-    found, labels = [], []
-    for some in DataLoader(data, batch_size=batch, collate_fn=prepared.collator):
-        labels.append(some.pop("labels").numpy())
-        found.append(outputs(some).numpy())
-    metrics = task.metrics(task.answers(np.concatenate(found)), np.concatenate(labels))
-    return {**metrics, "examples": len(data)}
+    size = min(batch, VOCABULARIES) if task.kind == "causal-lm" else batch
+    found, labels = None, None
+    for some in DataLoader(data, batch_size=size, collate_fn=prepared.collator):
+        right = some.pop("labels")
+        said = task.kept_outputs(outputs(some), right)
+        # As the Trainer joins batches: those of shorter texts are padded with -100.
+        found = said if found is None else nested_concat(found, said)
+        labels = right if labels is None else nested_concat(labels, right)
+    judge = task.compute_metrics()
+    assert judge is not None
+    return {**judge(EvalPrediction(nested_numpify(found), nested_numpify(labels))), "examples": len(data)}
 
 
 @contextmanager

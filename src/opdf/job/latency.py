@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -12,25 +11,25 @@ import torch
 from torch import Tensor
 
 from opdf.data import Prepared
-from opdf.distill import model_inputs
+from opdf.distill import like, members, model_inputs
 
 Inputs = Callable[[int], dict[str, Tensor]]
-"""Makes what goes into a model, for a number of examples."""
+"""Makes a model's inputs for a number of examples."""
 
 REPEATS, PLANNED_REPEATS = 25, 5
-"""Times that a latency is measured."""
+"""How often a latency is measured."""
 
 PATIENCE = 5.0
-"""Seconds after which a plan's latencies are not measured once more."""
+"""Seconds after which no further measurement of a plan's latencies begins."""
 
 TOO_LARGE = 10**9
-"""Parameters from which on a model is not made only to be measured."""
+"""A model with this many parameters or more is not made only to be measured."""
 
 
 def planned_latencies(
     models: Sequence[Any], inputs: Inputs, device: torch.device, batch: int
 ) -> list[tuple[float, float]] | None:
-    """Seconds that models without values will take, measured on others of their sizes; None where one is too large.
+    """Seconds that models without values will take, measured on others of their sizes; None if one is too large.
 
     Args:
         models: on the meta device, say.
@@ -41,10 +40,10 @@ def planned_latencies(
     Returns:
         For each model what `latencies` gives.
     """
-    if any(model.num_parameters() > TOO_LARGE for model in models):
+    if any(one.num_parameters() > TOO_LARGE for model in models for one in members(model)):
         return None
     with torch.random.fork_rng(), device:
-        made = [type(model)._from_config(copy.deepcopy(model.config), dtype=torch.float32) for model in models]
+        made = [like(model, torch.float32) for model in models]
     return latencies([(model, inputs) for model in made], batch, repeats=PLANNED_REPEATS, patience=PATIENCE)
 
 
@@ -53,13 +52,13 @@ def latencies(
 ) -> list[tuple[float, float]]:
     """Seconds that each model takes for one example and for a batch of them: medians.
 
-    The models take turns, so that what else the machine does meets all of them alike.
+    The models take turns, so that other work on the machine affects all of them alike.
 
     Args:
         models: each with its inputs.
         batch: examples of the larger batch.
         repeats: times that each is measured; before them comes a turn that warms up.
-        patience: seconds after which no further turn begins. Where the first turn took as long, it is all there is.
+        patience: seconds after which no further turn begins. The first turn always counts.
     """
     calls = [(model, _placed(model, inputs(count))) for model, inputs in models for count in (1, batch)]
     taken: list[list[float]] = [[] for _ in calls]
@@ -85,7 +84,7 @@ def split_inputs(prepared: Prepared) -> Inputs:
 
 
 def blank_inputs(model: Any, tokens: int) -> Inputs | None:
-    """Texts of as many tokens, or images of the model's size, without content; None for models that read others."""
+    """Texts of as many tokens, or images of the model's size, without content; None for models with other inputs."""
     config = model.config
     if model.main_input_name == "pixel_values" and isinstance(getattr(config, "image_size", None), int):
         shape = (getattr(config, "num_channels", 3), config.image_size, config.image_size)

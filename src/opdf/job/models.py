@@ -1,4 +1,4 @@
-"""Models and tokenizers by name, folder or configuration, and what is refused of them."""
+"""Models and tokenizers by name, folder or configuration, and their checks."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from opdf.job.errors import UserError
 from opdf.job.options import suggest
 
 DTYPE = torch.float32
-"""Of all weights, whatever a file holds: training.bf16 and fp16 compute in half precision from them."""
+"""The dtype of all weights, whatever a file holds. training.bf16 and fp16 compute in half precision from them."""
 
 
 READ = (".json", ".safetensors", ".txt", ".model", ".jinja", ".tiktoken")
-"""Ends of the names of files that a model or its tokenizer is read from."""
+"""Endings of the files that a model or its tokenizer is read from."""
 
 
 def files_of(name: str) -> dict[str, str]:
     """Digests of the files that a model and its tokenizer or image processor are read from, by their names.
 
-    Of a model on the hub, whose snapshots do not change, the name of the snapshot.
+    For a model on the hub the name of its snapshot, because snapshots do not change.
 
     Raises:
         ValueError: the model cannot be found.
@@ -73,7 +73,7 @@ def load_processor(teacher: TeacherConfig, task: Task) -> Any:
             return AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
     tokenizer = load_tokenizer(teacher.model)
     if task.kind == "token-classification" and getattr(tokenizer, "add_prefix_space", None) is False:
-        # Words come without the spaces that these tokenizers were trained to see before them.
+        # These tokenizers were trained on words with a space before them, and words come without it.
         tokenizer = load_tokenizer(teacher.model, add_prefix_space=True)
     return tokenizer
 
@@ -81,7 +81,7 @@ def load_processor(teacher: TeacherConfig, task: Task) -> Any:
 def load_tokenizer(model: str, **options: Any) -> Any:
     with loading(model) as folder:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
-    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # what transformers makes up where there is none
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # transformers makes up one where there is none
         raise UserError(f"{model} has no tokenizer; save the model's beside it")
     return tokenizer
 
@@ -157,10 +157,10 @@ def check_causal(who: str, model: Any, task: Task) -> None:
     """
     if task.kind != "causal-lm" or model.device.type == "meta":
         return
-    texts = torch.arange(5).repeat(2, 1) % model.config.vocab_size
-    texts[1, -1] = 0
     was = model.training
-    with torch.no_grad():
+    with torch.no_grad(), model.device:  # whatever surrounds this: tokens without values would give any logits
+        texts = torch.arange(5).repeat(2, 1) % model.config.vocab_size
+        texts[1, -1] = 0
         one, other = model.eval()(input_ids=texts).logits[:, 0]
     model.train(was)
     if (one - other).abs().max() > 1e-5 * one.abs().max():  # more than rounding
@@ -206,7 +206,7 @@ CLASSES = {
     "token-classification": AutoModelForTokenClassification,
     "causal-lm": AutoModelForCausalLM,
 }
-"""What loads a model for a task; others are for a text or a pair."""
+"""Loaders by task; the other tasks are for a text or a pair."""
 
 
 def auto_class(task: Task) -> Any:
@@ -242,7 +242,7 @@ def from_config(fields: dict[str, Any], task: Task) -> Any:
 
 
 def check_fields(where: str, kind: Any, fields: dict[str, Any]) -> None:
-    """Refuse what a user says of a model that its configuration has no field for, or that is not theirs to say."""
+    """Refuse fields that a model's configuration does not have, or that the user cannot set."""
     if kind is None:
         raise UserError(f"{where} has no model_type; add one, e.g. model_type: vit")
     if kind not in CONFIG_MAPPING:

@@ -1,16 +1,15 @@
-"""What commands leave on the disk: output folders, models, JSON."""
+"""What a run leaves on the disk: output folders, models, JSON."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from opdf.distill import writing
-from opdf.files import LOCK, empty, is_empty, owned, replacing, replacing_folder
+from opdf.files import LOCK, check_writable, empty, is_empty, owned, replacing, replacing_folder
 from opdf.job.errors import UserError
 from opdf.job.processes import on_main
 
@@ -22,7 +21,7 @@ CONFIG, METRICS, BEGUN, STUDENT = "config.yaml", "metrics.json", "begun.json", "
 
 
 def check_free(folder: Path, *, overwrite: bool, resume: bool, marker: str = CONFIG) -> None:
-    """Refuse an output folder that cannot be made, or not without a loss; nothing is changed yet.
+    """Refuse an output folder that cannot be made, or whose content would be lost; nothing is changed yet.
 
     Args:
         folder: for output.
@@ -40,16 +39,7 @@ def check_free(folder: Path, *, overwrite: bool, resume: bool, marker: str = CON
 
 
 def _check_free(folder: Path, *, overwrite: bool, resume: bool, marker: str) -> None:
-    try:
-        blocking = next((p for p in (folder, *folder.parents) if p.is_symlink() or p.exists()), folder)
-    except OSError as error:
-        raise UserError(f"output {str(folder)[:60]}... cannot be a folder: {error.strerror}") from error
-    if blocking.is_symlink() and not blocking.exists():
-        raise FileExistsError(f"output {folder} cannot be made: {blocking} is a link that leads nowhere")
-    if blocking.exists() and not blocking.is_dir():
-        raise FileExistsError(f"output {folder} cannot be made: {blocking} is a file; choose another")
-    if not os.access(blocking, os.W_OK | os.X_OK):
-        raise PermissionError(f"output {folder} cannot be written: {blocking} is read-only for you; choose another")
+    check_writable(folder)
     if resume and not (folder / marker).is_file():
         raise FileNotFoundError(f"{folder} holds no run to resume: {marker} is missing; start without resume")
     if not folder.exists():

@@ -1,4 +1,4 @@
-"""What a run is about to do, in lines that its owner can check before it starts."""
+"""What a run is about to do, in lines that a user can check before it starts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Overview:
 
     Attributes:
         lines: pairs of a word and a sentence.
-        cost: of an optimizer step; None where it cannot be said.
+        cost: of an optimizer step; None if it cannot be counted.
     """
 
     lines: tuple[tuple[str, str], ...]
@@ -61,6 +61,8 @@ def overview(job: Job, prepared: Prepared, fit: Fit) -> Overview:
 
 def _data(job: Job, prepared: Prepared) -> Iterator[tuple[str, str]]:
     yield from describe(prepared, job.config.data.name, where="data.").lines()
+    if prepared.noise is not None:
+        yield "augment", "training images are cropped, flipped, coloured and erased anew in every epoch"
     if prepared.class_weights is not None:
         named = zip(prepared.task.labels, prepared.class_weights, strict=True)
         yield "weights", ", ".join(f"{name} {weight:.3g}" for name, weight in named)

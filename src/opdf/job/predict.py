@@ -1,4 +1,4 @@
-"""What a saved model says to rows of a file or a pipe."""
+"""Predictions of a saved model for the rows of a file or a pipe."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ KINDS = {
     "ForCausalLM": "causal-lm",
     "LMHeadModel": "causal-lm",
 }
-"""What classes of transformers end in, by the task that they are for."""
+"""Endings of the names of transformers' classes, and the tasks that they are for."""
 
 USUAL = {
     "image-classification": ("image", "file_name", "file"),
     "token-classification": ("tokens", "words", "text"),
     "causal-lm": ("messages", "conversations", "text"),
 }
-"""Columns that a task is looked for in, where nobody names them; others are looked for in `text`."""
+"""Columns that a model reads if nobody names them, by task; other tasks read `text`."""
 
 OURS = ("prediction", "score", "scores", "embedding", "similarity", "perplexity")
-"""Columns that are added."""
+"""Names of the columns that are added."""
 
 MOST_TOKENS = 512
-"""Of a text, where neither a run nor its tokenizer or model says how many."""
+"""Tokens of a text, if neither run nor tokenizer nor model says how many."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def predict(
     batch: int = 32,
     progress: Progress | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """What a saved model says to some rows, one after the other.
+    """Predictions of a saved model for some rows, one after the other.
 
         for answer in predict("runs/mine", ["A fine film.", "Dull."]):
             print(answer["prediction"], answer["score"])
@@ -83,8 +83,8 @@ def predict(
     - a regression: `prediction`, a number
     - tags of words: `prediction` and `score`, lists with an entry for every word, null for words that are cut off
     - a sentence model: `embedding`, the mean of the last hidden states, or the cosine `similarity` of two texts
-    - a language model: `prediction`, what it says next by the likeliest tokens, and `perplexity` of the row itself;
-      a conversation's last answer is left out before it is asked for one
+    - a language model: `prediction`, its likeliest continuation, and `perplexity` of the row itself; it continues a
+      conversation without the last answer
 
     Args:
         name: an output folder of `opdf distill`, a saved model's folder, or a hub name.
@@ -93,14 +93,14 @@ def predict(
         form: lines, csv, tsv or jsonl, of a stream (lines by default) or of a file whose name does not say it.
         inputs: the column that is read, or two of a pair; those that the run was trained on by default.
         scores: add `scores`, the probability of every class by name.
-        new_tokens: that a language model says; 0 leaves it at perplexities.
+        new_tokens: length of a continuation; 0 gives perplexities only.
         max_length: of a text in tokens; the run's by default, else as many as tokenizer and model take.
         batch: rows at a time.
         progress: called with the numbers of rows done and in all; of a stream with the first twice.
 
     Raises:
         UserError, ValueError, TypeError, FileNotFoundError: the model or the rows cannot be read, or rows are not what
-            the model reads. Of files and values this is said before the first answer, of a stream where it comes.
+            the model reads. Files and values are checked before the first answer, a stream row by row.
     """
     if batch < 1 or new_tokens < 0:
         raise UserError(f"batch is {batch} and new_tokens {new_tokens}; give at least 1 and at least 0")
@@ -156,7 +156,7 @@ def _kind(name: str, model: Any) -> str:
     """The kind of task that a model is for.
 
     Raises:
-        UserError: it is for something that there is no answer to.
+        UserError: there are no predictions for its task.
     """
     kind = type(model).__name__
     if kind.endswith("ForSequenceClassification"):
@@ -206,7 +206,7 @@ def _length(saved: Saved, model: Any, processor: Any, given: int | None) -> int:
 
 
 def _read(row: Row, task: Task) -> Row:
-    """A row with its columns named and what the model reads looked at.
+    """A row with its columns named, and with values that the model can read.
 
     Raises:
         ValueError: something is missing or is not what the model reads.
@@ -331,7 +331,7 @@ def _numbers(rows: Sequence[Row], asked: Asked) -> list[dict[str, Any]]:
 
 
 def _tags(rows: Sequence[Row], asked: Asked) -> list[dict[str, Any]]:
-    """Of every word what is said of its first token."""
+    """The prediction for a word is that for its first token."""
     column = asked.task.inputs[0]
     words = [value if isinstance(value := row.values[column], list) else value.split() for row in rows]
     encoded = asked.processor(
@@ -385,7 +385,7 @@ def _perplexity(row: Row, asked: Asked) -> float | None:
 
 
 def _prompt(row: Row, asked: Asked) -> list[int]:
-    """Tokens that are to be gone on from."""
+    """The tokens to continue."""
     tokenizer, value = asked.processor, row.values[asked.task.inputs[0]]
     if isinstance(value, list):
         turns = value[:-1] if value[-1]["role"] == "assistant" else value
@@ -394,7 +394,7 @@ def _prompt(row: Row, asked: Asked) -> list[int]:
     else:
         ids = tokenizer(value, verbose=False)["input_ids"]
         ends = {tokenizer.eos_token_id, tokenizer.sep_token_id}
-        while len(ids) > 1 and ids[-1] in ends:  # some put an end behind every text
+        while len(ids) > 1 and ids[-1] in ends:  # some tokenizers put an end behind every text
             ids = ids[:-1]
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if not ids and start is None:

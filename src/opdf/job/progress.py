@@ -32,14 +32,18 @@ from rich.progress import (
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
 from opdf.distill import DistillationTrainer
+from opdf.job.processes import is_main
 
 PATIENCE = 2.0
 """Seconds that decomposition may take without a bar of its own."""
 
+PAUSE = 60.0
+"""Seconds between two lines of how much is done."""
+
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Inside, libraries do not chatter between a run's own lines."""
+    """Inside, libraries print no bars or notes between a run's own lines."""
     chatter, verbosity, bars = transformers.utils.logging, transformers.utils.logging.get_verbosity(), []
     chatter.set_verbosity_error()
     if chatter.is_progress_bar_enabled():
@@ -59,12 +63,27 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def counting(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar, while it is open, that is told how much is done and of how much."""
+    """A progress bar, or in a file or a pipe a line now and then; yields what gets the numbers done and in all."""
     console = Console(file=sys.stderr)
+    if not console.is_terminal:
+        yield Spoken(title)
+        return
     columns = TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+    with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(title, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+class Spoken:
+    """How much is done, as a line on stderr when a minute has passed since the last one."""
+
+    def __init__(self, title: str) -> None:
+        self.title, self.last = title, time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        if time.monotonic() - self.last >= PAUSE and is_main():
+            self.last = time.monotonic()
+            print(f"{self.title}: {done:,} of {total:,}", file=sys.stderr, flush=True)
 
 
 class Bar(TrainerCallback):
@@ -81,7 +100,7 @@ class Bar(TrainerCallback):
         self.started = 0.0
 
     def decomposing(self, done: int, total: int) -> None:
-        """A second line while the student's matrices are decomposed, before the first step; if that takes seconds."""
+        """Shows a second line if decomposing the student's matrices, before the first step, takes seconds."""
         if done == 0:
             self.started = time.monotonic()
         if self.matrices is None and done < total and time.monotonic() - self.started > PATIENCE:
@@ -131,14 +150,16 @@ class Lines(TrainerCallback):
 
 
 def _shown(logs: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    """What of a log entry is for a line: loss and rate, or the scores of an evaluation."""
+    """The part of a log entry that a line shows: loss and rate, or the scores of an evaluation."""
     if "loss" in logs:
         yield "loss", float(logs["loss"])
         if "learning_rate" in logs:
             yield "rate", float(logs["learning_rate"])
-    for name, value in logs.items():
-        if name.startswith("eval_") and not name.endswith(("_runtime", "_per_second")):
-            yield f"validation {name.removeprefix('eval_')}", float(value)
+    if "eval_loss" in logs:
+        yield "validation loss", float(logs["eval_loss"])
+        for name, value in logs.items():
+            if name.startswith("eval_") and not name.endswith(("_loss", "_runtime", "_per_second")):
+                yield name.removeprefix("eval_"), float(value)
 
 
 def duration(seconds: float) -> str:
@@ -149,7 +170,7 @@ def duration(seconds: float) -> str:
 
 
 class LogFile(TrainerCallback):
-    """Every log entry of the Trainer as one line of JSON, and before them what there is to say of the start."""
+    """Writes every log entry of the Trainer as one line of JSON, after a first one about the start."""
 
     def __init__(self, path: Path, start: Mapping[str, Any] | None = None) -> None:
         self.path, self.start = path, start
@@ -180,7 +201,7 @@ class Stop(TrainerCallback):
         self._group: Any = None
 
     def received(self, number: int, frame: FrameType | None = None) -> None:
-        if self._here == number:  # another kind is a launcher's way to pass on the first
+        if self._here == number:  # a launcher may pass the first on as a signal of another kind
             os._exit(128 + number)
         self._here = number
         name = signal.Signals(number).name

@@ -1,8 +1,8 @@
-"""Whether a run that goes on is the one that was begun: what may change between its parts, and what is refused.
+"""Checks that a resumed run is the one that was begun: what may change, and what is refused.
 
 output/config.yaml   the configuration, written when the run begins
-output/begun.json    digests of all that is read from outside: the rows of each split, the files of the models; and
-                     how many examples a step takes
+output/begun.json    digests of what is read from outside (the rows of each split, the files of the models) and how
+                     many examples a step takes
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from opdf.job.processes import tell
 ANEW = "start a new run in another folder, or this one anew with --overwrite true"
 
 MAY_CHANGE = (
-    "output", "overwrite", "resume", "json", "data.name",
+    "output", "overwrite", "resume", "push_to_hub", "json", "data.name",
     "training.log*", "training.report_to", "training.run_name", "training.project", "training.save_*",
     "teacher.training.log*", "teacher.training.report_to", "teacher.training.run_name", "teacher.training.project",
     "teacher.training.save_*",
 )  # fmt: skip
-"""Options that no result depends on, as shell patterns. The file of the data may move: its rows are compared."""
+"""Options that no result depends on, as shell patterns. The data's file may move, because its rows are compared."""
 
 MAY_GROW = ("training.max_steps", "training.num_train_epochs")
 A_STEP = ("training.per_device_train_batch_size", "training.gradient_accumulation_steps")
@@ -67,11 +67,11 @@ class Begun:
         return next((part for part, rows in data.items() if rows_digest(rows) != self.rows.get(part)), None)
 
     def with_teacher(self, job: Job) -> Begun:
-        """The same once the teacher may have been fine-tuned: a resumed run reads it from where it was saved."""
+        """With the files of fine-tuned teachers, which a resumed run reads."""
         return replace(self, files=self.files | kept_files(job))
 
     def with_student(self, folder: Path) -> Begun:
-        """The same once the student is saved, so that it can be told whether it is still what was saved."""
+        """With the files of the saved student, so that a later change is noticed."""
         return replace(self, files=self.files | {"output/student": file_digests(folder / STUDENT)})
 
 
@@ -169,11 +169,11 @@ def check_same_files(job: Job) -> None:
 def check_rows_of_run(folder: Path, data: DataConfig, splits: DatasetDict) -> None:
     """Refuse to score a run's student on the run's own data if they have changed since.
 
-    A split that is drawn from other rows has some in the test split that the student was trained on.
+    A split of other rows can have test rows that the student was trained on.
 
     Args:
-        folder: of a run, or of anything else, which is passed over.
-        data: what is scored on; other data than the run's are passed over.
+        folder: of a run; other folders pass.
+        data: what is scored on; other data than the run's pass.
         splits: the same, loaded.
 
     Raises:
@@ -243,7 +243,7 @@ def check_student(folder: Path) -> None:
 
 
 def student_problem(folder: Path) -> str | None:
-    """What is wrong with the student that a run has saved, or None; a run that has not got so far has none."""
+    """What is wrong with the student that a run has saved; None if nothing is, or if it has saved none yet."""
     begun, student = begun_with(folder), folder / STUDENT
     then = begun.files.get("output/student", {}) if begun else {}
     now = file_digests(student) if student.is_dir() else {}

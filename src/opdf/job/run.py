@@ -1,4 +1,4 @@
-"""A run: data, teacher, student, training, scores, and what is left of it on the disk."""
+"""A run: data, teacher, student, training, scores and output."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from transformers import set_seed
 
 import opdf
 from opdf.data import Prepared
-from opdf.distill import DistillationTrainer, find_report
+from opdf.distill import DistillationTrainer, find_report, members
 from opdf.job.arguments import renewed
 from opdf.job.card import write_card
 from opdf.job.checks import check_fit, check_task
@@ -26,8 +26,9 @@ from opdf.job.options import write_yaml
 from opdf.job.output import CONFIG, METRICS, STUDENT, check_free, claimed, read_metrics, save, write_json
 from opdf.job.overview import Overview, overview
 from opdf.job.prepared import prepare_data
-from opdf.job.processes import is_main, tell
+from opdf.job.processes import is_main, on_main, tell
 from opdf.job.progress import counting, quiet, show
+from opdf.job.publish import check_publish, publish
 from opdf.job.resume import Begun, check_same_configuration, check_same_files, check_same_rows, is_finished
 from opdf.job.scoring import evaluator, judged, scores
 from opdf.job.student import build_student, plan_start, started_student
@@ -41,19 +42,19 @@ def run(config: DistillConfig, *, command: str | None = None) -> dict[str, Any]:
 
         metrics = run(DistillConfig(student=StudentConfig(layers=2), output="runs/mine"))
 
-    Progress is shown on stderr where that is a terminal. The output folder gets the student, metrics.json, config.yaml
+    Progress is shown on stderr if that is a terminal. The output folder gets the student, metrics.json, config.yaml
     and train.log.
 
     Args:
         config: what is asked for.
-        command: that the model card names as what made it; None names none.
+        command: for the model card, which names it as what made the student; None names none.
 
     Returns:
         What metrics.json holds: scores of teacher and student, numbers of parameters, seconds, steps, versions.
 
     Raises:
-        UserError, ValueError, TypeError, FileNotFoundError, FileExistsError: something is to be put right before it can
-            start; nothing has been written then.
+        UserError, ValueError, TypeError, FileNotFoundError, FileExistsError: the user has to put something right first;
+            nothing has been written.
         TrainingDiverged: the loss or its gradient is no longer a finite number.
         StorageError: the disk is full.
         Stopped: SIGINT or SIGTERM came; a checkpoint is saved, and the same configuration with `resume` goes on.
@@ -64,12 +65,21 @@ def run(config: DistillConfig, *, command: str | None = None) -> dict[str, Any]:
         if config.resume and is_finished(job):
             metrics = read_metrics(job.folder)
             tell(f"{job.folder} is finished; nothing was changed")
+            _publish(job)
             return metrics
         ready = get_ready(job)
         if is_main():
             print(ready.overview, file=sys.stderr if config.json else None, flush=True)
         with claimed(job.folder, overwrite=config.overwrite, resume=config.resume):
-            return _run(job, ready.prepared, ready.teacher, command)
+            metrics = _run(job, ready.prepared, ready.teacher, command)
+        _publish(job)
+        return metrics
+
+
+def _publish(job: Job) -> None:
+    """Put a finished student on the hub, if that is asked."""
+    if (name := job.config.push_to_hub) is not None:
+        on_main(lambda: tell(f"the student is published as {publish(job.folder / STUDENT, name)}"))
 
 
 @dataclass(frozen=True)
@@ -94,6 +104,8 @@ def check_place(job: Job) -> None:
         UserError, FileNotFoundError, FileExistsError, PermissionError: as `run`.
     """
     check_free(job.folder, overwrite=job.config.overwrite, resume=job.config.resume)
+    if (name := job.config.push_to_hub) is not None:
+        on_main(lambda: check_publish(name))
     if job.config.resume:
         check_same_configuration(job)
 
@@ -215,7 +227,7 @@ def student_trainer(job: Job, prepared: Prepared, teacher: Any, title: str) -> D
 def new_student(job: Job, prepared: Prepared, teacher: Any) -> Any:
     """A student before any training."""
     set_seed(job.config.seed)
-    options = job.config.student
+    options, teacher = job.config.student, members(teacher)[0]
     start = plan_start(options, teacher, prepared)
     if start.sizes is None:
         return build_student(options, teacher, prepared.task)
@@ -244,7 +256,7 @@ def trainer_of(student: Any, job: Job, prepared: Prepared, teacher: Any, title: 
 
 
 def training_rows(job: Job, prepared: Prepared, teacher: Any) -> Any:
-    """The training rows with what the objective wants of the teacher, which jobs of one teacher share."""
+    """The training rows with the teacher's outputs that the objective needs, which jobs of one teacher share."""
     if job.config.constraint is not None and job.objective.decisions_only:
         tell("note: the constraint loss reads the teacher's weights, which a black box would not show")
     shared = job.teachers != job.folder
@@ -253,7 +265,7 @@ def training_rows(job: Job, prepared: Prepared, teacher: Any) -> Any:
 
 
 def parameters(trainer: DistillationTrainer) -> dict[str, int]:
-    """Of the student, while it trains and at inference."""
+    """Parameters of the student, while it trains and at inference."""
     over = trainer.overparameterization
     inference = sum(p.numel() for p in trainer.model.parameters())
     return {"train_params": over.train_params if over else inference, "inference_params": inference}
@@ -261,7 +273,7 @@ def parameters(trainer: DistillationTrainer) -> dict[str, int]:
 
 def shapes(over: OverParameterization) -> list[dict[str, Any]]:
     """How many matrices of which size were trained in which shape."""
-    counts = Counter(target.shape for target in over.matrices)
+    counts = Counter(matrix.shape for matrix in over.matrices)
     return [
         {"matrices": count, "rows": s.rows, "cols": s.cols, "shape": str(s), "scale": round(s.scale, 3)}
         for s, count in counts.items()
@@ -269,7 +281,7 @@ def shapes(over: OverParameterization) -> list[dict[str, Any]]:
 
 
 def versions() -> dict[str, str]:
-    """Of what a result depends on."""
+    """Versions of the packages that a result depends on."""
     return {
         "opdf": opdf.__version__, "torch": torch.__version__, "transformers": transformers.__version__,
         "python": platform.python_version(),

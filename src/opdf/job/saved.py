@@ -1,4 +1,4 @@
-"""What a user calls a model: the output folder of a run, the student in it, or any saved model."""
+"""Saved models by what a user calls them: the output folder of a run, the student in it, or any other."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ def find_saved(name: str) -> Saved:
         return Saved(str(folder / "student"), folder)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise FileNotFoundError(
-            f"{name} holds no run and no model; give an output folder of opdf distill, or a model's"
+            f"{name} holds no run and no model (neither {CONFIG} nor config.json); give an output folder of opdf "
+            "distill, or a model's"
         )
     run = folder.parent if folder.name == "student" and (folder.parent / CONFIG).is_file() else None
     return Saved(name, run)

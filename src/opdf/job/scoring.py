@@ -69,6 +69,11 @@ def evaluate(
         data = read_config(str(saved.run / CONFIG)).data
     name = saved.model
     prepared = prepare_data(data, TeacherConfig(model=name))
+    if probe and not prepared.task.has_classes:
+        raise UserError(
+            f"probe is true and {data.name} is for {prepared.task.kind}; a linear classifier needs one class an "
+            "example: leave it out"
+        )
     if prepared.task.is_unlabelled:
         raise UserError(f"{data.name} has no labels to score {name} against; name the label column in data.label")
     model, missing = load_model(name, prepared.task)
@@ -84,12 +89,12 @@ def evaluate(
 
 
 def answers(model: Any, prepared: Prepared, part: str) -> np.ndarray:
-    """What a model says to a split's examples, see `Task.answers`."""
+    """A model's answers for a split's examples, see `Task.answers`."""
     return prepared.task.answers(evaluator(model, prepared).predict(prepared.data[part]).predictions)
 
 
 def judged(prepared: Prepared, teacher: Any) -> Prepared:
-    """Texts of a language model and unlabelled data with what a ready teacher says of them; others as they are."""
+    """Unlabelled data and a language model's texts with the answers of a ready teacher; others as they are."""
     if not prepared.task.follows_teacher:
         return prepared
     return prepared.judged_by({part: answers(teacher, prepared, part) for part in ("validation", "test")})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from opdf.distill import LogitsStore
-from opdf.files import LOCK
+from opdf.files import LOCK, check_writable
 from opdf.job.checks import check_inputs, check_task
 from opdf.job.config import DistillConfig
 from opdf.job.errors import UserError
@@ -19,7 +19,7 @@ KNOWN = {"teacher", "teacher.log", "teacher-checkpoints", "logits", LOCK}
 
 
 def cache_teacher(config: DistillConfig) -> LogitsStore:
-    """Run the teacher once over the training data and keep its outputs; stopped and run again it goes on.
+    """Run the teacher once over the training data and keep its outputs. A second call goes on where one stopped.
 
     Args:
         config: of the students that will learn from them; its objective is sparse-logits with a store.
@@ -33,8 +33,7 @@ def cache_teacher(config: DistillConfig) -> LogitsStore:
     folder = Job(config).objective.cache
     if folder is None:
         raise UserError("cache-teacher needs objective.name sparse-logits and its folder in objective.options.store")
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"store {folder} is a file; choose another folder")
+    check_writable(folder, "store")
     unknown = [p.name for p in folder.iterdir() if p.name not in KNOWN] if folder.is_dir() else []
     if unknown:
         raise FileExistsError(f"store {folder} holds {unknown[0]}, which is not ours; choose another folder")

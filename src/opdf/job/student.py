@@ -21,7 +21,7 @@ BATCH = 32
 
 
 def check_student(options: StudentConfig) -> None:
-    """Refuse a student that is not said once.
+    """Refuse a student that is described in no way or in two.
 
     Raises:
         UserError: none of layers, model and config is given, or two that do not go together; or it cannot start so.
@@ -47,12 +47,12 @@ def check_student(options: StudentConfig) -> None:
 
 @dataclass(frozen=True)
 class Start:
-    """How a student begins.
+    """How a student is made.
 
     Attributes:
         sizes: of a student that is fitted to its teacher; None for others.
         blank: that student, on the meta device.
-        why_not: the reason why a student is not fitted that was not said to start otherwise; empty for others.
+        why_not: why a student is not fitted although no other start was asked for; empty for others.
     """
 
     sizes: dict[str, int] | None = None

@@ -41,6 +41,9 @@ BESIDE_FLOPS = 2**28
 ROUNDING = {"float32": 0.0, "tf32": 2.0**-10, "bf16": 2.0**-7}
 """Relative rounding that a contraction in this precision adds to that of the weight's dtype."""
 
+HALVINGS = 100
+"""Of a step, at most."""
+
 _FORWARD_MODE = Lock()
 """torch counts levels of forward-mode differentiation for all threads together."""
 
@@ -69,6 +72,7 @@ class Stack:
         self.cores: list[Tensor] = []
         self.gradients: list[Tensor] = []
         self._before: list[list[Tensor]] = []
+        self._limits: dict[int, tuple[list[Tensor], float]] = {}
         self._keep = keep
         self._segments: dict[tuple[int, int], Tensor] | None = None
         self._contracted: list[tuple[Tensor, int]] = []
@@ -112,6 +116,16 @@ class Stack:
             not before or any(not torch.equal(core, old) for core, old in zip(chain, before, strict=True))
             for chain, before in zip(self.chains, self._before, strict=True)
         ]
+
+    def limit(self, which: int, length: float) -> None:
+        """Let the coming step move a weight no further than `length`, see `hold_back`."""
+        self._limits[which] = [core.clone() for core in self.chains[which]], length
+
+    def hold_back(self) -> None:
+        """Shorten the steps of cores that move their weight further than they may."""
+        for which, (before, length) in self._limits.items():
+            shorten(self.chains[which], before, length)
+        self._limits = {}
 
     def drop_gradients(self) -> None:
         self.cores, self.gradients, self._before = [], [], []
@@ -221,6 +235,21 @@ def movement(cores: Sequence[Tensor], updates: Sequence[Tensor]) -> Tensor:
     with _FORWARD_MODE:
         moved: Tensor = torch.func.jvp(lambda *c: contract(c), tuple(cores), tuple(updates))[1]
     return moved.norm()
+
+
+def product_norm(cores: Sequence[Tensor]) -> float:
+    """The Frobenius norm of a chain's product."""
+    return float(contract(cores).norm())
+
+
+def shorten(cores: Sequence[Tensor], before: Sequence[Tensor], length: float) -> None:
+    """Halve a step of cores, in place, until their product moves no further than `length`, a Frobenius norm."""
+    start, updates = contract(before), [core - old for core, old in zip(cores, before, strict=True)]
+    for halvings in range(HALVINGS):
+        if float((contract(cores) - start).norm()) <= length:  # false for what is not a number
+            return
+        for core, old, update in zip(cores, before, updates, strict=True):
+            core.copy_(old + update * 0.5 ** (halvings + 1))
 
 
 def cores_in(state: Mapping[str, Any], shape: MPOShape) -> list[Tensor]:

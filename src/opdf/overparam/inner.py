@@ -180,7 +180,7 @@ def try_out(
             except Exception as error:
                 raise ValueError(
                     f"lr_scaling is 'match-dense' and {cls.__name__} takes no learning rate for each weight's cores "
-                    f"({_said(error)}); give OverParamConfig(lr_scaling='none')"
+                    f"({_said(error)}); set lr_scaling to 'none'"
                 ) from error
         try:
             alone = _trial(cls, options, group, like, rates, alone=True)
@@ -189,8 +189,7 @@ def try_out(
             by_itself = False
     if config.placement == "owner" and not by_itself:
         raise ValueError(
-            f"placement is 'owner' and {cls.__name__} looks at all cores at once; "
-            "give OverParamConfig(placement='replicate')"
+            f"placement is 'owner' and {cls.__name__} looks at all cores at once; set placement to 'replicate'"
         )
     return Traits(by_itself, settled)
 
@@ -225,6 +224,29 @@ def defaults(cls: type[Optimizer], options: Mapping[str, Any]) -> dict[str, Any]
         raise
     except Exception as error:
         raise TypeError(f"{cls.__name__} cannot be made from parameters alone ({_said(error)}); {REMEDY}") from error
+
+
+def check_sparse(model: nn.Module, cls: type[Optimizer], options: Mapping[str, Any]) -> None:
+    """Refuse an optimizer that cannot step the sparse gradients of one of a model's embeddings.
+
+    Raises:
+        TypeError: there is such an embedding.
+    """
+    kinds = (nn.Embedding, nn.EmbeddingBag)
+    sparse = (n for n, m in model.named_modules() if isinstance(m, kinds) and m.sparse and m.weight.requires_grad)
+    name = next(sparse, None)
+    if name is None or not (isinstance(cls, type) and issubclass(cls, Optimizer)):
+        return
+    weight = nn.Parameter(torch.zeros(4, 2))
+    try:
+        optimizer = cls([weight], **options)
+        weight.grad = torch.sparse_coo_tensor(torch.tensor([[1]]), torch.ones(1, 2), (4, 2), check_invariants=True)
+        optimizer.step()
+    except Exception as error:  # whatever it raises, it would raise in the first step
+        raise TypeError(
+            f"{name} has sparse gradients (sparse=True), which {cls.__name__} cannot step: {_said(error)}. Make it "
+            "with sparse=False, or take torch.optim.SGD"
+        ) from error
 
 
 def unit_updates(
@@ -290,7 +312,7 @@ def _check_rates(cls: type[Optimizer], options: Mapping[str, Any], group: Mappin
         if other is None or float((other - settled).norm()) > 0.05 * float(settled.norm()):
             raise ValueError(
                 f"lr_scaling is 'match-dense' and {cls.__name__}'s step {why}, so that no rate makes cores move as far "
-                "as the dense weight would; give OverParamConfig(lr_scaling='none')"
+                "as the dense weight would; set lr_scaling to 'none'"
             )
     first = update(zeros, 1e-3, 1)
     alike = torch.nn.functional.cosine_similarity(first, settled, dim=0) > 0.99

@@ -36,18 +36,22 @@ from opdf.overparam.cores import (
     each,
     is_product,
     match,
+    product_norm,
     products_in,
     stacked,
     working,
     working_dtype,
 )
-from opdf.overparam.inner import Inner, Part, Traits, defaults, dense_and_cores, try_out
+from opdf.overparam.inner import Inner, Part, Traits, defaults, dense_and_cores, try_out, unit_updates
 from opdf.overparam.select import Matrix
 from opdf.overparam.sharding import assign, whole
 from opdf.overparam.writes import Writes
 
 RATE = {"lr_scale": 0.0, "moves": 0, "moved_dense": 0.0, "moved_cores": 0.0}
 """What a weight's state says about its learning rate before the first move. Every state has the same keys."""
+
+FURTHEST = 2.0
+"""Times as far as the dense optimizer, what cores may move a weight in their first step."""
 
 Weights = Mapping[Tensor, Matrix]
 """Parameters that are trained through cores, and what they are."""
@@ -179,6 +183,7 @@ class OverParameterizedOptimizer(Optimizer):
             self._constrain(stack)
         self._inner.step([*plain, *self._parts(stacks)], alone=self._recipe.traits.alone)
         for stack in stacks:
+            stack.hold_back()
             self._write(stack)
 
     def _evaluate(self, closure: Callable[[], float] | None) -> float | None:
@@ -270,6 +275,8 @@ class OverParameterizedOptimizer(Optimizer):
             if still[n]:
                 continue
             state["moves"] += 1
+            if state["moves"] == 1:
+                stack.limit(n, self._longest(stack.group, chain, dense[n]))
             if rate_is_due(state["moves"]):
                 moved = dense_and_cores(
                     recipe.inner, recipe.options, stack.group, chain, gradients, dense[n], recipe.traits.settled
@@ -278,6 +285,17 @@ class OverParameterizedOptimizer(Optimizer):
                 state["moved_cores"] += moved[1] ** 2
                 known = state["moved_cores"] > 0
                 state["lr_scale"] = (state["moved_dense"] / state["moved_cores"]) ** 0.5 if known else 1.0
+
+    def _longest(self, group: Mapping[str, Any], chain: Sequence[Tensor], dense: Tensor) -> float:
+        """How far cores may move a weight in their first step: `FURTHEST` times as far as the dense step.
+
+        The factor of the rate is one for small steps. Where the rate is many times the size of the weights, the first
+        step of the cores would be too long by the square of that and more. After it the weights are as large as a step.
+        """
+        rate, decay = (float(group.get(name) or 0.0) for name in ("lr", "weight_decay"))
+        (update,) = unit_updates(self._recipe.inner, self._recipe.options, group, [dense])
+        shrinking = decay * len(chain) * product_norm(chain) if decay else 0.0
+        return FURTHEST * rate * (float(update.norm()) + shrinking)
 
     def _without_motion(self, stack: Stack, dense: Sequence[Tensor]) -> list[bool]:
         """Which weights must stay bit for bit if their cores do: those without a gradient or a learning rate.

@@ -66,8 +66,8 @@ def compare(folders: Sequence[Path], *, batch: int = 32) -> list[dict[str, Any]]
         A row a run: its name, metric, test scores of the teacher and of the student before and after its training, the
         validation score, parameters, megabytes of the saved student, milliseconds for one example and for a batch on
         this machine (medians, the runs taking turns), steps and seconds of training, and "against", the difference to
-        the first run's test score with its 95 % interval by test examples; null where the two were tested on other
-        examples, or their answers cannot be paired.
+        the first run's test score with its 95 % interval by test examples. "against" is null if the two have other test
+        examples or their answers cannot be paired.
 
     Raises:
         UserError: there are fewer than two runs, one is not finished, or its data have changed.
@@ -106,10 +106,10 @@ def load(folder: Path) -> Finished:
 
 
 def against(run: Finished, first: Finished) -> Effect | None:
-    """How much more a run scores than another on the same test examples; None where that cannot be said.
+    """How much more a run scores than another on the same test examples; None if they cannot be compared.
 
-    It cannot where they are not the same, and where an example's answer does not say how good it is: of a language
-    model, and without labels.
+    That is so if the test examples differ, for language models, and without labels: an answer is not right or wrong
+    then.
     """
     task, other = run.prepared.task, first.prepared.task
     same = (run.split, task.metric, run.labels.shape) == (first.split, other.metric, first.labels.shape)
@@ -159,7 +159,7 @@ def _shown(row: dict[str, Any], part: str) -> str:
 
 
 def _answers(model: Any, prepared: Prepared) -> tuple[np.ndarray, np.ndarray]:
-    """What a student says to the test split, and the labels."""
+    """A student's answers for the test split, and the labels."""
     task, rows = prepared.task, prepared.data["test"]
     if task.kind == "similarity":
         labels = prepared.raw["test"].with_format("numpy")[task.label][:]

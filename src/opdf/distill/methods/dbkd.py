@@ -64,6 +64,7 @@ class DecisionDistillation(Objective):
     tasks = ("classification", "image-classification")
     columns = ("decision_logits",)
     decisions_only = True
+    needs_whole_rows = True
 
     def __init__(
         self,

@@ -55,6 +55,7 @@ class LGTM(TaskAndLogits):
     """
 
     trains_teacher = True
+    needs_whole_rows = True
 
     def __init__(
         self,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from opdf.data import Prepared
 from opdf.distill.chunks import Heads, Tokens, kept_labels, kept_places, kept_tokens, over_chunks
+from opdf.distill.ensemble import Ensemble, members
 from opdf.distill.losses import DIVERGENCES, Batch, count_labelled, distillation_loss, precise, task_loss
 from opdf.distill.models import check_same_outputs, config_of, is_causal, is_language_model
 from opdf.distill.objective import Losses, Objective
@@ -49,9 +50,9 @@ class TaskAndLogits(Objective):
 
     def prepare(self, student: nn.Module, teacher: nn.Module | None) -> None:
         if teacher is None and self.alpha > 0:
-            raise ValueError(f"alpha is {self.alpha} but there is no teacher; pass one, or set alpha=0")
-        if teacher is not None:
-            check_same_outputs(student, teacher)
+            raise ValueError(f"alpha is {self.alpha} but there is no teacher; pass one, or set alpha to 0")
+        for one in members(teacher) if teacher is not None else ():
+            check_same_outputs(student, one)
 
     def count_items(self, student: nn.Module, batch: Batch) -> Tensor:
         return count_labelled(student, batch)
@@ -119,7 +120,7 @@ class TaskAndLogits(Objective):
 
     def _check_labels(self, batch: Batch) -> None:
         if "labels" not in batch:
-            raise ValueError(f"the batch has no 'labels' and alpha is {self.alpha}; set alpha=1 to learn without")
+            raise ValueError(f"the batch has no 'labels' and alpha is {self.alpha}; set alpha to 1 to learn without")
 
 
 class LogitsDistillation(TaskAndLogits):
@@ -140,6 +141,7 @@ class LogitsDistillation(TaskAndLogits):
 
     tasks = (*Objective.tasks, "multi-label", "token-classification", "causal-lm")
     columns = ("teacher_logits",)
+    several_teachers = True
 
     def __init__(
         self,
@@ -159,6 +161,7 @@ class LogitsDistillation(TaskAndLogits):
 
     def prepare(self, student: nn.Module, teacher: nn.Module | None) -> None:
         super().prepare(student, teacher)
+        self._soften(teacher)
         if self.divergence != "forward" and getattr(config_of(student), "problem_type", None) == "regression":
             raise ValueError(f"divergence is {self.divergence!r} and a regression has no distributions; leave it out")
         if self.class_weights is not None:
@@ -181,7 +184,7 @@ class LogitsDistillation(TaskAndLogits):
         stored = batch.get("teacher_logits") if self.alpha else None
         asked = teacher if self.alpha and stored is None else None
         if stored is None:
-            models = [student, *([asked] if asked is not None else [])]
+            models = [student, *(members(asked) if asked is not None else [])]
             labels = self._heads.divide(models, batch, self.forward)
             if labels is not None:
                 return self._by_chunks(student, asked, batch, labels, num_items)
@@ -189,20 +192,26 @@ class LogitsDistillation(TaskAndLogits):
         theirs = self.teacher_forward(asked, batch).logits if asked is not None else stored
         return self.combine(student, ours, None if theirs is None else theirs.to(ours.device), batch, num_items)
 
+    def _soften(self, teacher: nn.Module | None) -> None:
+        """Have several teachers averaged at the temperature at which the student follows them."""
+        if isinstance(teacher, Ensemble):
+            teacher.temperature.fill_(self.temperature)
+
     def _by_chunks(
         self, student: nn.Module, teacher: nn.Module | None, batch: Batch, labels: Tensor, num_items: Tensor
     ) -> Losses:
         """The same for a language model, of a head's inputs and chunks of its outputs."""
         shifted = is_causal(student)
-        theirs = None
-        if teacher is not None:
-            theirs = kept_tokens(teacher, batch, labels, self.teacher_forward, shifted=shifted).cast()
+        theirs = [
+            kept_tokens(one, batch, labels, self.teacher_forward, shifted=shifted).cast()
+            for one in (members(teacher) if teacher is not None else ())
+        ]
         ours = kept_tokens(student, batch, labels, self.forward, shifted=shifted)
 
         def soft(logits: Tensor, rows: slice) -> Tensor:
-            assert theirs is not None
-            target = precise(theirs.logits(rows)).to(logits.device)
-            return DIVERGENCES[self.divergence](logits, target, self.temperature)
+            said = [one.logits(rows) for one in theirs]
+            target = teacher.mean(said) if isinstance(teacher, Ensemble) else precise(said[0])
+            return DIVERGENCES[self.divergence](logits, target.to(logits.device), self.temperature)
 
         return self.combine_tokens(student, ours, soft if theirs else None, labels, batch, num_items)
 
@@ -218,10 +227,11 @@ class LogitsDistillation(TaskAndLogits):
         """Runs of one teacher share a column "teacher_logits". A single run may end before it has seen all rows."""
         if data.class_weights is not None and self.alpha < 1:
             self.class_weights = data.class_weights
-        rows = data.data["train"]
+        rows = data.training_rows()
         by_token = data.task.kind in ("token-classification", "causal-lm")  # too many logits to keep
-        if not shared or not self.alpha or by_token:
+        if not shared or not self.alpha or by_token or data.noise is not None:
             return rows
+        self._soften(teacher)
         depends = [fingerprint(rows), weights_digest(teacher)]
         logits = kept(folder, "teacher_logits", depends, lambda: all_logits(teacher, data, rows, progress))
         return with_column(rows, "teacher_logits", logits)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from opdf.data import ImageNoise, Prepared, count_tokens
 from opdf.distill.chunks import Heads, kept_places, kept_tokens
+from opdf.distill.ensemble import members
 from opdf.distill.losses import Batch, labels_of, task_loss, token_labels
 from opdf.distill.methods.logits import TaskAndLogits
 from opdf.distill.models import check_same_outputs, config_of, is_causal, kind_of
@@ -23,7 +24,7 @@ from opdf.distill.store import LogitsStore, StoredDataset, StoreInfo
 from opdf.mpo import Progress
 
 if TYPE_CHECKING:
-    from transformers import Trainer
+    pass
 
 
 class SparseLogitsDistillation(TaskAndLogits):
@@ -44,8 +45,10 @@ class SparseLogitsDistillation(TaskAndLogits):
     """
 
     tasks = (*Objective.tasks, "token-classification", "causal-lm")
+    needs_whole_rows = True
     columns = ("teacher_logits", "teacher_classes", "teacher_probabilities")
     needs_teacher = False
+    several_teachers = True
 
     def __init__(
         self,
@@ -62,7 +65,7 @@ class SparseLogitsDistillation(TaskAndLogits):
             raise ValueError(f"top_k is {top_k} and epochs {epochs}; top_k is 0 or more, epochs 1 or more")
         if epochs > 1 and not noise:
             raise ValueError(
-                f"epochs is {epochs} without noise: every epoch would hold the same; set noise, or epochs=1"
+                f"epochs is {epochs} without noise: every epoch would hold the same; set noise, or epochs to 1"
             )
         self.store, self.top_k, self.epochs, self.noise, self.seed = store, top_k, epochs, noise, seed
         self._heads = Heads()
@@ -71,9 +74,9 @@ class SparseLogitsDistillation(TaskAndLogits):
 
     def prepare(self, student: nn.Module, teacher: nn.Module | None) -> None:
         if getattr(config_of(student), "problem_type", None) == "regression" and self.top_k:
-            raise ValueError("a regression has no classes; store plain values with top_k=0")
-        if teacher is not None:
-            check_same_outputs(student, teacher)
+            raise ValueError("a regression has no classes; store plain values with top_k 0")
+        for one in members(teacher) if teacher is not None else ():
+            check_same_outputs(student, one)
 
     def losses(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, num_items: Tensor) -> Losses:
         if "teacher_probabilities" in batch and batch["teacher_probabilities"].dim() == 3:
@@ -112,10 +115,6 @@ class SparseLogitsDistillation(TaskAndLogits):
             return self.combine_tokens(student, self.forward(student, batch).logits, soft, labels, batch, num_items)
         ours = kept_tokens(student, batch, labels, self.forward, shifted=is_causal(student))
         return self.combine_tokens(student, ours, soft, labels, batch, num_items)
-
-    def on_epoch_begin(self, trainer: Trainer) -> None:
-        if isinstance(trainer.train_dataset, StoredDataset):
-            trainer.train_dataset.set_epoch(int(trainer.state.epoch or 0))
 
     @property
     def cache(self) -> Path | None:

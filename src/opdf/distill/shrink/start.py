@@ -35,7 +35,7 @@ from opdf.mpo import matmul_precision
 logger = logging.getLogger(__name__)
 
 ENOUGH = 2
-"""Tokens a direction; with fewer a student is worth little on others than those that it was fitted to."""
+"""Tokens a direction. With fewer, a student does little on tokens that it was not fitted to."""
 
 
 def shrink(teacher: nn.Module, batches: Iterable[Mapping[str, Tensor]], **sizes: int) -> Any:
@@ -43,20 +43,19 @@ def shrink(teacher: nn.Module, batches: Iterable[Mapping[str, Tensor]], **sizes:
 
         student = shrink(teacher, batches, num_hidden_layers=3, hidden_size=192)
 
-    Nothing is trained. Every part of the student is fitted in closed form to what the teacher makes of some examples,
-    one part after the other, each to what the parts before it have made of them. It costs about two passes of the
-    teacher over the examples, and memory for the residual streams of both models.
+    Nothing is trained. Every part of the student is fitted in closed form to the teacher's states on some examples. The
+    parts are fitted in order, each on what the fitted parts before it give. It costs about two passes of the teacher
+    over the examples, and memory for the residual streams of both models.
 
     Args:
         teacher: a BERT (MiniLM), RoBERTa, DistilBERT, ViT, DeiT, GPT-2, LLaMA, Qwen3 or T5 of transformers, on any
             device; it is not changed.
         batches: examples as the model takes them, `{name: tensor}`; a DataLoader, say. 256 to 1,000 examples will do.
-            Labels are not used, but by an encoder-decoder that makes its decoder's inputs of them. Sizes of batches,
-            their order and their padding do not matter.
-            Pad on the right where the model counts positions from the left (BERT, GPT-2), as it is used.
+            Only an encoder-decoder uses labels: it makes its decoder's inputs from them. Sizes of batches, their order
+            and their padding do not matter. Pad on the right if the model counts positions from the left (BERT, GPT-2).
         **sizes: fields of the teacher's configuration: its hidden size, feed-forward size, numbers of heads and of
-            key-value heads, and of blocks. What is not named stays. Where the size of a head follows from the hidden
-            size, it follows.
+            key-value heads, and of blocks. What is not named stays. The size of a head changes with the hidden size if
+            it is not a field of its own.
 
     Returns:
         A plain model of the teacher's class and dtype, on its device, in eval mode. `shrink_report` tells how much of
@@ -76,7 +75,7 @@ def shrink(teacher: nn.Module, batches: Iterable[Mapping[str, Tensor]], **sizes:
         _warn_of_few(*_check_count(teacher, family, config, inputs))
         student, report = _started(teacher, family, config, inputs)
     keep_report(student, report)
-    logger.info("the student tells these shares of the variance of its teacher's residual stream:\n%s", report)
+    logger.info("the student explains these shares of the variance of its teacher's residual stream:\n%s", report)
     return student
 
 
@@ -85,7 +84,7 @@ def blank_student(teacher: Any, batches: Iterable[Mapping[str, Tensor]] = (), **
 
     Args:
         teacher, **sizes: as for `shrink`.
-        batches: as for `shrink`; how many examples there are is not looked at without.
+        batches: as for `shrink`; without them their number is not checked.
 
     Returns:
         A model on the meta device.
@@ -199,7 +198,7 @@ def _count(teacher: Any, stack: Stack, inputs: Mapping[str, Tensor]) -> int:
 
 
 def _blank(teacher: Any, config: Any, device: torch.device) -> Any:
-    """A model of the teacher's class whose values are still to come, float32 at least until it has them."""
+    """A model of the teacher's class without values, in float32 at least until it has them."""
     config._attn_implementation = teacher.config._attn_implementation
     exact = torch.promote_types(teacher.dtype, torch.float32)
     with torch.random.fork_rng(), device:

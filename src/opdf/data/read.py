@@ -150,10 +150,17 @@ def _described_images(folder: Path, table: Path) -> Dataset:
 
 
 def pictures(folder: Path, paths: Iterable[Path]) -> list[Path]:
-    """Absolute paths of the images among some paths in a folder, none of them hidden, in the order of their names."""
-    found = (path for path in paths if path.suffix.lower() in PICTURES and path.is_file())
-    shown = (path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
-    return [Path(os.path.abspath(path)) for path in sorted(shown)]
+    """Absolute paths of the images among some paths in a folder, none of them hidden, in the order of their names.
+
+    Raises:
+        ValueError: one is a link that leads nowhere.
+    """
+    found = (path for path in paths if path.suffix.lower() in PICTURES and not path.is_dir())
+    shown = sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+    lost = next((path for path in shown if not path.exists()), None)
+    if lost is not None:
+        raise ValueError(f"{lost} is a link that leads nowhere; bring back the image, or remove the link")
+    return [Path(os.path.abspath(path)) for path in shown]
 
 
 def _kept_images(paths: Sequence[Path], make: Callable[[], Dataset]) -> Dataset:

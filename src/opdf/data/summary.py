@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+import PIL.Image
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset
+from datasets import Dataset, Image, concatenate_datasets
 
 from opdf.data.classes import class_counts
 from opdf.data.columns import TEXT, dtype, values
@@ -18,6 +20,9 @@ from opdf.data.metrics import IGNORED
 from opdf.data.prepared import Prepared
 from opdf.data.splits import contents
 from opdf.data.task import Task
+
+LOOKED_AT = 500
+"""Images of all splits together, at most, whose files are looked at for oddities."""
 
 MANY_UNKNOWN = 0.2
 """Of the tokens: so many unknown ones are worth a note."""
@@ -44,6 +49,7 @@ class DataSummary:
         contradicting: rows that differ from others in case and punctuation only, and have another class.
         blank: rows in which a text is empty.
         unknown: share of the training tokens that the tokenizer does not know.
+        odd_images: of up to `LOOKED_AT` images, how many have each oddity that is passed over.
         where: what stands before the names of options.
     """
 
@@ -60,6 +66,7 @@ class DataSummary:
     contradicting: int = 0
     blank: int = 0
     unknown: float = 0.0
+    odd_images: dict[str, int] = field(default_factory=dict)
     where: str = ""
 
     def __str__(self) -> str:
@@ -123,6 +130,8 @@ class DataSummary:
                 f"{self.unknown:.0%} of the tokens are unknown to the tokenizer, which reads them all alike; it may be "
                 "for another language or another script"
             )
+        for oddity, count in self.odd_images.items():
+            yield f"{count:,} of the {min(rows, LOOKED_AT):,} images that were looked at {oddity}"
         absent = [name for name in self.task.labels if self.classes and not self.classes["train"].get(name)]
         if absent:
             more = f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
@@ -155,6 +164,7 @@ def describe(prepared: Prepared, name: str, *, where: str = "") -> DataSummary:
         contradicting=_contradicting(said, labels) if task.has_classes else 0,
         blank=0 if task.is_image else sum(_blank(rows, task) for rows in raw.values()),
         unknown=0.0 if task.is_image else _unknown(prepared),
+        odd_images=_odd_images(raw, task.inputs[0]) if task.is_image else {},
         repeated={part: sum(row in trained for row in rows) for part, rows in said.items() if part != "train"},
         where=where,
     )
@@ -184,6 +194,21 @@ def _unknown(prepared: Prepared) -> float:
         return 0.0
     tokens = pc.list_flatten(values(prepared.data["train"], "input_ids"))
     return float(pc.mean(pc.equal(tokens, number)).as_py() or 0.0)
+
+
+def _odd_images(raw: Mapping[str, Dataset], column: str) -> dict[str, int]:
+    """What is passed over in images, by their files' first bytes: nothing is decoded."""
+    together = concatenate_datasets([rows.select_columns(column) for rows in raw.values()])
+    stored = together.cast_column(column, Image(decode=False))
+    counts = Counter[str]()
+    for k in np.unique(np.linspace(0, len(stored) - 1, num=min(len(stored), LOOKED_AT), dtype=int)).tolist():
+        value = stored[k][column]
+        with PIL.Image.open(io.BytesIO(value["bytes"]) if value["bytes"] else value["path"]) as image:
+            if getattr(image, "n_frames", 1) > 1:
+                counts["have several pictures, of which the first is taken"] += 1
+            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+                counts["have transparent parts, which are taken in the colour that they have beneath"] += 1
+    return dict(counts)
 
 
 def _spread(labels: list[pa.ChunkedArray]) -> tuple[float, float, float]:

@@ -330,3 +330,11 @@ def test_classes_that_look_alike_are_kept_and_noted(tmp_path: Path) -> None:
     assert [note for note in task.notes if "'Pos' and 'pos '" in note]
     assert [note for note in task.notes if r"'cafe\u0301' and 'caf\xe9' differ" in note]
     assert len(task.notes) == 2
+
+
+def test_values_of_different_kinds_are_named_with_their_places(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "label": 1}\n\n{"text": "b", "label": "x"}\n')
+    with pytest.raises(
+        ValueError, match="'label' holds values of different kinds: line 1 has a number and line 3 a text"
+    ):
+        read_file(tmp_path / "a.jsonl")

@@ -22,7 +22,6 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-from opdf.cli import main
 from opdf.job import DataConfig, DistillConfig, cache_teacher, evaluate, export, read_config, run
 from opdf.job.arguments import training_arguments
 from opdf.job.errors import UserError
@@ -179,7 +178,7 @@ def test_stored_words_of_a_language_model_and_of_a_tagger(
 
 
 def test_several_teachers(tmp_path: Path, models: Path) -> None:
-    """From a file, the command line and Python; scored, started from the first, named on the card, and resumed."""
+    """From a file; scored, started from the first, named on the card, and resumed."""
     (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
     other = LlamaForCausalLM(LlamaConfig(vocab_size=len(WORDS), max_position_embeddings=64, **SIZES))
     other.save_pretrained(tmp_path / "other")
@@ -194,10 +193,6 @@ def test_several_teachers(tmp_path: Path, models: Path) -> None:
     found = run(read_config(str(tmp_path / "config.yaml")))
     assert "the mean with weights 2, 1 of llama, other" in card(tmp_path)
     assert found["teacher"]["test"]["agreement"] == 1
-    command = ["distill", str(tmp_path / "config.yaml"), "--teacher.models", json.dumps(names), "--teacher.weights",
-               "[2, 1]", "--output", str(tmp_path / "again"), "--json"]  # fmt: skip
-    assert main(command) == 0
-    assert json.loads((tmp_path / "again" / "metrics.json").read_text())["student"] == found["student"]
     assert run(replace(read_config(str(tmp_path / "out" / "config.yaml")), resume=True)) == found
 
 

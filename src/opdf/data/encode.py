@@ -11,6 +11,7 @@ import torch
 from datasets import Array3D, Dataset, DatasetDict, Image
 from transformers import DataCollatorForTokenClassification, DataCollatorWithPadding, default_data_collator
 
+from opdf.data.augment import as_rgb
 from opdf.data.language import encode_language, is_conversation, packed, padding
 from opdf.data.metrics import IGNORED
 from opdf.data.task import Task
@@ -173,7 +174,7 @@ def encode_rows(
         texts = [text for pair in zip(*(rows[c] for c in task.inputs), strict=True) for text in pair]
         return dict(processor(texts, **cut))
     if task.is_image:
-        images = [image.convert("RGB") for image in rows[task.inputs[0]]]
+        images = [as_rgb(image) for image in rows[task.inputs[0]]]
         encoded = {"pixel_values": processor(images, return_tensors="np")["pixel_values"]}
     else:
         encoded = dict(processor(*(rows[c] for c in task.inputs), **cut))

@@ -216,13 +216,13 @@ def _check_several(data: Dataset, column: str) -> None:
     wrong = [row.tolist() for row in rows if ((row < 0) | (row > 1)).any()]
     if wrong:
         raise ValueError(
-            f"{len(wrong)} rows of train_dataset have {column!r} outside 0 to 1, e.g. {wrong[0]}; of several labels "
-            f"each is 0 or 1, and {IGNORED} is passed over in none: leave those rows out, or say 0"
+            f"{len(wrong)} rows of train_dataset have {column!r} outside 0 to 1, e.g. {wrong[0]}; with several labels "
+            f"each is 0 or 1, and {IGNORED} does not mean none: leave those rows out, or set 0"
         )
 
 
 def check_batch(student: nn.Module, batch: Any, step: int) -> None:
-    """Refuse a batch that nothing can be learned from, which the model would meet with words of its own.
+    """Refuse a batch that cannot be learned from; the model's own error would not say why.
 
     Args:
         student: whose classes labels are of.

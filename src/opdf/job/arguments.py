@@ -26,9 +26,12 @@ OURS = {
         ("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
         f"would publish the run's numbers, and {UPLOAD}",
     ),
+    **dict.fromkeys(
+        ("bf16_full_eval", "fp16_full_eval"), "would score the student in another precision than its teacher"
+    ),
     "hub_token": f"would be readable in config.yaml and in the model card, and {UPLOAD}",
 }
-"""Options of the Trainer that a run refuses: it writes into one folder, and nothing that must stay secret."""
+"""Options of the Trainer that a run refuses: it writes into one folder and nothing secret, and scores models alike."""
 
 
 TRAINING: dict[str, Any] = {

@@ -12,7 +12,7 @@ from opdf.job.errors import UserError
 
 
 def check_publish(name: str) -> None:
-    """Refuse a name that nothing could be published under, before the work that would be.
+    """Refuse a name under which the student cannot be published, before any work.
 
     Raises:
         UserError: it is no name of a repository, nobody is logged in, or the hub does not answer.

@@ -220,6 +220,7 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
     ({"overparam": {"targets": []}}, "targets is []; give 'blocks', 'all-linear' or a list"),
     ({"constraint": {"weight": float("inf")}}, "weight is inf; it must be a finite number"),
     ({"constraint": {"layer_map": {0: 9}}, "student": {"start": "copy"}}, "layer_map sends block 0 to 9; the teacher"),
+    ({"constraint": {"layer_map": {0: 1}}}, "layer_map is {0: 1}, and a student that is fitted to its teacher follows"),
     ({"overparam": None, "constraint": {"weight": 1}}, "constraint needs overparam"),
     ({"objective": {"options": {"temperature": float("inf")}}}, "temperature is inf"),
     ({"objective": {"options": {"alpha": 2}}}, "alpha is 2.0; it must be from 0"),

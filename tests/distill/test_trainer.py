@@ -122,7 +122,7 @@ def test_divergence_is_named_with_its_step_and_the_last_good_checkpoint(tmp_path
     assert stop.value.step == 4
     assert stop.value.checkpoint == tmp_path / "checkpoint-2"
     assert damage(stop.value.checkpoint) is None
-    assert [p.name for p in tmp_path.glob("*")] == ["checkpoint-2"]
+    assert [p.name for p in tmp_path.glob("[!.]*")] == ["checkpoint-2"]
 
 
 def test_a_checkpoint_of_broken_weights_is_not_written(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_a_checkpoint_of_broken_weights_is_not_written(tmp_path: Path) -> None:
         TrainingDiverged, match=r"a weight is infinite or not a number in step 2; .*checkpoint-1"
     ) as stop:
         train(tmp_path, training=training, callbacks=[Poison(2)])
-    assert [p.name for p in tmp_path.glob("*")] == ["checkpoint-1"]
+    assert [p.name for p in tmp_path.glob("[!.]*")] == ["checkpoint-1"]
     assert all(value.isfinite().all() for value in load_file(stop.value.checkpoint / "model.safetensors").values())
 
 

@@ -30,8 +30,8 @@ class Ensemble(nn.Module):
         weights: above 0, one for each; they need not sum to 1. None gives all the same.
 
     Attributes:
-        weights: float64 `[models]`, of sum 1.
-        temperature: at which distributions are averaged, float64. An objective sets its own.
+        weights: float32 `[models]`, of sum 1.
+        temperature: at which distributions are averaged, float32. An objective sets its own.
 
     Raises:
         ValueError: there are no models, or the number of weights is another.
@@ -45,8 +45,9 @@ class Ensemble(nn.Module):
         given = [1.0] * len(models) if weights is None else [float(w) for w in weights]
         check_weights(given, len(models))
         self.models = nn.ModuleList(models)
-        self.register_buffer("weights", torch.tensor(given, dtype=torch.float64) / sum(given))
-        self.register_buffer("temperature", torch.ones((), dtype=torch.float64))
+        # In float32, which every device has.
+        self.register_buffer("weights", torch.tensor([weight / sum(given) for weight in given], dtype=torch.float32))
+        self.register_buffer("temperature", torch.ones((), dtype=torch.float32))
 
     @property
     def config(self) -> Any:

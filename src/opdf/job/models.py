@@ -25,6 +25,7 @@ from transformers import (
 from transformers.utils import cached_file
 
 from opdf.data import Task, loading, plain_name
+from opdf.distill import has_no_head
 from opdf.job.config import TeacherConfig
 from opdf.job.errors import UserError
 from opdf.job.options import suggest
@@ -123,7 +124,8 @@ def load_saved(name: str) -> Any:
     """A saved model by the class that its configuration names, in eval mode and float32.
 
     Raises:
-        UserError: it cannot be read, is no transformers class, or reads neither texts alone nor images alone.
+        UserError: it cannot be read, is no transformers class, lacks weights, or reads neither texts alone nor images
+            alone.
     """
     config = load_config(name)
     kind = (config.architectures or ["none"])[0]
@@ -132,7 +134,12 @@ def load_saved(name: str) -> Any:
     cls = getattr(transformers, kind)
     check_reads(name, cls, config)
     with loading(name) as folder:
-        model = cls.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, dtype=DTYPE)
+        model, info = cls.from_pretrained(
+            folder, use_safetensors=True, trust_remote_code=False, dtype=DTYPE, output_loading_info=True
+        )
+    missing = sorted(info["missing_keys"])
+    if missing and not has_no_head(model):  # which may lack a pooler that nothing reads
+        raise UserError(f"{name} has no weights for {missing[0]} of its {kind}; save the whole model")
     return model.eval()
 
 

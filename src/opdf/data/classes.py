@@ -53,11 +53,16 @@ def with_classes(data: DatasetDict, task: Task, asked: Asked) -> tuple[DatasetDi
     return data, replace(task, labels=names, metric="")
 
 
+def plain_name(name: str) -> str:
+    """A class's name without what a reader does not see: case, blanks at its ends, how its letters are coded."""
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+
+
 def _odd(names: Sequence[str]) -> Iterator[str]:
     """Notes on classes that a reader would take for one, or for none."""
     groups: dict[str, list[str]] = {}
     for name in names:
-        groups.setdefault(" ".join(unicodedata.normalize("NFKC", name).casefold().split()), []).append(name)
+        groups.setdefault(plain_name(name), []).append(name)
     if str(IGNORED) in names:
         yield f"{IGNORED}, which often stands for no label, is taken as a class; leave its rows out if it is none"
     for alike in groups.values():

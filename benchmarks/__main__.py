@@ -19,6 +19,7 @@ from benchmarks import (
     step,
     stored,
     together,
+    tokens,
 )
 from benchmarks.measure import DEVICE
 
@@ -33,6 +34,7 @@ BENCHMARKS: dict[str, Callable[[], None]] = {
     "rate": rate.main,
     "host": host.main,
     "stored": stored.main,
+    "tokens": tokens.main,
     "shrink": shrink.main,
     "simulation": simulation.main,
 }

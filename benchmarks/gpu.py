@@ -23,7 +23,7 @@ from benchmarks.contenders import MODELS, Batch, Step, batch, ours, parametrized
 from benchmarks.measure import DEVICE, PRODUCT_SIZE, alternate, matmul_rate, synchronize, write
 from opdf.data import load_data, minilm
 from opdf.distill import shrink
-from opdf.job.options import fill, read_yaml
+from opdf.job import fill, read_yaml
 from opdf.mpo import decompose_many
 from opdf.overparam.config import PRECISIONS
 from opdf.study import StudyConfig, sweep

@@ -25,8 +25,14 @@ def run(contender: str, name: str, ones: int, steps: int) -> None:
     step = CONTENDERS[contender](student(name), batch(name), ones)
     for _ in range(steps):
         step(1)
-    on_gpu = DEVICE.type == "cuda"
-    print(torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    print(peak())
+
+
+def peak() -> int:
+    """Bytes at the peak of this process so far: see `KIND`."""
+    if DEVICE.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def main() -> None:

@@ -20,16 +20,22 @@ from typing import Any
 from tabulate import tabulate
 
 from benchmarks.measure import RESULTS
-from opdf.job import scoring
-from opdf.job.config import DataConfig, DistillConfig, ObjectiveConfig, StudentConfig, TeacherConfig
-from opdf.job.job import Job
-from opdf.job.models import load_model
-from opdf.job.options import read_yaml
-from opdf.job.prepared import prepare_data
-from opdf.job.probe import linear_probe
-from opdf.job.progress import quiet
-from opdf.job.run import train_student
-from opdf.job.teacher import ready_teacher
+from opdf.job import (
+    DataConfig,
+    DistillConfig,
+    Job,
+    ObjectiveConfig,
+    StudentConfig,
+    TeacherConfig,
+    linear_probe,
+    load_model,
+    prepare_data,
+    quiet,
+    read_yaml,
+    ready_teacher,
+    scoring,
+    train_student,
+)
 from opdf.overparam import Constraint, OverParamConfig
 
 SEEDS = (0, 1, 2)
@@ -41,13 +47,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
 TEXT = DistillConfig(
     data=DataConfig(name="amazon-sentiment", train_limit=800, max_length=32),
     teacher=TeacherConfig(model="minilm", finetune=True, training={"num_train_epochs": 2, "learning_rate": 1e-4}),
-    student=StudentConfig(layers=3),
+    student=StudentConfig(layers=3, start="copy"),
     training={"num_train_epochs": 2},
 )
 IMAGES = replace(TEXT, **{
     key: kind(**read_yaml(str(Path(__file__).parents[1] / "recipes" / "images-fashion-mnist.yaml"))[key])
     for key, kind in (("data", DataConfig), ("teacher", TeacherConfig))
-}, student=StudentConfig(layers=2), training={"num_train_epochs": 3})  # fmt: skip
+}, student=StudentConfig(layers=2, start="copy"), training={"num_train_epochs": 3})  # fmt: skip
 # The student of DBKD must not be made of the black box's own blocks.
 PRETRAINED = StudentConfig(model="minilm", layers=3)
 METHODS: dict[str, tuple[DistillConfig, dict[str, Any], tuple[float, ...]]] = {

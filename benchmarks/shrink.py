@@ -1,17 +1,27 @@
-"""Students that start from their teacher, not trained: `shrink` beside what one would do otherwise, on real data.
+"""Students that start from their teacher, untrained: what `shrink` is worth on real data, and what matters to it.
+
+Beside `shrink` there is what one would do otherwise: entries of the stream chosen by activations or by weights, blocks
+copied, no start at all. And there is `shrink` with other bases for the stream, other numbers of examples, and in two
+steps.
 
 The teachers are a MiniLM fine-tuned on movie snippets and a small ViT trained on Fashion-MNIST; they are kept under
-`runs/benchmark-shrink`, since training them takes most of the time (about 10 minutes on 2 cores).
+`runs/benchmark-shrink`, since training them takes most of the time (about 10 minutes on 2 cores). Trials are appended
+to results/shrink.jsonl; those that are there are not run again. Several processes can share the work:
+`python -m benchmarks.shrink text entries` runs one task's and way's.
 """
 
 from __future__ import annotations
 
+import json
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
+from tabulate import tabulate
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import (
@@ -25,14 +35,23 @@ from transformers import (
     set_seed,
 )
 
-from benchmarks.measure import write
+from benchmarks.measure import RESULTS, machine
 from opdf.data import encode, load_data, minilm
 from opdf.distill import keep_layers, shrink
+from opdf.distill.shrink import start
+from opdf.distill.shrink.basis import Basis, principal_axes
+from opdf.distill.shrink.choose import choose_units, retold
 from opdf.distill.shrink.families import Attention, family_of
 from opdf.distill.shrink.sizes import student_config
 
 KEPT = Path("runs/benchmark-shrink")
+RUNS = RESULTS / "shrink.jsonl"
+EXAMPLES = 512
+"""What a run takes by default, `student.calibration`."""
 Batches = list[dict[str, Tensor]]
+
+Way = Callable[[Any, Batches, Mapping[str, int]], Any]
+"""Makes a student of a teacher, examples and sizes."""
 
 TEXT_SIZES: tuple[dict[str, int], ...] = (
     {"hidden_size": 192},
@@ -99,7 +118,10 @@ def train(model: Any, rows: Any, collate: Any, *, epochs: int, rate: float, batc
 def _batches(encoded: Any, collate: Any, examples: int) -> tuple[Batches, Batches]:
     calibration = DataLoader(encoded["train"].select(range(examples)), 64, collate_fn=collate)
     without = [{k: v for k, v in batch.items() if k != "labels"} for batch in calibration]
-    return without, [dict(batch) for batch in DataLoader(encoded["test"], 128, collate_fn=collate)]
+    rows = encoded["test"]
+    if "input_ids" in rows.column_names:  # texts of like length together, which saves padding
+        rows = rows.select(sorted(range(len(rows)), key=[len(ids) for ids in rows["input_ids"]].__getitem__))
+    return without, [dict(batch) for batch in DataLoader(rows, 128, collate_fn=collate)]
 
 
 @torch.no_grad()
@@ -179,32 +201,187 @@ def _largest(scores: Tensor, config: Any) -> Tensor:
     return (best + torch.arange(heads)[:, None] * (len(scores) // heads)).flatten()
 
 
-WAYS: dict[str, Callable[[Any, Batches, Mapping[str, int]], Any]] = {
+def copied(teacher: Any, batches: Batches, sizes: Mapping[str, int]) -> Any:
+    return keep_layers(teacher, sizes["num_hidden_layers"]).eval()
+
+
+def plain_axes(moments: Tensor, width: int, *, centred: bool) -> Basis:
+    """The principal axes at random angles: not turned towards single entries."""
+    basis = principal_axes(moments, width, centred=centred)
+    generator = torch.Generator().manual_seed(0)
+    flat = torch.ones(width, 1, dtype=torch.float64)  # a norm's mean: it stays where it is
+    one, other = (
+        torch.linalg.qr(torch.cat([flat, torch.randn(width, width - 1, generator=generator).double()], 1)).Q
+        for _ in range(2)
+    )
+    return Basis(basis.project @ one @ other.mT, basis.expand @ one @ other.mT)
+
+
+def entries(moments: Tensor, width: int, *, centred: bool) -> Basis:
+    """Single entries, each time the one that the chosen ones tell least of."""
+    kept = choose_units(moments, torch.ones_like(moments[0]), width)
+    project = torch.eye(len(moments)).to(moments)[:, kept]
+    return Basis(project, retold(moments, kept))
+
+
+def own_axes(teacher: Any, batches: Batches, width: int) -> tuple[float, float]:
+    """Shares of the variance of the normed states that axes of all blocks keep, and every block's own; in percent.
+
+    Own axes would need a matrix between blocks that a plain model has no place for.
+    """
+    stack = family_of(teacher).stacks[0]
+    norm = next(branch for branch in stack.branches if isinstance(branch, Attention)).norm
+    moments: dict[nn.Module, Tensor] = {}
+
+    def add(module: nn.Module, _: Any, output: Tensor) -> None:
+        rows = output.flatten(0, -2).double()
+        moments[module] = moments.get(module, torch.zeros(())) + rows.mT @ rows
+
+    blocks = teacher.base_model.get_submodule(stack.blocks)
+    handles = [block.get_submodule(norm).register_forward_hook(add) for block in blocks]
+    with torch.no_grad():
+        for batch in batches:
+            teacher(**batch)
+    for handle in handles:
+        handle.remove()
+    scaled = [m / m.trace() for m in moments.values()]
+    common = torch.linalg.eigh(sum(scaled)).eigenvectors[:, -width:]
+    own = sum(float(torch.linalg.eigvalsh(m)[-width:].sum()) for m in scaled)
+    return tuple(100 * float(v) / len(scaled) for v in (sum((common.mT @ m @ common).trace() for m in scaled), own))
+
+
+def with_basis(make: Callable[..., Basis]) -> Way:
+    def way(teacher: Any, batches: Batches, sizes: Mapping[str, int]) -> Any:
+        with patch.object(start, "principal_axes", make):
+            return shrink(teacher, batches, **sizes)
+
+    return way
+
+
+def in_two_steps(teacher: Any, batches: Batches, sizes: Mapping[str, int]) -> Any:
+    """To the middle between the teacher's sizes and the student's, and from there."""
+    half = {name: (getattr(teacher.config, name) + size) // 2 for name, size in sizes.items()}
+    heads = teacher.config.num_attention_heads
+    half |= {"hidden_size": half["hidden_size"] // heads * heads} if "hidden_size" in half else {}
+    return shrink(shrink(teacher, batches, **half), batches, **sizes)
+
+
+WAYS: dict[str, Way] = {
     "shrink": lambda teacher, batches, sizes: shrink(teacher, batches, **sizes),
     "entries by activations": by_activations,
     "entries by weights": by_weights,
+    "blocks copied": copied,
     "untrained": untrained,
+    "plain axes": with_basis(plain_axes),
+    "entries": with_basis(entries),
+    "two steps": in_two_steps,
 }
+OTHERS = ("entries by activations", "entries by weights", "blocks copied", "untrained")
+PARTS = ("shrink", "plain axes", "entries", "two steps")
+NUMBERS = (64, 128, 256, 512, 1024)
 
 
-def main(examples: int = 256) -> None:
-    rows = []
-    for task, sizes_of in ((images, IMAGE_SIZES), (text, TEXT_SIZES)):
-        teacher, calibration, test = task(examples)
-        whole = accuracy(teacher.eval(), test)
-        for sizes in sizes_of:
-            row: dict[str, Any] = {"task": task.__name__, "sizes": ", ".join(f"{k} {v}" for k, v in sizes.items())}
-            row["teacher's accuracy"] = whole
-            for way, make in WAYS.items():
-                start = time.perf_counter()
-                student = make(teacher, calibration, sizes)
-                if way == "shrink":
-                    row["seconds"] = time.perf_counter() - start
-                row[way] = whole - accuracy(student, test)
+class Trial(NamedTuple):
+    task: str
+    sizes: Mapping[str, int]
+    way: str
+    examples: int = EXAMPLES
+
+    @property
+    def key(self) -> tuple[str, str, str, int]:
+        return self.task, said(self.sizes), self.way, self.examples
+
+
+def said(sizes: Mapping[str, int]) -> str:
+    short = {"hidden_size": "width", "num_hidden_layers": "blocks"}
+    return ", ".join(f"{size} {name}" if name == "blocks" else f"{name} {size}" for name, size in
+                     ((short[field], size) for field, size in sizes.items()))  # fmt: skip
+
+
+def trials(task: str) -> Iterator[Trial]:
+    """Of a task, what says most first."""
+    sizes = SIZES[task]
+    narrow = [given for given in sizes if "hidden_size" in given]
+    for way in ("shrink", *OTHERS):
+        yield from (Trial(task, given, way) for given in sizes if way != "blocks copied" or [*given] == [DEPTH])
+    yield from (Trial(task, given, way) for given in narrow for way in PARTS[1:])
+    yield from (Trial(task, given, "shrink", number) for number in NUMBERS for given in narrow[1:])
+
+
+def done() -> dict[tuple[str, str, str, int], dict[str, Any]]:
+    rows = [json.loads(line) for line in RUNS.read_text().splitlines()] if RUNS.is_file() else []
+    return {(row["task"], row["sizes"], row["way"], row["examples"]): row for row in rows}
+
+
+def measure(task: str, ways: Collection[str] = tuple(WAYS)) -> Iterator[dict[str, Any]]:
+    """The trials of a task that are still missing, and what other axes for every block would keep."""
+    missing = [trial for trial in trials(task) if trial.way in ways and trial.key not in done()]
+    if not missing:
+        return
+    teacher, most, test = TASKS[task](max(NUMBERS))
+    whole = accuracy(teacher.eval(), test)
+    for trial in missing:
+        row: dict[str, Any] = dict(zip(("task", "sizes", "way", "examples"), trial.key, strict=True))
+        began = time.perf_counter(), time.process_time()
+        student = WAYS[trial.way](teacher, first(most, trial.examples), trial.sizes)
+        seconds = time.perf_counter() - began[0], time.process_time() - began[1]
+        row |= {"teacher": whole, "behind": whole - accuracy(student, test)}
+        row |= {"seconds": round(seconds[0], 1), "cpu_seconds": round(seconds[1], 1)}
+        if trial.way == "shrink" and trial.examples == EXAMPLES and [*trial.sizes] == [WIDTH]:
+            row["kept"] = own_axes(teacher, first(most, EXAMPLES), trial.sizes[WIDTH])
+        yield row
+
+
+def first(batches: Batches, examples: int) -> Batches:
+    """As many examples, of batches of 64."""
+    return batches[: examples // 64]
+
+
+def report(rows: Mapping[tuple[str, str, str, int], Mapping[str, Any]]) -> str:
+    """Tables of points behind the teacher."""
+    students = [(task, said(sizes)) for task in TASKS for sizes in SIZES[task]]
+
+    def cells(way: str, examples: int = EXAMPLES) -> list[str]:
+        return [f"{rows[*s, way, examples]['behind']:.1f}" if (*s, way, examples) in rows else "" for s in students]
+
+    def table(heads: Mapping[str, list[str]]) -> str:
+        columns = [[task for task, _ in students], [sizes for _, sizes in students], *heads.values()]
+        lines = [line for line in zip(*columns, strict=True) if any(line[3:])]
+        return tabulate(lines, ["task", "student", *heads], tablefmt="github", disable_numparse=True)
+
+    kept = {f"{name}: kept": [f"{rows[*s, 'shrink', EXAMPLES]['kept'][k]:.1f} %"
+            if "kept" in rows.get((*s, "shrink", EXAMPLES), {}) else "" for s in students]
+            for k, name in enumerate(("axes of all blocks", "own axes of every block"))}  # fmt: skip
+    parts = [
+        "# Students of other sizes before any training",
+        "Points of test accuracy behind the teacher; one teacher a task. Started with "
+        f"{EXAMPLES} unlabelled examples of the training split where nothing else is said.",
+        "## Beside what one would do otherwise",
+        table({way: cells(way) for way in ("shrink", *OTHERS)}),
+        "## What makes the difference",
+        table({way: cells(way) for way in PARTS} | kept),
+        "## Examples",
+        table({str(number): cells("shrink", number) for number in NUMBERS}),
+        f"Measured on: {', '.join(f'{k} {v}' for k, v in machine().items())}.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+WIDTH, DEPTH = "hidden_size", "num_hidden_layers"
+TASKS = {"images": images, "text": text}
+SIZES = {"images": IMAGE_SIZES, "text": TEXT_SIZES}
+
+
+def main(names: Collection[str] = ()) -> None:
+    """Run the trials that are missing, of some tasks and ways or of all, and write the tables."""
+    RESULTS.mkdir(exist_ok=True)
+    for task in [task for task in TASKS if task in names] or TASKS:
+        for row in measure(task, [way for way in WAYS if way in names] or WAYS):
             print(row, flush=True)
-            rows.append(row)
-    notes = (
-        "Points of test accuracy that students are behind their teacher before any training. They were started with "
-        f"{examples} unlabelled examples of the training split; one teacher each. Seconds are those of `shrink`."
-    )
-    write("shrink", "Students of other sizes before any training", rows, notes)
+            with RUNS.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+    (RESULTS / "shrink.md").write_text(report(done()))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

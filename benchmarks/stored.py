@@ -13,10 +13,7 @@ from transformers import default_data_collator, set_seed
 from benchmarks.measure import alternate, write
 from benchmarks.methods import IMAGES
 from opdf.distill import LogitsDistillation, SparseLogitsDistillation, keep_layers
-from opdf.job.job import Job
-from opdf.job.prepared import prepare_data
-from opdf.job.progress import quiet
-from opdf.job.teacher import ready_teacher
+from opdf.job import Job, prepare_data, quiet, ready_teacher
 
 STEPS, BATCH = 20, 32
 PLAIN = ("pixel_values", "labels")

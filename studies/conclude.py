@@ -10,8 +10,7 @@ import sys
 from pathlib import Path
 
 from opdf.files import replacing
-from opdf.study.report import read_results
-from opdf.study.results import conclude_again
+from opdf.study import conclude_again, read_results
 
 for folder in map(Path, sys.argv[1:]):
     results = read_results(folder)

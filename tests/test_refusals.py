@@ -88,7 +88,6 @@ CASES: list[tuple[Any, type[Exception], str]] = [
     (lambda: decompose(nan(6, 4), SHAPE), ValueError, "holds NaN or infinite"),
     (lambda: decompose(torch.full((6, 4), torch.inf), SHAPE), ValueError, "holds NaN or infinite"),
     (lambda: decompose(torch.zeros(6, 4, device="meta"), SHAPE), ValueError, "meta device"),
-    (lambda: decompose(torch.zeros(6, 4), SHAPE, gauge="right"), ValueError, "gauge is 'right'"),
     (lambda: contract([]), ValueError, "cores is empty"),
     (lambda: contract([torch.zeros(2, 2)]), ValueError, "cores[0] has shape (2, 2)"),
     (lambda: contract([torch.zeros(1, 2, 2, 3), torch.zeros(2, 2, 2, 1)]), ValueError, "3 and cores[1] begins with 2"),

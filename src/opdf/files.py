@@ -13,7 +13,27 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 LOCK = ".lock"
-"""The file by which an owned folder is locked; it stays there and then keeps nobody out."""
+"""The file by which an owned folder is locked. It stays there unlocked afterwards."""
+
+
+def check_writable(folder: Path, what: str = "output") -> None:
+    """Refuse a folder that cannot be made or written into; nothing is changed yet.
+
+    Raises:
+        FileExistsError: it or a folder above it is a file, or a link that leads nowhere.
+        PermissionError: it may not be written, or is on a read-only file system.
+        ValueError: its name cannot be a folder's.
+    """
+    try:
+        blocking = next((p for p in (folder, *folder.parents) if p.is_symlink() or p.exists()), folder)
+    except OSError as error:
+        raise ValueError(f"{what} {str(folder)[:60]}... cannot be a folder: {error.strerror}") from error
+    if blocking.is_symlink() and not blocking.exists():
+        raise FileExistsError(f"{what} {folder} cannot be made: {blocking} is a link that leads nowhere")
+    if blocking.exists() and not blocking.is_dir():
+        raise FileExistsError(f"{what} {folder} cannot be made: {blocking} is a file; choose another")
+    if not os.access(blocking, os.W_OK | os.X_OK):
+        raise PermissionError(f"{what} {folder} cannot be written: {blocking} is read-only for you; choose another")
 
 
 @contextmanager
@@ -34,11 +54,12 @@ def replacing(path: Path) -> Iterator[Path]:
 def replacing_folder(folder: Path) -> Iterator[Path]:
     """A new folder, which takes the place of `folder` at the end of the block, or is removed.
 
-    It always has the same name, so that what a killed process left is cleared away by the next.
+    Its name is always the same, so that the next process removes what a killed one left.
 
     Raises:
         FileExistsError: another process is writing it.
     """
+    folder = folder.resolve()
     scratch = folder.with_name(f".{folder.name}.partial")
     with owned(scratch):
         empty(scratch)
@@ -55,7 +76,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 def owned(folder: Path) -> Iterator[None]:
     """A folder, made if need be, that no other process can own before the end of the block.
 
-    It is the system's lock, which ends with its process, however that ends.
+    It uses the system's lock, which ends with its process, however that ends.
 
     Raises:
         FileExistsError: another process, or another part of this one, owns it; the message says which.

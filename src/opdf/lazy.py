@@ -14,7 +14,7 @@ def import_when_used(package: str) -> None:
     """Import a package's names when they are first asked for (PEP 562).
 
     An `__init__.py` calls this with its `__name__`. It imports its names under `if TYPE_CHECKING:`, where type checkers
-    and the documentation find them. That block is read here too, so that every name stands in one place.
+    and the documentation find them. This function reads that block too, so that every name stands in one place.
     """
     sys.modules[package].__class__ = _LazyPackage
 
@@ -39,7 +39,7 @@ class _LazyPackage(ModuleType):
 
 @cache
 def _homes(package: str) -> dict[str, tuple[str, str]]:
-    """For each of a package's names the module that it is imported from, and what it is called there."""
+    """For each of a package's names, the module that it is imported from and its name there."""
     loader: Any = sys.modules[package].__spec__.loader  # type: ignore[union-attr]
     tree = ast.parse(loader.get_source(package))
     blocks = [node for node in tree.body if isinstance(node, ast.If)]

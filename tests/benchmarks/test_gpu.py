@@ -16,8 +16,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import __main__ as command
-from benchmarks import bundle, contenders, gpu, measure
+from benchmarks import __main__ as command, bundle, contenders, gpu, measure
 from opdf.mpo import contract
 
 PRECISIONS = ["float32", "tf32", "bf16"]

@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks import __main__ as command
-from benchmarks import measure
+from benchmarks import __main__ as command, measure
 
 
 class Device:

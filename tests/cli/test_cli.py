@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -37,7 +38,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_distill_prints_what_it_is_about_to_do_and_what_came_out(tmp_path: Path, capsys: Any) -> None:
     assert main(["distill", configuration(tmp_path)]) == 0
     printed = capsys.readouterr()
-    assert printed.err == ""
+    assert all(line.partition(":")[0] in ("fine-tuning the teacher", "distilling") for line in printed.err.splitlines())
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     first, results = printed.out.split(f"output        {tmp_path / 'out'}\n")
     assert first.startswith("data          digits\n")
@@ -112,6 +113,28 @@ def test_a_run_finds_its_files_from_any_folder(tmp_path: Path, monkeypatch: pyte
     assert scored == json.loads((here / "out" / "metrics.json").read_text())["student"]
 
 
+def test_plan_of_a_run_shows_the_matrices_that_it_trained(done: Path, capsys: Any) -> None:
+    assert main(["plan", str(done / "out"), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    metrics = json.loads((done / "out" / "metrics.json").read_text())
+    shapes = [shape["shape"] for shape in metrics["shapes"] for _ in range(shape["matrices"])]
+    assert sorted(matrix["shape"] for matrix in report["matrices"]) == sorted(shapes)
+
+
+def test_a_mapping_that_is_null_is_an_empty_one(tmp_path: Path) -> None:
+    """As a file has it where a key is left without anything under it."""
+    path = configuration(tmp_path, training=None, objective={"options": None})
+    config = parse([path, "--teacher.training", "null"], DistillConfig, "opdf distill", "")
+    assert (config.training, config.teacher.training, config.objective.options) == ({}, {}, {})
+    assert parse([path, "--teacher.config", "null"], DistillConfig, "opdf distill", "").teacher.config is None
+
+
+def test_what_is_wrong_in_a_file_is_said_of_the_file(tmp_path: Path, capsys: Any) -> None:
+    path = configuration(tmp_path, overparam={"ones": "x"})
+    assert main(["distill", path, "--seed", "1"]) == 2
+    assert f"error: {path}: overparam: ones is 'x'; expected an integer" in capsys.readouterr().err
+
+
 def test_export_writes_a_run(done: Path, tmp_path: Path, capsys: Any) -> None:
     argv = ["export", str(done / "out"), "--output", str(tmp_path / "exported"), "--format", "torch"]
     assert main(argv) == 0
@@ -167,8 +190,16 @@ def test_plan_shows_every_matrix(capsys: Any) -> None:
     (row,) = [line.split() for line in table.splitlines() if line.startswith("0.intermediate.dense")]
     assert row[1:6] == ["48,1,1,1,32", "/", "24,1,1,1,16", "512", "1,638,400"]
     assert row[-1] == "20"  # MB: four bytes, for cores and two moments
-    assert main(["plan", "minilm", "--json", "true"]) == 0
-    assert len(json.loads(capsys.readouterr().out)["matrices"]) == 36
+    assert re.search(
+        r"^teacher     22,713,216 parameters, 90.9 MB; [\d.]+ ms for 1 example, [\d.]+ for 32$", table, re.M
+    )
+    assert re.search(r"^student     17,389,824 parameters, 69.6 MB; ", table, re.M)
+    assert main(["plan", "minilm", "--json", "true", "--batch", "4", "--tokens", "16"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert len(report["matrices"]) == 36
+    (model,) = report["models"]
+    assert model["name"] == "model"
+    assert 0 < model["seconds_for_one"] < model["seconds_for_batch"] < 10
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import yaml
 from datasets import ClassLabel, Dataset, Features, Value
 from PIL import Image
 
-from jobs import TEXTS, WORDS, bert
+from jobs import TEXTS, WORDS, bert, read_only_folder
 from opdf.cli import main
 from opdf.job.options import merged
 
@@ -115,6 +115,8 @@ def placed(value: Any, places: dict[str, Path]) -> Any:
     """The value with {world} and {here} filled in."""
     if isinstance(value, dict):
         return {k: placed(v, places) for k, v in value.items()}
+    if isinstance(value, list):
+        return [placed(v, places) for v in value]
     if isinstance(value, str):
         for name, path in places.items():
             value = value.replace(f"{{{name}}}", str(path))
@@ -223,12 +225,41 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
     ),
     ({"objective": {"name": "lgtm", "options": {"held_out": 1000}}}, "held_out is 1000.0, which is 1000 of 42"),
     ({"objective": {"name": "sparse-logits", "options": {"store": "{here}/none"}}}, "holds no teacher's outputs"),
+    ({"teacher": {"models": []}}, "teacher.models is empty; give one teacher or more"),
+    ({"teacher": {"weights": [1, 2]}}, "teacher.weights is for teacher.models; give these"),
+    (
+        {"teacher": {"model": None, "models": ["{world}/teacher"] * 2, "weights": [1]}},
+        "teacher.weights is [1.0]; give 2 numbers above 0",
+    ),
+    ({"teacher": {"model": "elsewhere", "models": ["{world}/teacher"]}}, "teacher has models and model or config"),
+    (
+        {"teacher": {"model": None, "models": ["{world}/teacher"] * 2, "finetune": True}},
+        "teacher.finetune is true and teacher.models are taken as they are; fine-tune each in a run of its own",
+    ),
+    (
+        {"teacher": {"model": None, "models": ["{world}/teacher", "{world}/three-classes"]}},
+        "three-classes' has a head of 3 outputs",
+    ),
+    (
+        {"teacher": {"model": None, "models": ["{world}/teacher", "{world}/other-words"]}},
+        "other-words has another vocabulary than the teacher, whose tokens it would get",
+    ),
+    (
+        {"teacher": {"model": None, "models": ["{world}/teacher"] * 2}, "objective": {"name": "hidden"},
+         "constraint": None},
+        "HiddenDistillation reads one teacher from within and there are several",
+    ),
+    (
+        {"teacher": {"model": None, "models": ["{world}/teacher"] * 2}, "constraint": {"weight": 1.0}},
+        "constraint pulls the student to one teacher's weights and there are several",
+    ),
     ({"student": {"layers": 9}}, "layers is 9; the teacher has 2 blocks"),
     ({"student": {"layers": [1, 1]}}, "layers is [1, 1]; give rising block numbers"),
     ({"student": {"layers": None}}, "student has nothing; give one of layers, model and config"),
     ({"student": {"layers": None, "config": {"num_attention_heads": 3}}}, "not a multiple of the number of attention"),
     ({"student": {"layers": None, "config": {"hidden_size": -8}}}, "no bert can be built from the model's config"),
     ({"student": {"layers": None, "config": {"num_labels": 7}}}, "num_labels follows from the data"),
+    ({"student": {"layers": None, "config": {"dtype": "bfloat16"}, "start": "random"}}, "dtype is float32 for all mod"),
     ({"student": {"layers": None, "config": {"vocab_size": 7}}}, "the student knows 7 tokens and the teacher's"),
     ({"student": {"layers": None, "config": {"max_position_embeddings": 2}}}, "the student reads 2 tokens"),
     ({"student": {"layers": None, "config": {"model_type": "nope"}}}, "model_type is 'nope', which transformers"),
@@ -321,6 +352,35 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
     ({"training": {"output_dir": "{here}/elsewhere"}}, "training.output_dir is set by the option output"),
     ({"teacher": {"training": {"output_dir": "{here}/elsewhere"}}}, "teacher.training.output_dir is set by the option"),
     ({"training": {"resume_from_checkpoint": "{here}/x"}}, "is set by the option resume"),
+    ({"data": {"class_weights": "even"}}, "data.class_weights is 'even'; expected balanced or a mapping"),
+    ({"data": {"class_weights": {"good": 2}}}, "data.class_weights has 'good'; the classes are 0, 1"),
+    ({"data": {"class_weights": {0: -1}}}, "data.class_weights has -1 for '0'; give a finite number above 0"),
+    ({"data": {"class_weights": "balanced", "task": "regression"}}, "is for labels of one class each"),
+    (
+        {"data": {"class_weights": "balanced"}, "objective": {"name": "hidden"}},
+        "data.class_weights is for objective.name logits, and it is 'hidden'; leave it out",
+    ),
+    (
+        {"data": {"class_weights": "balanced"}, "objective": {"options": {"alpha": 1.0}}},
+        "data.class_weights is about labels, which objective.options.alpha 1 does not use",
+    ),
+    (
+        {"data": {"class_weights": "balanced"}, "objective": {"options": {"class_weights": [1.0, 2.0]}}},
+        "data.class_weights and objective.options.class_weights say the same; give one of them",
+    ),
+    ({"data": {"augment": True}}, "data.augment is true and the task is classification; it is for images"),
+    (
+        {"data": {"name": "{world}/images", "augment": True}, "objective": {"name": "dbkd"},
+         "teacher": {"model": None, "config": {"model_type": "vit"}}},
+        "data.augment is true and objective dbkd asks for all training rows ahead: leave it out",
+    ),
+    ({"training": {"early_stopping_patience": 3}}, "early_stopping_patience is 3 and eval_strategy is no, so tha"),
+    ({"training": {"early_stopping_patience": 0, "eval_strategy": "epoch"}}, "early_stopping_patience is 0; it must"),
+    ({"training": {"early_stopping_threshold": 0.1}}, "early_stopping_threshold is 0.1 and nothing stops early; set"),
+    (
+        {"training": {"early_stopping_patience": 3, "eval_strategy": "epoch", "metric_for_best_model": "f2"}},
+        "training.metric_for_best_model is 'f2', which evaluation does not give; did you mean 'f1'?",
+    ),
     ({"training": {"push_to_hub": True}}, "training.push_to_hub would publish checkpoints, and opdf publishes nothin"),
     ({"teacher": {"training": {"hub_token": "hf_secret"}}}, "teacher.training.hub_token would be readable in config"),
 ]  # fmt: skip
@@ -411,7 +471,23 @@ COMMANDS = [
     ("eval {world}/teacher", "teacher comes without data; say what to score it on with --data.name"),
     ("eval {world}/teacher --data.max_length 64", "say what to score it on with --data.name"),
     ('eval {world}/teacher --data {"max_length":64}', "say what to score it on with --data.name"),
-    ("export {world}/teacher --data.max_length 64 --format torch", "say what to score it on with --data.name"),
+    ("export {world}/teacher --data.max_length 64 --format torch", "name what to score it on in data.name"),
+    (
+        "eval {world}/none",
+        "{world}/none does not exist; give an output folder of opdf distill, or a model with",
+    ),
+    (
+        "eval {world}/techer --data.name {world}/good.jsonl",
+        "{world}/techer does not exist; did you mean {world}/teacher?",
+    ),
+    ("plan {world}/techer", "{world}/techer does not exist; did you mean {world}/teacher?"),
+    ("distill {here}/config.yaml --seed x", "error: --seed is 'x'; expected an integer"),
+    ("distill {here}/config.yaml --overparam.ones x", "error: --overparam.ones is 'x'; expected an integer or null"),
+    ("distill {here}/config.yaml --data.lable x", "error: --data has no option 'lable'; did you mean 'label'?"),
+    (
+        "distill {here}/config.yaml --data.name {world}/images --teacher.model minilm",
+        "teacher.model is minilm, which reads texts, and the data are images; name a model of images, or",
+    ),
     ("eval {world}/teacher --bach 3", "no option 'bach'; did you mean 'batch'"),
     ("eval {world}/teacher --batch x", "batch is 'x'; expected an integer"),
     ("eval {world}/teacher --batch 0", "batch is 0; it must be at least 1"),
@@ -420,7 +496,7 @@ COMMANDS = [
     ("eval {world}/pickled --data.name {world}/good.jsonl", "pickled weights are not loaded"),
     ("eval {world}/quantized --data.name {world}/good.jsonl", "is quantized (gptq); give the unquantized one"),
     ("export {world}/quantized --format torch", "is quantized (gptq); give the unquantized one"),
-    ("eval {world}/empty --data.name {world}/good.jsonl", "it has no weights"),
+    ("eval {world}/empty --data.name {world}/good.jsonl", "holds no run and no model"),
     ("eval {world}/short --data.name {world}/good.jsonl", "the model reads 3 tokens"),
     ("plan {world}/none", "does not exist"),
     ("plan {world}/custom", "it wants code of its own"),
@@ -449,7 +525,28 @@ def test_commands(command: str, message: str, tmp_path: Path, world: Path, capsy
     store = {"objective": {"name": "sparse-logits", "options": {"store": "{here}/store"}}}
     for name, changes in (("config.yaml", {}), ("store.yaml", store)):
         (tmp_path / name).write_text(yaml.safe_dump(placed(merged(GOOD, changes), places)))
-    refused([placed(word, places) for word in command.split()], message, tmp_path, world, capsys)
+    refused([placed(word, places) for word in command.split()], placed(message, places), tmp_path, world, capsys)
+
+
+@pytest.mark.parametrize("command", [
+    "distill {here}/config.yaml --output {there}/out", "demo --output {there}/out",
+    "export {world}/teacher --format torch --output {there}/out",
+    "predict {world}/teacher {world}/good.jsonl --output {there}/out.csv",
+    "cache-teacher {here}/store.yaml --objective.options.store {there}/store", "sweep {here}/study.yaml",
+])  # fmt: skip
+def test_places_that_cannot_be_written(command: str, tmp_path: Path, world: Path, capsys: Any) -> None:
+    there = read_only_folder()
+    if there is None:
+        pytest.skip("no read-only file system is mounted")
+    places = {"world": world, "here": tmp_path, "there": there}
+    store = {"objective": {"name": "sparse-logits"}}
+    study = {"common": {key: GOOD[key] for key in ("data", "teacher", "student")}, "tasks": {"a": {}}, "seeds": [0],
+             "variants": {"KD": {}}, "learning_rates": [1e-3], "output": "{there}/out"}  # fmt: skip
+    study["common"]["training"] = {"max_steps": 1, "use_cpu": True}
+    for name, content in (("config", GOOD), ("store", merged(GOOD, store)), ("study", study)):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(placed(content, places)))
+    words = [placed(word, places) for word in command.split()]
+    refused(words, f"{there} is read-only for you; choose another", tmp_path, world, capsys)
 
 
 HUB_COMMANDS = [

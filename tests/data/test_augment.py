@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from torch.utils.data import DataLoader
 
-from opdf.data.augment import OPERATIONS, ImageNoise, TextNoise
+from opdf.data import load_data
+from opdf.data.augment import OPERATIONS, AugmentedImages, ImageNoise, TextNoise
 
 SCRIPT = """
 import hashlib, numpy as np
@@ -82,3 +85,26 @@ def test_bad_options(options: dict[str, float]) -> None:
         ImageNoise(**options)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="rate is 2"):
         TextNoise([], rate=2)
+
+
+def test_augmented_images_are_others_in_every_epoch_and_the_same_everywhere() -> None:
+    """Each is what the noise makes of the image with a seed of its own, also in worker processes."""
+    rows = load_data("digits", train_limit=6)[0]["train"]
+    augmented = AugmentedImages(rows, "image", ImageNoise(), _bytes_of, seed=3)
+    seen = []
+    for epoch in (0, 1):
+        augmented.set_epoch(epoch)
+        seen.append([augmented[k]["bytes"] for k in range(6)])
+        for k in range(6):
+            rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence((3, epoch, k))))
+            assert seen[-1][k] == ImageNoise()(rows[k]["image"], rng).tobytes()
+    assert all(first != second for first, second in zip(*seen, strict=True))
+    loader = DataLoader(augmented, batch_size=2, num_workers=2, persistent_workers=True, collate_fn=list)
+    for epoch in (0, 1):
+        augmented.set_epoch(epoch)
+        assert [row["bytes"] for batch in loader for row in batch] == seen[epoch]
+    assert len(augmented) == 6
+
+
+def _bytes_of(rows: Any) -> list[dict[str, Any]]:
+    return [{"bytes": row["image"].tobytes(), "labels": row["label"]} for row in rows]

@@ -9,8 +9,7 @@ import datasets
 import pytest
 from huggingface_hub import constants
 
-from opdf.data import hub as module
-from opdf.data import load_data
+from opdf.data import hub as module, load_data
 from opdf.data.hub import hub
 
 

@@ -12,8 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 
 from opdf.data import load_data, located
@@ -296,3 +295,38 @@ def test_a_name_that_two_columns_have_is_refused(tmp_path: Path) -> None:
 def test_a_number_too_large_is_a_value_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot be read as csv"):
         read_file(Path(table(tmp_path / "large.csv", [(text, 10**25 + k % 2) for k, (text, _) in enumerate(ROWS)])))
+
+
+ODD = ("\u00a0", "\u2028", "\u2003", "\x0b", "\x0c", "\x1c", "\x85")
+"""Characters at which Python's own methods split words or lines, and files do not."""
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_only_what_a_format_names_separates(tmp_path: Path, odd: str) -> None:
+    """A word, a tag, a line and a label may hold any other space of Unicode, in the middle and at the ends."""
+    word = f"{odd}10{odd}km{odd}"
+    conll = "".join(f"{word} {k}\tB-{odd}X\n ran  O\n\n" for k in range(20))
+    (tmp_path / "rows.conll").write_text(conll, encoding="utf-8", newline="")
+    rows = read_file(tmp_path / "rows.conll")
+    assert rows[:] == {"tokens": [[word, "ran"]] * 20, "tags": [[f"B-{odd}X", "O"]] * 20}
+    for file, end in (("lines.txt", "\n"), ("paragraphs.txt", "\n\n"), ("dos.txt", "\r\n")):
+        (tmp_path / file).write_text(end.join([f"a{odd}b", f"c{odd}"]) + end, encoding="utf-8", newline="")
+        assert read_file(tmp_path / file)["text"][:] == [f"a{odd}b", f"c{odd}"]
+    labels = [f"{odd}a{odd}|b", "b | c"] * 10
+    (tmp_path / "many.jsonl").write_text("".join(f"{json.dumps({'text': 't', 'label': x})}\n" for x in labels))
+    task = load_data(str(tmp_path / "many.jsonl"), task="multi-label", validation=str(tmp_path / "many.jsonl"),
+                     test=str(tmp_path / "many.jsonl"))[1]  # fmt: skip
+    assert sorted(task.labels) == sorted(["b", "c", f"{odd}a{odd}"])
+    (tmp_path / "one.csv").write_text(f"text\n{odd}\na\n", encoding="utf-8", newline="")
+    assert rows_of(tmp_path / "one.csv", [1]) == "row 3"
+
+
+def test_classes_that_look_alike_are_kept_and_noted(tmp_path: Path) -> None:
+    names = ["Pos", "pos ", "caf\u00e9", "cafe\u0301", "other"]
+    lines = (json.dumps({"text": f"text {k} {name}", "label": name}) for name in names for k in range(12))
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    _, task = load_data(str(tmp_path / "rows.jsonl"))
+    assert sorted(task.labels) == sorted(names)
+    assert [note for note in task.notes if "'Pos' and 'pos '" in note]
+    assert [note for note in task.notes if r"'cafe\u0301' and 'caf\xe9' differ" in note]
+    assert len(task.notes) == 2

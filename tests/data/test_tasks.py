@@ -143,7 +143,7 @@ def test_tags_of_words(tmp_path: Path, tokenizer: Any, name: str) -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"tokens": ["a", "b"], "tags": ["O"]}], "1 of 41 rows of .* have not as many tags .*: line 41"),
+        ([{"tokens": ["a", "b"], "tags": ["O"]}], "1 of 41 rows of .* have other numbers of tags .*: line 41"),
         ([{"tokens": ["a", None], "tags": ["O", "B-X"]}], "'tokens' of .* is empty in 1 of 41 rows: line 41"),
         ([{"tokens": ["a"], "tags": None}], "'tags' of .* is empty in 1 of 41 rows: line 41"),
     ],

@@ -232,34 +232,37 @@ def test_everything_that_a_student_has_comes_back(tmp_path: Path, kind: str) -> 
     save = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "learning_rate": 1e-2,
             "load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2,
             "metric_for_best_model": "first", "greater_is_better": True}  # fmt: skip
-    data, seen = rows_for(kind), {}
+    data, seen = rows_for(kind), dict[Any, Any]()
 
     def run(folder: str, student: Any, resume: str | None = None) -> Any:
         values = iter([1.0, 0.0]) if resume is None else iter([0.0])
         trainer = DistillationTrainer(
             student, arguments(tmp_path / folder, **save), objective={"alpha": 0.0}, train_dataset=data,
-            eval_dataset=data, compute_metrics=lambda _: {"first": next(values)}, callbacks=[Last(seen, folder)],
+            eval_dataset=data, compute_metrics=lambda _: {"first": next(values)}, callbacks=[States(seen, folder)],
         )  # fmt: skip
         trainer.train(resume_from_checkpoint=resume)
         return student.state_dict()
 
     best = run("whole", extended(kind, 0))
     again = run("resumed", extended(kind, 1), str(tmp_path / "whole" / "checkpoint-2"))
-    assert seen["whole"].keys() == seen["resumed"].keys()
-    assert all(torch.equal(value, seen["resumed"][name]) for name, value in seen["whole"].items())
-    assert any(not torch.equal(value, best[name]) for name, value in seen["whole"].items())
+    first, last, resumed = (seen[key] for key in (("whole", 2), ("whole", 4), ("resumed", 4)))
+    assert last.keys() == resumed.keys()
+    assert all(torch.equal(value, resumed[name]) for name, value in last.items())
+    assert any(not torch.equal(value, first[name]) for name, value in last.items())
+    assert all(torch.equal(value, best[name]) for name, value in first.items())
     assert all(torch.equal(value, again[name]) for name, value in best.items())
 
 
-class Last(TrainerCallback):
-    """Keeps what a student is after the last step, before the best one is loaded."""
+class States(TrainerCallback):
+    """Keeps what a student is in every checkpoint."""
 
     def __init__(self, seen: dict[str, Any], name: str) -> None:
         self.seen, self.name = seen, name
 
-    def on_step_end(self, args: Any, state: Any, control: Any, model: nn.Module, **_: Any) -> None:
+    def on_save(self, args: Any, state: Any, control: Any, model: nn.Module, **_: Any) -> None:
         frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
-        self.seen[self.name] = {n: v.clone() for n, v in model.state_dict().items() if n not in frozen}
+        values = {n: v.clone() for n, v in model.state_dict().items() if n not in frozen}
+        self.seen[self.name, state.global_step] = values
 
 
 def test_transformers_own_trainer_resumes_to_the_same_student(tmp_path: Path) -> None:
@@ -280,10 +283,10 @@ def test_another_student_is_refused_by_what_differs(tmp_path: Path) -> None:
     train(tmp_path, student=extended("extended", 0), training=save)
     last = str(tmp_path / "checkpoint-2")
     for student, message in (
-        (bert(2), r"the student has classifier.weight, which \S+checkpoint-2 has not"),
+        (bert(2), r"the student has classifier.weight and \S+checkpoint-2 does not"),
         (extended("half", 0), r"is torch.float32 of shape \(\S+\) in .*, and torch.bfloat16 of shape"),
-        (bert(2, 8), "has .*, which|of shape"),
-        (extended("more", 0), "the student has extra.weight, which"),
+        (bert(2, 8), "student.hidden_size was 16 and is 8"),
+        (extended("more", 0), "the student has extra.weight and"),
     ):
         with pytest.raises(ValueError, match=message):
             train(tmp_path, student=student, training=save, resume=last, teacher=bert(4))
@@ -298,14 +301,21 @@ def small_run(folder: Path, **changes: Any) -> DistillationTrainer:
         "teacher": bert(), "objective": {"name": "hidden", "hidden_weight": 0.5}, "overparam": {"ones": 1},
         "constraint": {"layer_map": "first"}, "train_dataset": sentences(),
     } | changes  # fmt: skip
-    return DistillationTrainer(keep_layers(bert(), 2), arguments(folder, **training), **options)
+    student = options.pop("student", None) or keep_layers(bert(), 2)
+    return DistillationTrainer(student, arguments(folder, **training), **options)
 
 
 def other_teacher() -> Any:
+    """One entry of many is not what it was."""
     teacher = bert()
     with torch.no_grad():
-        teacher.classifier.bias += 1
+        teacher.bert.embeddings.word_embeddings.weight[7, 3] += 1e-3
     return teacher
+
+
+def told_otherwise(model: Any, name: str, value: Any) -> Any:
+    setattr(model.config, name, value)
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -327,8 +337,11 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"constraint": {"layer_map": "first", "weight": 0.2}}, r"constraint\.weight was 0\.1 and is 0\.2"),
         ({"objective": {"name": "hidden", "alpha": 0.5}}, r"objective\.alpha was 0\.9 and is 0\.5; objective\.hi"),
         ({"objective": "logits"}, r'objective\.name was "hidden" and is "logits"'),
-        ({"teacher": other_teacher()}, r'teacher was "\w+" and is "\w+"'),
+        ({"teacher": other_teacher()}, r'teacher.weights was "\w+" and is "\w+"'),
+        ({"teacher": told_otherwise(bert(), "layer_norm_eps", 1e-3)}, r"config.layer_norm_eps was 1e-12 and is 0.001"),
         ({"train_dataset": sentences(23)}, r"train_dataset\.rows was 24 and is 23"),
+        ({"train_dataset": sentences().select([*range(1, 24), 0])}, r'train_dataset\.content was "\w+" and is "\w+"'),
+        ({"student": bert(2, hidden_dropout_prob=0.2)}, r"student\.hidden_dropout_prob was 0\.0 and is 0\.2"),
     ],
 )  # fmt: skip
 def test_a_run_that_is_made_otherwise_is_not_resumed(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from datasets import Dataset
 from torch import Tensor, nn
 
 from families import batch, build
-from opdf import Constraint, OverParamConfig, overparameterize
-from opdf.distill import shrink, shrink_report
+from opdf import Constraint, DistillationArguments, DistillationTrainer, OverParamConfig, overparameterize
+from opdf.distill import blank_student, shrink, shrink_report
 
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("bert", {}), "roberta": ("roberta", {}), "distilbert": ("distilbert", {}), "vit": ("vit", {}),
@@ -260,6 +262,44 @@ def test_a_started_student_is_its_constraints_partner(sizes: dict[str, int]) -> 
     student(**inputs("bert"), labels=torch.arange(64) % 2).loss.backward()
     optimizer.step()
     assert optimizer.constraint_logs["constraint_loss"] == pytest.approx(0, abs=1e-6)
+
+
+def test_the_trainer_pulls_a_started_student_to_its_start(tmp_path: Path) -> None:
+    """Not to its teacher, whose matrices are of the same size here and in other coordinates."""
+    teacher = small("bert").float()
+    student = shrink(teacher, [inputs("bert")], num_hidden_layers=1)
+    before = copy.deepcopy(student)
+    arguments = DistillationArguments(
+        str(tmp_path), max_steps=1, learning_rate=1e-12, logging_steps=1, use_cpu=True, report_to="none",
+        save_strategy="no", dataloader_pin_memory=False, disable_tqdm=True,
+    )  # fmt: skip
+    rows = Dataset.from_dict({k: v.tolist() for k, v in batch("bert", 16).items()})
+    options: dict[str, Any] = {"teacher": teacher, "train_dataset": rows, "overparam": {"ones": 1}}
+
+    def loss(model: nn.Module) -> float:
+        trainer = DistillationTrainer(model, arguments, constraint={}, **options)
+        trainer.train()
+        return float(next(e["constraint_loss"] for e in trainer.state.log_history if "constraint_loss" in e))
+
+    assert loss(student) == pytest.approx(0, abs=1e-6)
+    assert loss(before) > 0.01  # a copy is like any other model: it follows the teacher
+    with pytest.raises(ValueError, match=r"constraint.layer_map is \{0: 1\}, .* leave it out"):
+        DistillationTrainer(student, arguments, constraint={"layer_map": {0: 1}}, **options)
+
+
+def test_few_examples_are_warned_of_once() -> None:
+    teacher = small("bert")
+    few = {k: v[:6] for k, v in inputs("bert").items()}  # 42 tokens for 24 directions
+    with pytest.warns(UserWarning, match="is fitted to") as told:
+        shrink(teacher, [few])
+    assert [str(w.message) for w in told] == [
+        "the student is fitted to 42 tokens, fewer than 2 for each of its 24 directions (intermediate_size), and may "
+        "know little beyond them; give more examples"
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        shrink(teacher, [inputs("bert")])
+        blank_student(teacher, [few])  # the fit itself will say it
 
 
 def test_the_report_says_what_is_kept() -> None:

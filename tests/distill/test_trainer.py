@@ -7,6 +7,7 @@ import inspect
 import json
 import os
 import sqlite3
+import warnings
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -300,16 +301,12 @@ def test_teacher_stays_frozen_and_out_of_the_student(tmp_path: Path) -> None:
     assert not {id(p) for p in teacher.parameters()} & {id(p) for p in student.parameters()}
 
 
-class Breaks(Objective):
+class Breaks(LogitsDistillation):
     """Switches the teacher to training mode in the middle of a run."""
 
     def on_train_begin(self, trainer: DistillationTrainer) -> None:
         assert trainer.teacher is not None
         trainer.teacher.train()
-
-    losses = LogitsDistillation.losses
-    combine = LogitsDistillation.combine
-    alpha, temperature = 0.9, 2.0
 
 
 def test_teacher_in_training_mode_is_refused(tmp_path: Path) -> None:
@@ -336,8 +333,11 @@ def test_evaluation_reports_the_models_own_loss(tmp_path: Path) -> None:
         ({"teacher": bert(3), "objective": HiddenDistillation()}, "do not divide"),
         ({"teacher": bert().to("meta")}, "teacher is on the meta device and has no weights; load them first"),
         ({"train_dataset": sentences().select([])}, "train_dataset has no rows"),
-        ({"train_dataset": labelled("labels", [0, 2, -1, 1])}, "2 rows of train_dataset have 'labels' outside 0 to 1"),
-        ({"train_dataset": labelled("label", [0, 7])}, "e.g. 7; the student has 2 labels: give it more"),
+        (
+            {"train_dataset": labelled("labels", [0, 2, -1, 1])},
+            r"2 rows of train_dataset have 'labels' outside 0 to 1, e.g. 2 in row 1 \(from 0\)",
+        ),
+        ({"train_dataset": labelled("label", [0, 7])}, "e.g. 7 in row 1 .*; the student has 2 labels: give it more"),
         ({"teacher": bert().bert}, "the teacher is a BertModel, which ends in hidden states"),
         (
             {"overparam": OverParamConfig(), "optimizers": (torch.optim.SGD(nn.Linear(1, 1).parameters()), None)},
@@ -348,6 +348,19 @@ def test_evaluation_reports_the_models_own_loss(tmp_path: Path) -> None:
 def test_misfits_are_refused_before_training(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DistillationTrainer(keep_layers(bert(), 2), arguments(tmp_path), **({"teacher": bert()} | options))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_weights_that_lose_small_steps_are_said(tmp_path: Path, dtype: torch.dtype) -> None:
+    """As transformers gives them from a file that holds them so, unless it is told otherwise."""
+    bert(2).to(dtype).save_pretrained(tmp_path)
+    student = BertForSequenceClassification.from_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match=rf"weights are {dtype}: steps .* are lost, .* Train student\.float\(\)"):
+        DistillationTrainer(student, arguments(tmp_path), teacher=bert())
+    frozen = student.requires_grad_(False)
+    frozen.classifier.float().requires_grad_(True)  # as adapters are trained
+    with warnings.catch_warnings(action="error"):
+        DistillationTrainer(frozen, arguments(tmp_path), teacher=bert())
 
 
 def test_label_smoothing_is_refused(tmp_path: Path) -> None:
@@ -594,3 +607,24 @@ def test_the_teacher_is_followed_on_examples_without_a_label(tmp_path: Path) -> 
     ]
     losses = [run.state.log_history[0]["distillation_loss"] for run in runs]
     assert losses[0] == losses[1] > 0
+
+
+def empty(rows: list[Any]) -> dict[str, Tensor]:
+    return {name: torch.empty((0, 8), dtype=torch.int64) for name in ("input_ids", "attention_mask")}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"data_collator": empty}, "a batch of step 1 is empty; the data collator"),
+        ({"data_collator": lambda rows: {}}, "a batch of step 1 is empty; the data collator"),
+        ({"train_dataset": [dict(row, labels=2 if k == 5 else 0) for k, row in enumerate(sentences(8))]},
+         r"example \d \(from 0\) of a batch of step 1 has the label 2; the student has 2 classes"),
+        ({"train_dataset": [dict(row, labels=0.5) for row in sentences(8)]},
+         "labels are float32 numbers, one an example, and the student has 2 classes; give class numbers as integers"),
+    ],
+)  # fmt: skip
+def test_a_batch_that_nothing_can_be_learned_from(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    """Of rows that are no `datasets.Dataset`, or by a collator of the user's."""
+    with pytest.raises(ValueError, match=message):
+        train(tmp_path, **options)

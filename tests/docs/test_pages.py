@@ -9,8 +9,11 @@ from types import ModuleType
 
 import pytest
 
+from opdf.data import embedded_names
+from opdf.data.read import READERS
 from opdf.data.task import KINDS
 from opdf.distill import METHODS
+from opdf.job import DataConfig, ObjectiveConfig
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -43,6 +46,38 @@ def test_the_table_of_tasks_has_the_methods_of_each() -> None:
     rows = re.findall(r"^\| `([\w-]+)` \| (`.*`) \|$", section("configuration.md", "Which tasks"), re.MULTILINE)
     told = {task: set(re.findall(r"`([\w-]+)`", methods)) for task, methods in rows}
     assert told == {task: {name for name, method in METHODS.items() if task in method.tasks} for task in KINDS}
+
+
+def test_help_and_pages_name_every_method_format_and_data_set() -> None:
+    methods, data = ((ROOT / "docs" / page).read_text() for page in ("methods.md", "data.md"))
+    for name in METHODS:
+        assert name in str(ObjectiveConfig.__doc__)
+        assert methods.count(f"\n| `{name}` | ") == 2
+    for ending in READERS:
+        assert ending[1:] in str(DataConfig.__doc__)
+        assert re.search(rf"a file: .*\b{ending[1:]}\b", data)
+    assert {name for name in embedded_names() if f"`{name}`" not in data} == set()
+
+
+def test_movements_and_decay_are_those_that_the_benchmark_found() -> None:
+    """Over all matrices: one alone says little of others."""
+    lines = (ROOT / "benchmarks" / "results" / "rate.md").read_text().splitlines()
+    names, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|"))
+    found = {row[1]: dict(zip(names, row, strict=True)) for row in rows if row[:3:2] == ["AdamW", "as it comes"]}
+    three, none = found["3"], found["0"]
+
+    def span(column: str, *rows: dict[str, str]) -> list[float]:
+        ranges = [re.findall(r"[\d.]+", row[column])[1:] for row in rows]
+        return [min(float(low) for low, _ in ranges), max(float(high) for _, high in ranges)]
+
+    ends = [end for column in names if column.startswith("step") for end in span(column, three, none)]
+    decay = "{:.1f} to {:.1f}".format(*span("decay over dense decay", three, none))
+    fixed = " and ".join("{:.1f} to {:.1f}".format(*span("at the dense rate", row)) for row in (three, none))
+    text = " ".join(section("optimizer.md", "The learning rate of the cores").split())
+    assert f"{three['mean']} times as far as the dense optimizer's at L = 3 and {none['mean']} times at L = 0" in text
+    assert f"{min(ends):.2f} to {max(ends):.2f} times in single ones" in text
+    assert f"Without the factor it would have been {fixed} times" in text
+    assert f"Weight decay moved it {decay} times as far as on the dense weight" in text
 
 
 def section(page: str, title: str) -> str:

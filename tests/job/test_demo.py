@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from opdf.job.demo import BEFORE, BLOCKS, OPDF, PLAIN, TASKS, compare, judge
+from opdf.job.demo import BEFORE, BLOCKS, OPDF, PLAIN, TASKS, demo, judge
 
 
 @pytest.mark.parametrize(
@@ -21,7 +22,7 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, data: 
     folder, said = tmp_path / "demo", list[str]()
     folder.mkdir()
     (folder / "demo.yaml").touch()  # one that was stopped: it starts anew
-    compare(task, folder, data=data, train_limit=64, say=said.append)
+    demo(task, folder, data=data, train_limit=64, say=said.append)
     printed = "\n".join(said)
     assert "Did OPDF gain on plain KD here?" in printed
     results = json.loads((folder / "results.json").read_text())["results"]
@@ -35,6 +36,31 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, data: 
     table = (folder / "results.md").read_text().strip()
     assert table in printed
     assert [line.partition(":")[0] for line in said[1:6]] == list(results)  # each as soon as it is there
+
+
+def test_a_demo_that_was_stopped_goes_on_where_it_was(tmp_path: Path) -> None:
+    """After the teacher and two rows; what is there is not made again, and the scores are those of a whole one."""
+
+    def scores(folder: Path) -> dict[str, Any]:
+        results = json.loads((folder / "results.json").read_text())["results"]
+        return {name: result["student"] for name, result in results.items()}
+
+    def stop(text: str) -> None:
+        if text.startswith(f"{PLAIN}:"):
+            raise KeyboardInterrupt
+
+    options: dict[str, Any] = {"data": "digits", "train_limit": 64}
+    demo("images", tmp_path / "whole", say=list[str]().append, **options)
+    with pytest.raises(KeyboardInterrupt):
+        demo("images", tmp_path / "parts", say=stop, **options)
+    made = [tmp_path / "parts" / name for name in ("teacher", "half-width-kd/student")]
+    times = [(folder / "model.safetensors").stat().st_mtime_ns for folder in made]
+    said = list[str]()
+    demo("images", tmp_path / "parts", say=said.append, **options)
+    assert [(folder / "model.safetensors").stat().st_mtime_ns for folder in made] == times
+    assert said[0].endswith("One that was stopped goes on")
+    assert said[-1].startswith("What was left took")
+    assert scores(tmp_path / "parts") == scores(tmp_path / "whole")
 
 
 @pytest.mark.parametrize(

@@ -163,6 +163,16 @@ def test_an_export_is_whole_or_absent(tmp_path: Path) -> None:
     assert (out / "model.pt2").read_bytes() == before
 
 
+def test_an_export_goes_where_a_link_leads(tmp_path: Path) -> None:
+    distilled(tmp_path)
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    for overwrite in (False, True):
+        export(str(tmp_path / "student"), tmp_path / "out", format="torch", overwrite=overwrite)
+        assert (tmp_path / "out").is_symlink()
+        assert (tmp_path / "disk" / "model.pt2").is_file()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -13,9 +13,16 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import constants
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertLMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from opdf.data import Task
+from opdf.job.errors import UserError
 from opdf.job.models import load_model
 
 TASK = Task("classification", ("text",), "label", ("a", "b"))
@@ -89,3 +96,16 @@ def test_a_hub_that_answers_is_asked_and_its_refusal_says_what_to_do(tmp_path: P
     assert requests.count("/") == 1
     assert any(path.startswith("/nobody/model/") for path in requests)
     assert any(path.startswith("/datasets/nobody/data/") for path in requests)
+
+
+def test_a_decoder_is_told_from_a_model_that_looks_both_ways_wherever_tensors_are_made(tmp_path: Path) -> None:
+    """A student is loaded where models without values are made, and tokens without values would give any logits."""
+    sizes: dict[str, Any] = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    LlamaForCausalLM(LlamaConfig(vocab_size=5000, **sizes)).save_pretrained(tmp_path / "llama")
+    BertLMHeadModel(BertConfig(vocab_size=5000, **sizes)).save_pretrained(tmp_path / "bert")
+    task = Task("causal-lm", ("text",), None)
+    for _ in range(5):
+        with torch.device("meta"):
+            load_model(str(tmp_path / "llama"), task)
+            with pytest.raises(UserError, match="sees the tokens which it has to predict"):
+                load_model(str(tmp_path / "bert"), task)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from jobs import digits
+from jobs import digits, read_only_folder
 from opdf.files import owned
 from opdf.job import run
 from opdf.job.output import check_free, claimed
@@ -87,15 +87,6 @@ def test_what_a_link_in_an_overwritten_folder_leads_to_is_kept(tmp_path: Path) -
     (tmp_path / "out" / "link").symlink_to(tmp_path / "precious")
     with claimed(tmp_path / "out", overwrite=True, resume=False):
         assert (tmp_path / "precious" / "thesis.txt").exists()
-
-
-def read_only_folder() -> Path | None:
-    """A place on a file system that is mounted without the right to write, which keeps out root too."""
-    for line in Path("/proc/mounts").read_text().splitlines():
-        _, place, _, options, *_ = line.split()
-        if "ro" in options.split(",") and Path(place).is_dir():
-            return Path(place)
-    return None
 
 
 def test_a_read_only_place_is_refused(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_a_plain_student_of_a_half_precision_teacher_moves_everywhere(name: str,
 
 @pytest.mark.parametrize("student", [
     {"layers": 1}, {"layers": None, "config": {"hidden_size": 8}}, {"layers": None, "model": "MODEL"},
-    {"layers": 1, "model": "MODEL"},
+    {"layers": 1, "model": "MODEL"}, {"layers": None, "config": {"hidden_size": 8}, "start": "random"},
 ])  # fmt: skip
 def test_every_way_to_a_student_gives_float32(student: dict[str, Any], world: Path) -> None:
     student = {k: str(world / "bfloat16") if v == "MODEL" else v for k, v in student.items()}

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import time
+from pathlib import Path
 from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from opdf.job import progress as module
+from jobs import digits
+from opdf.job import progress as module, run
 from opdf.job.progress import Bar, stopping
 
 
@@ -79,10 +82,26 @@ def test_outside_the_main_thread_a_run_leaves_signals_alone() -> None:
     assert seen[1] is before
 
 
-def test_in_a_pipe_there_is_no_bar(capsys: Any) -> None:
-    bar = Bar("distilling")
-    state = SimpleNamespace(is_world_process_zero=True, max_steps=4, global_step=0)
-    bar.on_train_begin(None, state, None)
-    bar.on_log(None, state, None, {"loss": 0.5})
-    bar.on_train_end(None, state, None)
-    assert capsys.readouterr().err == ""
+def test_in_a_pipe_there_is_a_line_for_every_entry_of_the_log(tmp_path: Path, capsys: Any) -> None:
+    """As a user sees it who writes into a file; the numbers are those of train.log."""
+    run(
+        digits(
+            tmp_path / "out", training={"max_steps": 6, "logging_steps": 2, "eval_strategy": "steps", "eval_steps": 4}
+        )
+    )
+    printed = capsys.readouterr()
+    lines = [line for line in printed.err.splitlines() if line.startswith("distilling: ")]
+    entries = [json.loads(line) for line in (tmp_path / "out" / "train.log").read_text().splitlines()]
+    expected = []
+    for entry in entries:
+        start = f"distilling: step {entry['step']} of 6, "
+        if "loss" in entry:
+            expected.append(f"{start}loss {entry['loss']:.4g}, rate {entry['learning_rate']:.4g}")
+        elif "eval_loss" in entry:
+            expected.append(f"{start}validation loss {entry['eval_loss']:.4g}, validation accuracy ")
+    assert len(lines) == len(expected) == 5
+    for line, start in zip(lines, expected, strict=True):
+        assert line.startswith(start), line
+    assert re.search(r", \d+ s left$", lines[0])
+    assert "left" not in lines[-1]
+    assert "distilling: " not in printed.out

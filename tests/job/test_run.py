@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification, BertModel
+from sklearn.metrics import log_loss
+from sklearn.utils.class_weight import compute_class_weight
+from transformers import AutoModel, AutoModelForImageClassification, AutoModelForSequenceClassification, BertModel
 
 from jobs import DIGITS, TEXTS, VIT, bert, digits, texts
+from opdf.cli import main
+from opdf.distill import keep_layers
 from opdf.job import (
     DataConfig,
     DistillConfig,
@@ -21,9 +27,11 @@ from opdf.job import (
     UserError,
     cache_teacher,
     evaluate,
+    preview,
     run,
 )
-from opdf.job.options import fill, merged
+from opdf.job.options import fill, merged, write_yaml
+from opdf.job.prepared import prepare_data
 
 
 @pytest.fixture(scope="module")
@@ -41,16 +49,18 @@ def test_a_script_written_by_hand(tmp_path: Path, capsys: Any) -> None:
         student=StudentConfig(layers=2),
         overparam=OverParamConfig(ones=1),
         training=short,
-        output=str(tmp_path / "out"),
+        output=tmp_path / "out",  # type: ignore[arg-type]  # a Path will do
     )
     metrics = run(config)
     assert 0 <= metrics["student"]["test"]["accuracy"] <= 1
     assert metrics == json.loads((tmp_path / "out" / "metrics.json").read_text())
     printed = capsys.readouterr()
     assert "teacher       a vit built from a configuration" in printed.out
-    assert printed.err == ""
+    assert all(line.partition(":")[0] in ("fine-tuning the teacher", "distilling") for line in printed.err.splitlines())
     with pytest.raises(FileExistsError, match="is not empty"):
         run(config)
+    with pytest.raises(TypeError, match="config is a dict; give a DistillConfig"):
+        run({"output": "out"})  # type: ignore[arg-type]
 
 
 def test_a_run_leaves_what_a_user_needs(done: tuple[Path, dict[str, Any]]) -> None:
@@ -60,7 +70,12 @@ def test_a_run_leaves_what_a_user_needs(done: tuple[Path, dict[str, Any]]) -> No
     assert metrics["student"]["test"]["examples"] == 360
     written = yaml.safe_load((folder / "config.yaml").read_text())
     assert written["overparam"]["lr_scaling"] == "match-dense"
-    assert written["objective"]["options"] == {"temperature": 2.0, "alpha": 0.9}
+    assert written["objective"]["options"] == {
+        "temperature": 2.0,
+        "alpha": 0.9,
+        "divergence": "forward",
+        "class_weights": None,
+    }
     assert written["training"] | {"per_device_eval_batch_size": 128, "save_total_limit": 2} == written["training"]
     assert all(json.loads(line) for line in (folder / "train.log").read_text().splitlines())
     assert {p.name for p in folder.iterdir()} == {
@@ -78,6 +93,7 @@ def test_a_saved_student_has_the_scores_of_its_run(done: tuple[Path, dict[str, A
     found = evaluate(str(folder / "student"), data, probe=True)
     probe = found.pop("linear probe")
     assert found == metrics["student"]
+    assert evaluate(folder) == found
     # An untrained ViT's features tell digits apart far better than chance; its own head does not yet.
     assert 0.2 < probe["top1"] < probe["top5"] <= 1
 
@@ -103,6 +119,79 @@ def test_checkpoints_are_chosen_by_a_metric_of_the_task(tmp_path: Path) -> None:
     for log in ("teacher.log", "train.log"):
         entries = [json.loads(line) for line in (tmp_path / log).read_text().splitlines()]
         assert any({"eval_loss", "eval_f1", "eval_matthews"} <= entry.keys() for entry in entries)
+
+
+def test_training_stops_when_a_metric_gets_no_better(tmp_path: Path) -> None:
+    """At a rate of nothing no evaluation is better than the first; the teacher does the same with its loss."""
+    stop = {"early_stopping_patience": 2, "eval_strategy": "steps", "eval_steps": 1, "max_steps": 20,
+            "learning_rate": 1e-12, "save_strategy": "no"}  # fmt: skip
+    config = digits(tmp_path / "out", training=stop | {"metric_for_best_model": "f1"}, teacher={"training": stop})
+    assert run(config)["steps"] == 3
+    entries = [json.loads(line) for line in (tmp_path / "out" / "teacher.log").read_text().splitlines()]
+    losses = [entry["eval_loss"] for entry in entries if "eval_loss" in entry]
+    assert len(losses) == 2 + 1 + losses.index(min(losses))
+
+    best = {"load_best_model_at_end": True, "save_strategy": "steps", "save_steps": 1, "learning_rate": 0.3,
+            "metric_for_best_model": "accuracy"}  # fmt: skip
+    found = run(digits(tmp_path / "best", training=stop | best))
+    entries = [json.loads(line) for line in (tmp_path / "best" / "train.log").read_text().splitlines()]
+    scores = [entry["eval_accuracy"] for entry in entries if "eval_accuracy" in entry]
+    assert len(scores) == 2 + 1 + scores.index(max(scores))
+    assert found["student"]["validation"]["accuracy"] == pytest.approx(max(scores))
+
+
+def test_images_are_others_in_every_epoch_and_a_resumed_run_sees_the_same(tmp_path: Path) -> None:
+    """Two steps an epoch; stopped in the middle of the second one."""
+    steady = {"lr_scheduler_type": "constant", "warmup_steps": 0, "logging_steps": 1, "save_steps": 3}
+    change: dict[str, Any] = {"data": {"train_limit": 16, "augment": True}, "objective": {"name": "hidden"}}
+
+    def job(name: str, steps: int, **options: Any) -> DistillConfig:
+        return digits(tmp_path / name, training=steady | {"max_steps": steps}, **merged(change, options))
+
+    def losses(name: str) -> list[float]:
+        entries = [json.loads(line) for line in (tmp_path / name / "train.log").read_text().splitlines()]
+        return [entry["loss"] for entry in entries if "loss" in entry]
+
+    assert "augment" in dict(preview(job("whole", 6)).lines)
+    run(job("whole", 6))
+    run(job("parts", 3))
+    run(job("parts", 6, resume=True))
+    assert losses("parts") == losses("whole")
+    weights = [(tmp_path / name / "student" / "model.safetensors").read_bytes() for name in ("parts", "whole")]
+    assert weights[0] == weights[1]
+    run(job("plain", 6, data={"augment": False}))
+    assert losses("plain")[0] != losses("whole")[0]
+    teachers = [(tmp_path / name / "teacher" / "model.safetensors").read_bytes() for name in ("plain", "whole")]
+    assert teachers[0] != teachers[1]
+
+
+@pytest.mark.parametrize("form", ["balanced", "mapping"])
+def test_rare_classes_count_more_where_that_is_asked(form: str, tmp_path: Path) -> None:
+    """The loss of a first step over all training rows, by scikit-learn's weights and its logarithmic loss."""
+    rows = [{"text": text, "label": "no" if k % 6 else "yes"} for k, text in enumerate(TEXTS)]
+    (tmp_path / "rare.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    teacher = bert(tmp_path / "teacher", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    with torch.no_grad():
+        teacher.classifier.bias.copy_(torch.tensor([1.0, -1.0]))
+    teacher.save_pretrained(tmp_path / "teacher")
+    prepared = prepare_data(DataConfig(str(tmp_path / "rare.jsonl")), TeacherConfig(model=str(tmp_path / "teacher")))
+    seen = np.array(prepared.raw["train"]["label"])
+    weights = compute_class_weight("balanced", classes=np.arange(2), y=seen)
+    given = {"balanced": "balanced", "mapping": dict(zip(("no", "yes"), weights, strict=True))}[form]
+    config = text_job(
+        tmp_path / "out", tmp_path, overparam=None, objective={"options": {"alpha": 0.0}}, student={"layers": [1]},
+        data={"name": str(tmp_path / "rare.jsonl"), "class_weights": given},
+        training={"max_steps": 1, "per_device_train_batch_size": len(seen)},
+    )  # fmt: skip
+    assert dict(preview(config).lines)["weights"] == f"no {weights[0]:.3g}, yes {weights[1]:.3g}"
+    run(config)
+    entry = json.loads((tmp_path / "out" / "train.log").read_text().splitlines()[0])
+    batch = prepared.collator([prepared.data["train"][k] for k in range(len(seen))])
+    chances = keep_layers(teacher.eval(), [1])(**batch).logits.softmax(-1).detach().numpy()
+    each = weights[seen]
+    expected = log_loss(seen, chances, sample_weight=each, normalize=False) / len(seen)
+    assert entry["loss"] == pytest.approx(expected, rel=1e-5)
+    assert expected > 1.2 * log_loss(seen, chances)
 
 
 def test_a_student_by_configuration(tmp_path: Path) -> None:
@@ -168,6 +257,26 @@ def test_embeddings_of_pairs(tmp_path: Path, world: Path) -> None:
     assert evaluate(str(tmp_path / "out" / "student"), DataConfig(**changes["data"])) == metrics["student"]
     with pytest.raises(UserError, match="For this task there are embedding"):
         run(text_job(tmp_path / "other", world, **changes | {"objective": {"name": "logits"}}))
+
+
+def test_narrower_embeddings_from_the_command_line(tmp_path: Path, world: Path, capsys: Any) -> None:
+    data = {"name": str(world / "pairs.jsonl"), "task": "similarity"}
+    changes = {"data": data, "teacher": {"model": str(world / "embedder")}, "objective": {"name": "embedding"},
+               "student": {"layers": None, "config": {"hidden_size": 4}}, "constraint": {"weight": 0.1},
+               "training": {"save_strategy": "steps", "save_steps": 1}}  # fmt: skip
+    write_yaml(text_job(tmp_path / "out", world, **changes), tmp_path / "run.yaml")
+    assert main(["distill", str(tmp_path / "run.yaml"), "--student.config", "{hidden_size: 6}"]) == 0
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    student = AutoModel.from_pretrained(tmp_path / "out" / "student")
+    assert student.config.hidden_size == 6
+    assert evaluate(str(tmp_path / "out" / "student"), DataConfig(**data)) == metrics["student"]
+    weights = (tmp_path / "out" / "student" / "model.safetensors").read_bytes()
+    shutil.rmtree(tmp_path / "out" / "checkpoints" / "checkpoint-2")  # as if it had been killed after a step
+    shutil.rmtree(tmp_path / "out" / "student")
+    (tmp_path / "out" / "metrics.json").unlink()
+    command = ["distill", str(tmp_path / "run.yaml"), "--student.config", "{hidden_size: 6}", "--resume", "true"]
+    assert main(command) == 0
+    assert (tmp_path / "out" / "student" / "model.safetensors").read_bytes() == weights
 
 
 def test_a_student_can_be_blocks_of_another_model(tmp_path: Path, world: Path) -> None:

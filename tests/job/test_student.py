@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ import pytest
 import torch
 from transformers import AutoModelForImageClassification
 
+from families import build
 from jobs import digits
-from opdf.job import DistillConfig, UserError, preview, run
+from opdf.distill import keep_layers
+from opdf.job import DistillConfig, StudentConfig, UserError, preview, run
 from opdf.job.job import Job
 from opdf.job.prepared import prepare_data
 from opdf.job.run import student_trainer
-from opdf.job.student import build_student, calibration, plan_start
+from opdf.job.student import build_student, calibration, plan_start, started_student
 from opdf.job.teacher import ready_teacher
 
 NARROW = {"layers": None, "config": {"hidden_size": 8, "intermediate_size": 16}}
@@ -39,10 +42,16 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return prepared, ready_teacher(made, prepared)
 
 
-def test_a_narrower_student_starts_from_its_teacher_by_default(tmp_path: Path) -> None:
+def test_a_narrower_student_starts_from_its_teacher_by_default(tmp_path: Path, capsys: Any) -> None:
     shown = dict(preview(job(tmp_path / "out")).lines)["student"]
     assert shown.startswith("starts from the teacher, fitted on up to 512 training examples (hidden_size 8, ")
     started = run(job(tmp_path / "out"))
+    printed = capsys.readouterr().out
+    logged = json.loads((tmp_path / "out" / "train.log").read_text().splitlines()[0])
+    for block in range(4):
+        kept = logged["kept"][f"layers.{block}"]
+        shown = " | ".join(f"{100 * kept[part]:.1f} %" for part in ("attention", "feed-forward"))
+        assert f"| layers.{block} | {block} | {shown} " in re.sub(" +", " ", printed)
     random = run(job(tmp_path / "random", student=NARROW | {"start": "random"}))
     scores = [metrics["student before training"]["test"]["accuracy"] for metrics in (started, random)]
     assert scores[0] > scores[1] + 0.15  # digits: chance is 0.1
@@ -67,10 +76,42 @@ def test_blocks_and_sizes_go_together(tmp_path: Path, taught: Any) -> None:
     made = Job(job(tmp_path, student={"layers": 2, "config": {"hidden_size": 8}}))
     student = student_trainer(made, prepared, teacher, "").model
     assert (student.config.num_hidden_layers, student.config.hidden_size) == (2, 8)
-    kept = Job(job(tmp_path, student={"layers": 2}))
-    assert plan_start(kept.config.student, teacher).sizes is None  # the teacher's blocks as they are
-    refit = Job(job(tmp_path, student={"layers": 2, "start": "teacher"}))
-    assert plan_start(refit.config.student, teacher).sizes == {"num_hidden_layers": 2}
+
+
+def test_blocks_are_fitted_unless_they_are_to_be_copied(tmp_path: Path, taught: Any) -> None:
+    prepared, teacher = taught
+
+    def made(**student: Any) -> Any:
+        options = Job(job(tmp_path, student={"config": None} | student)).config.student
+        start = plan_start(options, teacher, prepared)
+        return (
+            started_student(options, start, teacher, prepared) if start.sizes else keep_layers(teacher, options.layers)
+        )
+
+    copied = keep_layers(teacher, 2)
+    for student in ({"layers": 2, "start": "copy"}, {"layers": [1, 3]}):
+        assert all(torch.equal(a, b) for a, b in zip(made(**student).parameters(), copied.parameters(), strict=True))
+    fitted, same = made(layers=2), made(layers=2, start="teacher")
+    assert all(torch.equal(a, b) for a, b in zip(fitted.parameters(), same.parameters(), strict=True))
+    with torch.no_grad():
+        rows = prepared.collator([prepared.data["validation"][k] for k in range(64)])
+        wanted = teacher.eval()(**rows).logits
+        missed = [float((model.eval()(**rows).logits - wanted).norm()) for model in (copied, fitted)]
+    assert missed[1] < 0.7 * missed[0]
+
+
+def test_an_encoder_decoder_gets_as_many_blocks_in_both() -> None:
+    options = StudentConfig(layers=1)
+    assert plan_start(options, build("t5")).sizes == {"num_layers": 1, "num_decoder_layers": 1}
+
+
+def test_blocks_that_cannot_be_fitted_are_copied_and_the_run_says_why(tmp_path: Path) -> None:
+    other = {"model": None, "config": {"model_type": "beit", "layer_norm_eps": 1e-6}}
+    config = job(tmp_path / "out", teacher=other, student={"layers": 2, "config": None}, constraint=None)
+    shown = dict(preview(config).lines)["student"]
+    assert shown.startswith(
+        "2 blocks of the teacher, copied, since it cannot start from its teacher: teacher is a beit "
+    )
 
 
 def test_it_is_fitted_on_training_examples_only(taught: Any) -> None:
@@ -84,11 +125,12 @@ def test_it_is_fitted_on_training_examples_only(taught: Any) -> None:
 
 
 @pytest.mark.parametrize(("student", "message"), [
-    ({"start": "warm"}, "student.start is 'warm'; expected one of teacher, random"),
+    ({"start": "warm"}, "student.start is 'warm'; expected one of teacher, copy, random"),
     ({"start": "teacher", "calibration": 1}, r"the student cannot start from its teacher: batches has 5 tokens"),
     ({"start": "teacher", "config": {"hidden_size": 64}}, "hidden_size is 64; the teacher's is 16"),
     ({"config": None, "layers": [0, 1], "start": "teacher"}, "student.layers is a list"),
     ({"config": None, "layers": 2, "start": "random"}, "student.start is 'random' and kept blocks are not"),
+    ({"start": "copy"}, "student.start is 'copy' and blocks of other sizes cannot be copied"),
     ({"config": None, "model": "minilm", "start": "teacher"}, "leave it out beside student.model"),
     ({"calibration": 0}, "student.calibration is 0"),
 ])  # fmt: skip

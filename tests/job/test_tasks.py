@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from transformers import (
     BertConfig,
@@ -20,10 +22,12 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-from opdf.job import DataConfig, DistillConfig, evaluate, run
+from opdf.cli import main
+from opdf.job import DataConfig, DistillConfig, cache_teacher, evaluate, read_config, run
 from opdf.job.arguments import training_arguments
 from opdf.job.errors import UserError
 from opdf.job.options import fill, read_yaml
+from opdf.job.prepared import load
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{k}" for k in range(40))]
 TEXTS = [f"w{k % 40} w{k // 2 % 40} w{k % 7}" for k in range(80)]
@@ -108,6 +112,68 @@ def test_texts_of_a_language_model(tmp_path: Path, models: Path) -> None:
     for who in ("student", "teacher"):
         assert 1 < found[who]["test"]["perplexity"] < 2 * len(WORDS)
     assert "text-generation" in card(tmp_path)
+    student, teacher = (LlamaForCausalLM.from_pretrained(tmp_path / "out" / who) for who in ("student", "teacher"))
+    texts, task = load(fill(DataConfig, data_of(tmp_path), "data"))
+    assert task.kind == "causal-lm"
+    tokenizer = BertTokenizerFast.from_pretrained(models / "llama")
+    same = []
+    ids = torch.tensor([token for row in texts["test"] for token in tokenizer(row["text"])["input_ids"]])
+    for block in ids.split(16):  # packed: one text behind the other, in blocks
+        likeliest = [model(block[None]).logits[0, :-1].argmax(-1) for model in (student, teacher)]
+        same += (likeliest[0] == likeliest[1]).tolist()
+    assert found["student"]["test"]["agreement"] == pytest.approx(np.mean(same))
+    assert found["teacher"]["test"]["agreement"] == 1
+
+
+def test_stored_words_of_a_language_model_and_of_a_tagger(
+    tmp_path: Path, models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
+    words = [text.split() for text in TEXTS]
+    tags = [["B-X" if int(word[1:]) % 3 else "O" for word in some] for some in words]
+    data = {
+        "llama": {"name": str(tmp_path / "texts.txt"), "task": "causal-lm", "max_length": 16},
+        "body": {"name": lines(tmp_path, tokens=words, ner_tags=tags), "max_length": 16},
+    }
+    options = {"top_k": 2, "alpha": 0.5}
+    for model, given in data.items():
+        objective = {"name": "sparse-logits", "options": options | {"store": str(tmp_path / f"{model}-store")}}
+        teacher = {"model": str(models / model), "finetune": True, "training": QUICK}
+        config = {"data": given, "teacher": teacher, "objective": objective, "student": {"layers": 1}}
+        store = cache_teacher(fill(DistillConfig, config, "config"))
+        said = capsys.readouterr().err
+        assert f"to store: teacher's outputs for {store.info.tokens} tokens of {store.info.rows} texts, 2 of" in said
+        shards = list(store.folder.rglob("*.safetensors"))
+        assert sum(path.stat().st_size for path in shards) == pytest.approx(store.info.nbytes, abs=400 * len(shards))
+        found = distilled(tmp_path, models / model, given, objective=objective, overwrite=True)
+        objective["options"] = options  # the same in the run's own folder
+        own = distilled(tmp_path, models / model, given, objective=objective, overwrite=True)
+        assert own["student"] == found["student"]
+    with pytest.raises(ValueError, match="top_k is 0, which stores plain logits: 45 numbers a token; set top_k"):
+        distilled(tmp_path, models / "llama", data["llama"], objective={"name": "sparse-logits"}, overwrite=True)
+
+
+def test_several_teachers(tmp_path: Path, models: Path) -> None:
+    """From a file, the command line and Python; scored, started from the first, named on the card, and resumed."""
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
+    other = LlamaForCausalLM(LlamaConfig(vocab_size=len(WORDS), max_position_embeddings=64, **SIZES))
+    other.save_pretrained(tmp_path / "other")
+    BertTokenizerFast.from_pretrained(models / "llama").save_pretrained(tmp_path / "other")
+    names = [str(models / "llama"), str(tmp_path / "other")]
+    config = {
+        "data": {"name": str(tmp_path / "texts.txt"), "task": "causal-lm", "max_length": 16},
+        "teacher": {"models": names, "weights": [2, 1]}, "student": {"layers": 1}, "training": QUICK,
+        "output": str(tmp_path / "out"),
+    }  # fmt: skip
+    (tmp_path / "config.yaml").write_text(json.dumps(config))
+    found = run(read_config(str(tmp_path / "config.yaml")))
+    assert "the mean with weights 2, 1 of llama, other" in card(tmp_path)
+    assert found["teacher"]["test"]["agreement"] == 1
+    command = ["distill", str(tmp_path / "config.yaml"), "--teacher.models", json.dumps(names), "--teacher.weights",
+               "[2, 1]", "--output", str(tmp_path / "again"), "--json"]  # fmt: skip
+    assert main(command) == 0
+    assert json.loads((tmp_path / "again" / "metrics.json").read_text())["student"] == found["student"]
+    assert run(replace(read_config(str(tmp_path / "out" / "config.yaml")), resume=True)) == found
 
 
 def test_texts_without_labels(tmp_path: Path, models: Path) -> None:

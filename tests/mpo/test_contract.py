@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import quimb.tensor as qtn
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from tensorly.decomposition import tensor_train_matrix
 from tensorly.tt_matrix import TTMatrix, tt_matrix_to_matrix
 from torch import Tensor
 
+from chains import truncated
 from opdf.mpo import MPOShape, contract, contract_segments, decompose, plan_shape, pullback, shape_of
 
 SHAPES = [
@@ -23,7 +23,7 @@ SHAPES = [
     plan_shape(7, 11, ones=1),
     plan_shape(1, 12, ones=1),
     MPOShape((4, 2, 1, 3), (2, 3, 1, 6)),
-    MPOShape((2, 2, 2, 3), (3, 2, 3, 2)).with_max_bond(5),
+    truncated(MPOShape((2, 2, 2, 3), (3, 2, 3, 2)), 5),
     MPOShape((1, 4, 6, 1), (6, 1, 1, 6)),
 ]
 SITES = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=1, max_size=5)
@@ -64,7 +64,7 @@ class TestContract:
     @given(SITES, st.integers(1, 20), st.integers(0, 2**20))
     @settings(deadline=None)
     def test_any_shape(self, sites, most, seed):
-        shape = MPOShape(tuple(i for i, _ in sites), tuple(j for _, j in sites)).with_max_bond(most)
+        shape = truncated(MPOShape(tuple(i for i, _ in sites), tuple(j for _, j in sites)), most)
         cores = random_cores(shape, seed=seed)
         torch.testing.assert_close(contract(cores), by_definition(cores), rtol=1e-10, atol=1e-10)
 
@@ -138,7 +138,7 @@ class TestPullback:
     @given(SITES, st.integers(1, 20), st.integers(0, 2**20))
     @settings(deadline=None)
     def test_any_shape(self, sites, most, seed):
-        shape = MPOShape(tuple(i for i, _ in sites), tuple(j for _, j in sites)).with_max_bond(most)
+        shape = truncated(MPOShape(tuple(i for i, _ in sites), tuple(j for _, j in sites)), most)
         leaves = [core.requires_grad_() for core in random_cores(shape, seed=seed)]
         grad = random_cores(MPOShape((shape.rows,), (shape.cols,)), seed=seed + 1)[0][0, ..., 0]
         expected = torch.autograd.grad(by_definition(leaves), leaves, grad)

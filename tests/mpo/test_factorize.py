@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
+from chains import truncated
 from opdf.mpo import MPOShape, contract, decompose, decompose_many, decompose_with_errors, match_gauge, plan_shape
 from opdf.mpo.factorize import eigh, singular_values, svd
 
@@ -47,7 +47,7 @@ def test_structured_matrices_are_decomposed(pattern: str, size: int, dtype: torc
         assert error(matrix, decompose(matrix, shape)) <= tolerance(dtype)
 
 
-def test_many_and_batches_and_truncation_and_gauges() -> None:
+def test_many_and_batches_and_truncation() -> None:
     matrices = [make(256) for make in PATTERNS.values()]
     shape = plan_shape(256, 256, ones=3)
     many = decompose_many(matrices, [shape] * len(matrices))
@@ -55,8 +55,8 @@ def test_many_and_batches_and_truncation_and_gauges() -> None:
     for k, matrix in enumerate(matrices):
         assert error(matrix, many[k]) <= 2e-6
         assert all(torch.equal(core[k], alone) for core, alone in zip(batch, many[k], strict=True))
-        truncated = decompose_with_errors(matrix, shape.with_max_bond(5))
-        assert float(truncated.error(matrix)) <= float(truncated.bound) + 1e-5 * float(matrix.norm())
+        cut = decompose_with_errors(matrix, truncated(shape, 5))
+        assert float(cut.error(matrix)) <= float(cut.bound) + 1e-5 * float(matrix.norm())
         matched = match_gauge(many[k], many[k - 1])
         assert error(matrix, matched) <= 2e-6
 

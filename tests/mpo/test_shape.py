@@ -8,10 +8,10 @@ from itertools import product
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
+from chains import truncated
 from opdf.mpo import MPOShape, contract, plan_shape, pullback
 from opdf.mpo.shape import MAX_PLANNED_ONES, contraction_plan
 
@@ -66,20 +66,11 @@ class TestMPOShape:
         assert shape.scale == params / (shape.rows * shape.cols)
         assert shape.added_params >= 0  # at full bond dimensions the chain never has fewer parameters
 
-    @given(SITES, st.integers(1, 40))
-    def test_with_max_bond(self, sites, most):
-        full = shape_from(sites)
-        cut = full.with_max_bond(most)
-        assert (cut.row_factors, cut.col_factors) == (full.row_factors, full.col_factors)
-        assert cut.bond_dims == tuple(min(d, most) for d in full.bond_dims)
-        assert cut.full_bond_dims == full.bond_dims
-        assert cut.is_exact == (cut == full)
-
     def test_equal_shapes_are_equal_and_hash_alike(self):
         first, second = MPOShape([4, 6], [2, 3]), MPOShape((4, 6), (2, 3), (1, 8, 1))
         assert first == second
         assert hash(first) == hash(second)
-        assert first != second.with_max_bond(4)
+        assert first != truncated(second, 4)
 
     @pytest.mark.parametrize(
         ("args", "error", "message"),
@@ -103,10 +94,6 @@ class TestMPOShape:
         with pytest.raises(error, match=message):
             MPOShape(*args)
 
-    def test_max_bond_must_be_positive(self):
-        with pytest.raises(ValueError, match="max_bond is 0"):
-            MPOShape((2, 3), (2, 3)).with_max_bond(0)
-
 
 class TestContractionPlan:
     @staticmethod
@@ -124,7 +111,7 @@ class TestContractionPlan:
 
     @given(SITES, st.integers(1, 60))
     def test_it_is_the_cheapest_order(self, sites, most):
-        shape = shape_from(sites).with_max_bond(most)
+        shape = truncated(shape_from(sites), most)
         assert shape.contract_flops == self.cheapest(shape, 0, shape.sites)
 
     @given(SITES)

@@ -14,11 +14,12 @@ from torch import nn
 from transformers import BertConfig, BertModel
 
 from opdf.distill import keep_layers
-from opdf.mpo import MPOShape, decompose, plan_shape
+from opdf.mpo import decompose, plan_shape
 from opdf.overparam import Alignment, Constraint, Matrix, OverParamConfig, OverParameterizedOptimizer, overparameterize
 from opdf.overparam.alignment import compared_sites
 from opdf.overparam.cores import match
-from opdf.overparam.pairing import pair, teacher_shape
+from opdf.overparam.pairing import pair
+from opdf.overparam.shapes import teacher_shape
 
 
 def bert(layers: int = 4, width: int = 16, seed: int = 0) -> BertModel:
@@ -109,6 +110,45 @@ def test_no_rotation_of_the_teachers_bonds_lowers_the_loss(ones: int, normalize:
             rotation = torch.linalg.matrix_exp(angles - angles.T)
             further = core @ rotation if site == 0 else torch.tensordot(rotation, core, 1)
             assert float(alignment.gradients(shape, cores, targets | {site: further})[0]) > least
+
+
+@pytest.mark.parametrize("normalize", ["relative", "mse"])
+def test_a_descent_over_all_bonds_finds_no_lower_loss_of_what_is_trained(normalize: str) -> None:
+    """With several sites on a side their weights in the loss decide where the bonds between them turn."""
+    generator = torch.Generator().manual_seed(0)
+    rows, cols = (3, 2, 2, 1, 2, 2, 2), (2, 2, 2, 1, 2, 2, 3)
+    student, teacher = (nn.Linear(96, 96, bias=False).double() for _ in range(2))
+    for model in (student, teacher):
+        nn.init.normal_(model.weight, generator=generator)
+    over = overparameterize(student, OverParamConfig(targets=["weight"], shapes={"weight": (rows, cols)}))
+    over.align(teacher, Constraint(normalize=normalize, layer_map={"weight": "weight"}))
+    optimizer = over.optimizer(torch.optim.SGD, lr=0.0)
+    optimizer.make_cores()
+    state, shape = optimizer.state[student.weight], over.matrices[0].shape
+    cores = [state[f"core{k}"] for k in range(shape.sites)]
+    matched = {k: state[f"teacher{k}"] for k in compared_sites(shape)}
+    alignment = Alignment(Constraint(normalize=normalize), {"weight": over.matrices[0]}, {})
+    angles = [torch.zeros(d, d, dtype=torch.float64, requires_grad=True) for d in shape.bond_dims]
+
+    def turned() -> torch.Tensor:
+        rotations = [torch.linalg.matrix_exp(angle - angle.T) for angle in angles]
+        rotations[0] = rotations[-1] = torch.eye(1, dtype=torch.float64)
+        targets = {k: torch.tensordot(rotations[k].T, t, 1) @ rotations[k + 1] for k, t in matched.items()}
+        weights = alignment.weights_of(shape, [matched.get(k, core) for k, core in enumerate(cores)])
+        return torch.stack([weights[k] * (cores[k] - t).square().sum() for k, t in targets.items()]).sum()
+
+    start = float(turned().detach())
+    assert start == pytest.approx(float(alignment.gradients(shape, cores, matched)[0]))
+    descent = torch.optim.LBFGS(angles, max_iter=50, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        descent.zero_grad()
+        loss = turned()
+        loss.backward()
+        return loss
+
+    descent.step(closure)
+    assert float(turned().detach()) > 0.999 * start
 
 
 @pytest.mark.parametrize("normalize", ["relative", "mse"])
@@ -212,7 +252,7 @@ def test_a_wider_teacher_of_the_students_own_matrix_is_at_no_distance() -> None:
     torch.manual_seed(0)
     shape = plan_shape(12, 12, ones=1)
     student = torch.randn(12, 12, dtype=torch.float64)
-    wide = teacher_shape(Matrix("s", False, (12, 12), shape), Matrix("t", False, (24, 12), MPOShape((24,), (12,))))
+    wide = teacher_shape(shape, 24, 12)
     assert (wide.row_factors, wide.col_factors) == ((4, 2, 3), (4, 1, 3))
     digits = student.reshape(4, 1, 3, 12)
     teacher = torch.cat([digits, torch.zeros_like(digits)], dim=1).reshape(24, 12)

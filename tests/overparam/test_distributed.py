@@ -23,8 +23,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from opdf.mpo import plan_shape
-from opdf.overparam import Constraint, OverParamConfig, overparameterize, owner
-from opdf.overparam import cores as cores_module
+from opdf.overparam import Constraint, OverParamConfig, cores as cores_module, overparameterize, owner
 from opdf.overparam.owner import balance
 from opdf.overparam.sharding import scattered
 

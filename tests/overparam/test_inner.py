@@ -261,6 +261,26 @@ class KeepsAnObject(Counts):
             self.state[p]["projector"] = object()
 
 
+class CountsBesideItsTensors(Counts):
+    """Its counter is in its state, but is no tensor's, as MADGRAD's is."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        self.state["k"] = self.state["k"] + 1 if "k" in self.state else torch.ones(())
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.sub_(p.grad * group["lr"] / self.state["k"])
+
+
+class Averages(Counts):
+    """It exchanges weights between training and evaluation, as schedule-free optimizers do."""
+
+    def train(self) -> None: ...
+
+    def eval(self) -> None: ...
+
+
 class EqualRates(Counts):
     def step(self, closure: Any = None) -> None:
         if len({group["lr"] for group in self.param_groups}) > 1:
@@ -285,6 +305,8 @@ class IgnoresTheRate(Counts):
         (torch.optim.AdamW, {"lr": -1.0}, {}, ValueError, "Invalid learning rate"),
         (torch.optim.SGD, {"model": None}, {}, TypeError, "brings its own parameters .*GaLore, APOLLO and LOMO"),
         (KeepsAnObject, {}, {}, TypeError, "its state holds a object, which checkpoints cannot hold"),
+        (CountsBesideItsTensors, {}, {}, TypeError, "its state holds 'k' beside those of tensors, which would be lost"),
+        (Averages, {}, {}, TypeError, r"has train\(\) and eval\(\), between which it exchanges weights"),
         (Estimates, {}, {"placement": "owner"}, ValueError, "looks at all cores at once"),
         (EqualRates, {}, {"lr_scaling": "match-dense"}, ValueError, r"lr_scaling='none'"),
         (IgnoresTheRate, {}, {"lr_scaling": "match-dense"}, ValueError, "does not follow the learning rate"),
@@ -324,3 +346,23 @@ def test_state_of_a_counter_is_saved_once_a_weight() -> None:
     kept = [optimizer.state[p]["kept"] for p in optimizer.weights()]
     assert kept == [{"step": 4}, {"step": 4}]
     assert optimizer.param_groups[0]["kept"] == {"step": 4}
+
+
+@pytest.mark.parametrize("inner", [torch.optim.SGD, torch.optim.Adagrad, torch.optim.AdamW])
+def test_sparse_gradients_are_stepped_or_refused_by_the_name_of_their_module(inner: Any) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(50, 16, sparse=True), nn.Linear(16, 16))
+    over = overparameterize(model, OverParamConfig(targets="all-linear", ones=1))
+    if inner is torch.optim.AdamW:
+        with pytest.raises(TypeError, match=r"0 has sparse gradients \(sparse=True\), which AdamW cannot step"):
+            over.optimizer(inner, lr=0.1)
+        model[0].requires_grad_(False)
+        over.optimizer(inner, lr=0.1)
+        return
+    dense = copy.deepcopy(model)
+    optimizer, other = over.optimizer(inner, lr=0.1), inner(dense[0].parameters(), lr=0.1)
+    model(torch.tensor([3, 3, 7])).sum().backward()
+    dense(torch.tensor([3, 3, 7])).sum().backward()
+    optimizer.step()
+    other.step()
+    torch.testing.assert_close(model[0].weight, dense[0].weight)

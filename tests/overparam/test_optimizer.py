@@ -24,8 +24,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR, ReduceLROnPlateau
 
 from opdf.mpo import contract, decompose
-from opdf.overparam import Constraint, OverParamConfig, OverParameterizedOptimizer, overparameterize
-from opdf.overparam import cores as module
+from opdf.overparam import Constraint, OverParamConfig, OverParameterizedOptimizer, cores as module, overparameterize
 
 CONFIG = OverParamConfig(ones=2, targets=["0", "2"])
 

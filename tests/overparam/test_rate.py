@@ -28,12 +28,16 @@ def one_row() -> Tensor:
 
 
 def movement(
-    inner: Any, given: list[Tensor], schedule: Callable[[int], float] = lambda step: 1.0, **config: Any
+    inner: Any,
+    given: list[Tensor],
+    schedule: Callable[[int], float] = lambda step: 1.0,
+    size: float = 0.05,
+    **config: Any,
 ) -> list[float]:
     """By step, how far the weight moved over how far the dense optimizer's did: same gradients, a model for each."""
     torch.manual_seed(0)
     model = nn.Linear(COLS, ROWS, bias=False)
-    nn.init.normal_(model.weight, std=0.05)
+    nn.init.normal_(model.weight, std=size)
     dense = copy.deepcopy(model)
     ours = overparameterize(model, OverParamConfig(targets=["weight"], **config)).optimizer(inner, lr=1e-4)
     theirs = inner(dense.parameters(), lr=1e-4)
@@ -57,6 +61,31 @@ def test_the_first_steps_are_as_long_as_dense_ones(inner: Any, ones: int) -> Non
     assert all(0.8 < ratio < 1.25 for ratio in found)
 
 
+@pytest.mark.parametrize("ones", [0, 3])
+@pytest.mark.parametrize("size", [1e-2, 1e-4, 1e-6, 1e-8, 1e-13, 1e-20, 0.0])
+def test_weights_far_smaller_than_the_rate_take_steps_like_dense_ones(size: float, ones: int) -> None:
+    """To first order alone the first step was up to 1e10 times as long, or not a number."""
+    found = movement(torch.optim.AdamW, gradients(8), size=size, ones=ones)
+    assert all(0.4 < ratio < 2.01 for ratio in found[:1])
+    assert all(0.4 < ratio < 8 for ratio in found)
+
+
+def test_decay_counts_as_a_part_of_the_first_step() -> None:
+    """A gradient of almost nothing beside a large decay: the step is as the cores' optimizer has it."""
+    tiny = [gradient * 1e-9 for gradient in gradients(1)]
+    found = []
+    for scaling in ("match-dense", "none"):
+        model = nn.Linear(COLS, ROWS, bias=False)
+        nn.init.constant_(model.weight, 1.0)
+        config = OverParamConfig(targets=["weight"], ones=1, lr_scaling=scaling)
+        optimizer = overparameterize(model, config).optimizer(torch.optim.SGD, lr=1e-3, weight_decay=1.0)
+        model.weight.grad = tiny[0].clone()
+        optimizer.step()
+        state = optimizer.state[model.weight]
+        found.append((1 - float(model.weight[0, 0].detach())) / state.get("lr_scale", 1.0))
+    assert found[0] == pytest.approx(found[1], rel=0.02)
+
+
 def test_an_unusual_first_gradient_is_soon_forgotten() -> None:
     found = movement(torch.optim.AdamW, [one_row(), *gradients(60)])
     assert found[0] == pytest.approx(1, rel=0.02)
@@ -73,6 +102,23 @@ def test_an_optimizer_that_begins_as_another_is_judged_by_how_it_goes_on() -> No
 def test_a_warm_up_from_zero_begins_with_the_first_step_that_has_a_rate() -> None:
     found = movement(torch.optim.AdamW, [one_row(), *gradients(30)], lambda step: min(1.0, step / 10))
     assert all(0.7 < ratio < 1.4 for ratio in found[1:])
+
+
+@pytest.mark.parametrize("ones", [0, 3])
+def test_decay_moves_a_weight_by_the_factor_for_every_core(ones: int) -> None:
+    """What benchmarks/rate.py reports as decay over dense decay, beside two steps with and without it."""
+    rate, weight_decay, found = 1e-4, 0.1, []
+    for decay in (0.0, weight_decay):
+        torch.manual_seed(0)
+        model = nn.Linear(COLS, ROWS, bias=False).double()
+        start = model.weight.detach().clone()
+        over = overparameterize(model, OverParamConfig(targets=["weight"], ones=ones))
+        optimizer = over.optimizer(torch.optim.AdamW, lr=rate, weight_decay=decay)
+        model.weight.grad = gradients(1)[0].double()
+        optimizer.step()
+        found.append(model.weight.detach())
+    moved = float((found[1] - found[0]).norm() / (rate * weight_decay * start.norm()))
+    assert moved == pytest.approx((ones + 2) * optimizer.state[model.weight]["lr_scale"], rel=0.01)
 
 
 def test_the_factor_is_saved_with_what_it_was_measured_from() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -48,6 +49,16 @@ def numpy(model: nn.Linear) -> None:
     model.weight.detach().numpy()[:] *= 0.5
 
 
+def another_optimizer(**options: Any) -> Callable[[nn.Linear], None]:
+    """A step of another optimizer, whose kernels leave versions as they are if they are fused."""
+
+    def act(model: nn.Linear) -> None:
+        model.weight.grad = torch.ones_like(model.weight)
+        torch.optim.AdamW([model.weight], lr=0.02, **options).step()
+
+    return act
+
+
 def load(model: nn.Linear) -> None:
     model.load_state_dict({name: value * 0.7 for name, value in model.state_dict().items()})
 
@@ -56,6 +67,7 @@ WRITES: dict[str, Callable[[nn.Linear], None]] = {
     "in place": with_version(lambda w: w.mul_(0.7)),
     "in place, by little": with_version(lambda w: w.mul_(1.01)),
     "in place, one entry": with_version(lambda w: w[3, 5].zero_()),
+    "in place, one entry, by 30 %": with_version(lambda w: w[3, 5].mul_(0.7)),
     "data": lambda m: m.weight.data.mul_(0.7),
     "data, by little": lambda m: m.weight.data.mul_(1.01),
     "data, a mask": lambda m: prune(m.weight.data),
@@ -67,6 +79,8 @@ WRITES: dict[str, Callable[[nn.Linear], None]] = {
     "another layout": lambda m: setattr(m.weight, "data", (m.weight.data * 0.7).T.contiguous().T),
     "load_state_dict": load,
     "numpy": numpy,
+    "foreach": another_optimizer(foreach=True),
+    "fused": another_optimizer(fused=True),
 }
 
 
@@ -88,6 +102,19 @@ def test_a_write_is_kept_and_said(write: str, dtype: torch.dtype) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         step(model, optimizer)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
+def test_a_write_before_a_copy_is_kept(dtype: torch.dtype, copied: Callable[[Any], Any]) -> None:
+    """A copy remembers no entries: the weight is compared with its cores."""
+    model, optimizer = stepped(dtype)
+    model.weight.data.mul_(0.7)
+    written = model.weight.detach().clone()
+    model, optimizer = copied((model, optimizer))
+    with pytest.warns(UserWarning, match="changed outside the optimizer"):
+        step(model, optimizer)
+    torch.testing.assert_close(model.weight.detach(), written, rtol=0.02, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

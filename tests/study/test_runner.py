@@ -16,8 +16,7 @@ from opdf.job.prepared import prepare_data
 from opdf.job.scoring import answers
 from opdf.job.student import build_student
 from opdf.job.teacher import load_teacher
-from opdf.study import Cell, Outcome, Study
-from opdf.study import runner as runner_module
+from opdf.study import Cell, Outcome, Study, runner as runner_module
 from opdf.study.pace import Pace
 from opdf.study.runner import Runner
 

@@ -6,9 +6,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 from tests.study.example import OPDF, STUDY, config
 
+from jobs import bert, texts
 from opdf.job.options import fill, load_yaml, read_yaml
 from opdf.study import Study, StudyConfig
 
@@ -69,6 +73,41 @@ def test_a_larger_study_keeps_the_runs_and_a_smaller_one_has_a_part_of_them(tmp_
 )
 def test_what_changes_a_run_makes_it_another(tmp_path: Path, change: dict[str, Any]) -> None:
     assert not keys(tmp_path, **change) & keys(tmp_path)
+
+
+def test_files_that_change_make_runs_and_teachers_others(tmp_path: Path) -> None:
+    """An interrupted sweep that goes on has runs of one kind; the same content elsewhere is other runs, by its name."""
+    teacher, rows = bert(tmp_path / "teacher"), texts(tmp_path / "rows.jsonl")
+    images = {"data": {"name": str(tmp_path / "images")}}
+    for name in ("cat", "dog"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "images" / name / "0.png")
+    files = {
+        "data": {"name": str(rows), "test": str(rows)},
+        "teacher": {"model": str(tmp_path / "teacher"), "config": None},
+    }
+
+    def named() -> list[tuple[set[str], str]]:
+        """Runs of a study and the name of its teacher: of texts, of images, and of an embedded set."""
+        found = []
+        for task in (files, images, {}):
+            options = config(tmp_path, tasks={"task": task}, train_sizes=None)
+            found.append((keys(tmp_path, tasks={"task": task}, train_sizes=None),
+                          Study(options).teacher_key(Study(options).config("task", "KD"))))  # fmt: skip
+        return found
+
+    before = named()
+    assert named() == before
+    texts(rows, [(k + 1) % 2 for k in range(60)])
+    relabelled = named()
+    with torch.no_grad():
+        teacher.classifier.bias += 1
+    teacher.save_pretrained(tmp_path / "teacher")
+    (tmp_path / "images" / "dog" / "0.png").rename(tmp_path / "images" / "cat" / "1.png")
+    retaught = named()
+    for old, new, changed in ((before, relabelled, [0]), (relabelled, retaught, [0, 1])):
+        assert [k for k in range(3) if not old[k][0] & new[k][0]] == changed
+        assert [k for k in range(3) if old[k] != new[k]] == changed
 
 
 def test_a_run_for_anothers_time_depends_on_that_one(tmp_path: Path) -> None:

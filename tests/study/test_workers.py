@@ -15,10 +15,9 @@ import pytest
 from tests.study.example import OPDF, STUDY, config
 
 from opdf.job.errors import UserError
-from opdf.job.options import plain, write_yaml
+from opdf.job.options import write_yaml
 from opdf.study import Cell, Outcome, Study, sweep
 from opdf.study.runner import Runner
-from opdf.study.study import digest
 
 pytestmark = pytest.mark.usefixtures("quick_collections")
 
@@ -67,7 +66,7 @@ def test_a_study_is_run_once_and_goes_on_when_its_file_changes(tmp_path: Path, w
 def teacher_of(study: Study, seed: int) -> str:
     """The name of a teacher's folder."""
     options = study.config("digits/64", "KD")
-    return digest([plain(replace(options.data, seed=seed)), plain(options.teacher)])
+    return study.teacher_key(replace(options, data=replace(options.data, seed=seed)))
 
 
 def test_a_task_that_is_taken_out_of_a_stopped_study_is_not_missed(tmp_path: Path) -> None:

@@ -1,22 +1,23 @@
 """The command line: `opdf COMMAND ...`, one file a command.
 
-Exit statuses: 0 done; 2 something to put right before it can start; 3 it stopped on its way for want of memory or disk
-space, or because training diverged or another of its processes was lost; 130 and 143 it was stopped by SIGINT and
-SIGTERM. Anything else is a bug of ours.
+Exit statuses: 0 done; 2 the user has to put something right first; 3 the run stopped because memory or disk space ran
+out, training diverged or another process was lost; 130 and 143 SIGINT and SIGTERM stopped it. Anything else is a bug of
+ours.
 
-A mistake of ours can look like one of the user's, a ValueError deep in a run, say. With OPDF_DEBUG=1 in the environment
-errors are let through, with a traceback instead of the one line.
+A mistake of ours, a ValueError deep in a run, say, can look like one of the user's. With OPDF_DEBUG=1 in the
+environment an error comes with its traceback instead of the one line.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
 import sys
 from importlib import import_module
 
-from opdf.job.errors import Stopped, UserError, not_installed
+from opdf.job import Stopped, UserError, not_installed
 
 COMMANDS = {
     "distill": "distill a student from a teacher as a YAML file says",
@@ -26,6 +27,7 @@ COMMANDS = {
     "report": "make a page of a study's results",
     "compare": "put finished runs side by side: scores, sizes, latency, cost",
     "eval": "score a saved student on a dataset",
+    "predict": "print the predictions of a saved student for a file or a pipe",
     "export": "write a saved student as ONNX or as a torch.export program, and check it",
     "completion": "print the completion of commands and options for bash or zsh",
     "demo": "fine-tune a teacher on embedded data and make students of half its size",
@@ -67,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _has_lost_its_reader(pipe: int) -> bool:
-    """Whether who reads a pipe, head say, has seen enough and is gone."""
+    """Whether the reader of a pipe (head, say) is gone."""
     waiting = select.poll()
     waiting.register(pipe, select.POLLOUT)
     return any(event & select.POLLERR for _, event in waiting.poll(0))
@@ -111,17 +113,19 @@ def _refuse(message: str, status: int = 2) -> int:
 
 
 def _mistake(error: Exception) -> str | None:
-    """What to tell a user who can put it right; None for all else."""
+    """A message for an error that the user can put right; None for all others."""
     if isinstance(error, ImportError):
         if error.name is None:  # a library's own words for a package that it misses
             return str(error)
         missing = isinstance(error, ModuleNotFoundError) and not error.name.startswith("opdf")
         return not_installed(error.name, "the command line", "distill") if missing else None
+    if isinstance(error, OSError) and error.errno == errno.EROFS:
+        return f"{error.filename or 'a file'} cannot be written: its file system is read-only; choose another place"
     return str(error) if isinstance(error, REFUSED) else None
 
 
 def _adversity(error: Exception) -> str | None:
-    """What to tell a user whose run met with something that is no mistake, ours or theirs; None for all else."""
+    """A message for an error that is nobody's mistake, such as a full disk; None for all others."""
     import torch
 
     from opdf.distill import StorageError, TrainingDiverged, storage_problem
@@ -142,7 +146,7 @@ def _adversity(error: Exception) -> str | None:
 
 
 def _lost_process(error: Exception) -> bool:
-    """Whether a collective failed for want of a partner: nccl has exceptions for it, gloo has words."""
+    """Whether a collective failed because a process is gone. nccl raises its own exceptions, gloo only words."""
     from torch import distributed as dist
 
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):

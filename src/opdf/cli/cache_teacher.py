@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from opdf.cli.options import parse
-from opdf.job.config import DistillConfig
+from opdf.job import DistillConfig
 
 DESCRIPTION = """Run the teacher once over the training data and keep its outputs.
 
 Takes the file that opdf distill is then run with; its objective is sparse-logits and objective.options.store names
-the folder. Stopped and run again it goes on where it was. The teacher is kept beside its outputs."""
+the folder. The same command goes on where an earlier one stopped. The teacher is kept beside its outputs."""
 
 
 OPTIONS = DistillConfig
@@ -16,7 +16,7 @@ OPTIONS = DistillConfig
 
 def main(argv: list[str]) -> None:
     config = parse(argv, DistillConfig, "opdf cache-teacher", DESCRIPTION)
-    from opdf.job.stored import cache_teacher
+    from opdf.job import cache_teacher
 
     store = cache_teacher(config)
     entries = store.info.rows * store.info.epochs

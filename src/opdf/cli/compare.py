@@ -38,8 +38,8 @@ OPTIONS = CompareConfig
 def main(argv: list[str]) -> None:
     config = parse(argv, CompareConfig, "opdf compare", DESCRIPTION, positional="runs")
     at_least_one(config, "batch")
-    from opdf.job.progress import quiet
-    from opdf.study.compare import compare, table
+    from opdf.job import quiet
+    from opdf.study import compare, table
 
     with quiet():
         rows = compare([Path(run) for run in config.runs], batch=config.batch)

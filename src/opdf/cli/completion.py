@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from importlib import import_module
 
 from opdf.cli import COMMANDS
-from opdf.job.errors import UserError
+from opdf.job import UserError
 
 SHELLS = ("bash", "zsh")
 
 HELP = """usage: opdf completion bash|zsh
 
-Print what a shell completes commands and options with; put it where yours looks:
+Print a script with which a shell completes commands and options. Put it where your shell looks:
   opdf completion bash > ~/.local/share/bash-completion/completions/opdf
   opdf completion zsh > DIRECTORY/_opdf        a DIRECTORY of $fpath"""
 
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Every command with every option, as argparse and so shtab sees them; nothing is parsed with it."""
+    """Every command with every option, for shtab, which reads argparse's parsers; nothing is parsed with it."""
     import shtab
 
     top = argparse.ArgumentParser(prog="opdf")

@@ -7,7 +7,7 @@ import shlex
 from dataclasses import dataclass, fields
 
 from opdf.cli.options import parse
-from opdf.job.config import DistillConfig
+from opdf.job import DistillConfig
 
 DESCRIPTION = """Distill a student from a teacher.
 
@@ -50,8 +50,7 @@ def show(config: DistillConfig) -> None:
 
 def distill(config: DistillConfig, command: str) -> None:
     """Run, and print what came out."""
-    from opdf.job import Stopped, run
-    from opdf.job.processes import is_main, leave
+    from opdf.job import Stopped, is_main, leave, run
 
     try:
         metrics = run(config, command=command)
@@ -65,8 +64,12 @@ def distill(config: DistillConfig, command: str) -> None:
         print(json.dumps(metrics, indent=2))
         return
     for who in ("teacher", "student before training", "student"):
-        shown = ", ".join(f"{part} {metrics[who][part][metrics['metric']]:.4f}" for part in ("validation", "test"))
-        print(f"{who}: {metrics['metric']} {shown}")
+        names = [metrics["metric"], *(["agreement"] if "agreement" in metrics[who]["test"] else [])]
+        shown = [
+            f"{name} {', '.join(f'{part} {metrics[who][part][name]:.4f}' for part in ('validation', 'test'))}"
+            for name in dict.fromkeys(names)
+        ]
+        print(f"{who}: {'; '.join(shown)}")
     print(
         f"parameters: {metrics['train_params']:,} while training, {metrics['inference_params']:,} at inference\n"
         f"steps: {metrics['steps']:,} in {metrics['train_seconds']} s\n"

@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from opdf.cli.options import at_least_one, parse
-from opdf.job.config import DataConfig
-from opdf.job.errors import UserError
-from opdf.job.options import fill, read_yaml
+from opdf.job import DataConfig, UserError, fill, read_yaml
 
 DESCRIPTION = """Score a model on a dataset.
 
@@ -44,17 +42,28 @@ class EvalConfig:
 
 
 def with_run(argv: list[str]) -> list[str]:
-    """The student's folder and the data's options in place of an output folder of opdf distill."""
+    """Replace an output folder of opdf distill by the student's folder and the data's options."""
     run = Path(argv[0]) if argv else Path()
-    if not (run / "config.yaml").is_file() or not (run / "student").is_dir():
-        return argv
     file = str(run / "config.yaml")
-    data = fill(DataConfig, read_yaml(file).get("data", {}), f"{file}: data")
+    if not Path(file).is_file():
+        if (run / "begun.json").is_file():
+            raise UserError(f"{file} is missing; give {run / 'student'} with --data.name and what else the data need")
+        return argv
+    if not (run / "student").is_dir():
+        raise UserError(
+            f"{run} has no folder student: if it is not finished, opdf distill {file} --resume true goes on"
+        )
+    try:
+        data = fill(DataConfig, read_yaml(file).get("data", {}), f"{file}: data")
+    except ValueError as error:
+        raise UserError(
+            f"{error}. Bring back what it was, or give {run / 'student'} with --data.name and what else the data need"
+        ) from error
     return [str(run / "student"), *(f"--data.{k}={json.dumps(v)}" for k, v in vars(data).items()), *argv[1:]]
 
 
 def of_student(argv: list[str]) -> list[str]:
-    """A run in place of its student's folder, unless that is to be scored on other data."""
+    """Replace a run's student folder by the run, unless other data are named."""
     folder = Path(argv[0]) if argv else Path()
     if folder.name == "student" and not any(argument.startswith("--data") for argument in argv):
         return [str(folder.parent), *argv[1:]] if (folder.parent / "config.yaml").is_file() else argv
@@ -67,13 +76,16 @@ OPTIONS = EvalConfig
 def main(argv: list[str]) -> None:
     config = parse(with_run(of_student(argv)), EvalConfig, "opdf eval", DESCRIPTION, positional="model")
     at_least_one(config, "batch")
+    if not config.data.name and not Path(config.model).exists() and config.model != "minilm":
+        raise FileNotFoundError(
+            f"{config.model} does not exist; give an output folder of opdf distill, or a model with --data.name DATA"
+        )
     if not config.data.name:
         raise UserError(
             f"{config.model} comes without data; say what to score it on with --data.name, or give an output folder of "
             "opdf distill"
         )
-    from opdf.job.progress import quiet
-    from opdf.job.scoring import evaluate
+    from opdf.job import evaluate, quiet
 
     with quiet():
         result = evaluate(config.model, config.data, batch=config.batch, probe=config.probe)

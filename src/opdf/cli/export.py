@@ -46,8 +46,7 @@ OPTIONS = ExportConfig
 
 def main(argv: list[str]) -> None:
     config = parse(with_run(argv), ExportConfig, "opdf export", DESCRIPTION, positional="model")
-    from opdf.job.export import export
-    from opdf.job.progress import quiet
+    from opdf.job import export, quiet
 
     with quiet():
         report = export(

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import itertools
 import json
+import re
 import textwrap
 import typing
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import docstring_parser
 import yaml
 
-from opdf.job.errors import UserError
-from opdf.job.options import dataclass_of, fill, hints_of, load_yaml, read_yaml
+from opdf.job import UserError, dataclass_of, fill, hints_of, load_yaml, read_yaml
 
 Config = TypeVar("Config")
 
 
-def parse(argv: list[str], cls: type[Config], prog: str, description: str, positional: str | None = None) -> Config:
-    """Options of a command as a dataclass; a first bare argument is the YAML file, or the field `positional`.
+def parse(argv: list[str], cls: type[Config], prog: str, description: str, positional: str = "") -> Config:
+    """Options of a command as a dataclass. The first bare argument is the YAML file, or a field of `positional`.
 
-    If that field is a list, all bare arguments at the beginning belong to it.
+    `positional` names fields, with spaces between. If the last one is a list, it takes all remaining bare arguments.
 
     Raises:
         UserError: an option is unknown or has the wrong type.
@@ -31,18 +33,36 @@ def parse(argv: list[str], cls: type[Config], prog: str, description: str, posit
     if {"-h", "--help"} & set(argv):
         _help(cls, prog, description, positional).print_help()
         raise SystemExit(0)
-    several = positional is not None and _is_list(cls, positional)
-    bare = list(itertools.takewhile(lambda word: not word.startswith("-"), argv))[: None if several else 1]
-    if not bare and positional is not None:
-        raise UserError(f"{prog} needs {positional.upper()} as its first argument; see {prog} --help")
-    given: dict[str, Any] = {}
-    if positional is not None:
-        given = {positional: bare if several else bare[0]}
-    elif bare:
+    names = positional.split()
+    several = bool(names) and _is_list(cls, names[-1])
+    bare = list(itertools.takewhile(lambda word: word == "-" or not word.startswith("-"), argv))
+    bare = bare if several else bare[: len(names) or 1]
+    if len(bare) < len(names):
+        which = "its first argument" if len(names) == 1 else "its first arguments"
+        raise UserError(f"{prog} needs {' '.join(names).upper()} as {which}; see {prog} --help")
+    given: dict[str, Any] = dict(zip(names, bare, strict=False))
+    if several:
+        given[names[-1]] = bare[len(names) - 1 :]
+    elif bare and not names:
         given = read_yaml(bare[0])
+    before = copy.deepcopy(given)
     _override(given, argv[len(bare) :])
-    found: Config = fill(cls, given, bare[0] if bare and positional is None else prog)
+    file = bare[0] if bare and not names else None
+    try:
+        found: Config = fill(cls, given, prog)
+    except UserError as error:
+        if file is not None:
+            fill(cls, before, file)  # what is wrong may be the file's
+        raise UserError(_as_option(str(error), prog)) from error
     return found
+
+
+def _as_option(message: str, prog: str) -> str:
+    """A message about a value, with the option as it is typed: `--overparam.ones is 'x'`."""
+    found = re.match(rf"{re.escape(prog)}: ((?:\w+: )*\w+) (is|has) ", message)
+    if found is None:
+        return message
+    return f"--{found[1].replace(': ', '.')} {found[2]} {message[found.end() :]}"
 
 
 def _is_list(cls: type, field: str) -> bool:
@@ -84,22 +104,22 @@ def at_least_one(config: Any, *names: str) -> None:
             raise UserError(f"{name} is {value}; it must be at least 1")
 
 
-def _help(cls: type, prog: str, description: str, positional: str | None) -> argparse.ArgumentParser:
-    """A parser that only prints help: every option with its sentence from the docstring."""
+def _help(cls: type, prog: str, description: str, positional: str) -> argparse.ArgumentParser:
+    """A parser that only prints help: every option with its text from the docstring."""
     parser = argparse.ArgumentParser(
         prog=prog,
-        usage=f"{prog} {positional.upper() if positional else '[CONFIG.yaml]'} [--option value ...]",
+        usage=f"{prog} {positional.upper() or '[CONFIG.yaml]'} [--option value ...]",
         description="\n\n".join(textwrap.fill(paragraph, 79) for paragraph in description.split("\n\n")),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    for title, options in _sections(cls, "", positional):
+    for title, options in _sections(cls, "", positional.split()):
         group = parser.add_argument_group(textwrap.fill(title, 79))
         for name, text in options:
             group.add_argument(f"--{name}", metavar="", help=text.replace("%", "%%"))
     return parser
 
 
-def _sections(cls: type, prefix: str, positional: str | None = None) -> list[tuple[str, list[tuple[str, str]]]]:
+def _sections(cls: type, prefix: str, positional: Sequence[str] = ()) -> list[tuple[str, list[tuple[str, str]]]]:
     """Titles with options and what they do: a dataclass's own, then those of the dataclasses in it."""
     docs = docstring_parser.parse(cls.__doc__ or "")
     texts = {p.arg_name: " ".join((p.description or "").split()) for p in docs.params}
@@ -109,7 +129,7 @@ def _sections(cls: type, prefix: str, positional: str | None = None) -> list[tup
         nested = dataclass_of(hints_of(cls)[item.name])
         if nested:
             inner += _sections(nested, f"{prefix}{item.name}.")
-        if item.name != positional and (not nested or item.default is None):
+        if item.name not in positional and (not nested or item.default is None):
             default = None if item.default is dataclasses.MISSING else item.default
             shown = "" if default in (None, (), "") else f" (default {json.dumps(default)})"
             own.append((f"{prefix}{item.name}", texts.get(item.name, "") + shown))

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from opdf.cli.distill import show
 from opdf.cli.options import at_least_one, parse
-from opdf.job.config import DistillConfig
+from opdf.job import DistillConfig
 from opdf.overparam import OverParamConfig
 
 DESCRIPTION = """Show every matrix that would be over-parameterized: shape, bond dimensions, parameters, scale,
-and the extra time and memory of training. Only the model's configuration is read; no weights are loaded.
+and the extra time and memory of training; and the model's size and latency. Only the model's configuration is
+read; no weights are loaded.
 
 opdf plan MODEL, a hub name, a local folder or "minilm", the embedded all-MiniLM-L6-v2.
+
+opdf plan RUN, an output folder of opdf distill: its student, with the over-parameterization that it was trained with.
 
 opdf plan CONFIG.yaml shows what opdf distill CONFIG.yaml would do, as its --dry-run does."""
 
@@ -25,7 +29,7 @@ class PlanConfig:
     """Options.
 
     Args:
-        model: hub name, local folder, or minilm.
+        model: hub name, local folder, output folder of opdf distill, or minilm.
         layers: plan for a student with this many of the model's blocks, and the model as its teacher.
         overparam: over-parameterization, as in opdf distill.
         batch: examples a micro-batch.
@@ -50,10 +54,9 @@ def main(argv: list[str]) -> None:
     if argv and argv[0].endswith((".yaml", ".yml")):
         show(parse(argv, DistillConfig, "opdf plan", DESCRIPTION))
         return
-    config = parse(argv, PlanConfig, "opdf plan", DESCRIPTION, positional="model")
+    config = parse(_with_run(argv), PlanConfig, "opdf plan", DESCRIPTION, positional="model")
     at_least_one(config, "layers", "batch", "tokens", "accumulation")
-    from opdf.job.cost import plan_model
-    from opdf.job.progress import quiet
+    from opdf.job import plan_model, quiet
 
     with quiet():
         report = plan_model(
@@ -64,6 +67,17 @@ def main(argv: list[str]) -> None:
         print(json.dumps(report, indent=2))
     else:
         _print(report)
+
+
+def _with_run(argv: list[str]) -> list[str]:
+    """The student's folder and its over-parameterization in place of an output folder of opdf distill."""
+    if not argv or not (Path(argv[0]) / "config.yaml").is_file():
+        return argv
+    from opdf.job import find_saved, plain, read_config
+
+    saved = find_saved(argv[0])
+    overparam = plain(read_config(str(Path(argv[0]) / "config.yaml")).overparam)
+    return [saved.model, *([f"--overparam={json.dumps(overparam)}"] if overparam is not None else []), *argv[1:]]
 
 
 def _print(report: dict[str, Any]) -> None:
@@ -92,6 +106,9 @@ def _print(report: dict[str, Any]) -> None:
         )  # fmt: skip
     console = Console()
     console.print(table, highlight=False)
+    print()
+    for model in report["models"]:
+        print(f"{model['name']:<12}{_size(model, report['batch'])}")
     teacher = "with" if report["with_teacher"] else "without"
     print(
         "\nms and MB: more an optimizer step, and held, for that matrix"
@@ -104,3 +121,11 @@ def _print(report: dict[str, Any]) -> None:
         f"            {teacher} the teacher's forward pass\n"
         f"memory      {report['extra_megabytes']:.0f} MB more with AdamW (cores and moments in float32)"
     )
+
+
+def _size(model: dict[str, Any], batch: int) -> str:
+    size = f"{model['params']:,} parameters, {model['megabytes']:,.1f} MB"
+    if model["seconds_for_one"] is None:
+        return size
+    one, many = (1000 * model[f"seconds_for_{what}"] for what in ("one", "batch"))
+    return f"{size}; {one:,.1f} ms for 1 example, {many:,.1f} for {batch}"

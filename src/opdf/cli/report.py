@@ -33,7 +33,7 @@ OPTIONS = ReportConfig
 
 def main(argv: list[str]) -> None:
     options = parse(argv, ReportConfig, "opdf report", DESCRIPTION, positional="folder")
-    from opdf.study.report import rates_table, read_results, summary, write_report
+    from opdf.study import rates_table, read_results, summary, write_report
 
     folder = Path(options.folder)
     results = read_results(folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from opdf.cli.options import parse
-from opdf.study.config import StudyConfig
+from opdf.study import StudyConfig
 
 DESCRIPTION = """Compare variants of a distillation at equal effort.
 
@@ -19,7 +19,7 @@ OPTIONS = StudyConfig
 
 def main(argv: list[str]) -> None:
     config = parse(argv, StudyConfig, "opdf sweep", DESCRIPTION)
-    from opdf.study.workers import sweep
+    from opdf.study import sweep
 
     for entry in sweep(config)["effects"]:
         if entry["at"] == "best":

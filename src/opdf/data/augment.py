@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, ImageEnhance, ImageOps
+from torch import Tensor
 
 Generator = np.random.Generator
 
@@ -70,6 +73,52 @@ class ImageNoise:
             strength = float(np.clip(rng.normal(MAGNITUDE, 0.5), 0, LARGEST)) / LARGEST
             image = operation(image, strength if rng.random() < 0.5 else -strength)
         return _erased(image, rng) if rng.random() < self.erase else image
+
+
+class EpochDataset(torch.utils.data.Dataset[dict[str, Any]]):
+    """Examples that are others in every epoch; `DistillationTrainer` says which epoch it is."""
+
+    def __init__(self) -> None:
+        # Shared memory: worker processes that live through several epochs have to see it change.
+        self._epoch: Tensor = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+
+    @property
+    def epoch(self) -> int:
+        return int(self._epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch.fill_(epoch)
+
+
+class AugmentedImages(EpochDataset):
+    """Images with new noise in every epoch, which depends on the seed, the epoch and the row alone.
+
+    Args:
+        rows: by row number: mappings with an image.
+        column: of the image.
+        noise: makes a noisy copy of one.
+        encode: rows to model inputs with labels.
+        seed: of the noise.
+    """
+
+    def __init__(
+        self,
+        rows: Any,
+        column: str,
+        noise: ImageNoise,
+        encode: Callable[[Sequence[Mapping[str, Any]]], list[dict[str, Any]]],
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.rows, self.column, self.noise, self.encode, self.seed = rows, column, noise, encode, seed
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        example = self.rows[int(row)]
+        rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence((self.seed, self.epoch, int(row)))))
+        return self.encode([example | {self.column: self.noise(example[self.column], rng)}])[0]
 
 
 def _resized_crop(image: Image.Image, smallest: float, rng: Generator) -> Image.Image:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import math
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, DatasetDict, List, Value
 
 from opdf.data.columns import TEXT, Asked, dtype, values
+from opdf.data.read import BLANK
 from opdf.data.task import Task
 
 SEPARATOR = "|"
+BALANCED = "balanced"
 FEW = 10
-"""So many classes may stand in one row each in any data."""
+"""This many classes with one row each are accepted in any data."""
 
 
 def with_classes(data: DatasetDict, task: Task, asked: Asked) -> tuple[DatasetDict, Task]:
@@ -38,11 +44,25 @@ def with_classes(data: DatasetDict, task: Task, asked: Asked) -> tuple[DatasetDi
     known = _known(data["train"], task, asked)
     numbers, names = ({name: k for k, name in enumerate(known)}, known) if known else _numbered(counts, task, asked)
     _check(counts, numbers, names, task, asked, given=bool(known or asked.labels))
-    if known and task.kind != "multi-label":  # they are numbered already
+    task = replace(task, notes=(*task.notes, *_alike(names)))
+    if known and task.kind != "multi-label":  # labels are numbers already
         return data, replace(task, labels=names, metric="")
     for part, rows in found.items():
         data[part] = _with_label(data[part], task, asked, [[numbers[v] for v in row] for row in rows], names)
     return data, replace(task, labels=names, metric="")
+
+
+def _alike(names: Sequence[str]) -> Iterator[str]:
+    """A note on every few classes that a reader would take for one."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(" ".join(unicodedata.normalize("NFKC", name).casefold().split()), []).append(name)
+    for alike in groups.values():
+        if len(alike) > 1:
+            yield (
+                f"the classes {' and '.join(map(ascii, alike))} differ in case, blanks or the coding of their letters "
+                "alone; they are taken as they are, for different ones"
+            )
 
 
 def _found(rows: Dataset, task: Task, asked: Asked) -> list[list[Any]]:
@@ -55,7 +75,7 @@ def _found(rows: Dataset, task: Task, asked: Asked) -> list[list[Any]]:
         ]
     feature, raw = rows.features[task.label], values(rows, task.label).to_pylist()
     if task.kind == "multi-label" and dtype(feature) == TEXT:
-        return [[name.strip() for name in (text or "").split(SEPARATOR) if name.strip()] for text in raw]
+        return [[name for part in (text or "").split(SEPARATOR) if (name := part.strip(BLANK))] for text in raw]
     lists = raw if task.kind in ("multi-label", "token-classification") else [[value] for value in raw]
     return [list(_named(row, _class_names(feature))) for row in lists]
 
@@ -66,7 +86,7 @@ def _named(row: Iterable[Any], names: list[str] | None) -> Iterable[Any]:
             yield names[value]
         elif isinstance(value, bool):
             yield str(value)
-        else:  # a whole number, or one outside the names, which is told later
+        else:  # a whole number, or one outside the names, which is refused later
             yield int(value) if isinstance(value, float) else value
 
 
@@ -111,7 +131,7 @@ def _numbered(counts: Counter[Any], task: Task, asked: Asked) -> tuple[dict[Any,
 def _check(
     counts: Counter[Any], numbers: dict[Any, int], names: tuple[str, ...], task: Task, asked: Asked, *, given: bool
 ) -> None:
-    """Refuse what are no classes: numbers outside, one class, or as good as one a row."""
+    """Refuse values that are no classes: numbers out of range, one class only, or nearly one class a row."""
     outside = [value for value in counts if value not in numbers]
     if outside:
         raise ValueError(
@@ -144,3 +164,49 @@ def _with_label(rows: Dataset, task: Task, asked: Asked, numbers: list[list[int]
         column, feature = [number for (number,) in numbers], one
     gone = asked.label if isinstance(asked.label, tuple) else (task.label,)
     return rows.remove_columns(list(gone)).add_column(task.label, column, feature=feature)
+
+
+def class_counts(labels: pa.ChunkedArray, task: Task) -> dict[str, int]:
+    """How often every class is there, of class numbers, lists of them, or lists of 0 and 1."""
+    if task.kind == "multi-label":
+        counts = np.sum(labels.to_pylist(), axis=0)
+    else:
+        numbers = pc.list_flatten(labels) if task.kind == "token-classification" else labels
+        counts = np.bincount(numbers.to_numpy().astype(int), minlength=len(task.labels))
+    return dict(zip(task.labels, counts.tolist(), strict=True))
+
+
+def class_weights(
+    asked: str | Mapping[Any, Any] | None, rows: Dataset, task: Task, *, where: str = ""
+) -> list[float] | None:
+    """How much an example of each class counts in a loss against labels.
+
+    Args:
+        asked: "balanced": rows / (classes * rows of the class), so that all classes count alike and the mean over rows
+            is 1, as in scikit-learn; or numbers above 0 by the names of classes, 1 for those that are left out.
+        rows: the training split.
+        task: of the data.
+        where: what stands before the option's name in messages.
+
+    Raises:
+        ValueError: the task has no single classes, a name is none of theirs, or a number is not above 0.
+    """
+    if asked is None:
+        return None
+    option = f"{where}class_weights"
+    if not (task.has_classes or task.kind == "token-classification") or task.label is None:
+        raise ValueError(f"{option} is for labels of one class each, and the task is {task.kind}; leave it out")
+    if isinstance(asked, str):
+        if asked != BALANCED:
+            raise ValueError(f"{option} is {asked!r}; expected {BALANCED} or a mapping of classes to numbers")
+        counts = class_counts(values(rows, task.label), task)
+        mean = sum(counts.values()) / sum(count > 0 for count in counts.values())
+        return [mean / counts[name] if counts[name] else 1.0 for name in task.labels]
+    given = {str(name): value for name, value in asked.items()}
+    unknown = next((name for name in given if name not in task.labels), None)
+    if unknown is not None:
+        raise ValueError(f"{option} has {unknown!r}; the classes are {', '.join(task.labels[:10])}")
+    for name, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise ValueError(f"{option} has {value!r} for {name!r}; give a finite number above 0")
+    return [float(given.get(name, 1.0)) for name in task.labels]

@@ -20,14 +20,14 @@ TEXT = "string"
 NUMBERS = ("int", "uint", "float")
 LABELS, TAGS = ("label", "labels"), ("tags", "ner_tags", "labels", "label")
 MANY = 20
-"""So many whole numbers may be classes; more are scores."""
+"""Up to this many whole numbers are taken for classes, more for scores."""
 
 WORDS, MESSAGES = ("tokens", "words"), ("messages", "conversations")
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a user says of a dataset, see `load_data`.
+    """What a user asks of a dataset, see `load_data`.
 
     Attributes:
         name: of the data, for messages.
@@ -51,7 +51,7 @@ def infer(data: Dataset, asked: Asked) -> Task:
     """The task of a table from what is asked, its columns' names and their types.
 
     Raises:
-        ValueError: a column does not exist, or none can be told for the inputs or the label.
+        ValueError: a column does not exist, or none can be found for the inputs or the label.
     """
     if asked.task is not None and asked.task not in KINDS:
         raise ValueError(f"{asked.option('task')} is {asked.task!r}; expected one of {', '.join(KINDS)}")
@@ -141,7 +141,7 @@ INPUTS = {
 
 
 def _inputs(data: Dataset, kind: str, label: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    """The columns that look like what a task reads; none where none does."""
+    """The columns that look like the inputs of a task, if there are any."""
     texts = [c for c, feature in data.features.items() if c not in _each(label) and dtype(feature) == TEXT]
     if kind == "image-classification":
         return tuple(column for column, feature in data.features.items() if isinstance(feature, Image))[:1]
@@ -159,7 +159,7 @@ def _words(data: Dataset) -> str | None:
 
 
 def _free_name(columns: Sequence[str]) -> str:
-    """What the column is called that several columns of labels become."""
+    """A name for the column that several columns of labels become."""
     name = "labels"
     while name in columns:
         name += "_"
@@ -167,7 +167,7 @@ def _free_name(columns: Sequence[str]) -> str:
 
 
 def _notes(data: Dataset, task: Task, asked: Asked) -> tuple[str, ...]:
-    """What was inferred that could have been meant in another way."""
+    """Notes about inferred choices that the user may have meant otherwise."""
     notes = []
     texts = [column for column, feature in data.features.items() if column != task.label and dtype(feature) == TEXT]
     if asked.inputs is None and task.inputs[0] in texts and len(texts) > 1:
@@ -223,7 +223,7 @@ def sources(task: Task, asked: Asked) -> tuple[str, ...]:
 
 
 def _may_be_missing(rows: Dataset, column: str, task: Task) -> bool:
-    """Whether nothing means no label: an empty cell of labels that are separated by bars."""
+    """Whether an empty cell means no label: where labels are separated by bars."""
     return task.kind == "multi-label" and column == task.label and dtype(rows.features[column]) == TEXT
 
 
@@ -295,7 +295,7 @@ def _check_tags(rows: Dataset, task: Task, asked: Asked, name: str, file: Path |
     uneven = pc.indices_nonzero(pc.fill_null(pc.not_equal(words, tags), False)).to_pylist()
     if uneven:
         raise ValueError(
-            f"{len(uneven)} of {len(rows)} rows of {name} have not as many tags in {task.label!r} as words in "
+            f"{len(uneven)} of {len(rows)} rows of {name} have other numbers of tags in {task.label!r} than words in "
             f"{task.inputs[0]!r}: {rows_of(file, uneven)}"
         )
 
@@ -329,7 +329,7 @@ def missing(rows: Dataset, column: str) -> list[int]:
 
 
 def without_gaps(rows: Dataset, task: Task, asked: Asked) -> Dataset:
-    """The rows in which all that the task reads has a value, texts more than spaces, and lists something in them."""
+    """The rows whose columns all have a value: texts with more than spaces, and lists that are not empty."""
     gaps: set[int] = set()
     for column in sources(task, asked):
         if _may_be_missing(rows, column, task):
@@ -352,7 +352,7 @@ def values(data: Dataset, column: str) -> pa.ChunkedArray:
 
 
 def dtype(feature: Any) -> str:
-    """The type of a column; what has none (lists, images) by its class."""
+    """The type of a column; of lists and images the name of their class."""
     return (getattr(feature, "dtype", None) or type(feature).__name__.lower()).removeprefix("large_")
 
 

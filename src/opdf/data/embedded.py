@@ -47,7 +47,7 @@ def load(name: str, seed: int) -> tuple[DatasetDict, Task]:
 def snippets(source: str) -> tuple[list[str], list[float], list[str]]:
     """Sentences, ratings from -4 to 4, and the document that each sentence comes from."""
     raw = gzip.decompress((files("opdf.data") / "snippets" / f"{source}.tsv.gz").read_bytes()).decode()
-    rows = list(csv.reader(raw.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE))
+    rows = list(csv.reader(raw.split("\n"), delimiter="\t", quoting=csv.QUOTE_NONE))
     by_document = SOURCES[source]
     documents = [key.rpartition("_")[0] if by_document else key for key, _, _ in rows]
     return [text for _, _, text in rows], [float(score) for _, score, _ in rows], documents

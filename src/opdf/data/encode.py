@@ -35,7 +35,7 @@ def encode(
         processor: a tokenizer, or an image processor for image tasks.
         max_length: of a text (or pair), or of a block of packed texts, in tokens.
         pack: of a language model's texts, put as many as fit into one example.
-        answers_only: learn a conversation's or pair's answers alone, and not what they answer.
+        answers_only: learn only the answers of a conversation or pair.
         where: what stands before the names of options in messages.
 
     Raises:
@@ -48,7 +48,7 @@ def encode(
     def rows_encoded(rows: Mapping[str, Any]) -> dict[str, Any]:
         return encode_rows(rows, task, processor, max_length=cut, answers_only=answers_only)
 
-    # Were a column called "labels", datasets would keep its type.
+    # datasets would keep the type of a column that is already called "labels".
     names = {column: f"raw {column}" for column in task.columns}
     try:
         encoded = data.select_columns(list(names)).rename_columns(names).map(
@@ -66,14 +66,14 @@ def encode(
         if pack:
             encoded = encoded.map(packed, fn_kwargs={"size": max_length}, batched=True, desc="packing")
         _check_answers(encoded, max_length, where)
-        return encoded, DataCollatorForTokenClassification(padding(processor))
+        return encoded, TokenCollator(padding(processor))
     if task.kind == "token-classification":
-        return encoded, DataCollatorForTokenClassification(processor)
+        return encoded, TokenCollator(processor)
     return encoded, DataCollatorWithPadding(processor)
 
 
 def _as_arrays(encoded: DatasetDict) -> DatasetDict:
-    """The pixels as arrays of one shape. Of nested lists, a batch takes seven times as long to read."""
+    """The pixels as arrays of one shape. A batch of nested lists takes seven times as long to read."""
     shape = np.shape(encoded["train"][0]["pixel_values"])
     return encoded.cast_column("pixel_values", Array3D(shape, "float32"))
 
@@ -117,6 +117,33 @@ def _check_answers(encoded: DatasetDict, max_length: int, where: str) -> None:
             raise ValueError(
                 f"no token of an answer is left in the {part} split; raise {where}max_length, which is {max_length}"
             )
+
+
+def count_tokens(rows: Dataset) -> int:
+    """Tokens of some encoded texts together."""
+    tokens = rows.select_columns("input_ids").with_format("arrow")[:]["input_ids"]
+    return int(pc.sum(pc.list_value_length(tokens)).as_py())
+
+
+class TokenCollator:
+    """Batches of encoded texts. Labels are padded with -100, and what else goes by token (a teacher's words) with 0.
+
+    Args:
+        tokenizer: that pads.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self._collate = DataCollatorForTokenClassification(tokenizer)
+
+    def __call__(self, rows: list[Any]) -> dict[str, Any]:
+        beside = [name for name, value in rows[0].items() if isinstance(value, torch.Tensor) and value.dim() > 1]
+        batch = dict(self._collate([{k: v for k, v in row.items() if k not in beside} for row in rows]))
+        for name in beside:
+            batch[name] = torch.nn.utils.rnn.pad_sequence(
+                [row[name] for row in rows], batch_first=True, padding_side=self.tokenizer.padding_side
+            )
+        return batch
 
 
 def longest_text(rows: Dataset) -> int:
@@ -165,7 +192,7 @@ def _encode_tags(rows: Mapping[str, Any], task: Task, processor: Any, max_length
 
 
 def _unreadable_row(data: DatasetDict, task: Task, encoded: Callable[[Mapping[str, Any]], Any]) -> str | None:
-    """The first row that cannot be encoded by itself, and what is known of it: batches hide which one it was."""
+    """The first row that cannot be encoded by itself, with its error; batches hide which row it was."""
     for part, rows in data.items():
         for k in range(len(rows)):
             try:

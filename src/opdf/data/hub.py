@@ -1,4 +1,4 @@
-"""The Hugging Face hub, or its cache at once where it is out of reach: its client alone would try for half a minute."""
+"""The Hugging Face hub, or its cache at once if it is out of reach; its client would try for half a minute."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import datasets
 from huggingface_hub import constants, get_session, is_offline_mode
 
 PATIENCE = 5.0
-"""Seconds that the hub has for its first answer."""
+"""Seconds that the hub gets for its first answer."""
 
 _reached: set[str] = set()
 """Endpoints that answered. Those that did not are asked again: a network can come back."""
@@ -45,7 +45,7 @@ def hub(name: str) -> Iterator[None]:
 
 
 def _out_of_reach() -> str | None:
-    """Why the hub is not to be asked, or None."""
+    """The reason not to ask the hub, or None."""
     if is_offline_mode():
         return "HF_HUB_OFFLINE is set"
     endpoint = constants.ENDPOINT
@@ -59,7 +59,7 @@ def _out_of_reach() -> str | None:
 
 
 def _asked(endpoint: str) -> str | None:
-    """What is wrong with the way to the hub. Any answer of a server will do; a name server may not answer for long."""
+    """Why the hub cannot be reached, or None. Any answer will do; a name server may not answer for long."""
     answers: list[str | None] = []
 
     def ask() -> None:

@@ -1,4 +1,4 @@
-"""Texts and conversations as a language model learns them: tokens, which of them are learned, and blocks of them."""
+"""Texts and conversations for a language model: tokens, labels for those that are learned, and blocks."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def is_conversation(value: Any) -> bool:
 
 
 def _end(ids: list[int], places: list[Span], length: int, tokenizer: Any) -> None:
-    """Put the end of text behind tokens that do not end with one, and let it be where the text ends."""
+    """Add the end of text to tokens that do not end with one; its place is the end of the text."""
     if not ids or ids[-1] not in tokenizer.all_special_ids:
         if tokenizer.eos_token_id is None:
             return
@@ -90,7 +90,7 @@ def _conversation(messages: Sequence[Mapping[str, Any]], tokenizer: Any, answers
 
 
 def packed(rows: Mapping[str, list[list[int]]], size: int) -> dict[str, list[list[int]]]:
-    """Rows put one behind the other and cut into blocks of `size` tokens; the last block is what is left."""
+    """Rows joined and cut into blocks of `size` tokens; the last block may be shorter."""
     found = {}
     for name, column in rows.items():
         tokens = list(chain.from_iterable(column))
@@ -99,7 +99,7 @@ def packed(rows: Mapping[str, list[list[int]]], size: int) -> dict[str, list[lis
 
 
 def padding(tokenizer: Any) -> Any:
-    """The tokenizer, or a copy that pads with the end of text where it has nothing to pad with; what pads is masked."""
+    """The tokenizer, or a copy that pads with the end of text if it has no token for that; padding is masked."""
     if tokenizer.pad_token is not None:
         return tokenizer
     tokenizer = copy.deepcopy(tokenizer)

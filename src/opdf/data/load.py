@@ -33,24 +33,24 @@ def load_data(
     seed: int = 0,
     where: str = "",
 ) -> tuple[DatasetDict, Task]:
-    """Load a dataset and say what its task is.
+    """Load a dataset and find its task.
 
         load_data("reviews.csv", inputs="Review Body", label="stars", test="test.csv")
 
-    Rows that say the same but for case and punctuation are cut into the same split.
+    Rows that differ only in case and punctuation come into the same split.
 
     Args:
-        name: an embedded set ("movie-sentiment"), a file (csv, tsv, json, jsonl, parquet), a folder of images with one
-            subfolder a class, or a hub name, with a configuration after a colon ("nyu-mll/glue:sst2").
+        name: an embedded set ("movie-sentiment"), a file (csv, tsv, json, jsonl, parquet, conll, txt), a folder of
+            images with one subfolder a class, or a hub name, with a configuration after a colon ("nyu-mll/glue:sst2").
         task: a kind of `Task`; inferred from the columns when None. "causal-lm" is never inferred.
         inputs: one or two text columns, the image column, a column of words (token-classification), or a column of a
             conversation's messages (causal-lm); inferred when None. Embedded sets have their own.
         label: the label column, or several of 0 and 1 (multi-label); "auto" takes "label" or "labels", or "tags" or
-            "ner_tags" beside words. None where there are no labels and the teacher is all that is learned from; the
+            "ner_tags" beside words. None if there are no labels, and the student learns from the teacher alone; the
             labels of embedded sets are left out then.
         labels: the classes in the order of their numbers. Integers that are none of them are named in rising order.
-        validation, test: files or folders of their own, or fractions to cut off where the dataset lacks these splits
-            (or their labels). Embedded sets have their own.
+        validation, test: files or folders of their own, or fractions to cut off if the dataset lacks these splits (or
+            their labels). Embedded sets have their own.
         drop_empty: leave out rows in which an input or the label is missing, which are refused otherwise.
         train_limit: keep this many training rows, chosen by `seed`.
         seed: of the splits.
@@ -79,7 +79,7 @@ def load_data(
 
 
 def located(name: str) -> str:
-    """The name of a dataset as it means the same in every folder: an absolute path, or the name of no file as it is."""
+    """The name of a dataset that is valid in every folder: an absolute path, or a name that is no file as it is."""
     path = path_of(name)
     return name if name in embedded.names() or not (name and path.exists()) else str(path.absolute())
 
@@ -176,8 +176,8 @@ def _read_part(part: str, name: str, files: dict[str, Path], asked: Asked) -> Da
 def own_splits(data: DatasetDict, label: str | None, keep: Sequence[str] = ()) -> DatasetDict:
     """The splits of a dataset that can be used as train, validation and test.
 
-    One that hides its labels is left out. A benchmark that keeps its test labels for itself is tested on its
-    validation split; validation is then to be cut from train.
+    A split without its labels is left out. A benchmark that does not publish its test labels is tested on its
+    validation split; validation has to be cut from train then.
 
     Args:
         data: with a split train.
@@ -208,7 +208,7 @@ def _without_gaps(data: DatasetDict, task: Task, asked: Asked) -> tuple[DatasetD
 
 
 def _check_splits(data: DatasetDict, task: Task, asked: Asked) -> None:
-    """Refuse splits that nothing can be learned from or said of."""
+    """Refuse splits without rows, and a train split of one class."""
     for part, rows in data.items():
         if len(rows) == 0:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Scores of answers against labels. Higher is better, of all but perplexity."""
+"""Scores of answers against labels. Higher is better, except for perplexity."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
-from seqeval.metrics import f1_score as entity_f1
-from seqeval.metrics import precision_score as entity_precision
-from seqeval.metrics import recall_score as entity_recall
+from seqeval.metrics import f1_score as entity_f1, precision_score as entity_precision, recall_score as entity_recall
 from sklearn.metrics import f1_score, matthews_corrcoef
 
 IGNORED = -100
 """The label of a token that is not scored: a mark of the tokenizer's, or a further piece of a word."""
 
 Score = Callable[[np.ndarray, np.ndarray, Sequence[str]], float]
-"""Of answers, labels and the names of the classes."""
+"""A score from answers, labels and the names of the classes."""
 
 
 def accuracy(answers: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> float:
@@ -93,7 +91,7 @@ SCORES: dict[str, dict[str, Score]] = {
 """The scores of every kind of task. Token classification is of entities where all tags are, see `are_entities`."""
 
 LOWER_IS_BETTER = ("perplexity",)
-"""Metrics of which a smaller value is the better one; of all others it is a larger one."""
+"""Metrics whose smaller values are better; of all others larger ones are."""
 
 JUDGED_BY = {
     "classification": "accuracy", "image-classification": "accuracy", "multi-label": "f1_micro",
@@ -106,6 +104,11 @@ JUDGED_BY = {
 def are_entities(names: Sequence[str]) -> bool:
     """Whether tags mark entities: O, and others that begin with B-, I-, E-, S-, L- or U-."""
     return "O" in names and all(name == "O" or name[:2] in ("B-", "I-", "E-", "S-", "L-", "U-") for name in names)
+
+
+def token_agreement(answers: np.ndarray, others: np.ndarray, labels: np.ndarray) -> float:
+    """Share of the tokens `[examples, tokens - 1]`, without those that labels ignore, that two models guess alike."""
+    return float(np.mean((answers == others)[labels[:, 1:] != IGNORED]))
 
 
 def perplexity(losses: np.ndarray, labels: np.ndarray) -> float:

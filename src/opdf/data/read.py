@@ -1,6 +1,6 @@
-"""Files and folders of this machine as tables. A name is taken as it is written: no pattern, variable or address.
+"""Files and folders of this machine as tables. A name is a plain path, never a pattern, variable or address.
 
-What is read is kept as an Arrow file in the cache of datasets, so that it is read once and mapped into memory.
+Tables are kept as Arrow files in the cache of datasets. So they are read once and then mapped into memory.
 """
 
 from __future__ import annotations
@@ -26,21 +26,26 @@ from opdf.files import replacing
 
 PICTURES = {end for end, kind in PIL.Image.registered_extensions().items() if kind in PIL.Image.OPEN}
 SPLITS = {"train": "train", "validation": "validation", "val": "validation", "dev": "validation", "test": "test"}
-"""Folders that are splits, not classes, where one of them is called train."""
+"""Folders that are splits, not classes, if one of them is called train."""
 
 METADATA = ("metadata.csv", "metadata.jsonl")
 """Files in a folder of images with a column `file_name`, as datasets has them."""
 
 READ_BY = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
-"""Which version of this file read what is kept: another one may read it in another way."""
+"""The version of this file, since another one may read the same file otherwise."""
 
 PANDAS: dict[str, Any] = {
     "dtype_backend": "pyarrow", "low_memory": False, "encoding": "utf-8-sig", "index_col": False,
 }  # fmt: skip
 """How pandas reads any csv or tsv file."""
 
+BLANK = " \t\r\n"
+"""What separates words, cells and lines in a file. Other spaces of Unicode, U+00A0 say, belong to the words."""
+
+CELLS = re.compile(r"[ \t]+")
+
 SHOWN = 5
-"""Rows that a message names."""
+"""How many rows a message names."""
 
 
 def path_of(name: str) -> Path:
@@ -52,11 +57,12 @@ def path_of(name: str) -> Path:
 def read_file(path: Path) -> Dataset:
     """The rows of a csv, tsv, json, jsonl, parquet, conll or txt file.
 
-    Empty cells of a csv or tsv file are missing. `NA`, `null`, `nan` and the like are so in a column of numbers; in a
-    column of words they are words.
+    Empty cells of a csv or tsv file are missing values. `NA`, `null`, `nan` and the like are missing in a column of
+    numbers, and words in a column of words.
 
-    A conll file has a word and, last, its tag in every line, and a blank line between sentences. Its columns are
-    `tokens` and `tags`. A txt file has the column `text`: paragraphs between blank lines, or lines where none is blank.
+    A conll file has a word and, last, its tag in every line, with spaces or tabs between, and a blank line between
+    sentences. Its columns are `tokens` and `tags`. A txt file has the column `text`: paragraphs between blank lines, or
+    lines if none is blank. Lines end with line feeds, with or without carriage returns, and with nothing else.
 
     Raises:
         ValueError: the file cannot be read or has no rows.
@@ -92,7 +98,7 @@ def rows_of(path: Path | None, rows: Sequence[int]) -> str:
 
 
 def read_folder(folder: Path) -> DatasetDict:
-    """Images with the name of their subfolder as label, in one split or in those that have folders of their own.
+    """Images with the name of their subfolder as label, in one split, or in a split for each of its folders.
 
     Images may lie deeper in a class's folder. A folder without subfolders has no labels, or those of `metadata.csv` or
     `metadata.jsonl`, whose column `file_name` says which image a row is about.
@@ -113,8 +119,8 @@ def _images(folder: Path) -> Dataset:
     table = next((folder / name for name in METADATA if (folder / name).is_file()), None)
     if table is not None:
         return _described_images(folder, table)
-    beside = _pictures(folder, folder.iterdir())
-    inside = {child.name: _pictures(child, child.rglob("*")) for child in sorted(folder.iterdir()) if child.is_dir()}
+    beside = pictures(folder, folder.iterdir())
+    inside = {child.name: pictures(child, child.rglob("*")) for child in sorted(folder.iterdir()) if child.is_dir()}
     classes = {name: paths for name, paths in inside.items() if paths and not name.startswith(".")}
     if beside and classes:
         raise ValueError(
@@ -143,7 +149,7 @@ def _described_images(folder: Path, table: Path) -> Dataset:
     return _kept_images([table, *paths], lambda: Dataset(with_images).cast_column("image", Image()))
 
 
-def _pictures(folder: Path, paths: Iterable[Path]) -> list[Path]:
+def pictures(folder: Path, paths: Iterable[Path]) -> list[Path]:
     """Absolute paths of the images among some paths in a folder, none of them hidden, in the order of their names."""
     found = (path for path in paths if path.suffix.lower() in PICTURES and path.is_file())
     shown = (path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
@@ -176,14 +182,14 @@ def _plain(table: pa.Table) -> pa.Table:
 
 
 def _csv(path: Path) -> pa.Table:
-    options = {**PANDAS, **_dialect(path)}
+    options = {**PANDAS, **dialect(path)}
     _check_names(path, options)
     # Rows longer than the header are refused; pandas only warns that it cuts them.
     with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):
         frame = pd.read_csv(path, keep_default_na=False, na_values=[""], **options)
     words = [name for name in frame if pd.api.types.is_string_dtype(frame[name])]
     if words:
-        # NA among numbers has made a column of numbers one of words: there it is a gap.
+        # NA among numbers makes a column of words of a column of numbers. There it is a gap.
         with_gaps = pd.read_csv(path, usecols=words, **options)
         for name in words:
             if pd.api.types.is_numeric_dtype(with_gaps[name]) and with_gaps[name].notna().any():
@@ -192,7 +198,7 @@ def _csv(path: Path) -> pa.Table:
 
 
 def _check_names(path: Path, options: Mapping[str, Any]) -> None:
-    """Refuse a name that two columns have; pandas would rename the second, and a label be taken for an input."""
+    """Refuse two columns of one name: pandas would rename the second, and a label could become an input."""
     first = pd.read_csv(path, header=None, nrows=1, dtype=str, **options)
     names = [name for name in first.iloc[0].tolist() if pd.notna(name)]
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -200,10 +206,10 @@ def _check_names(path: Path, options: Mapping[str, Any]) -> None:
         raise ValueError(f"two columns are called {twice!r}; rename one")
 
 
-def _dialect(path: Path) -> dict[str, Any]:
-    """What separates cells, and what quotes are.
+def dialect(path: Path) -> dict[str, Any]:
+    """How cells are separated and quoted.
 
-    They are letters in a tsv file where one would join lines: where two texts begin with one, say.
+    In a tsv file quotes are plain characters if one would join lines, as when two texts begin with one.
     """
     if path.suffix.lower() != ".tsv":
         return {"sep": ",", "quoting": csv.QUOTE_MINIMAL}
@@ -235,7 +241,7 @@ def _json_lines(path: Path) -> pa.Table:
 def _parsed_lines(path: Path) -> Iterator[tuple[int, Any]]:
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
-            if line.strip():
+            if line.strip(BLANK):
                 try:
                     yield number, json.loads(line)
                 except json.JSONDecodeError as error:
@@ -262,8 +268,8 @@ def _conll(path: Path) -> pa.Table:
     sentences: list[list[tuple[str, str]]] = [[]]
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
-            cells = line.split()
-            if not cells:
+            cells = CELLS.split(line.strip(BLANK))
+            if cells == [""]:
                 sentences.append([])
             elif len(cells) == 1:
                 raise ValueError(f"line {number} has a word without a tag")
@@ -275,9 +281,9 @@ def _conll(path: Path) -> pa.Table:
 
 def _paragraphs(path: Path) -> pa.Table:
     text = path.read_text(encoding="utf-8-sig")
-    parts = re.split(r"\n(?:[ \t]*\n)+", text.strip())
+    parts = re.split(r"\n(?:[ \t]*\n)+", text.strip(BLANK))
     return pa.table(
-        {"text": pa.array([part for part in (parts if len(parts) > 1 else text.splitlines()) if part.strip()])}
+        {"text": pa.array([part for part in (parts if len(parts) > 1 else text.split("\n")) if part.strip()])}
     )
 
 
@@ -301,17 +307,17 @@ def _reason(error: Exception | Warning) -> str:
 
 def _records(path: Path) -> Iterator[int]:
     """Numbers of the records of a csv file that hold data."""
-    dialect = _dialect(path)
+    found = dialect(path)
     with path.open(encoding="utf-8-sig", newline="") as file:
-        records = enumerate(csv.reader(file, delimiter=dialect["sep"], quoting=dialect["quoting"]), 1)
-        filled = (number for number, cells in records if len(cells) > 1 or any(cell.strip() for cell in cells))
+        records = enumerate(csv.reader(file, delimiter=found["sep"], quoting=found["quoting"]), 1)
+        filled = (number for number, cells in records if len(cells) > 1 or any(cell.strip(BLANK) for cell in cells))
         next(filled)  # the header
         yield from filled
 
 
 def _lines(path: Path) -> Iterator[int]:
     with path.open(encoding="utf-8-sig") as file:
-        yield from (number for number, line in enumerate(file, 1) if line.strip())
+        yield from (number for number, line in enumerate(file, 1) if line.strip(BLANK))
 
 
 def _pick(numbers: Iterator[int], rows: Sequence[int]) -> list[int]:

@@ -29,7 +29,7 @@ def split(
     inputs: Sequence[str] = (),
     where: str = "",
 ) -> DatasetDict:
-    """Random splits; rows of one group (sentences of one document) and rows that say the same stay together.
+    """Random splits. Rows of one group (sentences of one document) and near-duplicates stay together.
 
     Args:
         data: the rows to cut.
@@ -58,7 +58,7 @@ def split(
             parts = _reunited(parts, together)
             if not all(map(len, parts.values())):  # few rows and many copies
                 parts = _cut_all(len(data), fractions, seed, together)
-    except ValueError as error:  # scikit-learn's words are about other arguments
+    except ValueError as error:  # scikit-learn's message names other arguments
         different = f", {len(set(contents(data, inputs)))} different ones," if inputs else ""
         raise ValueError(
             f"{len(data)} rows{different} are too few to cut off {where}validation={validation} and "
@@ -69,9 +69,9 @@ def split(
 
 
 def contents(data: Dataset, inputs: Sequence[str]) -> list[Hashable]:
-    """What every row says, but for case, punctuation, addresses of pages and spaces; of an image the bytes of its file.
+    """The content of every row without case, punctuation, web addresses and spaces; of an image its file's bytes.
 
-    Two rows with the same content are near-duplicates: a test on one says nothing when the other was trained on.
+    Rows with the same content are near-duplicates: a test on one means nothing if another was trained on.
     """
     columns = [_pictures(data, column) if _is_image(data, column) else _words(data, column) for column in inputs]
     return list(zip(*columns, strict=True))
@@ -117,7 +117,7 @@ def _pictures(data: Dataset, column: str) -> list[str]:
 
 
 def _components(keys: Sequence[Sequence[Hashable]]) -> np.ndarray:
-    """A number for every row, the same for rows that share a key, also by way of other rows."""
+    """A number for every row, the same for rows that share a key directly or through other rows."""
     rows = len(keys[0])
     numbers: dict[Hashable, int] = {}
     nodes = [numbers.setdefault((k, key), rows + len(numbers)) for k, some in enumerate(keys) for key in some]

@@ -1,4 +1,4 @@
-"""What a run is about to learn from, in a few lines that its owner can check."""
+"""The data of a run, in a few lines that a user can check."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
+from opdf.data.classes import class_counts
 from opdf.data.columns import values
 from opdf.data.encode import encode_rows
 from opdf.data.metrics import IGNORED
@@ -19,7 +20,7 @@ from opdf.data.splits import contents
 from opdf.data.task import Task
 
 SHOWN = 10
-"""Classes that are listed one by one."""
+"""How many classes are listed one by one."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class DataSummary:
         tokens: that are learned or scored in every split, of a language model; empty for others.
         truncated: rows of every split that are cut; empty for images.
         longest: tokens of the longest text.
-        repeated: rows of every split that say the same as a training row, but for case and punctuation.
+        repeated: rows of every split that differ from a training row in case and punctuation only.
         where: what stands before the names of options.
     """
 
@@ -123,7 +124,7 @@ def describe(prepared: Prepared, name: str, *, where: str = "") -> DataSummary:
         name=name,
         task=task,
         rows={part: len(rows) for part, rows in raw.items()},
-        classes={part: _counts(some, task) for part, some in labels.items()} if task.labels else {},
+        classes={part: class_counts(some, task) for part, some in labels.items()} if task.labels else {},
         values=_spread(list(labels.values())) if labels and not task.labels else None,
         max_length=None if task.is_image else prepared.max_length,
         tokens={part: _learned(rows) for part, rows in prepared.data.items()} if task.kind == "causal-lm" else {},
@@ -132,16 +133,6 @@ def describe(prepared: Prepared, name: str, *, where: str = "") -> DataSummary:
         repeated={part: sum(row in trained for row in rows) for part, rows in said.items() if part != "train"},
         where=where,
     )
-
-
-def _counts(labels: pa.ChunkedArray, task: Task) -> dict[str, int]:
-    """How often every class is there, of class numbers, lists of them, or lists of 0 and 1."""
-    if task.kind == "multi-label":
-        counts = np.sum(labels.to_pylist(), axis=0)
-    else:
-        numbers = pc.list_flatten(labels) if task.kind == "token-classification" else labels
-        counts = np.bincount(numbers.to_numpy().astype(int), minlength=len(task.labels))
-    return dict(zip(task.labels, counts.tolist(), strict=True))
 
 
 def _spread(labels: list[pa.ChunkedArray]) -> tuple[float, float, float]:

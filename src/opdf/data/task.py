@@ -1,4 +1,4 @@
-"""What a dataset asks for: its inputs, its labels and its metrics."""
+"""The task of a dataset: its inputs, its labels and its metrics."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ class Task:
     Attributes:
         kind: "classification" (one class) and "multi-label" (any number of them) and "regression", of one text or a
             pair; "image-classification"; "token-classification", a tag for every word; "similarity": two texts with a
-            number that says how alike they are, which a model without a head is scored on; "causal-lm": text whose
-            next token is predicted.
+            number for how alike they are, on which a model without a head is scored; "causal-lm": text whose next
+            token is predicted.
         inputs: names of one or two text columns, of the image column, of a column of words, or of the column of a
             conversation's messages.
         label: name of the label column: a class number, class numbers of words, 0 or 1 for every class, or a number.
-            None where there are no labels: a language model needs none, and other tasks learn from the teacher alone.
-        labels: names of the classes in the order of their numbers; empty without classes, or where the teacher is to
-            say which there are.
+            None without labels: a language model needs none, and other tasks learn from the teacher alone.
+        labels: names of the classes in the order of their numbers; empty without classes, or if the teacher gives
+            them.
         metric: the metric that the task is judged by.
-        notes: sentences about how the data were taken that their owner should read; no part of what the task is.
+        notes: sentences for the user about how the data were read; they are no part of the task.
     """
 
     kind: str
@@ -72,8 +72,13 @@ class Task:
 
     @property
     def is_unlabelled(self) -> bool:
-        """Whether the teacher is all that can be learned from, and its answers are what a student is scored against."""
+        """Whether students learn from the teacher alone and are scored against its answers."""
         return self.label is None and self.kind != "causal-lm"
+
+    @property
+    def follows_teacher(self) -> bool:
+        """Whether students are scored against their teacher's answers."""
+        return self.is_unlabelled or self.kind == "causal-lm"
 
     @property
     def metric_names(self) -> tuple[str, ...]:
@@ -94,10 +99,10 @@ class Task:
         return lambda prediction: self.metrics(self.answers(prediction.predictions), np.asarray(prediction.label_ids))
 
     def kept_outputs(self, outputs: Any, labels: Tensor) -> Any:
-        """What of a batch's outputs scores are made of.
+        """The part of a batch's outputs that scores are computed from.
 
-        Of a language model's logits `[batch, tokens, vocabulary]` these are the loss and the likeliest token
-        `[batch, tokens - 1]` of every place but the last; other outputs stay as they are.
+        For a language model's logits `[batch, tokens, vocabulary]` these are the loss and the likeliest token
+        `[batch, tokens - 1]` at every place but the last. Other outputs stay as they are.
         """
         logits = outputs[0] if isinstance(outputs, tuple) else outputs
         if self.kind != "causal-lm":
@@ -107,7 +112,7 @@ class Task:
         return losses, logits[:, :-1].argmax(-1)
 
     def answers(self, predictions: Any) -> np.ndarray:
-        """What a model says.
+        """A model's answers.
 
         Class numbers `[examples]` or `[examples, tokens]`, 0 or 1 `[examples, classes]`, values `[examples]`, or
         the likeliest next tokens `[examples, tokens - 1]` of a language model's `kept_outputs`.

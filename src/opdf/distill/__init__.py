@@ -7,6 +7,7 @@ from opdf.lazy import import_when_used
 if TYPE_CHECKING:
     from opdf.distill.arguments import DistillationArguments
     from opdf.distill.checkpoint import StorageError, newest_whole, storage_problem, writing
+    from opdf.distill.ensemble import Ensemble, check_weights, like, members
     from opdf.distill.losses import Batch
     from opdf.distill.methods import (
         LGTM,
@@ -25,10 +26,14 @@ if TYPE_CHECKING:
     from opdf.distill.models import has_no_head, output_layer
     from opdf.distill.objective import Losses, Objective, model_inputs
     from opdf.distill.shrink import ShrinkReport, blank_student, shrink, shrink_report
-    from opdf.distill.store import LogitsStore, StoredDataset
+    from opdf.distill.store import LogitsStore, StoredDataset, StoreInfo
     from opdf.distill.students import keep_layers
     from opdf.distill.trainer import DistillationTrainer, TrainingDiverged, plan_student
     from opdf.overparam import Constraint
+
+# What opdf.job needs beyond the reference.
+if TYPE_CHECKING:
+    from opdf.distill.shrink import depth_fields as depth_fields, find_report as find_report
 
 __all__ = [
     "LGTM",
@@ -40,6 +45,7 @@ __all__ = [
     "DistillationArguments",
     "DistillationTrainer",
     "EmbeddingDistillation",
+    "Ensemble",
     "HiddenDistillation",
     "LogitsDistillation",
     "LogitsStore",
@@ -48,15 +54,19 @@ __all__ = [
     "ShrinkReport",
     "SparseLogitsDistillation",
     "StorageError",
+    "StoreInfo",
     "StoredDataset",
     "Theseus",
     "TrainingDiverged",
     "blank_student",
+    "check_weights",
     "count_decisions",
     "decision_logits",
     "has_no_head",
     "keep_layers",
+    "like",
     "mean_pooled",
+    "members",
     "model_inputs",
     "newest_whole",
     "output_layer",

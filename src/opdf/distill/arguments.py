@@ -41,6 +41,12 @@ class DistillationArguments(TrainingArguments):
     restore_callback_states_from_checkpoint: bool = field(
         default=True, metadata={"help": "resume with the callbacks' counters (early stopping's patience, say)"}
     )
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "stop after so many evaluations in which metric_for_best_model was no better"}
+    )
+    early_stopping_threshold: float = field(
+        default=0.0, metadata={"help": "how much better counts as better, for early_stopping_patience"}
+    )
     # transformers declares text, explains `fsdp=True` and takes both.
     fsdp: bool | str | None = field(default=None, metadata={"help": "true for FSDP2"})
 
@@ -61,6 +67,7 @@ class DistillationArguments(TrainingArguments):
         for name in ("adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more, and below 1")
+        self._check_early_stopping()
         _refuse("DeepSpeed", bool(self.deepspeed) or _launched_with("DEEPSPEED"))  # before its package is looked for
         wanted, self.optim = self.optim, OptimizerNames.ADAMW_TORCH if self.optim == MUON else self.optim
         super().__post_init__()
@@ -69,15 +76,32 @@ class DistillationArguments(TrainingArguments):
         check_loss(self)
         get_reporting_integration_callbacks(self.report_to)  # refuses names that it does not know
 
+    def _check_early_stopping(self) -> None:
+        if self.early_stopping_patience is None:
+            if self.early_stopping_threshold:
+                raise ValueError(
+                    f"early_stopping_threshold is {self.early_stopping_threshold} and nothing stops early; set "
+                    "early_stopping_patience"
+                )
+            return
+        _check_number("early_stopping_patience", self.early_stopping_patience, int, 1)
+        if getattr(self.eval_strategy, "value", self.eval_strategy) == "no":
+            raise ValueError(
+                f"early_stopping_patience is {self.early_stopping_patience} and eval_strategy is no, so that nothing "
+                "tells when to stop; set it to epoch or steps"
+            )
+        if not self.metric_for_best_model:
+            self.metric_for_best_model: str | None = "loss"
+
 
 _POSITIVE = torch.finfo(torch.float64).tiny
 _RANGES: tuple[tuple[tuple[str, ...], type, float], ...] = (
     (("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), int, 1),
     (("learning_rate", "logging_steps", "save_steps"), float, _POSITIVE),
-    (("num_train_epochs", "weight_decay", "max_grad_norm", "warmup_steps"), float, 0),
+    (("num_train_epochs", "weight_decay", "max_grad_norm", "warmup_steps", "early_stopping_threshold"), float, 0),
     (("dataloader_num_workers", "seed"), int, 0),
 )
-"""Arguments that the Trainer takes unchecked into the training, with their type and least value."""
+"""Arguments that the Trainer does not check, with their type and least value."""
 
 
 def _check_number(name: str, value: Any, kind: type, least: float) -> None:
@@ -91,8 +115,8 @@ def _check_number(name: str, value: Any, kind: type, least: float) -> None:
 def check_engine(args: TrainingArguments, accelerator: Accelerator | None = None) -> None:
     """Refuse engines that split single matrices, and FSDP2 where accelerate would quietly take DDP instead.
 
-    They are asked for by the arguments, or by the environment that a launcher made. Of several GPUs without a launcher
-    one is used, with a warning.
+    The arguments or a launcher's environment can ask for them. With several GPUs and no launcher, one GPU is used, with
+    a warning.
 
     Raises:
         ValueError: one of these.
@@ -126,7 +150,7 @@ def asks_for_fsdp(args: TrainingArguments) -> bool:
 
 
 def check_loss(args: TrainingArguments) -> None:
-    """Refuse what would change a loss of the Trainer's, which distillation does not use.
+    """Refuse options of the Trainer's own loss, which distillation does not use.
 
     Raises:
         ValueError: `label_smoothing_factor` is set.
@@ -160,16 +184,17 @@ def deciding(args: TrainingArguments) -> dict[str, Any]:
 
 
 def _chooses_by_evaluation(args: TrainingArguments) -> bool:
-    """Whether it matters for the result when the student is evaluated and saved."""
-    return bool(args.load_best_model_at_end) or args.lr_scheduler_type == "reduce_lr_on_plateau"
+    """Whether the result depends on the steps at which the student is evaluated and saved."""
+    stops = getattr(args, "early_stopping_patience", None) is not None
+    return stops or bool(args.load_best_model_at_end) or args.lr_scheduler_type == "reduce_lr_on_plateau"
 
 
 SCHEDULES = frozenset({"eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "save_strategy", "save_steps"})
 
 FREE = frozenset({
-    # how far it goes, which is compared where the number of steps is known
+    # the length, which is compared once the number of steps is known
     "max_steps", "num_train_epochs",
-    # how a step's examples are spread, of which there are equally many
+    # how the examples of a step are split
     "per_device_train_batch_size", "gradient_accumulation_steps", "auto_find_batch_size",
     # what is written
     "output_dir", "logging_strategy", "logging_steps", "logging_first_step", "logging_nan_inf_filter",

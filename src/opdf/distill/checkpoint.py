@@ -1,4 +1,4 @@
-"""Checkpoints that are complete or absent, say when they were altered, and hold no pickled objects of ours.
+"""Checkpoints that are complete or absent, that notice damage, and that hold no pickled objects of ours.
 
 A checkpoint is written into a folder beside, its files are flushed to the disk, and one rename gives it its name:
 
@@ -7,7 +7,7 @@ A checkpoint is written into a folder beside, its files are flushed to the disk,
                   optimizer-00000-00000.safetensors   these tensors, in files of bounded size
                   ...                             and the Trainer's files
 
-Processes write only what they own, and any number of processes reads it: names do not tell who wrote them.
+A process writes only what it owns. Any number of processes can read it, because names do not tell who wrote them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 FORMAT = 2
 MANIFEST = "manifest.json"
 SCRATCH = "_partial"
-"""Folder for a checkpoint on its way, beside the finished ones. Uploads to a hub leave out names like this."""
+"""Folder for a checkpoint that is being written, beside finished ones. Uploads to a hub leave such names out."""
 
 SHARD_BYTES = 2**30
 """Tensors of a file, at most; a single larger tensor has a file to itself."""
@@ -157,9 +157,9 @@ def newest_whole(folder: Path, warn: Callable[[str], Any] = warnings.warn) -> Pa
 
 
 def rotate(folder: Path, limit: int | None, keep: set[Path]) -> None:
-    """Remove the checkpoints written first until `limit` are left, but none of `keep`; None and 0 remove nothing.
+    """Remove the oldest checkpoints until `limit` are left, but none of `keep`; None and 0 remove nothing.
 
-    They lose their names before their files: a run can be killed here too.
+    They are renamed before their files are removed, because a run can be killed in between.
     """
     if not limit or limit < 0:
         return
@@ -179,7 +179,7 @@ def _by_step(folder: Path) -> dict[int, Path]:
 
 @contextmanager
 def writing(what: str, remedy: str = "free some space") -> Iterator[None]:
-    """Inside, a full disk is a `StorageError` that names `what`, whichever library noticed it.
+    """Inside, a full disk raises a `StorageError` that names `what`, whichever library notices it.
 
     safetensors and torch have exceptions of their own for what the system reports as an OSError.
     """
@@ -193,7 +193,7 @@ def writing(what: str, remedy: str = "free some space") -> Iterator[None]:
 
 
 def storage_problem(error: BaseException) -> str | None:
-    """In words, if it is for want of disk space that something could not be written; None for all other errors."""
+    """The reason in words, if something could not be written because the disk is full; None for all other errors."""
     if isinstance(error, OSError):
         return os.strerror(error.errno) if error.errno in FULL else None
     # "I/O error: ... (os error 28)" of safetensors; torch's zip writer keeps the error code to itself.
@@ -221,11 +221,11 @@ def _flush(path: Path) -> None:
 
 
 def changes(before: Any, now: Any, name: str = "") -> list[str]:
-    """In words, where two records of a run differ: by name, with both values.
+    """The differences of two records of a run in words: names with both values.
 
     Args:
-        before, now: mappings of sections, which are mappings of options. An option that only one of them has is another
-            version's, and passed over.
+        before, now: mappings of sections, which are mappings of options. An option that only one of them has belongs to
+            another version and is skipped.
         name: of what the two are, empty for whole records.
     """
     if before == now:

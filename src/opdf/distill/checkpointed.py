@@ -21,17 +21,17 @@ from opdf.distill import checkpoint
 from opdf.overparam import OwnerOptimizer, gathered, local, scattered
 
 OPTIMIZER, EXTRA, REST = "optimizer", "objective", "student"
-"""Files for the optimizer's state, a subclass's own, and what of the student its model files do not hold."""
+"""Files for the optimizer's state, a subclass's state, and the part of the student that its model files lack."""
 
 RUN = "run.json"
-"""What the run was made with, which a resumed one is compared with."""
+"""The record of a run, with which a resumed one is compared."""
 
 
 class CheckpointedTrainer(Trainer):
     """A Trainer whose checkpoints are whole or absent, hold all of a run, and are checked before they are used.
 
-    A subclass says what its run is made of (`record`), what it has beside model and optimizer (`extra_state`), and what
-    has to be so before something is written (`check_before_saving`).
+    A subclass adds the record of its run (`record`), state beside model and optimizer (`extra_state`), and a check
+    before something is written (`check_before_saving`).
     """
 
     _staging: Path | None = None
@@ -52,7 +52,7 @@ class CheckpointedTrainer(Trainer):
         """Inverse of `extra_state`."""
 
     def check_before_saving(self, model: nn.Module) -> None:
-        """Raise what keeps a checkpoint from being worth writing."""
+        """Raise if a checkpoint would not be worth writing."""
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's; True resumes from the newest checkpoint that is whole and warns of newer ones.
@@ -77,7 +77,7 @@ class CheckpointedTrainer(Trainer):
             self._check_same_run(Path(resume_from_checkpoint))
         else:
             self._steps_before = 0
-        self._clear(Path(self.args.output_dir) / checkpoint.SCRATCH)  # a run that has nothing left to save would not
+        self._clear(Path(self.args.output_dir) / checkpoint.SCRATCH)  # this run may have nothing to save
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         except pickle.UnpicklingError as error:  # a file of it that is not what torch reads with weights_only
@@ -95,7 +95,7 @@ class CheckpointedTrainer(Trainer):
             )
 
     def check_length(self, steps: int) -> None:
-        """Refuse to resume a run with fewer steps than it had: its rates would have fallen faster from the start.
+        """Refuse to resume a run with fewer steps than it had: its learning rate would have fallen faster.
 
         Called once the number of `steps` is known.
         """
@@ -184,10 +184,10 @@ class CheckpointedTrainer(Trainer):
             self.load_extra_state(state)
 
     def _load_student(self, folder: Path, model: Any = None) -> None:
-        """Put back every parameter and buffer, whatever made it.
+        """Restore every parameter and buffer, whatever made it.
 
         transformers would load its model files alone. Some of its models (ViT) are saved under other names than they
-        have in memory, of which it passes over those that it does not find.
+        have in memory, and it skips names that it does not find.
         """
         student = self.accelerator.unwrap_model(self.model if model is None else model, keep_torch_compile=False)
         (rest,) = checkpoint.read_state(folder, REST)
@@ -256,7 +256,7 @@ def saved_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def left_out(state: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """What of a state dict the model files in a folder do not hold bit for bit under its own name."""
+    """The part of a state dict that the model files in a folder do not hold bit for bit under the same name."""
     there = {name for name, value in saved_tensors(folder) if name in state and same(value, state[name])}
     through = {place(state[name]) for name in there}
     return {name: value for name, value in state.items() if name not in there and place(value) not in through}
@@ -267,7 +267,7 @@ def same(a: Tensor, b: Any) -> bool:
 
 
 def place(value: Any) -> tuple[Any, ...]:
-    """Where a tensor's values are: the same for tied ones. For all else, and empty tensors, a place of its own."""
+    """Where a tensor's values lie, the same for tied tensors. All else, and an empty tensor, has a place of its own."""
     if not isinstance(value, Tensor) or not value.numel():
         return (id(value),)
     value = local(value)
@@ -276,7 +276,7 @@ def place(value: Any) -> tuple[Any, ...]:
 
 
 def separate(state: Mapping[str, Tensor], tied: Container[str]) -> dict[str, Tensor]:
-    """A state dict in which only tensors named in `tied` share memory; file formats refuse all others that do."""
+    """A state dict in which only tensors named in `tied` share memory, because file formats refuse others."""
     seen, result = set(), {}
     for name, value in state.items():
         memory = value.untyped_storage().data_ptr()
@@ -298,7 +298,7 @@ def check_same_student(found: Mapping[str, Any], ours: Mapping[str, Any], folder
     for names, who, other in ((missing, "the student", folder), (unknown, folder, "the student")):
         if names:
             raise ValueError(
-                f"{who} has {names[0]}, which {other} has not; resume with a student that is made as the first one was"
+                f"{who} has {names[0]} and {other} does not; resume with a student that is made as the first one was"
             )
     for name, value in found.items():
         mine = ours[name]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -29,12 +30,33 @@ def soft_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return F.kl_div(predicted, target, reduction="sum", log_target=True) * temperature**2
 
 
-def soft_binary_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+def reverse_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T^2 KL( student || teacher ): the student keeps to what the teacher finds likely (MiniLLM: arXiv 2306.08543)."""
+    return soft_loss(teacher, student, temperature)
+
+
+def jensen_shannon_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T^2 (KL( teacher || m ) + KL( student || m )) / 2 with their mean m (GKD: arXiv 2306.13649, beta = 1/2)."""
+    target = F.log_softmax(teacher / temperature, dim=-1)
+    predicted = F.log_softmax(student / temperature, dim=-1)
+    middle = torch.logaddexp(target, predicted) - math.log(2)
+    both = [F.kl_div(middle, side, reduction="sum", log_target=True) for side in (target, predicted)]
+    return (both[0] + both[1]) * (temperature**2 / 2)
+
+
+Divergence = Callable[[Tensor, Tensor, float], Tensor]
+"""Logits `[items, classes]` of student and teacher and a temperature, to a loss summed over items."""
+
+DIVERGENCES: dict[str, Divergence] = {"forward": soft_loss, "reverse": reverse_loss, "js": jensen_shannon_loss}
+"""How far a student's distribution is from its teacher's, by the names of an option."""
+
+
+def soft_binary_loss(
+    student: Tensor, teacher: Tensor, temperature: float, divergence: Divergence = soft_loss
+) -> Tensor:
     """The same for several labels at once, each a sigmoid: mean over labels, summed over items."""
-    target, scaled = torch.sigmoid(teacher / temperature), teacher / temperature
-    cross = F.binary_cross_entropy_with_logits(student / temperature, target, reduction="none")
-    entropy = F.binary_cross_entropy_with_logits(scaled, target, reduction="none")
-    return (cross - entropy).mean(-1).sum() * temperature**2
+    ours, theirs = (torch.stack([logits, torch.zeros_like(logits)], -1) for logits in (student, teacher))
+    return divergence(ours, theirs, temperature) / student.shape[-1]
 
 
 def squared_loss(student: Tensor, target: Tensor) -> Tensor:
@@ -42,24 +64,25 @@ def squared_loss(student: Tensor, target: Tensor) -> Tensor:
     return (student - target.reshape(student.shape)).square().flatten(1).mean(-1).sum()
 
 
-def task_loss(student: nn.Module, logits: Tensor, labels: Tensor) -> Tensor:
-    """The loss against labels, summed over items."""
+def task_loss(student: nn.Module, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+    """The loss against labels, summed over items; `weights` are of classes `[classes]`."""
     kind = kind_of(student, logits, labels)
     if kind == "tokens":  # chosen before they are made float32: a vocabulary of logits is large
         logits, labels = _kept_tokens(student, logits, labels)
     logits = precise(logits)
-    if kind == "tokens":
-        return F.cross_entropy(logits, labels, reduction="sum")
     if kind == "regression":
         return squared_loss(logits, labels.to(logits.dtype))
     if kind == "multi-label":
         target = labels.to(logits.dtype)
         return F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(-1).sum()
-    return F.cross_entropy(logits, labels, reduction="sum")
+    weights = None if weights is None else weights.to(logits.dtype)
+    return F.cross_entropy(logits, labels, weights, reduction="sum")
 
 
-def distillation_loss(student: nn.Module, ours: Tensor, theirs: Tensor, batch: Batch, temperature: float) -> Tensor:
-    """The loss against the teacher's logits, summed over items."""
+def distillation_loss(
+    student: nn.Module, ours: Tensor, theirs: Tensor, batch: Batch, temperature: float, divergence: str = "forward"
+) -> Tensor:
+    """The loss against the teacher's logits, summed over items; one of `DIVERGENCES`, or squares in a regression."""
     kind = kind_of(student, ours, batch.get("labels"))
     if kind == "tokens":
         labels = token_labels(student, batch)
@@ -70,8 +93,8 @@ def distillation_loss(student: nn.Module, ours: Tensor, theirs: Tensor, batch: B
     if kind == "regression":
         return squared_loss(ours, theirs)
     if kind == "multi-label":
-        return soft_binary_loss(ours, theirs, temperature)
-    return soft_loss(ours, theirs, temperature)
+        return soft_binary_loss(ours, theirs, temperature, DIVERGENCES[divergence])
+    return DIVERGENCES[divergence](ours, theirs, temperature)
 
 
 def _kept_tokens(model: nn.Module, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,7 +137,7 @@ def labels_of(batch: Batch) -> Tensor:
 
 
 def count_labelled(student: nn.Module, batch: Batch) -> Tensor:
-    """`[2]` int64: the items of a batch, and those of them that have a label: a class of -100 is none.
+    """`[2]` int64: the items of a batch, and those of them that have a label; -100 is none.
 
     What is learned from a teacher is a mean over the first, what is learned from labels a mean over the second.
     """

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from datasets import ClassLabel, Dataset, Value
 from torch import Tensor, nn
 from transformers.models.auto.modeling_auto import (
@@ -22,11 +25,16 @@ CLASSIFIERS = {
     *MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values(),
     *MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.values(),
 }
-"""Classes of transformers that say one thing of an example."""
+"""Classes of transformers with one output for an example."""
 
+
+HALF = (torch.bfloat16, torch.float16)
 
 MARKS = ("pad_token_id", "decoder_start_token_id")
 """Tokens that models of transformers look for in their inputs, or put into them."""
+
+UNSETTLED = frozenset({"architectures", "dtype", "problem_type", "transformers_version", "use_cache"})
+"""Fields of configurations that saving, a loss or gradient checkpointing sets."""
 
 
 def unwrapped(model: nn.Module) -> Any:
@@ -43,6 +51,14 @@ def unwrapped(model: nn.Module) -> Any:
 def config_of(model: nn.Module) -> Any:
     """The configuration of a transformers model, also inside a wrapper; None for other modules."""
     return getattr(unwrapped(model), "config", None)
+
+
+def configured(model: nn.Module) -> dict[str, Any] | None:
+    """The configuration of a transformers model as plain values, without what training sets."""
+    config = config_of(model)
+    if not hasattr(config, "to_dict"):
+        return None
+    return {k: v for k, v in config.to_dict().items() if k not in UNSETTLED and not k.startswith("_")}
 
 
 def is_language_model(model: nn.Module) -> bool:
@@ -63,7 +79,7 @@ def is_causal(model: nn.Module) -> bool:
     """Whether logits at one position predict the label of the next, so that both have to be shifted.
 
     Decoders of transformers do. Encoder-decoders get their inputs shifted; masked language models and taggers label in
-    place. So does any module of another library: who trains one shifts its labels, if they are to be shifted.
+    place. So do modules of other libraries: whoever trains one shifts its labels if need be.
     """
     inner = unwrapped(model)
     if getattr(config_of(inner), "is_encoder_decoder", False):
@@ -74,8 +90,8 @@ def is_causal(model: nn.Module) -> bool:
 def kind_of(model: nn.Module, logits: Tensor, labels: Tensor | None = None) -> str:
     """ "tokens", "regression", "multi-label" or "classes", as transformers' own heads decide it.
 
-    Where their configuration leaves it open, they take labels that are no integers for several labels an example, and
-    write that into the configuration at the first loss of their own; ours may come before.
+    If their configuration leaves it open, they take labels that are no integers for several labels an example. They
+    write that into the configuration with their first loss, and ours may come earlier.
     """
     config = config_of(model)
     if logits.dim() == 3:
@@ -117,12 +133,14 @@ def check_same_outputs(student: nn.Module, teacher: nn.Module) -> None:
     ours, theirs = config_of(student), config_of(teacher)
     if ours is None or theirs is None:
         return
-    for name in MARKS:
+    ends = ("eos_token_id",) if getattr(ours, "is_encoder_decoder", False) and not is_language_model(student) else ()
+    for name in (*MARKS, *ends):
         mine, other = getattr(ours, name, None), getattr(theirs, name, None)
         if mine is not None and other is not None and mine != other:
             raise ValueError(
                 f"the student's {name} is {mine} and the teacher's {other}: one of them would read the same tokens "
-                "otherwise (a decoder classifies at the last token that is no padding); set both to the tokenizer's"
+                "otherwise (decoders classify at the last token that is no padding, BART at the end token); give both "
+                "the tokenizer's"
             )
     if is_language_model(student):
         if ours.vocab_size != theirs.vocab_size:
@@ -145,10 +163,22 @@ def check_same_outputs(student: nn.Module, teacher: nn.Module) -> None:
         raise ValueError(f"the student's labels are {names[0]}, the teacher's {names[1]}; give both in the same order")
 
 
+def warn_of_rounding(student: nn.Module) -> None:
+    """Warn that weights are trained in half precision, which they have from their file."""
+    half = sorted({str(p.dtype) for p in student.parameters() if p.requires_grad and p.dtype in HALF})
+    if half:
+        warnings.warn(
+            f"the student's weights are {' and '.join(half)}: steps smaller than their rounding are lost, but not "
+            "those of cores, which are float32. Train student.float(), with bf16=True in the arguments to compute in "
+            "half precision",
+            stacklevel=4,
+        )
+
+
 def check_labels(student: Any, data: Any) -> None:
     """Refuse classes that the student's head does not have; on a GPU, the first step would not say what was wrong.
 
-    Looked at are integer columns `labels` and `label` of a `datasets.Dataset`, for classifiers of transformers.
+    It looks at integer columns `labels` and `label` of a `datasets.Dataset`, for classifiers of transformers.
 
     Raises:
         ValueError: a label is below 0, other than -100, or not below `config.num_labels`.
@@ -162,9 +192,45 @@ def check_labels(student: Any, data: Any) -> None:
         feature = data.features.get(column)
         if isinstance(feature, ClassLabel) or (isinstance(feature, Value) and "int" in feature.dtype):
             values = data.select_columns([column]).with_format("numpy")[:][column]
-            outside = values[(values != IGNORED) & ((values < 0) | (values >= classes))]
+            (outside,) = ((values != IGNORED) & ((values < 0) | (values >= classes))).nonzero()
             if len(outside):
                 raise ValueError(
                     f"{len(outside)} rows of train_dataset have {column!r} outside 0 to {classes - 1}, e.g. "
-                    f"{outside[0]}; the student has {classes} labels: give it more (num_labels), or clean the data"
+                    f"{values[outside[0]]} in row {outside[0]} (from 0); the student has {classes} labels: give "
+                    "it more (num_labels), or clean the data"
                 )
+
+
+def check_batch(student: nn.Module, batch: Any, step: int) -> None:
+    """Refuse a batch that nothing can be learned from, which the model would meet with words of its own.
+
+    Args:
+        student: whose classes labels are of.
+        batch: as the collator made it.
+        step: for the message.
+
+    Raises:
+        ValueError: it has no tensors or no rows, or a label is no class of the student's.
+    """
+    tensors = [value for value in batch.values() if isinstance(value, Tensor)] if isinstance(batch, Mapping) else []
+    if isinstance(batch, Mapping) and not any(tensor.numel() for tensor in tensors):
+        raise ValueError(
+            f"a batch of step {step} is empty; the data collator, or the batch sampler, makes batches without rows"
+        )
+    labels, config = (batch.get("labels") if tensors else None), config_of(student)
+    if type(unwrapped(student)).__name__ not in CLASSIFIERS or labels is None or labels.dim() != 1:
+        return
+    classes = config.num_labels
+    if classes == 1 or config.problem_type not in (None, "single_label_classification"):
+        return
+    if labels.is_floating_point():
+        raise ValueError(
+            f"labels are {str(labels.dtype).removeprefix('torch.')} numbers, one an example, and the student has "
+            f"{classes} classes; give class numbers as integers, or a student with num_labels=1 for a regression"
+        )
+    (outside,) = ((labels != IGNORED) & ((labels < 0) | (labels >= classes))).nonzero(as_tuple=True)
+    if len(outside):
+        raise ValueError(
+            f"example {int(outside[0])} (from 0) of a batch of step {step} has the label {int(labels[outside[0]])}; "
+            f"the student has {classes} classes, from 0: give it more (num_labels), or clean the data"
+        )

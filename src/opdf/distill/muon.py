@@ -90,7 +90,7 @@ def muon_options(args: TrainingArguments) -> dict[str, Any]:
     """The options of `MuonWithAdamW` in the Trainer's arguments; `optim_args` has those of Muon.
 
     Raises:
-        ValueError: `optim_args` has another option, or a value that is none.
+        ValueError: `optim_args` has another option, or a value that cannot be read.
     """
     options: dict[str, Any] = {}
     for entry in (args.optim_args or "").replace(" ", "").split(","):

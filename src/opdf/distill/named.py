@@ -1,4 +1,4 @@
-"""What a user may give by its name, or as a mapping of its options."""
+"""Objects that a user may give by name, or as a mapping of their options."""
 
 from __future__ import annotations
 

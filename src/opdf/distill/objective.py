@@ -19,7 +19,7 @@ from opdf.data import Prepared
 from opdf.distill.arguments import asks_for_fsdp
 from opdf.distill.losses import Batch, items_by_example
 from opdf.distill.models import config_of, unwrapped
-from opdf.distill.store import LogitsStore
+from opdf.distill.store import LogitsStore, StoreInfo
 from opdf.distill.teachers import check_frozen
 from opdf.mpo import Progress
 
@@ -51,14 +51,20 @@ class Objective:
         columns: columns of the training data, beside inputs and labels, that `losses` reads. No model is given them.
         trains_teacher: whether the teacher is trained too, and so need not have been fine-tuned.
         varies: whether steps differ in which of the student's parameters they give a gradient.
+        needs_teacher: whether the teacher runs in training.
+        several_teachers: whether the teacher may be an `Ensemble`, which has outputs and nothing else.
+        needs_whole_rows: whether it asks for the training rows ahead, so that they cannot be others in every epoch.
         decisions_only: whether nothing but the teacher's decisions is used, as if it were a black box.
     """
 
     tasks: tuple[str, ...] = ("classification", "regression", "image-classification")
     columns: ClassVar[tuple[str, ...]] = ()
     trains_teacher: ClassVar[bool] = False
+    needs_teacher: ClassVar[bool] = True
+    several_teachers: ClassVar[bool] = False
     decisions_only: ClassVar[bool] = False
     varies: ClassVar[bool] = False
+    needs_whole_rows: ClassVar[bool] = False
 
     @property
     def options(self) -> dict[str, Any]:
@@ -105,20 +111,24 @@ class Objective:
         shared: bool = False,
         progress: Progress | None = None,
     ) -> Any:
-        """The rows to train on: the encoded training split, with what the method wants of the teacher beside it.
+        """The rows to train on: the encoded training split, with the outputs of the teacher that the method needs.
 
         Args:
             data: of the run.
             teacher: as it is when the student's training begins.
             folder: of the run. What takes long is kept there, and a resumed run finds it.
-            shared: whether other runs with this data and teacher follow, for which more is worth keeping.
+            shared: whether other runs with this data and teacher follow, so that more is worth keeping.
             progress: called with the numbers of examples done and in all.
         """
-        return data.data["train"]
+        return data.training_rows()
 
     @property
     def cache(self) -> Path | None:
-        """Folder where a teacher and what it said are kept for many runs; None for a method that asks it anew."""
+        """Folder where a teacher and its outputs are kept for many runs; None for a method that runs it anew."""
+        return None
+
+    def store_info(self, data: Prepared, teacher: nn.Module) -> StoreInfo | None:
+        """What is kept on the disk of the teacher's outputs; None for a method that runs it anew."""
         return None
 
     def write_cache(self, data: Prepared, teacher: nn.Module, progress: Progress | None = None) -> LogitsStore:
@@ -126,7 +136,7 @@ class Objective:
         raise NotImplementedError
 
     def training_data(self, dataset: Any) -> Any:
-        """What to train on, of the dataset that the trainer was given; called once, before any step."""
+        """The rows to train on, of the dataset that the trainer was given; called once, before any step."""
         return dataset
 
     def losses(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, num_items: Tensor) -> Losses:
@@ -212,9 +222,9 @@ class Objective:
 
 
 def model_inputs(model: nn.Module, batch: Batch, columns: Sequence[str] = ()) -> dict[str, Tensor]:
-    """What of a batch goes into a model: neither the objective's columns nor the labels.
+    """The part of a batch that goes into a model: neither the objective's columns nor the labels.
 
-    An encoder-decoder gets the labels, of which it makes its decoder's inputs.
+    An encoder-decoder gets the labels too, because it makes its decoder's inputs from them.
     """
     needs_labels = getattr(config_of(model), "is_encoder_decoder", False)
     return {k: v for k, v in batch.items() if k not in columns and (needs_labels or k != "labels")}

@@ -1,9 +1,9 @@
-"""What a teacher says about data, asked once and kept on disk."""
+"""A teacher's outputs for data, computed once and kept on disk."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
+from datasets import Dataset
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
@@ -22,6 +23,9 @@ from opdf.mpo import Progress
 
 BATCH = 128
 """Examples that a teacher is given at a time."""
+
+TEXTS = 8
+"""Texts at a time, if a teacher has outputs for every token: each of them may be of a whole vocabulary."""
 
 Noise = Callable[[Any, np.random.Generator], Any]
 """A noisy copy of an example."""
@@ -37,6 +41,18 @@ def teacher_logits(teacher: Any, data: Prepared, rows: list[dict[str, Any]]) -> 
         logits: Tensor = teacher.eval()(**batch).logits.cpu()
     teacher.train(was)
     return logits
+
+
+def token_logits(teacher: Any, data: Prepared, rows: list[dict[str, Any]]) -> Iterator[Tensor]:
+    """Logits `[tokens, classes]` of one encoded text after the other, on the teacher's device; padding has none."""
+    device = next(teacher.parameters()).device
+    batch = BatchEncoding(data.collator(rows)).to(device)
+    batch.pop("labels", None)
+    was = teacher.training
+    with torch.no_grad():
+        logits = teacher.eval()(**batch).logits
+    teacher.train(was)
+    yield from (some[mask.bool()] for some, mask in zip(logits, batch["attention_mask"], strict=True))
 
 
 def all_logits(teacher: Any, data: Prepared, rows: Any, progress: Progress | None = None) -> np.ndarray:
@@ -95,21 +111,31 @@ def fingerprint(examples: Any, noise: Noise | None = None) -> str:
     return digest.hexdigest()[:32]
 
 
-def glance(model: nn.Module) -> str:
-    """A digest of up to 16 entries of every weight: cheap, and another for a model that was trained otherwise."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if isinstance(tensor, Tensor):
-            few = tensor.detach().flatten()[:: max(1, tensor.numel() // 16)][:16]
-            digest.update(f"{name} {tuple(tensor.shape)} {few.tolist()}".encode())
-    return digest.hexdigest()[:32]
+def rows_glance(rows: Any, without: Collection[str] = ()) -> str | None:
+    """A digest of the texts and whole numbers in up to 32 rows of a `datasets.Dataset`; None of other data.
+
+    Fractions (pixels, a teacher's logits) may differ in their last bits on another machine.
+    """
+    if not isinstance(rows, Dataset):
+        return None
+    exact = [name for name, feature in rows.features.items() if name not in without and _is_exact(feature)]
+    return fingerprint(rows.select_columns(exact).with_format(None)) if exact else None
+
+
+def _is_exact(feature: Any) -> bool:
+    while hasattr(feature, "feature"):  # a list
+        feature = feature.feature
+    return str(getattr(feature, "dtype", "")).startswith(("int", "uint", "bool", "string", "large_string"))
 
 
 def weights_digest(model: nn.Module) -> str:
     """A digest of a model's weights."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        if isinstance(tensor, Tensor):
+            values = tensor.detach().cpu().contiguous().flatten()
+            digest.update(name.encode())
+            digest.update(values.view(torch.uint8).numpy().data)
     return digest.hexdigest()[:32]
 
 

@@ -6,6 +6,9 @@ student makes the same noisy example from the same seed. Without noise there is 
     store/meta.json                          what was stored of which data; a mismatch on reading is refused
     store/epoch-000/shard-00000.safetensors  seeds [n] int32, classes [n, K] int16 (int32), probabilities [n, K] float16
 
+If a teacher has outputs for every token, the rows of `classes` and `probabilities` are tokens, one example after the
+other, and `lengths [n] int32` says how many each example has.
+
 A shard is complete or absent, and carries a checksum of its tensors.
 """
 
@@ -14,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -26,11 +29,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from opdf.data import EpochDataset
 from opdf.distill.outputs import Noise, noisy
 from opdf.files import replacing
 
 FORMAT = 1
 SHARD_ROWS = 4096
+"""Examples of a shard."""
+
+SHARD_TOKENS = 2**18
+"""About how many tokens a shard holds, if outputs are of tokens."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,7 @@ class StoreInfo:
         data: fingerprint of the examples, noise included.
         teacher: whatever names the teacher.
         seed: of the noise.
+        tokens: of all examples, if outputs are of tokens; 0 if they are of examples.
     """
 
     rows: int
@@ -54,6 +63,7 @@ class StoreInfo:
     data: str
     teacher: str
     seed: int = 0
+    tokens: int = 0
     format: int = FORMAT
 
     def __post_init__(self) -> None:
@@ -66,7 +76,19 @@ class StoreInfo:
     @property
     def shards(self) -> int:
         """Of one epoch."""
-        return -(-self.rows // SHARD_ROWS)
+        return -(-self.rows // self.shard_rows)
+
+    @property
+    def shard_rows(self) -> int:
+        """Examples of a shard."""
+        return max(1, min(SHARD_ROWS, SHARD_TOKENS * self.rows // self.tokens)) if self.tokens else SHARD_ROWS
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of a whole store, but for its files' headers."""
+        entry = (4 if self.classes > 2**15 else 2) + 2  # a class and its probability
+        output = self.top_k * entry if self.top_k else 4 * self.classes
+        return self.epochs * ((self.tokens or self.rows) * output + self.rows * (8 if self.tokens else 4))
 
 
 class LogitsStore:
@@ -107,23 +129,31 @@ class LogitsStore:
         for epoch in range(self.info.epochs):
             for shard in range(self.info.shards):
                 if not self._path(epoch, shard).is_file():
-                    start = shard * SHARD_ROWS
-                    yield epoch, shard, range(start, min(start + SHARD_ROWS, self.info.rows))
+                    start = shard * self.info.shard_rows
+                    yield epoch, shard, range(start, min(start + self.info.shard_rows, self.info.rows))
 
     def seeds(self, epoch: int, rows: range) -> np.ndarray:
         """The noise seeds of some examples in an epoch, int32; they depend on nothing else."""
         wide = [np.random.SeedSequence((self.info.seed, epoch, row)).generate_state(1)[0] >> 1 for row in rows]
         return np.asarray(wide, dtype=np.int32)
 
-    def write(self, epoch: int, shard: int, seeds: np.ndarray, logits: Tensor) -> None:
-        """Store one shard of the teacher's logits `[rows, classes]`."""
-        tensors = {"seeds": torch.from_numpy(seeds), **self._kept(logits.detach().cpu())}
+    def write(self, epoch: int, shard: int, seeds: np.ndarray, outputs: Sequence[Mapping[str, Tensor]]) -> None:
+        """Store one shard.
+
+        Args:
+            epoch, shard, seeds: which, and the seeds of its examples.
+            outputs: what `kept` gave, one part of the examples after the other; with "lengths" `[examples]` int32 where
+                they are of tokens.
+        """
+        joined = {name: torch.cat([some[name] for some in outputs]).cpu() for name in outputs[0]}
+        tensors = {"seeds": torch.from_numpy(seeds), **joined}
         path = self._path(epoch, shard)
         path.parent.mkdir(exist_ok=True)
         with replacing(path) as scratch:
             save_file(tensors, scratch, {"sha256": _checksum(tensors)})
 
-    def _kept(self, logits: Tensor) -> dict[str, Tensor]:
+    def kept(self, logits: Tensor) -> dict[str, Tensor]:
+        """What is stored of a teacher's logits `[examples or tokens, classes]`."""
         if not self.info.top_k:
             return {"logits": logits.float().contiguous()}
         # In float32 before the softmax: in half precision it loses the tail.
@@ -132,15 +162,19 @@ class LogitsStore:
         return {"classes": classes.to(kind), "probabilities": probabilities.half()}
 
     def read(self, epoch: int, row: int) -> dict[str, Tensor]:
-        """What is stored of one example: "seed" and either "logits", or "classes" and "probabilities".
+        """What is stored of one example: "seed" and either "logits", or "classes" and "probabilities", of each token.
 
         Raises:
             FileNotFoundError, ValueError: the shard is missing, truncated or altered; the message names it.
         """
-        shard, inside = divmod(row, SHARD_ROWS)
+        shard, inside = divmod(row, self.info.shard_rows)
         path = self._path(epoch % self.info.epochs, shard)
         tensors = _verified(path, path.stat().st_mtime_ns if path.is_file() else 0)
-        return {name: tensor[inside] for name, tensor in tensors.items()}
+        if "ends" not in tensors:
+            return {name: tensor[inside] for name, tensor in tensors.items()}
+        end, start = (int(tensors["ends"][k]) if k >= 0 else 0 for k in (inside, inside - 1))
+        found = {name: tensor[start:end] for name, tensor in tensors.items() if name not in ("seed", "ends")}
+        return {"seed": tensors["seed"][inside], **found}
 
     def verify(self) -> None:
         """Read every shard.
@@ -161,8 +195,8 @@ class LogitsStore:
         return self.folder / f"epoch-{epoch:03d}" / f"shard-{shard:05d}.safetensors"
 
 
-class StoredDataset(torch.utils.data.Dataset[dict[str, Any]]):
-    """Examples as the student takes them, beside what the teacher said about just these.
+class StoredDataset(EpochDataset):
+    """Examples as the student takes them, with the teacher's outputs for the same examples.
 
     Args:
         examples: by row number: what `noise` and `encode` take.
@@ -174,20 +208,17 @@ class StoredDataset(torch.utils.data.Dataset[dict[str, Any]]):
     def __init__(
         self, examples: Any, store: LogitsStore, encode: Callable[[Any], dict[str, Any]], noise: Noise | None = None
     ) -> None:
+        super().__init__()
         self.examples, self.store, self.encode, self.noise = examples, store, encode, noise
-        # Shared memory: worker processes that live through several epochs have to see it change.
-        self._epoch: Tensor = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
-
-    def set_epoch(self, epoch: int) -> None:
-        self._epoch.fill_(epoch)
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        stored = self.store.read(int(self._epoch), int(row))
+        stored = self.store.read(self.epoch, int(row))
         example = noisy(self.examples[row], int(stored.pop("seed")), self.noise)
-        return self.encode(example) | {f"teacher_{name}": value.tolist() for name, value in stored.items()}
+        said = {name: value if value.dim() > 1 else value.tolist() for name, value in stored.items()}
+        return self.encode(example) | {f"teacher_{name}": value for name, value in said.items()}
 
 
 def _read_info(meta: Path) -> StoreInfo:
@@ -212,7 +243,7 @@ def _check_same(folder: Path, found: StoreInfo, wanted: StoreInfo) -> None:
 
 @lru_cache(maxsize=64)
 def _verified(path: Path, written: int) -> dict[str, Tensor]:
-    """A shard, read once for as long as it stays as it was `written`."""
+    """A shard, read once until its file is `written` again."""
     return _load_shard(path)
 
 
@@ -230,6 +261,8 @@ def _load_shard(path: Path) -> dict[str, Tensor]:
     if _checksum(tensors) != wanted:
         raise ValueError(f"{path} was altered: its checksum differs; delete it and run opdf cache-teacher again")
     tensors["seed"] = tensors.pop("seeds")
+    if "lengths" in tensors:
+        tensors["ends"] = tensors.pop("lengths").cumsum(0)
     return tensors
 
 

@@ -27,7 +27,7 @@ def keep_layers(teacher: nn.Module, layers: int | Sequence[int]) -> Any:
     Raises:
         TypeError: not a transformers model.
         ValueError: an index is out of range, the depth of this architecture is not one number, or its blocks differ in
-            ways that its configuration cannot say of those that are kept.
+            ways that the student's configuration cannot express.
     """
     config = getattr(teacher, "config", None)
     if config is None or not hasattr(teacher, "_from_config"):
@@ -84,12 +84,12 @@ ONE_A_BLOCK = ("layer_types", "mlp_layer_types", "no_rope_layers", "attention_la
 """Fields of configurations that are lists with an entry for each block."""
 
 PLACE = ("training", "layer_idx", "layer_id", "has_relative_attention_bias", "drop_prob", "seed")
-"""What may differ between blocks that compute the same: numbers of their place, rates and seeds that grow with it, and
-the position bias of all that T5's first block has."""
+"""What may differ between blocks that compute the same: the number of their place, rates and seeds that grow with it,
+and the position bias, which T5's first block has for all."""
 
 
 def _check_blocks(teacher: nn.Module, student: nn.Module, kept: Mapping[str, Sequence[int]]) -> None:
-    """Refuse a student whose blocks are built otherwise than those that they are to be, with another window, say."""
+    """Refuse a student whose blocks are built otherwise than the teacher's that they copy (another window, say)."""
     for stack, blocks in kept.items():
         ours, theirs = (list(model.get_submodule(stack).children()) for model in (student, teacher))
         if len(ours) != len(blocks):

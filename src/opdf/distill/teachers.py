@@ -29,7 +29,7 @@ LOADERS: tuple[tuple[Any, Any], ...] = (
     (auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES, AutoModelForSeq2SeqLM),
     (auto.MODEL_MAPPING_NAMES, AutoModel),
 )
-"""By the classes that they make: what loads a model of the same kind as a student."""
+"""Loaders of a teacher of the student's kind, by the classes that they make."""
 
 
 def load_teacher(name: str | Path, student: nn.Module, *, trained: bool = True) -> Any:

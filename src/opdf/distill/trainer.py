@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,30 +12,33 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from opdf.data import EpochDataset
 from opdf.distill import checkpoint
 from opdf.distill.arguments import MUON, DistillationArguments, check_engine, check_loss, deciding
 from opdf.distill.checkpointed import CheckpointedTrainer
+from opdf.distill.ensemble import Ensemble
 from opdf.distill.methods import METHODS
-from opdf.distill.models import check_labels
+from opdf.distill.models import check_batch, check_labels, configured, warn_of_rounding
 from opdf.distill.muon import MuonWithAdamW, check_muon, muon_groups, muon_options
 from opdf.distill.named import build, build_objective
 from opdf.distill.objective import Objective
-from opdf.distill.outputs import glance
+from opdf.distill.outputs import rows_glance, weights_digest
+from opdf.distill.shrink import find_report
 from opdf.distill.teachers import check_apart, load_teacher
 from opdf.distill.unused import all_reached, may_vary
 from opdf.overparam import Constraint, OverParamConfig, OverParameterization, local, overparameterize, whole
 
 HOPELESS_SCALE = 2.0**-20
-"""A gradient scaler starts at 2^16 and halves at each overflow; down here it has long not seen a finite gradient."""
+"""A gradient scaler starts at 2^16 and halves at each overflow. Below this it has seen no finite gradient for long."""
 
 
 class TrainingDiverged(ArithmeticError):  # noqa: N818
     """The loss or its gradient is no longer a finite number.
 
     Attributes:
-        step: the optimizer step in which that was first so.
+        step: the first optimizer step in which it was not.
         checkpoint: the newest whole checkpoint, written before; None if there is none.
     """
 
@@ -46,6 +49,22 @@ class TrainingDiverged(ArithmeticError):  # noqa: N818
             f"training diverged: {what} in step {step}; {saved}. Resuming would repeat it: start anew with a lower "
             "learning_rate, more warmup_steps, max_grad_norm=1, or bf16 instead of fp16, and look at the data"
         )
+
+
+def check_several(objective: Objective, constraint: Constraint | None) -> None:
+    """Refuse several teachers where one is needed.
+
+    Raises:
+        ValueError: the method, or the constraint loss, reads more than a teacher's outputs.
+    """
+    if not objective.several_teachers:
+        known = ", ".join(name for name, method in METHODS.items() if method.several_teachers)
+        raise ValueError(
+            f"{type(objective).__name__} reads one teacher from within and there are several; take one of {known}, or "
+            "give one teacher"
+        )
+    if constraint is not None:
+        raise ValueError("constraint pulls the student to one teacher's weights and there are several; leave it out")
 
 
 def plan_student(
@@ -63,6 +82,8 @@ def plan_student(
     """
     if teacher is not None:
         check_apart(student, teacher)
+    if isinstance(teacher, Ensemble):
+        check_several(objective, constraint)
     if constraint is not None and (overparam is None or teacher is None):
         raise ValueError("constraint needs overparam and a teacher; give both, or constraint=None")
     objective.prepare(student, teacher)
@@ -74,8 +95,24 @@ def plan_student(
     planned = overparameterize(student, overparam)
     if constraint is not None:
         assert teacher is not None
-        planned.align(teacher, constraint)
+        planned.align(_partner(student, teacher, constraint), constraint)
     return planned
+
+
+def _partner(student: nn.Module, teacher: nn.Module, constraint: Constraint) -> nn.Module:
+    """The model that the constraint loss pulls a student to: its teacher, in the student's coordinates.
+
+    A student that `shrink` has fitted has coordinates of its own. In these, the teacher is the student before training.
+    """
+    if find_report(student) is None:
+        return teacher
+    if not isinstance(constraint.layer_map, str):
+        raise ValueError(
+            f"constraint.layer_map is {dict(constraint.layer_map)}, and a student that is fitted to its teacher "
+            "follows its own start block by block; leave it out, or copy the teacher's blocks (keep_layers; in a run, "
+            "student.start: copy)"
+        )
+    return copy.deepcopy(student).requires_grad_(False)
 
 
 class DistillationTrainer(CheckpointedTrainer):
@@ -93,12 +130,14 @@ class DistillationTrainer(CheckpointedTrainer):
     Args:
         model: the student. It stays a plain model; save it with `save_pretrained` at any time.
         args: default `DistillationArguments("opdf-output")`.
-        teacher: a model for the same task; its name (hub, folder, or "minilm"); or None for objectives that need none.
+        teacher: a model for the same task; its name (hub, folder, or "minilm"); a list of these, of which the student
+            follows the mean, or an `Ensemble` of weighted ones; or None for objectives that need none.
         objective: what to learn from it: a name ("hidden"), a mapping ({"name": "hidden", "hidden_weight": 2.0}), or an
             `Objective`. Default "logits".
         overparam: how to over-parameterize the student, as `OverParamConfig` or its fields; None trains it as it is.
         constraint: pull auxiliary cores to the teacher's, as `Constraint` or its fields; needs `overparam` and a
-            teacher of the student's kind.
+            teacher of the student's kind. A student that `shrink` has made is pulled to its own start, which is the
+            teacher in the student's coordinates.
         model_init: makes the student, in place of `model`. Every `train()` and every trial of `hyperparameter_search`
             begins with a new one, a new objective and the teacher as it was.
 
@@ -120,7 +159,7 @@ class DistillationTrainer(CheckpointedTrainer):
         model: nn.Module | None = None,
         args: TrainingArguments | None = None,
         *,
-        teacher: nn.Module | str | Path | None = None,
+        teacher: nn.Module | str | Path | Sequence[nn.Module | str | Path] | None = None,
         objective: Objective | str | Mapping[str, Any] | None = None,
         overparam: OverParamConfig | Mapping[str, Any] | None = None,
         constraint: Constraint | Mapping[str, Any] | None = None,
@@ -147,8 +186,11 @@ class DistillationTrainer(CheckpointedTrainer):
         self._given_rows = train_dataset
         self._teacher = teacher
         self._given_teacher: dict[str, Tensor] | None = None
-        self._teacher_glance: str | None = None
+        self._teacher_record: dict[str, Any] | None = None
+        self._rows_glance = rows_glance(train_dataset, self.method.columns)
+        self._configured: dict[str, Any] | None = None
         self._is_made = False
+        self._seen_batch = False
         self._parts: dict[str, Tensor] = {}
         self._parts_since = 0
         self._window: tuple[list[Any], Any] = [], None
@@ -176,11 +218,24 @@ class DistillationTrainer(CheckpointedTrainer):
         self._settle()
         self._is_made = True
         self.add_callback(_ObjectiveHooks(self))
+        if (patience := getattr(args, "early_stopping_patience", None)) is not None:
+            self.add_callback(EarlyStoppingCallback(patience, args.early_stopping_threshold))
 
     def _plan(self, student: nn.Module, args: TrainingArguments) -> None:
         """Everything that depends on which model the student is."""
+        self._configured = configured(student)
+        trained = not self.method.trains_teacher
+
+        def found(given: nn.Module | str | Path) -> nn.Module:
+            loaded: nn.Module = (
+                load_teacher(given, student, trained=trained) if isinstance(given, str | Path) else given
+            )
+            return loaded
+
         if isinstance(self._teacher, str | Path):
-            self._teacher = load_teacher(self._teacher, student, trained=not self.method.trains_teacher)
+            self._teacher = found(self._teacher)
+        elif isinstance(self._teacher, Sequence):
+            self._teacher = Ensemble([found(one) for one in self._teacher])
         for who, given in (("student", student), ("teacher", self.teacher)):
             if given is not None and any(p.is_meta for p in given.parameters()):
                 raise ValueError(f"the {who} is on the meta device and has no weights; load them first")
@@ -192,6 +247,7 @@ class DistillationTrainer(CheckpointedTrainer):
             student, self.teacher, self.method, self.overparam, self.constraint, args
         )
         check_labels(student, self._given_rows)
+        warn_of_rounding(student)
         if self.teacher is not None:
             self.teacher.eval().requires_grad_(False)
 
@@ -219,7 +275,7 @@ class DistillationTrainer(CheckpointedTrainer):
 
     @property
     def teacher(self) -> nn.Module | None:
-        assert not isinstance(self._teacher, str | Path)
+        assert self._teacher is None or isinstance(self._teacher, nn.Module)
         return self._teacher
 
     # What a checkpoint records, and what else it holds.
@@ -229,15 +285,19 @@ class DistillationTrainer(CheckpointedTrainer):
         overparam = asdict(self.overparam) if self.overparam is not None else None
         if overparam is not None:
             overparam.pop("keep_products")  # it changes memory and time
-        if self._teacher_glance is None and self.teacher is not None and not self.method.trains_teacher:
-            self._teacher_glance = glance(self.teacher)
+        if self._teacher_record is None and self.teacher is not None and not self.method.trains_teacher:
+            self._teacher_record = {"config": configured(self.teacher), "weights": weights_digest(self.teacher)}
         return {
             "args": deciding(self.args),
             "objective": {"name": name or type(self.method).__name__, **self.method.options},
             "overparam": overparam,
             "constraint": asdict(self.constraint) if self.constraint is not None else None,
-            "teacher": self._teacher_glance,
-            "train_dataset": {"rows": len(self._given_rows) if hasattr(self._given_rows, "__len__") else None},
+            "teacher": self._teacher_record,
+            "student": self._configured,
+            "train_dataset": {
+                "rows": len(self._given_rows) if hasattr(self._given_rows, "__len__") else None,
+                "content": self._rows_glance,
+            },
         }
 
     def extra_state(self) -> dict[str, Any]:
@@ -248,7 +308,7 @@ class DistillationTrainer(CheckpointedTrainer):
         self.method.load_state_dict(state["state"])
 
     def check_before_saving(self, model: nn.Module) -> None:
-        """Weights can leave the range of their dtype in the last step before a checkpoint, which no loss has seen."""
+        """Refuse weights that are not finite: no loss has seen what the last step before a checkpoint made of them."""
         self._check_finite()
         broken = torch.stack([~local(p).isfinite().all() for p in model.parameters()]).any()
         if self.accelerator.reduce(broken.float(), "sum") > 0:
@@ -265,9 +325,9 @@ class DistillationTrainer(CheckpointedTrainer):
         return super()._wrap_model(model, training, dataloader)
 
     def _leaves_some_out(self) -> bool:
-        """Whether some parameter may be without a gradient after a step, as the loss of the first two rows has it.
+        """Whether some parameter may be without a gradient after a step, judged by the loss of the first two rows.
 
-        The Trainer would let DDP search for them in any case, and every process would say that it found none.
+        The Trainer would let DDP search in any case, and every process would warn that it found none.
         """
         student = self.accelerator.unwrap_model(self.model)
         rows = self.train_dataset
@@ -284,7 +344,7 @@ class DistillationTrainer(CheckpointedTrainer):
         return not all_reached(student, loss)
 
     def _tell_repeated_rows(self) -> None:
-        """Say which rows are seen twice, so that all processes have batches of one size."""
+        """Warn which rows are seen twice, because all processes need batches of one size."""
         processes, data = self.accelerator.num_processes, self.train_dataset
         full = processes * self.args.train_batch_size
         if processes == 1 or self.args.dataloader_drop_last or not hasattr(data, "__len__") or not len(data) % full:
@@ -334,11 +394,14 @@ class DistillationTrainer(CheckpointedTrainer):
     # A step.
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
-        """The micro-batches of one step, and how many items they and the other processes' hold together."""
+        """The micro-batches of one step, and the number of items in those of all processes."""
         if self.state.global_step >= self.state.max_steps:
-            return [], None  # resumed when all was done: the Trainer would go one further
+            return [], None  # resumed after the last step: the Trainer would take one more
         samples = []
         for _, sample in zip(range(num_batches), epoch_iterator, strict=False):
+            if device.type == "cpu" or not self._seen_batch:  # to look at values is to wait for a GPU
+                check_batch(self.model, sample, self.state.global_step + 1)
+                self._seen_batch = True
             samples.append(sample)
         if not samples:
             return samples, None
@@ -379,7 +442,7 @@ class DistillationTrainer(CheckpointedTrainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(*args, **kwargs)
-        # Now, not before the step: what looks for overflow then has to see the same gradients on every process.
+        # Here, because the search for overflow, before the step, has to see the same gradients on every process.
         if self.accelerator.sync_gradients and self.accelerator.num_processes > 1:
             for p in self._own_parameters():
                 if p.grad is not None:
@@ -387,7 +450,7 @@ class DistillationTrainer(CheckpointedTrainer):
         return loss
 
     def _own_parameters(self) -> list[nn.Parameter]:
-        """Those of the objective, which no model wrapper looks after."""
+        """Parameters of the objective, whose gradients no model wrapper averages."""
         return [p for module in self.method.modules().values() for p in module.parameters()]
 
     # Whether training diverges.
@@ -458,6 +521,8 @@ class _ObjectiveHooks(TrainerCallback):
         self.trainer.method.on_train_begin(self.trainer)
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if isinstance(self.trainer.train_dataset, EpochDataset):
+            self.trainer.train_dataset.set_epoch(int(state.epoch or 0))
         self.trainer.method.on_epoch_begin(self.trainer)
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from opdf.distill.models import config_of
 
 DRAWN = re.compile("moe|expert|router", re.IGNORECASE)
-"""Class names of modules that run, or not, as their inputs have it."""
+"""Class names of modules that run or not, depending on their inputs."""
 
 LAYERDROPS = ("layerdrop", "encoder_layerdrop", "decoder_layerdrop")
 """Fields of configurations with the probability that a block is left out."""

@@ -1,4 +1,4 @@
-"""The Trainer's arguments of a command."""
+"""The Trainer's arguments of a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers.integrations import get_reporting_integration_callbacks
 
-from opdf.data import LOWER_IS_BETTER
+from opdf.data import LOWER_IS_BETTER, Task
 from opdf.distill import DistillationArguments, DistillationTrainer
 from opdf.job.errors import UserError
 from opdf.job.options import fill
@@ -28,7 +28,7 @@ OURS = {
     ),
     "hub_token": f"would be readable in config.yaml and in the model card, and {UPLOAD}",
 }
-"""Options of the Trainer that are not for a command: all that it writes is in one folder, and fit to be seen."""
+"""Options of the Trainer that a run refuses: it writes into one folder, and nothing that must stay secret."""
 
 
 TRAINING: dict[str, Any] = {
@@ -36,7 +36,7 @@ TRAINING: dict[str, Any] = {
     "lr_scheduler_type": "linear", "warmup_steps": 0.1, "logging_steps": 20, "save_strategy": "no",
     "save_total_limit": 2,
 }  # fmt: skip
-"""What a command trains with unless told otherwise; the rest is as the Trainer has it."""
+"""Defaults of a run where they differ from the Trainer's."""
 
 
 def training_arguments(
@@ -51,7 +51,7 @@ def training_arguments(
         where: what the options are called in messages.
 
     Raises:
-        UserError: an option is unknown, has the wrong type, or is not for a command.
+        UserError: an option is unknown, has the wrong type, or is refused.
     """
     for key in OURS.keys() & options.keys():
         raise UserError(f"{where}.{key} {OURS[key]}; remove it")
@@ -62,17 +62,24 @@ def training_arguments(
         "dataloader_pin_memory": torch.cuda.is_available(),
     }  # fmt: skip
     if str(options.get("metric_for_best_model")).removeprefix("eval_") in LOWER_IS_BETTER:
-        machine["greater_is_better"] = False  # the Trainer knows that of losses only
+        machine["greater_is_better"] = False  # the Trainer assumes it for losses only
     arguments: DistillationArguments = fill(DistillationArguments, options, where, **TRAINING, **machine)
     return arguments
 
 
-def renewed(arguments: DistillationArguments) -> DistillationArguments:
+VOCABULARIES = 8
+"""Texts of a language model that are scored at a time: its outputs are a vocabulary for every token."""
+
+
+def renewed(arguments: DistillationArguments, task: Task) -> DistillationArguments:
     """The same arguments, made anew for a Trainer that is made next.
 
-    Making them tells accelerate the precision of this process; another Trainer since may have had another.
+    Making them sets accelerate's precision for this process, which another Trainer may have changed.
     """
-    return replace(arguments)
+    made = replace(arguments)
+    if task.kind == "causal-lm":
+        made.per_device_eval_batch_size = min(made.per_device_eval_batch_size, VOCABULARIES)
+    return made
 
 
 def optimizer_name(arguments: DistillationArguments) -> str:
@@ -81,7 +88,7 @@ def optimizer_name(arguments: DistillationArguments) -> str:
 
 
 def check_packages(arguments: DistillationArguments, where: str = "training") -> None:
-    """Make what a Trainer reports with and find its optimizer, which says what they need and is not installed.
+    """Check that the packages for a Trainer's reports and optimizer are installed, by making them.
 
     Args:
         arguments: of the Trainer.
@@ -92,14 +99,14 @@ def check_packages(arguments: DistillationArguments, where: str = "training") ->
     """
     for name in arguments.report_to or ():
         (callback,) = get_reporting_integration_callbacks([name])
-        silent = {"__del__": lambda _: None}  # some complain when they go half made
+        silent = {"__del__": lambda _: None}  # some complain when they are deleted half made
         try:
             with warnings.catch_warnings(action="ignore"):
                 type(callback.__name__, (callback,), silent)()
         except (ImportError, RuntimeError, ValueError) as error:
             raise UserError(f"{where}.report_to is {name!r}: {error}") from error
     stand_in = copy.copy(arguments)
-    # There is no student yet whose modules these could be.
+    # They name modules of the student, which is not there yet.
     stand_in.optim_target_modules = arguments.optim_target_modules and "all-linear"
     try:
         DistillationTrainer.get_optimizer_cls_and_kwargs(stand_in, nn.Sequential(nn.Linear(1, 1)))

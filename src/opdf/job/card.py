@@ -32,7 +32,11 @@ TEMPLATE = """---
 
 {{ kind }} of {{ inference }} parameters, distilled from {{ teacher }}
 {%- if shapes %}, over-parameterized while it trained ([OPDF](https://arxiv.org/abs/2411.06448)){% endif %}.
-It loads with plain transformers.
+It loads with plain transformers:
+
+```python
+{{ usage }}
+```
 
 | | {{ metric }} on validation ({{ validation }} examples) | on test ({{ test }} examples) |
 |---|---|---|
@@ -86,6 +90,7 @@ def write_card(
         kind=metrics["class"],
         inference=f"{metrics['inference_params']:,}",
         teacher=teacher_of(config),
+        usage=usage(prepared),
         metric=metrics["metric"],
         validation=metrics["student"]["validation"]["examples"],
         test=metrics["student"]["test"]["examples"],
@@ -100,6 +105,46 @@ def write_card(
     )
     with replacing(folder / "README.md") as scratch:
         card.save(scratch)
+
+
+PIPELINE = """from transformers import pipeline
+
+ask = pipeline("{pipeline}", model=".")  # "." is this folder; or its name on the hub
+answers = ask({asked})
+print(answers)"""
+
+EMBEDDING = """import torch
+from transformers import AutoModel, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(".")  # "." is this folder; or its name on the hub
+model = AutoModel.from_pretrained(".").eval()
+batch = tokenizer(["A sentence.", "Another one."], {cut}, padding=True, return_tensors="pt")
+with torch.no_grad():
+    hidden = model(**batch).last_hidden_state
+mask = batch["attention_mask"].unsqueeze(-1)
+embeddings = (hidden * mask).sum(1) / mask.sum(1)
+print(torch.cosine_similarity(embeddings[0], embeddings[1], dim=0))"""
+
+
+def usage(prepared: Prepared) -> str:
+    """Code that asks the student in the folder of the card, with nothing but transformers."""
+    task, cut = prepared.task, f"truncation=True, max_length={prepared.max_length}"
+    if task.kind == "similarity":
+        return EMBEDDING.format(cut=cut)
+    if task.kind == "causal-lm":
+        talks = isinstance(prepared.raw["train"][0][task.inputs[0]], list)
+        asked = '[{"role": "user", "content": "A question?"}]' if talks else '"The beginning of a text"'
+        asked += ", max_new_tokens=20, do_sample=False"
+    elif task.kind == "image-classification":
+        asked = '"photo.png"'
+    elif task.kind == "token-classification":
+        asked = '"Words of a sentence"'
+    else:
+        asked = '{"text": "A text", "text_pair": "and another"}' if len(task.inputs) == 2 else '"A text"'
+        # Left to itself it says the likeliest class alone, and makes a probability of a number.
+        asked += ', function_to_apply="none"' if task.kind == "regression" else ", top_k=None"
+        asked += f", {cut}"
+    return PIPELINE.format(pipeline=PIPELINES[task.kind], asked=asked)
 
 
 def card_data(config: DistillConfig, metrics: dict[str, Any], task: Task) -> ModelCardData:
@@ -120,7 +165,7 @@ def card_data(config: DistillConfig, metrics: dict[str, Any], task: Task) -> Mod
         model_name=name_of(config),
         library_name="transformers",
         pipeline_tag=PIPELINES[task.kind],
-        base_model=MINILM if config.teacher.model == "minilm" else hub_name(config.teacher.model),
+        base_model=_base_model(config),
         datasets=hub_name(config.data.name.partition(":")[0]),
         metrics=[metrics["metric"]],
         tags=["knowledge-distillation", "opdf"],
@@ -150,11 +195,28 @@ def facts(config: DistillConfig, metrics: dict[str, Any], prepared: Prepared) ->
 
 def teacher_of(config: DistillConfig) -> str:
     options = config.teacher
+    if options.models is not None:
+        weights = f" with weights {', '.join(f'{w:g}' for w in options.weights)}" if options.weights else ""
+        return f"the mean{weights} of {', '.join(map(_model, options.models))}"
     if options.config is not None:
         name = f"a {options.config.get('model_type')} built from a configuration"
     else:
-        name = MINILM if options.model == "minilm" else hub_name(options.model) or Path(str(options.model)).name
+        name = _model(options.model)
     return f"{name}, fine-tuned on the same data" if options.finetune else name
+
+
+def _base_model(config: DistillConfig) -> str | list[str] | None:
+    """The teachers' names on the hub, as far as they have some."""
+    found = [name for name in map(_hub_model, config.teacher.models or (config.teacher.model,)) if name]
+    return found if len(found) > 1 else next(iter(found), None)
+
+
+def _model(name: str | None) -> str:
+    return _hub_model(name) or Path(str(name)).name
+
+
+def _hub_model(name: str | None) -> str | None:
+    return MINILM if name == "minilm" else hub_name(name)
 
 
 def data_of(config: DistillConfig) -> str:

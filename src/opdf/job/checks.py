@@ -1,4 +1,4 @@
-"""What does not fit together of data, models and options, said before any work starts."""
+"""Checks that data, models and options fit together, before any work starts."""
 
 from __future__ import annotations
 
@@ -9,14 +9,22 @@ from typing import Any
 import torch
 
 from opdf.data import Prepared, Task, longest_text
-from opdf.distill import METHODS, DistillationArguments, DistillationTrainer, LogitsDistillation, plan_student
+from opdf.distill import (
+    METHODS,
+    DistillationArguments,
+    DistillationTrainer,
+    LogitsDistillation,
+    like,
+    members,
+    plan_student,
+)
 from opdf.job.arguments import optimizer_name
 from opdf.job.errors import UserError
 from opdf.job.job import Job
 from opdf.job.models import load_tokenizer
-from opdf.job.options import clipped, suggest
+from opdf.job.options import suggest
 from opdf.job.student import Start, build_student, plan_start
-from opdf.overparam import Constraint, OverParameterization
+from opdf.overparam import OverParameterization
 
 
 def check_task(job: Job, task: Task) -> None:
@@ -42,7 +50,32 @@ def check_task(job: Job, task: Task) -> None:
                 f"objective {name} learns from labels, and {data} has none; set objective.options.alpha to 1 where it "
                 "has that option, or use logits"
             )
+    if job.config.data.class_weights is not None:
+        check_weights(job)
+    if job.config.data.augment and job.objective.needs_whole_rows:
+        own = "; it has noise of its own, objective.options.noise" if name == "sparse-logits" else ""
+        raise UserError(
+            f"data.augment is true and objective {name} asks for all training rows ahead{own}: leave it out"
+        )
     check_metrics(job, task)
+
+
+def check_weights(job: Job) -> None:
+    """Refuse weights of classes that nothing would be learned by.
+
+    Raises:
+        UserError: the objective knows none, uses no labels, or has weights of its own.
+    """
+    options, objective = job.config.objective, job.objective
+    if not isinstance(objective, LogitsDistillation):
+        raise UserError(f"data.class_weights is for objective.name logits, and it is {options.name!r}; leave it out")
+    if objective.class_weights is not None:
+        raise UserError("data.class_weights and objective.options.class_weights say the same; give one of them")
+    if objective.alpha == 1 and not job.config.teacher.finetune:
+        raise UserError(
+            "data.class_weights is about labels, which objective.options.alpha 1 does not use; leave it out, or "
+            "lower alpha"
+        )
 
 
 def check_metrics(job: Job, task: Task) -> None:
@@ -66,7 +99,7 @@ class Fit:
 
     Attributes:
         teacher, student: on the meta device.
-        start: how the student begins.
+        start: how the student is made.
         over: the student's over-parameterization; None where it trains as it is.
     """
 
@@ -88,38 +121,18 @@ def check_models(job: Job, task: Task, teacher: Any, prepared: Prepared | None =
     Raises:
         ValueError: student, teacher, objective, over-parameterization and constraint do not fit together.
     """
-    config, start = job.config, plan_start(job.config.student, teacher, prepared)
+    first = members(teacher)[0]
+    config, start = job.config, plan_start(job.config.student, first, prepared)
     with torch.device("meta"):
-        stand_in = type(teacher)._from_config(copy.deepcopy(teacher.config), dtype=teacher.dtype)
-        student = start.blank or build_student(config.student, stand_in, task).to("meta")
-    objective = copy.deepcopy(job.objective)  # it takes measure of the models that it is prepared for
-    constraint = None if start.sizes is not None else config.constraint
-    over = plan_student(student, stand_in, objective, config.overparam, constraint, job.training)
-    if start.sizes is not None and config.constraint is not None:
-        follow_start(over, student, config.constraint)
+        stand_in = like(teacher)
+        student = start.blank or build_student(config.student, members(stand_in)[0], task).to("meta")
+    objective = copy.deepcopy(job.objective)  # it remembers sizes of the models that it is prepared for
+    over = plan_student(student, stand_in, objective, config.overparam, config.constraint, job.training)
     check_optimizer(job.training, student, over, "training")
     if config.teacher.finetune:
         plan_student(stand_in, None, LogitsDistillation(alpha=0), None, None, job.teacher_training)
         check_optimizer(job.teacher_training, stand_in, None, "teacher.training")
     return Fit(stand_in, student, start, over)
-
-
-def follow_start(over: OverParameterization | None, student: Any, constraint: Constraint) -> None:
-    """Have the constraint loss pull a fitted student to what it begins as: its teacher, in the student's coordinates.
-
-    The teacher's own cores are in the teacher's coordinates, which a fitted student has left.
-
-    Raises:
-        ValueError: the student is not over-parameterized, or its partners are named.
-    """
-    if over is None:
-        raise UserError("constraint needs overparam; give both, or constraint: null")
-    if not isinstance(constraint.layer_map, str):
-        raise UserError(
-            f"constraint.layer_map is {clipped(constraint.layer_map)}, and a student that starts from its teacher "
-            "follows that start block by block; leave it out"
-        )
-    over.align(copy.deepcopy(student).requires_grad_(False), constraint)
 
 
 def check_optimizer(
@@ -132,7 +145,7 @@ def check_optimizer(
     """
     name = optimizer_name(arguments)
     if name == "muon":
-        return  # plan_student has looked at it
+        return  # plan_student has checked it
     try:
         cls, options = DistillationTrainer.get_optimizer_cls_and_kwargs(arguments, model)
         if over is not None:
@@ -151,15 +164,18 @@ def check_fit(job: Job, prepared: Prepared, teacher: Any) -> Fit:
     """
     fit = check_models(job, prepared.task, teacher, prepared)
     job.objective.check_data(prepared, teacher)
-    for who, model in (("the teacher", teacher), ("the student", fit.student)):
+    for who, model in (*(("the teacher", one) for one in members(teacher)), ("the student", fit.student)):
         check_inputs(who, model, prepared)
-    if job.config.student.model and not prepared.task.is_image:
-        check_same_tokens(job.config.student.model, prepared)
+    others = [("teacher.models", name) for name in (job.config.teacher.models or ())[1:]]
+    if job.config.student.model:
+        others.append(("student.model", job.config.student.model))
+    for who, name in others if not prepared.task.is_image else ():
+        check_same_tokens(who, name, prepared)
     return fit
 
 
 def check_inputs(who: str, model: Any, prepared: Prepared) -> None:
-    """Refuse a model that the encoded texts would be out of range for.
+    """Refuse a model that is too small for the encoded texts.
 
     Raises:
         UserError: it has fewer tokens than the tokenizer, or fewer positions than the longest text.
@@ -177,10 +193,10 @@ def check_inputs(who: str, model: Any, prepared: Prepared) -> None:
         raise UserError(f"{who} reads {positions} tokens and the longest text has {longest}; lower data.max_length")
 
 
-def check_same_tokens(student: str, prepared: Prepared) -> None:
-    """Refuse a pretrained student with another tokenizer: it would get the teacher's tokens and read other words."""
-    if load_tokenizer(student).get_vocab() != prepared.processor.get_vocab():
+def check_same_tokens(who: str, name: str, prepared: Prepared) -> None:
+    """Refuse a pretrained model with another tokenizer: it would get the teacher's tokens and read other words."""
+    if load_tokenizer(name).get_vocab() != prepared.processor.get_vocab():
         raise UserError(
-            f"student.model {student} has another vocabulary than the teacher, whose tokens it would get; "
-            "give a student with the teacher's tokenizer"
+            f"{who} {name} has another vocabulary than the teacher, whose tokens it would get; "
+            "give one with the teacher's tokenizer"
         )

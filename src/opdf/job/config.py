@@ -1,4 +1,4 @@
-"""What `opdf distill` can be told, as dataclasses; `opdf.job.options` fills them in."""
+"""The options of `opdf distill` as dataclasses; `opdf.job.options` fills them in."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ class DataConfig:
         task: classification, multi-label, regression, image-classification, token-classification, similarity or
             causal-lm; inferred when null.
         inputs: one text column or two, an image column, a column of words or one of messages; inferred when null.
-        label: the label column, or several of 0 and 1 (multi-label); auto takes "label", "labels" or "tags"; null where
-            there are no labels and the teacher is all that is learned from.
+        label: the label column, or several of 0 and 1 (multi-label); auto takes "label", "labels" or "tags"; null if
+            there are no labels, and the student learns from the teacher alone.
         labels: the classes in the order of their numbers; in rising order when null.
-        validation: file to validate on, or fraction of rows for it where the dataset has no such split.
-        test: file to test on, or fraction of rows for it where the dataset has no such split.
+        validation: file to validate on, or fraction of rows for it if the dataset has no such split.
+        test: file to test on, or fraction of rows for it if the dataset has no such split.
+        class_weights: how much an example of each class counts in the loss against labels: balanced, by which all
+            classes count alike, or a mapping of classes to numbers, 1 for those that it leaves out.
+        augment: train on images that are cropped, flipped, coloured and erased anew in every epoch.
         drop_empty: leave out rows without a text or a label, which are refused otherwise.
         train_limit: use this many training rows.
         max_length: of a text, or of a block of packed texts, in tokens.
@@ -38,6 +41,8 @@ class DataConfig:
     labels: list[str] | None = None
     validation: float | str = 0.1
     test: float | str = 0.2
+    class_weights: dict[str, Any] | str | None = None
+    augment: bool = False
     drop_empty: bool = False
     train_limit: int | None = None
     max_length: int = 128
@@ -52,12 +57,17 @@ class TeacherConfig:
 
     Args:
         model: hub name, local folder (safetensors), or "minilm", the embedded all-MiniLM-L6-v2; null with `config`.
+        models: several fine-tuned teachers in place of `model`, whose distributions are averaged; tokenizer and student
+            are made from the first.
+        weights: of `models`; all the same when null.
         config: build the teacher from this transformers configuration (model_type and its fields) instead.
         finetune: train the teacher on the task first; needed when it has no head for the task.
         training: options of transformers.TrainingArguments for that.
     """
 
     model: str | None = "minilm"
+    models: list[str] | None = None
+    weights: list[float] | None = None
     config: dict[str, Any] | None = None
     finetune: bool = False
     training: dict[str, Any] = field(default_factory=dict)
@@ -68,12 +78,12 @@ class StudentConfig:
     """The student: layers, model or config.
 
     Args:
-        layers: keep blocks of the teacher, or of `model` if that is given too: how many, or which.
+        layers: blocks of the teacher, or of `model` if that is given too: how many, or which.
         model: hub name or local folder of a pretrained student, or "minilm".
         config: fields of the teacher's configuration to change; with `layers`, a number, the depth is changed too.
-        start: teacher fits a student of other sizes to its teacher in closed form before it is trained, and random
-            begins with random weights. null is teacher for a `config` wherever the teacher's family allows it, and
-            leaves the blocks of `layers` as they are.
+        start: teacher fits a student of other sizes or fewer blocks to its teacher, in closed form, before it is
+            trained; copy takes the blocks of `layers` as they are; random begins with random weights. null is teacher
+            wherever the family and the data allow it. A list of `layers` is copied.
         calibration: training examples that a student is fitted on.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,19 +14,20 @@ from transformers import AutoConfig, AutoModel
 from opdf.data import Prepared, loading
 from opdf.job.checks import Fit
 from opdf.job.job import Job
+from opdf.job.latency import blank_inputs, planned_latencies
 from opdf.overparam import OverParamConfig, OverParameterization, overparameterize
 
 
 @dataclass(frozen=True)
 class StepCost:
-    """Of an optimizer step on this process.
+    """The cost of an optimizer step on this process.
 
     Attributes:
-        plain: floating-point operations of plain distillation: the student's forward and backward pass, which is taken
-            for twice the forward one, and the teacher's forward pass.
+        plain: floating-point operations of plain distillation: forward passes of teacher and student, and the student's
+            backward pass, which is counted as two forward passes.
         extra: those of over-parameterization, the products between cores.
         rate: operations a second of float32 matrix products on this machine, measured.
-        megabytes: more memory for cores, their two moments in AdamW, and a gradient, in float32.
+        megabytes: additional memory for cores, their two moments in AdamW, and a gradient, in float32.
     """
 
     plain: float
@@ -35,22 +37,22 @@ class StepCost:
 
     @property
     def ratio(self) -> float:
-        """Of the step's operations to plain distillation's."""
+        """The step's operations over plain distillation's."""
         return 1 + self.extra / self.plain
 
     @property
     def seconds(self) -> float:
-        """That a step takes at least."""
+        """The least time of a step."""
         return (self.plain + self.extra) / self.rate
 
 
 def step_cost(job: Job, prepared: Prepared, fit: Fit) -> StepCost | None:
-    """What a step of a job takes, counted on models without values; None where these cannot run."""
+    """The cost of a job's step, counted on models without values; None if these cannot run."""
     arguments = job.training
     rows = prepared.data["train"]
     first = [rows[k] for k in range(min(arguments.per_device_train_batch_size, len(rows)))]
     batch = prepared.collator(first)
-    # A mask changes no count, and models look at its values, which there are none of.
+    # A mask changes no count, and models would read its values, which do not exist.
     batch = {name: value.to("meta") for name, value in batch.items() if name not in ("labels", "attention_mask")}
     student, teacher = (forward_operations(model, batch) for model in (fit.student, fit.teacher))
     if student is None or teacher is None:
@@ -71,12 +73,12 @@ def forward_operations(model: Any, batch: dict[str, Any]) -> int | None:
 
 
 def extra_operations(over: OverParameterization) -> int:
-    """Of an optimizer step: three contractions of every matrix."""
+    """Operations of over-parameterization in a step: three contractions of every matrix."""
     return sum(3 * matrix.shape.contract_flops for matrix in over.matrices)
 
 
 def extra_megabytes(over: OverParameterization) -> float:
-    """Of cores and two moments in float32, and of one gradient of the largest matrix."""
+    """Memory for cores and two moments in float32, and for one gradient of the largest matrix."""
     sizes = [matrix.shape.num_params for matrix in over.matrices]
     return 4 * (3 * sum(sizes) + max(sizes)) / 1e6
 
@@ -86,17 +88,40 @@ def plan_model(
 ) -> dict[str, Any]:
     """What over-parameterization would do to a model of which only the configuration is read, see `summarize`.
 
+    Beside that `models`: class, parameters, megabytes of the model, or of teacher and student, and seconds for one
+    example and for a batch, measured here on models of their sizes; None for a model too large to be made for it.
+
     Args:
         name: hub name, local folder, or minilm.
         overparam: the over-parameterization.
         layers: blocks of the student, whose teacher is the model; None plans for the model itself.
         batch, tokens, accumulation: examples a micro-batch, tokens an example, micro-batches an optimizer step.
     """
-    planned = overparameterize(_meta_model(name, layers), overparam)
-    teacher = 0
-    if layers is not None:
-        teacher = _entries(overparameterize(_meta_model(name), OverParamConfig(ones=0)))
-    return summarize(planned, teacher=teacher, batch=batch, tokens=tokens, accumulation=accumulation)
+    models = {"model": _meta_model(name)} if layers is None else {
+        "teacher": _meta_model(name), "student": _meta_model(name, layers)
+    }  # fmt: skip
+    planned = overparameterize(list(models.values())[-1], overparam)
+    teacher = 0 if layers is None else _entries(overparameterize(models["teacher"], OverParamConfig(ones=0)))
+    report = summarize(planned, teacher=teacher, batch=batch, tokens=tokens, accumulation=accumulation)
+    return report | {"models": _described(models, batch, tokens)}
+
+
+def _described(models: Mapping[str, Any], batch: int, tokens: int) -> list[dict[str, Any]]:
+    seconds: Sequence[Any] = [(None, None)] * len(models)
+    inputs = blank_inputs(next(iter(models.values())), tokens)
+    if inputs is not None:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        seconds = planned_latencies(list(models.values()), inputs, device, batch) or seconds
+    return [
+        {"name": name, "class": type(model).__name__, "params": model.num_parameters(), "megabytes": megabytes(model),
+         "seconds_for_one": one, "seconds_for_batch": many}
+        for (name, model), (one, many) in zip(models.items(), seconds, strict=True)
+    ]  # fmt: skip
+
+
+def megabytes(model: Any) -> float:
+    """Of a model's parameters."""
+    return float(sum(p.numel() * p.element_size() for p in model.parameters())) / 1e6
 
 
 def summarize(
@@ -104,9 +129,9 @@ def summarize(
 ) -> dict[str, Any]:
     """Every matrix, the totals, and the expected cost of a step.
 
-    The step's arithmetic is 3 contractions a matrix and optimizer step; the student's own is 6 operations per entry of
-    its matrices and token, and the teacher's, which has `teacher` entries (0 where it is not known), 2. A matrix's
-    memory is its cores and two moments in float32; the total has one gradient of the largest too.
+    A step costs 3 contractions of every matrix. The student itself costs 6 operations for every token and entry of its
+    matrices, the teacher 2 for each of its `teacher` entries (0 if unknown). A matrix's memory is its cores and two
+    moments in float32; the total has one gradient of the largest too.
     """
     rate = _matmul_rate()
     matrices = [
@@ -147,7 +172,7 @@ def _meta_model(name: str, layers: int | None = None) -> Any:
 
 def _matmul_rate() -> float:
     """Floating-point operations per second of float32 matrix products here, measured in about 0.1 s."""
-    # A GPU would be measured waiting, with one small product at a time.
+    # With one small product at a time, a GPU would mostly wait.
     device, size, products = ("cuda", 4096, 4) if torch.cuda.is_available() else ("cpu", 768, 1)
     a = torch.randn(size, size, device=device)
     best = 0.0

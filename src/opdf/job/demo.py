@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,10 @@ from opdf.files import replacing
 from opdf.job.config import DataConfig, DistillConfig, StudentConfig, TeacherConfig
 from opdf.job.errors import UserError
 from opdf.job.job import Job
-from opdf.job.latency import latencies
+from opdf.job.latency import latencies, split_inputs
 from opdf.job.models import load_model
-from opdf.job.options import write_yaml
-from opdf.job.output import check_free, claimed, write_json
+from opdf.job.options import plain, read_config, write_yaml
+from opdf.job.output import METRICS, check_free, claimed, write_json
 from opdf.job.prepared import prepare_data
 from opdf.job.progress import quiet
 from opdf.job.run import train_student
@@ -53,7 +55,7 @@ IMAGES = DistillConfig(
     training={"num_train_epochs": 5, "learning_rate": 1e-3},
 )  # fmt: skip
 TASKS = {"text": TEXT, "images": IMAGES}
-MARKER = "demo.yaml"
+MARKER, RESULTS = "demo.yaml", "results.json"
 
 PLAIN, OPDF, BLOCKS = "half width, KD", "half width, OPDF", "half the blocks, KD"
 BEFORE = "half width, not trained"
@@ -72,7 +74,7 @@ BATCH = 32
 """Examples of the larger batch that latencies are measured with."""
 
 
-def compare(
+def demo(
     task: str,
     output: Path,
     *,
@@ -84,14 +86,16 @@ def compare(
 ) -> None:
     """Train the teacher and every variant of the student; leave them, results.json and results.md in a folder.
 
+    A demo that was stopped goes on if it is called with the same arguments.
+
     Args:
         task: text or images.
         output: the folder.
         data: another embedded dataset of the same kind.
         train_limit: training examples.
         seed: of initialisation and data order.
-        overwrite: replace an earlier demo's folder.
-        say: told what there is to read, a paragraph at a time.
+        overwrite: replace an earlier demo's folder, if that is finished or of another configuration.
+        say: called with each paragraph of text.
 
     Raises:
         UserError: there is no such task, or the data are for another.
@@ -103,37 +107,47 @@ def compare(
     data, train_limit = data or config.data.name, train_limit or config.data.train_limit
     config = replace(config, data=replace(config.data, name=data, train_limit=train_limit, seed=seed), seed=seed)
     with quiet():
-        check_free(output, overwrite=overwrite, resume=False, marker=MARKER)
+        goes_on = is_unfinished(config, output)
+        check_free(output, overwrite=overwrite, resume=goes_on, marker=MARKER)
         prepared = prepare_data(config.data, config.teacher)
         kind = "image-classification" if task == "images" else "classification"
         if prepared.task.kind != kind:
             raise UserError(f"data {data} is for {prepared.task.kind}; task {task} shows {kind}")
-        with claimed(output, overwrite=overwrite, resume=False, marker=MARKER):
+        with claimed(output, overwrite=overwrite, resume=goes_on, marker=MARKER):
             write_yaml(config, output / MARKER)
             rows = len(prepared.data["train"]), len(prepared.data["test"])
-            say(f"{data}: {rows[0]} training and {rows[1]} test examples. Students go to {output}/")
-            results, verdict = _compared(config, prepared, output, say)
+            begun = ". One that was stopped goes on" if goes_on else ""
+            say(f"{data}: {rows[0]} training and {rows[1]} test examples. Students go to {output}/{begun}")
+            results, verdict = _compared(replace(config, output=str(output), resume=goes_on), prepared, say)
             seconds = time.perf_counter() - start
-            write_json({"results": results, "verdict": verdict, "seconds": seconds}, output / "results.json")
+            write_json({"results": results, "verdict": verdict, "seconds": seconds}, output / RESULTS)
             table = markdown(results, prepared.task.metric)
             with replacing(output / "results.md") as scratch:
                 scratch.write_text(f"{table}\n\n{verdict}\n")
             say(f"\n{table}\n\n{verdict}\n")
-            say(f"The whole demo took {seconds:.0f} s. Results: {output}/results.md")
+            say(
+                f"{'What was left' if goes_on else 'The whole demo'} took {seconds:.0f} s. Results: {output}/results.md"
+            )
 
 
-def _compared(
-    config: DistillConfig, prepared: Prepared, output: Path, say: Callable[[str], None]
-) -> tuple[dict[str, Any], str]:
+def is_unfinished(config: DistillConfig, folder: Path) -> bool:
+    """Whether a folder holds a demo of this configuration that was stopped."""
+    if not (folder / MARKER).is_file() or (folder / RESULTS).is_file():
+        return False
+    with suppress(ValueError):  # an empty file, say
+        return bool(plain(read_config(str(folder / MARKER))) == plain(config))
+    return False
+
+
+def _compared(config: DistillConfig, prepared: Prepared, say: Callable[[str], None]) -> tuple[dict[str, Any], str]:
     """What metrics.json holds for every variant, with latencies, and whether OPDF gained."""
-    teacher = ready_teacher(Job(replace(config, output=str(output))), prepared)
+    teacher = ready_teacher(Job(config), prepared)
     results: dict[str, Any] = {"teacher": {"student": scores(evaluator(teacher, prepared), prepared)}}
     models = {"teacher": teacher}
     say(_said("teacher", results["teacher"], prepared.task.metric))
     for name, changes in variants(teacher.config.num_hidden_layers).items():
-        folder = output / name.replace(", ", "-").replace(" ", "-").lower()
-        folder.mkdir()
-        results[name] = train_student(Job(replace(config, output=str(folder), **changes)), prepared, teacher, name)
+        folder = Path(config.output) / name.replace(", ", "-").replace(" ", "-").lower()
+        results[name] = _student(replace(config, **changes), folder, prepared, teacher, name)
         models[name] = load_model(str(folder / "student"), prepared.task)[0].to(teacher.device)
         if name == PLAIN:
             results = {"teacher": results["teacher"], BEFORE: {"student": results[name]["student before training"]},
@@ -141,7 +155,7 @@ def _compared(
             models[BEFORE] = models[PLAIN]
             say(_said(BEFORE, results[BEFORE], prepared.task.metric))
         say(_said(name, results[name], prepared.task.metric))
-    times = latencies([(model, prepared) for model in models.values()], BATCH)
+    times = latencies([(model, split_inputs(prepared)) for model in models.values()], BATCH)
     for (name, model), (one, batch) in zip(models.items(), times, strict=True):
         results[name] |= {"inference_params": _count(model), "seconds_for_1": one, f"seconds_for_{BATCH}": batch}
     labels = prepared.data["test"].with_format("numpy")[:]["labels"]
@@ -149,8 +163,18 @@ def _compared(
     return results, judge(*right)
 
 
+def _student(config: DistillConfig, folder: Path, prepared: Prepared, teacher: Any, name: str) -> dict[str, Any]:
+    """What metrics.json holds for a student; it is trained first if need be."""
+    if not (folder / METRICS).is_file():
+        folder.mkdir(exist_ok=True)
+        resume = (folder / "checkpoints").is_dir()
+        job = Job(replace(config, output=str(folder), resume=resume))
+        write_json(train_student(job, prepared, teacher, name), folder / METRICS)
+    return dict(json.loads((folder / METRICS).read_text()))
+
+
 def _said(name: str, result: dict[str, Any], metric: str) -> str:
-    """A student's row as soon as it is there."""
+    """A student's row, shown when it is done."""
     return f"{name}: test {metric} {100 * result['student']['test'][metric]:.1f}"
 
 
@@ -169,7 +193,7 @@ def judge(ours: Any, plain: Any) -> str:
 
 
 def markdown(results: dict[str, Any], metric: str) -> str:
-    """The comparison as a table that reads well as it stands."""
+    """The comparison as a Markdown table."""
     columns = ("", "validation", f"test {metric}", "parameters", "ms for 1", f"ms for {BATCH}", "s trained")
     rows = []
     for name, result in results.items():

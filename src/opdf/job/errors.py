@@ -1,4 +1,4 @@
-"""What ends a run early and is no fault of the library."""
+"""Errors that end a run early and are no fault of the library."""
 
 from __future__ import annotations
 
@@ -20,5 +20,5 @@ class Stopped(Exception):  # noqa: N818
 
 
 def not_installed(package: str | None, what: str, extra: str) -> str:
-    """What to tell a user who has not installed all that `what` needs."""
+    """A message about a package that `what` needs and that is not installed."""
     return f"{package} is not installed; {what} needs pip install 'opdf[{extra}]' (in a clone: '.[{extra}]')"

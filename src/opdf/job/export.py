@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from torch import Tensor, nn
 from torch.export import Dim
 from torch.utils.data import DataLoader
@@ -23,12 +22,14 @@ from transformers import AutoProcessor
 
 from opdf.data import Prepared, loading
 from opdf.distill import has_no_head, mean_pooled
-from opdf.files import replacing_folder
+from opdf.files import check_writable, replacing_folder
 from opdf.job.config import DataConfig, TeacherConfig
 from opdf.job.errors import UserError, not_installed
-from opdf.job.models import load_config
+from opdf.job.models import load_saved
 from opdf.job.prepared import prepare_data
+from opdf.job.resume import check_rows_of_run
 from opdf.job.run import versions
+from opdf.job.saved import find_saved
 from opdf.job.scoring import pair_cosines, similarity_metrics
 
 FORMATS = ("onnx", "torch")
@@ -44,7 +45,7 @@ Outputs = Callable[[Mapping[str, Any]], Any]
 
 
 def export(
-    name: str,
+    name: str | Path,
     output: str | Path,
     *,
     format: str = "onnx",
@@ -56,7 +57,7 @@ def export(
     """Write a saved model into a folder, which is complete or absent, and compare it with torch.
 
     Args:
-        name: a saved model's folder, or a hub name.
+        name: output folder of a run, a saved model's folder, or a hub name.
         output: the folder; it gets the model, its configuration and tokenizer, and export.json.
         format: onnx, or torch for torch.export (model.pt2).
         int8: also write a dynamically quantized ONNX model.
@@ -75,9 +76,15 @@ def export(
     folder = Path(output)
     check_options(format, int8=int8, batch=batch, data=data)
     check_folder(folder, overwrite=overwrite)
-    model = load(name)
+    name = find_saved(str(name)).model
+    model = load_saved(name)
+    model.config.use_cache = False
+    prepared = None
+    if data is not None:
+        prepared = prepare_data(data, TeacherConfig(model=name))
+        check_rows_of_run(Path(name).parent, data, prepared.raw)
     with replacing_folder(folder) as scratch:
-        report = write(model, name, scratch, format=format, int8=int8, data=data, batch=batch)
+        report = write(model, name, scratch, format=format, int8=int8, prepared=prepared, batch=batch)
         (scratch / "export.json").write_text(json.dumps(report, indent=2) + "\n")
     return report
 
@@ -91,64 +98,34 @@ def check_options(format: str, *, int8: bool, batch: int, data: DataConfig | Non
     if format not in FORMATS:
         raise UserError(f"format is {format!r}; expected one of {', '.join(FORMATS)}")
     if int8 and format != "onnx":
-        raise UserError("int8 is written as ONNX only; leave --format out, or --int8")
+        raise UserError("int8 is written as ONNX only; leave format or int8 out")
     if batch < 1:
         raise UserError(f"batch is {batch}; it must be at least 1")
     if data is not None and not data.name:
-        raise UserError("data has no name; say what to score it on with --data.name, or leave data out")
+        raise UserError("data has no name; name what to score it on in data.name, or leave data out")
     missing = [name for name in NEEDED if find_spec(name) is None] if format == "onnx" else []
     if missing:
         raise UserError(not_installed(missing[0], "format onnx", "export"))
 
 
 def check_folder(folder: Path, *, overwrite: bool) -> None:
-    """Refuse a folder that something would be lost of.
+    """Refuse a folder that cannot be written, or whose content would be lost.
 
     Raises:
         FileExistsError: it holds something that is not an export, or an export that is not to be replaced.
+        PermissionError: it, or the folder that it is in, cannot be written.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if not (folder / "export.json").is_file():
             raise FileExistsError(f"output {folder} was not written by opdf export and is not overwritten")
         if not overwrite:
-            raise FileExistsError(f"output {folder} is not empty; choose another, or set --overwrite")
-
-
-def load(name: str) -> Any:
-    """A saved model by the class that its configuration names, in eval mode and float32.
-
-    Raises:
-        UserError: it cannot be read, is no transformers class, or reads neither texts alone nor images alone.
-    """
-    config = load_config(name)
-    kind = (config.architectures or ["none"])[0]
-    if not hasattr(transformers, kind):
-        raise UserError(f"{name} is saved from class {kind}, which transformers does not have")
-    cls = getattr(transformers, kind)
-    check_inputs(name, cls, config)
-    with loading(name) as folder:
-        model = cls.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, dtype=torch.float32)
-    model.config.use_cache = False
-    return model.eval()
-
-
-def check_inputs(name: str, cls: Any, config: Any) -> None:
-    """Refuse a model of other inputs than `examples` makes.
-
-    Raises:
-        UserError: it is one, of sounds or of texts with images, say.
-    """
-    main = cls.main_input_name
-    if main == "pixel_values" or (main == "input_ids" and hasattr(config, "vocab_size")):
-        return
-    reads = "input_ids and has no vocab_size, as models of texts with images" if main == "input_ids" else main
-    raise UserError(
-        f"{name} is a {cls.__name__}, which reads {reads}; give a model of texts (input_ids) or images (pixel_values)"
-    )
+            raise FileExistsError(f"output {folder} is not empty; choose another, or set overwrite to true")
+    check_writable(folder)
+    check_writable(folder.resolve().parent)  # where it is written before it gets its name
 
 
 def write(
-    model: Any, name: str, folder: Path, *, format: str, int8: bool, data: DataConfig | None, batch: int
+    model: Any, name: str, folder: Path, *, format: str, int8: bool, prepared: Prepared | None, batch: int
 ) -> dict[str, Any]:
     """Export into a folder, with configuration and tokenizer beside it; returns what export.json holds."""
     expected = [(inputs, torch_outputs(model)(inputs)) for inputs in examples(model)]
@@ -161,11 +138,8 @@ def write(
     else:
         runners = {"model.pt2": to_torch(model, folder / "model.pt2")}
     model.config.save_pretrained(folder)
-    with suppress(ValueError), loading(name) as source:  # saved without a tokenizer: there is none to copy
+    with suppress(ValueError), loading(name) as source:  # a model without a tokenizer has none to copy
         AutoProcessor.from_pretrained(source, trust_remote_code=False).save_pretrained(folder)
-    prepared = None
-    if data is not None:
-        prepared = prepare_data(data, TeacherConfig(model=name))
     files: dict[str, dict[str, Any]] = {}
     for file, outputs in runners.items():
         files[file] = {
@@ -218,7 +192,7 @@ def output_name(model: Any) -> str:
 
 
 def plain(model: Any, inputs: Mapping[str, Any]) -> nn.Module:
-    """A module of positional inputs and one output, for whose tracing axes of one name have one size."""
+    """A module with positional inputs and one output; while it is traced, axes of one name have one size."""
     shared: dict[str, list[tuple[int, int]]] = {}
     for position, named in enumerate(axes(model, inputs).values()):
         for axis, name in named.items():
@@ -240,7 +214,7 @@ def plain(model: Any, inputs: Mapping[str, Any]) -> nn.Module:
 
 
 def axes(model: Any, inputs: Mapping[str, Any]) -> dict[str, dict[int, str]]:
-    """The axes of each input whose sizes may change; what has one name has one size."""
+    """The axes of each input whose sizes may change. Axes of one name have one size."""
     image = {0: "batch"} if hasattr(model.config, "image_size") else {0: "batch", 2: "height", 3: "width"}
     others = {"pixel_values": image, "decoder_input_ids": {0: "batch", 1: "decoder_tokens"}}
     return {name: others.get(name, {0: "batch", 1: "tokens"}) for name in inputs}
@@ -274,7 +248,7 @@ def to_torch(model: Any, path: Path) -> Outputs:
         program = torch.export.export(plain(model, inputs), tuple(inputs.values()), dynamic_shapes=(dynamic,))
         written = io.BytesIO()
         torch.export.save(program, written)
-        path.write_bytes(written.getvalue())  # torch's own file writer ends the process where a disk is full
+        path.write_bytes(written.getvalue())  # torch's own file writer ends the process when the disk is full
         again = torch.export.load(path).module()
 
     def outputs(given: Mapping[str, Any]) -> Any:

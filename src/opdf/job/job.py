@@ -1,4 +1,4 @@
-"""A configuration that was read: what it names is built here, once, and travels from here."""
+"""What a configuration names, built once; later steps take these objects."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from opdf import data as datasets
-from opdf.distill import METHODS, DistillationArguments, Objective
+from opdf.distill import METHODS, DistillationArguments, Objective, check_weights
 from opdf.job.arguments import TRAINING, check_packages, training_arguments
-from opdf.job.config import DistillConfig
+from opdf.job.config import DistillConfig, TeacherConfig
 from opdf.job.errors import UserError
 from opdf.job.options import fill, plain, typed
 from opdf.job.student import check_student
@@ -21,8 +21,7 @@ class Job:
     """What a distillation is made of, before anything is loaded.
 
     Attributes:
-        config: what was asked for, with the defaults written out of what it passes on: to the Trainer and to the
-            objective.
+        config: what was asked for, with the defaults of the Trainer's and the objective's options written out.
         folder: the output folder.
         teachers: the folder that keeps a fine-tuned teacher, with its log and checkpoints.
         objective: what the student learns; the one that is trained with.
@@ -31,13 +30,16 @@ class Job:
 
     Args:
         config: what is asked for.
-        teachers: of several jobs that share a teacher; by default the output folder.
+        teachers: the folder for jobs that share a teacher; by default the output folder.
 
     Raises:
-        UserError: an option is unknown, or is not what it can be.
+        UserError: an option is unknown or has a wrong value.
+        TypeError: it is no `DistillConfig`.
     """
 
     def __init__(self, config: DistillConfig, *, teachers: Path | None = None) -> None:
+        if not isinstance(config, DistillConfig):
+            raise TypeError(f"config is a {type(config).__name__}; give a DistillConfig, such as read_config returns")
         if not config.output:
             raise UserError("output is empty; name a folder")
         self.config = config = resolved(config)
@@ -51,10 +53,11 @@ class Job:
         check_packages(self.training, "training")
         check_packages(self.teacher_training, "teacher.training")
         check_student(config.student)
+        check_teachers(config.teacher)
 
 
 def resolved(config: DistillConfig) -> DistillConfig:
-    """The configuration with its types checked, and the defaults written out of what it passes on.
+    """The configuration with its types checked, and the Trainer's and the objective's defaults written out.
 
     Raises:
         UserError: an option is unknown or has the wrong type.
@@ -70,16 +73,39 @@ def resolved(config: DistillConfig) -> DistillConfig:
     def training(given: dict[str, Any], where: str) -> dict[str, Any]:
         return TRAINING | typed(DistillationArguments, given, where)
 
+    teacher = config.teacher
+    if teacher.models:  # tokenizer and student are made from the first
+        teacher = replace(teacher, model=teacher.models[0]) if teacher.model in (None, "minilm") else teacher
     return replace(
         config,
         objective=replace(config.objective, options=options),
-        teacher=replace(config.teacher, training=training(config.teacher.training, "teacher.training")),
+        teacher=replace(teacher, training=training(config.teacher.training, "teacher.training")),
         training=training(config.training, "training"),
     )
 
 
+def check_teachers(options: TeacherConfig) -> None:
+    """Refuse several teachers that are not said once, or are still to be trained.
+
+    Raises:
+        UserError, ValueError: one of these.
+    """
+    if options.models is None:
+        if options.weights is not None:
+            raise UserError("teacher.weights is for teacher.models; give these, or leave it out")
+        return
+    check_weights(options.weights or [1.0] * len(options.models), len(options.models), "teacher.")
+    if options.config is not None or options.model not in (None, "minilm", options.models[0]):
+        raise UserError("teacher has models and model or config; give one of them")
+    if options.finetune:
+        raise UserError(
+            "teacher.finetune is true and teacher.models are taken as they are; fine-tune each in a run of its own and "
+            "name its folder RUN/teacher"
+        )
+
+
 def located(config: DistillConfig) -> DistillConfig:
-    """The configuration with whole paths in place of those that depend on the folder where it was read."""
+    """The configuration with absolute paths in place of relative ones."""
     data, objective = config.data, config.objective
     validation, test = (datasets.located(v) if isinstance(v, str) else v for v in (data.validation, data.test))
     if store := objective.options.get("store"):
@@ -87,7 +113,11 @@ def located(config: DistillConfig) -> DistillConfig:
     return replace(
         config,
         data=replace(data, name=datasets.located(data.name), validation=validation, test=test),
-        teacher=replace(config.teacher, model=_located_model(config.teacher.model)),
+        teacher=replace(
+            config.teacher,
+            model=_located_model(config.teacher.model),
+            models=config.teacher.models and [str(_located_model(name)) for name in config.teacher.models],
+        ),
         student=replace(config.student, model=_located_model(config.student.model)),
         objective=objective,
     )

@@ -1,8 +1,10 @@
-"""Models and tokenizers by name, folder or configuration, and what is refused of them."""
+"""Models and tokenizers by name, folder or configuration, and their checks."""
 
 from __future__ import annotations
 
 import copy
+import hashlib
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from transformers import (
     AutoModelForTokenClassification,
     AutoTokenizer,
 )
+from transformers.utils import cached_file
 
 from opdf.data import Task, loading
 from opdf.job.config import TeacherConfig
@@ -26,7 +29,35 @@ from opdf.job.errors import UserError
 from opdf.job.options import suggest
 
 DTYPE = torch.float32
-"""Of all weights, whatever a file holds: training.bf16 and fp16 compute in half precision from them."""
+"""The dtype of all weights, whatever a file holds. training.bf16 and fp16 compute in half precision from them."""
+
+
+READ = (".json", ".safetensors", ".txt", ".model", ".jinja", ".tiktoken")
+"""Endings of the files that a model or its tokenizer is read from."""
+
+
+def files_of(name: str) -> dict[str, str]:
+    """Digests of the files that a model and its tokenizer or image processor are read from, by their names.
+
+    For a model on the hub the name of its snapshot, because snapshots do not change.
+
+    Raises:
+        ValueError: the model cannot be found.
+    """
+    with loading(name) as place:
+        folder = Path(place)
+        if not folder.is_dir():
+            return {"revision": Path(str(cached_file(place, "config.json"))).parent.name}
+    return file_digests(folder)
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """Digests of the files that a model in a folder is read from, by their names."""
+    found = {}
+    for path in sorted(p for p in folder.iterdir() if p.suffix in READ and p.is_file()):
+        with path.open("rb") as file:
+            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 def load_processor(teacher: TeacherConfig, task: Task) -> Any:
@@ -42,7 +73,7 @@ def load_processor(teacher: TeacherConfig, task: Task) -> Any:
             return AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
     tokenizer = load_tokenizer(teacher.model)
     if task.kind == "token-classification" and getattr(tokenizer, "add_prefix_space", None) is False:
-        # Words come without the spaces that these tokenizers were trained to see before them.
+        # These tokenizers were trained on words with a space before them, and words come without it.
         tokenizer = load_tokenizer(teacher.model, add_prefix_space=True)
     return tokenizer
 
@@ -50,7 +81,7 @@ def load_processor(teacher: TeacherConfig, task: Task) -> Any:
 def load_tokenizer(model: str, **options: Any) -> Any:
     with loading(model) as folder:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
-    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # what transformers makes up where there is none
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # transformers makes up one where there is none
         raise UserError(f"{model} has no tokenizer; save the model's beside it")
     return tokenizer
 
@@ -86,6 +117,38 @@ def load_model(name: str, task: Task) -> tuple[Any, list[str]]:
     return model, sorted(info["missing_keys"])
 
 
+def load_saved(name: str) -> Any:
+    """A saved model by the class that its configuration names, in eval mode and float32.
+
+    Raises:
+        UserError: it cannot be read, is no transformers class, or reads neither texts alone nor images alone.
+    """
+    config = load_config(name)
+    kind = (config.architectures or ["none"])[0]
+    if not hasattr(transformers, kind):
+        raise UserError(f"{name} is saved from class {kind}, which transformers does not have")
+    cls = getattr(transformers, kind)
+    check_reads(name, cls, config)
+    with loading(name) as folder:
+        model = cls.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, dtype=DTYPE)
+    return model.eval()
+
+
+def check_reads(name: str, cls: Any, config: Any) -> None:
+    """Refuse a model of other inputs than texts alone or images alone.
+
+    Raises:
+        UserError: it is one, of sounds or of texts with images, say.
+    """
+    main = cls.main_input_name
+    if main == "pixel_values" or (main == "input_ids" and hasattr(config, "vocab_size")):
+        return
+    reads = "input_ids and has no vocab_size, as models of texts with images" if main == "input_ids" else main
+    raise UserError(
+        f"{name} is a {cls.__name__}, which reads {reads}; give a model of texts (input_ids) or images (pixel_values)"
+    )
+
+
 def check_causal(who: str, model: Any, task: Task) -> None:
     """Refuse a model that sees the tokens that it has to predict: BERT as transformers loads it, say.
 
@@ -94,10 +157,10 @@ def check_causal(who: str, model: Any, task: Task) -> None:
     """
     if task.kind != "causal-lm" or model.device.type == "meta":
         return
-    texts = torch.arange(5).repeat(2, 1) % model.config.vocab_size
-    texts[1, -1] = 0
     was = model.training
-    with torch.no_grad():
+    with torch.no_grad(), model.device:  # whatever surrounds this: tokens without values would give any logits
+        texts = torch.arange(5).repeat(2, 1) % model.config.vocab_size
+        texts[1, -1] = 0
         one, other = model.eval()(input_ids=texts).logits[:, 0]
     model.train(was)
     if (one - other).abs().max() > 1e-5 * one.abs().max():  # more than rounding
@@ -143,7 +206,7 @@ CLASSES = {
     "token-classification": AutoModelForTokenClassification,
     "causal-lm": AutoModelForCausalLM,
 }
-"""What loads a model for a task; others are for a text or a pair."""
+"""Loaders by task; the other tasks are for a text or a pair."""
 
 
 def auto_class(task: Task) -> Any:
@@ -179,7 +242,7 @@ def from_config(fields: dict[str, Any], task: Task) -> Any:
 
 
 def check_fields(where: str, kind: Any, fields: dict[str, Any]) -> None:
-    """Refuse what a user says of a model that its configuration has no field for, or that is not theirs to say."""
+    """Refuse fields that a model's configuration does not have, or that the user cannot set."""
     if kind is None:
         raise UserError(f"{where} has no model_type; add one, e.g. model_type: vit")
     if kind not in CONFIG_MAPPING:
@@ -188,5 +251,7 @@ def check_fields(where: str, kind: Any, fields: dict[str, Any]) -> None:
     for key in fields:
         if key in DECIDED:
             raise UserError(f"{where}: {key} follows from the data; remove it")
+        if key in ("dtype", "torch_dtype"):
+            raise UserError(f"{where}: {key} is float32 for all models; set training.bf16 or training.fp16 instead")
         if key not in known:
             raise UserError(f"{where} has no field {key!r} for a {kind}{suggest(str(key), known)}")

@@ -30,7 +30,7 @@ def read_yaml(path: str) -> dict[str, Any]:
     """A YAML mapping of plain values, over the file that its key `base` names, if any.
 
     Raises:
-        UserError: it is no such mapping, or something that plain configurations do not need, see `_Loader`.
+        UserError: it is no such mapping, or uses YAML that configurations do not need, see `_Loader`.
         FileNotFoundError: the file, or one that it builds on, does not exist.
     """
     content = _read_mapping(path)
@@ -82,10 +82,10 @@ def _read_mapping(path: str) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's plain values.
+    """Reads YAML's plain values.
 
-    Refused are tags that make objects (by SafeLoader), aliases, with which a few lines can stand for billions of
-    values or for themselves, endless nesting, and keys that are given twice.
+    It refuses tags that make objects (as SafeLoader does), deep nesting, keys that are given twice, and aliases: with
+    these, a few lines can stand for billions of values or contain themselves.
     """
 
     depth = 0
@@ -118,7 +118,7 @@ _Loader.add_implicit_resolver(
 )
 
 
-# It also reads yes, no, on and off as truth values, of which save_strategy: no is none; true and false stay.
+# It also reads yes, no, on and off as truth values, but save_strategy: no is text. Only true and false stay.
 for _letter in "yYnNoO":
     _Loader.yaml_implicit_resolvers[_letter] = [
         (tag, pattern) for tag, pattern in _Loader.yaml_implicit_resolvers[_letter] if tag != "tag:yaml.org,2002:bool"
@@ -173,6 +173,8 @@ def _typed_value(cls: type, key: str, value: Any, where: str) -> Any:
     hint = hints_of(cls)[key]
     if isinstance(value, dict) and dict[str, Any] in _members(hint):
         return value  # checked where it is used; jsonargparse would read the texts in it as YAML
+    if value is None and hint == dict[str, Any]:
+        return {}  # "training:" with nothing behind it
     try:
         if value is None and not _may_be_null(hint):
             raise TypeError("null")
@@ -183,7 +185,7 @@ def _typed_value(cls: type, key: str, value: Any, where: str) -> Any:
 
 @cache
 def _reader(cls: type, key: str) -> ArgumentParser:
-    """Reads one argument of a class, so that an error is about that one; making it takes a hundredth of a second."""
+    """A reader of one argument of a class, so that an error is about that one. Making it takes 0.01 seconds."""
     from jsonargparse import ArgumentParser  # takes a tenth of a second, which --help need not wait for
 
     parser = ArgumentParser(exit_on_error=False)
@@ -252,4 +254,6 @@ def plain(value: Any) -> Any:
         return {k: plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [plain(v) for v in value]
-    return value
+    if type(value).__module__ == "numpy" and value.ndim == 0:
+        return value.item()
+    return str(value) if isinstance(value, Path) else value

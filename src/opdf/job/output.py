@@ -1,28 +1,27 @@
-"""What commands leave on the disk: output folders, models, JSON."""
+"""What a run leaves on the disk: output folders, models, JSON."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from opdf.distill import writing
-from opdf.files import LOCK, empty, is_empty, owned, replacing, replacing_folder
+from opdf.files import LOCK, check_writable, empty, is_empty, owned, replacing, replacing_folder
 from opdf.job.errors import UserError
 from opdf.job.processes import on_main
 
 REMEDY = "free some space and run it again"
 
 
-CONFIG, METRICS = "config.yaml", "metrics.json"
-"""Of a run: the first file that it writes into its folder, and the last one."""
+CONFIG, METRICS, BEGUN, STUDENT = "config.yaml", "metrics.json", "begun.json", "student"
+"""Of a run: its configuration, the last file that it writes, what it began with, and the folder of its student."""
 
 
 def check_free(folder: Path, *, overwrite: bool, resume: bool, marker: str = CONFIG) -> None:
-    """Refuse an output folder that cannot be made, or not without a loss; nothing is changed yet.
+    """Refuse an output folder that cannot be made, or whose content would be lost; nothing is changed yet.
 
     Args:
         folder: for output.
@@ -40,27 +39,16 @@ def check_free(folder: Path, *, overwrite: bool, resume: bool, marker: str = CON
 
 
 def _check_free(folder: Path, *, overwrite: bool, resume: bool, marker: str) -> None:
-    try:
-        blocking = next((p for p in (folder, *folder.parents) if p.is_symlink() or p.exists()), folder)
-    except OSError as error:
-        raise UserError(f"output {str(folder)[:60]}... cannot be a folder: {error.strerror}") from error
-    if blocking.is_symlink() and not blocking.exists():
-        raise FileExistsError(f"output {folder} cannot be made: {blocking} is a link that leads nowhere")
-    if blocking.exists() and not blocking.is_dir():
-        raise FileExistsError(f"output {folder} cannot be made: {blocking} is a file; choose another")
-    if not os.access(blocking, os.W_OK | os.X_OK):
-        raise PermissionError(f"output {folder} cannot be written: {blocking} is read-only for you; choose another")
+    check_writable(folder)
     if resume and not (folder / marker).is_file():
-        raise FileNotFoundError(f"{folder} holds no run to resume; start without resume")
+        raise FileNotFoundError(f"{folder} holds no run to resume: {marker} is missing; start without resume")
     if not folder.exists():
         return
     with owned(folder) if (folder / LOCK).exists() else nullcontext():
         pass
     if not is_empty(folder) and not resume:
         if not overwrite:
-            raise FileExistsError(
-                f"output {folder} is not empty; choose another, or set --resume true or --overwrite true"
-            )
+            raise FileExistsError(f"output {folder} is not empty; choose another, or set resume or overwrite to true")
         if not (folder / marker).is_file():
             raise FileExistsError(
                 f"output {folder} was not written by this command and is not overwritten; choose another"
@@ -96,6 +84,42 @@ def save(model: Any, processor: Any, folder: Path, weights: dict[str, Any] | Non
     with writing(str(folder), REMEDY), replacing_folder(folder) as scratch:
         model.save_pretrained(scratch, state_dict=weights)
         processor.save_pretrained(scratch)
+
+
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """What `write_json` wrote; `remedy` ends the message if it cannot be read.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise TypeError("it holds no mapping")
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing; {remedy}") from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}); {remedy}") from error
+    return content
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """What a finished run's metrics.json holds.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    path, remedy = folder / METRICS, f"delete it, and opdf distill {folder / CONFIG} --resume true makes it again"
+    metrics = read_json(path, remedy)
+    try:
+        for who in ("teacher", "student before training", "student"):
+            for part in ("validation", "test"):
+                float(metrics[who][part][metrics["metric"]])
+        for name in ("train_params", "inference_params", "steps", "train_seconds"):
+            float(metrics[name])
+    except (LookupError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is damaged (it lacks {error}); {remedy}") from error
+    return metrics
 
 
 def write_json(content: Any, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a run is about to do, in lines that its owner can check before it starts."""
+"""What a run is about to do, in lines that a user can check before it starts."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from opdf.data import Prepared, describe
+from opdf.distill import StoreInfo
 from opdf.job.arguments import optimizer_name
 from opdf.job.card import teacher_of
 from opdf.job.checks import Fit
-from opdf.job.cost import StepCost, step_cost
+from opdf.job.cost import StepCost, megabytes, step_cost
 from opdf.job.job import Job
-from opdf.job.latency import planned_latencies
+from opdf.job.latency import planned_latencies, split_inputs
+from opdf.job.progress import duration
 from opdf.job.student import Start
 
 BATCH = 32
@@ -31,7 +33,7 @@ class Overview:
 
     Attributes:
         lines: pairs of a word and a sentence.
-        cost: of an optimizer step; None where it cannot be said.
+        cost: of an optimizer step; None if it cannot be counted.
     """
 
     lines: tuple[tuple[str, str], ...]
@@ -47,21 +49,42 @@ class Overview:
 
 def overview(job: Job, prepared: Prepared, fit: Fit) -> Overview:
     """Data, models, over-parameterization, steps and cost of a job that was found to fit."""
-    cost = step_cost(job, prepared, fit)
-    lines = (*_data(job, prepared), *_models(job, fit), *_training(job, prepared, cost), *_latency(job, prepared, fit))
+    cost, info = step_cost(job, prepared, fit), job.objective.store_info(prepared, fit.teacher)
+    lines = (
+        *_data(job, prepared),
+        *_models(job, fit, info),
+        *_training(job, prepared, cost),
+        *_latency(job, prepared, fit),
+    )
     return Overview((*lines, ("output", str(job.folder))), cost)
 
 
 def _data(job: Job, prepared: Prepared) -> Iterator[tuple[str, str]]:
     yield from describe(prepared, job.config.data.name, where="data.").lines()
+    if prepared.noise is not None:
+        yield "augment", "training images are cropped, flipped, coloured and erased anew in every epoch"
+    if prepared.class_weights is not None:
+        named = zip(prepared.task.labels, prepared.class_weights, strict=True)
+        yield "weights", ", ".join(f"{name} {weight:.3g}" for name, weight in named)
 
 
-def _models(job: Job, fit: Fit) -> Iterator[tuple[str, str]]:
+def stored_size(info: StoreInfo | None) -> str:
+    """What a store of the teacher's outputs takes on the disk."""
+    assert info is not None
+    what = f"{info.tokens:,} tokens of {info.rows:,} texts" if info.tokens else f"{info.rows:,} examples"
+    of = f"{info.top_k} of {info.classes:,} probabilities" if info.top_k else f"{info.classes:,} logits"
+    epochs = f", {info.epochs} epochs" if info.epochs > 1 else ""
+    return f"teacher's outputs for {what}{epochs}, {of} each: {info.nbytes / 1e6:,.1f} MB on the disk"
+
+
+def _models(job: Job, fit: Fit, info: StoreInfo | None) -> Iterator[tuple[str, str]]:
     config = job.config
     yield "teacher", f"{teacher_of(config)}; {size_of(fit.teacher)}"
     yield "student", f"{student_of(job, fit.start)}; {size_of(fit.student)}"
     options = ", ".join(f"{key} {value}" for key, value in config.objective.options.items() if value not in (None, ""))
     yield "objective", f"{config.objective.name}: {options}" if options else config.objective.name
+    if info is not None:
+        yield "store", stored_size(info)
     if fit.over is None or config.overparam is None:
         yield "overparam", "off; the student trains as it is"
         return
@@ -93,12 +116,13 @@ def _training(job: Job, prepared: Prepared, cost: StepCost | None) -> Iterator[t
         yield (
             "cost",
             f"{(cost.plain + cost.extra) / 1e9:,.1f} GFLOP a step{ratio}{memory}; at the {cost.rate / 1e9:,.0f} "
-            f"GFLOP/s of this machine's matrix products at least {_duration(steps * cost.seconds)}",
+            f"GFLOP/s of this machine's matrix products at least {duration(steps * cost.seconds)}",
         )
 
 
 def _latency(job: Job, prepared: Prepared, fit: Fit) -> Iterator[tuple[str, str]]:
-    found = planned_latencies((fit.teacher, fit.student), prepared, job.training.device, BATCH)
+    models = fit.teacher, fit.student
+    found = planned_latencies(models, split_inputs(prepared), job.training.device, BATCH)
     if found is not None:
         said = (f"{who} {1000 * one:.1f} ms for 1 example and {1000 * many:.1f} for {BATCH}"
                 for who, (one, many) in zip(("teacher", "student"), found, strict=True))  # fmt: skip
@@ -111,21 +135,14 @@ def student_of(job: Job, start: Start) -> str:
     if start.sizes is not None:
         sizes = ", ".join(f"{name} {size}" for name, size in start.sizes.items())
         return f"starts from the teacher, fitted on up to {options.calibration} training examples ({sizes})"
+    why = f", since it cannot start from its teacher: {start.why_not}" if start.why_not else ""
     if options.layers is not None:
         blocks = f"{options.layers} blocks" if isinstance(options.layers, int) else f"blocks {options.layers}"
-        return f"{blocks} of {options.model or 'the teacher'}"
-    why = f", since it cannot start from its teacher: {start.why_not}" if start.why_not else ""
+        return f"{blocks} of {options.model or 'the teacher'}, copied{why}"
     return options.model or f"built from its configuration, untrained{why}"
 
 
 def size_of(model: Any) -> str:
     """A model's class, parameters and megabytes."""
     parameters = sum(p.numel() for p in model.parameters())
-    megabytes = sum(p.numel() * p.element_size() for p in model.parameters()) / 1e6
-    return f"{type(model).__name__} of {parameters:,} parameters, {megabytes:,.1f} MB"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+    return f"{type(model).__name__} of {parameters:,} parameters, {megabytes(model):,.1f} MB"

@@ -1,4 +1,4 @@
-"""The processes of one run: one of them writes and prints, and they part together."""
+"""The processes of one run: one of them writes and prints, and they end together."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from accelerate.utils import broadcast_object_list
 
 
 def is_main() -> bool:
-    """Whether this process writes and prints: one does, of those that torchrun or accelerate started."""
+    """Whether this process writes and prints: one of those that torchrun or accelerate started."""
     return bool(PartialState().is_main_process)
 
 
@@ -34,6 +34,6 @@ def tell(message: str) -> None:
 
 
 def leave() -> None:
-    """End the connections of several processes: left to the interpreter's end, gloo's threads now and then abort it."""
+    """End the connections of several processes. Otherwise gloo's threads sometimes abort the interpreter at its end."""
     PartialState().wait_for_everyone()
     PartialState().destroy_process_group()

@@ -1,4 +1,4 @@
-"""A Trainer's run as its user follows it: a bar on stderr that vanishes in a pipe, the log as a file, and stopping."""
+"""A Trainer's run as its user follows it: a bar on a terminal, lines in a file or a pipe, the log, and stopping."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -39,7 +39,7 @@ PATIENCE = 2.0
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Inside, libraries do not chatter between a run's own lines."""
+    """Inside, libraries print no bars or notes between a run's own lines."""
     chatter, verbosity, bars = transformers.utils.logging, transformers.utils.logging.get_verbosity(), []
     chatter.set_verbosity_error()
     if chatter.is_progress_bar_enabled():
@@ -59,7 +59,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def counting(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar, while it is open, that is told how much is done and of how much."""
+    """A progress bar; yields the function that gets the numbers done and in all."""
     console = Console(file=sys.stderr)
     columns = TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
@@ -81,7 +81,7 @@ class Bar(TrainerCallback):
         self.started = 0.0
 
     def decomposing(self, done: int, total: int) -> None:
-        """A second line while the student's matrices are decomposed, before the first step; if that takes seconds."""
+        """Shows a second line if decomposing the student's matrices, before the first step, takes seconds."""
         if done == 0:
             self.started = time.monotonic()
         if self.matrices is None and done < total and time.monotonic() - self.started > PATIENCE:
@@ -109,16 +109,62 @@ class Bar(TrainerCallback):
         self.progress.stop()
 
 
-class LogFile(TrainerCallback):
-    """Every log entry of the Trainer as one line of JSON."""
+class Lines(TrainerCallback):
+    """What a bar shows, as a line on stderr for every entry of the log: for a file or a pipe."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.began, self.first = 0.0, 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.began, self.first = time.monotonic(), state.global_step
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        shown = dict(_shown(logs or {}))
+        if not shown or not state.is_world_process_zero:
+            return
+        said = [f"step {state.global_step:,} of {state.max_steps:,}", *(f"{k} {v:.4g}" for k, v in shown.items())]
+        done, left = state.global_step - self.first, state.max_steps - state.global_step
+        if done and left:
+            said.append(f"{duration(left * (time.monotonic() - self.began) / done)} left")
+        print(f"{self.title}: {', '.join(said)}", file=sys.stderr, flush=True)
+
+
+def _shown(logs: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """The part of a log entry that a line shows: loss and rate, or the scores of an evaluation."""
+    if "loss" in logs:
+        yield "loss", float(logs["loss"])
+        if "learning_rate" in logs:
+            yield "rate", float(logs["learning_rate"])
+    for name, value in logs.items():
+        if name.startswith("eval_") and not name.endswith(("_runtime", "_per_second")):
+            yield f"validation {name.removeprefix('eval_')}", float(value)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in a unit that fits."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+class LogFile(TrainerCallback):
+    """Writes every log entry of the Trainer as one line of JSON, after a first one about the start."""
+
+    def __init__(self, path: Path, start: Mapping[str, Any] | None = None) -> None:
+        self.path, self.start = path, start
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero and self.start and state.global_step == 0:
+            self._append({"step": 0, **self.start})
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         if state.is_world_process_zero and logs:
-            with self.path.open("a") as file:
-                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+            self._append({"step": state.global_step, **logs})
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
 
 
 class Stop(TrainerCallback):
@@ -134,7 +180,7 @@ class Stop(TrainerCallback):
         self._group: Any = None
 
     def received(self, number: int, frame: FrameType | None = None) -> None:
-        if self._here == number:  # another kind is a launcher's way to pass on the first
+        if self._here == number:  # a launcher may pass the first on as a signal of another kind
             os._exit(128 + number)
         self._here = number
         name = signal.Signals(number).name
@@ -175,12 +221,12 @@ def stopping(trainer: Trainer) -> Iterator[Stop]:
             signal.signal(kind, handler)
 
 
-def show(trainer: Trainer, title: str, log: Path) -> None:
-    """Replace the Trainer's own bars and printed dictionaries."""
+def show(trainer: Trainer, title: str, log: Path, start: Mapping[str, Any] | None = None) -> None:
+    """Replace the Trainer's own bars and printed dictionaries; `start` becomes the log's first line."""
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
     bar = Bar(title)
-    trainer.add_callback(bar)
+    trainer.add_callback(Lines(title) if bar.progress.disable else bar)
     if isinstance(trainer, DistillationTrainer) and trainer.overparameterization is not None:
         trainer.overparameterization.progress = bar.decomposing
-    trainer.add_callback(LogFile(log))
+    trainer.add_callback(LogFile(log, start))

@@ -1,30 +1,32 @@
-"""Whether a run that goes on is the one that was begun: what may change between its parts, and what is refused.
+"""Checks that a resumed run is the one that was begun: what may change, and what is refused.
 
 output/config.yaml   the configuration, written when the run begins
-output/begun.json    digests of the rows of each split, and how many examples a step takes
+output/begun.json    digests of what is read from outside (the rows of each split, the files of the models) and how
+                     many examples a step takes
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from fnmatch import fnmatchcase
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict
 
 from opdf.distill import DistillationArguments, newest_whole
-from opdf.job.config import DistillConfig
+from opdf.files import LOCK
+from opdf.job.config import DataConfig, DistillConfig
 from opdf.job.errors import UserError
 from opdf.job.job import Job, located, resolved
+from opdf.job.models import file_digests, files_of
 from opdf.job.options import clipped, plain, read_config
-from opdf.job.output import CONFIG, METRICS, write_json
+from opdf.job.output import BEGUN, CONFIG, METRICS, STUDENT, read_json, write_json
 from opdf.job.processes import tell
 
-BEGUN = "begun.json"
+ANEW = "start a new run in another folder, or this one anew with --overwrite true"
 
 MAY_CHANGE = (
     "output", "overwrite", "resume", "json", "data.name",
@@ -32,7 +34,7 @@ MAY_CHANGE = (
     "teacher.training.log*", "teacher.training.report_to", "teacher.training.run_name", "teacher.training.project",
     "teacher.training.save_*",
 )  # fmt: skip
-"""Options that no result depends on, as shell patterns. The file of the data may move: its rows are compared."""
+"""Options that no result depends on, as shell patterns. The data's file may move, because its rows are compared."""
 
 MAY_GROW = ("training.max_steps", "training.num_train_epochs")
 A_STEP = ("training.per_device_train_batch_size", "training.gradient_accumulation_steps")
@@ -46,27 +48,55 @@ class Begun:
     Attributes:
         rows: a digest of the rows of each split.
         examples: of an optimizer step, over all micro-batches and processes.
+        files: digests of the files of each model, by the option that names it; see `opdf.job.models.files_of`.
     """
 
     rows: dict[str, str]
     examples: int
+    files: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, job: Job, data: DatasetDict) -> Begun:
-        return cls({part: rows_digest(rows) for part, rows in data.items()}, examples_of(job))
+        return cls({part: rows_digest(rows) for part, rows in data.items()}, examples_of(job), files_read(job))
 
     def write(self, folder: Path) -> None:
         write_json(asdict(self), folder / BEGUN)
 
+    def other_split(self, data: DatasetDict) -> str | None:
+        """The first split that holds other rows, or the same in another order."""
+        return next((part for part, rows in data.items() if rows_digest(rows) != self.rows.get(part)), None)
+
+    def with_teacher(self, job: Job) -> Begun:
+        """With the files of fine-tuned teachers, which a resumed run reads."""
+        return replace(self, files=self.files | kept_files(job))
+
+    def with_student(self, folder: Path) -> Begun:
+        """With the files of the saved student, so that a later change is noticed."""
+        return replace(self, files=self.files | {"output/student": file_digests(folder / STUDENT)})
+
+
+def files_read(job: Job) -> dict[str, dict[str, str]]:
+    """Digests of the files of all models that a run reads, by what names them."""
+    config = job.config
+    named = {"teacher.model": config.teacher.model, "student.model": config.student.model}
+    return {option: files_of(name) for option, name in named.items() if name} | kept_files(job)
+
+
+def kept_files(job: Job) -> dict[str, dict[str, str]]:
+    """Digests of the files of teachers that were fine-tuned for this run, and are read when it goes on."""
+    folders = {"output/teacher": job.teachers, "store/teacher": job.objective.cache}
+    kept = {name: str(folder / "teacher") for name, folder in folders.items() if folder}
+    return {name: files_of(folder) for name, folder in kept.items() if (Path(folder) / "config.json").is_file()}
+
 
 def rows_digest(rows: Dataset) -> str:
-    """A digest of all rows in their order; of an image in a file, the file's name."""
+    """A digest of all rows in their order, with the bytes of images."""
     digest = hashlib.sha256(repr(sorted(rows.column_names)).encode())
     for batch in rows.with_format("arrow").iter(1000):
         for column in sorted(batch.column_names):
             for value in batch[column].to_pylist():
                 if isinstance(value, dict) and value.keys() == {"bytes", "path"}:
-                    value = value["bytes"] or PurePath(value["path"]).name
+                    value = value["bytes"] or Path(value["path"]).read_bytes()
                 digest.update(repr(value).encode())
     return digest.hexdigest()[:32]
 
@@ -83,7 +113,7 @@ def check_same_configuration(job: Job) -> None:
     Raises:
         UserError: something differs that its result depends on; the message names it and both values.
     """
-    folder, begun = job.folder, _begun(job.folder)
+    folder, begun = job.folder, begun_with(job.folder)
     then, now = plain(begun_config(folder)), plain(located(job.config))
     changed = [(key, a, b) for key, a, b in differences(then, now) if not _may_change(key, a, b)]
     if begun is not None and begun.examples == examples_of(job):
@@ -104,29 +134,91 @@ def check_same_rows(job: Job, data: DatasetDict) -> None:
     Raises:
         UserError: a split holds other rows, or the same in another order.
     """
-    begun = _begun(job.folder)
-    for part, rows in data.items():
-        if begun is not None and rows_digest(rows) != begun.rows.get(part):
+    if (begun := begun_with(job.folder)) is not None:
+        part = begun.other_split(data)
+        if part is not None:
             raise UserError(
                 f"the {part} split of {job.config.data.name} holds other rows than {job.folder} was begun with; give "
-                "the same data, or start a new run in another folder"
+                f"the same data, or {ANEW}"
             )
 
 
-def _begun(folder: Path) -> Begun | None:
-    """What a run began with; None if it was stopped before that was written."""
-    file = folder / BEGUN
-    return Begun(**json.loads(file.read_text())) if file.is_file() else None
+def check_same_files(job: Job) -> None:
+    """Refuse to go on with other weights, another configuration or another tokenizer of a model that is read.
+
+    Raises:
+        UserError: a file of a model is not what it was; the message names it.
+    """
+    if (begun := begun_with(job.folder)) is None:
+        return
+    names = {"teacher.model": job.config.teacher.model, "student.model": job.config.student.model}
+    for option, now in files_read(job).items():
+        then = begun.files.get(option, now)
+        changed = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
+        if changed:
+            what = f"{option} {names[option]}" if option in names else option
+            said = ", ".join(
+                f"{name} {'is new' if name not in then else 'is missing' if name not in now else 'has changed'}"
+                for name in changed
+            )
+            raise UserError(
+                f"{what} is not what {job.folder} was begun with: {said}. Bring back what it was, or {ANEW}"
+            )
+
+
+def check_rows_of_run(folder: Path, data: DataConfig, splits: DatasetDict) -> None:
+    """Refuse to score a run's student on the run's own data if they have changed since.
+
+    A split of other rows can have test rows that the student was trained on.
+
+    Args:
+        folder: of a run; other folders pass.
+        data: what is scored on; other data than the run's pass.
+        splits: the same, loaded.
+
+    Raises:
+        UserError: they have changed, or the run's files cannot be read.
+    """
+    if not (folder / CONFIG).is_file() or plain(begun_config(folder).data) != plain(data):
+        return
+    if not (folder / BEGUN).is_file():
+        tell(f"warning: {folder / BEGUN} is missing; the student may have been trained on rows that it is scored on")
+        return
+    begun = begun_with(folder)
+    if problem := student_problem(folder):
+        tell(f"warning: {problem}")
+    part = begun.other_split(splits) if begun is not None else None
+    if part is not None:
+        raise UserError(
+            f"the {part} split of {data.name} holds other rows than {folder} was trained with, so that a score would "
+            "count rows that the student has seen; bring the old data back, or name others with --data.name"
+        )
+
+
+def begun_with(folder: Path) -> Begun | None:
+    """What a run began with; None if it was stopped before it had done anything.
+
+    Raises:
+        UserError: the file is damaged, or missing beside what a run leaves.
+    """
+    if not (folder / BEGUN).is_file() and all(path.name in (CONFIG, LOCK) for path in folder.iterdir()):
+        return None
+    content = read_json(folder / BEGUN, f"what the run read cannot be compared without it: {ANEW}")
+    try:
+        begun = Begun(**content)
+        begun.rows["train"], begun.examples + 1, begun.files.items()
+    except (TypeError, LookupError, AttributeError) as error:
+        raise UserError(f"{folder / BEGUN} is damaged ({error}); {ANEW}") from error
+    return begun
 
 
 def is_finished(job: Job) -> bool:
-    """Whether nothing is left to do of a run: it has its metrics, and no more steps are asked for.
+    """Whether nothing is left to do of a run: it has its metrics and its student, and no more steps are asked for.
 
     Raises:
-        UserError: more steps are asked for, and the run has no checkpoint to go on from.
+        UserError: more steps are asked for, and the run has no checkpoint to go on from; or its student is lost.
     """
-    metrics = job.folder / METRICS
-    if not metrics.is_file():
+    if not (job.folder / METRICS).is_file():
         return False
     then, now = begun_config(job.folder).training, job.config.training
     more = [key for key in ("max_steps", "num_train_epochs") if now.get(key, -1) > then.get(key, -1)]
@@ -135,7 +227,30 @@ def is_finished(job: Job) -> bool:
             f"training.{more[0]} is {now[more[0]]} and {job.folder} is finished and has no checkpoint to go on from; "
             "start a new run in another folder"
         )
+    if not more:
+        check_student(job.folder)
     return not more
+
+
+def check_student(folder: Path) -> None:
+    """Refuse a finished run whose student is not what it saved.
+
+    Raises:
+        UserError: a file of it is missing, damaged or changed; the message names it.
+    """
+    if problem := student_problem(folder):
+        raise UserError(f"{folder} is finished and {problem}; bring it back, or {ANEW}")
+
+
+def student_problem(folder: Path) -> str | None:
+    """What is wrong with the student that a run has saved; None if nothing is, or if it has saved none yet."""
+    begun, student = begun_with(folder), folder / STUDENT
+    then = begun.files.get("output/student", {}) if begun else {}
+    now = file_digests(student) if student.is_dir() else {}
+    changed = next((name for name in then if then[name] != now.get(name)), None)
+    if not student.is_dir() or changed is None:
+        return None if student.is_dir() else f"{student} is missing"
+    return f"{student / changed} {'has changed since it was saved' if changed in now else 'is missing'}"
 
 
 def begun_config(folder: Path) -> DistillConfig:
@@ -147,7 +262,10 @@ def begun_config(folder: Path) -> DistillConfig:
     try:
         return resolved(read_config(str(folder / CONFIG)))
     except ValueError as error:
-        raise UserError(f"{folder} was begun by another version of opdf, or its {CONFIG} changed: {error}") from error
+        raise UserError(
+            f"{folder} was begun by another version of opdf, or its {CONFIG} changed: {error}. Bring back what it was, "
+            f"or {ANEW}"
+        ) from error
 
 
 def differences(then: Any, now: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:

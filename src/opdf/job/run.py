@@ -1,12 +1,12 @@
-"""A run: data, teacher, student, training, scores, and what is left of it on the disk."""
+"""A run: data, teacher, student, training, scores and output."""
 
 from __future__ import annotations
 
-import json
 import platform
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,21 +16,21 @@ from transformers import set_seed
 
 import opdf
 from opdf.data import Prepared
-from opdf.distill import DistillationTrainer
+from opdf.distill import DistillationTrainer, find_report, members
 from opdf.job.arguments import renewed
 from opdf.job.card import write_card
-from opdf.job.checks import check_fit, check_task, follow_start
+from opdf.job.checks import check_fit, check_task
 from opdf.job.config import DistillConfig
 from opdf.job.job import Job, located
 from opdf.job.options import write_yaml
-from opdf.job.output import CONFIG, METRICS, check_free, claimed, save, write_json
+from opdf.job.output import CONFIG, METRICS, STUDENT, check_free, claimed, read_metrics, save, write_json
 from opdf.job.overview import Overview, overview
 from opdf.job.prepared import prepare_data
 from opdf.job.processes import is_main, tell
 from opdf.job.progress import counting, quiet, show
-from opdf.job.resume import Begun, check_same_configuration, check_same_rows, is_finished
+from opdf.job.resume import Begun, check_same_configuration, check_same_files, check_same_rows, is_finished
 from opdf.job.scoring import evaluator, judged, scores
-from opdf.job.student import Start, build_student, plan_start, started_student
+from opdf.job.student import build_student, plan_start, started_student
 from opdf.job.teacher import load_teacher, train_teacher
 from opdf.job.training import train
 from opdf.overparam import OverParameterization
@@ -41,19 +41,19 @@ def run(config: DistillConfig, *, command: str | None = None) -> dict[str, Any]:
 
         metrics = run(DistillConfig(student=StudentConfig(layers=2), output="runs/mine"))
 
-    Progress is shown on stderr where that is a terminal. The output folder gets the student, metrics.json, config.yaml
+    Progress is shown on stderr if that is a terminal. The output folder gets the student, metrics.json, config.yaml
     and train.log.
 
     Args:
         config: what is asked for.
-        command: that the model card names as what made it; None names none.
+        command: for the model card, which names it as what made the student; None names none.
 
     Returns:
         What metrics.json holds: scores of teacher and student, numbers of parameters, seconds, steps, versions.
 
     Raises:
-        UserError, ValueError, TypeError, FileNotFoundError, FileExistsError: something is to be put right before it can
-            start; nothing has been written then.
+        UserError, ValueError, TypeError, FileNotFoundError, FileExistsError: the user has to put something right first;
+            nothing has been written.
         TrainingDiverged: the loss or its gradient is no longer a finite number.
         StorageError: the disk is full.
         Stopped: SIGINT or SIGTERM came; a checkpoint is saved, and the same configuration with `resume` goes on.
@@ -62,8 +62,9 @@ def run(config: DistillConfig, *, command: str | None = None) -> dict[str, Any]:
         job = Job(config)
         check_place(job)
         if config.resume and is_finished(job):
+            metrics = read_metrics(job.folder)
             tell(f"{job.folder} is finished; nothing was changed")
-            return dict(json.loads((job.folder / METRICS).read_text()))
+            return metrics
         ready = get_ready(job)
         if is_main():
             print(ready.overview, file=sys.stderr if config.json else None, flush=True)
@@ -104,6 +105,8 @@ def get_ready(job: Job) -> Ready:
         UserError, ValueError, FileNotFoundError: as `run`.
     """
     config = job.config
+    if config.resume:
+        check_same_files(job)
     prepared = prepare_data(config.data, config.teacher)
     check_task(job, prepared.task)
     if config.resume:
@@ -131,35 +134,66 @@ def _run(job: Job, prepared: Prepared, teacher: Any, command: str | None) -> dic
     if is_main():
         (job.folder / METRICS).unlink(missing_ok=True)  # of a run that goes on with more steps
         write_yaml(located(job.config), job.folder / CONFIG)
-        Begun.of(job, prepared.raw).write(job.folder)
+        begun = Begun.of(job, prepared.raw)
+        begun.write(job.folder)
     train_teacher(job, prepared, teacher)
+    if is_main():
+        begun = begun.with_teacher(job)
+        begun.write(job.folder)
     prepared = judged(prepared, teacher)
     teacher_scores = scores(evaluator(teacher, prepared), prepared)
-    metrics = train_student(job, prepared, teacher, "distilling") | {"teacher": teacher_scores}
+
+    def say(text: str) -> None:
+        if is_main():
+            print(text, file=sys.stderr if job.config.json else None, flush=True)
+
+    metrics = train_student(job, prepared, teacher, "distilling", say=say, last=True) | {"teacher": teacher_scores}
     if is_main():
-        write_card(job.config, metrics, prepared, command, job.folder / "student")
+        write_card(job.config, metrics, prepared, command, job.folder / STUDENT)
+        begun.with_student(job.folder).write(job.folder)
         write_json(metrics, job.folder / METRICS)
     return metrics
 
 
-def train_student(job: Job, prepared: Prepared, teacher: Any, title: str) -> dict[str, Any]:
-    """Distill one student, save it in the job's folder, and return its metrics; `title` stands before the bar."""
-    student, start = new_student(job, prepared, teacher)
+def train_student(
+    job: Job,
+    prepared: Prepared,
+    teacher: Any,
+    title: str,
+    *,
+    say: Callable[[str], None] = lambda text: None,
+    last: bool = False,
+) -> dict[str, Any]:
+    """Distill one student, save it in the job's folder, and return its metrics.
+
+    Args:
+        job, prepared, teacher: of the run.
+        title: stands before the bar.
+        say: told how the student starts.
+        last: whether no other student follows; the teacher's weights are let go then if training does not read them.
+    """
+    student = new_student(job, prepared, teacher)
+    if (report := find_report(student)) is not None:
+        say(f"the student starts with these shares of the variance of its teacher's states:\n{report}")
     with torch.random.fork_rng():
         untrained = scores(evaluator(student, prepared), prepared)
-    trainer = trainer_of(student, start, job, prepared, teacher, title)
+    trainer = trainer_of(student, job, prepared, teacher, title)
+    if last and trainer.teacher is None:
+        teacher.to("meta")
     architecture = type(trainer.model).__name__  # which FSDP2 changes
     began = time.perf_counter()
     train(trainer, "the student", resume=job.config.resume)
     seconds = time.perf_counter() - began
     weights = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None  # by all together
     if is_main():
-        save(trainer.model, prepared.processor, job.folder / "student", weights)
+        save(trainer.model, prepared.processor, job.folder / STUDENT, weights)
         if trainer.method.trains_teacher:
             save(teacher, prepared.processor, job.folder / "trained-teacher")
     ratios = [entry["constraint_grad_ratio"] for entry in trainer.state.log_history if "constraint_grad_ratio" in entry]
     return {
         "class": architecture,
+        "task": prepared.task.kind,
+        "inputs": list(prepared.task.inputs),
         "metric": prepared.task.metric,
         "student before training": untrained,
         "student": scores(trainer, prepared),
@@ -175,45 +209,42 @@ def train_student(job: Job, prepared: Prepared, teacher: Any, title: str) -> dic
 
 def student_trainer(job: Job, prepared: Prepared, teacher: Any, title: str) -> DistillationTrainer:
     """A new student with all that trains it; its log goes to the job's folder."""
-    return trainer_of(*new_student(job, prepared, teacher), job, prepared, teacher, title)
+    return trainer_of(new_student(job, prepared, teacher), job, prepared, teacher, title)
 
 
-def new_student(job: Job, prepared: Prepared, teacher: Any) -> tuple[Any, Start]:
-    """A student before any training, and how it was made."""
+def new_student(job: Job, prepared: Prepared, teacher: Any) -> Any:
+    """A student before any training."""
     set_seed(job.config.seed)
-    options = job.config.student
+    options, teacher = job.config.student, members(teacher)[0]
     start = plan_start(options, teacher, prepared)
     if start.sizes is None:
-        return build_student(options, teacher, prepared.task), start
-    return started_student(options, start, teacher, prepared), start
+        return build_student(options, teacher, prepared.task)
+    return started_student(options, start, teacher, prepared)
 
 
-def trainer_of(
-    student: Any, start: Start, job: Job, prepared: Prepared, teacher: Any, title: str
-) -> DistillationTrainer:
+def trainer_of(student: Any, job: Job, prepared: Prepared, teacher: Any, title: str) -> DistillationTrainer:
     """All that trains a student; its log goes to the job's folder."""
-    constraint = job.config.constraint
     trainer = DistillationTrainer(
         student,
-        renewed(job.training),
-        teacher=teacher,
+        renewed(job.training, prepared.task),
+        teacher=teacher if job.objective.needs_teacher or job.config.constraint is not None else None,
         objective=job.objective,
         overparam=job.config.overparam,
-        constraint=constraint if start.sizes is None else None,
+        constraint=job.config.constraint,
         train_dataset=training_rows(job, prepared, teacher),
         eval_dataset=prepared.data["validation"],
         data_collator=prepared.collator,
         compute_metrics=prepared.task.compute_metrics(),
         preprocess_logits_for_metrics=prepared.task.kept_outputs,
     )
-    if start.sizes is not None and constraint is not None:
-        follow_start(trainer.overparameterization, student, constraint)
-    show(trainer, title, job.folder / "train.log")
+    report = find_report(student)
+    kept = {"kept": {f"{b.stack}.{b.block}": b.kept for b in report.blocks}} if report else None
+    show(trainer, title, job.folder / "train.log", kept)
     return trainer
 
 
 def training_rows(job: Job, prepared: Prepared, teacher: Any) -> Any:
-    """The training rows with what the objective wants of the teacher, which jobs of one teacher share."""
+    """The training rows with the teacher's outputs that the objective needs, which jobs of one teacher share."""
     if job.config.constraint is not None and job.objective.decisions_only:
         tell("note: the constraint loss reads the teacher's weights, which a black box would not show")
     shared = job.teachers != job.folder
@@ -222,7 +253,7 @@ def training_rows(job: Job, prepared: Prepared, teacher: Any) -> Any:
 
 
 def parameters(trainer: DistillationTrainer) -> dict[str, int]:
-    """Of the student, while it trains and at inference."""
+    """Parameters of the student, while it trains and at inference."""
     over = trainer.overparameterization
     inference = sum(p.numel() for p in trainer.model.parameters())
     return {"train_params": over.train_params if over else inference, "inference_params": inference}
@@ -238,7 +269,7 @@ def shapes(over: OverParameterization) -> list[dict[str, Any]]:
 
 
 def versions() -> dict[str, str]:
-    """Of what a result depends on."""
+    """Versions of the packages that a result depends on."""
     return {
         "opdf": opdf.__version__, "torch": torch.__version__, "transformers": transformers.__version__,
         "python": platform.python_version(),

@@ -13,25 +13,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Trainer
 
-from opdf.data import Prepared
+from opdf.data import Prepared, token_agreement
 from opdf.distill import Batch, mean_pooled
-from opdf.job.arguments import training_arguments
+from opdf.job.arguments import renewed, training_arguments
 from opdf.job.checks import check_inputs
 from opdf.job.config import DataConfig, TeacherConfig
 from opdf.job.errors import UserError
 from opdf.job.models import load_model
+from opdf.job.options import read_config
+from opdf.job.output import CONFIG
 from opdf.job.prepared import prepare_data
 from opdf.job.probe import linear_probe
-
-VOCABULARIES = 8
-"""Texts at a time of a language model, whose outputs are a vocabulary for every token."""
+from opdf.job.resume import check_rows_of_run
+from opdf.job.saved import find_saved
 
 
 def evaluator(model: Any, prepared: Prepared, batch: int = 128) -> Trainer:
     """A Trainer that only scores and predicts."""
     with tempfile.TemporaryDirectory() as unused:  # the Trainer makes its output folder
-        most = VOCABULARIES if prepared.task.kind == "causal-lm" else batch
-        arguments = training_arguments({"per_device_eval_batch_size": min(batch, most)}, Path(unused), 0)
+        arguments = renewed(training_arguments({"per_device_eval_batch_size": batch}, Path(unused), 0), prepared.task)
         trainer = Trainer(
             model, arguments, data_collator=prepared.collator, compute_metrics=prepared.task.compute_metrics(),
             preprocess_logits_for_metrics=prepared.task.kept_outputs,
@@ -41,12 +41,16 @@ def evaluator(model: Any, prepared: Prepared, batch: int = 128) -> Trainer:
     return trainer
 
 
-def evaluate(name: str, data: DataConfig, *, batch: int = 128, probe: bool = False) -> dict[str, Any]:
+def evaluate(
+    name: str | Path, data: DataConfig | None = None, *, batch: int = 128, probe: bool = False
+) -> dict[str, Any]:
     """Score a saved model on the validation and test splits of some data.
 
+        evaluate("runs/mine")["test"]["accuracy"]
+
     Args:
-        name: a saved model's folder, or a hub name.
-        data: the data.
+        name: output folder of a run, a saved model's folder, or a hub name.
+        data: the data; None takes those of the run.
         batch: examples at a time.
         probe: also train a linear classifier on the frozen features and score it on the test split.
 
@@ -54,12 +58,22 @@ def evaluate(name: str, data: DataConfig, *, batch: int = 128, probe: bool = Fal
         Metrics by split, with the number of examples.
 
     Raises:
-        UserError: the model is not trained for this task, or it or the data cannot be read.
+        UserError: the model is not trained for this task, it comes without data, it or the data cannot be read, or the
+            data of the run that it is from have changed.
+        FileNotFoundError: there is no such folder or file.
     """
+    saved = find_saved(str(name))
+    if data is None:
+        if saved.run is None:
+            raise UserError(f"{name} comes without data; give data, or the output folder of a run")
+        data = read_config(str(saved.run / CONFIG)).data
+    name = saved.model
     prepared = prepare_data(data, TeacherConfig(model=name))
     if prepared.task.is_unlabelled:
         raise UserError(f"{data.name} has no labels to score {name} against; name the label column in data.label")
     model, missing = load_model(name, prepared.task)
+    if saved.run is not None:
+        check_rows_of_run(saved.run, data, prepared.raw)
     if missing:
         raise UserError(f"{name} is not trained for this task ({missing[0]} is missing); give a fine-tuned model")
     check_inputs("the model", model, prepared)
@@ -70,13 +84,13 @@ def evaluate(name: str, data: DataConfig, *, batch: int = 128, probe: bool = Fal
 
 
 def answers(model: Any, prepared: Prepared, part: str) -> np.ndarray:
-    """What a model says to a split's examples, see `Task.answers`."""
+    """A model's answers for a split's examples, see `Task.answers`."""
     return prepared.task.answers(evaluator(model, prepared).predict(prepared.data[part]).predictions)
 
 
 def judged(prepared: Prepared, teacher: Any) -> Prepared:
-    """Unlabelled data with what a ready teacher says of them, which students are scored against; others as they are."""
-    if not prepared.task.is_unlabelled:
+    """Unlabelled data and a language model's texts with the answers of a ready teacher; others as they are."""
+    if not prepared.task.follows_teacher:
         return prepared
     return prepared.judged_by({part: answers(teacher, prepared, part) for part in ("validation", "test")})
 
@@ -89,8 +103,16 @@ def scores(trainer: Trainer, prepared: Prepared) -> dict[str, Any]:
             cosines = pair_cosines(embedder(trainer.model), prepared.data[part], prepared.collator)
             result[part] = similarity_metrics(prepared, part, cosines)
             continue
-        metrics = trainer.evaluate(prepared.data[part], metric_key_prefix=part)
+        said = prepared.said.get(part)
+        if said is None:
+            metrics = trainer.evaluate(prepared.data[part], metric_key_prefix=part)
+        else:
+            found = trainer.predict(prepared.data[part], metric_key_prefix=part)
+            metrics = found.metrics or {}
         result[part] = {name: metrics[f"{part}_{name}"] for name in prepared.task.metric_names}
+        if said is not None:
+            mine = prepared.task.answers(found.predictions)
+            result[part]["agreement"] = token_agreement(mine, said, np.asarray(found.label_ids))
         result[part]["examples"] = len(prepared.data[part])
     return result
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from opdf.distill import LogitsStore
-from opdf.files import LOCK
+from opdf.files import LOCK, check_writable
 from opdf.job.checks import check_inputs, check_task
 from opdf.job.config import DistillConfig
 from opdf.job.errors import UserError
 from opdf.job.job import Job
 from opdf.job.output import owned_together
+from opdf.job.overview import stored_size
 from opdf.job.prepared import prepare_data
+from opdf.job.processes import tell
 from opdf.job.progress import counting, quiet
 from opdf.job.teacher import load_teacher, train_teacher
 
@@ -17,7 +19,7 @@ KNOWN = {"teacher", "teacher.log", "teacher-checkpoints", "logits", LOCK}
 
 
 def cache_teacher(config: DistillConfig) -> LogitsStore:
-    """Run the teacher once over the training data and keep its outputs; stopped and run again it goes on.
+    """Run the teacher once over the training data and keep its outputs. A second call goes on where one stopped.
 
     Args:
         config: of the students that will learn from them; its objective is sparse-logits with a store.
@@ -31,8 +33,7 @@ def cache_teacher(config: DistillConfig) -> LogitsStore:
     folder = Job(config).objective.cache
     if folder is None:
         raise UserError("cache-teacher needs objective.name sparse-logits and its folder in objective.options.store")
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"store {folder} is a file; choose another folder")
+    check_writable(folder, "store")
     unknown = [p.name for p in folder.iterdir() if p.name not in KNOWN] if folder.is_dir() else []
     if unknown:
         raise FileExistsError(f"store {folder} holds {unknown[0]}, which is not ours; choose another folder")
@@ -43,6 +44,7 @@ def cache_teacher(config: DistillConfig) -> LogitsStore:
         teacher = load_teacher(job, prepared.task)
         check_inputs("the teacher", teacher, prepared)
         with owned_together(folder):
+            tell(f"to store: {stored_size(job.objective.store_info(prepared, teacher))}, in {folder}")
             train_teacher(job, prepared, teacher)
             with counting("running the teacher") as progress:
                 store = job.objective.write_cache(prepared, teacher, progress)

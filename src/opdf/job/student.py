@@ -1,4 +1,4 @@
-"""The student: blocks of its teacher, smaller than its teacher and started from it, another model, or untrained."""
+"""The student: smaller than its teacher and started from it, some of its blocks, another model, or untrained."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import numpy as np
 from torch import nn
 
 from opdf.data import Prepared, Task
-from opdf.distill import blank_student, keep_layers, shrink
+from opdf.distill import blank_student, depth_fields, keep_layers, shrink
 from opdf.job.config import StudentConfig
 from opdf.job.errors import UserError
 from opdf.job.models import DECIDED, check_fields, from_config, load_model
 
-STARTS = ("teacher", "random")
+STARTS = ("teacher", "copy", "random")
 GIVEN = (["layers"], ["model"], ["config"], ["layers", "model"], ["layers", "config"])
 BATCH = 32
 """Calibration examples that go through the teacher at a time."""
 
 
 def check_student(options: StudentConfig) -> None:
-    """Refuse a student that is not said once.
+    """Refuse a student that is described in no way or in two.
 
     Raises:
         UserError: none of layers, model and config is given, or two that do not go together; or it cannot start so.
@@ -39,18 +39,20 @@ def check_student(options: StudentConfig) -> None:
         raise UserError("student.start is for students of the teacher's kind; leave it out beside student.model")
     if options.start == "random" and options.config is None:
         raise UserError("student.start is 'random' and kept blocks are not; give student.config instead of layers")
+    if options.start == "copy" and options.config is not None:
+        raise UserError("student.start is 'copy' and blocks of other sizes cannot be copied; leave student.config out")
     if isinstance(options.layers, list) and (options.config is not None or options.start == "teacher"):
         raise UserError("student.layers is a list; a student that is fitted to its teacher takes a number of blocks")
 
 
 @dataclass(frozen=True)
 class Start:
-    """How a student begins.
+    """How a student is made.
 
     Attributes:
         sizes: of a student that is fitted to its teacher; None for others.
         blank: that student, on the meta device.
-        why_not: the reason why a student is untrained that could have been fitted; empty for others.
+        why_not: why a student is not fitted although no other start was asked for; empty for others.
     """
 
     sizes: dict[str, int] | None = None
@@ -69,18 +71,23 @@ def plan_start(options: StudentConfig, teacher: Any, prepared: Prepared | None =
     Raises:
         UserError: it is to be fitted, and cannot be.
     """
-    kept = options.config is None and options.start != "teacher"
-    if options.model is not None or kept or options.start == "random":
+    copied = options.start == "copy" or isinstance(options.layers, list)
+    if options.model is not None or copied or options.start == "random":
         return Start()
-    sizes = dict(options.config or {})
-    if options.layers is not None:
-        sizes["num_hidden_layers"] = options.layers
     try:
+        sizes = _sizes(options, teacher)
         return Start(sizes, blank_student(teacher, calibration(options, prepared) if prepared else (), **sizes))
     except (TypeError, ValueError) as error:
-        if options.start == "teacher" or options.layers is not None:
+        both = options.layers is not None and options.config is not None  # nothing else makes such a student
+        if options.start == "teacher" or both:
             raise UserError(f"the student cannot start from its teacher: {error}") from error
         return Start(why_not=str(error))
+
+
+def _sizes(options: StudentConfig, teacher: Any) -> dict[str, int]:
+    """What `shrink` takes for the student that is asked for."""
+    depth = dict.fromkeys(depth_fields(teacher), options.layers) if isinstance(options.layers, int) else {}
+    return depth | (options.config or {})
 
 
 def calibration(options: StudentConfig, prepared: Prepared) -> list[dict[str, Any]]:
@@ -96,7 +103,7 @@ def started_student(options: StudentConfig, start: Start, teacher: Any, prepared
 
 
 def build_student(options: StudentConfig, teacher: nn.Module, task: Task) -> Any:
-    """A student that is not fitted; with a teacher on the meta device and blocks of it, one on the meta device."""
+    """A student that is not fitted; one on the meta device if its blocks are those of a teacher there."""
     if options.layers is not None:
         return keep_layers(load_model(options.model, task)[0] if options.model else teacher, options.layers)
     if options.model is not None:

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import set_seed
 
 from opdf.data import Prepared, Task
-from opdf.distill import DistillationTrainer, LogitsDistillation
+from opdf.distill import DistillationTrainer, Ensemble, LogitsDistillation
 from opdf.job.arguments import renewed
 from opdf.job.errors import UserError
 from opdf.job.job import Job
@@ -27,6 +27,8 @@ def load_teacher(job: Job, task: Task) -> Any:
         UserError: it cannot be loaded, or has no head for the task and is not to be fine-tuned.
     """
     options = job.config.teacher
+    if options.models is not None:
+        return Ensemble([_trained(name, task) for name in options.models], options.weights)
     kept = kept_teacher(job)
     set_seed(job.config.seed)
     if kept is not None:
@@ -34,6 +36,11 @@ def load_teacher(job: Job, task: Task) -> Any:
     if options.config is not None:
         check_fields("teacher.config", options.config.get("model_type"), options.config)
         teacher, missing = from_config(options.config, task), ["all weights"]
+    elif options.model == "minilm" and task.is_image:
+        raise UserError(
+            "teacher.model is minilm, which reads texts, and the data are images; name a model of images, or give "
+            "teacher.config"
+        )
     elif options.model is not None:
         teacher, missing = load_model(options.model, task)
     else:
@@ -46,6 +53,13 @@ def load_teacher(job: Job, task: Task) -> Any:
     return teacher
 
 
+def _trained(name: str, task: Task) -> Any:
+    model, missing = load_model(name, task)
+    if missing:
+        raise UserError(f"teacher {name} is not trained for this task (missing: {missing[0]}); give a fine-tuned one")
+    return model
+
+
 def ready_teacher(job: Job, prepared: Prepared) -> Any:
     """The teacher, fine-tuned if that is asked."""
     teacher = load_teacher(job, prepared.task)
@@ -54,13 +68,13 @@ def ready_teacher(job: Job, prepared: Prepared) -> Any:
 
 
 def train_teacher(job: Job, prepared: Prepared, teacher: Any) -> None:
-    """Fine-tune a loaded teacher, if that is asked and has not been done; it ends on the device of the run."""
+    """Fine-tune a loaded teacher, if that is asked and not done yet. It ends on the device of the run."""
     if job.config.teacher.finetune and kept_teacher(job) is None:
         checkpoints = Path(job.teacher_training.output_dir)
         begun = checkpoints.is_dir()
         trainer = DistillationTrainer(
-            teacher, renewed(job.teacher_training), objective=LogitsDistillation(alpha=0),
-            train_dataset=prepared.data["train"], eval_dataset=prepared.data["validation"],
+            teacher, renewed(job.teacher_training, prepared.task), objective=labels_alone(prepared),
+            train_dataset=prepared.training_rows(), eval_dataset=prepared.data["validation"],
             data_collator=prepared.collator, compute_metrics=prepared.task.compute_metrics(),
             preprocess_logits_for_metrics=prepared.task.kept_outputs,
         )  # fmt: skip
@@ -70,6 +84,11 @@ def train_teacher(job: Job, prepared: Prepared, teacher: Any) -> None:
             save(teacher, prepared.processor, job.teachers / "teacher")
             shutil.rmtree(checkpoints, ignore_errors=True)
     teacher.to(job.training.device)
+
+
+def labels_alone(prepared: Prepared) -> LogitsDistillation:
+    """What a teacher is fine-tuned by."""
+    return LogitsDistillation(alpha=0, class_weights=prepared.class_weights)
 
 
 def kept_teacher(job: Job) -> Path | None:

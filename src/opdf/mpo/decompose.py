@@ -21,10 +21,8 @@ from opdf.mpo.precision import factorized_on, matmul_precision
 from opdf.mpo.shape import MPOShape
 from opdf.mpo.threads import Progress, one_a_thread, threads_for
 
-GAUGES = ("symmetric", "left")
-
 WELL_CONDITIONED = 1e-3
-"""Float32 is used where the smallest squared singular value is at least this share of the largest (condition 32)."""
+"""Float32 is used if the smallest squared singular value is at least this share of the largest (condition 32)."""
 
 BLOCK = 128
 """Triangular products are computed this many columns at a time, which skips most of the zeros."""
@@ -54,35 +52,35 @@ class Decomposition:
         return torch.linalg.matrix_norm(matrix.to(place).double() - contract(self.cores).to(place).double())
 
 
-def decompose(matrix: Tensor, shape: MPOShape, *, gauge: str = "symmetric") -> list[Tensor]:
+def decompose(matrix: Tensor, shape: MPOShape) -> list[Tensor]:
     """Write a matrix as a chain of cores, exactly unless `shape` truncates.
 
     Args:
         matrix: `[..., rows, cols]`, float32 or float64; float16 and bfloat16 are computed in float32.
         shape: factors and bond dimensions.
-        gauge: "symmetric" shares every bond's singular values by square root between the two cores it joins;
-            "left" keeps all cores but the last orthogonal.
 
     Returns:
-        One contiguous tensor per site, `[..., d_{k-1}, i_k, j_k, d_k]`. The same matrix gives the same cores on
-        every run, alone or in a batch, on any number of threads. Signs are fixed: the largest entry of every left
-        singular vector is positive. In a direction of singular value 0 one of two neighbouring cores is zero and the
-        other is not, so that it can still be trained.
+        One contiguous tensor per site, `[..., d_{k-1}, i_k, j_k, d_k]`, in the symmetric gauge: both cores at a bond
+        carry the square roots of its singular values. In a direction of singular value 0 one of the two cores is zero
+        and the other is not, so that the direction can still be trained.
+
+        The same matrix gives the same cores on every run, alone or in a batch, on any number of threads. Signs are
+        fixed: the largest entry of every left singular vector is positive.
 
     Raises:
         TypeError: `matrix` is not a floating-point tensor.
-        ValueError: its size is not the shape's, it holds NaN or infinity, or `gauge` is unknown.
+        ValueError: its size is not the shape's, or it holds NaN or infinity.
     """
-    return decompose_with_errors(matrix, shape, gauge=gauge).cores
+    return decompose_with_errors(matrix, shape).cores
 
 
-def decompose_with_errors(matrix: Tensor, shape: MPOShape, *, gauge: str = "symmetric") -> Decomposition:
+def decompose_with_errors(matrix: Tensor, shape: MPOShape) -> Decomposition:
     """`decompose` that also reports the truncation error per bond and its bound (S.5)."""
-    _check(matrix, shape, gauge)
+    _check(matrix, shape)
     lead = matrix.shape[:-2]
     if not lead:
-        return _on_threads([matrix], [shape], gauge)[0]
-    results = _on_threads(list(matrix.flatten(0, -3)), [shape] * lead.numel(), gauge)
+        return _on_threads([matrix], [shape])[0]
+    results = _on_threads(list(matrix.flatten(0, -3)), [shape] * lead.numel())
 
     def stacked(tensors: Sequence[Tensor]) -> Tensor:
         return torch.stack(list(tensors)).reshape(*lead, *tensors[0].shape)
@@ -95,7 +93,6 @@ def decompose_many(
     matrices: Sequence[Tensor],
     shapes: Sequence[MPOShape],
     *,
-    gauge: str = "symmetric",
     progress: Progress | None = None,
 ) -> list[list[Tensor]]:
     """`decompose` for many matrices `[rows, cols]`, each with its shape: on a CPU one matrix a thread.
@@ -105,7 +102,6 @@ def decompose_many(
 
     Args:
         matrices, shapes: as for `decompose`, one shape a matrix.
-        gauge: as for `decompose`.
         progress: called with the number of matrices done and of all, at the start and whenever one is done.
 
     Raises:
@@ -114,21 +110,21 @@ def decompose_many(
     if len(matrices) != len(shapes):
         raise ValueError(f"{len(matrices)} matrices came with {len(shapes)} shapes; give one shape a matrix")
     for k, (matrix, shape) in enumerate(zip(matrices, shapes, strict=True)):
-        _check(matrix, shape, gauge)
+        _check(matrix, shape)
         if matrix.dim() != 2:
             raise ValueError(f"matrices[{k}] has shape {tuple(matrix.shape)}; give two dimensions, or use decompose")
-    return [result.cores for result in _on_threads(matrices, shapes, gauge, progress)]
+    return [result.cores for result in _on_threads(matrices, shapes, progress)]
 
 
 def _on_threads(
-    matrices: Sequence[Tensor], shapes: Sequence[MPOShape], gauge: str, progress: Progress | None = None
+    matrices: Sequence[Tensor], shapes: Sequence[MPOShape], progress: Progress | None = None
 ) -> list[Decomposition]:
     """Each matrix on one thread; matrices on a GPU one after another."""
     # Copied before the threads start: Apple's devices allow one thread at a time.
     near = [matrix.detach().to(factorized_on(matrix.device)) for matrix in matrices]
     with matmul_precision():
         found = one_a_thread(
-            lambda given: _decompose(*given, gauge),
+            lambda given: _decompose(*given),
             list(zip(near, shapes, strict=True)),
             [shape.num_params for shape in shapes],
             threads=threads_for(matrix.device for matrix in near),
@@ -141,7 +137,7 @@ def _on_threads(
 
 
 @torch.no_grad()
-def _decompose(matrix: Tensor, shape: MPOShape, gauge: str) -> Decomposition:
+def _decompose(matrix: Tensor, shape: MPOShape) -> Decomposition:
     """One matrix `[rows, cols]` that has been checked."""
     work = matrix.detach() if matrix.dtype in (torch.float32, torch.float64) else matrix.detach().float()
     scale = _power_of_four(work)
@@ -150,7 +146,7 @@ def _decompose(matrix: Tensor, shape: MPOShape, gauge: str) -> Decomposition:
     rest = from_matrix(work, shape).to(work.dtype if single else torch.float64) / scale
     split = _split_svd if work.dtype == torch.float64 else _split_gram
     # `carried` multiplies the next core: roots of singular values, and at the ends a part of the scale.
-    ends = 2 if gauge != "left" and shape.sites > 1 else 1
+    ends = 2 if shape.sites > 1 else 1
     carried = rest.new_full((1,), scale**0.5 if ends == 2 else 1.0)
     cores: list[Tensor] = []
     dropped: list[Tensor] = []
@@ -163,7 +159,7 @@ def _decompose(matrix: Tensor, shape: MPOShape, gauge: str) -> Decomposition:
             continue
         left, rest, singular = split(rest.reshape(d_left * i * j, -1), d_right)
         dropped.append(torch.linalg.vector_norm(singular[d_right:].double()))
-        share = _share(singular[:d_right], work.dtype) if gauge != "left" else torch.ones_like(rest[:, 0])
+        share = _share(singular[:d_right], work.dtype)
         factors = carried[:, None, None] * share  # [d_left, 1, d_right]
         cores.append(left.reshape(d_left, i * j, d_right).mul_(factors).reshape(size))
         carried = 1 / share
@@ -220,7 +216,7 @@ def _orthogonalize(columns: Tensor) -> None:
 
 
 def _gram(rows: Tensor) -> Tensor:
-    """`rows @ rows.mT`, its lower triangle only (and what the blocks have above it): `eigh` reads no more."""
+    """`rows @ rows.mT` in blocks on and below the diagonal; the rest stays zero, because `eigh` does not read it."""
     n = len(rows)
     gram = rows.new_zeros(n, n)
     for start in range(0, n, BLOCK):
@@ -229,9 +225,7 @@ def _gram(rows: Tensor) -> Tensor:
     return gram
 
 
-def _check(matrix: Tensor, shape: MPOShape, gauge: str) -> None:
-    if gauge not in GAUGES:
-        raise ValueError(f"gauge is {gauge!r}; expected one of {GAUGES}")
+def _check(matrix: Tensor, shape: MPOShape) -> None:
     if not isinstance(matrix, Tensor) or not matrix.is_floating_point():
         kind = matrix.dtype if isinstance(matrix, Tensor) else type(matrix).__name__
         raise TypeError(f"matrix is {kind}; give a floating-point torch.Tensor (convert with .float())")

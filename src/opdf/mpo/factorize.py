@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 TURNS = 8
-"""Rotations that are tried. None has been seen to fail; a second one meets a matrix unlike the first."""
+"""Rotations that are tried. None has been seen to fail; if one did, the next would give another matrix."""
 
 
 def eigh(matrix: Tensor) -> tuple[Tensor, Tensor] | None:

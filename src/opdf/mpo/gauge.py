@@ -35,17 +35,16 @@ def match_gauge(
     """Rotate the bonds of `cores` so that its auxiliary cores come as near to the reference's as they can.
 
     The distance is `sum_k weights[k] |cores[k] - reference[k]|^2` over auxiliary sites. Where one bond a side is free,
-    as in all shapes of `plan_shape`, its minimum has a closed form (orthogonal Procrustes). Where several are, sweeps
-    over them lower it until they change it no more.
+    as in all shapes of `plan_shape`, its minimum has a closed form (orthogonal Procrustes). Where several are free,
+    sweeps over them lower the distance until it falls no further.
 
     Bonds that only square 1x1 sites separate share one rotation, so that identities there stay identities. These cores
-    are not compared. Neither is the central one, where the two sides meet: an identity there does not stay one.
+    are not compared. The central core is not compared either; an identity there does not stay one.
 
     Args:
         cores, reference: chains `[..., d_{k-1}, i_k, j_k, d_k]` with equal bond dimensions, and equal factors at
             auxiliary sites. Central cores may differ (a wider teacher's).
-        weights: by auxiliary site, numbers or tensors `[...]`: those of the loss that the cores are for. None takes
-            `1 / |cores[k]|^2`.
+        weights: of the distance, by auxiliary site: numbers or tensors `[...]`. None takes `1 / |cores[k]|^2`.
 
     Returns:
         The rotated cores, contiguous, which contract to the same matrix.
@@ -79,7 +78,7 @@ def match_gauge(
 
 
 class _Site(NamedTuple):
-    """A core, the one that it is to come near to, both `[..., d_outer, p, d_inner]`, and the weight `[...]` of that."""
+    """A core, the core that it is compared with, both `[..., d_outer, p, d_inner]`, and their weight `[...]`."""
 
     core: Tensor
     other: Tensor
@@ -118,7 +117,7 @@ def _rotations(side: Sequence[_Site | None], dtype: torch.dtype) -> list[Tensor]
 
 
 def _sweep(free: Sequence[_Site], turns: list[Tensor], dtype: torch.dtype) -> None:
-    """Better `turns` in place: each bond's given its neighbours', until that changes the distance no more."""
+    """Improve `turns` in place, one bond at a time with its neighbours held, until the distance falls no further."""
     last: Tensor | float = torch.inf
     for _ in range(SWEEPS):
         for k, site in enumerate(free):
@@ -134,7 +133,7 @@ def _sweep(free: Sequence[_Site], turns: list[Tensor], dtype: torch.dtype) -> No
 
 
 def _mirrored(site: _Site | None) -> _Site | None:
-    """With its bonds exchanged, as a side on the right of the centre has them."""
+    """The site with its bonds exchanged, for the side on the right of the centre."""
     return site and _Site(site.core.transpose(-3, -1), site.other.transpose(-3, -1), site.weight)
 
 

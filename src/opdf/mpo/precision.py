@@ -1,4 +1,4 @@
-"""The precision of matrix products, whatever the process has set; and the device that factorizes matrices."""
+"""The precision of matrix products, and the device on which matrices are factorized."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import torch
 BACKENDS = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
 
 WITHOUT_FLOAT64 = {"mps"}
-"""Types of device that have no float64, nor all factorizations: Apple's."""
+"""Types of devices without float64 and without some factorizations (Apple's)."""
 
 
 def factorized_on(device: torch.device) -> torch.device:
-    """Where to factorize what is on a device: there, or on the CPU if it has no float64."""
+    """The device on which to factorize a tensor of `device`: the same one, or the CPU if it has no float64."""
     return torch.device("cpu") if device.type in WITHOUT_FLOAT64 else device
 
 
 @contextmanager
 def matmul_precision(precision: str = "ieee") -> Iterator[None]:
-    """Inside, no autocast, and products of float32 in float32 ("ieee") or "tf32"; restored afterwards.
+    """Inside, multiply float32 tensors in float32 ("ieee") or "tf32", without autocast; restored afterwards.
 
-    The setting is the process's, not the thread's: enter it before threads are started. It is read where it acts:
-    torch.get_float32_matmul_precision() raises once torch's newer way to set it was used, as transformers uses it.
+    The setting holds for the whole process, so enter it before you start threads. It is read from torch's backends:
+    torch.get_float32_matmul_precision() raises once torch's newer setting was used, as transformers does.
     """
     if precision not in ("ieee", "tf32"):
         raise ValueError(f"precision is {precision!r}; expected 'ieee' or 'tf32'")

@@ -15,7 +15,7 @@ MAX_ONES = 100
 MAX_PLANNED_ONES = 10
 """`plan_shape(scale=...)` looks at chains with up to this many 1x1 sites (the paper uses up to 8)."""
 
-# Where the paper (tables S3 to S5) does not take the most square pair of factors.
+# Sizes for which the paper (tables S3 to S5) does not take the most square pair of factors.
 _PAPER_FACTORS = {192: (24, 8), 448: (32, 14), 576: (32, 18), 1344: (48, 28), 1728: (54, 32), 2304: (64, 36)}
 
 
@@ -125,12 +125,6 @@ class MPOShape:
         """
         return contraction_plan(self).flops
 
-    def with_max_bond(self, max_bond: int) -> MPOShape:
-        """The same factors with no bond dimension above `max_bond`."""
-        if max_bond < 1:
-            raise ValueError(f"max_bond is {max_bond}; it must be at least 1")
-        return MPOShape(self.row_factors, self.col_factors, tuple(min(d, max_bond) for d in self._bonds))
-
     def __str__(self) -> str:
         rows, cols = (",".join(map(str, f)) for f in (self.row_factors, self.col_factors))
         return f"T({rows} / {cols})"
@@ -239,7 +233,7 @@ def _with_ones(row_pair: Pair, col_pair: Pair, ones: int) -> MPOShape:
 def _default_outer(rows: int, cols: int) -> tuple[Pair, Pair]:
     row_pair, col_pair = _most_square_pair(rows), _most_square_pair(cols)
     if 1 in (row_pair[1], col_pair[1]):
-        # One site gets a prime size whole. Mirrored, the columns' larger factor goes to the other: a wider bond.
+        # A prime size stands whole at one site. The columns' larger factor goes to the other one, for a wider bond.
         col_pair = (col_pair[1], col_pair[0])
     return row_pair, col_pair
 

@@ -12,7 +12,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 Progress = Callable[[int, int], None]
-"""Told how many matrices are done, of how many."""
+"""A callback that gets the numbers of matrices done and in all."""
 
 
 def threads_for(devices: Iterable[torch.device]) -> int:
@@ -33,14 +33,14 @@ def one_a_thread(
     Small products and eigenproblems are faster at the same time than with several threads each. With one thread each,
     rounding does not depend on the number of threads either.
 
-    Every thread has autograd modes of its own: `work` has to set those that it needs, such as `torch.no_grad`.
+    Autograd modes hold for one thread, so `work` has to set those that it needs, such as `torch.no_grad`.
     """
     order = sorted(range(len(items)), key=lambda k: -costs[k])
     results: dict[int, Result] = {}
     tell = progress or (lambda done, total: None)
     tell(0, len(items))
     before = torch.get_num_threads()
-    # Every thread has its own setting of torch's number of threads, and starts with what was set last.
+    # Every thread has its own setting of torch's number of threads, and starts with the one that was set last.
     torch.set_num_threads(1)
     try:
         if min(threads, len(items)) < 2:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from opdf.mpo import MPOShape
 from opdf.overparam.config import Constraint
 from opdf.overparam.select import Matrix
+from opdf.overparam.shapes import MPOShape
 
 LOGS = ("loss", "distillation", "constraint")
 """Of a matrix with a partner: the constraint loss, and the squared norms of the distillation's and its gradient."""

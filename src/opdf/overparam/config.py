@@ -1,13 +1,12 @@
-"""What over-parameterization is asked for: which matrices, how far, and what pulls them to a teacher."""
+"""What a user asks for: which matrices are over-parameterized, by how much, and what pulls them to a teacher."""
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from opdf.mpo import MPOShape, plan_shape
+from opdf.overparam.shapes import Factors, MPOShape, check, explicit, plan_shape
 
 LR_SCALINGS = ("match-dense", "none")
 PLACEMENTS = ("replicate", "owner")
@@ -15,8 +14,6 @@ PRECISIONS = ("float32", "tf32", "bf16")
 PRESETS = ("blocks", "all-linear")
 GAUGES = ("matched", "raw")
 NORMALIZATIONS = ("relative", "mse")
-
-Factors = tuple[Sequence[int], Sequence[int]]
 
 LayerMap = str | Mapping[int, int] | Mapping[str, str]
 
@@ -37,16 +34,16 @@ class OverParamConfig:
         exclude: name patterns to leave out.
         lr_scaling: "match-dense" scales the cores' learning rate so that a step moves every matrix about as far as the
             same optimizer would move it densely; "none" uses the group's rate on the cores, as the paper does.
-        keep_products: keep the products of a step's contraction for the next step's gradient: a fifth to a quarter of
-            the matrix products less, for about the cores' size in memory. None keeps them on CPUs only.
-        precision: of the products between cores: "float32"; "tf32", on GPUs that have it; or "bf16". Cores, moments and
-            weights stay in float32 (float64 weights and their cores stay out of this): what is lost is the rounding of
-            each product, 2^-11 and 2^-9 of the weight.
+        keep_products: keep the products of a step's contraction for the next step's gradient. That saves a fifth to a
+            quarter of the matrix products and takes about the cores' size in memory. None keeps them on CPUs only.
+        precision: of the products between cores: "float32"; "tf32", on GPUs that have it; or "bf16". Each product is
+            rounded, in tf32 to 2^-11 and in bf16 to 2^-9 of the weight. Cores, moments and weights stay in float32.
+            Float64 weights are not affected.
         placement: with several processes, "replicate" steps all cores on every one; "owner" gives each matrix's cores
             and moments to one, which steps them and sends the weight to the others.
 
     Raises:
-        ValueError, TypeError: a field holds what it cannot.
+        ValueError, TypeError: a field has a wrong value or type.
     """
 
     ones: int | None = None
@@ -70,17 +67,16 @@ class OverParamConfig:
         if self.shapes is not None and not isinstance(self.shapes, Mapping):
             raise TypeError(f"shapes is {self.shapes!r}; give {{pattern: (row_factors, col_factors)}}")
         object.__setattr__(self, "exclude", tuple(self.exclude))
-        with warnings.catch_warnings(action="ignore"):  # that this scale is out of reach, which depends on the matrix
-            plan_shape(4, 4, ones=self.ones, scale=self.scale)  # checks their types, ranges and that only one is given
+        check(self.ones, self.scale)
         for pattern, factors in (self.shapes or {}).items():
             if isinstance(factors, str) or len(factors) != 2:
                 raise ValueError(f"shapes[{pattern!r}] is {factors!r}; give (row_factors, col_factors)")
-            MPOShape(*(tuple(f) for f in factors))
+            explicit(factors)
 
     def plan(self, rows: int, cols: int, factors: Factors | None = None) -> MPOShape:
         """The shape of one matrix of `rows` x `cols`; `factors` are the explicit ones, when a pattern names it."""
         if factors is not None:
-            return MPOShape(tuple(factors[0]), tuple(factors[1]))
+            return explicit(factors)
         return plan_shape(rows, cols, ones=self.ones, scale=self.scale)
 
 
@@ -99,7 +95,7 @@ class Constraint:
             the student's and the teacher's cores.
 
     Raises:
-        ValueError, TypeError: a field holds what it cannot.
+        ValueError, TypeError: a field has a wrong value or type.
     """
 
     weight: float = 0.1

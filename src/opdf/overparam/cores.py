@@ -1,6 +1,6 @@
 """The cores of a stack of matrices of one shape: made, given gradients, written back.
 
-This is the only file that computes with `opdf.mpo`. Another factorization would be added here.
+This is the only file that computes with `opdf.mpo`. Another factorization would be added here and in `shapes.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from opdf.mpo import (
-    MPOShape,
     Progress,
     contract,
     contract_segments,
@@ -28,18 +27,22 @@ from opdf.mpo import (
     threads_for,
 )
 from opdf.overparam.select import Matrix
+from opdf.overparam.shapes import MPOShape
 
-__all__ = ["MPOShape", "Progress", "Stack", "shape_of"]
+__all__ = ["Progress", "Stack", "shape_of"]
 
 STACK_ENTRIES = {"cuda": 2**25, "cpu": 2**19}
-"""Core entries that are stepped together at most: on a CPU where calls cost more than their arithmetic, on a GPU as
-memory allows for copies and gradients, which exist only that long. Elsewhere matrices are stepped one by one."""
+"""How many core entries are stepped together at most, by type of device. On a CPU larger stacks are no faster; on a GPU
+the copies and gradients of a stack need memory. On other devices matrices are stepped one by one."""
 
 BESIDE_FLOPS = 2**28
 """Above this many operations a contraction, parallel threads beat a loop."""
 
 ROUNDING = {"float32": 0.0, "tf32": 2.0**-10, "bf16": 2.0**-7}
-"""Spacing of the numbers around 1 that a contraction's precision adds to the weight's own."""
+"""Relative rounding that a contraction in this precision adds to that of the weight's dtype."""
+
+HALVINGS = 100
+"""Of a step, at most."""
 
 _FORWARD_MODE = Lock()
 """torch counts levels of forward-mode differentiation for all threads together."""
@@ -69,6 +72,7 @@ class Stack:
         self.cores: list[Tensor] = []
         self.gradients: list[Tensor] = []
         self._before: list[list[Tensor]] = []
+        self._limits: dict[int, tuple[list[Tensor], float]] = {}
         self._keep = keep
         self._segments: dict[tuple[int, int], Tensor] | None = None
         self._contracted: list[tuple[Tensor, int]] = []
@@ -107,11 +111,21 @@ class Stack:
         ]
 
     def moved(self) -> list[bool]:
-        """Which weights' cores have moved since `watch`; those that could not stay have."""
+        """Which weights' cores have moved since `watch`. Those that were not watched count as moved."""
         return [
             not before or any(not torch.equal(core, old) for core, old in zip(chain, before, strict=True))
             for chain, before in zip(self.chains, self._before, strict=True)
         ]
+
+    def limit(self, which: int, length: float) -> None:
+        """Let the coming step move a weight no further than `length`, see `hold_back`."""
+        self._limits[which] = [core.clone() for core in self.chains[which]], length
+
+    def hold_back(self) -> None:
+        """Shorten the steps of cores that move their weight further than they may."""
+        for which, (before, length) in self._limits.items():
+            shorten(self.chains[which], before, length)
+        self._limits = {}
 
     def drop_gradients(self) -> None:
         self.cores, self.gradients, self._before = [], [], []
@@ -128,7 +142,7 @@ class Stack:
         return list(_apart(product.to(cores[0].dtype), len(self.weights)))
 
     def _known_products(self) -> dict[tuple[int, int], Tensor] | None:
-        """The products of the last contraction, if the cores are still those; they serve once."""
+        """The products of the last contraction if the cores have not changed since. They are given out once."""
         segments, self._segments = self._segments, None
         same = all(
             core is other and version == other_version
@@ -144,7 +158,7 @@ class Stack:
 
 
 def stacked(weights: Mapping[Tensor, Matrix], kinds: Mapping[Tensor, Any]) -> Iterator[dict[Tensor, Matrix]]:
-    """What to step together: weights of one kind, shape, dtype and device, as many as is faster."""
+    """Weights to step together: of one kind, shape, dtype and device, up to `STACK_ENTRIES`."""
     found: dict[Any, list[tuple[Tensor, Matrix]]] = {}
     for p, matrix in weights.items():
         alike = (kinds[p], matrix.shape, working_dtype(p), p.device)
@@ -156,7 +170,7 @@ def stacked(weights: Mapping[Tensor, Matrix], kinds: Mapping[Tensor, Any]) -> It
 
 
 def each(work: Callable[[Stack], None], stacks: Sequence[Stack]) -> None:
-    """`work` on every stack: one a thread where they are large, enough for all threads of a CPU, and not sharded."""
+    """Call `work` on every stack: one stack a thread if all are on the CPU, unsharded, and enough of them large."""
     tensors = [p for stack in stacks for p in stack.weights]
     here = all(p.device.type == "cpu" and not isinstance(p, DTensor) for p in tensors)
     large = [stack for stack in stacks if stack.flops >= BESIDE_FLOPS]
@@ -186,9 +200,11 @@ def match(
     references: Sequence[Sequence[Tensor]],
     weights: Sequence[Mapping[int, float]],
 ) -> list[list[Tensor]]:
-    """Chains whose bonds are rotated to those of their references, `weights` being the loss's by site.
+    """Rotate the bonds of chains to those of their references; on a CPU one chain a thread.
 
-    On a CPU one a thread.
+    Args:
+        chains, references: cores of as many weights.
+        weights: of the constraint loss, by site, for each chain.
     """
     with products_in():
         return one_a_thread(
@@ -221,13 +237,28 @@ def movement(cores: Sequence[Tensor], updates: Sequence[Tensor]) -> Tensor:
     return moved.norm()
 
 
+def product_norm(cores: Sequence[Tensor]) -> float:
+    """The Frobenius norm of a chain's product."""
+    return float(contract(cores).norm())
+
+
+def shorten(cores: Sequence[Tensor], before: Sequence[Tensor], length: float) -> None:
+    """Halve a step of cores, in place, until their product moves no further than `length`, a Frobenius norm."""
+    start, updates = contract(before), [core - old for core, old in zip(cores, before, strict=True)]
+    for halvings in range(HALVINGS):
+        if float((contract(cores) - start).norm()) <= length:  # false for what is not a number
+            return
+        for core, old, update in zip(cores, before, updates, strict=True):
+            core.copy_(old + update * 0.5 ** (halvings + 1))
+
+
 def cores_in(state: Mapping[str, Any], shape: MPOShape) -> list[Tensor]:
     """The cores that an optimizer's state of a weight holds."""
     return [state[f"core{k}"] for k in range(shape.sites)]
 
 
 def working_dtype(p: Tensor) -> torch.dtype:
-    """Of cores and moments: float32, whatever the parameter is in, and float64 for float64."""
+    """The dtype of a parameter's cores and moments: float64 for float64, float32 for all others."""
     return torch.float64 if p.dtype == torch.float64 else torch.float32
 
 

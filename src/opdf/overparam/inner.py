@@ -49,8 +49,8 @@ class Part:
 class Inner:
     """One instance of an optimizer class that lives as long as the training; every part is a group of it.
 
-    What it keeps is handed out after every step, into the places that the parts name, and taken from there where it
-    was replaced (by a checkpoint, say). A copy of this object begins without an instance and takes all from there.
+    After every step its state is stored in the places that the parts name. State that was replaced there (by a
+    checkpoint, say) is read back. A copy of this object starts without an instance and reads all state from there.
     """
 
     def __init__(self, cls: type[Optimizer], options: Mapping[str, Any]) -> None:
@@ -64,8 +64,13 @@ class Inner:
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._cls, self._options)
 
+    @property
+    def loose(self) -> list[Any]:
+        """Keys of its state that are no tensors: what it keeps there belongs to no part."""
+        return [key for key in self._optimizer.state if not isinstance(key, Tensor)] if self._optimizer else []
+
     def adopt(self, parts: Sequence[Part]) -> None:
-        """Have a group for every part, with the tensors and states that the part has now."""
+        """Make a group for every part, with the tensors and states that the part has now."""
         for part in parts:
             if not _same(self._tensors.get(part.key, ()), part.tensors):
                 self._add(part)
@@ -80,7 +85,7 @@ class Inner:
                     states.pop(param, None)
 
     def step(self, parts: Sequence[Part], *, alone: bool) -> None:
-        """Step adopted parts: `alone`, or beside all others, whose tensors have no gradients then."""
+        """Step adopted parts. `alone`: the optimizer sees no others. Else it sees them, without gradients."""
         if not parts:
             return
         optimizer: Any = self._optimizer
@@ -135,7 +140,7 @@ class Traits:
 
     Attributes:
         alone: whether parts may be stepped one after another, by an instance that knows nothing but their states.
-        settled: after how many steps its updates have the form that they keep.
+        settled: number of steps after which the form of its updates no longer changes.
     """
 
     alone: bool = True
@@ -159,8 +164,8 @@ def try_out(
 
     Raises:
         TypeError: it cannot step cores, or keeps what a checkpoint cannot hold.
-        ValueError: no rate makes its steps as long as dense ones, or it looks at all cores at once where each process
-            has its own.
+        ValueError: no learning rate makes its steps as long as dense ones, or it looks at all cores at once while each
+            process has its own.
     """
     rates, settled = (1.0, 1.0), 1
     with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -174,7 +179,7 @@ def try_out(
                 together = _trial(cls, options, group, like, rates, alone=False)
             except Exception as error:
                 raise ValueError(
-                    f"lr_scaling is 'match-dense' and {cls.__name__} takes no rates of their own for cores "
+                    f"lr_scaling is 'match-dense' and {cls.__name__} takes no learning rate for each weight's cores "
                     f"({_said(error)}); give OverParamConfig(lr_scaling='none')"
                 ) from error
         try:
@@ -222,6 +227,29 @@ def defaults(cls: type[Optimizer], options: Mapping[str, Any]) -> dict[str, Any]
         raise TypeError(f"{cls.__name__} cannot be made from parameters alone ({_said(error)}); {REMEDY}") from error
 
 
+def check_sparse(model: nn.Module, cls: type[Optimizer], options: Mapping[str, Any]) -> None:
+    """Refuse an optimizer that cannot step the sparse gradients of one of a model's embeddings.
+
+    Raises:
+        TypeError: there is such an embedding.
+    """
+    kinds = (nn.Embedding, nn.EmbeddingBag)
+    sparse = (n for n, m in model.named_modules() if isinstance(m, kinds) and m.sparse and m.weight.requires_grad)
+    name = next(sparse, None)
+    if name is None or not (isinstance(cls, type) and issubclass(cls, Optimizer)):
+        return
+    weight = nn.Parameter(torch.zeros(4, 2))
+    try:
+        optimizer = cls([weight], **options)
+        weight.grad = torch.sparse_coo_tensor(torch.tensor([[1]]), torch.ones(1, 2), (4, 2), check_invariants=True)
+        optimizer.step()
+    except Exception as error:  # whatever it raises, it would raise in the first step
+        raise TypeError(
+            f"{name} has sparse gradients (sparse=True), which {cls.__name__} cannot step: {_said(error)}. Make it "
+            "with sparse=False, or take torch.optim.SGD"
+        ) from error
+
+
 def unit_updates(
     cls: type[Optimizer], options: Mapping[str, Any], group: Mapping[str, Any], grads: Sequence[Tensor], steps: int = 1
 ) -> list[Tensor]:
@@ -265,7 +293,7 @@ def _updates(
 
 
 def _check_rates(cls: type[Optimizer], options: Mapping[str, Any], group: Mapping[str, Any], like: Tensor) -> int:
-    """For `match-dense`: after how many steps updates have their form, if they follow the rate and nothing else.
+    """Check that `match-dense` can work with an optimizer; returns `Traits.settled`.
 
     Raises:
         ValueError: a step is not proportional to the learning rate, or depends on how large the weights are.
@@ -309,7 +337,7 @@ def _trial(
     *,
     alone: bool,
 ) -> list[Tensor]:
-    """Cores after some steps of one optimizer on all of them, or of a new one for each in every step."""
+    """Cores after a few steps: of one optimizer on all parts, or (`alone`) of a new one for each part and step."""
     places: list[dict[str, Any]] = [{} for _ in rates]
     parts = []
     for n, (place, rate) in enumerate(zip(places, rates, strict=True)):
@@ -319,7 +347,8 @@ def _trial(
     inner = Inner(cls, options)
     for step in range(TRIAL_STEPS):
         for n, part in enumerate(parts):
-            # Of one direction, so that estimates of the way to go grow; unlike, so that both give others than one.
+            # One direction in all steps, so that estimates of the distance to go grow (Prodigy). Parts differ in size,
+            # so that an optimizer that looks at both estimates something else than for one.
             steady, noise = _trial_tensors(like, 10 + n), _trial_tensors(like, 20 + 2 * step + n)
             for tensor, one, other in zip(part.tensors, steady, noise, strict=True):
                 tensor.grad = (one + 0.3 * other) * 10.0**-n
@@ -327,6 +356,10 @@ def _trial(
             inner = Inner(cls, options) if alone else inner
             inner.adopt(few)
             inner.step(few, alone=alone)
+    if inner.loose:
+        raise TypeError(
+            f"its state holds {inner.loose[0]!r} beside those of tensors, which would be lost in checkpoints"
+        )
     for place in places:
         for value in place.values():
             _check_plain(cls, value)

@@ -36,18 +36,22 @@ from opdf.overparam.cores import (
     each,
     is_product,
     match,
+    product_norm,
     products_in,
     stacked,
     working,
     working_dtype,
 )
-from opdf.overparam.inner import Inner, Part, Traits, defaults, dense_and_cores, try_out
+from opdf.overparam.inner import Inner, Part, Traits, defaults, dense_and_cores, try_out, unit_updates
 from opdf.overparam.select import Matrix
 from opdf.overparam.sharding import assign, whole
 from opdf.overparam.writes import Writes
 
 RATE = {"lr_scale": 0.0, "moves": 0, "moved_dense": 0.0, "moved_cores": 0.0}
-"""Of a weight that has not moved yet; a state's keys do not depend on what is known."""
+"""What a weight's state says about its learning rate before the first move. Every state has the same keys."""
+
+FURTHEST = 2.0
+"""Times as far as the dense optimizer, what cores may move a weight in their first step."""
 
 Weights = Mapping[Tensor, Matrix]
 """Parameters that are trained through cores, and what they are."""
@@ -55,7 +59,7 @@ Weights = Mapping[Tensor, Matrix]
 
 @dataclass
 class Recipe:
-    """What an optimizer is made of. Copies carry this and the state; all else is made anew."""
+    """What an optimizer is made of. A copy takes this and the state with it; the rest is made anew."""
 
     inner: type[Optimizer]
     options: dict[str, Any]
@@ -142,7 +146,7 @@ class OverParameterizedOptimizer(Optimizer):
 
     @property
     def constraint_logs(self) -> dict[str, float]:
-        """Of the last step: the unweighted constraint loss, and weight * |its gradient| over the distillation's.
+        """The last step's constraint loss, unweighted, and weight * |its gradient| over |the distillation's gradient|.
 
         Both norms are over the cores of all matrices. Empty without a constraint. Reading it waits for the device.
         """
@@ -179,6 +183,7 @@ class OverParameterizedOptimizer(Optimizer):
             self._constrain(stack)
         self._inner.step([*plain, *self._parts(stacks)], alone=self._recipe.traits.alone)
         for stack in stacks:
+            stack.hold_back()
             self._write(stack)
 
     def _evaluate(self, closure: Callable[[], float] | None) -> float | None:
@@ -207,9 +212,9 @@ class OverParameterizedOptimizer(Optimizer):
         return moving
 
     def _stacked(self, weights: Weights, places: Mapping[str, int] | None = None) -> list[Stack]:
-        """What to step together: weights of one group and shape, and of one of `places` if that is given.
+        """Weights to step together: of one group and shape, and of one process if `places` says which have them.
 
-        A stack is the same object as long as its members stay: it remembers products for the next gradient.
+        A stack stays the same object while its members do, because it keeps products for the next gradient.
         """
         config = self._recipe.config
         partners = self._recipe.alignment.partners if self._recipe.alignment else {}
@@ -247,17 +252,17 @@ class OverParameterizedOptimizer(Optimizer):
                 parts.append(Part(p, tensors, places, state, stack.group, state.get("lr_scale") or 1.0))
         return parts
 
-    # Parts of a step. Where processes share the work, some of them are done otherwise.
+    # Parts of a step. `OwnerOptimizer`, where processes share the work, overrides some of them.
 
     def _gradient(self, p: Tensor, matrix: Matrix) -> Tensor:
         """Of a weight, `[rows, cols]` in the dtype of its cores."""
         return matrix.of(self._whole_grad(p)).to(working_dtype(p))
 
     def _set_rates(self, stack: Stack, dense: Sequence[Tensor]) -> None:
-        """Find, now and then, the factor of the learning rate with which cores move a weight as far as `dense` would.
+        """In some steps, measure the learning-rate factor with which cores move a weight as far as `dense` would.
 
-        Only weights with something to follow count. All gradients looked at count together, by how far they move the
-        weight, so that an unusual one has little to say.
+        Weights without a gradient are left out. All gradients measured so far count, by how far they move the weight,
+        so that an odd one changes little.
         """
         still = self._without_motion(stack, dense)
         stack.watch(still)
@@ -270,6 +275,8 @@ class OverParameterizedOptimizer(Optimizer):
             if still[n]:
                 continue
             state["moves"] += 1
+            if state["moves"] == 1:
+                stack.limit(n, self._longest(stack.group, chain, dense[n]))
             if rate_is_due(state["moves"]):
                 moved = dense_and_cores(
                     recipe.inner, recipe.options, stack.group, chain, gradients, dense[n], recipe.traits.settled
@@ -279,11 +286,22 @@ class OverParameterizedOptimizer(Optimizer):
                 known = state["moved_cores"] > 0
                 state["lr_scale"] = (state["moved_dense"] / state["moved_cores"]) ** 0.5 if known else 1.0
 
+    def _longest(self, group: Mapping[str, Any], chain: Sequence[Tensor], dense: Tensor) -> float:
+        """How far cores may move a weight in their first step: `FURTHEST` times as far as the dense step.
+
+        The factor of the rate is one for small steps. Where the rate is many times the size of the weights, the first
+        step of the cores would be too long by the square of that and more. After it the weights are as large as a step.
+        """
+        rate, decay = (float(group.get(name) or 0.0) for name in ("lr", "weight_decay"))
+        (update,) = unit_updates(self._recipe.inner, self._recipe.options, group, [dense])
+        shrinking = decay * len(chain) * product_norm(chain) if decay else 0.0
+        return FURTHEST * rate * (float(update.norm()) + shrinking)
+
     def _without_motion(self, stack: Stack, dense: Sequence[Tensor]) -> list[bool]:
         """Which weights must stay bit for bit if their cores do: those without a gradient or a learning rate.
 
-        To look for a gradient is to wait for a GPU. That is not needed once a step has written these weights together:
-        writing one whose cores have not moved again changes nothing.
+        Looking for a gradient waits for the GPU. It is not needed once a step has written these weights together: to
+        write the product of cores that have not moved changes nothing then.
         """
         known = all(self._writes.written_by(p) is stack for p in stack.weights)
         if known and dense[0].device.type != "cpu":
@@ -304,7 +322,7 @@ class OverParameterizedOptimizer(Optimizer):
         return {key: torch.stack([log[key].to(logs[0][key]) for log in logs]).sum() for key in LOGS} if logs else {}
 
     def _write(self, stack: Stack) -> None:
-        """Make the weights whose cores have moved the products of their cores."""
+        """Write the product of the cores into every weight whose cores have moved."""
         moved = stack.moved()
         stack.drop_gradients()
         if not any(moved):
@@ -371,7 +389,7 @@ class OverParameterizedOptimizer(Optimizer):
             self.state[p].update(kept, aligned=1)
 
     def _drop_overwritten(self, weights: Weights) -> None:
-        """Someone else wrote a weight since the last step: if its values changed, they win over the cores."""
+        """Drop the cores of weights that someone else has changed since the last step: the new values win."""
         known = {p: matrix for p, matrix in weights.items() if "core0" in self.state[p]}
         for p, same in self._writes.compare(known).items():
             if same is None:
@@ -406,8 +424,7 @@ class OverParameterizedOptimizer(Optimizer):
     def cores(self, name: str) -> list[Tensor] | None:
         """The current cores of a weight, `[d_{k-1}, i_k, j_k, d_k]`; not copied.
 
-        None before its first step, and where its values were changed from outside since. Of sharded weights it is taken
-        for granted that they were not.
+        None before its first step, and after a change from outside. Sharded weights are taken to be unchanged.
         """
         p, matrix = self._weight(name)
         if self.state.get(p):
@@ -442,7 +459,7 @@ class OverParameterizedOptimizer(Optimizer):
         raise KeyError(f"{name!r} is not an over-parameterized weight of this optimizer")
 
     def begin_anew(self) -> None:
-        """Take state, groups and weights as they are now: someone has put them back together."""
+        """Take state, groups and weights as they are now, because all of them have been restored."""
         self._forget()
         for p in self.weights():
             self._writes.mark(p)
@@ -456,14 +473,14 @@ class OverParameterizedOptimizer(Optimizer):
 
     @torch.no_grad()
     def state_dict(self) -> dict[str, Any]:
-        """The state; cores of weights that someone has written since the last step are not in it, as in a live run."""
+        """The state, without the cores of weights that someone has written since the last step: a step drops them."""
         self._writes.raise_if_lost()
         here = {p: matrix for p, matrix in self.weights().items() if not isinstance(p, DTensor) and self.state.get(p)}
         self._drop_overwritten(here)
         return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state dict; cores and moments keep their saved precision, and the cores are the truth.
+        """Load a state dict. Cores and moments keep their saved precision; weights become the products of the cores.
 
         Raises:
             ValueError: it was saved with other factors, another format version, or by another optimizer.
@@ -478,12 +495,12 @@ class OverParameterizedOptimizer(Optimizer):
         self._restore_weights({p: matrix for p, matrix in self.weights().items() if p in held})
 
     def _own_part(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        """What of a state dict this process is to hold."""
+        """The part of a state dict that this process holds."""
         return state_dict
 
     @torch.no_grad()
     def _restore_weights(self, weights: Weights) -> None:
-        """Make weights the products of their loaded cores."""
+        """Set weights to the products of their loaded cores."""
         for p, matrix in weights.items():
             if self._fits(self._whole_weight(p), matrix, cores_in(self.state[p], matrix.shape)):
                 self._writes.mark(p)
@@ -494,14 +511,14 @@ class OverParameterizedOptimizer(Optimizer):
                 stacklevel=4,
             )
             self._write_product(p, matrix)
-            self._writes.forget(p)  # whoever loads weights after this may have them rounded otherwise
+            self._writes.forget(p)  # weights that are loaded after this may be rounded otherwise
 
 
 @contextmanager
 def rolled_back(optimizer: Optimizer) -> Iterator[None]:
-    """Inside, steps can be tried; afterwards weights and the optimizer's state are, bit for bit, what they were.
+    """Try steps inside; afterwards weights and the optimizer's state are restored, bit for bit.
 
-    Gradients are the caller's. Any torch optimizer; of an over-parameterized one the cores are rolled back too.
+    It works with any torch optimizer. The cores of an over-parameterized one are restored too; gradients are not.
     """
     ours = optimizer if isinstance(optimizer, OverParameterizedOptimizer) else None
     if ours:
@@ -541,6 +558,6 @@ def check_is_matrix(p: Tensor, matrix: Matrix) -> None:
 
 
 def _all_zero(tensors: Sequence[Tensor]) -> list[bool]:
-    """Of each; waits for the device once."""
+    """Whether each tensor is all zero; waits for the device once."""
     ends = torch.stack([torch.stack(torch.aminmax(t)) for t in tensors])
     return [low == high == 0 for low, high in ends.tolist()]

@@ -1,10 +1,11 @@
 """Owner-computes: every matrix's cores and moments live on one process, which sends the others the new weight.
 
-Gradients are averaged by the model's wrapper (DDP, FSDP2) as ever, and stay of dense size on the wire. A step is made
-of turns, in each of which every process steps one matrix of its own (small ones, and on a GPU, a stack of them): what
-FSDP2 has sharded is gathered, all processes step, and the new weights are sent from their owners. Memory for cores and
-the time of their step fall with the number of processes, and no process holds more gathered matrices than those of one
-turn.
+The model's wrapper (DDP, FSDP2) averages dense gradients as usual. A step is made of turns. In each, every process
+steps one matrix of its own, or a stack of them: what FSDP2 has sharded is gathered, all processes step, and the owners
+send the new weights.
+
+Memory for cores and the time of their step fall with the number of processes. No process holds more gathered matrices
+than those of one turn.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from opdf.overparam.select import Matrix
 from opdf.overparam.sharding import assign, gathered, whole
 
 Turn = dict[int, Stack]
-"""The stack that each process steps, by process; those that have none left are missing."""
+"""The stack that each process steps, by process. Processes without a stack are left out."""
 
 
 def balance(costs: Sequence[float], processes: int) -> list[int]:
-    """The process for each item, so that sums of costs are about equal: the next dearest goes where least is."""
+    """The process for each item, with about equal sums of costs: the most costly goes first, to the smallest sum."""
     loads, owners = [0.0] * processes, [0] * len(costs)
     for item in sorted(range(len(costs)), key=lambda k: (-costs[k], k)):
         owners[item] = loads.index(min(loads))
@@ -81,7 +82,7 @@ class OwnerOptimizer(OverParameterizedOptimizer):
         return loss
 
     def _turns(self, weights: Weights) -> list[Turn]:
-        """All stacks of these weights, one of every process at a time, the dearest first: nobody waits long."""
+        """All stacks of these weights, one of every process at a time, the most costly first: nobody waits long."""
         owners = self.owners
         queues: dict[int, list[Stack]] = {}
         for stack in self._stacked(weights, owners):
@@ -218,7 +219,7 @@ class OwnerOptimizer(OverParameterizedOptimizer):
         return found | {"state": {k: values for k, values in found["state"].items() if k in mine}}
 
     def _own_part(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        """Without the cores of others, which need not even fit on this process's device."""
+        """The state dict without the cores of other processes, which may not fit on this one's device."""
         owners = self.owners
         names = chain.from_iterable(group["param_names"] for group in self.param_groups)
         keys = chain.from_iterable(group["params"] for group in state_dict["param_groups"])

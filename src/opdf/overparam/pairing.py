@@ -1,16 +1,15 @@
-"""Who follows whom: the teacher matrix for every matrix of the student, and the cores that it is compared as."""
+"""Pairs of matrices: the teacher's for every matrix of the student, and the shape that it is decomposed in."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from torch import nn
 
-from opdf.mpo import MPOShape
 from opdf.overparam.config import LayerMap
 from opdf.overparam.select import Matrix, find_matrices
+from opdf.overparam.shapes import shared_factors, teacher_shape
 
 
 def pair(model: nn.Module, matrices: Sequence[Matrix], teacher: nn.Module, layer_map: LayerMap) -> dict[str, Matrix]:
@@ -33,82 +32,34 @@ def pair(model: nn.Module, matrices: Sequence[Matrix], teacher: nn.Module, layer
     names = _pair_names(model, students, teacher, candidates, layer_map)
     pairs = {}
     for ours, theirs in names.items():
+        student, partner = students[ours], candidates[theirs]
         try:
-            shape = teacher_shape(students[ours], candidates[theirs])
+            shape = teacher_shape(student.shape, partner.rows, partner.cols)
         except ValueError as error:
-            remedy = _shared_shapes([(students[s], candidates[t]) for s, t in names.items()])
+            remedy = _remedy([(students[s], candidates[t]) for s, t in names.items()])
             shapes = f"give OverParamConfig(shapes={remedy}), or " if remedy else ""
-            raise ValueError(f"{error}; {shapes}leave the constraint out") from None
-        pairs[ours] = replace(candidates[theirs], shape=shape)
+            raise ValueError(
+                f"{ours} ({student.rows}x{student.cols}, {student.shape}) cannot follow {theirs} "
+                f"({partner.rows}x{partner.cols}): {error}; {shapes}leave the constraint out"
+            ) from None
+        pairs[ours] = replace(partner, shape=shape)
     return pairs
 
 
-def teacher_shape(student: Matrix, teacher: Matrix) -> MPOShape:
-    """The teacher's factors: the student's at every auxiliary site, the rest on the central one.
+def _remedy(pairs: Sequence[tuple[Matrix, Matrix]]) -> dict[str, list[list[int]]]:
+    """For `OverParamConfig.shapes`: factors with which every student matrix can follow its teacher's.
 
-    A wider teacher then has auxiliary cores of the student's size once its bonds are truncated to the student's
-    bond dimensions, keeping the largest singular values.
-
-    Raises:
-        ValueError: the sizes do not allow it.
-    """
-    factors, shape = [], student.shape
-    for side, size, ours in (
-        ("rows", teacher.rows, shape.row_factors),
-        ("columns", teacher.cols, shape.col_factors),
-    ):
-        outer = 1
-        for k in shape.auxiliary:
-            outer *= ours[k]
-        if size % outer:
-            raise ValueError(
-                f"{student.name} ({student.rows}x{student.cols}, {shape}) cannot follow {teacher.name} "
-                f"({teacher.rows}x{teacher.cols}): its {size} {side} are not a multiple of {outer}, the product of the "
-                "student's auxiliary factors"
-            )
-        factors.append((*ours[: shape.center], size // outer, *ours[shape.center + 1 :]))
-    full = MPOShape(factors[0], factors[1])
-    bonds = shape._bonds
-    if any(ours > theirs for ours, theirs in zip(bonds, full._bonds, strict=True)):
-        raise ValueError(
-            f"{student.name} ({student.rows}x{student.cols}) has bond dimensions {bonds}, larger than the "
-            f"{full._bonds} of the smaller {teacher.name} ({teacher.rows}x{teacher.cols}) with the same outer factors"
-        )
-    return MPOShape(factors[0], factors[1], bonds)
-
-
-def _shared_shapes(pairs: Sequence[tuple[Matrix, Matrix]]) -> dict[str, list[list[int]]]:
-    """For `OverParamConfig.shapes`: as many sites as now, whose auxiliary factors divide the teacher's sizes too.
-
-    Empty where a matrix has none but 1 in common with its partner.
+    Empty where one has none.
     """
     found = {}
     for student, teacher in pairs:
-        rows = _shared_factors(student.rows, teacher.rows, student.shape.sites)
-        cols = _shared_factors(student.cols, teacher.cols, student.shape.sites)
-        try:
-            shared = MPOShape(tuple(rows), tuple(cols))
-            teacher_shape(replace(student, shape=shared), teacher)
-        except ValueError:
-            return {}
-        if shared.bond_dims == (1,) * (shared.sites + 1):
+        factors = shared_factors(student.shape, teacher.rows, teacher.cols)
+        if factors is None:
             return {}
         # A digit stands before the role, so that output.dense is not also attention.output.dense.
         role = student.role.removesuffix(".weight")
-        found[f"{student.blocks}*[0-9].{role}" if student.blocks else role] = [rows, cols]
+        found[f"{student.blocks}*[0-9].{role}" if student.blocks else role] = [list(side) for side in factors]
     return found
-
-
-def _shared_factors(ours: int, theirs: int, sites: int) -> list[int]:
-    """Factors of `ours`: two outer ones of what it has in common with `theirs`, the rest at the central site."""
-    common = math.gcd(ours, theirs)
-    last = next(f for f in range(math.isqrt(common), 0, -1) if common % f == 0)
-    factors = [1] * sites
-    factors[-1] = last
-    if sites > 2:
-        factors[0] = common // last
-    factors[(sites - 1) // 2] *= ours // math.prod(factors)
-    return factors
 
 
 def _teacher_matrices(teacher: nn.Module, layer_map: LayerMap) -> dict[str, Matrix]:

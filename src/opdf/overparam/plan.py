@@ -13,12 +13,13 @@ from torch.optim import Optimizer
 
 from opdf.overparam.alignment import Alignment
 from opdf.overparam.config import Constraint, OverParamConfig
-from opdf.overparam.cores import MPOShape, Progress, decompose, shape_of
-from opdf.overparam.inner import defaults, try_out
+from opdf.overparam.cores import Progress, decompose, shape_of
+from opdf.overparam.inner import check_sparse, defaults, try_out
 from opdf.overparam.optimizer import OverParameterizedOptimizer
 from opdf.overparam.owner import OwnerOptimizer
 from opdf.overparam.pairing import pair
 from opdf.overparam.select import Matrix, find_matrices, matches
+from opdf.overparam.shapes import MPOShape
 
 
 class OverParameterization:
@@ -62,7 +63,7 @@ class OverParameterization:
 
         Raises:
             ValueError: matrices cannot be paired.
-            TypeError: `constraint` is none.
+            TypeError: `constraint` is no `Constraint`.
             RuntimeError: the optimizer exists already.
         """
         if self._optimizer is not None:
@@ -91,14 +92,16 @@ class OverParameterization:
         Raises:
             TypeError, ValueError: `inner` cannot step cores, does not go with the configuration, or has no such option.
         """
-        if params is None:  # by name; beside a second argument they are an option of the optimizer's own, as of GaLore
+        if params is None:  # given by keyword; with a positional one as well, it is an option of `inner`, as of GaLore
             params = options.pop("params", None)
+        check_sparse(self.model, inner, options)
         self._optimizer = self._make_optimizer(inner, params, options)
-        self._initial_cores = {}  # this one has them; another is made for weights that have moved on
+        self._initial_cores = {}  # for this optimizer alone: the weights will have moved when another is made
         return self._optimizer
 
     def check_optimizer(self, inner: type[Optimizer], options: Mapping[str, Any]) -> None:
         """Raise what `optimizer(inner, **options)` would raise about these two; also for a model without values."""
+        check_sparse(self.model, inner, options)
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
         try_out(inner, options, self.config, defaults(inner, options), torch.empty(0, device=device))
 

@@ -1,4 +1,4 @@
-"""What an optimizer's state dict has to be, and how it is taken in."""
+"""Checking and loading the state dict of an optimizer."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from opdf.overparam.cores import MPOShape, shape_of
+from opdf.overparam.cores import shape_of
 from opdf.overparam.select import Matrix
+from opdf.overparam.shapes import MPOShape
 
 FORMAT = 2
 """Version of the state's layout, saved in every group and checked on load."""
 
 
 def check(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], matrices: Mapping[str, Matrix]) -> None:
-    """Whether a state dict was saved by an optimizer like this one.
+    """Refuse a state dict that was not saved by an optimizer like this one.
 
     Args:
         state_dict: as it is to be loaded.
@@ -60,7 +61,7 @@ def restore_precision(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> se
     theirs = {p: state_dict["state"].get(key) for p, key in zip(params, keys, strict=True)}
     held = set()
     for group in optimizer.param_groups:
-        # Their kernels read step counters on the device; all others want them where they were made.
+        # Fused and capturable kernels read step counters on the device. Others read them where they were made.
         counters_too = bool(group.get("fused") or group.get("capturable"))
         for p in group["params"]:
             if p in optimizer.state and theirs[p]:
@@ -85,7 +86,7 @@ def copied(value: Any) -> Any:
 
 
 def _is_written_over(state: Mapping[str, Any]) -> bool:
-    """Whether a weight had been trained through cores, and someone had written it when the state was saved."""
+    """Whether a weight was trained through cores that had been dropped when the state was saved."""
     return "lr_scale" in state and "core0" not in state
 
 

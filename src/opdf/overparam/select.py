@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
-from opdf.mpo import MPOShape
+from opdf.overparam.shapes import MPOShape, undivided
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def find_matrices(
 
 
 def _warn_of_experts(model: nn.Module, lists: Collection[str]) -> None:
-    """Say what blocks hold beside matrices: a mixture's experts as one tensor are most of a model's parameters."""
+    """Warn of weights in blocks that are no matrices: one tensor of experts can hold most of a model's parameters."""
     blocks = tuple(f"{name}." for name in lists)
     tensors = [
         name
@@ -153,7 +153,7 @@ def _candidates(model: nn.Module) -> Iterator[Matrix]:
                 continue
             rows, cols = _as_matrix(weight, transposed).shape
             name = f"{module_name}.{parameter_name}" if module_name else parameter_name
-            shape = MPOShape((max(rows, 1),), (max(cols, 1),))  # an empty weight is refused later, if it is chosen
+            shape = undivided(max(rows, 1), max(cols, 1))  # an empty weight is refused later, if it is chosen
             yield Matrix(name, transposed, tuple(weight.shape), shape, *_place(name, lists))
 
 
@@ -171,7 +171,7 @@ def _weights_of(module: nn.Module) -> list[tuple[str, bool]]:
 
 
 def block_lists(model: nn.Module) -> list[str]:
-    """Names of the lists whose every element contains attention and no further such list: transformer blocks.
+    """Names of the lists of transformer blocks: all elements contain attention, and none a further such list.
 
     That takes T5's `block` and not the `layer` list inside a block, and Swin's `blocks` and not its stages.
     """

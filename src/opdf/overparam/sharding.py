@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor that FSDP2 has sharded, gathered; every rank must visit the same ones in the same order."""
+    """The whole of a tensor that FSDP2 has sharded. Every rank must gather the same tensors in the same order."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
@@ -21,16 +21,16 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def assign(p: Tensor, value: Tensor) -> None:
-    """Write a weight in place, under FSDP2 this rank's part of it. All ranks hold the same value: nothing is sent."""
+    """Write a weight in place, under FSDP2 this rank's part. Nothing is sent, because all ranks hold the value."""
     if isinstance(p, DTensor):
         value = distribute_tensor(value.to(p.dtype), p.device_mesh, p.placements, src_data_rank=None)
     p.copy_(value)
 
 
 def gathered(value: Any, *, keep: bool) -> Any:
-    """A state with what FSDP2 has sharded in it made whole, in the CPU's memory; collective.
+    """A state with its sharded tensors gathered in the CPU's memory. All processes call it together.
 
-    No device holds more than one tensor of it whole at a time; where it is not to be kept, empty ones are left.
+    A device holds one whole tensor at a time. A process that does not `keep` the state gets empty tensors.
     """
     if isinstance(value, dict):
         return {key: gathered(item, keep=keep) for key, item in value.items()}

@@ -1,9 +1,10 @@
 """Weights that someone else writes: a pruning mask, a reload, an average that is swapped in.
 
-A tensor's version tells of writes in place, but not of those through `.data`, NumPy or a kernel of someone's own. So
-some entries of every weight are compared, bit for bit, with what the last step has written there: one in every row and
-one in every column. A write to a whole row or column is always seen. One to a share s of all entries is seen with
-probability 1 - (1 - s)^n, n being the larger of rows and columns.
+A tensor's version counts writes in place, but not those through `.data`, NumPy or a custom kernel. So some entries of
+every weight are compared, bit for bit, with what the last step has written: one in every row and one in every column.
+
+A write to a whole row or column is always seen. A write to a share s of all entries is seen with probability
+1 - (1 - s)^n, where n is the larger of rows and columns.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch.distributed.tensor import DTensor
 from opdf.overparam.sharding import local
 
 EVERY = 100
-"""Steps after which a GPU is asked whether writes were lost: to ask is to wait for it."""
+"""Comparisons on a GPU between two looks at their results. A look waits for the GPU."""
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -34,7 +35,7 @@ class Mark(NamedTuple):
 
 
 class Writes:
-    """What steps have written, so that others' writes are seen."""
+    """What steps have written, by which others' writes are noticed."""
 
     def __init__(self) -> None:
         self._marks: dict[Tensor, Mark] = {}
@@ -46,19 +47,19 @@ class Writes:
         self._marks[p] = Mark(p._version, entries(p), by)
 
     def forget(self, p: Tensor) -> None:
-        """Know nothing of a weight."""
+        """Forget a weight."""
         self._marks.pop(p, None)
 
     def written_by(self, p: Tensor) -> object:
-        """What `mark` was last told, if nothing has written the weight in place since."""
+        """The `by` of the last `mark`, if nothing has written the weight in place since."""
         mark = self._marks.get(p)
         return mark.by if mark is not None and mark.version == p._version else None
 
     def compare(self, weights: Iterable[Tensor]) -> dict[Tensor, bool | None]:
-        """Whether weights are as they were marked. None: that cannot be said from their entries alone.
+        """Whether weights are as they were marked; None where some entries cannot tell.
 
-        A GPU would have to be waited for, and parts of a sharded weight are on several processes. There a write that
-        leaves the version as it is comes out at the next `raise_if_lost`.
+        Weights on a GPU and sharded ones are compared without waiting: a write that leaves the version as it is comes
+        out at the next `raise_if_lost`.
         """
         found: dict[Tensor, bool | None] = {}
         later = []
@@ -78,7 +79,7 @@ class Writes:
         return found
 
     def look_later(self, weights: Iterable[Tensor]) -> None:
-        """Compare marked weights, and leave the answer where they are until `raise_if_lost`."""
+        """Compare marked weights without waiting; `raise_if_lost` reads the answers."""
         lost = [(now != then).any() for now, then in _joined([(entries(p), self._marks[p].bits) for p in weights])]
         for one in lost:
             known = self._lost.get(one.device)
@@ -88,7 +89,7 @@ class Writes:
             self.raise_if_lost()
 
     def raise_if_lost(self) -> None:
-        """Waits for a GPU.
+        """Read the answers of `look_later`; waits for a GPU.
 
         Raises:
             RuntimeError: a write was not seen in time, and a step has undone it.
@@ -102,7 +103,7 @@ class Writes:
 
 
 def entries(p: Tensor) -> Tensor:
-    """The bits of some entries, as integers; of a sharded weight those of this process's part."""
+    """The bits of some entries, as integers. Of a sharded weight, those of this process's part."""
     here = local(p.detach())
     bits = torch.take(here, _places(tuple(here.shape), here.device))
     return bits.view(_BITS[bits.dtype.itemsize])

@@ -13,6 +13,17 @@ if TYPE_CHECKING:
     from opdf.study.study import Study
     from opdf.study.workers import sweep
 
+# What opdf.cli and scripts need beyond the reference.
+if TYPE_CHECKING:
+    from opdf.study.compare import table as table
+    from opdf.study.report import (
+        rates_table as rates_table,
+        read_results as read_results,
+        summary as summary,
+        write_report as write_report,
+    )
+    from opdf.study.results import conclude_again as conclude_again
+
 __all__ = ["Cell", "Outcome", "Plan", "Store", "Study", "StudyConfig", "compare", "conclude", "sweep"]
 
 import_when_used(__name__)

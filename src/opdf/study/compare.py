@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +11,25 @@ import numpy as np
 from tabulate import tabulate
 
 from opdf.data import Prepared
-from opdf.job.config import TeacherConfig
-from opdf.job.errors import UserError
-from opdf.job.latency import latencies
-from opdf.job.models import load_model
-from opdf.job.options import read_config
-from opdf.job.output import CONFIG, METRICS
-from opdf.job.prepared import prepare_data
-from opdf.job.resume import BEGUN, rows_digest
-from opdf.job.scoring import embedder, evaluator, pair_cosines
+from opdf.job import (
+    CONFIG,
+    METRICS,
+    STUDENT,
+    TeacherConfig,
+    UserError,
+    begun_config,
+    begun_with,
+    check_student,
+    embedder,
+    evaluator,
+    latencies,
+    load_model,
+    pair_cosines,
+    prepare_data,
+    read_metrics,
+    rows_digest,
+    split_inputs,
+)
 from opdf.study.statistics import Effect, Pair, differences, effect
 
 
@@ -57,8 +66,8 @@ def compare(folders: Sequence[Path], *, batch: int = 32) -> list[dict[str, Any]]
         A row a run: its name, metric, test scores of the teacher and of the student before and after its training, the
         validation score, parameters, megabytes of the saved student, milliseconds for one example and for a batch on
         this machine (medians, the runs taking turns), steps and seconds of training, and "against", the difference to
-        the first run's test score with its 95 % interval by test examples; null where the two were tested on other
-        examples, or their answers cannot be paired.
+        the first run's test score with its 95 % interval by test examples. "against" is null if the two have other test
+        examples or their answers cannot be paired.
 
     Raises:
         UserError: there are fewer than two runs, one is not finished, or its data have changed.
@@ -67,7 +76,7 @@ def compare(folders: Sequence[Path], *, batch: int = 32) -> list[dict[str, Any]]
     if len(folders) < 2:
         raise UserError("one run has nothing to be compared with; give two or more")
     runs = [load(folder) for folder in folders]
-    times = latencies([(run.student, run.prepared) for run in runs], batch)
+    times = latencies([(run.student, split_inputs(run.prepared)) for run in runs], batch)
     return [_row(run, runs[0], *seconds) for run, seconds in zip(runs, times, strict=True)]
 
 
@@ -79,14 +88,15 @@ def load(folder: Path) -> Finished:
         FileNotFoundError: the folder holds no run.
     """
     if not (folder / CONFIG).is_file():
-        raise FileNotFoundError(f"{folder} holds no run; give output folders of opdf distill")
+        raise FileNotFoundError(f"{folder} holds no run: {CONFIG} is missing; give output folders of opdf distill")
     if not (folder / METRICS).is_file():
         raise UserError(f"{folder} is not finished; opdf distill {folder / CONFIG} --resume true goes on with it")
-    metrics = json.loads((folder / METRICS).read_text())
-    config, student = read_config(str(folder / CONFIG)), str(folder / "student")
+    check_student(folder)
+    metrics, begun, config = read_metrics(folder), begun_with(folder), begun_config(folder)
+    student = str(folder / STUDENT)
     prepared = prepare_data(config.data, TeacherConfig(model=student))
     split = rows_digest(prepared.raw["test"])
-    if split != json.loads((folder / BEGUN).read_text())["rows"]["test"]:
+    if begun is None or split != begun.rows["test"]:
         raise UserError(
             f"the test split of {config.data.name} holds other rows than {folder} was scored on; bring the old data "
             "back, or leave this run out"
@@ -96,10 +106,10 @@ def load(folder: Path) -> Finished:
 
 
 def against(run: Finished, first: Finished) -> Effect | None:
-    """How much more a run scores than another on the same test examples; None where that cannot be said.
+    """How much more a run scores than another on the same test examples; None if they cannot be compared.
 
-    It cannot where they are not the same, and where an example's answer does not say how good it is: of a language
-    model, and without labels.
+    That is so if the test examples differ, for language models, and without labels: an answer is not right or wrong
+    then.
     """
     task, other = run.prepared.task, first.prepared.task
     same = (run.split, task.metric, run.labels.shape) == (first.split, other.metric, first.labels.shape)
@@ -149,7 +159,7 @@ def _shown(row: dict[str, Any], part: str) -> str:
 
 
 def _answers(model: Any, prepared: Prepared) -> tuple[np.ndarray, np.ndarray]:
-    """What a student says to the test split, and the labels."""
+    """A student's answers for the test split, and the labels."""
     task, rows = prepared.task, prepared.data["test"]
     if task.kind == "similarity":
         labels = prepared.raw["test"].with_format("numpy")[task.label][:]

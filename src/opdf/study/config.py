@@ -1,4 +1,4 @@
-"""What a study's file can say."""
+"""The options of a study's file."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ class StudyConfig:
 
     Args:
         common: what all runs share: a configuration of opdf distill.
-        tasks: by name, what is particular to a task (data, teacher, student): changes to `common`.
+        tasks: changes to `common` for each task (data, teacher, student), by name.
         train_sizes: numbers of training examples, each tried on every task; null leaves the tasks' own.
-        variants: by name, what is compared: changes to the task's configuration. The extra key as_long_as names another
-            variant: this one then takes as many steps as fit into that one's time.
+        variants: what is compared, by name: changes to the task's configuration. The extra key as_long_as names another
+            variant, and this one then takes as many steps as fit into the other's time.
         baseline: the variant that the others are compared with; the first when null.
         learning_rates: every variant is trained with each of them.
         seeds: of splits, initialisation and data order. Comparisons are paired by seed.

@@ -1,4 +1,4 @@
-"""The figures of a study's report, made of the content of results.json."""
+"""The figures of a study's report, drawn from results.json."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NAME = 24
 FEW = 15
 """Points of a line that are marked each."""
 LEAST = 0.05
-"""Of a score, shown at least on an axis: so that a tenth of a point does not look like much."""
+"""Least range of scores on an axis, so that a tenth of a point does not look like much."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Picture:
 
 
 def svg(figure: Figure) -> str:
-    """A figure as text: words stay words, and nothing in it changes from one day to another."""
+    """A figure as SVG text: words stay text, and the same figure gives the same file."""
     buffer = io.StringIO()
     with matplotlib.rc_context(STYLE):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
@@ -155,12 +155,12 @@ class Results:
         return float(np.mean(known)) if known else None
 
     def chance(self, setting: str) -> float | None:
-        """What the best constant answer scores on the test split; None in results that do not say."""
+        """The score of the best constant answer on the test split; None if the results do not have it."""
         found: float | None = self.content.get("chance", {}).get(setting)
         return found
 
     def way(self, run: Any) -> list[dict[str, float]]:
-        """Step, seconds of training and validation score of a run at its beginning, on its way and at its end."""
+        """Step, seconds of training and validation score of a run: before, during and after training."""
         if "scores" not in run.facts:
             return []
         end = {"step": run.facts["steps"], "seconds": run.seconds, "validation": run.validation}

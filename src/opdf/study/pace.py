@@ -15,7 +15,7 @@ STEPS = 25
 """Optimizer steps of a measurement."""
 
 Opened = Callable[[], AbstractContextManager[Trainer]]
-"""Makes a trainer that has not begun."""
+"""Makes a trainer before its training."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class Pace:
 
 
 def measured(trainings: Sequence[Opened]) -> list[Pace]:
-    """The paces of some trainings: each is begun twice for a few steps, in order and in reverse order.
+    """The paces of some trainings. Each is begun twice for a few steps, in order and in reverse order.
 
-    So what else the machine does, and a clock that slows down, meets all of them alike.
+    So other work on the machine, and a clock that slows down, affect all of them alike.
     """
     watches = [[] for _ in trainings]  # type: list[list[Watch]]
     order = range(len(trainings))

@@ -1,4 +1,4 @@
-"""What a study runs: every variant with every learning rate, on every setting and seed."""
+"""The runs of a study: every variant with every learning rate, on every setting and seed."""
 
 from __future__ import annotations
 

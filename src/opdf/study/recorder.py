@@ -1,4 +1,4 @@
-"""What is kept of a run beside its scores: time, losses, scores on the way, and how the cores' spectra move."""
+"""Records of a run beside its scores: time, losses, scores during training, and the cores' spectra."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from opdf.overparam import OverParameterization
 
 CURVE_POINTS, SPECTRUM_POINTS, SPECTRUM_STEPS = 40, 24, 5
 HALVINGS = 5
-"""Scores on the way are taken after 1/2, 1/4, ... of the steps, so often."""
+"""Number of scores during training: after 1/2, 1/4, ... of the steps."""
 
 
 class Recorder(TrainerCallback):
-    """Trains and keeps facts of it.
+    """Trains and records facts of the training.
 
     Args:
         trainer: of the run.
         spectra: also record the singular values of the first over-parameterized matrix's cores.
-        score: of a student. If it is given, the student is scored before its training and on its way.
+        score: scores a student. If given, the student is scored before and during its training.
 
     Attributes:
         seconds: of training, without what the recorder itself does.
@@ -44,7 +44,7 @@ class Recorder(TrainerCallback):
         """Train to the end.
 
         Raises:
-            TrainingDiverged: so it ended.
+            TrainingDiverged: the training diverged.
         """
         self._look(0)
         self._trainer.add_callback(self)
@@ -86,7 +86,7 @@ class Recorder(TrainerCallback):
 
     def _look(self, step: int) -> None:
         if self._score is not None:
-            with torch.random.fork_rng():  # the training goes on as if nobody had looked
+            with torch.random.fork_rng():  # the training goes on as without this
                 score = self._score(self._trainer.model)
             self._scores.append({"step": step, "seconds": round(self.seconds, 3), "validation": round(score, 5)})
 

@@ -18,13 +18,13 @@ from opdf.study.figures import Picture, Results, pictures, svg
 from opdf.study.results import DIVERGED, POOLED
 
 SIGNS = dict(zip("osD^vPX*<>", "●■◆▲▼✚✖★◀▶", strict=True)) | {"-": "━", "--": "╍", ":": "┈"}
-"""What stands for matplotlib's markers and lines in a legend of text."""
+"""Characters for matplotlib's markers and lines in a legend of text."""
 
 NAMED = 4
-"""So many are named one by one."""
+"""Up to this many are named one by one."""
 
 NEAR = 0.01
-"""Of a score: as good as the teacher, for the question how long that took."""
+"""Distance of a score that counts as near the teacher's."""
 
 
 def read_results(folder: Path) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def conclusions(results: dict[str, Any]) -> list[str]:
 
 
 def cautions(results: dict[str, Any]) -> list[str]:
-    """What to keep in mind with the conclusions: rates at the edge of the grid, diverged runs, chance."""
+    """Warnings about the conclusions: rates at the edge of the grid, diverged runs, chance."""
     grid = sorted(results["plan"]["rates"])
     chosen = [(f"{v} on {s}", rate) for s, rates in results["rates"].items() for v, rate in rates.items()]
     found = []

@@ -1,4 +1,4 @@
-"""From runs to conclusions: the content of a study's results.json, which reports are made of."""
+"""From runs to conclusions: the content of a study's results.json, which reports show."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Labels = Callable[[str, int], np.ndarray]
 POOLED = "all settings"
 
 DIVERGED = "diverged_in_step"
-"""Among the facts of a run that ended so."""
+"""A key in the facts of a run that diverged."""
 
 
 def conclude(
@@ -79,7 +79,7 @@ def conclude(
 def conclude_again(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The effects of a results.json by today's rule for intervals, from its scores alone.
 
-    What test examples add is taken from each effect's `example_error` and `shared_error`.
+    The share of test examples comes from each effect's `example_error` and `shared_error`.
     """
     baseline, seeds, rates = results["plan"]["baseline"], results["seeds"], results["rates"]
     test = {Cell(r["seed"], r["setting"], r["variant"], r["rate"]): r["test"] for r in results["runs"]}
@@ -104,7 +104,7 @@ def conclude_again(results: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def chance(metric: Metric, labels: np.ndarray) -> float:
-    """What the best constant answer scores; of values, which any constant is as good for, 0's."""
+    """The score of the best constant answer; for values, where any constant is as good, of 0."""
     answers = np.unique(labels) if np.issubdtype(labels.dtype, np.integer) else np.zeros(1)
     return max(metric(np.full(labels.shape, answer), labels) for answer in answers)
 

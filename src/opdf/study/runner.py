@@ -19,29 +19,34 @@ from filelock import FileLock
 
 from opdf.data import Prepared
 from opdf.distill import DistillationTrainer, TrainingDiverged
-from opdf.job.checks import check_fit
-from opdf.job.config import DistillConfig
-from opdf.job.job import Job
-from opdf.job.options import plain
-from opdf.job.output import write_json
-from opdf.job.prepared import prepare_data
-from opdf.job.probe import features, fit_probe
-from opdf.job.run import parameters, student_trainer
-from opdf.job.scoring import answers, evaluator, scores
-from opdf.job.teacher import ready_teacher
+from opdf.job import (
+    DistillConfig,
+    Job,
+    answers,
+    check_fit,
+    evaluator,
+    features,
+    fit_probe,
+    parameters,
+    prepare_data,
+    ready_teacher,
+    scores,
+    student_trainer,
+    write_json,
+)
 from opdf.study.pace import measured
 from opdf.study.plan import Cell
 from opdf.study.recorder import Recorder
 from opdf.study.results import DIVERGED
 from opdf.study.store import Outcome
-from opdf.study.study import Study, digest
+from opdf.study.study import Study
 
 JUDGED = ("validation", "test")
 """Splits of which a student's answers are kept."""
 
 
 class Runner:
-    """Trains the students of a study, one after the other; a teacher and what it says are made once for all.
+    """Trains the students of a study, one after the other; a teacher and its outputs are made once for all.
 
     Teachers and measured times are files in the study's folder, which several processes may share.
 
@@ -66,7 +71,7 @@ class Runner:
         return outcome
 
     def _trained(self, config: DistillConfig, taught: Taught, cell: Cell) -> Outcome:
-        """What a new student is worth after its training, and what that took."""
+        """A new student's scores after its training, and the facts of that."""
         prepared = taught.prepared
         facts: dict[str, Any] = {"teacher": taught.scores}
         if timed := self._timed(cell, taught):
@@ -85,7 +90,7 @@ class Runner:
             )
             try:
                 recorder.train()
-            except TrainingDiverged as stop:  # too high a rate is a result like others
+            except TrainingDiverged as stop:  # a rate that is too high is a result too
                 facts[DIVERGED] = stop.step
         said = {
             part: no_answers(prepared, part) if DIVERGED in facts else self._answers(trainer.model, prepared, part)
@@ -104,7 +109,7 @@ class Runner:
         with tempfile.TemporaryDirectory() as scratch:
             teacher = copy.deepcopy(taught.teacher)  # some methods train it
             job = Job(replace(config, output=scratch), teachers=taught.folder)
-            with FileLock(taught.folder / "lock"):  # what the teacher says is kept there, by one process
+            with FileLock(taught.folder / "lock"):  # one process writes the teacher's outputs there
                 trainer = student_trainer(job, taught.prepared, teacher, title)
             yield trainer
 
@@ -114,8 +119,7 @@ class Runner:
         if other is None:
             return None
         names = (cell.variant, other)
-        key = digest([plain(self.study.config(cell.setting, name)) for name in names])
-        file = self.study.folder / "times" / f"{key}.json"
+        file = self.study.folder / "times" / f"{self.study.time_key(cell.setting, names)}.json"
         file.parent.mkdir(exist_ok=True)
         with FileLock(file.with_suffix(".lock")):
             if not file.is_file():
@@ -144,7 +148,7 @@ class Runner:
 
     def _taught(self, config: DistillConfig) -> Taught:
         """Data and teacher of a run, shared with all that agree in these; a teacher is trained by one process."""
-        key = digest([plain(config.data), plain(config.teacher)])
+        key = self.study.teacher_key(config)
         if self._ready is None or self._ready[0] != key:
             folder = self.study.folder / "teachers" / key
             folder.mkdir(parents=True, exist_ok=True)
@@ -179,8 +183,8 @@ class Taught:
 
 
 def no_answers(prepared: Prepared, part: str) -> np.ndarray:
-    """What a diverged student is taken to answer: class 0 or the value 0 to everything.
+    """The answers that count for a diverged student: class 0 or the value 0 for everything.
 
-    Its own outputs are NaN, which no probe can be fitted to and no value be correlated with.
+    Its own outputs are NaN, to which no probe can be fitted and which have no correlation.
     """
     return np.zeros(len(prepared.data[part]), int)

@@ -1,4 +1,4 @@
-"""What a study's runs say: rates chosen on validation, differences paired by seed, intervals, verdicts in words."""
+"""Statistics of a study: rates chosen on validation, differences paired by seed, intervals, verdicts in words."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from scipy.special import ndtri, stdtrit
 from opdf.study.plan import Cell, Plan
 
 GROUPS = 100
-"""Test examples are left out in so many groups at most: scores of some metrics take milliseconds."""
+"""Most groups of test examples that are left out in turn, because some metrics take milliseconds."""
 
 NARROWEST = 0.6
-"""Of the interval that test examples alone give: an interval is at least so wide. Few seeds can agree by chance, and
-few examples make it likely. Where examples are all that seeds differ by, it raises the coverage to 97 % at most."""
+"""Least width of an interval, as a share of the one that test examples alone give. Few seeds can agree by chance, more
+so with few examples. If seeds differ only by their examples, this raises the coverage to 97 % at most."""
 
 Metric = Callable[[np.ndarray, np.ndarray], float]
 """Predictions and labels to a score, higher is better."""
@@ -29,8 +29,8 @@ class Effect:
         mean: of the differences, over seeds (and settings, if pooled), in the metric's unit.
         low, high: 95 % interval, see `effect`; with one seed of its test examples alone.
         seeds: how many it rests on, on every setting.
-        example_error: the mean's standard error from the choice of test examples, were these seeds all there are.
-        shared_error: the part of it that more seeds would not lower, since they are tested on the same examples.
+        example_error: the mean's standard error from the choice of test examples, for these seeds.
+        shared_error: the part of it that more seeds would not lower, because they share their test examples.
     """
 
     mean: float
@@ -46,9 +46,9 @@ class Effect:
         points, half = 100 * self.mean, 50 * (self.high - self.low)
         if np.isnan(half):
             return "no verdict: the metric is not defined on these answers"
-        if self.seeds == 1:  # which says nothing of others
+        if self.seeds == 1:  # others may differ by any amount
             return f"no verdict from one seed ({points:+.1f} ± {half:.1f} by its test examples)"
-        if self.seeds == 2:  # how far they are apart is mostly chance, and with it the interval
+        if self.seeds == 2:  # their distance, and so the interval, is mostly chance
             return f"no verdict from two seeds ({points:+.1f} ± {half:.1f})"
         size = f"{abs(points):.1f} ± {half:.1f}"
         if self.low > 0:
@@ -117,10 +117,10 @@ def effect(settings: Sequence[Differences]) -> Effect:
     factor is `z + (t - z) (A / (A + B))^1.5`, with which intervals cover 94 to 96 % for any A and B. They are never
     narrower than `NARROWEST` of the interval that test examples alone give, which is all that one seed has.
 
-    It is an interval for these settings: how others would differ from them, it does not say.
+    It is an interval for these settings. It does not say how other settings would differ.
 
     Raises:
-        ValueError: the settings have not the same number of seeds.
+        ValueError: the settings differ in their number of seeds.
     """
     counts = {s.seeds for s in settings}
     if len(counts) > 1:

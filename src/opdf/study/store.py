@@ -16,7 +16,7 @@ from opdf.files import replacing
 from opdf.study.plan import Cell
 
 PAUSE = 2.0
-"""Seconds between two looks at runs that other processes are at."""
+"""Seconds between two looks at the runs of other processes."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ class Outcome:
 
 
 class Store:
-    """A folder with up to three files a run: KEY.json, its outcome; KEY.claim, locked by the process that is at it;
-    KEY.failed, the traceback of the error that it ended in.
+    """A folder with up to three files a run: KEY.json, its outcome; KEY.claim, locked by the process that makes it;
+    KEY.failed, the traceback of the error that ended it.
 
     A key stands for all that determines a run. So names, their order, and what else the study holds can change without
-    touching runs that are done; a run whose configuration changes is a new one. The lock of a process that has ended,
-    however it ended, is free at once.
+    touching runs that are done. A run whose configuration changes is a new one. The lock of a process is free when it
+    has ended, however it ended.
 
     Args:
         folder: of the files; made when the first run begins.
@@ -89,10 +89,10 @@ class Store:
         self.folder.mkdir(parents=True, exist_ok=True)
         while wanted := [cell for cell in self.keys if not self._settled(cell)]:
             if not any(self._tried(cell, run) for cell in wanted):
-                time.sleep(PAUSE)  # others are at them, and may be killed
+                time.sleep(PAUSE)  # others are making them, and may be killed
 
     def _tried(self, cell: Cell, run: Callable[[Cell], Outcome]) -> bool:
-        """Whether it is done or has failed now, by this process or another; False while another is at it."""
+        """Whether the run is done or has failed, by this process or another; False while another makes it."""
         try:
             claim = FileLock(self._path(cell, "claim")).acquire(blocking=False)
         except Timeout:

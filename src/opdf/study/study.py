@@ -1,24 +1,30 @@
-"""A study's configuration, resolved: what each of its runs is, and what they come to."""
+"""A study's configuration, resolved: each of its runs, and their results."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from opdf.data import Task
-from opdf.job.checks import check_models, check_task
-from opdf.job.config import DistillConfig
-from opdf.job.errors import UserError
-from opdf.job.job import Job
-from opdf.job.options import fill, merged, plain
-from opdf.job.prepared import load
-from opdf.job.run import versions
-from opdf.job.teacher import load_teacher
+from opdf.data import Task, located
+from opdf.job import (
+    DistillConfig,
+    Job,
+    UserError,
+    check_models,
+    check_task,
+    file_digests,
+    fill,
+    load,
+    load_teacher,
+    merged,
+    plain,
+    versions,
+)
 from opdf.study.config import StudyConfig
 from opdf.study.plan import Cell, Plan
 from opdf.study.results import conclude
@@ -44,7 +50,7 @@ class Study:
         folder: its output folder.
 
     Raises:
-        UserError: something in the configuration is unknown or cannot be.
+        UserError: something in the configuration is unknown or wrong.
         ValueError: its lists are empty or repeat themselves, see `Plan`.
     """
 
@@ -63,6 +69,7 @@ class Study:
             config.baseline or next(iter(self._variants)),
         )  # fmt: skip
         self.loaded = lru_cache(self._load)
+        self._read = lru_cache(lambda setting, variant: files_of(self.config(setting, variant)))
         for variant in self.plan.variants:
             self._check_time(variant)
             for setting in self.plan.settings:
@@ -124,7 +131,7 @@ class Study:
         return load(replace(self.config(setting, self.plan.baseline).data, seed=seed))
 
     def _given(self, setting: str, variant: str) -> dict[str, Any]:
-        """A run's configuration as far as the file says it: with other defaults it stays the same run."""
+        """A run's configuration as the file has it, without defaults: when these change, it stays the same run."""
         given = merged(self._settings[setting], self._variants[variant])
         for key in OURS:
             if key in given:
@@ -134,10 +141,19 @@ class Study:
 
     def _key(self, cell: Cell) -> str:
         """A name for all that determines a run, and nothing else."""
-        given = [self._given(cell.setting, cell.variant)]
-        if (other := self.as_long_as(cell.variant)) is not None:
-            given.append(self._given(cell.setting, other))
-        return digest([given, cell.rate, cell.seed, self.options.probe, self.options.curve])
+        names = [cell.variant, *([other] if (other := self.as_long_as(cell.variant)) is not None else [])]
+        given = [self._given(cell.setting, name) for name in names]
+        files = [content for name in names for content in self._read(cell.setting, name)]
+        return digest([given, cell.rate, cell.seed, self.options.probe, self.options.curve, *files])
+
+    def time_key(self, setting: str, variants: Sequence[str]) -> str:
+        """A name for what determines how long steps of some variants take."""
+        configs = [self.config(setting, name) for name in variants]
+        return digest([*map(plain, configs), *(content for config in configs for content in files_of(config))])
+
+    def teacher_key(self, config: DistillConfig) -> str:
+        """A name for what determines the data and the teacher of a run."""
+        return digest([plain(config.data), plain(config.teacher), *files_of(config)])
 
     def _check_time(self, variant: str) -> None:
         other, where = self.as_long_as(variant), f"variant {variant!r}: as_long_as"
@@ -149,6 +165,25 @@ class Study:
         for key in ("max_steps", "num_train_epochs"):
             if key in (self._variants[variant].get("training") or {}):
                 raise UserError(f"{where} sets the number of steps; remove training.{key}")
+
+
+def files_of(config: DistillConfig) -> list[dict[str, str]]:
+    """Digests of the files of this machine that a run reads, a mapping for each path; embedded ones have none.
+
+    When one changes, so do the runs. Of folders of data it is the names and sizes of what they hold.
+    """
+    data = [
+        Path(located(n)) for n in (config.data.name, config.data.validation, config.data.test) if isinstance(n, str)
+    ]
+    models = [Path(name) for name in (config.teacher.model, config.student.model) if name and name != "minilm"]
+    found = [file_digests(path) for path in models if path.is_dir()]
+    for path in data:
+        if path.is_file():
+            found.append({path.name: hashlib.sha256(path.read_bytes()).hexdigest()})
+        elif path.is_dir():
+            inside = sorted(child for child in path.rglob("*") if child.is_file())
+            found.append({str(child.relative_to(path)): str(child.stat().st_size) for child in inside})
+    return found
 
 
 def digest(content: Any) -> str:

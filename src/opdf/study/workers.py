@@ -13,16 +13,14 @@ from typing import Any
 
 import torch
 
-from opdf.job.errors import UserError
-from opdf.job.options import write_yaml
-from opdf.job.output import write_json
-from opdf.job.progress import counting, quiet
+from opdf.files import check_writable
+from opdf.job import UserError, counting, quiet, write_json, write_yaml
 from opdf.study.config import StudyConfig
 from opdf.study.runner import Runner
 from opdf.study.study import Study
 
 LOOK = 2.0
-"""Seconds between two looks at what is done."""
+"""Seconds between two looks at the runs."""
 
 
 def sweep(config: StudyConfig) -> dict[str, Any]:
@@ -34,7 +32,7 @@ def sweep(config: StudyConfig) -> dict[str, Any]:
         What results.json holds, see `conclude`.
 
     Raises:
-        UserError: something in the configuration cannot be, or runs ended in an error.
+        UserError: something in the configuration is wrong, or runs ended in an error.
         FileExistsError: the output folder holds something else.
         FileNotFoundError: data or a model does not exist.
     """
@@ -43,6 +41,7 @@ def sweep(config: StudyConfig) -> dict[str, Any]:
         folder = study.folder
         if folder.exists() and any(folder.iterdir()) and not (folder / "study.yaml").is_file():
             raise FileExistsError(f"output {folder} was not written by opdf sweep; choose another folder")
+        check_writable(folder)
         study.check()
         folder.mkdir(parents=True, exist_ok=True)
         write_yaml(config, folder / "study.yaml")
@@ -58,7 +57,7 @@ def _run_workers(study: Study) -> None:
     """Start the processes and show how far the study is until all have ended."""
     total, store = len(study.store.keys), study.store
     context = multiprocessing.get_context("spawn")
-    # Not as daemons: those may have no processes of their own, which dataloader_num_workers asks for.
+    # Not as daemons, which may not start the processes that dataloader_num_workers asks for.
     workers = [
         context.Process(target=_worker, args=(study.options, number), daemon=False)
         for number in range(study.options.workers)
@@ -94,14 +93,14 @@ def _worker(config: StudyConfig, number: int) -> None:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         torch.set_num_threads(max(1, torch.get_num_threads() // config.workers))  # OMP_NUM_THREADS counts
-        gc.freeze()  # what is imported stays, and a collection after every run need not look through it
+        gc.freeze()  # collections after a run need not look through what was imported
         with quiet():
             study = Study(config)
             study.store.work(Runner(study).run)
 
 
 def _end_with_parent() -> None:
-    """End this process when the one that started it is gone, however that ended: others then take its run."""
+    """End this process when the one that started it is gone, so that others can take its run."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -109,7 +108,7 @@ def _end_with_parent() -> None:
 
 
 def _end(*_: Any) -> None:
-    """End this process and those that load its data, of which one that is about to start would stay forever."""
+    """End this process and those that load its data: one that is just starting would stay forever."""
     for loader in multiprocessing.active_children():
         loader.kill()
     os._exit(1)

@@ -21,7 +21,7 @@ from transformers import (
 
 from opdf import DistillationArguments, DistillationTrainer, OverParamConfig
 from opdf.data import load_data, minilm
-from opdf.distill import EmbeddingDistillation, keep_layers
+from opdf.distill import EmbeddingDistillation, keep_layers, mean_pooled, shrink, shrink_report
 from opdf.job.scoring import embedder, pair_cosines
 
 
@@ -68,7 +68,8 @@ def test_nothing_to_learn_from_oneself() -> None:
         (lambda: EmbeddingDistillation(cosine_weight=-1), "cosine_weight is -1"),
         (lambda: EmbeddingDistillation(cosine_weight=0), "both 0"),
         (lambda: EmbeddingDistillation().prepare(bert(), None), "needs a teacher"),
-        (lambda: EmbeddingDistillation().prepare(bert(4), bert(8)), "width 4 and the teacher's 8"),
+        (lambda: EmbeddingDistillation().prepare(bert(4), bert(8)), "width 4 and the teacher's 8, .* with shrink"),
+        (lambda: EmbeddingDistillation().prepare(narrow(bert(8)), bert(6)), "width 4 and the teacher's 6, .* with shr"),
         (
             lambda: EmbeddingDistillation().prepare(BertForSequenceClassification(bert().config), bert()),
             "student is a Bert",
@@ -78,6 +79,61 @@ def test_nothing_to_learn_from_oneself() -> None:
 def test_misfits(call: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def examples(count: int = 64) -> dict[str, Tensor]:
+    ids = torch.randint(1, 30, (count, 6), generator=torch.Generator().manual_seed(0))
+    mask = (torch.arange(6) < 6 - torch.arange(count)[:, None] % 3).long()
+    return {"input_ids": ids * mask, "attention_mask": mask}
+
+
+def narrow(teacher: BertModel) -> Any:
+    return shrink(teacher, [examples()], hidden_size=4)
+
+
+def test_a_narrower_student_learns_the_projected_embeddings() -> None:
+    teacher, data = bert(), batch()
+    student = narrow(teacher)
+    objective = EmbeddingDistillation(mse_weight=2.0)
+    objective.prepare(student, teacher)
+    found = objective.losses(student, teacher, data, objective.count_items(student, data))
+    projection = shrink_report(student).projection.double()
+    total = torch.zeros((), dtype=torch.float64)
+    for ids, mask in zip(data["input_ids"], data["attention_mask"], strict=True):
+        words = ids[mask == 1][None]
+        ours, theirs = (m(input_ids=words).last_hidden_state[0].double().mean(0).detach() for m in (student, teacher))
+        goal = theirs @ projection
+        total += (1 - ours @ goal / ours.norm() / goal.norm() + 2 * (ours - goal).square().mean()) / 3
+    torch.testing.assert_close(found.total.double(), total, rtol=1e-5, atol=1e-6)
+    started = 1 - F.cosine_similarity(*(mean_pooled(m(**examples()).last_hidden_state) @ p for m, p in (
+        (student, torch.eye(4)), (teacher, projection.float())
+    )))  # fmt: skip
+    assert started.mean() < 0.2  # an untrained student's is about 1
+
+
+def test_a_resumed_run_has_the_projection_of_its_checkpoint(tmp_path: Path) -> None:
+    rows = Dataset.from_dict({k: v.tolist() for k, v in examples(24).items()})
+
+    def trainer(folder: str, **options: Any) -> DistillationTrainer:
+        arguments = DistillationArguments(
+            str(tmp_path / folder), max_steps=4, per_device_train_batch_size=8, learning_rate=1e-3, save_steps=2,
+            disable_tqdm=True, use_cpu=True, dataloader_pin_memory=False, report_to="none",
+        )  # fmt: skip
+        teacher = bert()
+        return DistillationTrainer(
+            narrow(teacher), arguments, teacher=teacher, objective="embedding", train_dataset=rows,
+            overparam={"ones": 1}, constraint={"weight": 0.1}, **options,
+        )  # fmt: skip
+
+    whole = trainer("out")
+    whole.train()
+    (projection,) = whole.method.tensors().values()
+    resumed = trainer("out")
+    resumed.method.tensors()["projection"].mul_(2)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
+    torch.testing.assert_close(resumed.method.tensors()["projection"], projection, rtol=0, atol=0)
+    for ours, theirs in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 
 @pytest.mark.slow

@@ -110,5 +110,5 @@ def test_bad_arguments(options: dict[str, Any], message: str) -> None:
 def test_models_without_one_list_of_hidden_states_are_refused() -> None:
     config = T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=2, num_heads=2, decoder_start_token_id=0)
     model = T5ForConditionalGeneration(config)
-    with pytest.raises(ValueError, match="the student has not one list of hidden states"):
+    with pytest.raises(ValueError, match="the student does not have one list of hidden states"):
         HiddenDistillation().prepare(keep_layers(model, 1), model)

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.spatial.distance import jensenshannon
+from scipy.special import expit, rel_entr, softmax
 from torch import nn
 from transformers import (
+    BartConfig,
+    BartForSequenceClassification,
     BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
@@ -22,7 +27,7 @@ from transformers import (
 )
 
 from opdf.distill import LogitsDistillation
-from opdf.distill.losses import soft_binary_loss, soft_loss, squared_loss
+from opdf.distill.losses import DIVERGENCES, soft_binary_loss, soft_loss, squared_loss
 from opdf.distill.models import check_same_outputs
 
 
@@ -39,9 +44,52 @@ def test_soft_loss_is_torchs_divergence(temperature: float) -> None:
     torch.testing.assert_close(soft_loss(student, teacher, temperature) / 6, expected * temperature**2)
 
 
+def of_scipy(name: str, student: np.ndarray, teacher: np.ndarray) -> float:
+    """Of probabilities `[items, classes]`, summed."""
+    if name == "js":
+        return float(sum(jensenshannon(p, q) ** 2 for p, q in zip(teacher, student, strict=True)))
+    first, second = (teacher, student) if name == "forward" else (student, teacher)
+    return float(rel_entr(first, second).sum())
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+@pytest.mark.parametrize("temperature", [0.5, 3.0])
+def test_divergences_are_scipys(name: str, temperature: float) -> None:
+    student, teacher = logits(0), logits(1)
+    ours, theirs = (softmax(x.numpy() / temperature, -1) for x in (student, teacher))
+    expected = of_scipy(name, ours, theirs) * temperature**2
+    assert float(DIVERGENCES[name](student, teacher, temperature)) == pytest.approx(expected, rel=1e-12)
+    # Several labels at once are that many choices of two.
+    ours, theirs = (
+        np.stack([p, 1 - p], -1).reshape(-1, 2) for p in (expit(x.numpy() / temperature) for x in (student, teacher))
+    )
+    expected = of_scipy(name, ours, theirs) * temperature**2 / 5
+    found = soft_binary_loss(student, teacher, temperature, DIVERGENCES[name])
+    assert float(found) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_gradients_of_divergences(name: str) -> None:
+    student, teacher = logits(0).requires_grad_(), logits(1)
+    assert torch.autograd.gradcheck(lambda x: DIVERGENCES[name](x, teacher, 2.0), student)
+
+
+def test_the_divergence_is_an_option_of_logits() -> None:
+    batch = {"input_ids": torch.arange(16).reshape(4, 4), "labels": torch.tensor([0, 1, 1, 0])}
+    student, teacher = bert(), bert(initializer_range=1.0).eval()
+    losses = [LogitsDistillation(divergence=d).losses(student, teacher, batch, torch.tensor(4)) for d in DIVERGENCES]
+    found = [float(each.parts["distillation"]) for each in losses]
+    ours, theirs = (softmax(m(batch["input_ids"]).logits.detach().numpy() / 2, -1) for m in (student, teacher))
+    assert found == pytest.approx([of_scipy(name, ours, theirs) for name in DIVERGENCES], rel=1e-4)
+    with pytest.raises(ValueError, match="divergence is 'backward'; expected one of forward, reverse, js"):
+        LogitsDistillation(divergence="backward")
+    with pytest.raises(ValueError, match="divergence is 'js' and a regression has no distributions; leave it out"):
+        LogitsDistillation(divergence="js").prepare(*(bert(num_labels=1, problem_type="regression") for _ in range(2)))
+
+
 def test_nothing_to_learn_from_an_equal_teacher() -> None:
     student = logits(0).requires_grad_()
-    for loss in (soft_loss, soft_binary_loss):
+    for loss in (*DIVERGENCES.values(), soft_binary_loss):
         value = loss(student, student.detach(), 2.0)
         assert float(value) == pytest.approx(0, abs=1e-12)
         (gradient,) = torch.autograd.grad(value, student)
@@ -200,6 +248,25 @@ def test_decoders_that_look_for_other_padding_are_refused() -> None:
         check_same_outputs(*t5)
 
 
+def bart(end: int) -> BartForSequenceClassification:
+    torch.manual_seed(0)
+    sizes = {f"{side}_{what}": size for side in ("encoder", "decoder")
+             for what, size in (("layers", 1), ("attention_heads", 1), ("ffn_dim", 8))}  # fmt: skip
+    config = BartConfig(vocab_size=20, d_model=8, max_position_embeddings=8, eos_token_id=end, init_std=0.5, **sizes)
+    return BartForSequenceClassification(config).eval()
+
+
+def test_classifiers_that_look_for_another_end_are_refused() -> None:
+    ids = torch.tensor([[3, 7, 5, 2], [3, 4, 7, 2]])
+    answers = [bart(end)(input_ids=ids).logits for end in (2, 7)]
+    assert not torch.allclose(*answers)
+    with pytest.raises(ValueError, match="the student's eos_token_id is 2 and the teacher's 7"):
+        check_same_outputs(bart(2), bart(7))
+    check_same_outputs(bart(2), bart(2))
+    ends = [GPT2LMHeadModel(GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=1, eos_token_id=k)) for k in (2, 7)]
+    check_same_outputs(*ends)  # who writes ends there, and reads none
+
+
 def test_one_label_and_several_are_not_the_same() -> None:
     kinds = [bert(num_labels=3, problem_type=f"{kind}_label_classification") for kind in ("single", "multi")]
     with pytest.raises(ValueError, match="problem_type is 'single_label_classification' and the teacher's 'multi_"):
@@ -222,6 +289,48 @@ def test_with_alpha_zero_examples_without_a_label_are_passed_over_as_transformer
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
     else:
         assert not ours.any()
+
+
+@pytest.mark.parametrize("labels", [torch.tensor([0, 1, -100, 1]), torch.tensor([1, 1, 0, 0])])
+def test_class_weights_are_torchs_and_a_mean_over_the_labelled_examples(labels: torch.Tensor) -> None:
+    """Loss and gradient, with another split into micro-batches, too; a weight of 2 counts an example twice."""
+    weights = [2.0, 0.5]
+    student, objective = bert(), LogitsDistillation(alpha=0, class_weights=weights)
+    objective.prepare(student, None)
+    batch = {"input_ids": torch.arange(12).reshape(4, 3), "labels": labels}
+    items = objective.count_items(student, batch)
+    loss = sum(
+        objective.losses(student, None, {k: v[rows] for k, v in batch.items()}, items).total
+        for rows in (slice(0, 1), slice(1, 4))
+    )
+    out = student(input_ids=batch["input_ids"]).logits.double()
+    each = -out.log_softmax(-1)[torch.arange(4), labels.clamp(min=0)]
+    own = torch.tensor(weights, dtype=torch.float64)[labels.clamp(min=0)] * (labels >= 0)
+    expected = (own * each).sum() / (labels >= 0).sum()
+    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+    parameters = list(student.parameters())
+    for ours, theirs in zip(
+        torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=True),
+        torch.autograd.grad(expected, parameters, allow_unused=True),
+        strict=True,
+    ):
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "labels", "message"),
+    [
+        ({"class_weights": [1.0, 2.0, 3.0], "alpha": 0.5}, 2, "class_weights has 3 numbers and the student 2 classes"),
+        ({"class_weights": [1.0], "alpha": 0.5}, 1, "are for one class an example or word; leave them out"),
+        ({"class_weights": [1.0, 2.0], "alpha": 1.0}, 2, "which alpha=1 does not use"),
+    ],
+)
+def test_class_weights_that_mean_nothing(options: dict[str, object], labels: int, message: str) -> None:
+    student = bert(num_labels=labels)
+    with pytest.raises(ValueError, match=message):
+        LogitsDistillation(**options).prepare(student, student)  # type: ignore[arg-type]
 
 
 def test_a_regression_has_no_missing_labels() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,17 +11,32 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 from tests.spoil import Spoiling, spoilings
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import ViTConfig, ViTForImageClassification, default_data_collator
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    ViTConfig,
+    ViTForImageClassification,
+    default_data_collator,
+)
 
-from opdf.data import ImageNoise
-from opdf.distill import DistillationArguments, DistillationTrainer, LogitsDistillation, SparseLogitsDistillation
-from opdf.distill import store as module
+from opdf.data import ImageNoise, Prepared, encode, load_data
+from opdf.distill import (
+    DistillationArguments,
+    DistillationTrainer,
+    LogitsDistillation,
+    SparseLogitsDistillation,
+    chunks,
+    store as module,
+)
 from opdf.distill.methods.sparse_logits import soft_labels
 from opdf.distill.outputs import fingerprint, weights_digest
 from opdf.distill.store import LogitsStore, StoredDataset, StoreInfo
@@ -40,7 +56,7 @@ def logits_of(epoch: int, rows: range, classes: int = 6) -> Tensor:
 def filled(folder: Path, info: StoreInfo = INFO) -> LogitsStore:
     store = LogitsStore.create(folder, info)
     for epoch, shard, rows in store.missing():
-        store.write(epoch, shard, store.seeds(epoch, rows), logits_of(epoch, rows, info.classes))
+        store.write(epoch, shard, store.seeds(epoch, rows), [store.kept(logits_of(epoch, rows, info.classes))])
     return store
 
 
@@ -84,13 +100,13 @@ def test_an_interrupted_writer_goes_on(tmp_path: Path, monkeypatch: pytest.Monke
     todo = list(store.missing())
     assert len(todo) == 6
     epoch, shard, rows = todo[0]
-    store.write(epoch, shard, store.seeds(epoch, rows), logits_of(epoch, rows))
+    store.write(epoch, shard, store.seeds(epoch, rows), [store.kept(logits_of(epoch, rows))])
 
     def killed(tensors: Any, path: Path, metadata: Any) -> None:
         Path(path).write_bytes(b"half a shard")
         raise KeyboardInterrupt
 
-    second = *todo[1][:2], store.seeds(0, todo[1][2]), logits_of(0, todo[1][2])
+    second = *todo[1][:2], store.seeds(0, todo[1][2]), [store.kept(logits_of(0, todo[1][2]))]
     with monkeypatch.context() as patched:
         patched.setattr(module, "save_file", killed)
         with pytest.raises(KeyboardInterrupt):
@@ -202,7 +218,7 @@ def teacher_store(folder: Path, teacher: ViTForImageClassification, top_k: int =
             for row, s in zip(rows, seeds, strict=True)
         ]
         with torch.no_grad():
-            store.write(epoch, shard, seeds, teacher(pixel_values=torch.stack(seen)).logits)
+            store.write(epoch, shard, seeds, [store.kept(teacher(pixel_values=torch.stack(seen)).logits)])
     return store
 
 
@@ -341,5 +357,80 @@ def test_a_store_that_was_written_anew_is_read_anew(tmp_path: Path) -> None:
         store = LogitsStore.create(tmp_path / "store", info)
         for epoch, shard, rows in store.missing():
             logits = torch.full((len(rows), store.info.classes), value)
-            store.write(epoch, shard, store.seeds(epoch, rows), logits)
+            store.write(epoch, shard, store.seeds(epoch, rows), [store.kept(logits)])
         assert float(store.read(0, 0)["logits"][0]) == value
+
+
+@pytest.fixture(scope="module")
+def language(tmp_path_factory: pytest.TempPathFactory) -> tuple[Prepared, LlamaForCausalLM]:
+    """Texts of several lengths, padded on the left, and a teacher of them."""
+    file = tmp_path_factory.mktemp("texts") / "texts.jsonl"
+    texts = [" ".join(f"w{(k * j) % 20}" for j in range(2 + k % 4)) for k in range(40)]
+    file.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    words = {word: k for k, word in enumerate(["[PAD]", "[UNK]", *(f"w{k}" for k in range(20))])}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    processor = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", padding_side="left"
+    )
+    raw, task = load_data(str(file), task="causal-lm")
+    data, collator = encode(raw, task, processor, max_length=8, pack=False)
+    return Prepared(raw, data, task, processor, collator), llama(0)
+
+
+def llama(seed: int) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = LlamaConfig(vocab_size=22, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8,
+                         initializer_range=0.5, pad_token_id=0)  # fmt: skip
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("chunk", [2**24, 50])
+def test_stored_tokens_teach_what_a_live_teacher_does(
+    tmp_path: Path, language: tuple[Prepared, LlamaForCausalLM], chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With all classes stored, in several shards; whole and in chunks."""
+    monkeypatch.setattr(module, "SHARD_TOKENS", 40)
+    monkeypatch.setattr(chunks, "CHUNK", chunk)
+    prepared, teacher = language
+    student, given = llama(1), prepared.data["train"]
+    rows = SparseLogitsDistillation(top_k=22).prepare_data(prepared, teacher, tmp_path)
+    assert rows.store.info.tokens == sum(len(ids) for ids in given["input_ids"])
+    assert rows.store.info.shards > 2
+    batch = prepared.collator([rows[k] for k in range(len(given))])
+    live = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+    objective = SparseLogitsDistillation(top_k=22, alpha=0.7)
+    items = objective.count_items(student, batch)
+    found = objective.losses(student, None, batch, items)
+    expected = LogitsDistillation(1.0, 0.7).losses(student, teacher, live, items)
+    kept = live["labels"][:, 1:] != -100
+    target = teacher(**live).logits[:, :-1][kept].softmax(-1)
+    entropy = -(target * target.log()).sum() / items[0]
+    torch.testing.assert_close(found.total, (expected.total + 0.7 * entropy).detach(), atol=2e-3, rtol=1e-3,
+                               check_stride=False)  # fmt: skip
+    gradients = [torch.autograd.grad(loss.total, list(student.parameters())) for loss in (found, expected)]
+    torch.testing.assert_close(*gradients, atol=2e-3, rtol=2e-2)
+
+
+def test_the_rest_of_a_tokens_probability_is_spread_evenly(
+    tmp_path: Path, language: tuple[Prepared, LlamaForCausalLM]
+) -> None:
+    prepared, teacher = language
+    rows = SparseLogitsDistillation(top_k=3).prepare_data(prepared, teacher, tmp_path)
+    batch, student = prepared.collator([rows[k] for k in range(4)]), llama(1)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    total, count = 0.0, 0
+    ours, theirs = (model(**inputs).logits.double() for model in (student, teacher))
+    for example in range(4):
+        for place in range(batch["labels"].shape[1] - 1):
+            if batch["labels"][example, place + 1] == -100:
+                continue
+            p, q = theirs[example, place].softmax(-1), ours[example, place].log_softmax(-1)
+            likely = p.topk(3).indices.tolist()
+            rest = (1 - sum(float(p[k]) for k in likely)) / 19
+            total -= sum(float((p[k] if k in likely else rest) * q[k]) for k in range(22))
+            count += 1
+    objective = SparseLogitsDistillation(top_k=3)
+    assert float(objective.losses(student, None, batch, torch.tensor(count)).total) == pytest.approx(
+        total / count, 1e-3
+    )

@@ -174,7 +174,7 @@ def test_misfits() -> None:
 
 
 def test_decoders_run_without_a_cache() -> None:
-    """Teacher blocks carry the numbers of their own places, which a cache of the student's depth has not."""
+    """Teacher blocks carry the numbers of their own places, which a cache of the student's depth does not have."""
     config = GPT2Config(vocab_size=20, n_embd=8, n_layer=4, n_head=1, n_positions=8, bos_token_id=0, eos_token_id=0)
     teacher = GPT2LMHeadModel(config).eval().requires_grad_(False)
     objective, student = Theseus(), keep_layers(teacher, 2).eval()

@@ -28,16 +28,17 @@ if TYPE_CHECKING:
     from transformers import Trainer, TrainingArguments
 
 EPSILON = 1e-12
-"""Smallest norm that is divided by: a saturated example has no attribution at all."""
+"""Smallest norm to divide by, because a saturated example has no attribution at all."""
 
 
 class AttributionDistillation(TaskAndLogits):
     """(1 - alpha) task + alpha soft cross-entropy + attribution_weight * distance of the normalised token maps.
 
-    Two classes have one view (the gold label's; the other's map is the same), more have one view each, summed; a
-    regression's view is its squared error. The distance is, per example, the squared difference over the number of
-    tokens that the teacher's map is not zero on, averaged over examples. The teacher is fixed, so its logits and maps
-    are kept by example and computed once.
+    A view is what tokens are important for. Of two classes only the gold label is one, because the other's map is the
+    same. Of more classes each is one, and their distances are summed. A regression's view is its squared error.
+
+    The distance of an example is the squared difference of the maps over the number of tokens where the teacher's map
+    is not zero. It is averaged over examples. The teacher is fixed, so its logits and maps are computed once.
 
     Args:
         temperature: T of the soft cross-entropy, which has no factor T^2 here; a regression divides both by T.
@@ -118,7 +119,7 @@ class AttributionDistillation(TaskAndLogits):
                 self._known[key] = logits[row].detach().cpu(), maps[:, row].detach().cpu()
         known = [self._known[key] for key in keys]
         device, tokens = batch["labels"].device, _tokens(batch)
-        # A known map may have been made beside other padding.
+        # A known map may have been made with other padding.
         padded = [F.pad(maps[:, :tokens], (0, tokens - maps[:, :tokens].shape[1])) for _, maps in known]
         return torch.stack([logits for logits, _ in known]).to(device), torch.stack(padded, 1).to(device)
 
@@ -185,7 +186,7 @@ def map_distance(ours: Tensor, theirs: Tensor) -> Tensor:
 
 
 def _views(model: nn.Module, logits: Tensor, labels: Tensor) -> list[Tensor]:
-    """Scalars, each a sum over examples, so that one gradient holds every example's own."""
+    """A scalar for each view: a sum over examples, so that one gradient holds those of all examples."""
     kind = kind_of(model, logits, labels)
     if kind not in ("classes", "regression"):
         raise ValueError(f"AD-KD is for one class or value an example, and the model's outputs are {kind}")

@@ -1,16 +1,17 @@
 """DBKD, decision-based distillation (arXiv 2306.08909): the teacher is a black box that says a class and nothing else.
 
-It is asked about noisy copies of every training example. Were its decision the arg-max of logits z plus independent
-standard normal noise, class c would come out with probability
+It is asked about noisy copies of every training example. If its decision is the arg-max of logits z plus independent
+standard normal noise, it chooses class c with probability
 
     P_c(z) = integral phi(u) prod_{j != c} Phi(u + z_c - z_j) du
 
-The z for which P(z) is what was counted are the soft targets of an ordinary logits distillation.
+The z whose P(z) equals the counted shares are the soft targets of an ordinary logits distillation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,9 @@ from opdf.mpo import Progress
 SOLVERS = ("root", "iterate")
 ROUNDS, TOLERANCE = 20, 1e-3
 """When the released code's iteration stops. For counts of zero the cut-off is what keeps its logits finite."""
+
+LEAST = 0.6
+"""Of a unanimous teacher's targets, what its class has at least, see `scale_for`."""
 
 NODES = 80
 """Gauss-Hermite nodes; 64 and 80 agree to 1e-8 for logits within 3 of each other."""
@@ -49,7 +53,8 @@ class DecisionDistillation(Objective):
     Args:
         temperature: T, above 0.
         alpha: weight of the second term, 0 or more.
-        scale: factor of the recovered logits, for noise of another size than 1.
+        scale: factor of the recovered logits, for noise of another size than 1; None takes 1, and more where there are
+            so many classes that the targets would become uniform, see `scale_for`.
         copies: how often `prepare_data` asks about each example, itself and noisy copies of it.
         noise: share of a copy's words that are changed.
         solver: how `prepare_data` makes logits of the counts, see `decision_logits`.
@@ -59,19 +64,20 @@ class DecisionDistillation(Objective):
     tasks = ("classification", "image-classification")
     columns = ("decision_logits",)
     decisions_only = True
+    needs_whole_rows = True
 
     def __init__(
         self,
         temperature: float = 1.0,
         alpha: float = 0.7,
-        scale: float = 1.0,
+        scale: float | None = None,
         copies: int = 10,
         noise: float = 0.1,
         solver: str = "root",
         seed: int = 0,
     ) -> None:
         for name, value in (("temperature", temperature), ("scale", scale)):
-            if not value > 0:
+            if value is not None and not value > 0:
                 raise ValueError(f"{name} is {value}; it must be above 0")
         if not alpha >= 0:
             raise ValueError(f"alpha is {alpha}; it must be 0 or more")
@@ -98,7 +104,8 @@ class DecisionDistillation(Objective):
         items, labelled = num_items.expand(2)
         task = task_loss(student, ours, labels_of(batch)) / labelled
         ours = precise(ours)
-        soft = soft_loss(ours, self.scale * batch["decision_logits"].to(ours), self.temperature) / items
+        scale = self.scale or scale_for(ours.shape[-1], self.copies, self.solver)
+        soft = soft_loss(ours, scale * batch["decision_logits"].to(ours), self.temperature) / items
         parts = {"task": task.detach(), "distillation": soft.detach()}
         return Losses(task + self.alpha * soft, parts)
 
@@ -129,6 +136,26 @@ class DecisionDistillation(Objective):
         counts = kept(folder, "decisions", depends, count)
         found = decision_logits(counts, solver=self.solver).astype(np.float32)
         return with_column(data.data["train"], "decision_logits", found)
+
+
+@cache
+def scale_for(classes: int, copies: int, solver: str = "root") -> float:
+    """The factor of the logits with which a unanimous teacher's softmax has at least `LEAST` in its class; at least 1.
+
+    For 2, 10, 52, 1,000 and 10,000 classes and ten copies it is 1, 1, 1.05, 1.46 and 1.72. Without it the class would
+    have 0.94, 0.79, 0.55, 0.13 and 0.03.
+
+    A gap D between the one class and C - 1 equal others makes it win almost surely once D is above the largest of C - 1
+    normal draws, about sqrt(2 ln C). The softmax 1 / (1 + (C - 1) exp(-D)) needs a gap of ln C to say the same, which
+    grows faster. So the softmax of logits in units of the noise goes to 1 / C, whatever the teacher's decisions are.
+
+    How large the noise is in logits, decisions do not tell: logits k z and noise k give the same ones. This is the
+    smallest k of at least 1 for which 1 / (1 + (C - 1) exp(-k D)) >= LEAST. It grows like sqrt(ln(C) / 2).
+    """
+    unanimous = np.zeros((1, classes), dtype=np.int64)
+    unanimous[0, 0] = copies
+    first, *_, last = decision_logits(unanimous, solver=solver)[0]
+    return max(1.0, float((np.log(classes - 1) + np.log(LEAST / (1 - LEAST))) / (first - last)))
 
 
 def _row_noise(data: Prepared, rate: float) -> Perturb:
@@ -203,8 +230,8 @@ def decision_logits(counts: np.ndarray, *, solver: str = "root", pseudo_count: f
         solver: "root" solves to 1e-10 for probabilities (n_c + pseudo_count / C) / (N + pseudo_count), since counts of
             0 have no finite solution; "iterate" is the released code: z <- z + p - P(z) from z = p, without a
             pseudo-count, for 20 rounds at most.
-        pseudo_count: decisions, above 0, that are added and shared by all classes, so that a unanimous teacher stays so
-            with many of them; for "root".
+        pseudo_count: for "root": decisions, above 0, that are added and shared by all classes. A unanimous teacher
+            stays so, however many classes there are.
 
     Returns:
         `[examples, C]`, float64.
@@ -229,7 +256,7 @@ def decision_probabilities(logits: np.ndarray, sizes: np.ndarray | None = None) 
 
     Args:
         logits: z.
-        sizes: how many classes have each of the logits; then each probability is that of one of them. None: one.
+        sizes: how many classes have each of the logits; a probability is that of one such class. None: one each.
     """
     points, weights = np.polynomial.hermite_e.hermegauss(NODES)
     z = np.asarray(logits, dtype=np.float64)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from opdf.distill.losses import Batch
 from opdf.distill.models import config_of, has_no_head
 from opdf.distill.objective import Losses, Objective
+from opdf.distill.shrink import find_report
 
 
 class EmbeddingDistillation(Objective):
@@ -16,6 +17,9 @@ class EmbeddingDistillation(Objective):
 
     An embedding is the mean of the last hidden states over an example's real tokens (or patches); student and teacher
     are models without a head (AutoModel). No labels are used.
+
+    A student of another width has to come from `shrink`. It learns the teacher's embeddings in its own coordinates:
+    times `shrink_report(student).projection`, which checkpoints hold.
 
     Args:
         cosine_weight: factor of the cosine distance, 0 or more.
@@ -31,6 +35,7 @@ class EmbeddingDistillation(Objective):
         if not cosine_weight and not mse_weight:
             raise ValueError("cosine_weight and mse_weight are both 0; set one of them above 0")
         self.cosine_weight, self.mse_weight = cosine_weight, mse_weight
+        self._projection: Tensor | None = None
 
     @property
     def needs_labels(self) -> bool:
@@ -45,18 +50,18 @@ class EmbeddingDistillation(Objective):
                     f"the {who} is a {type(model).__name__}; embeddings come from a transformers model without a head "
                     "and of one width: load it by AutoModel"
                 )
-        ours, theirs = config_of(student).hidden_size, config_of(teacher).hidden_size
-        if ours != theirs:
-            raise ValueError(
-                f"the student's embeddings have width {ours} and the teacher's {theirs}; they are compared entry by "
-                "entry, so give a student of the teacher's width (keep_layers makes one)"
-            )
+        self._projection = _projection(student, config_of(teacher).hidden_size, config_of(student).hidden_size)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {} if self._projection is None else {"projection": self._projection}
 
     def losses(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, num_items: Tensor) -> Losses:
         assert teacher is not None
         mask = batch.get("attention_mask")
         ours = mean_pooled(self.forward(student, batch).last_hidden_state, mask)
         theirs = mean_pooled(self.teacher_forward(teacher, batch).last_hidden_state, mask)
+        if self._projection is not None:
+            theirs = theirs @ self._projection.to(theirs.device)
         total, parts = ours.new_zeros(()), {}
         if self.cosine_weight:
             cosine = (1 - F.cosine_similarity(ours, theirs)).sum() / num_items
@@ -70,6 +75,24 @@ class EmbeddingDistillation(Objective):
         """Examples, also where labels of some other task are among the columns."""
         first = next(iter(batch.values()))
         return torch.full((), first.shape[0], device=first.device)
+
+
+def _projection(student: nn.Module, theirs: int, ours: int) -> Tensor | None:
+    """`[theirs, ours]`, from the teacher's coordinates to the student's; None where they are the same.
+
+    Raises:
+        ValueError: the widths differ, and no projection between them is known.
+    """
+    if ours == theirs:
+        return None
+    report = find_report(student)
+    if report is None or report.projection.shape != (theirs, ours):
+        raise ValueError(
+            f"the student's embeddings have width {ours} and the teacher's {theirs}, and no projection between them is "
+            "known; make the student of this teacher with shrink (in a run, student.start: teacher), in the process "
+            "that trains it, or give one of the teacher's width"
+        )
+    return report.projection.clone()
 
 
 def mean_pooled(hidden: Tensor, mask: Tensor | None = None) -> Tensor:

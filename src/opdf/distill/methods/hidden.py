@@ -59,8 +59,8 @@ class HiddenDistillation(TaskAndLogits):
         for who, config in (("student", ours), ("teacher", theirs)):
             if getattr(config, "is_encoder_decoder", False) or not hasattr(config, "num_hidden_layers"):
                 raise ValueError(
-                    f"the {who} has not one list of hidden states (it is an encoder-decoder, or of no depth); use "
-                    "LogitsDistillation"
+                    f"the {who} does not have one list of hidden states (it is an encoder-decoder, or has no depth); "
+                    "use LogitsDistillation"
                 )
         self.projections = nn.ModuleDict()
         self._states = _resolve(self.pairs, ours.num_hidden_layers, theirs.num_hidden_layers)

@@ -55,6 +55,7 @@ class LGTM(TaskAndLogits):
     """
 
     trains_teacher = True
+    needs_whole_rows = True
 
     def __init__(
         self,
@@ -102,7 +103,7 @@ class LGTM(TaskAndLogits):
 
     @cached_property
     def _optimizer(self) -> torch.optim.Optimizer:
-        """The teacher's. Made once the teacher is on the run's device: on some, moving a model replaces parameters."""
+        """The teacher's, made once it is on the run's device: on some, moving a model replaces its parameters."""
         assert self._teacher is not None
         return torch.optim.AdamW(self._teacher.parameters(), lr=self.teacher_learning_rate, weight_decay=0.0)
 

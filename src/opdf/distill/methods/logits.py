@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from opdf.data import Prepared
-from opdf.distill.losses import Batch, count_labelled, distillation_loss, task_loss
-from opdf.distill.models import check_same_outputs
+from opdf.distill.chunks import Heads, Tokens, kept_labels, kept_places, kept_tokens, over_chunks
+from opdf.distill.ensemble import Ensemble, members
+from opdf.distill.losses import DIVERGENCES, Batch, count_labelled, distillation_loss, precise, task_loss
+from opdf.distill.models import check_same_outputs, config_of, is_causal, is_language_model
 from opdf.distill.objective import Losses, Objective
 from opdf.distill.outputs import all_logits, fingerprint, kept, weights_digest, with_column
 from opdf.mpo import Progress
@@ -22,7 +27,14 @@ class TaskAndLogits(Objective):
     Args:
         temperature: T, above 0; useful from 1 to 8. Not used in a regression.
         alpha: weight of the distillation term, from 0 (plain training) to 1 (labels are not used).
+
+    Attributes:
+        divergence: one of `DIVERGENCES`.
+        class_weights: how much a label of each class counts; None if all count alike.
     """
+
+    divergence = "forward"
+    class_weights: list[float] | None = None
 
     def __init__(self, temperature: float = 2.0, alpha: float = 0.9) -> None:
         if not 0 < temperature < math.inf:
@@ -39,8 +51,8 @@ class TaskAndLogits(Objective):
     def prepare(self, student: nn.Module, teacher: nn.Module | None) -> None:
         if teacher is None and self.alpha > 0:
             raise ValueError(f"alpha is {self.alpha} but there is no teacher; pass one, or set alpha=0")
-        if teacher is not None:
-            check_same_outputs(student, teacher)
+        for one in members(teacher) if teacher is not None else ():
+            check_same_outputs(student, one)
 
     def count_items(self, student: nn.Module, batch: Batch) -> Tensor:
         return count_labelled(student, batch)
@@ -53,17 +65,62 @@ class TaskAndLogits(Objective):
         total = ours.new_zeros(())
         items, labelled = num_items.expand(2)
         if self.alpha < 1:
-            if "labels" not in batch:
-                raise ValueError(f"the batch has no 'labels' and alpha is {self.alpha}; set alpha=1 to learn without")
-            task = task_loss(student, ours, batch["labels"]) / labelled
+            self._check_labels(batch)
+            weights = None if self.class_weights is None else ours.new_tensor(self.class_weights, dtype=torch.float32)
+            task = task_loss(student, ours, batch["labels"], weights) / labelled
             parts["task"] = task.detach()
             # A factor of 1 is left out so that alpha=0 is plain training bit for bit.
             total = (1 - self.alpha) * task if self.alpha else task
         if theirs is not None and self.alpha > 0:
-            soft = distillation_loss(student, ours, theirs, batch, self.temperature) / items
+            soft = distillation_loss(student, ours, theirs, batch, self.temperature, self.divergence) / items
             parts["distillation"] = soft.detach()
             total = total + self.alpha * soft
         return Losses(total, parts)
+
+    def combine_tokens(
+        self,
+        student: nn.Module,
+        ours: Tokens | Tensor,
+        soft: Callable[[Tensor, slice], Tensor] | None,
+        labels: Tensor,
+        batch: Batch,
+        num_items: Tensor,
+    ) -> Losses:
+        """The same loss of tokens, chunk by chunk where they are not logits yet.
+
+        Args:
+            student: whose tokens these are.
+            ours: its kept tokens, or all its logits `[batch, tokens, classes]`.
+            soft: logits of some kept tokens and which they are, to what is learned from the teacher, summed over them.
+            labels: `[batch, tokens]`, -100 where a token is not kept.
+            batch, num_items: as for `losses`.
+        """
+        items, labelled = num_items.expand(2)
+        right = kept_labels(student, labels)
+        weights = {}
+        if self.alpha < 1:
+            self._check_labels(batch)
+            weights["task"] = 1 - self.alpha
+        if soft is not None and self.alpha > 0:
+            weights["distillation"] = self.alpha
+
+        def loss(logits: Tensor, rows: slice) -> dict[str, Tensor]:
+            found = {}
+            if "task" in weights:
+                found["task"] = F.cross_entropy(logits, right[rows], reduction="sum") / labelled
+            if soft is not None and "distillation" in weights:
+                found["distillation"] = soft(logits, rows) / items
+            return found
+
+        if not isinstance(ours, Tensor):
+            return Losses(*over_chunks(loss, ours, weights))
+        parts = loss(precise(kept_places(student, ours, labels)), slice(None))
+        total = torch.stack([factor * parts[name] for name, factor in weights.items()]).sum()
+        return Losses(total, {name: part.detach() for name, part in parts.items()})
+
+    def _check_labels(self, batch: Batch) -> None:
+        if "labels" not in batch:
+            raise ValueError(f"the batch has no 'labels' and alpha is {self.alpha}; set alpha=1 to learn without")
 
 
 class LogitsDistillation(TaskAndLogits):
@@ -71,24 +128,92 @@ class LogitsDistillation(TaskAndLogits):
 
     The task decides the two terms: cross-entropy and T^2 KL for classes and (shifted, unmasked) tokens, squared errors
     for a regression, binary cross-entropies for several labels at once. A vision model is a classifier. The teacher
-    runs on every batch, unless the data brings its logits in a column "teacher_logits".
+    runs on every batch, unless the data brings its logits in a column "teacher_logits". The logits
+    of all tokens of a language model are never held together, see `Heads`.
 
     Args:
         temperature: T, above 0; useful from 1 to 8. Not used in a regression.
         alpha: weight of the distillation term, from 0 (plain training) to 1 (labels are not used).
+        divergence: "forward" KL( teacher || student ), "reverse" KL( student || teacher ), or "js", the mean of both
+            to their middle (Jensen-Shannon), whose gradients are about a quarter as large. Not used in a regression.
+        class_weights: how much a label of each class counts in the task's term, in the order of their numbers.
     """
 
     tasks = (*Objective.tasks, "multi-label", "token-classification", "causal-lm")
     columns = ("teacher_logits",)
+    several_teachers = True
+
+    def __init__(
+        self,
+        temperature: float = 2.0,
+        alpha: float = 0.9,
+        divergence: str = "forward",
+        class_weights: list[float] | None = None,
+    ) -> None:
+        super().__init__(temperature, alpha)
+        if class_weights is not None and not all(0 < weight < math.inf for weight in class_weights):
+            raise ValueError(f"class_weights is {class_weights}; give finite numbers above 0")
+        self.class_weights = class_weights
+        if divergence not in DIVERGENCES:
+            raise ValueError(f"divergence is {divergence!r}; expected one of {', '.join(DIVERGENCES)}")
+        self.divergence = divergence
+        self._heads = Heads()
+
+    def prepare(self, student: nn.Module, teacher: nn.Module | None) -> None:
+        super().prepare(student, teacher)
+        self._soften(teacher)
+        if self.divergence != "forward" and getattr(config_of(student), "problem_type", None) == "regression":
+            raise ValueError(f"divergence is {self.divergence!r} and a regression has no distributions; leave it out")
+        if self.class_weights is not None:
+            self._check_weights(self.class_weights, student)
+
+    def _check_weights(self, weights: list[float], student: nn.Module) -> None:
+        """Refuse weights of classes that the student does not have one of for an example."""
+        config = config_of(student)
+        if self.alpha == 1:
+            raise ValueError("class_weights are of labels, which alpha=1 does not use; leave them out or lower alpha")
+        if config is None:
+            return
+        several = config.problem_type in ("regression", "multi_label_classification") or config.num_labels == 1
+        if several or is_language_model(student):
+            raise ValueError("class_weights are for one class an example or word; leave them out")
+        if len(weights) != config.num_labels:
+            raise ValueError(f"class_weights has {len(weights)} numbers and the student {config.num_labels} classes")
 
     def losses(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, num_items: Tensor) -> Losses:
+        stored = batch.get("teacher_logits") if self.alpha else None
+        asked = teacher if self.alpha and stored is None else None
+        if stored is None:
+            models = [student, *(members(asked) if asked is not None else [])]
+            labels = self._heads.divide(models, batch, self.forward)
+            if labels is not None:
+                return self._by_chunks(student, asked, batch, labels, num_items)
         ours = self.forward(student, batch).logits
-        theirs = None
-        if self.alpha and "teacher_logits" in batch:
-            theirs = batch["teacher_logits"].to(ours.device)
-        elif self.alpha and teacher is not None:
-            theirs = self.teacher_forward(teacher, batch).logits
-        return self.combine(student, ours, theirs, batch, num_items)
+        theirs = self.teacher_forward(asked, batch).logits if asked is not None else stored
+        return self.combine(student, ours, None if theirs is None else theirs.to(ours.device), batch, num_items)
+
+    def _soften(self, teacher: nn.Module | None) -> None:
+        """Have several teachers averaged at the temperature at which the student follows them."""
+        if isinstance(teacher, Ensemble):
+            teacher.temperature.fill_(self.temperature)
+
+    def _by_chunks(
+        self, student: nn.Module, teacher: nn.Module | None, batch: Batch, labels: Tensor, num_items: Tensor
+    ) -> Losses:
+        """The same for a language model, of a head's inputs and chunks of its outputs."""
+        shifted = is_causal(student)
+        theirs = [
+            kept_tokens(one, batch, labels, self.teacher_forward, shifted=shifted).cast()
+            for one in (members(teacher) if teacher is not None else ())
+        ]
+        ours = kept_tokens(student, batch, labels, self.forward, shifted=shifted)
+
+        def soft(logits: Tensor, rows: slice) -> Tensor:
+            said = [one.logits(rows) for one in theirs]
+            target = teacher.mean(said) if isinstance(teacher, Ensemble) else precise(said[0])
+            return DIVERGENCES[self.divergence](logits, target.to(logits.device), self.temperature)
+
+        return self.combine_tokens(student, ours, soft if theirs else None, labels, batch, num_items)
 
     def prepare_data(
         self,
@@ -99,11 +224,14 @@ class LogitsDistillation(TaskAndLogits):
         shared: bool = False,
         progress: Progress | None = None,
     ) -> Any:
-        """Several runs share one column "teacher_logits"; a single one may end before it has seen all rows."""
-        rows = data.data["train"]
-        by_token = data.task.kind in ("token-classification", "causal-lm")  # of which the teacher says too much to keep
-        if not shared or not self.alpha or by_token:
+        """Runs of one teacher share a column "teacher_logits". A single run may end before it has seen all rows."""
+        if data.class_weights is not None and self.alpha < 1:
+            self.class_weights = data.class_weights
+        rows = data.training_rows()
+        by_token = data.task.kind in ("token-classification", "causal-lm")  # too many logits to keep
+        if not shared or not self.alpha or by_token or data.noise is not None:
             return rows
+        self._soften(teacher)
         depends = [fingerprint(rows), weights_digest(teacher)]
         logits = kept(folder, "teacher_logits", depends, lambda: all_logits(teacher, data, rows, progress))
         return with_column(rows, "teacher_logits", logits)

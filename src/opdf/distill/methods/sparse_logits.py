@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,36 +12,43 @@ import torch
 from accelerate import PartialState
 from torch import Tensor, nn
 
-from opdf.data import ImageNoise, Prepared
-from opdf.distill.losses import Batch, labels_of, task_loss
+from opdf.data import ImageNoise, Prepared, count_tokens
+from opdf.distill.chunks import Heads, kept_places, kept_tokens
+from opdf.distill.ensemble import members
+from opdf.distill.losses import Batch, labels_of, task_loss, token_labels
 from opdf.distill.methods.logits import TaskAndLogits
-from opdf.distill.models import config_of, kind_of
-from opdf.distill.objective import Losses
-from opdf.distill.outputs import BATCH, Noise, fingerprint, noisy, teacher_logits, weights_digest
+from opdf.distill.models import check_same_outputs, config_of, is_causal, kind_of
+from opdf.distill.objective import Losses, Objective
+from opdf.distill.outputs import BATCH, TEXTS, Noise, fingerprint, noisy, teacher_logits, token_logits, weights_digest
 from opdf.distill.store import LogitsStore, StoredDataset, StoreInfo
 from opdf.mpo import Progress
 
 if TYPE_CHECKING:
-    from transformers import Trainer
+    pass
 
 
 class SparseLogitsDistillation(TaskAndLogits):
     """(1 - alpha) task + alpha distillation from a `LogitsStore`; no teacher runs.
 
-    Probabilities of a store with noise: cross-entropy against the stored ones and an even share of the rest for all
-    other classes, at temperature 1. Plain logits: as `LogitsDistillation`.
+    Stored probabilities are learned by cross-entropy at temperature 1, of a tagger and a language model at every token.
+    The classes that are not stored share the rest evenly. Plain logits are learned as by `LogitsDistillation`.
 
     Args:
         store: folder that `opdf cache-teacher` has written. "" keeps the outputs in the run's own folder.
-        top_k: probabilities to store, at most as many as classes; 0 stores plain logits.
-        epochs: epochs to store, each with new noise; more epochs of training go round them again.
+        top_k: probabilities to store, at most as many as classes; 0 stores plain logits, which a language model has too
+            many of.
+        epochs: epochs to store, each with new noise; longer training repeats them.
         noise: whether examples are made noisy; images only, texts are stored as they are.
         temperature: for plain logits.
         alpha: weight of the distillation, from 0 to 1; the paper uses no labels.
         seed: of the noise.
     """
 
+    tasks = (*Objective.tasks, "token-classification", "causal-lm")
+    needs_whole_rows = True
     columns = ("teacher_logits", "teacher_classes", "teacher_probabilities")
+    needs_teacher = False
+    several_teachers = True
 
     def __init__(
         self,
@@ -60,14 +68,19 @@ class SparseLogitsDistillation(TaskAndLogits):
                 f"epochs is {epochs} without noise: every epoch would hold the same; set noise, or epochs=1"
             )
         self.store, self.top_k, self.epochs, self.noise, self.seed = store, top_k, epochs, noise, seed
+        self._heads = Heads()
         if noise:
             self.tasks = ("image-classification",)
 
     def prepare(self, student: nn.Module, teacher: nn.Module | None) -> None:
         if getattr(config_of(student), "problem_type", None) == "regression" and self.top_k:
             raise ValueError("a regression has no classes; store plain values with top_k=0")
+        for one in members(teacher) if teacher is not None else ():
+            check_same_outputs(student, one)
 
     def losses(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, num_items: Tensor) -> Losses:
+        if "teacher_probabilities" in batch and batch["teacher_probabilities"].dim() == 3:
+            return self._of_tokens(student, batch, num_items)
         ours = self.forward(student, batch).logits
         if "teacher_logits" in batch:
             return self.combine(student, ours, batch["teacher_logits"].to(ours.device), batch, num_items)
@@ -84,9 +97,24 @@ class SparseLogitsDistillation(TaskAndLogits):
         parts = {"task": task.detach(), "distillation": soft.detach()}
         return Losses((1 - self.alpha) * task + self.alpha * soft, parts)
 
-    def on_epoch_begin(self, trainer: Trainer) -> None:
-        if isinstance(trainer.train_dataset, StoredDataset):
-            trainer.train_dataset.set_epoch(int(trainer.state.epoch or 0))
+    def _of_tokens(self, student: nn.Module, batch: Batch, num_items: Tensor) -> Losses:
+        """The same with outputs for every token."""
+        divided = self._heads.divide([student], batch, self.forward)
+        labels = token_labels(student, batch) if divided is None else divided
+        if labels is None:
+            raise ValueError("the stored probabilities are of tokens, and the student's outputs are not")
+        classes, probabilities = (
+            kept_places(student, batch[f"teacher_{name}"], labels) for name in ("classes", "probabilities")
+        )
+
+        def soft(logits: Tensor, rows: slice) -> Tensor:
+            target = soft_labels(classes[rows], probabilities[rows], logits.shape[-1])
+            return -(target * logits.log_softmax(-1)).sum()
+
+        if divided is None:
+            return self.combine_tokens(student, self.forward(student, batch).logits, soft, labels, batch, num_items)
+        ours = kept_tokens(student, batch, labels, self.forward, shifted=is_causal(student))
+        return self.combine_tokens(student, ours, soft, labels, batch, num_items)
 
     @property
     def cache(self) -> Path | None:
@@ -98,6 +126,8 @@ class SparseLogitsDistillation(TaskAndLogits):
     def check_data(self, data: Prepared, teacher: nn.Module) -> None:
         if self.store:
             LogitsStore(Path(self.store, "logits"), self._info(data, teacher))
+        else:
+            self.store_info(data, teacher)
 
     def prepare_data(
         self,
@@ -122,7 +152,7 @@ class SparseLogitsDistillation(TaskAndLogits):
         """Run the teacher over what the store in `folder` does not hold yet.
 
         Args:
-            folder: of the store, new or to be gone on with.
+            folder: of the store, new or begun.
             data: of the run; its training rows are stored.
             teacher: fine-tuned.
             progress: called with the numbers of outputs done and in all.
@@ -131,32 +161,66 @@ class SparseLogitsDistillation(TaskAndLogits):
             ValueError: the folder holds the outputs of other data, another teacher or other options.
         """
         store = LogitsStore.create(folder, self._info(data, teacher))
+        say = self._said_of_tokens if store.info.tokens else self._said_of_examples
         examples, noise, encode = self._examples(data), self._row_noise(data), self._encoder(data)
         total = store.info.rows * store.info.epochs
         done = total - sum(len(rows) for _, _, rows in store.missing())
         for epoch, shard, rows in store.missing():
-            seeds, logits = store.seeds(epoch, rows), []
-            for start in range(0, len(rows), BATCH):
-                some = rows[start : start + BATCH]
+            seeds, outputs = store.seeds(epoch, rows), []
+            size = TEXTS if store.info.tokens else BATCH
+            for start in range(0, len(rows), size):
+                some = rows[start : start + size]
                 inputs = [encode(noisy(examples[row], int(seeds[start + k]), noise)) for k, row in enumerate(some)]
-                logits.append(teacher_logits(teacher, data, inputs))
+                outputs += say(store, teacher, data, inputs)
                 done += len(some)
                 if progress is not None:
                     progress(done, total)
-            store.write(epoch, shard, seeds, torch.cat(logits))
+            store.write(epoch, shard, seeds, outputs)
         return store
 
-    def _info(self, data: Prepared, teacher: nn.Module) -> StoreInfo:
-        """What the store of these data, this teacher and these options holds."""
-        classes = data.task.num_labels
+    def _said_of_examples(
+        self, store: LogitsStore, teacher: nn.Module, data: Prepared, inputs: list[dict[str, Any]]
+    ) -> list[dict[str, Tensor]]:
+        return [store.kept(teacher_logits(teacher, data, inputs))]
+
+    def _said_of_tokens(
+        self, store: LogitsStore, teacher: nn.Module, data: Prepared, inputs: list[dict[str, Any]]
+    ) -> list[dict[str, Tensor]]:
+        """Text by text, because a batch's logits in float32 take several times the memory of the teacher's own."""
+        return [
+            store.kept(logits) | {"lengths": torch.tensor([len(logits)], dtype=torch.int32)}
+            for logits in token_logits(teacher, data, inputs)
+        ]
+
+    def store_info(self, data: Prepared, teacher: nn.Module) -> StoreInfo:
+        """What a store holds, without the digests of data and teacher, for which all of them must be read.
+
+        Raises:
+            ValueError: plain logits are to be stored of every token of a language model.
+        """
+        kind, rows = data.task.kind, data.data["train"]
+        classes = config_of(teacher).vocab_size if kind == "causal-lm" else data.task.num_labels
+        if kind == "causal-lm" and not self.top_k:
+            raise ValueError(
+                f"top_k is 0, which stores plain logits: {classes:,} numbers a token; set top_k (objective.options on "
+                "the command line), e.g. to 32"
+            )
         return StoreInfo(
-            rows=len(data.data["train"]),
+            rows=len(rows),
             epochs=self.epochs,
             classes=classes,
             top_k=min(self.top_k, classes),
-            data=fingerprint(self._examples(data), self._row_noise(data)),
-            teacher=weights_digest(teacher),
+            data="",
+            teacher="",
             seed=self.seed,
+            tokens=count_tokens(rows) if kind in ("causal-lm", "token-classification") else 0,
+        )
+
+    def _info(self, data: Prepared, teacher: nn.Module) -> StoreInfo:
+        """What the store of these data, this teacher and these options holds."""
+        examples, noise = self._examples(data), self._row_noise(data)
+        return replace(
+            self.store_info(data, teacher), data=fingerprint(examples, noise), teacher=weights_digest(teacher)
         )
 
     def _examples(self, data: Prepared) -> Any:

@@ -1,8 +1,8 @@
 """BERT-of-Theseus (arXiv 2002.02925): successor blocks learn in the places of the predecessor's blocks.
 
-There is no distillation loss. In every micro-batch each block of the student is, with probability p, run itself, and
-otherwise the group of teacher blocks that it stands for; the task loss trains it next to the real predecessor. p grows
-to 1; from then on the student is fine-tuned alone, with the same optimizer and schedule.
+There is no distillation loss. In every micro-batch each student block runs with probability p, or else the group of
+teacher blocks that it stands for. So the task loss trains student blocks among blocks of the teacher. p grows to 1;
+from then on the student is fine-tuned alone, with the same optimizer and schedule.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ SCHEDULES = ("linear", "constant")
 class Theseus(Objective):
     """Replace teacher blocks by student blocks at a growing rate; the loss is the task's.
 
-    Only the student's blocks are trained. Its embeddings and head are the teacher's, and frozen. A matrix that takes no
-    part in a step has no gradient in it and is skipped by the optimizer, moments included.
+    Only the student's blocks are trained. Its embeddings and head are the teacher's, and frozen. The optimizer skips a
+    matrix that takes no part in a step, moments included.
 
     Args:
         rate: probability p of running a student block at step 0, above 0 and at most 1.
@@ -173,6 +173,6 @@ class _Chain(nn.Module):
 
 
 def _without_cache(student: nn.Module) -> dict[str, bool]:
-    """Teacher blocks would write into a decoder's cache of keys and values at places that are the student's."""
+    """Switches a decoder's cache off: teacher blocks would write into the places of the student's keys and values."""
     takes = inspect.signature(unwrapped(student).forward).parameters
     return {"use_cache": False} if "use_cache" in takes else {}

@@ -1,4 +1,4 @@
-"""Bases for the residual stream: which directions of the teacher's width a student of another width lives in."""
+"""Bases for the residual stream: the directions of the teacher's width that a narrower student keeps."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Basis(NamedTuple):
     """Two maps between the streams, float64.
 
     Attributes:
-        project: `[teacher width, student width]`; a row of the teacher's stream times it is the student's. It keeps
-            the mean square of the entries as far as it keeps the stream.
-        expand: `[teacher width, student width]`; it times a state of the student is the teacher's, as far as known.
+        project: `[teacher width, student width]`; a row of the teacher's stream times `project` is the student's. The
+            mean square of the entries is kept as far as the stream is.
+        expand: `[teacher width, student width]`; `expand` times a state of the student estimates the teacher's.
     """
 
     project: Tensor
@@ -27,8 +27,8 @@ class Basis(NamedTuple):
 def principal_axes(moments: Tensor, width: int, *, centred: bool) -> Basis:
     """The directions of most variance, turned towards single entries.
 
-    A norm scales single entries, so its scale is exact where the student's entries are the teacher's. Inside of the
-    span of the axes the basis is turned to be near those entries that tell most of the others.
+    A norm scales single entries, so its scale is exact where the student's entries are the teacher's. So the basis is
+    turned, within the span of the axes, towards the entries that predict most of the others.
 
     Args:
         moments: `[teacher width, teacher width]`, the stream's second moments, float64.
@@ -38,7 +38,7 @@ def principal_axes(moments: Tensor, width: int, *, centred: bool) -> Basis:
     """
     size = len(moments)
     if centred:
-        # The mean is kept whatever its variance: the first of all entries to be told, and none of the axes.
+        # The mean is kept whatever its variance, so the axes leave it out.
         share = moments.trace() / size
         off = torch.eye(size).to(moments) - 1 / size
         moments = off @ moments @ off

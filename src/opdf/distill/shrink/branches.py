@@ -1,4 +1,4 @@
-"""Attention and feed-forward of one block: from the teacher's, to what the student's states say of the same."""
+"""Attention and feed-forward of one block: the student's matrices from the teacher's."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Branch(Protocol):
 
     Attributes:
         teacher, student: the output matrices.
-        narrower: whether the student has other inner values, so that `start` needs the teacher's second moments.
+        narrower: whether the student has fewer inner values, so that `start` needs the teacher's second moments.
     """
 
     teacher: Matrix
@@ -108,7 +108,7 @@ class AttentionBranch:
         sizes: of the teacher's and the student's heads.
         stream: the states that attend; with the teacher's calls.
         block: the number of the teacher's block, whose calls are repeated.
-        memory: the encoder's final states and their reader, where keys and values are made of these.
+        memory: the encoder's final states and their reader, for cross-attention.
         kept: the heads to keep, where all blocks have to keep the same.
     """
 
@@ -135,7 +135,7 @@ class AttentionBranch:
     def student_inner(self, batch: int, states: Tensor) -> Tensor:
         call = self._call(batch).to(states.dtype)
         bias = call.kwargs.get("position_bias")
-        if bias is not None:  # of cross-attention it is zero, so that any heads will do
+        if bias is not None:  # zero in cross-attention, so that any heads will do
             kept = slice(self._sizes[1].heads) if self._kept is None else self._kept
             call = Call(call.args, {**call.kwargs, "position_bias": bias[:, kept]})
         memory = None if self._memory is None else self._memory[0].student[batch]
@@ -180,7 +180,7 @@ class AttentionBranch:
         theirs, ours = self._sizes
         query, key, value = read
         queries, groups = choose_heads(inner, outgoing, theirs, ours, self._kept)
-        own = torch.isin(queries // (theirs.heads // theirs.groups), groups)  # the others only fill the heads up
+        own = torch.isin(queries // (theirs.heads // theirs.groups), groups)  # the others only fill groups up
         units = _units(queries[own], theirs.size)
         told = outgoing.new_zeros(len(outgoing), ours.heads, theirs.size)
         told[:, own] = (outgoing @ retold(inner, units)).view(len(outgoing), -1, theirs.size)
@@ -212,8 +212,8 @@ def choose_heads(
 ) -> tuple[Tensor, Tensor]:
     """The teacher's heads that the student keeps, in the student's order.
 
-    Groups of key-value heads are chosen first, then query heads of these. Where a group is to have more query heads
-    than the teacher's, heads of other groups fill it up.
+    Groups of key-value heads are chosen first, then query heads in these groups. If a student's group has more query
+    heads than the teacher's, heads of other groups fill it up.
 
     Args:
         inner: `[units, units]`, second moments of what the teacher's heads gather.
@@ -254,7 +254,7 @@ def _units(heads: Tensor, size: int) -> Tensor:
 def _second_moments(heads: Tensor, moments: Moments, *, constant: bool) -> Tensor:
     """`[heads, size, size]`, of what the rows of heads read.
 
-    What a key adds for all tokens alike changes no attention: without `constant` the variance alone counts.
+    A key that is the same for all tokens changes no attention, so without `constant` only the variance counts.
     """
     xx, _ = moments.covariances(not constant)
     if not constant:

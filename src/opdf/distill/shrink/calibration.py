@@ -1,4 +1,4 @@
-"""The calibration examples: what goes through the teacher once, and the residual streams that are kept of it."""
+"""The calibration examples: one pass of the teacher over them, and the residual streams that are kept."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ class Stream:
 
 
 class _ReachedError(Exception):
-    """Ends a forward pass whose rest is not wanted."""
+    """Ends a forward pass early."""
 
 
 def input_of(module: nn.Module, run: Callable[[], Any]) -> Tensor:
-    """What a module is called with first while something runs, which ends there."""
+    """The first input of a module while something runs, which ends there."""
     found: list[Tensor] = []
 
     def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -104,9 +104,9 @@ class Calibration:
     Attributes:
         inputs: the batches, on the teacher's device.
         streams: by stack; the teacher's first states, before the entry norm where there is one.
-        states: second moments of what the teacher's norms see (or give, where these stand after the branches).
+        states: second moments of the inputs of the teacher's norms (their outputs, if norms stand after the branches).
         chosen: for each batch, by name, the states of chosen tokens that heads read.
-        gathered: by stack and block, second moments of what attentions gather whose heads all blocks share.
+        gathered: by stack and block, second moments of what attention gathers, if all blocks must keep the same heads.
     """
 
     inputs: list[dict[str, Tensor]]
@@ -179,7 +179,7 @@ class Recorder:
 
 
 def unscaled(norm: Any, states: Tensor) -> Tensor:
-    """What a norm makes of states before its scale and shift."""
+    """The states after a norm, without its scale and shift."""
     if has_shift(norm):
         return nn.functional.layer_norm(states, states.shape[-1:], eps=norm.eps)
     return states * torch.rsqrt(states.float().square().mean(-1, keepdim=True) + norm.variance_epsilon).to(states.dtype)

@@ -1,4 +1,4 @@
-"""Which neurons and heads to keep: pivoted Cholesky of their covariance, so that copies are not chosen twice."""
+"""Which neurons and heads to keep: by pivoted Cholesky of their covariance, so that copies are not kept twice."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def choose_units(covariance: Tensor, weight: Tensor, count: int) -> Tensor:
-    """Units one by one, each time the one with most weighted variance that the chosen ones do not tell.
+    """Choose units one by one, each time the one with most weighted variance that the chosen ones do not explain.
 
     Args:
         covariance: `[units, units]`, float64.
@@ -28,7 +28,7 @@ def choose_units(covariance: Tensor, weight: Tensor, count: int) -> Tensor:
 
 
 def choose_groups(covariances: Sequence[Tensor], outgoing: Sequence[Tensor], size: int, count: int) -> Tensor:
-    """Groups of units (heads) in the same way: each time the one that adds most to the output beyond the chosen ones.
+    """Choose groups of units (heads) in the same way: each time the one that adds most to the output of the others.
 
     Args:
         covariances: `[units, units]` float64, of one layer or of several that must keep the same groups.
@@ -45,7 +45,7 @@ def choose_groups(covariances: Sequence[Tensor], outgoing: Sequence[Tensor], siz
     while len(chosen) < count:
         gains = torch.stack([_gains(c, o, size) for c, o in zip(left, outgoing, strict=True)]).sum(0)
         gains[chosen] = -torch.inf
-        # Copies of one group gain the same but for rounding, which must not decide.
+        # Copies of one group gain the same up to rounding, which must not decide.
         best = int((gains >= gains.max() - 1e-9 * gains.max().abs()).nonzero()[0])
         chosen.append(best)
         left = [_without(c, slice(best * size, (best + 1) * size)) for c in left]
@@ -68,7 +68,7 @@ def _without(covariance: Tensor, units: slice) -> Tensor:
 
 
 def retold(covariance: Tensor, kept: Tensor) -> Tensor:
-    """`[units, kept]`, the matrix that tells all units from the kept ones with least squared error."""
+    """`[units, kept]`, the matrix that predicts all units from the kept ones with least squared error."""
     if len(kept) == len(covariance):
         return torch.eye(len(kept), dtype=covariance.dtype, device=covariance.device)
     inner = covariance[kept][:, kept]

@@ -1,4 +1,4 @@
-"""Where the parts of each supported family stand: all that the fits have to know of a model, in one table."""
+"""Where the parts of each supported family are: all that the fits need to know of a model, in one table."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class Fit:
         teacher, student: of one class, on one device.
         family: of both.
         basis: of the residual stream.
-        calibration: what the teacher made of the examples.
+        calibration: the teacher's pass over the examples.
         report: is filled in.
     """
 
@@ -113,7 +113,7 @@ class Fit:
             self._normalize(theirs, first, stream)
 
     def _normalize(self, theirs: nn.Module, ours: nn.Module, stream: Stream) -> None:
-        """Fit a norm that stands after what it norms, and put both streams through."""
+        """Fit a norm that stands after its branch, and put both streams through."""
         moments = self._moments(*self.basis.project.shape[::-1])
         set_norm(ours, torch.ones(()))
         for batch, states in enumerate(stream.teacher):
@@ -155,7 +155,7 @@ class Fit:
         return explained(reader.moments)
 
     def _teacher_through(self, branch: Branch, norms: Any, stream: Stream) -> tuple[Reader, Tensor | None]:
-        """Add the teacher's branch to its stream; what the student's states tell of what it reads."""
+        """Add the teacher's branch to its stream; returns the reader of its inputs from the student's states."""
         theirs, ours = norms
         if self.family.pre_norm:
             plain(ours, theirs, self.basis.expand)
@@ -175,7 +175,7 @@ class Fit:
         return Reader(reads, self._guess(reads, norms[0])), covariance
 
     def _guess(self, reads: Moments, norm: Any) -> Tensor:
-        """What the student's states would tell of the teacher's if they lacked nothing but what the basis lacks."""
+        """The teacher's states from the student's, if the basis were all that is lost."""
         guess = self.basis.expand
         if not self.family.pre_norm:
             return guess
@@ -184,7 +184,7 @@ class Fit:
         return guess * ((guess.mT * xy).sum() / ((guess @ xx) * guess).sum())
 
     def _advance(self, stack: Stack, stream: Stream, block: int) -> None:
-        """Put the teacher's stream through a block that no block of the student stands for alone."""
+        """Put the teacher's stream through a block that has no block of the student to itself."""
         module = self.teacher.base_model.get_submodule(stack.blocks)[block]
         for names in stack.branches:
             branch = self._branch(stack, names, module, module, block)
@@ -195,7 +195,7 @@ class Fit:
                 stream.teacher[batch] = added if self.family.pre_norm else norm(added)
 
     def _finish(self, stack: Stack, stream: Stream) -> None:
-        """The norm after the last block; what the student's final states tell of the teacher's."""
+        """Fit the norm after the last block and the reader of the final states."""
         theirs, ours = (
             m.base_model.get_submodule(stack.final) if stack.final else nn.Identity()
             for m in (self.teacher, self.student)
@@ -222,7 +222,7 @@ class Fit:
         return fit_norm(ours, moments, *readout)
 
     def _fixed_readout(self) -> tuple[Tensor, Tensor] | None:
-        """What reads the student's and the teacher's final states and cannot be fitted: a tied head, or the user."""
+        """The matrices that read the final states and cannot be fitted: a tied head, or the identity for a user."""
         if has_no_head(self.teacher):
             return torch.eye(self.basis.project.shape[1]).to(self.basis.project), self.basis.project.mT
         theirs, ours = (m.get_output_embeddings() for m in (self.teacher, self.student))

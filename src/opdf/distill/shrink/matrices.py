@@ -50,7 +50,7 @@ class Matrix:
 
 
 class Reader:
-    """What the student's states tell of the teacher's; turns what reads the one into what reads the other.
+    """Predicts the teacher's states from the student's; turns matrices that read the one into those for the other.
 
     Args:
         moments: of the student's states and the teacher's.

@@ -1,4 +1,4 @@
-"""Sums over the rows of the calibration data: all that the closed-form fits need to know of it."""
+"""Sums over the rows of the calibration data: all that the closed-form fits need."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from opdf.mpo import factorized_on
 
 ROWS = 1024
-"""Of a product; more are added up in float64."""
+"""Rows of one product. Products of more are added up in float64."""
 
 WIDE = 512
 """Columns from which half of a symmetric product is worth leaving out."""
@@ -22,8 +22,8 @@ def exact(values: Tensor) -> Tensor:
 class Moments:
     """Sums of products of inputs `x` and outputs `y`, in float64; the order of the rows does not matter.
 
-    Products are as exact as what is multiplied, float32 at least, and are added up in float64 a thousand rows at a
-    time.
+    Products have the precision of their factors, float32 at least. They are added up in float64, a thousand rows at
+    a time.
 
     Args:
         inputs, outputs: widths of x and y.

@@ -24,7 +24,7 @@ def set_norm(norm: Any, scale: Tensor, shift: Tensor | float = 0.0) -> None:
 
 
 def plain(norm: Any, teacher: Any, expand: Tensor) -> None:
-    """One scale for all entries, the teacher's in the mean, and the teacher's shift: what reads the norm does the rest.
+    """Give a norm one scale, the mean of the teacher's, and the teacher's shift; what reads the norm is fitted to it.
 
     Args:
         norm: the student's, before what reads it has been fitted; teacher: the teacher's.
@@ -33,7 +33,7 @@ def plain(norm: Any, teacher: Any, expand: Tensor) -> None:
     scales = exact(teacher.weight)
     scale = scales.square().mean().sqrt()
     shift: Tensor | float = 0.0
-    if has_shift(norm):  # what has no bias of its own cannot make up for it
+    if has_shift(norm):  # a matrix without a bias cannot make up for it
         guess = scales[:, None] * expand
         system = guess.mT @ guess
         system.diagonal().add_(1e-12 * system.diagonal().mean())

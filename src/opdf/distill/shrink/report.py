@@ -1,4 +1,4 @@
-"""What a student keeps of its teacher, block by block."""
+"""What a student keeps of its teacher, block by block, and in which coordinates."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class BlockReport:
-    """Shares of the variance of the teacher's residual stream that the student's tells, 0 to 1.
+    """Shares of the variance of the teacher's residual stream that the student's explains, 0 to 1.
 
     Attributes:
         stack: the list of blocks.
         block: the student's block.
         teacher_blocks: first and last of the teacher's that it stands for.
-        kept: where a part of the block reads, by the part: "attention", "cross-attention", "feed-forward".
+        kept: where a part of the block reads; keys are "attention", "cross-attention" and "feed-forward".
     """
 
     stack: str
@@ -31,8 +31,8 @@ class ShrinkReport:
     """How a student was started.
 
     Attributes:
-        projection: `[teacher width, student width]`; the teacher's final states, and mean-pooled embeddings, times it
-            are what the student's stand for. float32, on the CPU.
+        projection: `[teacher width, student width]`, float32, on the CPU. The teacher's final states times it are
+            comparable with the student's; so are mean-pooled embeddings.
         blocks: in the order of computation.
     """
 
@@ -60,13 +60,21 @@ def keep_report(student: nn.Module, report: ShrinkReport) -> None:
     _reports[student] = report
 
 
+def find_report(student: nn.Module) -> ShrinkReport | None:
+    """The report of a student, None if `shrink` did not make it in this process.
+
+    Of a student without values, the report has no blocks and a projection without values.
+    """
+    return _reports.get(student)
+
+
 def shrink_report(student: nn.Module) -> ShrinkReport:
-    """What `shrink` said of a student that it made in this process.
+    """The report of a student that `shrink` made in this process.
 
     Raises:
         KeyError: `shrink` did not make it.
     """
-    try:
-        return _reports[student]
-    except KeyError:
-        raise KeyError(f"this {type(student).__name__} was not made by shrink in this process") from None
+    report = find_report(student)
+    if report is None:
+        raise KeyError(f"this {type(student).__name__} was not made by shrink in this process")
+    return report

@@ -10,8 +10,8 @@ from torch import Tensor
 from opdf.distill.shrink.moments import Moments
 
 STRENGTH, STRENGTH_OF_HEADS = 1e-3, 1e-2
-"""Of the pull to the first guess, relative to the mean variance of an input. Heads that read one token of an example
-have few rows to learn from."""
+"""Weight of the pull to the first guess, relative to the mean variance of an input. It is there for heads that read one
+token of an example and so have few rows to learn from."""
 
 
 class Affine(NamedTuple):
@@ -47,7 +47,7 @@ def ridge(moments: Moments, guess: Tensor, *, constant: bool = True, strength: f
 
 
 def explained(moments: Moments) -> float:
-    """The share of y's variance that a linear map of x can tell, 0 to 1."""
+    """The share of y's variance that a linear map of x can explain, 0 to 1."""
     total = moments.variance().sum()
     if not total > 0:
         return 1.0

@@ -121,6 +121,15 @@ def size_fields(teacher: Any, family: Family) -> list[str]:
     return [name for name in (*depths, *sizes) if name]
 
 
+def depth_fields(teacher: Any) -> list[str]:
+    """Fields of the configuration that say how many blocks there are, one a stack.
+
+    Raises:
+        TypeError, ValueError: as `shrink`.
+    """
+    return [stack.depth for stack in stacks_of(teacher, family_of(teacher))]
+
+
 def inner_size(config: Any, family: Family) -> int:
     """The feed-forward size; four times the width where the configuration leaves it open (GPT-2)."""
     return int(getattr(config, family.inner) or 4 * getattr(config, family.width))

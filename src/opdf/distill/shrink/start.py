@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -33,26 +34,28 @@ from opdf.mpo import matmul_precision
 
 logger = logging.getLogger(__name__)
 
+ENOUGH = 2
+"""Tokens a direction. With fewer, a student does little on tokens that it was not fitted to."""
+
 
 def shrink(teacher: nn.Module, batches: Iterable[Mapping[str, Tensor]], **sizes: int) -> Any:
     """A smaller student of the teacher's class that does what the teacher does, as well as its size allows.
 
         student = shrink(teacher, batches, num_hidden_layers=3, hidden_size=192)
 
-    Nothing is trained. Every part of the student is fitted in closed form to what the teacher makes of some examples,
-    one part after the other, each to what the parts before it have made of them. It costs about two passes of the
-    teacher over the examples, and memory for the residual streams of both models.
+    Nothing is trained. Every part of the student is fitted in closed form to the teacher's states on some examples. The
+    parts are fitted in order, each on what the fitted parts before it give. It costs about two passes of the teacher
+    over the examples, and memory for the residual streams of both models.
 
     Args:
         teacher: a BERT (MiniLM), RoBERTa, DistilBERT, ViT, DeiT, GPT-2, LLaMA, Qwen3 or T5 of transformers, on any
             device; it is not changed.
         batches: examples as the model takes them, `{name: tensor}`; a DataLoader, say. 256 to 1,000 examples will do.
-            Labels are not used, but by an encoder-decoder that makes its decoder's inputs of them. Sizes of batches,
-            their order and their padding do not matter.
-            Pad on the right where the model counts positions from the left (BERT, GPT-2), as it is used.
+            Only an encoder-decoder uses labels: it makes its decoder's inputs from them. Sizes of batches, their order
+            and their padding do not matter. Pad on the right if the model counts positions from the left (BERT, GPT-2).
         **sizes: fields of the teacher's configuration: its hidden size, feed-forward size, numbers of heads and of
-            key-value heads, and of blocks. What is not named stays. Where the size of a head follows from the hidden
-            size, it follows.
+            key-value heads, and of blocks. What is not named stays. The size of a head changes with the hidden size if
+            it is not a field of its own.
 
     Returns:
         A plain model of the teacher's class and dtype, on its device, in eval mode. `shrink_report` tells how much of
@@ -69,10 +72,10 @@ def shrink(teacher: nn.Module, batches: Iterable[Mapping[str, Tensor]], **sizes:
     config = student_config(teacher, family, sizes)
     inputs = _on_device(teacher, batches)
     with _evaluating(teacher), torch.no_grad(), matmul_precision():
-        _check_count(teacher, family, config, inputs)
+        _warn_of_few(*_check_count(teacher, family, config, inputs))
         student, report = _started(teacher, family, config, inputs)
     keep_report(student, report)
-    logger.info("the student tells these shares of the variance of its teacher's residual stream:\n%s", report)
+    logger.info("the student explains these shares of the variance of its teacher's residual stream:\n%s", report)
     return student
 
 
@@ -81,7 +84,7 @@ def blank_student(teacher: Any, batches: Iterable[Mapping[str, Tensor]] = (), **
 
     Args:
         teacher, **sizes: as for `shrink`.
-        batches: as for `shrink`; how many examples there are is not looked at without.
+        batches: as for `shrink`; without them their number is not checked.
 
     Returns:
         A model on the meta device.
@@ -95,7 +98,10 @@ def blank_student(teacher: Any, batches: Iterable[Mapping[str, Tensor]] = (), **
         inputs = _on_device(teacher, batches)
         with _evaluating(teacher), torch.no_grad():
             _check_count(teacher, family, config, inputs)
-    return _blank(teacher, config, torch.device("meta"))
+    student = _blank(teacher, config, torch.device("meta"))
+    shape = getattr(teacher.config, family.width), getattr(config, family.width)
+    keep_report(student, ShrinkReport(torch.empty(shape, device="meta")))
+    return student
 
 
 def _started(
@@ -147,8 +153,14 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _check_count(teacher: Any, family: Family, config: Any, inputs: Sequence[Mapping[str, Tensor]]) -> None:
-    """Refuse fewer tokens than unknowns for each output of a fitted matrix."""
+def _check_count(
+    teacher: Any, family: Family, config: Any, inputs: Sequence[Mapping[str, Tensor]]
+) -> tuple[int, int, str]:
+    """Refuse fewer tokens than unknowns for each output of a fitted matrix.
+
+    Returns:
+        The smallest number of tokens of a stack, the number of unknowns, and the field that it comes from.
+    """
     heads = head_sizes(config, family)
     sizes = {
         family.width: getattr(config, family.width),
@@ -157,14 +169,23 @@ def _check_count(teacher: Any, family: Family, config: Any, inputs: Sequence[Map
     }
     field, directions = max(sizes.items(), key=lambda item: item[1])
     examples = sum(len(next(iter(batch.values()))) for batch in inputs)
-    for stack in stacks_of(teacher, family):
-        tokens = sum(_count(teacher, stack, batch) for batch in inputs)
-        if tokens <= directions:
-            needed = math.ceil((directions + 1) * examples / max(tokens, 1))
-            raise ValueError(
-                f"batches has {tokens} tokens in {examples} examples, and a student with {directions} directions "
-                f"({field}) needs {directions + 1} at least: give {needed} examples like these or more"
-            )
+    tokens = min(sum(_count(teacher, stack, batch) for batch in inputs) for stack in stacks_of(teacher, family))
+    if tokens <= directions:
+        needed = math.ceil((directions + 1) * examples / max(tokens, 1))
+        raise ValueError(
+            f"batches has {tokens} tokens in {examples} examples, and a student with {directions} directions "
+            f"({field}) needs {directions + 1} at least: give {needed} examples like these or more"
+        )
+    return tokens, directions, field
+
+
+def _warn_of_few(tokens: int, directions: int, field: str) -> None:
+    if tokens < ENOUGH * directions:
+        warnings.warn(
+            f"the student is fitted to {tokens} tokens, fewer than {ENOUGH} for each of its {directions} directions "
+            f"({field}), and may know little beyond them; give more examples",
+            stacklevel=3,
+        )
 
 
 def _count(teacher: Any, stack: Stack, inputs: Mapping[str, Tensor]) -> int:
@@ -177,7 +198,7 @@ def _count(teacher: Any, stack: Stack, inputs: Mapping[str, Tensor]) -> int:
 
 
 def _blank(teacher: Any, config: Any, device: torch.device) -> Any:
-    """A model of the teacher's class whose values are still to come, float32 at least until it has them."""
+    """A model of the teacher's class without values, in float32 at least until it has them."""
     config._attn_implementation = teacher.config._attn_implementation
     exact = torch.promote_types(teacher.dtype, torch.float32)
     with torch.random.fork_rng(), device:

@@ -1,4 +1,4 @@
-"""Heads of fewer dimensions: the product of two matrices in fewer rows."""
+"""Heads of fewer dimensions: the product of two matrices through fewer rows."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor
 def truncate(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Mixtures of the rows of two matrices whose product `A' B` keeps most of its size.
 
-    A query meets a key, and a value its output, in a product `x' A' B y` alone. Singular values of the product, taken
-    after whitening x and y, tell what it loses in fewer rows.
+    Queries and keys, and values and outputs, only appear in a product `x' A' B y`. The singular values of the product,
+    taken after whitening x and y, tell what fewer rows lose.
 
     Args:
         left: `[..., rows, rows]`, second moments of `A x`: the mean of `A x x' A'`.

@@ -1,0 +1,110 @@
+"""Several teachers as one."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from opdf.distill.losses import items_by_example, precise, task_loss
+from opdf.distill.models import kind_of
+
+
+class Ensemble(nn.Module):
+    """Several teachers, whose distributions are averaged (arXiv 1503.02531, section 1; arXiv 1612.01474).
+
+        teacher = Ensemble([first, second], weights=[2, 1])
+
+    What a student learns from the mean of p_1, p_2, ... at a temperature is what it learns from all of them at once:
+    sum_i w_i KL(p_i || q) and KL(sum_i w_i p_i || q) differ by what no student changes. Outputs of a regression are
+    averaged as they are, and of several labels at once each label's probability.
+
+    Args:
+        models: of transformers, for one task, with the same labels or the same vocabulary.
+        weights: above 0, one for each, of any sum; None gives all the same.
+
+    Attributes:
+        weights: float64 `[models]`, of sum 1.
+        temperature: float64, at which distributions are averaged. An objective sets its own.
+
+    Raises:
+        ValueError: there are no models, or as many weights as models are not given.
+    """
+
+    weights: Tensor
+    temperature: Tensor
+
+    def __init__(self, models: Sequence[nn.Module], weights: Sequence[float] | None = None) -> None:
+        super().__init__()
+        given = [1.0] * len(models) if weights is None else [float(w) for w in weights]
+        check_weights(given, len(models))
+        self.models = nn.ModuleList(models)
+        self.register_buffer("weights", torch.tensor(given, dtype=torch.float64) / sum(given))
+        self.register_buffer("temperature", torch.ones((), dtype=torch.float64))
+
+    @property
+    def config(self) -> Any:
+        """The first model's: all have the same labels or vocabulary."""
+        return self.models[0].config
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        labels: Tensor | None = None,
+        **others: Any,
+    ) -> SequenceClassifierOutput:
+        """Logits of the mean, and with labels its loss."""
+        named = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids,
+                 "pixel_values": pixel_values} | others  # fmt: skip
+        inputs = {name: value for name, value in named.items() if value is not None}
+        logits = self.mean([model(**inputs).logits for model in self.models])
+        loss = None
+        if labels is not None:
+            items = items_by_example(self.models[0], inputs | {"labels": labels}).sum().clamp(min=1)
+            loss = task_loss(self.models[0], logits, labels) / items
+        return SequenceClassifierOutput(loss=loss, logits=logits)
+
+    def mean(self, logits: Sequence[Tensor]) -> Tensor:
+        """Logits that give the weighted mean of several distributions at `temperature`, each `[..., classes]`."""
+        found = torch.stack([precise(some).to(logits[0].device) for some in logits])
+        weights = self.weights.to(found).reshape(-1, *[1] * (found.dim() - 1))
+        kind, temperature = kind_of(self.models[0], logits[0]), self.temperature.to(found)
+        if kind == "regression":
+            return (weights * found).sum(0)
+        if kind == "multi-label":
+            yes, no = (torch.logsumexp(F.logsigmoid(sign * found / temperature) + weights.log(), 0) for sign in (1, -1))
+            return temperature * (yes - no)
+        return temperature * torch.logsumexp((found / temperature).log_softmax(-1) + weights.log(), 0)
+
+
+def check_weights(weights: Sequence[float], models: int, where: str = "") -> None:
+    """Refuse weights of several teachers that say nothing.
+
+    Raises:
+        ValueError: there are fewer or more than models, none, or one is not above 0.
+    """
+    if not models:
+        raise ValueError(f"{where}models is empty; give one teacher or more")
+    if len(weights) != models or not all(0 < weight < math.inf for weight in weights):
+        raise ValueError(f"{where}weights is {list(weights)}; give {models} numbers above 0, one for each teacher")
+
+
+def members(teacher: nn.Module) -> list[Any]:
+    """The teachers that one stands for."""
+    return list(teacher.models) if isinstance(teacher, Ensemble) else [teacher]
+
+
+def like(model: Any, dtype: torch.dtype | None = None) -> Any:
+    """A new model of the same configuration, where tensors are made now."""
+    if isinstance(model, Ensemble):
+        return Ensemble([like(one, dtype) for one in model.models])  # weights are values, not configuration
+    return type(model)._from_config(copy.deepcopy(model.config), dtype=dtype or model.dtype)

@@ -1,0 +1,55 @@
+"""Saved models by what a user calls them: the output folder of a run, the student in it, or any other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from opdf.job.errors import UserError
+from opdf.job.output import CONFIG, METRICS, read_metrics
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A saved model.
+
+    Attributes:
+        model: its folder, or a hub name.
+        run: the output folder of the run that made it; None for other models.
+    """
+
+    model: str
+    run: Path | None
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What the run's metrics.json holds; nothing without a finished run.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        return read_metrics(self.run) if self.run and (self.run / METRICS).is_file() else {}
+
+
+def find_saved(name: str) -> Saved:
+    """The model that a name means.
+
+    Raises:
+        UserError: it is a run without a student yet.
+        FileNotFoundError: it is a path to nothing, or to a folder of something else.
+    """
+    folder = Path(name)
+    if (folder / CONFIG).is_file():
+        if not (folder / "student").is_dir():
+            raise UserError(
+                f"{name} is a run without a student yet; opdf distill {folder / CONFIG} --resume true goes on with it"
+            )
+        return Saved(str(folder / "student"), folder)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{name} holds no run and no model (neither {CONFIG} nor config.json); give an output folder of opdf "
+            "distill, or a model's"
+        )
+    run = folder.parent if folder.name == "student" and (folder.parent / CONFIG).is_file() else None
+    return Saved(name, run)

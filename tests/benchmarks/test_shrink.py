@@ -1,0 +1,48 @@
+"""What students of real teachers are worth before any training, and that no trial of the benchmark is run twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from benchmarks.shrink import EXAMPLES, SIZES, TASKS, accuracy, report, said, trials
+
+from benchmarks import shrink as benchmark
+from opdf.distill import shrink
+
+FLOORS = {
+    ("images", "width 48"): 0.5, ("images", "width 24"): 4.0,
+    ("text", "width 192"): 2.5, ("text", "width 96"): 6.0,
+    ("text", "3 blocks"): 5.0, ("text", "3 blocks, width 192"): 6.5,
+}  # fmt: skip
+"""Points of test accuracy that a student may be behind its teacher."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+def test_students_are_near_their_teachers_without_training(task: str) -> None:
+    """Ten minutes where the teachers are still to be trained; they are kept under runs/."""
+    teacher, examples, test = TASKS[task](EXAMPLES)
+    whole = accuracy(teacher.eval(), test)
+    for sizes in SIZES[task]:
+        if (task, said(sizes)) in FLOORS:
+            assert whole - accuracy(shrink(teacher, examples, **sizes), test) <= FLOORS[task, said(sizes)], sizes
+
+
+def test_trials_go_on_where_they_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "RUNS", tmp_path / "shrink.jsonl")
+    assert benchmark.done() == {}
+    planned = [trial for task in TASKS for trial in trials(task)]
+    rows = [
+        {**dict(zip(("task", "sizes", "way", "examples"), trial.key, strict=True)), "behind": k / 10}
+        for k, trial in enumerate(planned)
+    ]
+    benchmark.RUNS.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = benchmark.done()
+    assert set(found) == {trial.key for trial in planned}
+    assert [*benchmark.measure("text")] == []  # no teacher is trained for it
+    first = report(found)
+    assert "| images | width 48 " in first
+    for key in FLOORS:
+        assert f"{found[*key, 'shrink', EXAMPLES]['behind']:.1f}" in first

@@ -1,0 +1,95 @@
+"""Several teachers as one: their mean by scipy, and that learning from it is learning from all of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import expit, logit, softmax
+from tests.distill.small import arguments, bert, sentences
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from opdf.distill import (
+    DistillationTrainer,
+    Ensemble,
+    HiddenDistillation,
+    LogitsDistillation,
+    chunks,
+    keep_layers,
+)
+
+WEIGHTS = [3.0, 1.0]
+"""Of two teachers: 0.75 and 0.25 once they are of sum 1."""
+
+
+@pytest.mark.parametrize("kind", ["single_label_classification", "multi_label_classification", "regression"])
+def test_the_mean_is_of_probabilities_at_the_temperature(kind: str) -> None:
+    options: dict[str, Any] = {"num_labels": 1 if kind == "regression" else 3, "problem_type": kind}
+    teacher = Ensemble([bert(2, **options), bert(2, **options)], WEIGHTS)
+    teacher.temperature.fill_(2.0)
+    logits = torch.randn(2, 5, options["num_labels"], dtype=torch.float64) * 4
+    first, second = logits.numpy()
+    found = teacher.mean(list(logits)).numpy()
+    if kind == "regression":
+        np.testing.assert_allclose(found, 0.75 * first + 0.25 * second)
+    elif kind == "multi_label_classification":
+        np.testing.assert_allclose(found, 2 * logit(0.75 * expit(first / 2) + 0.25 * expit(second / 2)))
+    else:
+        expected = 0.75 * softmax(first / 2, -1) + 0.25 * softmax(second / 2, -1)
+        np.testing.assert_allclose(softmax(found / 2, -1), expected)
+
+
+def llama(seed: int) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = LlamaConfig(vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+                         initializer_range=0.5)  # fmt: skip
+    return LlamaForCausalLM(config).double().eval()
+
+
+@pytest.mark.parametrize("chunk", [2**24, 120])
+def test_the_gradient_is_the_sum_of_those_of_each_teacher(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunks, "CHUNK", chunk)
+    ids = torch.arange(14).reshape(2, 7)
+    batch, items = {"input_ids": ids, "labels": ids}, torch.tensor(12)
+    student, teachers = llama(0), [llama(1), llama(2)]
+    several = Ensemble(teachers, WEIGHTS).eval()
+    parameters, objective = list(student.parameters()), LogitsDistillation(temperature=2.0, alpha=1.0)
+    objective.prepare(student, several)
+    found = torch.autograd.grad(objective.losses(student, several, batch, items).total, parameters)
+    each = [torch.autograd.grad(objective.losses(student, one, batch, items).total, parameters) for one in teachers]
+    expected = [0.75 * a + 0.25 * b for a, b in zip(*each, strict=True)]
+    torch.testing.assert_close(list(found), expected, rtol=1e-4, atol=1e-6)  # LLaMA's norms are in float32
+
+
+def test_the_trainer_takes_a_list(tmp_path: Path) -> None:
+    bert(2, initializer_range=0.5).save_pretrained(tmp_path / "other")
+    teachers = [bert(2), str(tmp_path / "other")]
+    trainer = DistillationTrainer(
+        keep_layers(bert(2), 1), arguments(tmp_path / "run"), teacher=teachers, train_dataset=sentences(),
+        overparam={"ones": 1},
+    )  # fmt: skip
+    trainer.train()
+    assert isinstance(trainer.teacher, Ensemble)
+    assert trainer.teacher.temperature == trainer.method.temperature
+    assert not any(p.requires_grad for p in trainer.teacher.parameters())
+
+
+def test_what_needs_one_teacher_and_teachers_that_do_not_fit(tmp_path: Path) -> None:
+    student, run = keep_layers(bert(2), 1), arguments(tmp_path)
+    both = [bert(2), bert(2)]
+    with pytest.raises(
+        ValueError, match=r"HiddenDistillation reads one teacher from within .* take one of logits, spa"
+    ):
+        DistillationTrainer(student, run, teacher=both, objective=HiddenDistillation())
+    with pytest.raises(ValueError, match=r"constraint pulls the student to one teacher's weights .*; leave it out"):
+        DistillationTrainer(student, run, teacher=both, overparam={"ones": 1}, constraint={})
+    with pytest.raises(ValueError, match="the student has 2 labels and the teacher 3"):
+        DistillationTrainer(student, run, teacher=[bert(2), bert(2, num_labels=3)])
+    for weights in ([1.0], [1.0, 0.0], [1.0, float("nan")]):
+        with pytest.raises(ValueError, match=r"weights is .*; give 2 numbers above 0, one for each teacher"):
+            Ensemble(both, weights)
+    with pytest.raises(ValueError, match="models is empty"):
+        Ensemble([])

@@ -1,0 +1,278 @@
+"""What `opdf predict` says, beside transformers' own pipelines and a forward pass by hand."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    BertModel,
+    BertTokenizerFast,
+    LlamaConfig,
+    LlamaForCausalLM,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessorPil,
+    pipeline,
+)
+
+from jobs import TEXTS, WORDS, bert, texts
+from opdf.cli import main
+from opdf.job import predict
+from opdf.job.errors import UserError
+
+SIZES = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 1, "intermediate_size": 8}
+NAMES = {0: "bad", 1: "fair", 2: "good"}
+ROWS = [f"w{k % 9} w{k % 7} w{k % 5}" if k % 3 else f"w{k % 11}" for k in range(20)]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved model of every kind; weights are large, so that answers differ."""
+    folder = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+
+    def save(name: str, model: Any) -> None:
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(torch.randn_like(p))
+        model.save_pretrained(folder / name)
+        (folder / name / "vocab.txt").write_text("\n".join(WORDS))
+        BertTokenizerFast(str(folder / name / "vocab.txt")).save_pretrained(folder / name)
+
+    def config(**options: Any) -> BertConfig:
+        return BertConfig(vocab_size=len(WORDS), max_position_embeddings=32, **SIZES, **options)
+
+    several = {"problem_type": "multi_label_classification"}
+    save("classes", BertForSequenceClassification(config(id2label=NAMES)))
+    save("several", BertForSequenceClassification(config(id2label=NAMES, **several)))
+    save("number", BertForSequenceClassification(config(num_labels=1)))
+    save("tags", BertForTokenClassification(config(id2label={0: "O", 1: "B-X"})))
+    save("body", BertModel(config()))
+    save("masked", BertForMaskedLM(config()))
+    llama = LlamaConfig(vocab_size=len(WORDS), max_position_embeddings=64, **SIZES)
+    llama.eos_token_id = llama.bos_token_id = None
+    save("decoder", LlamaForCausalLM(llama))
+    vit = ViTForImageClassification(ViTConfig(image_size=8, patch_size=4, id2label=NAMES, **SIZES))
+    vit.save_pretrained(folder / "images")
+    ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(folder / "images")
+    return folder
+
+
+def asked(capsys: Any, *words: str) -> list[dict[str, Any]]:
+    """The rows that the command prints as JSON."""
+    capsys.readouterr()
+    assert main(["predict", *words]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    return [json.loads(line) for line in printed.out.splitlines()]
+
+
+def test_classes_and_their_scores_are_those_of_a_pipeline(models: Path, tmp_path: Path, capsys: Any) -> None:
+    with (tmp_path / "rows.csv").open("w") as file:
+        csv.writer(file).writerows([("id", "text"), *((f"{k:03}", text) for k, text in enumerate(ROWS))])
+    found = asked(capsys, str(models / "classes"), str(tmp_path / "rows.csv"), "--batch", "7", "--scores")
+    assert [row["id"] for row in found] == [f"{k:03}" for k in range(len(ROWS))]
+    ask = pipeline("text-classification", str(models / "classes"), device="cpu", top_k=None)
+    for row, said in zip(found, ask(ROWS), strict=True):
+        assert row["prediction"] == said[0]["label"]
+        assert row["score"] == pytest.approx(said[0]["score"], abs=1e-6)
+        assert row["scores"] == pytest.approx({one["label"]: one["score"] for one in said}, abs=1e-6)
+    assert len({row["prediction"] for row in found}) > 1
+
+
+def test_several_labels_and_numbers(models: Path, tmp_path: Path, capsys: Any) -> None:
+    texts(tmp_path / "rows.jsonl")
+    found = asked(capsys, str(models / "several"), str(tmp_path / "rows.jsonl"))
+    ask = pipeline("text-classification", str(models / "several"), device="cpu", top_k=None)
+    for row, said in zip(found, ask(TEXTS), strict=True):
+        over = {one["label"]: one["score"] for one in said if one["score"] > 0.5}
+        assert dict(zip(row["prediction"], row["score"], strict=True)) == pytest.approx(over, abs=1e-6)
+    assert main(["predict", str(models / "several"), str(tmp_path / "rows.jsonl"), "--to", "csv"]) == 0
+    cells = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["prediction"] for row in cells] == ["|".join(row["prediction"]) for row in found]
+
+    ask = pipeline("text-classification", str(models / "number"), device="cpu", function_to_apply="none")
+    values = [row["prediction"] for row in asked(capsys, str(models / "number"), str(tmp_path / "rows.jsonl"))]
+    assert values == pytest.approx([one["score"] for one in ask(TEXTS)], abs=1e-5)
+
+
+def test_a_word_has_the_tag_of_its_first_token(models: Path) -> None:
+    rows = [{"tokens": ["w1", "w2,w3", "w4"]}, {"tokens": ["w5"] * 40}, {"tokens": "w1 w2"}]
+    found = list(predict(models / "tags", rows))
+    model = BertForTokenClassification.from_pretrained(models / "tags").eval()
+    ids = torch.tensor([[WORDS.index(w) for w in ("[CLS]", "w1", "w2", "[UNK]", "w3", "w4", "[SEP]")]])
+    best = model(ids).logits[0].detach().softmax(-1).max(-1)
+    assert found[0]["prediction"] == [model.config.id2label[int(best.indices[k])] for k in (1, 2, 5)]
+    assert found[0]["score"] == pytest.approx([float(best.values[k]) for k in (1, 2, 5)], abs=1e-6)
+    assert [tag is None for tag in found[1]["prediction"]] == [False] * 30 + [True] * 10  # there are 32 places
+    assert len(found[2]["prediction"]) == 2
+
+
+def test_embeddings_and_similarities(models: Path) -> None:
+    model = BertModel.from_pretrained(models / "body").eval()
+    tokenizer = AutoTokenizer.from_pretrained(models / "body")
+    alone = [model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].mean(0).detach() for text in ROWS]
+    found = list(predict(models / "body", ROWS))
+    for row, vector in zip(found, alone, strict=True):
+        assert row["embedding"] == pytest.approx(vector.tolist(), abs=1e-5)
+    pairs = [{"a": ROWS[k], "b": ROWS[k + 1]} for k in range(5)]
+    for k, row in enumerate(predict(models / "body", pairs, inputs=["a", "b"])):
+        cosine = float(torch.cosine_similarity(alone[k], alone[k + 1], dim=0))
+        assert row["similarity"] == pytest.approx(cosine, abs=1e-5)
+
+
+def gone_on(model: Any, tokenizer: Any, ids: list[int], count: int) -> str:
+    """The likeliest tokens behind some, one by one."""
+    said: list[int] = []
+    for _ in range(count):
+        said.append(int(model(torch.tensor([ids + said])).logits[0, -1].argmax()))
+    return str(tokenizer.decode(said, skip_special_tokens=True))
+
+
+def test_what_a_language_model_says_next_and_how_it_likes_a_text(models: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(models / "decoder").eval()
+    tokenizer = AutoTokenizer.from_pretrained(models / "decoder")
+    for text, row in zip(ROWS, predict(models / "decoder", ROWS, new_tokens=5), strict=True):
+        ids = tokenizer(text)["input_ids"]
+        losses = torch.nn.functional.cross_entropy(model(torch.tensor([ids])).logits[0, :-1], torch.tensor(ids[1:]))
+        assert row["perplexity"] == pytest.approx(math.exp(float(losses.detach())), rel=1e-4)
+        assert row["prediction"] == gone_on(model, tokenizer, ids[:-1], 5)  # without the mark at the end
+    assert [row.keys() for row in predict(models / "decoder", ["w1 w2"], new_tokens=0)] == [{"text", "perplexity"}]
+
+
+def test_a_conversation_is_answered_anew(models: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(models / "decoder")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role[0] }} {{ m.content }} {% endfor %}"
+        "{% if add_generation_prompt %}w9 {% endif %}"
+    )
+    model = AutoModelForCausalLM.from_pretrained(models / "decoder").eval()
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    question = {"role": "user", "content": "w1 w2"}
+    rows = [{"messages": [question]}, {"messages": [question, {"role": "assistant", "content": "w3"}]}]
+    first, second = predict(tmp_path, rows, new_tokens=4)
+    prompt = tokenizer("u w1 w2 w9", add_special_tokens=False)["input_ids"]
+    assert first["prediction"] == second["prediction"] == gone_on(model, tokenizer, prompt, 4)
+    with pytest.raises(ValueError, match="row 1 is a conversation and the tokenizer has no chat template; give texts"):
+        list(predict(models / "decoder", rows))
+
+
+def test_images_by_folder_by_name_and_as_they_are(models: Path, tmp_path: Path, capsys: Any) -> None:
+    for k in range(6):
+        file = tmp_path / "photos" / "ab"[k % 2] / f"{k}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(k).integers(0, 255, (9, 9, 3), np.uint8)).save(file)
+    found = asked(capsys, str(models / "images"), str(tmp_path / "photos"))
+    ask = pipeline("image-classification", str(models / "images"), device="cpu")
+    for row in found:
+        best = ask(row["image"])[0]
+        assert (row["prediction"], row["score"]) == (best["label"], pytest.approx(best["score"], abs=1e-6))
+    assert len(found) == 6
+    opened = [Image.open(row["image"]) for row in found]
+    assert [row["score"] for row in predict(models / "images", opened)] == [row["score"] for row in found]
+    (one,) = predict(models / "images", found[2]["image"])
+    assert one["score"] == pytest.approx(found[2]["score"], abs=1e-6)
+    (tmp_path / "photos" / "broken.png").write_bytes(b"no image")
+    assert main(["predict", str(models / "images"), str(tmp_path / "photos")]) == 2
+    assert "broken.png cannot be read" in capsys.readouterr().err
+
+
+def test_a_run_knows_its_columns_and_reads_pipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """As typed in a shell: the lines of a pipe are answered, into a file that is whole or absent."""
+    bert(tmp_path / "teacher", id2label={0: "no", 1: "yes"}, label2id={"no": 0, "yes": 1})
+    rows = [{"title": f"w{k}", "review": text, "label": k % 2} for k, text in enumerate(TEXTS)]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    config = {
+        "data": {"name": str(tmp_path / "data.jsonl"), "inputs": "review", "max_length": 16, "labels": ["no", "yes"]},
+        "teacher": {"model": str(tmp_path / "teacher")}, "student": {"layers": 1}, "output": str(tmp_path / "out"),
+        "training": {"max_steps": 1, "use_cpu": True, "per_device_train_batch_size": 8},
+    }  # fmt: skip
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    assert main(["distill", str(tmp_path / "config.yaml")]) == 0
+    (tmp_path / "data.jsonl").rename(tmp_path / "new.jsonl")  # predictions need no training data
+
+    command = f"printf 'w1 w2\\nw3\\n' | {sys.executable} -m opdf.cli predict out - --to csv | cat"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    cells = list(csv.DictReader(io.StringIO(done.stdout)))
+    assert [row["review"] for row in cells] == ["w1 w2", "w3"]
+    assert {row["prediction"] for row in cells} <= {"no", "yes"}
+    expected = [row["score"] for row in predict(tmp_path / "out", ["w1 w2", "w3"])]
+    assert [float(row["score"]) for row in cells] == pytest.approx(expected, abs=1e-6)
+
+    (tmp_path / "broken.jsonl").write_text('{"review": "w1"}\n{"review": 3}\n')
+    capsys.readouterr()
+    for name, status in (("new", 0), ("broken", 2)):
+        with (tmp_path / f"{name}.jsonl").open() as pipe:
+            monkeypatch.setattr(sys, "stdin", pipe)
+            words = [str(tmp_path / "out" / "student"), "-", "--form", "jsonl", "--output", f"{tmp_path}/{name}.csv"]
+            assert main(["predict", *words]) == status
+    assert len((tmp_path / "new.csv").read_text().splitlines()) == 61
+    assert "line 2 of the input has '3' in 'review'; the model reads texts" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.glob("*broken*")] == ["broken.jsonl"]
+
+
+REFUSED = [
+    ("{models}/none {here}/rows.csv", "model folder {models}/none does not exist"),
+    ("{models} {here}/rows.csv", "{models} holds no run and no model"),
+    ("{models}/classes {here}/none.csv", "{here}/none.csv does not exist"),
+    ("{models}/classes {here}/rows.csv --inputs txt", "row 2 of {here}/rows.csv has no column 'txt', which the model"),
+    ("{models}/classes {here}/ragged.csv", "row 3 of {here}/ragged.csv has 3 cells and the header 2"),
+    ("{models}/classes {here}/titled.csv", "has the columns title, review; say in inputs which the model reads"),
+    ("{models}/classes {here}/answered.csv", "has a column 'score', which answers are called; rename it"),
+    ("{models}/classes {here}/latin.csv", "line 2 of {here}/latin.csv is no UTF-8: byte 0xe9; save it as UTF-8"),
+    ("{models}/classes {here}/broken.jsonl", "line 2 of {here}/broken.jsonl is no JSON"),
+    ("{models}/classes {here}/rows.dat", "rows.dat is no file that can be read; say what it holds, one of lines, csv"),
+    ("{models}/classes {here}/rows.csv --form xml", "form is 'xml'; expected one of lines, csv, tsv, jsonl"),
+    ("{models}/classes {here}/rows.csv --to xml", "to is 'xml'; expected one of jsonl, csv"),
+    ("{models}/classes {here}/rows.csv --output {here}/no/x.csv", "there is no folder {here}/no; make it first"),
+    ("{models}/classes {here}/rows.csv --max_length 99", "max_length is 99; {models}/classes reads 1 to 32 tokens"),
+    ("{models}/classes {here}/rows.csv --batch 0", "batch is 0"),
+    ("{models}/classes", "opdf predict needs MODEL FILE as its first arguments"),
+    ("{models}/number {here}/rows.csv --scores", "scores is true and {models}/number is for regression"),
+    ("{models}/decoder {here}/rows.csv --new_tokens 64", "has places for 64 tokens"),
+    ("{models}/masked {here}/rows.csv", "is a BertForMaskedLM; predict is for classes"),
+]
+
+
+@pytest.mark.parametrize(("command", "message"), REFUSED, ids=lambda v: v[:50])
+def test_refusals(command: str, message: str, models: Path, tmp_path: Path, capsys: Any) -> None:
+    for name, text in {
+        "rows.csv": "id,text\n1,w1\n", "ragged.csv": "id,text\n1,w1\n2,w2,w3\n", "titled.csv": "title,review\na,b\n",
+        "answered.csv": "text,score\nw1,1\n", "broken.jsonl": '{"text": "w1"}\n{"text"\n', "rows.dat": "w1\n",
+    }.items():  # fmt: skip
+        (tmp_path / name).write_text(text)
+    (tmp_path / "latin.csv").write_bytes("text\ncaf\xe9\n".encode("latin-1"))
+    before = sorted(tmp_path.rglob("*"))
+    places = {"models": models, "here": tmp_path}
+    assert main(["predict", *(word.format(**places) for word in command.split())]) == 2
+    printed = capsys.readouterr()
+    assert len(printed.err.strip().splitlines()) == 1, printed.err
+    assert message.format(**places) in printed.err
+    assert printed.out == ""
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_python_takes_options_that_fit_alone(models: Path) -> None:
+    with pytest.raises(UserError, match="form is 'xml'"):
+        predict(models / "classes", ["w1"], form="xml")
+    assert list(predict(models / "classes", [])) == []

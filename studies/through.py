@@ -2,7 +2,7 @@
 
 While it trains, each matrix of its blocks is A W B: W is the teacher's own matrix, A and B lead from one width to the
 other, and all three are trained. At the start A W B is what `shrink` gave the student, so that both arms start alike.
-Teachers, data and steps are those of start/images.yaml, at an eighth of the width. Rates are chosen on validation.
+Teachers, data, sizes and steps are those of start/images.yaml. Rates are chosen on validation.
 FOLDER (runs/studies/through) keeps teachers and results; what is there already is not made again.
 """
 
@@ -88,9 +88,8 @@ def run(job: Job, prepared: Any, teacher: Any, arm: str) -> dict[str, Any]:
 def main() -> None:
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/studies/through")
     study = Study(fill(StudyConfig, read_yaml(str(Path(__file__).parent / "start" / "images.yaml")), "images.yaml"))
-    settings = [setting for setting in study.plan.settings if setting.endswith("eighth")]
     pairs = []
-    for setting in settings:
+    for setting in study.plan.settings:
         of_setting, found, labels = study.config(setting, "KD"), {}, {}
         for seed in SEEDS:
             config = replace(of_setting, seed=seed, data=replace(of_setting.data, seed=seed))

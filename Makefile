@@ -97,6 +97,10 @@ docs: $(READY) ## Build the documentation site into site/
 figures: $(READY) ## Draw the figures of the documentation from the committed results
 	@$(RUN) docs/_figures.py
 
+.PHONY: notebook
+notebook: $(READY) ## Make the notebook of the text tutorial from its page
+	@$(RUN) docs/_notebook.py
+
 .PHONY: bench
 bench: $(READY) ## Run the benchmarks (some of them: make bench BENCH="step memory")
 	@$(RUN) -m benchmarks $(BENCH)

@@ -132,9 +132,9 @@ def ours(model: nn.Module, data: Batch, ones: int, precision: str = "float32") -
 def rebuild(model: nn.Module, data: Batch, ones: int) -> Step:
     """Cores as parameters; every forward pass multiplies them out core by core with tensordot, as the authors do."""
     cores: dict[str, list[Tensor]] = {}
-    for target in opdf.overparameterize(model, opdf.OverParamConfig(ones=ones)).matrices:
-        weight = model.get_parameter(target.name)
-        cores[target.name] = [c.requires_grad_() for c in decompose(weight, target.shape)]
+    for matrix in opdf.overparameterize(model, opdf.OverParamConfig(ones=ones)).matrices:
+        weight = model.get_parameter(matrix.name)
+        cores[matrix.name] = [c.requires_grad_() for c in decompose(weight, matrix.shape)]
     rest = [p for n, p in model.named_parameters() if n not in cores]
     optimizer = torch.optim.AdamW([*rest, *(c for chain in cores.values() for c in chain)], lr=1e-5, fused=True)
 
@@ -147,8 +147,8 @@ def rebuild(model: nn.Module, data: Batch, ones: int) -> Step:
 
 def parametrized(model: nn.Module, data: Batch, ones: int) -> Step:
     """`torch.nn.utils.parametrize` with the product's own contraction."""
-    for target in opdf.overparameterize(model, opdf.OverParamConfig(ones=ones)).matrices:
-        parametrize.register_parametrization(model.get_submodule(target.module), "weight", _Chain(target.shape))
+    for matrix in opdf.overparameterize(model, opdf.OverParamConfig(ones=ones)).matrices:
+        parametrize.register_parametrization(model.get_submodule(matrix.module), "weight", _Chain(matrix.shape))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     return _stepper(lambda inputs: model(**inputs).logits, optimizer, data)
 
@@ -157,9 +157,9 @@ def tensorly_torch(model: nn.Module, data: Batch, ones: int) -> Step:
     """tensorly-torch's FactorizedLinear with a BlockTT weight, reconstructed in each forward pass."""
     import tltorch
 
-    for target in opdf.overparameterize(model, opdf.OverParamConfig(ones=ones)).matrices:
-        shape = target.shape
-        linear = model.get_submodule(target.module)
+    for matrix in opdf.overparameterize(model, opdf.OverParamConfig(ones=ones)).matrices:
+        shape = matrix.shape
+        linear = model.get_submodule(matrix.module)
         # Its random start, replaced below, overflows where the product of all bond dimensions does.
         with mock.patch.object(tltorch.FactorizedLinear, "reset_parameters"):
             factorized = tltorch.FactorizedLinear(
@@ -170,7 +170,7 @@ def tensorly_torch(model: nn.Module, data: Batch, ones: int) -> Step:
             for ours_, theirs in zip(decompose(linear.weight, shape), factorized.weight.factors, strict=True):
                 theirs.copy_(ours_)
             factorized.bias.copy_(linear.bias)
-        parent, _, child = target.module.rpartition(".")
+        parent, _, child = matrix.module.rpartition(".")
         setattr(model.get_submodule(parent), child, factorized.to(linear.weight.device))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     return _stepper(lambda inputs: model(**inputs).logits, optimizer, data)

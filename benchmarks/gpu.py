@@ -204,7 +204,7 @@ def peak(build: Callable[[], Step]) -> int:
 
 def memory(name: str, data: Batch, precisions: Sequence[str] = tuple(PRECISIONS)) -> None:
     overparam = planned(name)
-    cores = 3 * 4 * sum(target.shape.num_params for target in overparam.matrices)
+    cores = 3 * 4 * sum(matrix.shape.num_params for matrix in overparam.matrices)
     base = peak(lambda: plain(student(name), data, ONES))
     rows: list[dict[str, Any]] = []
     for precision in precisions:

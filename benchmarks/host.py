@@ -20,7 +20,7 @@ NARROW, REAL, ONES = "BERT of width 32", "BERT-base", 3
 
 def core_entries(name: str) -> int:
     matrices = opdf.overparameterize(student(name), opdf.OverParamConfig(ones=ONES)).matrices
-    return sum(target.shape.num_params for target in matrices)
+    return sum(matrix.shape.num_params for matrix in matrices)
 
 
 def main(repeats: int = 41) -> None:

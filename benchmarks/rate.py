@@ -26,6 +26,7 @@ FACTORED = {"scale_parameter": False, "relative_step": False}
 RUNS: list[tuple[str, Any, dict[str, Any], int, str]] = [
     ("AdamW", torch.optim.AdamW, {"lr": 1e-4}, 3, "as it comes"),
     ("AdamW", torch.optim.AdamW, {"lr": 1e-4}, 0, "as it comes"),
+    ("AdamW", torch.optim.AdamW, {"lr": 1e-4}, 1, "as it comes"),
     ("AdamW", torch.optim.AdamW, {"lr": 1e-4}, 8, "as it comes"),
     ("AdamW", torch.optim.AdamW, {"lr": 1e-4}, 3, "first gradient in one row"),
     ("AdamW", torch.optim.AdamW, {"lr": 1e-4}, 3, "warm-up from 0"),

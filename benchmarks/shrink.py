@@ -305,7 +305,8 @@ def trials(task: str) -> Iterator[Trial]:
     for way in ("shrink", *OTHERS):
         yield from (Trial(task, given, way) for given in sizes if way != "blocks copied" or [*given] == [DEPTH])
     yield from (Trial(task, given, way) for given in narrow for way in PARTS[1:])
-    yield from (Trial(task, given, "shrink", number) for number in NUMBERS for given in narrow[1:])
+    others = [number for number in NUMBERS if number != EXAMPLES]
+    yield from (Trial(task, given, "shrink", number) for number in others for given in narrow[1:])
 
 
 def done() -> dict[tuple[str, str, str, int], dict[str, Any]]:

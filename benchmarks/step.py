@@ -19,7 +19,7 @@ GRID_LARGE = [("BERT-base", ones, 1) for ones in (1, 3, 8)] + [("BERT-base", one
 
 def floor_seconds(name: str, ones: int, rate: float) -> float:
     overparam = opdf.overparameterize(student(name), opdf.OverParamConfig(ones=ones))
-    return sum(3 * target.shape.contract_flops for target in overparam.matrices) / rate
+    return sum(3 * matrix.shape.contract_flops for matrix in overparam.matrices) / rate
 
 
 def measure(name: str, ones: int, accumulation: int, repeats: int = 7) -> dict[str, Timing]:

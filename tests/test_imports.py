@@ -54,6 +54,14 @@ def test_two_files_of_overparam_know_the_factorization() -> None:
     assert importers == {"opdf.overparam.cores", "opdf.overparam.shapes"}
 
 
+def test_only_its_own_tests_know_the_command_line() -> None:
+    root = SOURCE.parent
+    users = [path for folder in ("src", "benchmarks", "tests") for path in (root / folder).rglob("*.py")]
+    own = (SOURCE / "opdf" / "cli", root / "tests" / "cli")
+    name = "opdf." + "cli"
+    assert not [path for path in users if name in path.read_text() and not any(map(path.is_relative_to, own))]
+
+
 def test_there_is_no_circle() -> None:
     """Each name is followed to the file that it comes from: packages import their names when they are used."""
     homes = {(name, what): module for name, module, what in ALL if FILES[name].name == "__init__.py"}

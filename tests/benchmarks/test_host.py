@@ -27,8 +27,8 @@ def test_stacks_are_those_of_the_full_size(tmp_path: Path, monkeypatch: pytest.M
 
     matrices = opdf.overparameterize(contenders.student("BERT-base"), opdf.OverParamConfig(ones=host.ONES)).matrices
     full = []
-    for shape in {target.shape for target in matrices}:
-        alike = sum(target.shape == shape for target in matrices)
+    for shape in {matrix.shape for matrix in matrices}:
+        alike = sum(matrix.shape == shape for matrix in matrices)
         most = cores.STACK_ENTRIES["cuda"] // shape.num_params
         full += [most] * (alike // most) + [alike % most]
     assert sorted(sizes[: len(full)]) == sorted(full)

@@ -153,3 +153,9 @@ def test_files_build_on_files(tmp_path: Path) -> None:
     (tmp_path / "b.yaml").write_text("base: none.yaml\n")
     with pytest.raises(FileNotFoundError, match=r"none\.yaml does not exist"):
         read_yaml(str(tmp_path / "c.yaml"))
+
+
+def test_several_teachers() -> None:
+    words = ["--teacher.models", '["a", "b"]', "--teacher.weights", "[2, 1]"]
+    teacher = parse(words, DistillConfig, "opdf distill", "").teacher
+    assert (teacher.models, teacher.weights) == (["a", "b"], [2, 1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import time
@@ -123,6 +124,10 @@ def placed(value: Any, places: dict[str, Path]) -> Any:
     return value
 
 
+PYTHON = re.compile(r"\w\((\w+=|\))|\w=(None|True|False|'|\")")
+"""What nobody types who uses the command line."""
+
+
 def refused(argv: list[str], message: str, here: Path, world: Path, capsys: Any) -> None:
     """Run a command and see that it is refused as it should be."""
     before = [sorted(folder.rglob("*")) for folder in (here, world)]
@@ -131,6 +136,7 @@ def refused(argv: list[str], message: str, here: Path, world: Path, capsys: Any)
     error = capsys.readouterr().err
     assert len(error.strip().splitlines()) == 1, error
     assert error.startswith("opdf: error: ")
+    assert not PYTHON.search(error), error
     assert message in error
 
 
@@ -213,7 +219,8 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
     ({"overparam": {"targets": ["qery"]}}, "did you mean 'query'"),
     ({"overparam": {"targets": []}}, "targets is []; give 'blocks', 'all-linear' or a list"),
     ({"constraint": {"weight": float("inf")}}, "weight is inf; it must be a finite number"),
-    ({"constraint": {"layer_map": {0: 9}}}, "layer_map sends block 0 to 9; the teacher has blocks 0 to 1"),
+    ({"constraint": {"layer_map": {0: 9}}, "student": {"start": "copy"}}, "layer_map sends block 0 to 9; the teacher"),
+    ({"constraint": {"layer_map": {0: 1}}}, "layer_map is {0: 1}, and a student that is fitted to its teacher follows"),
     ({"overparam": None, "constraint": {"weight": 1}}, "constraint needs overparam"),
     ({"objective": {"options": {"temperature": float("inf")}}}, "temperature is inf"),
     ({"objective": {"options": {"alpha": 2}}}, "alpha is 2.0; it must be from 0"),
@@ -321,8 +328,8 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
         ("{world}/empty", "it has no weights. Save the model as safetensors"),
         ("{world}/pickled", "pickled weights are not loaded"),
         ("{world}/custom", "it wants code of its own to be run, which opdf does not do"),
-        ("{world}/cut", "cannot be loaded: Error while deserializing"),
-        ("{world}/bad-json", "config.json' is not a valid JSON file"),
+        ("{world}/cut", "model.safetensors is damaged (Error while deserializing"),
+        ("{world}/bad-json", "config.json is damaged (Expecting property name"),
         ("{world}/no-config", "cannot be loaded: Unrecognized model"),
         ("{world}/no-tokenizer", "no-tokenizer"),
         ("{world}/nan", "query.weight holds NaN or infinite entries"),
@@ -381,7 +388,8 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
         {"training": {"early_stopping_patience": 3, "eval_strategy": "epoch", "metric_for_best_model": "f2"}},
         "training.metric_for_best_model is 'f2', which evaluation does not give; did you mean 'f1'?",
     ),
-    ({"training": {"push_to_hub": True}}, "training.push_to_hub would publish checkpoints, and opdf publishes nothin"),
+    ({"training": {"push_to_hub": True}}, "training.push_to_hub would publish checkpoints, and opdf publishes the fin"),
+    ({"training": {"bf16_full_eval": True}}, "training.bf16_full_eval would score the student in another precision"),
     ({"teacher": {"training": {"hub_token": "hf_secret"}}}, "teacher.training.hub_token would be readable in config"),
 ]  # fmt: skip
 
@@ -500,7 +508,7 @@ COMMANDS = [
     ("eval {world}/short --data.name {world}/good.jsonl", "the model reads 3 tokens"),
     ("plan {world}/none", "does not exist"),
     ("plan {world}/custom", "it wants code of its own"),
-    ("plan {world}/bad-json", "is not a valid JSON file"),
+    ("plan {world}/bad-json", "config.json is damaged (Expecting property name"),
     ("plan {world}/teacher --layers 0", "layers is 0; it must be at least 1"),
     ("plan {world}/teacher --tokens -1", "tokens is -1; it must be at least 1"),
     ("plan {world}/teacher --overparam mpo", "overparam is 'mpo'; expected a mapping"),

@@ -330,3 +330,18 @@ def test_classes_that_look_alike_are_kept_and_noted(tmp_path: Path) -> None:
     assert [note for note in task.notes if "'Pos' and 'pos '" in note]
     assert [note for note in task.notes if r"'cafe\u0301' and 'caf\xe9' differ" in note]
     assert len(task.notes) == 2
+
+
+def test_values_of_different_kinds_are_named_with_their_places(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "label": 1}\n\n{"text": "b", "label": "x"}\n')
+    with pytest.raises(
+        ValueError, match="'label' holds values of different kinds: line 1 has a number and line 3 a text"
+    ):
+        read_file(tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize("value", ["inf", "-inf", "1e39"])
+def test_labels_that_float32_cannot_hold_are_named(tmp_path: Path, value: str) -> None:
+    rows = [(f"words {k}", value if k == 7 else k / 10) for k in range(40)]
+    with pytest.raises(ValueError, match=r"float32 cannot hold, in row 9"):
+        load_data(table(tmp_path / "rows.csv", rows), task="regression")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from datasets import Dataset
+from PIL import Image
 from transformers import AutoTokenizer, ViTImageProcessorPil
 
-from opdf.data import DataSummary, Prepared, describe, encode, load_data, minilm
+from opdf.data import DataSummary, Prepared, as_rgb, describe, encode, load_data, minilm
 
 TEXTS = ["one two", "three", "four five six"]
 
@@ -80,3 +82,64 @@ def test_images_have_no_length() -> None:
     assert (found.max_length, found.truncated, found.repeated) == (None, {}, {})
     assert "image-classification: 'image' to 'label'" in str(found)
     assert sum(found.classes["test"].values()) == found.rows["test"]
+
+
+def test_rows_that_contradict_each_other_or_say_nothing_are_noted(tmp_path: Path, tokenizer: Any) -> None:
+    texts = [f"good film {k}" for k in range(90)] + ["Dull.", "dull", "DULL!", "  ", ""] + ["fine"] * 5
+    labels = [k % 2 for k in range(90)] + [0, 1, 0, 1, 1] + [1] * 5
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(f"{json.dumps({'text': t, 'label': y})}\n" for t, y in zip(texts, labels, strict=True)))
+    notes = [text for what, text in summary(str(path), tokenizer).lines() if what == "note"]
+    assert any(note.startswith("3 of 100 rows say the same as others of another class") for note in notes)
+    assert "2 of 100 rows have an empty text; data.drop_empty leaves them out" in notes
+    assert not any("unknown" in note for note in notes)
+
+
+def test_texts_that_the_tokenizer_cannot_read_are_noted(tmp_path: Path, tokenizer: Any) -> None:
+    texts = [f"\U0001f600 \U0001f680 \U0001f4a9 {k}" for k in range(60)]
+    file = write(tmp_path / "a.csv", text=texts, label=["a", "b"] * 30)
+    found = summary(file, tokenizer)
+    tokens = [t for row in load_data(file)[0]["train"]["text"] for t in tokenizer(row)["input_ids"]]
+    share = np.mean(np.array(tokens) == tokenizer.unk_token_id)
+    assert found.unknown == pytest.approx(share)
+    assert f"{share:.0%} of the tokens are unknown to the tokenizer" in str(found)
+
+
+def test_a_class_that_often_stands_for_none_is_noted(tmp_path: Path, tokenizer: Any) -> None:
+    file = write(tmp_path / "a.csv", text=[f"words {k}" for k in range(60)], label=[-100, 0, 1] * 20)
+    assert "-100, which often stands for no label, is taken as a class" in str(summary(file, tokenizer))
+
+
+def test_what_is_passed_over_in_images_is_noted(tmp_path: Path) -> None:
+    for k in range(60):
+        (folder := tmp_path / "images" / "ab"[k % 2]).mkdir(parents=True, exist_ok=True)
+        picture = Image.fromarray(np.full((8, 8, 3), k, np.uint8))
+        if k < 7:
+            picture.save(folder / f"{k}.gif", save_all=True, append_images=[Image.new("RGB", (8, 8), "white")])
+        elif k < 10:
+            picture.convert("RGBA").save(folder / f"{k}.png")
+        else:
+            picture.save(folder / f"{k}.png")
+    found = summary(str(tmp_path / "images"), ViTImageProcessorPil(size={"height": 8, "width": 8}))
+    assert "7 of the 60 images that were looked at have several pictures, of which the first is taken" in str(found)
+    assert "3 of the 60 images that were looked at have transparent parts" in str(found)
+
+
+@pytest.mark.parametrize(("values", "kind"), [
+    (np.arange(64).reshape(8, 8) * 1000, np.uint16), (np.arange(64).reshape(8, 8) * 1000, np.int32),
+    (np.linspace(0, 1, 64).reshape(8, 8), np.float32),
+])  # fmt: skip
+def test_images_that_8_bits_cannot_hold_are_refused(values: np.ndarray, kind: Any) -> None:
+    """Pillow makes all values above 255 white, and all fractions black."""
+    with pytest.raises(ValueError, match="do not fit into 8 bits"):
+        as_rgb(Image.fromarray(values.astype(kind)))
+    few = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    if kind != np.float32:
+        assert np.array_equal(np.asarray(as_rgb(Image.fromarray(few.astype(kind))))[..., 1], few)
+
+
+def test_a_link_to_no_image_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(ValueError, match=r"1\.png is a link that leads nowhere"):
+        load_data(str(tmp_path))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from datasets import Dataset
 from torch import nn
-from transformers import AutoConfig, TrainerCallback, training_args
+from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, TrainerCallback, training_args
 
 from families import FAMILIES, batch, build
 from opdf import DistillationArguments, DistillationTrainer, OverParamConfig
@@ -20,9 +20,11 @@ from opdf.distill import (
     LGTM,
     AttributionDistillation,
     Constraint,
+    Ensemble,
     HiddenDistillation,
     LogitsDistillation,
     Theseus,
+    chunks,
     keep_layers,
 )
 from opdf.job import DistillConfig, cache_teacher, evaluate, run
@@ -112,6 +114,28 @@ def test_every_objective_where_there_is_no_float64(
     tmp_path: Path, device: torch.device, train_on: Choose, objective: Any
 ) -> None:
     check_same_on(device, train_on, tmp_path, "bert", objective)
+
+
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.usefixtures("single_only")
+def test_tokens_in_chunks(
+    tmp_path: Path, device: torch.device, train_on: Choose, several: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a language model, with one teacher and with two, against whole logits on the CPU."""
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    student, *teachers = (
+        LlamaForCausalLM(LlamaConfig(vocab_size=50, initializer_range=0.5, **sizes)) for _ in range(3)
+    )
+    ids = torch.randint(0, 50, (24, 6))
+    data = Dataset.from_dict({"input_ids": ids.tolist(), "labels": ids.tolist()}).with_format("torch")
+    found = []
+    for place, size in ((CPU, 2**24), (device, 200)):
+        monkeypatch.setattr(chunks, "CHUNK", size)
+        train_on(place)
+        mine, first, second = copy.deepcopy((student, *teachers))
+        teacher = Ensemble([first, second], [2, 1]) if several else first
+        found.append(trained(trainer(tmp_path / place.type, (mine, teacher), data), place))
+    assert_same(*found)
 
 
 @pytest.mark.parametrize("there", [(True, False), (False, True), (True, True)])

@@ -34,6 +34,7 @@ from opdf.distill import (
     keep_layers,
 )
 from opdf.distill.checkpoint import MANIFEST, SCRATCH, damage, publish
+from opdf.files import owned
 from opdf.overparam import OverParamConfig
 
 
@@ -151,7 +152,19 @@ def test_old_checkpoints_are_removed_only_after_the_new_one_has_its_name(
     train(tmp_path, training={"save_strategy": "steps", "save_steps": 1, "max_steps": 3, "save_total_limit": 1})
     one, two, three = (f"checkpoint-{k}" for k in (1, 2, 3))
     assert seen == [(one, []), (two, [one]), (one, [one, two]), (three, [two]), (two, [two, three])]
-    assert [p.name for p in tmp_path.glob("*")] == ["checkpoint-3"]
+    assert [p.name for p in tmp_path.glob("[!.]*")] == ["checkpoint-3"]
+
+
+def test_one_training_at_a_time_writes_checkpoints_into_a_folder(tmp_path: Path) -> None:
+    """Another would take the half-written ones for what a killed run has left, and delete them."""
+    train(tmp_path, training={"save_strategy": "steps", "save_steps": 2})
+    before = sorted(tmp_path.rglob("*"))
+    with owned(tmp_path):
+        for training, resume in (({"save_strategy": "steps", "save_steps": 1}, None), ({"max_steps": 6}, True)):
+            with pytest.raises(FileExistsError, match=rf"{tmp_path} is in use by process {os.getpid()} .*; wait"):
+                train(tmp_path, training=training, resume=resume)
+        train(tmp_path)  # which writes none
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 # What a student has beside what its class makes.
@@ -263,6 +276,34 @@ class States(TrainerCallback):
         frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
         values = {n: v.clone() for n, v in model.state_dict().items() if n not in frozen}
         self.seen[self.name, state.global_step] = values
+
+
+class Noted(nn.Identity):
+    """A layer with something that is no tensor."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.note = {"kind": kind, "calls": torch.zeros(1)}
+
+    def get_extra_state(self) -> Any:
+        return self.note
+
+    def set_extra_state(self, state: Any) -> None:
+        self.note = state
+
+    def forward(self, hidden: torch.Tensor) -> Any:
+        self.note["calls"] = self.note["calls"] + 1
+        return hidden
+
+
+def test_what_is_no_tensor_comes_back_too(tmp_path: Path) -> None:
+    save = {"save_strategy": "steps", "save_steps": 2}
+    for kind, resume in (("first", None), ("second", str(tmp_path / "first" / "checkpoint-2"))):
+        student = bert(2)
+        student.dropout = Noted(kind)
+        trainer, _ = train(tmp_path / kind, student=student, training=save, resume=resume)
+        trainer.save_model(str(tmp_path / "saved"))
+        assert student.dropout.note == {"kind": "first", "calls": torch.tensor([4.0])}
 
 
 def test_transformers_own_trainer_resumes_to_the_same_student(tmp_path: Path) -> None:

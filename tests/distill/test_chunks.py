@@ -156,10 +156,9 @@ def test_a_training_in_chunks_ends_where_one_of_whole_logits_does(
 def test_a_compiled_student_is_not_divided(monkeypatch: pytest.MonkeyPatch) -> None:
     """A graph that was compiled with the narrow head would be used for all that comes after."""
     monkeypatch.setattr(chunks, "CHUNK", 120)
-    student = llama(0)
+    student, objective = llama(0), LogitsDistillation(alpha=0)
+    before = objective.losses(student, None, texts(), torch.tensor(20)).total
     student.compile(backend="eager")
     with pytest.warns(UserWarning, match="LlamaForCausalLM are not divided into chunks"):
-        whole = LogitsDistillation(alpha=0).losses(student, None, texts(), torch.tensor(20)).total
-    torch.testing.assert_close(
-        whole, LogitsDistillation(alpha=0).losses(llama(0), None, texts(), torch.tensor(20)).total
-    )
+        whole = objective.losses(student, None, texts(), torch.tensor(20)).total
+    torch.testing.assert_close(whole, before)

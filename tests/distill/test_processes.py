@@ -27,7 +27,14 @@ from tests.pool import Pool, pool
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch.distributed.tensor import DTensor
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast, TrainingArguments
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    TrainingArguments,
+)
 
 from opdf.distill import (
     Constraint,
@@ -35,6 +42,7 @@ from opdf.distill import (
     DistillationTrainer,
     HiddenDistillation,
     LogitsDistillation,
+    chunks,
     keep_layers,
 )
 from opdf.job import DistillConfig, StudentConfig, read_config, run
@@ -169,6 +177,42 @@ def test_projections_under_ddp_are_those_of_one_process(tmp_path: Path, two: Poo
     expected = alone.model.state_dict() | alone.method.projections.state_dict()
     assert len(expected) == len(alone.model.state_dict()) + 1
     for name, value in expected.items():
+        torch.testing.assert_close(first[name], value, rtol=1e-3, atol=1e-5, msg=name)
+        assert torch.equal(first[name], second[name]), name
+
+
+def language(folder: str, batch: int) -> DistillationTrainer:
+    """A language model whose head runs in chunks, outside of what DDP has wrapped."""
+    chunks.CHUNK = 120
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    student, teacher = (
+        LlamaForCausalLM(LlamaConfig(vocab_size=20, tie_word_embeddings=tied, initializer_range=0.5, **sizes))
+        for tied in (True, False)
+    )
+    arguments = DistillationArguments(
+        folder, use_cpu=True, per_device_train_batch_size=batch, gradient_accumulation_steps=2, learning_rate=1e-2,
+        lr_scheduler_type="constant", disable_tqdm=True, max_steps=3, save_strategy="no",
+    )  # fmt: skip
+    rows = Dataset.from_dict({name: examples()["input_ids"] for name in ("input_ids", "labels")})
+    return DistillationTrainer(student, arguments, teacher=teacher, train_dataset=rows)
+
+
+def speaking(rank: int, folder: str) -> dict[str, Any]:
+    run = language(folder, 4)
+    with warnings.catch_warnings(action="error", category=UserWarning):
+        run.train()
+    return dict(run.model.state_dict())
+
+
+def test_chunks_of_tokens_under_ddp_are_those_of_one_process(
+    tmp_path: Path, two: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunks, "CHUNK", chunks.CHUNK)
+    first, second = two.run(speaking, str(tmp_path))
+    alone = language(str(tmp_path), 8)
+    alone.train()
+    for name, value in alone.model.state_dict().items():
         torch.testing.assert_close(first[name], value, rtol=1e-3, atol=1e-5, msg=name)
         assert torch.equal(first[name], second[name]), name
 

@@ -122,7 +122,7 @@ def test_divergence_is_named_with_its_step_and_the_last_good_checkpoint(tmp_path
     assert stop.value.step == 4
     assert stop.value.checkpoint == tmp_path / "checkpoint-2"
     assert damage(stop.value.checkpoint) is None
-    assert [p.name for p in tmp_path.glob("*")] == ["checkpoint-2"]
+    assert [p.name for p in tmp_path.glob("[!.]*")] == ["checkpoint-2"]
 
 
 def test_a_checkpoint_of_broken_weights_is_not_written(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_a_checkpoint_of_broken_weights_is_not_written(tmp_path: Path) -> None:
         TrainingDiverged, match=r"a weight is infinite or not a number in step 2; .*checkpoint-1"
     ) as stop:
         train(tmp_path, training=training, callbacks=[Poison(2)])
-    assert [p.name for p in tmp_path.glob("*")] == ["checkpoint-1"]
+    assert [p.name for p in tmp_path.glob("[!.]*")] == ["checkpoint-1"]
     assert all(value.isfinite().all() for value in load_file(stop.value.checkpoint / "model.safetensors").values())
 
 
@@ -338,6 +338,10 @@ def test_evaluation_reports_the_models_own_loss(tmp_path: Path) -> None:
             r"2 rows of train_dataset have 'labels' outside 0 to 1, e.g. 2 in row 1 \(from 0\)",
         ),
         ({"train_dataset": labelled("label", [0, 7])}, "e.g. 7 in row 1 .*; the student has 2 labels: give it more"),
+        (
+            {"train_dataset": labelled("labels", [[0.0, 1.0], [1.0, -100.0]])},
+            r"1 rows .* outside 0 to 1, e\.g\. \[1\.0, -1",
+        ),
         ({"teacher": bert().bert}, "the teacher is a BertModel, which ends in hidden states"),
         (
             {"overparam": OverParamConfig(), "optimizers": (torch.optim.SGD(nn.Linear(1, 1).parameters()), None)},
@@ -628,3 +632,16 @@ def test_a_batch_that_nothing_can_be_learned_from(tmp_path: Path, options: dict[
     """Of rows that are no `datasets.Dataset`, or by a collator of the user's."""
     with pytest.raises(ValueError, match=message):
         train(tmp_path, **options)
+
+
+@pytest.mark.parametrize("rows", [5, 8, 11])
+def test_all_rows_are_scored_where_training_drops_the_last_batch(tmp_path: Path, rows: int) -> None:
+    trainer, _ = train(
+        tmp_path, eval_dataset=sentences(rows), compute_metrics=lambda found: {"rows": len(found.label_ids)},
+        training={"dataloader_drop_last": True, "per_device_eval_batch_size": 8},
+    )  # fmt: skip
+    assert trainer.evaluate()["eval_rows"] == rows
+    assert len(trainer.predict(sentences(rows)).predictions) == rows
+    assert len(trainer.get_train_dataloader()) == 24 // 8
+    with pytest.raises(ValueError, match="dataloader_drop_last is true and train_dataset has 7 rows, fewer than the 8"):
+        train(tmp_path, train_dataset=sentences(7), training={"dataloader_drop_last": True})

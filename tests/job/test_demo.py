@@ -36,6 +36,8 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, data: 
     table = (folder / "results.md").read_text().strip()
     assert table in printed
     assert [line.partition(":")[0] for line in said[1:6]] == list(results)  # each as soon as it is there
+    trained = f"{results[PLAIN]['inference_params']:,} parameters, {results[PLAIN]['train_seconds']:.0f} s trained"
+    assert said[3].endswith(trained)
 
 
 def test_a_demo_that_was_stopped_goes_on_where_it_was(tmp_path: Path) -> None:

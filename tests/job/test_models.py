@@ -109,3 +109,34 @@ def test_a_decoder_is_told_from_a_model_that_looks_both_ways_wherever_tensors_ar
             load_model(str(tmp_path / "llama"), task)
             with pytest.raises(UserError, match="sees the tokens which it has to predict"):
                 load_model(str(tmp_path / "bert"), task)
+
+
+def test_classes_in_another_order_are_refused_however_their_names_are_written(tmp_path: Path, capsys: Any) -> None:
+    def named(first: str, second: str) -> Task:
+        return Task("classification", ("text",), "label", (first, second))
+
+    folder = bert_named(tmp_path / "model", "Café", "not")
+    for other in (named("NOT ", "Café"), named("not", "cafe\u0301"), named("Not", " CAFÉ")):
+        with pytest.raises(UserError, match="give both the same order"):
+            load_model(folder, other)
+    for same in (named("cafe\u0301", "NOT "), named("Café", "not")):
+        load_model(folder, same)
+    assert "note: " not in capsys.readouterr().err
+    load_model(folder, named("good", "bad"))
+    load_model(folder, named("good", "bad"))
+    said = capsys.readouterr().err
+    assert said.count("note: ") == 1
+    assert "are taken by their numbers: Café for good, not for bad; data.labels gives another order" in said
+
+
+def bert_named(folder: Path, *names: str) -> str:
+    sizes = {
+        "vocab_size": 9,
+        "hidden_size": 4,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "intermediate_size": 4,
+    }
+    config = BertConfig(**sizes, id2label=dict(enumerate(names)), label2id={n: k for k, n in enumerate(names)})
+    BertForSequenceClassification(config).save_pretrained(folder)
+    return str(folder)

@@ -15,7 +15,7 @@ import pytest
 
 from jobs import digits
 from opdf.job import progress as module, run
-from opdf.job.progress import Bar, stopping
+from opdf.job.progress import Bar, counting, stopping
 
 
 @pytest.fixture
@@ -82,6 +82,14 @@ def test_outside_the_main_thread_a_run_leaves_signals_alone() -> None:
     assert seen[1] is before
 
 
+def test_in_a_pipe_it_is_said_once_a_minute_how_much_is_done(clock: list[float], capsys: Any) -> None:
+    with counting("runs") as progress:
+        for done in range(10):
+            progress(done, 1000)
+            clock[0] += 25.0
+    assert capsys.readouterr().err == "runs: 3 of 1,000\nruns: 6 of 1,000\nruns: 9 of 1,000\n"
+
+
 def test_in_a_pipe_there_is_a_line_for_every_entry_of_the_log(tmp_path: Path, capsys: Any) -> None:
     """As a user sees it who writes into a file; the numbers are those of train.log."""
     run(
@@ -98,7 +106,7 @@ def test_in_a_pipe_there_is_a_line_for_every_entry_of_the_log(tmp_path: Path, ca
         if "loss" in entry:
             expected.append(f"{start}loss {entry['loss']:.4g}, rate {entry['learning_rate']:.4g}")
         elif "eval_loss" in entry:
-            expected.append(f"{start}validation loss {entry['eval_loss']:.4g}, validation accuracy ")
+            expected.append(f"{start}validation loss {entry['eval_loss']:.4g}, accuracy ")
     assert len(lines) == len(expected) == 5
     for line, start in zip(lines, expected, strict=True):
         assert line.startswith(start), line

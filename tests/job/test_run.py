@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from sklearn.utils.class_weight import compute_class_weight
 from transformers import AutoModel, AutoModelForImageClassification, AutoModelForSequenceClassification, BertModel
 
 from jobs import DIGITS, TEXTS, VIT, bert, digits, texts
-from opdf.cli import main
 from opdf.distill import keep_layers
 from opdf.job import (
     DataConfig,
@@ -30,7 +30,7 @@ from opdf.job import (
     preview,
     run,
 )
-from opdf.job.options import fill, merged, write_yaml
+from opdf.job.options import fill, merged
 from opdf.job.prepared import prepare_data
 
 
@@ -259,14 +259,13 @@ def test_embeddings_of_pairs(tmp_path: Path, world: Path) -> None:
         run(text_job(tmp_path / "other", world, **changes | {"objective": {"name": "logits"}}))
 
 
-def test_narrower_embeddings_from_the_command_line(tmp_path: Path, world: Path, capsys: Any) -> None:
+def test_narrower_embeddings(tmp_path: Path, world: Path) -> None:
     data = {"name": str(world / "pairs.jsonl"), "task": "similarity"}
     changes = {"data": data, "teacher": {"model": str(world / "embedder")}, "objective": {"name": "embedding"},
-               "student": {"layers": None, "config": {"hidden_size": 4}}, "constraint": {"weight": 0.1},
+               "student": {"layers": None, "config": {"hidden_size": 6}}, "constraint": {"weight": 0.1},
                "training": {"save_strategy": "steps", "save_steps": 1}}  # fmt: skip
-    write_yaml(text_job(tmp_path / "out", world, **changes), tmp_path / "run.yaml")
-    assert main(["distill", str(tmp_path / "run.yaml"), "--student.config", "{hidden_size: 6}"]) == 0
-    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    config = text_job(tmp_path / "out", world, **changes)
+    metrics = run(config)
     student = AutoModel.from_pretrained(tmp_path / "out" / "student")
     assert student.config.hidden_size == 6
     assert evaluate(str(tmp_path / "out" / "student"), DataConfig(**data)) == metrics["student"]
@@ -274,8 +273,7 @@ def test_narrower_embeddings_from_the_command_line(tmp_path: Path, world: Path, 
     shutil.rmtree(tmp_path / "out" / "checkpoints" / "checkpoint-2")  # as if it had been killed after a step
     shutil.rmtree(tmp_path / "out" / "student")
     (tmp_path / "out" / "metrics.json").unlink()
-    command = ["distill", str(tmp_path / "run.yaml"), "--student.config", "{hidden_size: 6}", "--resume", "true"]
-    assert main(command) == 0
+    run(replace(config, resume=True))
     assert (tmp_path / "out" / "student" / "model.safetensors").read_bytes() == weights
 
 

@@ -22,8 +22,7 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-from opdf.cli import main
-from opdf.job import DataConfig, DistillConfig, cache_teacher, evaluate, read_config, run
+from opdf.job import DataConfig, DistillConfig, cache_teacher, evaluate, export, read_config, run
 from opdf.job.arguments import training_arguments
 from opdf.job.errors import UserError
 from opdf.job.options import fill, read_yaml
@@ -77,6 +76,16 @@ def data_of(folder: Path) -> dict[str, Any]:
     return found
 
 
+def exported(folder: Path, found: dict[str, Any]) -> None:
+    """See that an export scores as the student does, in batches of texts of several lengths."""
+    data = fill(DataConfig, data_of(folder), "data")
+    report = export(str(folder / "out"), folder / "export", format="torch", data=data, batch=3)
+    scores = report["files"]["model.pt2"]["test"]
+    expected = {name: value for name, value in found["student"]["test"].items() if name in scores}
+    assert scores == pytest.approx(expected, rel=1e-5)
+    assert scores.keys() >= {found["metric"], "examples"}
+
+
 def card(folder: Path) -> str:
     return (folder / "out" / "student" / "README.md").read_text()
 
@@ -92,16 +101,30 @@ def test_several_labels(tmp_path: Path, models: Path) -> None:
     assert "text-classification" in card(tmp_path)
     scored = evaluate(str(tmp_path / "out" / "student"), fill(DataConfig, data_of(tmp_path), "data"))
     assert scored["test"] == found["student"]["test"]
+    with pytest.raises(UserError, match="is for multi-label; a linear classifier needs one class an example"):
+        evaluate(str(tmp_path / "out" / "student"), fill(DataConfig, data_of(tmp_path), "data"), probe=True)
 
 
 def test_tags_of_words(tmp_path: Path, models: Path) -> None:
-    words = [text.split() for text in TEXTS]
+    words = [text.split()[: 1 + k % 3] for k, text in enumerate(TEXTS)]
     tags = [["B-X" if int(word[1:]) % 3 else "O" for word in some] for some in words]
     found = distilled(tmp_path, models / "body", {"name": lines(tmp_path, tokens=words, ner_tags=tags)})
     assert found["metric"] == "f1"
     assert set(found["student"]["test"]) == {"f1", "precision", "recall", "accuracy", "examples"}
     assert found["class"] == "BertForTokenClassification"
     assert "token-classification" in card(tmp_path)
+    exported(tmp_path, found)
+
+
+def test_words_without_tags_are_refused(tmp_path: Path, models: Path) -> None:
+    data = {
+        "name": lines(tmp_path, tokens=[text.split() for text in TEXTS]),
+        "label": None,
+        "task": "token-classification",
+    }
+    objective = {"name": "logits", "options": {"alpha": 1.0}}
+    with pytest.raises(ValueError, match=r"data\.label is null and the task is token-classification, which needs tags"):
+        distilled(tmp_path, models / "bert", data, finetune=False, objective=objective)
 
 
 def test_texts_of_a_language_model(tmp_path: Path, models: Path) -> None:
@@ -123,6 +146,7 @@ def test_texts_of_a_language_model(tmp_path: Path, models: Path) -> None:
         same += (likeliest[0] == likeliest[1]).tolist()
     assert found["student"]["test"]["agreement"] == pytest.approx(np.mean(same))
     assert found["teacher"]["test"]["agreement"] == 1
+    exported(tmp_path, found)
 
 
 def test_stored_words_of_a_language_model_and_of_a_tagger(
@@ -154,7 +178,7 @@ def test_stored_words_of_a_language_model_and_of_a_tagger(
 
 
 def test_several_teachers(tmp_path: Path, models: Path) -> None:
-    """From a file, the command line and Python; scored, started from the first, named on the card, and resumed."""
+    """From a file; scored, started from the first, named on the card, and resumed."""
     (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
     other = LlamaForCausalLM(LlamaConfig(vocab_size=len(WORDS), max_position_embeddings=64, **SIZES))
     other.save_pretrained(tmp_path / "other")
@@ -169,10 +193,6 @@ def test_several_teachers(tmp_path: Path, models: Path) -> None:
     found = run(read_config(str(tmp_path / "config.yaml")))
     assert "the mean with weights 2, 1 of llama, other" in card(tmp_path)
     assert found["teacher"]["test"]["agreement"] == 1
-    command = ["distill", str(tmp_path / "config.yaml"), "--teacher.models", json.dumps(names), "--teacher.weights",
-               "[2, 1]", "--output", str(tmp_path / "again"), "--json"]  # fmt: skip
-    assert main(command) == 0
-    assert json.loads((tmp_path / "again" / "metrics.json").read_text())["student"] == found["student"]
     assert run(replace(read_config(str(tmp_path / "out" / "config.yaml")), resume=True)) == found
 
 
@@ -191,6 +211,9 @@ def test_texts_without_labels(tmp_path: Path, models: Path) -> None:
     assert 0 <= found["student"]["test"]["agreement"] <= 1
     saved = BertForSequenceClassification.from_pretrained(tmp_path / "out" / "student")
     assert saved.config.id2label == {0: "no", 1: "yes"}
+    data_config = fill(DataConfig, data_of(tmp_path), "data")
+    report = export(str(tmp_path / "out"), tmp_path / "export", format="torch", data=data_config)
+    assert report["files"]["model.pt2"].keys() == {"bytes", "difference"}
 
 
 def test_a_teacher_of_one_class_an_example_is_none_of_several(tmp_path: Path, models: Path) -> None:

@@ -308,7 +308,7 @@ class IgnoresTheRate(Counts):
         (CountsBesideItsTensors, {}, {}, TypeError, "its state holds 'k' beside those of tensors, which would be lost"),
         (Averages, {}, {}, TypeError, r"has train\(\) and eval\(\), between which it exchanges weights"),
         (Estimates, {}, {"placement": "owner"}, ValueError, "looks at all cores at once"),
-        (EqualRates, {}, {"lr_scaling": "match-dense"}, ValueError, r"lr_scaling='none'"),
+        (EqualRates, {}, {"lr_scaling": "match-dense"}, ValueError, "set lr_scaling to 'none'"),
         (IgnoresTheRate, {}, {"lr_scaling": "match-dense"}, ValueError, "does not follow the learning rate"),
         (torch.optim.Adafactor, {}, {"lr_scaling": "match-dense"}, ValueError, "how large the weights are"),
     ],
@@ -324,7 +324,7 @@ def test_an_optimizer_without_a_rate_of_its_own_is_trained_with() -> None:
 
     options = {"lr": None, "scale_parameter": True, "relative_step": True}
     assert difference(Adafactor, options) < 1e-6
-    with pytest.raises(ValueError, match=r"lr_scaling='none'"):
+    with pytest.raises(ValueError, match="set lr_scaling to 'none'"):
         plan(net(), lr_scaling="match-dense").optimizer(Adafactor, **options)
 
 

@@ -79,7 +79,7 @@ def test_frozen_weights_are_left_alone() -> None:
 @pytest.mark.parametrize(
     ("targets", "exclude", "message"),
     [
-        ("blocks", (), "found no attention blocks in Small; use targets='all-linear'"),
+        ("blocks", (), "found no attention blocks in Small; set targets to 'all-linear'"),
         (["mx"], (), "pattern 'mx' matches no matrix; did you mean 'mix'"),
         ("all-linear", ["nothing"], "exclude pattern 'nothing' matches no matrix"),
         (["mix"], ["mix"], "leaves no trainable matrix"),

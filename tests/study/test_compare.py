@@ -63,6 +63,23 @@ def test_runs_side_by_side(runs: Path) -> None:
     assert "ms for 16" in cells[0]
 
 
+def test_language_models_beside_their_teachers(tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("\n".join(f"a film of {k} words and a {k % 7} behind it" for k in range(40)))
+    sizes = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 1, "intermediate_size": 8}
+    config = {
+        "data": {"name": str(tmp_path / "texts.txt"), "task": "causal-lm", "max_length": 16},
+        "teacher": {"model": "minilm", "finetune": True, "training": {"max_steps": 1},
+                    "config": {"model_type": "llama", "vocab_size": 30522, **sizes}},
+        "student": {"layers": 1, "start": "copy"}, "training": {"max_steps": 1}, "output": str(tmp_path / "run"),
+    }  # fmt: skip
+    metrics = run(fill(DistillConfig, config, "config"))
+    rows = compare([tmp_path / "run", tmp_path / "run"])
+    assert [row["agreement"] for row in rows] == [metrics["student"]["test"]["agreement"]] * 2
+    head, _, first, _ = ([cell.strip() for cell in line.split("|")] for line in table(rows, 32).splitlines())
+    assert first[head.index("agreement")] == f"{100 * rows[0]['agreement']:.1f}"
+    assert first[head.index("test")] == f"{metrics['student']['test']['perplexity']:.2f}"
+
+
 def answers_of(folder: Path) -> np.ndarray:
     """Which test examples the saved student gets right, by plain transformers."""
     from transformers import AutoModelForImageClassification

@@ -36,7 +36,7 @@ def test_a_diverged_student_is_taken_to_answer_zero(tmp_path: Path) -> None:
     assert outcome.facts["diverged_in_step"] == 3
     assert set(outcome.predictions) == {0}
     assert outcome.validation == pytest.approx(0.1, abs=0.05)  # one digit in ten is a 0
-    assert [entry["step"] for entry in outcome.facts["spectra"]["steps"]] == [1]  # with the rate 0 of a warmup
+    assert [entry["step"] for entry in outcome.facts["spectra"]["steps"]] == [1, 2]  # the first moving step is bounded
     assert "decompose_seconds" not in outcome.facts
 
 

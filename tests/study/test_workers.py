@@ -78,7 +78,14 @@ def test_a_task_that_is_taken_out_of_a_stopped_study_is_not_missed(tmp_path: Pat
     with pytest.raises(KeyboardInterrupt):
         stopped.store.work(stop)
     study = Study(config(tmp_path, **few))
-    study.store.work(lambda cell: Outcome(0.5, [0.0] * 360, 1.0, 20, 10))
+    ran = []
+
+    def run(cell: Cell) -> Outcome:
+        ran.append(cell.setting)
+        return Outcome(0.5, [0.0] * 360, 1.0, 20, 10)
+
+    study.store.work(run)
+    assert ran == ["digits/64", "digits/64"]
     write_yaml(study.options, tmp_path / "out" / "study.yaml")
     assert [run["setting"] for run in sweep(study.options)["runs"]] == ["digits/64", "digits/64"]
 

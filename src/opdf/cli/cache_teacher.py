@@ -19,9 +19,11 @@ def main(argv: list[str]) -> None:
     from opdf.job import cache_teacher
 
     store = cache_teacher(config)
-    entries = store.info.rows * store.info.epochs
+    info = store.info
+    entries = (info.tokens or info.rows) * info.epochs
+    of = f"{info.rows:,} examples, {info.epochs} epochs" if not info.tokens else f"tokens of {info.rows:,} texts"
     print(
-        f"stored: {entries:,} outputs ({store.info.rows:,} examples, {store.info.epochs} epochs) in "
+        f"stored: {entries:,} outputs ({of}) in "
         f"{store.folder.parent}, {store.nbytes / entries:.0f} bytes each, "
         f"{store.nbytes / entries / 1e3:.2f} GB per million"
     )

@@ -58,7 +58,7 @@ def parse(argv: list[str], cls: type[Config], prog: str, description: str, posit
 
 
 def _as_option(message: str, prog: str) -> str:
-    """A message about a value, with the option as it is typed: `--overparam.ones is 'x'`."""
+    """A message about a value that names the option as it is typed: `--overparam.ones is 'x'`."""
     found = re.match(rf"{re.escape(prog)}: ((?:\w+: )*\w+) (is|has) ", message)
     if found is None:
         return message

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 from opdf.lazy import import_when_used
 
 if TYPE_CHECKING:
-    from opdf.data.augment import AugmentedImages, EpochDataset, ImageNoise, TextNoise
-    from opdf.data.classes import class_weights
+    from opdf.data.augment import AugmentedImages, EpochDataset, ImageNoise, TextNoise, as_rgb as as_rgb
+    from opdf.data.classes import class_weights, plain_name as plain_name
     from opdf.data.embedded import names as embedded_names
     from opdf.data.encode import count_tokens, encode, encode_rows, longest_text
     from opdf.data.language import encode_language, padding

@@ -16,6 +16,22 @@ MAGNITUDE, LARGEST = 9, 10
 """RandAugment's strength on its scale, as in TinyViT's recipe (m9)."""
 
 
+def as_rgb(image: Any) -> Any:
+    """A Pillow image in three colours of 8 bits; what is transparent in it has the colour that it has beneath.
+
+    Raises:
+        ValueError: it has values that 8 bits cannot hold, which Pillow would cut off.
+    """
+    if image.mode.startswith(("I", "F")):
+        low, high = image.getextrema()
+        if image.mode == "F" or low < 0 or high > 255:
+            raise ValueError(
+                f"its values, from {low:g} to {high:g} (mode {image.mode}), do not fit into 8 bits; save it with "
+                "values from 0 to 255"
+            )
+    return image.convert("RGB")
+
+
 class TextNoise:
     """Easy data augmentation (arXiv 1901.11196) without a thesaurus: words are deleted, swapped and replaced.
 
@@ -65,7 +81,7 @@ class ImageNoise:
         self.crop, self.flip, self.operations, self.erase = crop, flip, operations, erase
 
     def __call__(self, image: Image.Image, rng: Generator) -> Image.Image:
-        image = _resized_crop(image.convert("RGB"), self.crop, rng)
+        image = _resized_crop(as_rgb(image), self.crop, rng)
         if rng.random() < self.flip:
             image = ImageOps.mirror(image)
         for _ in range(self.operations):

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, DatasetDict, List, Value
 
 from opdf.data.columns import TEXT, Asked, dtype, values
+from opdf.data.metrics import IGNORED
 from opdf.data.read import BLANK
 from opdf.data.task import Task
 
@@ -44,7 +45,7 @@ def with_classes(data: DatasetDict, task: Task, asked: Asked) -> tuple[DatasetDi
     known = _known(data["train"], task, asked)
     numbers, names = ({name: k for k, name in enumerate(known)}, known) if known else _numbered(counts, task, asked)
     _check(counts, numbers, names, task, asked, given=bool(known or asked.labels))
-    task = replace(task, notes=(*task.notes, *_alike(names)))
+    task = replace(task, notes=(*task.notes, *_odd(names)))
     if known and task.kind != "multi-label":  # labels are numbers already
         return data, replace(task, labels=names, metric="")
     for part, rows in found.items():
@@ -52,11 +53,18 @@ def with_classes(data: DatasetDict, task: Task, asked: Asked) -> tuple[DatasetDi
     return data, replace(task, labels=names, metric="")
 
 
-def _alike(names: Sequence[str]) -> Iterator[str]:
-    """A note on every few classes that a reader would take for one."""
+def plain_name(name: str) -> str:
+    """A class's name without what a reader does not see: case, blanks at its ends, how its letters are coded."""
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+
+
+def _odd(names: Sequence[str]) -> Iterator[str]:
+    """Notes on classes that a reader would take for one, or for none."""
     groups: dict[str, list[str]] = {}
     for name in names:
-        groups.setdefault(" ".join(unicodedata.normalize("NFKC", name).casefold().split()), []).append(name)
+        groups.setdefault(plain_name(name), []).append(name)
+    if str(IGNORED) in names:
+        yield f"{IGNORED}, which often stands for no label, is taken as a class; leave its rows out if it is none"
     for alike in groups.values():
         if len(alike) > 1:
             yield (

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, Image
@@ -273,10 +274,17 @@ def _check_labels(rows: Dataset, task: Task, asked: Asked, name: str, file: Path
 
 
 def _check_numbers(rows: Dataset, task: Task, asked: Asked, name: str, file: Path | None) -> None:
-    """Name the rows that hold no number, if most do."""
+    """Name the rows that hold no number, if most do, or one that float32 does not have."""
     assert task.label is not None
     kind = dtype(rows.features[task.label])
     if kind.startswith(NUMBERS):
+        found = values(rows, task.label).to_numpy().astype(float)
+        large = np.flatnonzero(np.abs(found) > np.finfo(np.float32).max).tolist()
+        if large:
+            raise ValueError(
+                f"labels in {task.label!r} of {name} are up to {np.nanmax(np.abs(found)):g}, which float32 cannot "
+                f"hold, in {rows_of(file, large)}; remove those rows, or scale the labels"
+            )
         return
     problem = f"labels in {task.label!r} of {name} are {kind}; a {task.kind} needs numbers"
     texts = values(rows, task.label).to_pylist() if kind == TEXT else []

@@ -11,6 +11,7 @@ import torch
 from datasets import Array3D, Dataset, DatasetDict, Image
 from transformers import DataCollatorForTokenClassification, DataCollatorWithPadding, default_data_collator
 
+from opdf.data.augment import as_rgb
 from opdf.data.language import encode_language, is_conversation, packed, padding
 from opdf.data.metrics import IGNORED
 from opdf.data.task import Task
@@ -81,6 +82,11 @@ def _as_arrays(encoded: DatasetDict) -> DatasetDict:
 def _check_options(
     data: DatasetDict, task: Task, processor: Any, max_length: int, answers_only: bool, where: str
 ) -> None:
+    if task.kind == "token-classification" and task.label is None:
+        raise ValueError(
+            f"{where}label is null and the task is token-classification, which needs tags that say where words begin; "
+            f"name their column in {where}label"
+        )
     if answers_only and task.kind != "causal-lm":
         raise ValueError(f"{where}answers_only is true and the task is {task.kind}; it is for causal-lm: leave it out")
     if task.is_image:
@@ -168,7 +174,7 @@ def encode_rows(
         texts = [text for pair in zip(*(rows[c] for c in task.inputs), strict=True) for text in pair]
         return dict(processor(texts, **cut))
     if task.is_image:
-        images = [image.convert("RGB") for image in rows[task.inputs[0]]]
+        images = [as_rgb(image) for image in rows[task.inputs[0]]]
         encoded = {"pixel_values": processor(images, return_tensors="np")["pixel_values"]}
     else:
         encoded = dict(processor(*(rows[c] for c in task.inputs), **cut))

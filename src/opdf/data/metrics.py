@@ -24,11 +24,12 @@ def accuracy(answers: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> f
 
 def f1(answers: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> float:
     """Of the second of two classes; of more, the mean over classes."""
-    return float(f1_score(labels, answers, average="binary" if len(names) == 2 else "macro"))
+    return float(f1_score(labels, answers, average="binary" if len(names) == 2 else "macro", zero_division=0))
 
 
 def matthews(answers: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> float:
-    return float(matthews_corrcoef(labels, answers))
+    with warnings.catch_warnings(action="ignore"):  # of one class alone, which scores 0
+        return float(matthews_corrcoef(labels, answers))
 
 
 def f1_micro(answers: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> float:

@@ -85,7 +85,7 @@ def local(model: str) -> str:
 
 
 def _meant(folder: Path) -> str:
-    """The end of a message about a folder that does not exist: the one beside it that is called nearly so."""
+    """The end of a message about a folder that does not exist: one beside it with nearly the same name."""
     if folder.exists() or not folder.parent.is_dir():
         return ""
     beside = [path.name for path in folder.parent.iterdir() if path.is_dir()]

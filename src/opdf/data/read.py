@@ -150,10 +150,17 @@ def _described_images(folder: Path, table: Path) -> Dataset:
 
 
 def pictures(folder: Path, paths: Iterable[Path]) -> list[Path]:
-    """Absolute paths of the images among some paths in a folder, none of them hidden, in the order of their names."""
-    found = (path for path in paths if path.suffix.lower() in PICTURES and path.is_file())
-    shown = (path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
-    return [Path(os.path.abspath(path)) for path in sorted(shown)]
+    """Absolute paths of the images among some paths in a folder, none of them hidden, in the order of their names.
+
+    Raises:
+        ValueError: one is a link that leads nowhere.
+    """
+    found = (path for path in paths if path.suffix.lower() in PICTURES and not path.is_dir())
+    shown = sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+    lost = next((path for path in shown if not path.exists()), None)
+    if lost is not None:
+        raise ValueError(f"{lost} is a link that leads nowhere; bring back the image, or remove the link")
+    return [Path(os.path.abspath(path)) for path in shown]
 
 
 def _kept_images(paths: Sequence[Path], make: Callable[[], Dataset]) -> Dataset:
@@ -254,14 +261,30 @@ def _table(rows: Iterable[tuple[int, Any]], what: str) -> pa.Table:
     for number, row in rows:
         if not isinstance(row, dict):
             raise ValueError(f'{what} {number} is no object like {{"text": "..."}}')
-        objects.append(row)
+        objects.append((number, row))
     columns = {}
-    for name in dict.fromkeys(key for row in objects for key in row):
+    for name in dict.fromkeys(key for _, row in objects for key in row):
         try:
-            columns[name] = pa.array([row.get(name) for row in objects])
+            columns[name] = pa.array([row.get(name) for _, row in objects])
         except (pa.ArrowException, OverflowError) as error:
-            raise ValueError(f"column {name!r} holds values of different kinds ({error})") from error
+            raise ValueError(f"column {name!r} holds values of different kinds{_kinds(objects, name, what)}") from error
     return pa.table(columns)
+
+
+def _kinds(objects: Sequence[tuple[int, Mapping[str, Any]]], name: str, what: str) -> str:
+    """Two places of a column with values of different kinds, for a message; nothing where lists or objects differ."""
+    first: dict[str, int] = {}
+    for number, row in objects:
+        if row.get(name) is not None:
+            first.setdefault(KINDS.get(type(row[name]), "an object"), number)
+    if len(first) < 2:
+        return ""
+    (one, here), (other, there), *_ = first.items()
+    return f": {what} {here} has {one} and {what} {there} {other}"
+
+
+KINDS = {str: "a text", int: "a number", float: "a number", bool: "true or false", list: "a list"}
+"""What values of JSON are called."""
 
 
 def _conll(path: Path) -> pa.Table:

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
+import PIL.Image
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset
+from datasets import Dataset, Image, concatenate_datasets
 
 from opdf.data.classes import class_counts
-from opdf.data.columns import values
+from opdf.data.columns import TEXT, dtype, values
 from opdf.data.encode import encode_rows
 from opdf.data.metrics import IGNORED
 from opdf.data.prepared import Prepared
 from opdf.data.splits import contents
 from opdf.data.task import Task
+
+LOOKED_AT = 500
+"""Images of all splits together, at most, whose files are looked at for oddities."""
+
+MANY_UNKNOWN = 0.2
+"""Of the tokens: so many unknown ones are worth a note."""
 
 SHOWN = 10
 """How many classes are listed one by one."""
@@ -38,6 +46,10 @@ class DataSummary:
         truncated: rows of every split that are cut; empty for images.
         longest: tokens of the longest text.
         repeated: rows of every split that differ from a training row in case and punctuation only.
+        contradicting: rows that differ from others in case and punctuation only, and have another class.
+        blank: rows in which a text is empty.
+        unknown: share of the training tokens that the tokenizer does not know.
+        odd_images: of up to `LOOKED_AT` images, how many have each oddity that is passed over.
         where: what stands before the names of options.
     """
 
@@ -51,6 +63,10 @@ class DataSummary:
     truncated: dict[str, int]
     longest: int
     repeated: dict[str, int]
+    contradicting: int = 0
+    blank: int = 0
+    unknown: float = 0.0
+    odd_images: dict[str, int] = field(default_factory=dict)
     where: str = ""
 
     def __str__(self) -> str:
@@ -101,6 +117,21 @@ class DataSummary:
                     f"{count:,} of {self.rows[part]:,} rows of {part} are training rows too, but for case and "
                     "punctuation, so that scores on them say less"
                 )
+        rows = sum(self.rows.values())
+        if self.contradicting:
+            yield (
+                f"{self.contradicting:,} of {rows:,} rows say the same as others of another class, but for case and "
+                "punctuation; no model can have all of them right"
+            )
+        if self.blank:
+            yield f"{self.blank:,} of {rows:,} rows have an empty text; {self.where}drop_empty leaves them out"
+        if self.unknown > MANY_UNKNOWN:
+            yield (
+                f"{self.unknown:.0%} of the tokens are unknown to the tokenizer, which reads them all alike; it may be "
+                "for another language or another script"
+            )
+        for oddity, count in self.odd_images.items():
+            yield f"{count:,} of the {min(rows, LOOKED_AT):,} images that were looked at {oddity}"
         absent = [name for name in self.task.labels if self.classes and not self.classes["train"].get(name)]
         if absent:
             more = f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
@@ -130,9 +161,54 @@ def describe(prepared: Prepared, name: str, *, where: str = "") -> DataSummary:
         tokens={part: _learned(rows) for part, rows in prepared.data.items()} if task.kind == "causal-lm" else {},
         truncated={part: int((some > prepared.max_length).sum()) for part, some in lengths.items()},
         longest=max((int(some.max()) for some in lengths.values()), default=0),
+        contradicting=_contradicting(said, labels) if task.has_classes else 0,
+        blank=0 if task.is_image else sum(_blank(rows, task) for rows in raw.values()),
+        unknown=0.0 if task.is_image else _unknown(prepared),
+        odd_images=_odd_images(raw, task.inputs[0]) if task.is_image else {},
         repeated={part: sum(row in trained for row in rows) for part, rows in said.items() if part != "train"},
         where=where,
     )
+
+
+def _contradicting(said: Mapping[str, Sequence[Hashable]], labels: Mapping[str, pa.ChunkedArray]) -> int:
+    """Rows that say the same as a row of another class, of all splits together."""
+    found = [pair for part, rows in said.items() for pair in zip(rows, labels.get(part, ()), strict=False)]
+    classes: dict[Hashable, set[int]] = {}
+    for row, label in found:
+        classes.setdefault(row, set()).add(label.as_py())
+    return sum(len(classes[row]) > 1 for row, _ in found)
+
+
+def _blank(rows: Dataset, task: Task) -> int:
+    """Rows in which a text is of spaces, or of nothing."""
+    texts = [column for column in task.inputs if dtype(rows.features[column]) == TEXT]
+    blank = [pc.equal(pc.utf8_trim_whitespace(values(rows, column)), "").to_numpy() for column in texts]
+    return int(np.any(blank, axis=0).sum()) if blank else 0
+
+
+def _unknown(prepared: Prepared) -> float:
+    """The share of training tokens that stand for whatever the tokenizer does not know."""
+    number = getattr(prepared.processor, "unk_token_id", None)
+    others = {getattr(prepared.processor, name, None) for name in ("eos_token_id", "pad_token_id")}
+    if number is None or number in others:  # a tokenizer of bytes knows all; it has this for its other ends
+        return 0.0
+    tokens = pc.list_flatten(values(prepared.data["train"], "input_ids"))
+    return float(pc.mean(pc.equal(tokens, number)).as_py() or 0.0)
+
+
+def _odd_images(raw: Mapping[str, Dataset], column: str) -> dict[str, int]:
+    """What is passed over in images, by their files' first bytes: nothing is decoded."""
+    together = concatenate_datasets([rows.select_columns(column) for rows in raw.values()])
+    stored = together.cast_column(column, Image(decode=False))
+    counts = Counter[str]()
+    for k in np.unique(np.linspace(0, len(stored) - 1, num=min(len(stored), LOOKED_AT), dtype=int)).tolist():
+        value = stored[k][column]
+        with PIL.Image.open(io.BytesIO(value["bytes"]) if value["bytes"] else value["path"]) as image:
+            if getattr(image, "n_frames", 1) > 1:
+                counts["have several pictures, of which the first is taken"] += 1
+            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+                counts["have transparent parts, which are taken in the colour that they have beneath"] += 1
+    return dict(counts)
 
 
 def _spread(labels: list[pa.ChunkedArray]) -> tuple[float, float, float]:

@@ -6,6 +6,7 @@ import json
 import pickle
 import shutil
 from collections.abc import Container, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
 from opdf.distill import checkpoint
+from opdf.files import owned
 from opdf.overparam import OwnerOptimizer, gathered, local, scattered
 
 OPTIMIZER, EXTRA, REST = "optimizer", "objective", "student"
@@ -59,6 +61,7 @@ class CheckpointedTrainer(Trainer):
 
         Raises:
             FileNotFoundError: True, and no checkpoint in `args.output_dir` is whole.
+            FileExistsError: another process writes its checkpoints into `args.output_dir`.
             ValueError: the checkpoint is incomplete, damaged, holds pickled objects, or is of a run that was made with
                 something else; the message names what differs.
             TrainingDiverged: the loss or its gradient became infinite or not a number.
@@ -77,9 +80,12 @@ class CheckpointedTrainer(Trainer):
             self._check_same_run(Path(resume_from_checkpoint))
         else:
             self._steps_before = 0
-        self._clear(Path(self.args.output_dir) / checkpoint.SCRATCH)  # this run may have nothing to save
+        folder = Path(self.args.output_dir)
+        writes = resume_from_checkpoint or self.args.save_strategy != SaveStrategy.NO
         try:
-            return super().train(resume_from_checkpoint, *args, **kwargs)
+            with owned(folder) if writes and self.is_world_process_zero() else nullcontext():
+                self._clear(folder / checkpoint.SCRATCH)  # this run may have nothing to save
+                return super().train(resume_from_checkpoint, *args, **kwargs)
         except pickle.UnpicklingError as error:  # a file of it that is not what torch reads with weights_only
             raise ValueError(
                 f"{resume_from_checkpoint} holds pickled objects, which are not loaded; resume from one of opdf's own"
@@ -163,7 +169,8 @@ class CheckpointedTrainer(Trainer):
         state = student.state_dict() if state_dict is None else state_dict
         if state_dict is None and not saves_adapters(student):
             known = getattr(student, "all_tied_weights_keys", None) or {}  # transformers saves those once
-            state_dict = separate(state, {*known, *known.values()})
+            tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+            state_dict = separate(tensors, {*known, *known.values()})
         super()._save(output_dir, state_dict)
         if not self.args.should_save:
             return

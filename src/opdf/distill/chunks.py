@@ -84,16 +84,17 @@ class Heads:
 
     def _is_plain(self, model: nn.Module, batch: Batch, forward: Forward) -> bool:
         inner = unwrapped(model)
-        if inner not in self._plain:
-            self._plain[inner] = found = gives_logits(model, batch, forward)
-            if not found:
+        plain = self._plain.get(inner)
+        if plain is None or (plain and plain_head(model) is None):  # it may have been compiled since
+            self._plain[inner] = plain = gives_logits(model, batch, forward)
+            if not plain:
                 warnings.warn(
                     f"the logits of a {type(inner).__name__} are not divided into chunks, because its head alone does "
                     "not make them (it scales or caps them, is an encoder-decoder, compiled or spread over processes): "
                     "each batch's are held whole, so keep batches small",
                     stacklevel=2,
                 )
-        return self._plain[inner]
+        return plain
 
 
 def output_head(model: nn.Module) -> Any:
@@ -111,7 +112,7 @@ def plain_head(model: nn.Module) -> nn.Linear | None:
 
 def is_compiled(model: nn.Module) -> bool:
     """Whether a model may run without the hooks that are added to it later."""
-    return hasattr(model, "_orig_mod") or any(m._compiled_call_impl is not None for m in model.modules())
+    return any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in model.modules())
 
 
 def gives_logits(model: nn.Module, batch: Batch, forward: Forward) -> bool:

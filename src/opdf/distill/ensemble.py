@@ -21,20 +21,20 @@ class Ensemble(nn.Module):
 
         teacher = Ensemble([first, second], weights=[2, 1])
 
-    What a student learns from the mean of p_1, p_2, ... at a temperature is what it learns from all of them at once:
-    sum_i w_i KL(p_i || q) and KL(sum_i w_i p_i || q) differ by what no student changes. Outputs of a regression are
-    averaged as they are, and of several labels at once each label's probability.
+    A student learns the same from the mean of p_1, p_2, ... as from all of them at once: sum_i w_i KL(p_i || q) and
+    KL(sum_i w_i p_i || q) differ by a constant, whatever the student's q is. Outputs of a regression are averaged as
+    they are; with several labels, each label's probability is averaged.
 
     Args:
         models: of transformers, for one task, with the same labels or the same vocabulary.
-        weights: above 0, one for each, of any sum; None gives all the same.
+        weights: above 0, one for each; they need not sum to 1. None gives all the same.
 
     Attributes:
-        weights: float64 `[models]`, of sum 1.
-        temperature: float64, at which distributions are averaged. An objective sets its own.
+        weights: float32 `[models]`, of sum 1.
+        temperature: at which distributions are averaged, float32. An objective sets its own.
 
     Raises:
-        ValueError: there are no models, or as many weights as models are not given.
+        ValueError: there are no models, or the number of weights is another.
     """
 
     weights: Tensor
@@ -45,8 +45,9 @@ class Ensemble(nn.Module):
         given = [1.0] * len(models) if weights is None else [float(w) for w in weights]
         check_weights(given, len(models))
         self.models = nn.ModuleList(models)
-        self.register_buffer("weights", torch.tensor(given, dtype=torch.float64) / sum(given))
-        self.register_buffer("temperature", torch.ones((), dtype=torch.float64))
+        # In float32, which every device has.
+        self.register_buffer("weights", torch.tensor([weight / sum(given) for weight in given], dtype=torch.float32))
+        self.register_buffer("temperature", torch.ones((), dtype=torch.float32))
 
     @property
     def config(self) -> Any:
@@ -87,10 +88,10 @@ class Ensemble(nn.Module):
 
 
 def check_weights(weights: Sequence[float], models: int, where: str = "") -> None:
-    """Refuse weights of several teachers that say nothing.
+    """Refuse weights that do not fit several teachers.
 
     Raises:
-        ValueError: there are fewer or more than models, none, or one is not above 0.
+        ValueError: there are no models, the number of weights is another, or a weight is not above 0.
     """
     if not models:
         raise ValueError(f"{where}models is empty; give one teacher or more")
@@ -99,12 +100,12 @@ def check_weights(weights: Sequence[float], models: int, where: str = "") -> Non
 
 
 def members(teacher: nn.Module) -> list[Any]:
-    """The teachers that one stands for."""
+    """The models of an ensemble; of another teacher itself alone."""
     return list(teacher.models) if isinstance(teacher, Ensemble) else [teacher]
 
 
 def like(model: Any, dtype: torch.dtype | None = None) -> Any:
-    """A new model of the same configuration, where tensors are made now."""
+    """A new model of the same configuration, on the current default device."""
     if isinstance(model, Ensemble):
         return Ensemble([like(one, dtype) for one in model.models])  # weights are values, not configuration
     return type(model)._from_config(copy.deepcopy(model.config), dtype=dtype or model.dtype)

@@ -28,6 +28,9 @@ CLASSIFIERS = {
 """Classes of transformers with one output for an example."""
 
 
+SEVERAL = "multi_label_classification"
+"""What transformers calls several labels an example."""
+
 HALF = (torch.bfloat16, torch.float16)
 
 MARKS = ("pad_token_id", "decoder_start_token_id")
@@ -98,7 +101,7 @@ def kind_of(model: nn.Module, logits: Tensor, labels: Tensor | None = None) -> s
         return "tokens"
     problem = getattr(config, "problem_type", None)
     several = labels is not None and labels.is_floating_point() and logits.shape[-1] > 1
-    if problem == "multi_label_classification" or (config is not None and problem is None and several):
+    if problem == SEVERAL or (config is not None and problem is None and several):
         return "multi-label"
     return "regression" if problem == "regression" or logits.shape[-1] == 1 else "classes"
 
@@ -178,19 +181,26 @@ def warn_of_rounding(student: nn.Module) -> None:
 def check_labels(student: Any, data: Any) -> None:
     """Refuse classes that the student's head does not have; on a GPU, the first step would not say what was wrong.
 
-    It looks at integer columns `labels` and `label` of a `datasets.Dataset`, for classifiers of transformers.
+    It looks at columns `labels` and `label` of a `datasets.Dataset`, for classifiers of transformers: integers, and
+    lists of several labels.
 
     Raises:
-        ValueError: a label is below 0, other than -100, or not below `config.num_labels`.
+        ValueError: a class is below 0, other than -100, or not below `config.num_labels`; or one of several labels is
+            not from 0 to 1.
     """
     if not isinstance(data, Dataset) or type(student).__name__ not in CLASSIFIERS:
         return
-    classes = student.config.num_labels
-    if classes == 1 or student.config.problem_type not in (None, "single_label_classification"):
+    classes, problem = student.config.num_labels, student.config.problem_type
+    if classes == 1 or problem == "regression":
         return
     for column in ("labels", "label"):
         feature = data.features.get(column)
-        if isinstance(feature, ClassLabel) or (isinstance(feature, Value) and "int" in feature.dtype):
+        inner = getattr(feature, "feature", None)
+        if isinstance(inner, Value) and (problem == SEVERAL or (problem is None and "float" in inner.dtype)):
+            _check_several(data, column)
+        elif problem == SEVERAL:
+            continue
+        elif isinstance(feature, ClassLabel) or (isinstance(feature, Value) and "int" in feature.dtype):
             values = data.select_columns([column]).with_format("numpy")[:][column]
             (outside,) = ((values != IGNORED) & ((values < 0) | (values >= classes))).nonzero()
             if len(outside):
@@ -201,8 +211,18 @@ def check_labels(student: Any, data: Any) -> None:
                 )
 
 
+def _check_several(data: Dataset, column: str) -> None:
+    rows = data.select_columns([column]).with_format("numpy")[:][column]
+    wrong = [row.tolist() for row in rows if ((row < 0) | (row > 1)).any()]
+    if wrong:
+        raise ValueError(
+            f"{len(wrong)} rows of train_dataset have {column!r} outside 0 to 1, e.g. {wrong[0]}; with several labels "
+            f"each is 0 or 1, and {IGNORED} does not mean none: leave those rows out, or set 0"
+        )
+
+
 def check_batch(student: nn.Module, batch: Any, step: int) -> None:
-    """Refuse a batch that nothing can be learned from, which the model would meet with words of its own.
+    """Refuse a batch that cannot be learned from; the model's own error would not say why.
 
     Args:
         student: whose classes labels are of.

@@ -78,7 +78,7 @@ def check_muon(args: TrainingArguments, student: nn.Module, overparam: OverParam
     if overparam is not None:
         raise ValueError(
             "optim is 'muon', which steps whole matrices, and overparam trains their cores; "
-            "use adamw_torch, or overparam=None"
+            "use adamw_torch, or leave overparam out"
         )
     if asks_for_fsdp(args):
         raise ValueError("optim is 'muon', which needs matrices whole, and FSDP2 shards them; use DDP, or adamw_torch")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ class TrainingDiverged(ArithmeticError):  # noqa: N818
         saved = f"the last checkpoint before it is {checkpoint}" if checkpoint else "no checkpoint was written before"
         super().__init__(
             f"training diverged: {what} in step {step}; {saved}. Resuming would repeat it: start anew with a lower "
-            "learning_rate, more warmup_steps, max_grad_norm=1, or bf16 instead of fp16, and look at the data"
+            "learning_rate, more warmup_steps, a max_grad_norm of 1, or bf16 instead of fp16, and look at the data"
         )
 
 
@@ -85,7 +86,7 @@ def plan_student(
     if isinstance(teacher, Ensemble):
         check_several(objective, constraint)
     if constraint is not None and (overparam is None or teacher is None):
-        raise ValueError("constraint needs overparam and a teacher; give both, or constraint=None")
+        raise ValueError("constraint needs overparam and a teacher; give both, or leave constraint out")
     objective.prepare(student, teacher)
     objective.check_arguments(args)
     if args.optim == MUON:
@@ -255,13 +256,23 @@ class DistillationTrainer(CheckpointedTrainer):
         """Put the objective's rows, its modules and the teacher where training finds them."""
         if self._given_rows is not None:
             self.train_dataset = self.method.training_data(self._given_rows)
-            if hasattr(self.train_dataset, "__len__") and not len(self.train_dataset):
-                raise ValueError("train_dataset has no rows; give some to train on")
+            if hasattr(self.train_dataset, "__len__"):
+                self._check_rows(len(self.train_dataset))
         for module in self.method.modules().values():
             module.to(self.args.device)
         # A teacher that is spread over devices is so on purpose.
         if self.teacher is not None and len(set(getattr(self.teacher, "hf_device_map", {}).values())) < 2:
             self.teacher.to(self.args.device)
+
+    def _check_rows(self, rows: int) -> None:
+        if not rows:
+            raise ValueError("train_dataset has no rows; give some to train on")
+        batch = self.args.train_batch_size * self.accelerator.num_processes
+        if self.args.dataloader_drop_last and rows < batch:
+            raise ValueError(
+                f"dataloader_drop_last is true and train_dataset has {rows} rows, fewer than the {batch} of a batch, "
+                "so that none is left; lower per_device_train_batch_size, or leave dataloader_drop_last out"
+            )
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """A new student, and with it the objective and the teacher as they were given."""
@@ -356,6 +367,24 @@ class DistillationTrainer(CheckpointedTrainer):
             f"instead; {rows - rows % full} rows would need neither",
             stacklevel=2,
         )
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """The Trainer's, with all rows: `dataloader_drop_last` is for training."""
+        with self._all_rows():
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> Any:
+        """The Trainer's, with all rows."""
+        with self._all_rows():
+            return super().get_test_dataloader(test_dataset)
+
+    @contextmanager
+    def _all_rows(self) -> Iterator[None]:
+        asked, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            yield
+        finally:
+            self.args.dataloader_drop_last = asked
 
     # The optimizer.
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from opdf.job.stored import cache_teacher
     from opdf.overparam import Constraint, OverParamConfig
 
-# What opdf.study and opdf.cli need beyond the reference.
+# What studies and the command line need beyond the reference.
 if TYPE_CHECKING:
     from opdf.job.checks import check_fit as check_fit, check_models as check_models, check_task as check_task
     from opdf.job.cost import plan_model as plan_model

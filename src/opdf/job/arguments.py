@@ -17,7 +17,7 @@ from opdf.distill import DistillationArguments, DistillationTrainer
 from opdf.job.errors import UserError
 from opdf.job.options import fill
 
-UPLOAD = "opdf publishes nothing; when the student is done: hf auth login, then hf upload NAME OUTPUT/student"
+UPLOAD = "opdf publishes the finished student and its card alone, with the option push_to_hub NAME of the run"
 OURS = {
     "output_dir": "is set by the option output",
     "resume_from_checkpoint": "is set by the option resume",
@@ -26,9 +26,12 @@ OURS = {
         ("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
         f"would publish the run's numbers, and {UPLOAD}",
     ),
+    **dict.fromkeys(
+        ("bf16_full_eval", "fp16_full_eval"), "would score the student in another precision than its teacher"
+    ),
     "hub_token": f"would be readable in config.yaml and in the model card, and {UPLOAD}",
 }
-"""Options of the Trainer that a run refuses: it writes into one folder, and nothing that must stay secret."""
+"""Options of the Trainer that a run refuses: it writes into one folder and nothing secret, and scores models alike."""
 
 
 TRAINING: dict[str, Any] = {

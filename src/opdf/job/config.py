@@ -124,6 +124,8 @@ class DistillConfig:
         overwrite: replace an output folder that is not empty.
         resume: continue from the last checkpoint in the output folder.
         seed: of initialisation and data order.
+        push_to_hub: name of a repository on the hub for the finished student and its card, private if it is a new one;
+            null publishes nothing.
         json: print what metrics.json holds instead of lines.
     """
 
@@ -138,4 +140,5 @@ class DistillConfig:
     overwrite: bool = False
     resume: bool = False
     seed: int = 0
+    push_to_hub: str | None = None
     json: bool = False

@@ -175,7 +175,11 @@ def _student(config: DistillConfig, folder: Path, prepared: Prepared, teacher: A
 
 def _said(name: str, result: dict[str, Any], metric: str) -> str:
     """A student's row, shown when it is done."""
-    return f"{name}: test {metric} {100 * result['student']['test'][metric]:.1f}"
+    validation, test = (100 * result["student"][part][metric] for part in ("validation", "test"))
+    row = f"{name}: {metric} {validation:.1f} on validation, {test:.1f} on test"
+    if "train_seconds" in result:
+        row += f"; {result['inference_params']:,} parameters, {result['train_seconds']:.0f} s trained"
+    return row
 
 
 def judge(ours: Any, plain: Any) -> str:

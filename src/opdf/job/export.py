@@ -13,16 +13,17 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
 from torch.utils.data import DataLoader
-from transformers import AutoProcessor
+from transformers import AutoProcessor, EvalPrediction
+from transformers.trainer_pt_utils import nested_concat, nested_numpify
 
 from opdf.data import Prepared, loading
 from opdf.distill import has_no_head, mean_pooled
 from opdf.files import check_writable, replacing_folder
+from opdf.job.arguments import VOCABULARIES
 from opdf.job.config import DataConfig, TeacherConfig
 from opdf.job.errors import UserError, not_installed
 from opdf.job.models import load_saved
@@ -61,7 +62,7 @@ def export(
         output: the folder; it gets the model, its configuration and tokenizer, and export.json.
         format: onnx, or torch for torch.export (model.pt2).
         int8: also write a dynamically quantized ONNX model.
-        data: score on this data's test split; None does not score.
+        data: score on this data's test split, if it has labels; None does not score.
         batch: examples at a time, in scoring.
         overwrite: replace an earlier export.
 
@@ -145,7 +146,7 @@ def write(
         files[file] = {
             "bytes": sum(p.stat().st_size for p in folder.glob(f"{file}*")),
             "difference": max(float((outputs(inputs) - want).abs().max()) for inputs, want in expected),
-            **({"test": score(outputs, prepared, batch)} if prepared else {}),
+            **({"test": score(outputs, prepared, batch)} if prepared and not prepared.task.is_unlabelled else {}),
         }
     largest = max(float(want.abs().max()) for _, want in expected)
     first = next(iter(files))
@@ -291,12 +292,17 @@ def score(outputs: Outputs, prepared: Prepared, batch: int) -> dict[str, Any]:
     if task.kind == "similarity":
         pooled = lambda given: mean_pooled(outputs(given), given["attention_mask"])  # noqa: E731
         return similarity_metrics(prepared, "test", pair_cosines(pooled, data, prepared.collator, batch))
-    found, labels = [], []
-    for some in DataLoader(data, batch_size=batch, collate_fn=prepared.collator):
-        labels.append(some.pop("labels").numpy())
-        found.append(outputs(some).numpy())
-    metrics = task.metrics(task.answers(np.concatenate(found)), np.concatenate(labels))
-    return {**metrics, "examples": len(data)}
+    size = min(batch, VOCABULARIES) if task.kind == "causal-lm" else batch
+    found, labels = None, None
+    for some in DataLoader(data, batch_size=size, collate_fn=prepared.collator):
+        right = some.pop("labels")
+        said = task.kept_outputs(outputs(some), right)
+        # As the Trainer joins batches: those of shorter texts are padded with -100.
+        found = said if found is None else nested_concat(found, said)
+        labels = right if labels is None else nested_concat(labels, right)
+    judge = task.compute_metrics()
+    assert judge is not None
+    return {**judge(EvalPrediction(nested_numpify(found), nested_numpify(labels))), "examples": len(data)}
 
 
 @contextmanager

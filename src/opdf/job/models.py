@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,12 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from opdf.data import Task, loading
+from opdf.data import Task, loading, plain_name
+from opdf.distill import has_no_head
 from opdf.job.config import TeacherConfig
 from opdf.job.errors import UserError
 from opdf.job.options import suggest
+from opdf.job.processes import tell
 
 DTYPE = torch.float32
 """The dtype of all weights, whatever a file holds. training.bf16 and fp16 compute in half precision from them."""
@@ -121,7 +124,8 @@ def load_saved(name: str) -> Any:
     """A saved model by the class that its configuration names, in eval mode and float32.
 
     Raises:
-        UserError: it cannot be read, is no transformers class, or reads neither texts alone nor images alone.
+        UserError: it cannot be read, is no transformers class, lacks weights, or reads neither texts alone nor images
+            alone.
     """
     config = load_config(name)
     kind = (config.architectures or ["none"])[0]
@@ -130,7 +134,12 @@ def load_saved(name: str) -> Any:
     cls = getattr(transformers, kind)
     check_reads(name, cls, config)
     with loading(name) as folder:
-        model = cls.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, dtype=DTYPE)
+        model, info = cls.from_pretrained(
+            folder, use_safetensors=True, trust_remote_code=False, dtype=DTYPE, output_loading_info=True
+        )
+    missing = sorted(info["missing_keys"])
+    if missing and not has_no_head(model):  # which may lack a pooler that nothing reads
+        raise UserError(f"{name} has no weights for {missing[0]} of its {kind}; save the whole model")
     return model.eval()
 
 
@@ -188,13 +197,29 @@ def check_labels(name: str, config: Any, task: Task) -> None:
             f"model {name!r} was trained for {config.problem_type} and the task is {task.kind}; give a model of the "
             "same task"
         )
-    ours, found = ([label.lower() for label in labels] for labels in (task.labels, theirs))
+    ours, found = ([plain_name(label) for label in labels] for labels in (task.labels, theirs))
     if ours != found and sorted(ours) == sorted(found):
         raise UserError(
             f"model {name!r} has the classes {', '.join(theirs)} and the data {', '.join(task.labels)}: "
             "give both the same order"
         )
+    if task.labels and ours != found and not all(label.startswith("LABEL_") for label in theirs):
+        note_names(name, tuple(theirs), task.labels)
 
+
+@cache
+def note_names(model: str, theirs: tuple[str, ...], ours: tuple[str, ...]) -> None:
+    """Say once that classes of a model and of the data are taken for the same by their numbers alone."""
+    pairs = [f"{a} for {b}" for a, b in zip(theirs, ours, strict=True)]
+    more = f" and {len(pairs) - NAMED} more" if len(pairs) > NAMED else ""
+    tell(
+        f"note: the classes of {model} have other names than the data's, and are taken by their numbers: "
+        f"{', '.join(pairs[:NAMED])}{more}; data.labels gives another order"
+    )
+
+
+NAMED = 4
+"""Classes that a note names one by one."""
 
 DECIDED = ("transformers_version", "architectures", "id2label", "label2id", "problem_type", "num_labels")
 """Fields of a configuration that follow from the task."""

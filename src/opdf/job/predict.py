@@ -12,10 +12,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import PartialState
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from opdf.data import ROW_FORMATS, Row, Task, encode_language, encode_rows, padding, parse_rows, read_rows
+from opdf.data import ROW_FORMATS, Row, Task, as_rgb, encode_language, encode_rows, padding, parse_rows, read_rows
 from opdf.distill import has_no_head, mean_pooled
 from opdf.job.config import TeacherConfig
 from opdf.job.errors import UserError
@@ -291,8 +291,8 @@ def _opened(row: Row, column: str) -> Any:
         return value
     try:
         with Image.open(value) as image:
-            return image.convert("RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+            return as_rgb(ImageOps.exif_transpose(image))  # as datasets turns those of a training set
+    except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise ValueError(f"{row.where}: the image {value} cannot be read: {error}") from error
 
 

@@ -32,9 +32,13 @@ from rich.progress import (
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
 from opdf.distill import DistillationTrainer
+from opdf.job.processes import is_main
 
 PATIENCE = 2.0
 """Seconds that decomposition may take without a bar of its own."""
+
+PAUSE = 60.0
+"""Seconds between two lines of how much is done."""
 
 
 @contextmanager
@@ -59,12 +63,27 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def counting(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar; yields the function that gets the numbers done and in all."""
+    """A progress bar, or in a file or a pipe a line now and then; yields what gets the numbers done and in all."""
     console = Console(file=sys.stderr)
+    if not console.is_terminal:
+        yield Spoken(title)
+        return
     columns = TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+    with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(title, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+class Spoken:
+    """How much is done, as a line on stderr when a minute has passed since the last one."""
+
+    def __init__(self, title: str) -> None:
+        self.title, self.last = title, time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        if time.monotonic() - self.last >= PAUSE and is_main():
+            self.last = time.monotonic()
+            print(f"{self.title}: {done:,} of {total:,}", file=sys.stderr, flush=True)
 
 
 class Bar(TrainerCallback):
@@ -136,9 +155,11 @@ def _shown(logs: dict[str, Any]) -> Iterator[tuple[str, float]]:
         yield "loss", float(logs["loss"])
         if "learning_rate" in logs:
             yield "rate", float(logs["learning_rate"])
-    for name, value in logs.items():
-        if name.startswith("eval_") and not name.endswith(("_runtime", "_per_second")):
-            yield f"validation {name.removeprefix('eval_')}", float(value)
+    if "eval_loss" in logs:
+        yield "validation loss", float(logs["eval_loss"])
+        for name, value in logs.items():
+            if name.startswith("eval_") and not name.endswith(("_loss", "_runtime", "_per_second")):
+                yield name.removeprefix("eval_"), float(value)
 
 
 def duration(seconds: float) -> str:

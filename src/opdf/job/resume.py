@@ -29,7 +29,7 @@ from opdf.job.processes import tell
 ANEW = "start a new run in another folder, or this one anew with --overwrite true"
 
 MAY_CHANGE = (
-    "output", "overwrite", "resume", "json", "data.name",
+    "output", "overwrite", "resume", "push_to_hub", "json", "data.name",
     "training.log*", "training.report_to", "training.run_name", "training.project", "training.save_*",
     "teacher.training.log*", "teacher.training.report_to", "teacher.training.run_name", "teacher.training.project",
     "teacher.training.save_*",

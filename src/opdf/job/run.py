@@ -26,8 +26,9 @@ from opdf.job.options import write_yaml
 from opdf.job.output import CONFIG, METRICS, STUDENT, check_free, claimed, read_metrics, save, write_json
 from opdf.job.overview import Overview, overview
 from opdf.job.prepared import prepare_data
-from opdf.job.processes import is_main, tell
+from opdf.job.processes import is_main, on_main, tell
 from opdf.job.progress import counting, quiet, show
+from opdf.job.publish import check_publish, publish
 from opdf.job.resume import Begun, check_same_configuration, check_same_files, check_same_rows, is_finished
 from opdf.job.scoring import evaluator, judged, scores
 from opdf.job.student import build_student, plan_start, started_student
@@ -64,12 +65,21 @@ def run(config: DistillConfig, *, command: str | None = None) -> dict[str, Any]:
         if config.resume and is_finished(job):
             metrics = read_metrics(job.folder)
             tell(f"{job.folder} is finished; nothing was changed")
+            _publish(job)
             return metrics
         ready = get_ready(job)
         if is_main():
             print(ready.overview, file=sys.stderr if config.json else None, flush=True)
         with claimed(job.folder, overwrite=config.overwrite, resume=config.resume):
-            return _run(job, ready.prepared, ready.teacher, command)
+            metrics = _run(job, ready.prepared, ready.teacher, command)
+        _publish(job)
+        return metrics
+
+
+def _publish(job: Job) -> None:
+    """Put a finished student on the hub, if that is asked."""
+    if (name := job.config.push_to_hub) is not None:
+        on_main(lambda: tell(f"the student is published as {publish(job.folder / STUDENT, name)}"))
 
 
 @dataclass(frozen=True)
@@ -94,6 +104,8 @@ def check_place(job: Job) -> None:
         UserError, FileNotFoundError, FileExistsError, PermissionError: as `run`.
     """
     check_free(job.folder, overwrite=job.config.overwrite, resume=job.config.resume)
+    if (name := job.config.push_to_hub) is not None:
+        on_main(lambda: check_publish(name))
     if job.config.resume:
         check_same_configuration(job)
 
@@ -261,7 +273,7 @@ def parameters(trainer: DistillationTrainer) -> dict[str, int]:
 
 def shapes(over: OverParameterization) -> list[dict[str, Any]]:
     """How many matrices of which size were trained in which shape."""
-    counts = Counter(target.shape for target in over.matrices)
+    counts = Counter(matrix.shape for matrix in over.matrices)
     return [
         {"matrices": count, "rows": s.rows, "cols": s.cols, "shape": str(s), "scale": round(s.scale, 3)}
         for s, count in counts.items()

@@ -69,6 +69,11 @@ def evaluate(
         data = read_config(str(saved.run / CONFIG)).data
     name = saved.model
     prepared = prepare_data(data, TeacherConfig(model=name))
+    if probe and not prepared.task.has_classes:
+        raise UserError(
+            f"probe is true and {data.name} is for {prepared.task.kind}; a linear classifier needs one class an "
+            "example: leave it out"
+        )
     if prepared.task.is_unlabelled:
         raise UserError(f"{data.name} has no labels to score {name} against; name the label column in data.label")
     model, missing = load_model(name, prepared.task)

@@ -180,7 +180,7 @@ def try_out(
             except Exception as error:
                 raise ValueError(
                     f"lr_scaling is 'match-dense' and {cls.__name__} takes no learning rate for each weight's cores "
-                    f"({_said(error)}); give OverParamConfig(lr_scaling='none')"
+                    f"({_said(error)}); set lr_scaling to 'none'"
                 ) from error
         try:
             alone = _trial(cls, options, group, like, rates, alone=True)
@@ -189,8 +189,7 @@ def try_out(
             by_itself = False
     if config.placement == "owner" and not by_itself:
         raise ValueError(
-            f"placement is 'owner' and {cls.__name__} looks at all cores at once; "
-            "give OverParamConfig(placement='replicate')"
+            f"placement is 'owner' and {cls.__name__} looks at all cores at once; set placement to 'replicate'"
         )
     return Traits(by_itself, settled)
 
@@ -313,7 +312,7 @@ def _check_rates(cls: type[Optimizer], options: Mapping[str, Any], group: Mappin
         if other is None or float((other - settled).norm()) > 0.05 * float(settled.norm()):
             raise ValueError(
                 f"lr_scaling is 'match-dense' and {cls.__name__}'s step {why}, so that no rate makes cores move as far "
-                "as the dense weight would; give OverParamConfig(lr_scaling='none')"
+                "as the dense weight would; set lr_scaling to 'none'"
             )
     first = update(zeros, 1e-3, 1)
     alike = torch.nn.functional.cosine_similarity(first, settled, dim=0) > 0.99

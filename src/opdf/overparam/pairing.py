@@ -37,7 +37,7 @@ def pair(model: nn.Module, matrices: Sequence[Matrix], teacher: nn.Module, layer
             shape = teacher_shape(student.shape, partner.rows, partner.cols)
         except ValueError as error:
             remedy = _remedy([(students[s], candidates[t]) for s, t in names.items()])
-            shapes = f"give OverParamConfig(shapes={remedy}), or " if remedy else ""
+            shapes = f"give the shapes {remedy}, or " if remedy else ""
             raise ValueError(
                 f"{ours} ({student.rows}x{student.cols}, {student.shape}) cannot follow {theirs} "
                 f"({partner.rows}x{partner.cols}): {error}; {shapes}leave the constraint out"

@@ -82,8 +82,8 @@ def find_matrices(
             _warn_of_experts(model, {m.blocks for m in chosen})
         if not chosen:
             raise ValueError(
-                f"targets='blocks' found no attention blocks in {type(model).__name__}; "
-                "use targets='all-linear' or name patterns, e.g. targets=['*.conv1', '*.conv2']"
+                f"targets 'blocks' found no attention blocks in {type(model).__name__}; "
+                "set targets to 'all-linear' or to patterns of names, e.g. ['*.conv1', '*.conv2']"
             )
     elif targets == "all-linear":
         chosen = [m for m in chosen if not isinstance(model.get_submodule(m.module), nn.modules.conv._ConvNd)]

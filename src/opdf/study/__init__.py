@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from opdf.study.study import Study
     from opdf.study.workers import sweep
 
-# What opdf.cli and scripts need beyond the reference.
+# What the command line and scripts need beyond the reference.
 if TYPE_CHECKING:
     from opdf.study.compare import table as table
     from opdf.study.report import (

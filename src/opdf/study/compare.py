@@ -64,10 +64,10 @@ def compare(folders: Sequence[Path], *, batch: int = 32) -> list[dict[str, Any]]
 
     Returns:
         A row a run: its name, metric, test scores of the teacher and of the student before and after its training, the
-        validation score, parameters, megabytes of the saved student, milliseconds for one example and for a batch on
-        this machine (medians, the runs taking turns), steps and seconds of training, and "against", the difference to
-        the first run's test score with its 95 % interval by test examples. "against" is null if the two have other test
-        examples or their answers cannot be paired.
+        validation score, a language model's agreement with its teacher, parameters, megabytes of the saved student,
+        milliseconds for one example and for a batch on this machine (medians, the runs taking turns), steps and seconds
+        of training, and "against", the difference to the first run's test score with its 95 % interval by test
+        examples. "against" is null if the two have other test examples or their answers cannot be paired.
 
     Raises:
         UserError: there are fewer than two runs, one is not finished, or its data have changed.
@@ -121,8 +121,9 @@ def against(run: Finished, first: Finished) -> Effect | None:
 def table(rows: Sequence[dict[str, Any]], batch: int) -> str:
     """The rows of `compare` as a Markdown table."""
     first = rows[0]["run"]
+    follows = any(row["agreement"] is not None for row in rows)
     heads = ("run", "metric", "teacher", "before training", "validation", "test", f"test, minus {first}",
-             "parameters", "MB", "ms for 1",
+             *(["agreement"] if follows else []), "parameters", "MB", "ms for 1",
              f"ms for {batch}", "steps", "s of training")  # fmt: skip
     lines = []
     for row in rows:
@@ -132,7 +133,7 @@ def table(rows: Sequence[dict[str, Any]], batch: int) -> str:
         )
         lines.append((
             row["run"], row["metric"], *(_shown(row, part) for part in ("teacher", "before", "validation", "test")),
-            difference, f"{row['parameters']:,}",
+            difference, *([_percent(row["agreement"])] if follows else []), f"{row['parameters']:,}",
             f"{row['megabytes']:.3g}", f"{row['milliseconds']:.1f}", f"{row['milliseconds_batch']:.1f}",
             f"{row['steps']:,}", f"{row['train_seconds']:.0f}",
         ))  # fmt: skip
@@ -147,15 +148,20 @@ def _row(run: Finished, first: Finished, one: float, many: float) -> dict[str, A
         "run": str(run.folder), "metric": metric, "teacher": metrics["teacher"]["test"][metric],
         "before": metrics["student before training"]["test"][metric],
         "validation": metrics["student"]["validation"][metric], "test": metrics["student"]["test"][metric],
+        "agreement": metrics["student"]["test"].get("agreement") if metric != "agreement" else None,
         "against": None if found is None else {"mean": found.mean, "low": found.low, "high": found.high},
         "parameters": metrics["inference_params"], "megabytes": weights / 1e6, "milliseconds": 1000 * one,
         "milliseconds_batch": 1000 * many, "steps": metrics["steps"], "train_seconds": metrics["train_seconds"],
     }  # fmt: skip
 
 
+def _percent(score: float | None) -> str:
+    return "" if score is None else f"{100 * score:.1f}"
+
+
 def _shown(row: dict[str, Any], part: str) -> str:
     """A score in percent; perplexity as it is."""
-    return f"{row[part]:.2f}" if row["metric"] == "perplexity" else f"{100 * row[part]:.1f}"
+    return f"{row[part]:.2f}" if row["metric"] == "perplexity" else _percent(row[part])
 
 
 def _answers(model: Any, prepared: Prepared) -> tuple[np.ndarray, np.ndarray]:

@@ -209,7 +209,7 @@ def test_an_encoder_decoder_without_labels_learns_at_its_decoders_tokens() -> No
 
 def test_missing_labels_need_alpha_one() -> None:
     batch = {"input_ids": torch.arange(16).reshape(4, 4)}
-    with pytest.raises(ValueError, match="set alpha=1"):
+    with pytest.raises(ValueError, match="set alpha to 1"):
         LogitsDistillation().losses(bert(), bert().eval(), batch, torch.tensor(4))
     assert LogitsDistillation(alpha=1.0).losses(bert(), bert().eval(), batch, torch.tensor(4)).parts.keys() == {
         "distillation"

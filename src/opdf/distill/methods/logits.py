@@ -50,7 +50,7 @@ class TaskAndLogits(Objective):
 
     def prepare(self, student: nn.Module, teacher: nn.Module | None) -> None:
         if teacher is None and self.alpha > 0:
-            raise ValueError(f"alpha is {self.alpha} but there is no teacher; pass one, or set alpha=0")
+            raise ValueError(f"alpha is {self.alpha} but there is no teacher; pass one, or set alpha to 0")
         for one in members(teacher) if teacher is not None else ():
             check_same_outputs(student, one)
 
@@ -120,7 +120,7 @@ class TaskAndLogits(Objective):
 
     def _check_labels(self, batch: Batch) -> None:
         if "labels" not in batch:
-            raise ValueError(f"the batch has no 'labels' and alpha is {self.alpha}; set alpha=1 to learn without")
+            raise ValueError(f"the batch has no 'labels' and alpha is {self.alpha}; set alpha to 1 to learn without")
 
 
 class LogitsDistillation(TaskAndLogits):

@@ -65,7 +65,7 @@ class SparseLogitsDistillation(TaskAndLogits):
             raise ValueError(f"top_k is {top_k} and epochs {epochs}; top_k is 0 or more, epochs 1 or more")
         if epochs > 1 and not noise:
             raise ValueError(
-                f"epochs is {epochs} without noise: every epoch would hold the same; set noise, or epochs=1"
+                f"epochs is {epochs} without noise: every epoch would hold the same; set noise, or epochs to 1"
             )
         self.store, self.top_k, self.epochs, self.noise, self.seed = store, top_k, epochs, noise, seed
         self._heads = Heads()
@@ -74,7 +74,7 @@ class SparseLogitsDistillation(TaskAndLogits):
 
     def prepare(self, student: nn.Module, teacher: nn.Module | None) -> None:
         if getattr(config_of(student), "problem_type", None) == "regression" and self.top_k:
-            raise ValueError("a regression has no classes; store plain values with top_k=0")
+            raise ValueError("a regression has no classes; store plain values with top_k 0")
         for one in members(teacher) if teacher is not None else ():
             check_same_outputs(student, one)
 

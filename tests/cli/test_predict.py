@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +68,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save("tags", BertForTokenClassification(config(id2label={0: "O", 1: "B-X"})))
     save("body", BertModel(config()))
     save("masked", BertForMaskedLM(config()))
+    save("headless", BertModel(config()))
+    shutil.copy(folder / "classes" / "config.json", folder / "headless" / "config.json")
     llama = LlamaConfig(vocab_size=len(WORDS), max_position_embeddings=64, **SIZES)
     llama.eos_token_id = llama.bos_token_id = None
     save("decoder", LlamaForCausalLM(llama))
@@ -250,6 +253,10 @@ REFUSED = [
     ("{models}/classes", "opdf predict needs MODEL FILE as its first arguments"),
     ("{models}/number {here}/rows.csv --scores", "scores is true and {models}/number is for regression"),
     ("{models}/decoder {here}/rows.csv --new_tokens 64", "has places for 64 tokens"),
+    (
+        "{models}/headless {here}/rows.csv",
+        "headless has no weights for classifier.bias of its BertFor",
+    ),
     ("{models}/masked {here}/rows.csv", "is a BertForMaskedLM; predict is for classes"),
 ]
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 from torch import Tensor, nn
 from transformers import BatchEncoding
 
@@ -78,14 +78,19 @@ def kept(folder: Path, name: str, of: list[Any], make: Callable[[], np.ndarray])
     digest = hashlib.sha256(repr(of).encode()).hexdigest()[:16]
     path = folder / f"{name}-{digest}.safetensors"
     with PartialState().main_process_first():
-        with suppress(SafetensorError, FileNotFoundError, KeyError):  # a damaged file is made again
-            found: np.ndarray = load_file(path)[name]
-            return found
+        with suppress(SafetensorError, FileNotFoundError, KeyError), safe_open(path, "np") as file:
+            found: np.ndarray = file.get_tensor(name)
+            if (file.metadata() or {}).get("sha256") == array_digest(found):
+                return found  # a damaged file is made again
         values = make()
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(path) as scratch:
-            save_file({name: values}, scratch)
+            save_file({name: values}, scratch, {"sha256": array_digest(values)})
     return values
+
+
+def array_digest(values: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(values).data).hexdigest()
 
 
 def with_column(rows: Any, name: str, values: np.ndarray) -> Any:

@@ -42,7 +42,8 @@ def test_distill_prints_what_it_is_about_to_do_and_what_came_out(tmp_path: Path,
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     first, results = printed.out.split(f"output        {tmp_path / 'out'}\n")
     assert first.startswith("data          digits\n")
-    lines = results.splitlines()
+    assert results.startswith("the student starts with these shares of the variance of its teacher's states:\n| block ")
+    lines = results.splitlines()[5:]
     assert [line.partition(":")[0] for line in lines[:3]] == ["teacher", "student before training", "student"]
     assert lines[0] == "teacher: accuracy " + ", ".join(
         f"{part} {metrics['teacher'][part]['accuracy']:.4f}" for part in ("validation", "test")
@@ -75,7 +76,7 @@ def test_a_dry_run_prints_what_a_run_prints_first_and_nothing_else(
     assert main(["distill", path]) == 0
     measured = shown.out.index("cost ")  # which differs a little from time to time
     assert capsys.readouterr().out.startswith(shown.out[:measured])
-    assert main([*argv, "--student.layers", "3", "--output", str(tmp_path / "other")]) == 2
+    assert main([*argv, "--student.layers", "[0, 1, 2]", "--output", str(tmp_path / "other")]) == 2
     assert "3 student blocks do not divide the teacher's 4" in capsys.readouterr().err
 
 
@@ -191,7 +192,7 @@ def test_plan_shows_every_matrix(capsys: Any) -> None:
     assert row[1:6] == ["48,1,1,1,32", "/", "24,1,1,1,16", "512", "1,638,400"]
     assert row[-1] == "20"  # MB: four bytes, for cores and two moments
     assert re.search(
-        r"^teacher     22,713,216 parameters, 90.9 MB; [\d.]+ ms for 1 example, [\d.]+ for 32$", table, re.M
+        r"^teacher     22,713,216 parameters, 90.9 MB; [\d.,]+ ms for 1 example, [\d.,]+ for 32$", table, re.M
     )
     assert re.search(r"^student     17,389,824 parameters, 69.6 MB; ", table, re.M)
     assert main(["plan", "minilm", "--json", "true", "--batch", "4", "--tokens", "16"]) == 0

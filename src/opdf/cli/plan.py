@@ -128,4 +128,5 @@ def _size(model: dict[str, Any], batch: int) -> str:
     if model["seconds_for_one"] is None:
         return size
     one, many = (1000 * model[f"seconds_for_{what}"] for what in ("one", "batch"))
-    return f"{size}; {one:,.1f} ms for 1 example, {many:,.1f} for {batch}"
+    taken = [f"{value:,.0f}" if value >= 100 else f"{value:.1f}" for value in (one, many)]  # 80 columns are enough
+    return f"{size}; {taken[0]} ms for 1 example, {taken[1]} for {batch}"

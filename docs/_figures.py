@@ -237,7 +237,114 @@ def step_time() -> tuple[Figure, str]:
     return figure, f"{what}. {'; '.join(told)}."
 
 
+def start() -> tuple[Figure, str]:
+    """Scores of students against their size, before and after training."""
+    results = study("start-text")
+    settings = [s for s in results["plan"]["settings"] if s.startswith("movie")]
+    curves = {
+        "starts from its teacher": ("KD", first_score, "--", BLUE),
+        "the same, distilled": ("KD", last_score, "-", BLUE),
+        "starts untrained, distilled": ("KD, untrained", last_score, "-", ORANGE),
+    }
+    sizes = {
+        s: chosen_runs(results, s, "KD")[0]["inference_params"] / 1e6 for s in settings
+    }
+    names = {s: s.removeprefix("movie-sentiment, ") for s in settings}
+    narrow = [s for s in settings if "blocks" not in s]
+    figure, axes = panel(height=3.6)
+    told = []
+    for label, (variant, score, dashes, colour) in curves.items():
+        found = {s: score(chosen_runs(results, s, variant)) for s in settings}
+        axes.plot(
+            [sizes[s] for s in narrow], [found[s] for s in narrow], dashes, color=colour
+        )
+        fill = colour if dashes == "-" else PAGE
+        axes.plot(
+            list(sizes.values()),
+            list(found.values()),
+            "o",
+            color=colour,
+            markerfacecolor=fill,
+        )
+        axes.plot(
+            [], [], dashes, marker="o", color=colour, markerfacecolor=fill, label=label
+        )
+        scores = ", ".join(f"{names[s]} {found[s]:.1f}" for s in settings)
+        told.append(f"{label}: {scores}")
+    for setting in settings:
+        text, place = names[setting].replace(" and ", "\nand "), (sizes[setting], 0.02)
+        axes.annotate(
+            text, place, xycoords=("data", "axes fraction"), ha="center", fontsize=9
+        )
+    teacher = teacher_score(results, settings[0], "validation")
+    axes.axhline(teacher, color=TEXT, linewidth=1)
+    axes.annotate(
+        "teacher, 22.7 million",
+        (0.02, teacher),
+        (0, 4),
+        xycoords=("axes fraction", "data"),
+        textcoords="offset points",
+        fontsize=9,
+    )
+    axes.set(xlabel="million parameters of the student", ylabel="validation accuracy, %")
+    figure.legend(loc="outside upper center", ncols=3, fontsize=9)
+    what = (
+        "Validation accuracy of students of MiniLM on movie-sentiment, against their size"
+    )
+    return figure, f"{what}. Teacher {teacher:.1f}; {'; '.join(told)}."
+
+
+def arms() -> tuple[Figure, str]:
+    """Scores of started students against the time of each way to train them."""
+    results = study("start-images")
+    settings = [s for s in results["plan"]["settings"] if s in results["rates"]]
+    colours = dict(
+        zip(
+            results["plan"]["variants"],
+            (GREY, TEXT, BLUE, BLUE, GREEN, ORANGE),
+            strict=True,
+        )
+    )
+    figure, axes = panel(height=3.4)
+    told = []
+    for variant, colour in colours.items():
+        ways = [
+            way(chosen_runs(results, s, variant), chosen_runs(results, s, "KD"))
+            for s in settings
+        ]
+        times, scores = (fmeans([w[k] for w in ways]) for k in (0, 1))
+        dashes = ":" if variant == "OPDF" else "-"
+        axes.plot(
+            times, scores, dashes, marker="o", markersize=4, color=colour, label=variant
+        )
+        told.append(
+            f"{variant}: {scores[0]:.1f} before training, {scores[-1]:.1f} after "
+            f"{times[-1]:.2f} of the time"
+        )
+    axes.axhline(
+        fmean(teacher_score(results, s, "validation") for s in settings),
+        color=TEXT,
+        linewidth=1,
+    )
+    axes.set_xscale("symlog", base=2, linthresh=1 / 32)
+    axes.set_xticks(
+        [0, 1 / 32, 1 / 8, 1 / 2, 1, 2], ["0", "1/32", "1/8", "1/2", "1", "2"]
+    )
+    axes.set(
+        xlabel="time of training over that of plain distillation",
+        ylabel="validation accuracy, %",
+    )
+    figure.legend(loc="outside upper center", ncols=3, fontsize=9)
+    what = (
+        f"Validation accuracy against time of training, mean of {len(settings)} sets; "
+        "the line is the teacher"
+    )
+    return figure, f"{what}. {'; '.join(told)}."
+
+
 FIGURES: dict[str, Callable[[], tuple[Figure, str]]] = {
+    "start": start,
+    "arms": arms,
     "gains": gains,
     "what-helps": what_helps,
     "narrow": narrow,
@@ -306,19 +413,52 @@ def pooled(results: Study, variant: str) -> tuple[float, float, float]:
 
 def test_score(results: Study, setting: str, variant: str) -> float:
     """In percent, at the variant's chosen rate."""
+    runs = chosen_runs(results, setting, variant)
+    return 100 * fmean(run["test"] for run in runs if run["test"] is not None)
+
+
+def chosen_runs(results: Study, setting: str, variant: str) -> list[dict[str, Any]]:
+    """Those at a variant's chosen rate, one a seed."""
     chosen = (setting, variant, results["rates"][setting][variant])
     runs = [
         r for r in results["runs"] if (r["setting"], r["variant"], r["rate"]) == chosen
     ]
-    return 100 * fmean(run["test"] for run in runs if run["test"] is not None)
+    return [run for run in runs if run["seed"] in results["seeds"][setting]]
 
 
-def teacher_score(results: Study, setting: str) -> float:
+def first_score(runs: list[dict[str, Any]]) -> float:
+    """On validation before training, in percent, over the seeds."""
+    return 100 * fmean(run["facts"]["scores"][0]["validation"] for run in runs)
+
+
+def last_score(runs: list[dict[str, Any]]) -> float:
+    """On validation after training, in percent, over the seeds."""
+    return 100 * fmean(run["validation"] for run in runs)
+
+
+def way(
+    runs: list[dict[str, Any]], baseline: list[dict[str, Any]]
+) -> tuple[list[float], list[float]]:
+    """Times over the baseline's whole training, and validation scores in percent."""
+    whole = fmean(run["seconds"] for run in baseline)
+    times = [[p["seconds"] for p in r["facts"]["scores"]] + [r["seconds"]] for r in runs]
+    scores = [
+        [p["validation"] for p in r["facts"]["scores"]] + [r["validation"]] for r in runs
+    ]
+    return [t / whole for t in fmeans(times)], [100 * s for s in fmeans(scores)]
+
+
+def fmeans(rows: list[list[float]]) -> list[float]:
+    """Of rows of equal length, column by column."""
+    return [fmean(column) for column in zip(*rows, strict=True)]
+
+
+def teacher_score(results: Study, setting: str, part: str = "test") -> float:
     """In percent, over the seeds."""
     metric = results["metrics"][setting]
     runs = [run for run in results["runs"] if run["setting"] == setting]
     return 100 * fmean(
-        {r["seed"]: r["facts"]["teacher"]["test"][metric] for r in runs}.values()
+        {r["seed"]: r["facts"]["teacher"][part][metric] for r in runs}.values()
     )
 
 

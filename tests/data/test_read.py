@@ -305,7 +305,7 @@ ODD = ("\u00a0", "\u2028", "\u2003", "\x0b", "\x0c", "\x1c", "\x85")
 def test_only_what_a_format_names_separates(tmp_path: Path, odd: str) -> None:
     """A word, a tag, a line and a label may hold any other space of Unicode, in the middle and at the ends."""
     word = f"{odd}10{odd}km{odd}"
-    conll = "".join(f"{word} {k}\tB-{odd}X\n ran  O\n\n" for k in range(20))
+    conll = "".join(f"{word} {k}\tB-{odd}X\n ran 2  O\n\n" for k in range(20))
     (tmp_path / "rows.conll").write_text(conll, encoding="utf-8", newline="")
     rows = read_file(tmp_path / "rows.conll")
     assert rows[:] == {"tokens": [[word, "ran"]] * 20, "tags": [[f"B-{odd}X", "O"]] * 20}
@@ -345,3 +345,13 @@ def test_labels_that_float32_cannot_hold_are_named(tmp_path: Path, value: str) -
     rows = [(f"words {k}", value if k == 7 else k / 10) for k in range(40)]
     with pytest.raises(ValueError, match=r"float32 cannot hold, in row 9"):
         load_data(table(tmp_path / "rows.csv", rows), task="regression")
+
+
+@pytest.mark.parametrize(
+    "text", ["# a comment\nJohn B-PER\nran O\n", "New York\tB-LOC\nis\tO\n", "John NNP B-PER\nran O\n"]
+)
+def test_lines_of_a_sentence_have_as_many_columns(tmp_path: Path, text: str) -> None:
+    """A comment would be a word with a tag, and half of a word with a blank would be lost."""
+    (tmp_path / "a.conll").write_text(f"-DOCSTART- -X- O O\n\nfine O\n\n{text}")
+    with pytest.raises(ValueError, match="line 6 has 2 columns and the one before it 3; remove it if it is a comment"):
+        read_file(tmp_path / "a.conll")

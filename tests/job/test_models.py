@@ -23,7 +23,7 @@ from transformers import (
 
 from opdf.data import Task
 from opdf.job.errors import UserError
-from opdf.job.models import load_model
+from opdf.job.models import files_of, load_model
 
 TASK = Task("classification", ("text",), "label", ("a", "b"))
 
@@ -47,6 +47,7 @@ def test_a_cached_model_needs_no_network(cache: Path, monkeypatch: pytest.Monkey
     assert missing == []
     expected = BertForSequenceClassification.from_pretrained(cache).state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+    assert files_of("somebody/tiny") == {"revision": "abc"}  # its files do not change
     with pytest.raises(ValueError, match="somebody/other is not in the hub's cache"):
         load_model("somebody/other", TASK)
 

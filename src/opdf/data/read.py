@@ -289,17 +289,25 @@ KINDS = {str: "a text", int: "a number", float: "a number", bool: "true or false
 
 def _conll(path: Path) -> pa.Table:
     sentences: list[list[tuple[str, str]]] = [[]]
+    columns = 0  # of the sentence's first line
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             cells = CELLS.split(line.strip(BLANK))
             if cells == [""]:
                 sentences.append([])
+                columns = 0
             elif len(cells) == 1:
                 raise ValueError(f"line {number} has a word without a tag")
+            elif columns and len(cells) != columns:
+                raise ValueError(
+                    f"line {number} has {len(cells)} columns and the one before it {columns}; remove it if it is a "
+                    "comment, and put no blanks into words"
+                )
             elif cells[0] != "-DOCSTART-":
                 sentences[-1].append((cells[0], cells[-1]))
-    columns = {name: [[pair[k] for pair in some] for some in sentences if some] for k, name in enumerate(CONLL)}
-    return pa.table({name: pa.array(column, pa.list_(pa.string())) for name, column in columns.items()})
+                columns = len(cells)
+    table = {name: [[pair[k] for pair in some] for some in sentences if some] for k, name in enumerate(CONLL)}
+    return pa.table({name: pa.array(column, pa.list_(pa.string())) for name, column in table.items()})
 
 
 def _paragraphs(path: Path) -> pa.Table:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
+from tests.distill import small
 from tests.spoil import Spoiling, spoilings
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -20,6 +21,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import (
+    BertTokenizerFast,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
@@ -28,10 +30,12 @@ from transformers import (
     default_data_collator,
 )
 
+from jobs import bert, texts
 from opdf.data import ImageNoise, Prepared, encode, load_data
 from opdf.distill import (
     DistillationArguments,
     DistillationTrainer,
+    Ensemble,
     LogitsDistillation,
     SparseLogitsDistillation,
     chunks,
@@ -410,6 +414,27 @@ def test_stored_tokens_teach_what_a_live_teacher_does(
                                check_stride=False)  # fmt: skip
     gradients = [torch.autograd.grad(loss.total, list(student.parameters())) for loss in (found, expected)]
     torch.testing.assert_close(*gradients, atol=2e-3, rtol=2e-2)
+
+
+@pytest.mark.parametrize("top_k", [0, 2])
+def test_several_teachers_are_stored_at_the_temperature_at_which_they_are_followed(tmp_path: Path, top_k: int) -> None:
+    """Plain logits at the objective's, probabilities at 1."""
+    bert(tmp_path / "teacher")
+    raw, task = load_data(str(texts(tmp_path / "rows.jsonl")))
+    processor = BertTokenizerFast.from_pretrained(tmp_path / "teacher")
+    data, collator = encode(raw, task, processor)
+    prepared = Prepared(raw, data, task, processor, collator)
+    models = [small.bert(1, initializer_range=spread).eval() for spread in (0.5, 1.0)]
+    objective = SparseLogitsDistillation(top_k=top_k, temperature=4.0)
+    rows = objective.prepare_data(prepared, Ensemble(models).eval(), tmp_path / "run")
+    found, inputs = collator([rows[k] for k in range(8)]), collator([data["train"][k] for k in range(8)])
+    at = 1.0 if top_k else 4.0
+    expected = sum((model(**inputs).logits.detach() / at).softmax(-1) for model in models) / 2
+    if top_k:
+        stored = soft_labels(found["teacher_classes"], found["teacher_probabilities"], 2)
+    else:
+        stored = (found["teacher_logits"] / at).softmax(-1)
+    torch.testing.assert_close(stored, expected, atol=1e-3, rtol=0)
 
 
 def test_the_rest_of_a_tokens_probability_is_spread_evenly(

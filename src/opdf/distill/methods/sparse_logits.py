@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from opdf.data import ImageNoise, Prepared, count_tokens
 from opdf.distill.chunks import Heads, kept_places, kept_tokens
-from opdf.distill.ensemble import members
+from opdf.distill.ensemble import members, soften
 from opdf.distill.losses import Batch, labels_of, task_loss, token_labels
 from opdf.distill.methods.logits import TaskAndLogits
 from opdf.distill.models import check_same_outputs, config_of, is_causal, kind_of
@@ -218,6 +218,7 @@ class SparseLogitsDistillation(TaskAndLogits):
 
     def _info(self, data: Prepared, teacher: nn.Module) -> StoreInfo:
         """What the store of these data, this teacher and these options holds."""
+        soften(teacher, 1.0 if self.top_k else self.temperature)
         examples, noise = self._examples(data), self._row_noise(data)
         return replace(
             self.store_info(data, teacher), data=fingerprint(examples, noise), teacher=weights_digest(teacher)

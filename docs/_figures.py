@@ -237,6 +237,49 @@ def step_time() -> tuple[Figure, str]:
     return figure, f"{what}. {'; '.join(told)}."
 
 
+def shrunk() -> tuple[Figure, str]:
+    """Students before any training: started by shrink, and made otherwise."""
+    ways = {
+        "shrink": ("started by shrink", BLUE, "o"),
+        "blocks copied": ("blocks copied", GREEN, "D"),
+        "entries by activations": ("the strongest entries copied", ORANGE, "s"),
+        "untrained": ("untrained", GREY, "X"),
+    }
+    found = {
+        (trial["sizes"], trial["way"]): trial["teacher"] - trial["behind"]
+        for trial in lines("shrink")
+        if trial["task"] == "text" and trial["examples"] == 512
+    }
+    teacher = next(t["teacher"] for t in lines("shrink") if t["task"] == "text")
+    students = {
+        "width 192": "half the width",
+        "width 96": "a quarter of the width",
+        "3 blocks": "half the blocks",
+        "3 blocks, width 192": "half the width and blocks",
+    }
+    figure, axes = panel(height=2.8)
+    told = []
+    for way, (label, colour, marker) in ways.items():
+        scores = {s: found[s, way] for s in students if (s, way) in found}
+        if way == "entries by activations":
+            del scores[
+                "3 blocks"
+            ]  # where all entries are kept, these are the copied blocks
+        places = [list(students).index(s) for s in scores]
+        axes.plot(list(scores.values()), places, marker, color=colour, label=label)
+        each = ", ".join(f"{students[s]} {score:.1f}" for s, score in scores.items())
+        told.append(f"{label}: {each}")
+    axes.axvline(teacher, color=TEXT, linewidth=1)
+    place = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
+    axes.annotate("teacher", (teacher, 0.03), (-4, 0), ha="right", fontsize=9, **place)
+    axes.set(xlabel="test accuracy before any training, %")
+    axes.margins(y=0.15)
+    rows(axes, list(students.values()))
+    figure.legend(loc="outside upper center", ncols=4, fontsize=9, columnspacing=1)
+    what = "Students of MiniLM on movie-sentiment before any training"
+    return figure, f"{what}; teacher {teacher:.1f}. {'; '.join(told)}."
+
+
 def start() -> tuple[Figure, str]:
     """Scores of students against their size, before and after training."""
     results = study("start-text")
@@ -343,6 +386,7 @@ def arms() -> tuple[Figure, str]:
 
 
 FIGURES: dict[str, Callable[[], tuple[Figure, str]]] = {
+    "shrunk": shrunk,
     "start": start,
     "arms": arms,
     "gains": gains,
@@ -400,6 +444,12 @@ def benchmark(name: str) -> list[dict[str, Any]]:
     table = json.loads((ROOT / "benchmarks/results" / f"{name}.json").read_text())
     measured: list[dict[str, Any]] = table["rows"]
     return measured
+
+
+def lines(name: str) -> list[dict[str, Any]]:
+    """A benchmark's results that are kept as one JSON object a line."""
+    text = (ROOT / "benchmarks/results" / f"{name}.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def pooled(results: Study, variant: str) -> tuple[float, float, float]:

@@ -455,7 +455,8 @@ def test_several_teachers_are_stored_at_the_temperature_at_which_they_are_follow
     prepared = Prepared(raw, data, task, processor, collator)
     models = [small.bert(1, initializer_range=spread).eval() for spread in (0.5, 1.0)]
     objective = SparseLogitsDistillation(top_k=top_k, temperature=4.0)
-    rows = objective.prepare_data(prepared, Ensemble(models).eval(), tmp_path / "run")
+    rows = objective.prepare_data(prepared, teacher := Ensemble(models).eval(), tmp_path / "run")
+    assert teacher.temperature == 1
     found, inputs = collator([rows[k] for k in range(8)]), collator([data["train"][k] for k in range(8)])
     at = 1.0 if top_k else 4.0
     expected = sum((model(**inputs).logits.detach() / at).softmax(-1) for model in models) / 2

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -115,6 +116,17 @@ def soften(teacher: nn.Module | None, temperature: float) -> None:
     """Have several teachers averaged at the temperature at which a student follows them."""
     if isinstance(teacher, Ensemble):
         teacher.temperature.fill_(temperature)
+
+
+@contextmanager
+def softened(teacher: nn.Module, temperature: float) -> Iterator[None]:
+    """Inside, several teachers are averaged at a temperature."""
+    was = float(teacher.temperature) if isinstance(teacher, Ensemble) else 1.0
+    soften(teacher, temperature)
+    try:
+        yield
+    finally:
+        soften(teacher, was)
 
 
 def like(model: Any, dtype: torch.dtype | None = None) -> Any:

@@ -8,9 +8,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
+from datasets import Array3D, Dataset, Features, List, Value, concatenate_datasets
 from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 from tests.distill import small
@@ -308,6 +310,33 @@ def test_fingerprints_see_data_and_noise() -> None:
     assert weights_digest(vit(0)) == weights_digest(vit(0)) != weights_digest(vit(1))
 
 
+def test_fingerprints_see_every_row_of_a_dataset(tmp_path: Path) -> None:
+    """Texts, tokens, several labels, pixels, and pictures in files; not how the rows are divided in memory."""
+    count = 1500
+    files = [str(tmp_path / f"{k}.png") for k in range(2)]
+    for k, file in enumerate(files):
+        Image.fromarray(np.full((2, 2, 3), k, np.uint8)).save(file)
+
+    columns = {
+        "text": [f"text {k}" for k in range(count)], "input_ids": [[k] * (1 + k % 3) for k in range(count)],
+        "pixel_values": np.arange(4 * count, dtype=np.float32).reshape(count, 1, 2, 2).tolist(),
+        "picture": [files[0]] * count, "labels": [[0.0, k % 2] for k in range(count)],
+    }  # fmt: skip
+    features = Features({
+        "text": Value("string"), "input_ids": List(Value("int32")), "pixel_values": Array3D((1, 2, 2), "float32"),
+        "picture": datasets.Image(), "labels": List(Value("float32")),
+    })  # fmt: skip
+    plain = Dataset.from_dict(columns, features=features)
+    halves = concatenate_datasets([plain.select(range(700)), plain.select(range(700, count))])
+    assert fingerprint(halves) == fingerprint(plain)
+    found = {fingerprint(plain)}
+    for name, value in (("text", "other"), ("input_ids", [1] * 2), ("pixel_values", [[[9.0, 9], [9, 9]]]),
+                        ("picture", files[1]), ("labels", [1.0, 1.0])):  # fmt: skip
+        other = columns | {name: [value if k == 1234 else old for k, old in enumerate(columns[name])]}
+        found.add(fingerprint(Dataset.from_dict(other, features=features)))
+    assert len(found) == 6
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -426,7 +455,8 @@ def test_several_teachers_are_stored_at_the_temperature_at_which_they_are_follow
     prepared = Prepared(raw, data, task, processor, collator)
     models = [small.bert(1, initializer_range=spread).eval() for spread in (0.5, 1.0)]
     objective = SparseLogitsDistillation(top_k=top_k, temperature=4.0)
-    rows = objective.prepare_data(prepared, Ensemble(models).eval(), tmp_path / "run")
+    rows = objective.prepare_data(prepared, teacher := Ensemble(models).eval(), tmp_path / "run")
+    assert teacher.temperature == 1
     found, inputs = collator([rows[k] for k in range(8)]), collator([data["train"][k] for k in range(8)])
     at = 1.0 if top_k else 4.0
     expected = sum((model(**inputs).logits.detach() / at).softmax(-1) for model in models) / 2

@@ -171,17 +171,17 @@ def cut(teacher: Any, config: Any, score: Callable[[Any], Tensor]) -> Any:
         config: the student's.
         score: how much each output of a Linear or LayerNorm counts, `[outputs]`.
     """
-    stack = family_of(teacher).stacks[0]
+    tower = family_of(teacher).towers[0]
     norms = [score(m) for m in teacher.modules() if isinstance(m, nn.LayerNorm)]
     width = torch.stack([n / n.norm() for n in norms]).sum(0).topk(config.hidden_size).indices.sort().values
     picks: dict[str, tuple[Tensor, Tensor]] = {}
-    for k, block in enumerate(teacher.base_model.get_submodule(stack.blocks)):
-        names = next(branch for branch in stack.branches if isinstance(branch, Attention))
+    for k, block in enumerate(teacher.base_model.get_submodule(tower.blocks)):
+        names = next(branch for branch in tower.branches if isinstance(branch, Attention))
         query, key, value = (score(block.get_submodule(part.name)) for part in names.reads)
         compared, gathered = (_largest(s, config) for s in (query * key, value))
         for part, rows in zip(names.reads, (compared, compared, gathered), strict=True):
-            picks[f".{stack.blocks}.{k}.{part.name}"] = rows, width
-        picks[f".{stack.blocks}.{k}.{names.output.name}"] = width, gathered
+            picks[f".{tower.blocks}.{k}.{part.name}"] = rows, width
+        picks[f".{tower.blocks}.{k}.{names.output.name}"] = width, gathered
     student = type(teacher)._from_config(config).eval()
     theirs = dict(teacher.named_parameters())
     for name, parameter in student.named_parameters():
@@ -229,15 +229,15 @@ def own_axes(teacher: Any, batches: Batches, width: int) -> tuple[float, float]:
 
     Own axes would need a matrix between blocks that a plain model has no place for.
     """
-    stack = family_of(teacher).stacks[0]
-    norm = next(branch for branch in stack.branches if isinstance(branch, Attention)).norm
+    tower = family_of(teacher).towers[0]
+    norm = next(branch for branch in tower.branches if isinstance(branch, Attention)).norm
     moments: dict[nn.Module, Tensor] = {}
 
     def add(module: nn.Module, _: Any, output: Tensor) -> None:
         rows = output.flatten(0, -2).double()
         moments[module] = moments.get(module, torch.zeros(())) + rows.mT @ rows
 
-    blocks = teacher.base_model.get_submodule(stack.blocks)
+    blocks = teacher.base_model.get_submodule(tower.blocks)
     handles = [block.get_submodule(norm).register_forward_hook(add) for block in blocks]
     with torch.no_grad():
         for batch in batches:

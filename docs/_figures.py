@@ -301,7 +301,7 @@ def arms() -> tuple[Figure, str]:
     colours = dict(
         zip(
             results["plan"]["variants"],
-            (GREY, TEXT, BLUE, BLUE, GREEN, ORANGE),
+            (GREY, BLUE, GREEN, ORANGE),
             strict=True,
         )
     )

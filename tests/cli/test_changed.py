@@ -89,6 +89,17 @@ def test_a_run_does_not_go_on_with_other_files_of_its_models(
         run(config(world, world / "out", resume=True))
 
 
+def test_each_of_several_teachers_is_compared(world: Path) -> None:
+    names = [str(world / "teacher"), str(world / "pretrained")]
+    several: dict[str, Any] = {"teacher": {"models": names}, "student": {"layers": 1}}
+    run(config(world, world / "several", **several))
+    (world / "several" / "metrics.json").unlink()
+    scale(world / "pretrained")
+    said = r"teacher.models\[1\] .*pretrained is not what .*several was begun with: model.safetensors has changed"
+    with pytest.raises(UserError, match=said):
+        run(config(world, world / "several", resume=True, **several))
+
+
 def test_a_fine_tuned_teacher_is_compared_too(tmp_path: Path) -> None:
     run(digits(tmp_path / "out"))
     (tmp_path / "out" / "metrics.json").unlink()

@@ -199,6 +199,21 @@ def test_images_by_folder_by_name_and_as_they_are(models: Path, tmp_path: Path, 
     assert "broken.png cannot be read" in capsys.readouterr().err
 
 
+def test_an_image_in_memory_is_read_as_its_file(models: Path, tmp_path: Path) -> None:
+    """Upright as its file says, without a name if it has none, and named by its row if it cannot be read."""
+    pixels = np.random.default_rng(0).integers(0, 255, (9, 9, 3), np.uint8)
+    turned = Image.Exif()
+    turned[274] = 6  # how the camera was held: turn it by 90 degrees
+    Image.fromarray(pixels).save(file := tmp_path / "turned.png", exif=turned)
+    by_name, opened, upright = predict(
+        models / "images", [file, Image.open(file), Image.fromarray(np.rot90(pixels, -1).copy())]
+    )
+    assert by_name == opened == upright | {"image": str(file)}
+    assert upright["image"] == ""
+    with pytest.raises(ValueError, match=r"row 2: the image .*its values, from 70000 to 70000 .mode I., do not fit"):
+        list(predict(models / "images", [file, Image.new("I", (4, 4), 70000)]))
+
+
 def test_a_run_knows_its_columns_and_reads_pipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     """As typed in a shell: the lines of a pipe are answered, into a file that is whole or absent."""
     bert(tmp_path / "teacher", id2label={0: "no", 1: "yes"}, label2id={"no": 0, "yes": 1})

@@ -162,3 +162,24 @@ def test_a_compiled_student_is_not_divided(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.warns(UserWarning, match="LlamaForCausalLM are not divided into chunks"):
         whole = objective.losses(student, None, texts(), torch.tensor(20)).total
     torch.testing.assert_close(whole, before)
+
+
+@pytest.mark.parametrize("kind", ["hook", "pre-hook", "forward"])
+def test_a_head_that_is_more_than_a_linear_is_not_divided(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else what was added to it would be passed over, silently; also where it is added after the first batch."""
+    student, objective = llama(0), LogitsDistillation(alpha=0)
+    monkeypatch.setattr(chunks, "CHUNK", 120)
+    objective.losses(student, None, texts(), torch.tensor(20))
+    head = student.lm_head
+    if kind == "hook":
+        head.register_forward_hook(lambda module, inputs, output: 3 * output)
+    elif kind == "pre-hook":
+        head.register_forward_pre_hook(lambda module, inputs: (3 * inputs[0],))
+    else:
+        plain = head.forward
+        head.forward = lambda states: 3 * plain(states)
+    with pytest.warns(UserWarning, match="not divided into chunks"):
+        found = objective.losses(student, None, texts(), torch.tensor(20)).total
+    labels = texts()["labels"][:, 1:].flatten()
+    expected = F.cross_entropy(student(texts()["input_ids"]).logits[:, :-1].flatten(0, 1), labels, reduction="sum") / 20
+    torch.testing.assert_close(found, expected)

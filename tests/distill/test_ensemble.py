@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy.special import expit, logit, softmax
 from tests.distill.small import arguments, bert, sentences
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
 
 from opdf.distill import (
     DistillationTrainer,
@@ -62,6 +62,40 @@ def test_the_gradient_is_the_sum_of_those_of_each_teacher(chunk: int, monkeypatc
     each = [torch.autograd.grad(objective.losses(student, one, batch, items).total, parameters) for one in teachers]
     expected = [0.75 * a + 0.25 * b for a, b in zip(*each, strict=True)]
     torch.testing.assert_close(list(found), expected, rtol=1e-4, atol=1e-6)  # LLaMA's norms are in float32
+
+
+def test_labels_say_what_outputs_mean_where_configurations_leave_it_open() -> None:
+    """Several labels an example with `problem_type` None: the same loss as with it set."""
+    torch.manual_seed(0)
+    batch = {"input_ids": torch.arange(8).reshape(2, 4), "labels": torch.tensor([[1.0, 0, 1], [0, 0, 1]])}
+    teachers = [bert(2, num_labels=3, initializer_range=spread) for spread in (0.3, 0.6)]
+    student = bert(1, num_labels=3)
+    losses = []
+    for problem in (None, "multi_label_classification"):
+        for model in (student, *teachers):
+            model.config.problem_type = problem
+        objective, teacher = LogitsDistillation(temperature=2.0), Ensemble(teachers, WEIGHTS).eval()
+        objective.prepare(student, teacher)
+        losses.append(objective.losses(student.eval(), teacher, batch, torch.tensor(2)).total)
+    assert torch.equal(*losses)
+
+
+def test_teachers_that_make_their_decoders_inputs_from_labels() -> None:
+    ids = torch.arange(8).reshape(2, 4)
+    batch, items = {"input_ids": ids, "labels": ids}, torch.tensor(8)
+    config = T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, decoder_start_token_id=0)
+    student, first, second = (T5ForConditionalGeneration(config).eval() for _ in range(3))
+    objective, teacher = LogitsDistillation(temperature=2.0, alpha=1.0), Ensemble([first, second]).eval()
+    objective.prepare(student, teacher)
+    parameters = list(student.parameters())
+    found, *each = (
+        torch.autograd.grad(objective.losses(student, one, batch, items).total, parameters)
+        for one in (teacher, first, second)
+    )
+    torch.testing.assert_close(list(found), [(a + b) / 2 for a, b in zip(*each, strict=True)])
+    teacher.temperature.fill_(1.0)
+    expected = (first(**batch).logits.softmax(-1) + second(**batch).logits.softmax(-1)) / 2
+    torch.testing.assert_close(teacher(**batch).logits.softmax(-1), expected)
 
 
 def test_the_trainer_takes_a_list(tmp_path: Path) -> None:

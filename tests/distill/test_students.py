@@ -71,10 +71,10 @@ def test_blocks_that_differ_keep_what_is_theirs(family: str, layers: Any, tmp_pa
     teacher = AutoModelForCausalLM.from_config(config).eval()
     ids = torch.randint(1, 60, (2, 8))
     student = keep_layers(teacher, layers).eval()
-    (stack,) = block_lists(teacher)
-    blocks = list(teacher.get_submodule(stack).children())
+    (tower,) = block_lists(teacher)
+    blocks = list(teacher.get_submodule(tower).children())
     kept = layers if isinstance(layers, list) else [len(blocks) // 2 - 1, len(blocks) - 1]
-    parent, _, name = stack.rpartition(".")
+    parent, _, name = tower.rpartition(".")
     setattr(teacher.get_submodule(parent), name, nn.ModuleList(blocks[k] for k in kept))
     for module in teacher.modules():  # masks are made by kind of block, as the configuration lists them
         if hasattr(module, "config"):
@@ -131,5 +131,5 @@ def test_other_models_are_refused() -> None:
     with pytest.raises(TypeError, match="keep_layers needs a transformers model"):
         keep_layers(nn.Linear(2, 2), 1)
     for family in ("swin", "resnet"):
-        with pytest.raises(ValueError, match="stacks of blocks"):
+        with pytest.raises(ValueError, match="lists of blocks"):
             keep_layers(build(family), 1)

@@ -110,6 +110,23 @@ def test_files_that_change_make_runs_and_teachers_others(tmp_path: Path) -> None
         assert [k for k in range(3) if old[k] != new[k]] == changed
 
 
+def test_the_files_of_each_of_several_teachers_make_runs_others(tmp_path: Path) -> None:
+    names = [str(tmp_path / name) for name in ("first", "second")]
+    for name in names:
+        last = bert(Path(name))
+    files = {
+        "data": {"name": str(texts(tmp_path / "rows.jsonl"))},
+        "teacher": {"models": names, "config": None, "finetune": False},
+    }
+    study: dict[str, Any] = {"tasks": {"task": files}, "train_sizes": None}
+    before = keys(tmp_path, **study)
+    assert keys(tmp_path, **study) == before
+    with torch.no_grad():
+        last.classifier.bias += 1
+    last.save_pretrained(names[1])
+    assert not keys(tmp_path, **study) & before
+
+
 def test_a_run_for_anothers_time_depends_on_that_one(tmp_path: Path) -> None:
     def timed(other: dict[str, Any]) -> set[str]:
         variants = {"KD": other, "OPDF": OPDF, "OPDF, KD's time": OPDF | {"as_long_as": "KD"}}

@@ -90,7 +90,8 @@ class Heads:
             if not plain:
                 warnings.warn(
                     f"the logits of a {type(inner).__name__} are not divided into chunks, because its head alone does "
-                    "not make them (it scales or caps them, is an encoder-decoder, compiled or spread over processes): "
+                    "not make them (it scales or caps them, has hooks, is an encoder-decoder, compiled or spread over "
+                    "processes): "
                     "each batch's are held whole, so keep batches small",
                     stacklevel=2,
                 )
@@ -105,9 +106,14 @@ def output_head(model: nn.Module) -> Any:
 def plain_head(model: nn.Module) -> nn.Linear | None:
     """A language model's head, if it is a Linear that can be applied outside of the model."""
     head = output_head(model)
-    if getattr(config_of(model), "is_encoder_decoder", False) or type(head) is not nn.Linear:
+    if getattr(config_of(model), "is_encoder_decoder", False) or type(head) is not nn.Linear or is_hooked(head):
         return None
     return None if isinstance(head.weight, DTensor) or head.weight.is_meta or is_compiled(model) else head
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether a module does more than its class: a hook, or a forward of its own (as accelerate gives it)."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
 def is_compiled(model: nn.Module) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -67,18 +68,25 @@ class Ensemble(nn.Module):
         named = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids,
                  "pixel_values": pixel_values} | others  # fmt: skip
         inputs = {name: value for name, value in named.items() if value is not None}
-        logits = self.mean([model(**inputs).logits for model in self.models])
+        needs_labels = getattr(self.config, "is_encoder_decoder", False)  # which makes its decoder's inputs from them
+        given = inputs | {"labels": labels} if needs_labels and labels is not None else inputs
+        logits = self.mean([model(**given).logits for model in self.models], labels)
         loss = None
         if labels is not None:
             items = items_by_example(self.models[0], inputs | {"labels": labels}).sum().clamp(min=1)
             loss = task_loss(self.models[0], logits, labels) / items
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
-    def mean(self, logits: Sequence[Tensor]) -> Tensor:
-        """Logits that give the weighted mean of several distributions at `temperature`, each `[..., classes]`."""
+    def mean(self, logits: Sequence[Tensor], labels: Tensor | None = None) -> Tensor:
+        """Logits that give the weighted mean of several distributions at `temperature`, each `[..., classes]`.
+
+        Args:
+            logits: of each model.
+            labels: tell what logits mean where `problem_type` of the models is None, see `kind_of`.
+        """
         found = torch.stack([precise(some).to(logits[0].device) for some in logits])
         weights = self.weights.to(found).reshape(-1, *[1] * (found.dim() - 1))
-        kind, temperature = kind_of(self.models[0], logits[0]), self.temperature.to(found)
+        kind, temperature = kind_of(self.models[0], logits[0], labels), self.temperature.to(found)
         if kind == "regression":
             return (weights * found).sum(0)
         if kind == "multi-label":
@@ -102,6 +110,23 @@ def check_weights(weights: Sequence[float], models: int, where: str = "") -> Non
 def members(teacher: nn.Module) -> list[Any]:
     """The models of an ensemble; of another teacher itself alone."""
     return list(teacher.models) if isinstance(teacher, Ensemble) else [teacher]
+
+
+def soften(teacher: nn.Module | None, temperature: float) -> None:
+    """Have several teachers averaged at the temperature at which a student follows them."""
+    if isinstance(teacher, Ensemble):
+        teacher.temperature.fill_(temperature)
+
+
+@contextmanager
+def softened(teacher: nn.Module, temperature: float) -> Iterator[None]:
+    """Inside, several teachers are averaged at a temperature."""
+    was = float(teacher.temperature) if isinstance(teacher, Ensemble) else 1.0
+    soften(teacher, temperature)
+    try:
+        yield
+    finally:
+        soften(teacher, was)
 
 
 def like(model: Any, dtype: torch.dtype | None = None) -> Any:

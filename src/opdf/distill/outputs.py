@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from accelerate import PartialState
 from datasets import Dataset
@@ -107,13 +109,46 @@ def fingerprint(examples: Any, noise: Noise | None = None) -> str:
     """A digest of some examples, made noisy with known seeds: it changes with the data, the noise and its libraries.
 
     Args:
-        examples: by row number: mappings, images, texts or numbers.
+        examples: by row number: mappings, images, texts or numbers. Of a `datasets.Dataset` every row is read, of
+            others, and with noise, up to 32 examples.
         noise: makes a noisy copy of one.
     """
+    digest = _glance(examples, noise)
+    if isinstance(examples, Dataset):
+        _add_rows(digest, examples)
+    return digest.hexdigest()[:32]
+
+
+def _glance(examples: Any, noise: Noise | None = None) -> Any:
     digest = hashlib.sha256(f"{len(examples)}".encode())
     for row in np.linspace(0, len(examples) - 1, num=min(len(examples), 32), dtype=int):
         digest.update(_content(noisy(examples[int(row)], int(row), noise)))
-    return digest.hexdigest()[:32]
+    return digest
+
+
+def _add_rows(digest: Any, rows: Dataset) -> None:
+    """Add all rows to a digest as they are stored: images are not decoded."""
+    for batch in rows.with_format("arrow").iter(1000):
+        for column in sorted(batch.column_names):
+            digest.update(column.encode())
+            _add_values(digest, batch[column].combine_chunks())
+
+
+def _add_values(digest: Any, values: Any) -> None:
+    """Add an array of Arrow's to a digest: numbers by their bytes, which is fast, all else by Python's values."""
+    if isinstance(values, pa.ChunkedArray):  # what combine_chunks makes of arrays of several dimensions
+        values = pa.concat_arrays([chunk.storage for chunk in values.chunks])
+    values = values.storage if isinstance(values, pa.ExtensionArray) else values
+    if pa.types.is_list(values.type):
+        digest.update(pc.list_value_length(values).to_numpy(zero_copy_only=False).tobytes())
+        _add_values(digest, values.flatten())
+    elif pa.types.is_integer(values.type) or pa.types.is_floating(values.type):
+        digest.update(values.to_numpy(zero_copy_only=False).tobytes())
+    else:
+        for value in values.to_pylist():
+            if isinstance(value, dict) and value.keys() == {"bytes", "path"}:
+                value = value["bytes"] or Path(value["path"]).read_bytes()
+            digest.update(repr(value).encode())
 
 
 def rows_glance(rows: Any, without: Collection[str] = ()) -> str | None:
@@ -124,7 +159,7 @@ def rows_glance(rows: Any, without: Collection[str] = ()) -> str | None:
     if not isinstance(rows, Dataset):
         return None
     exact = [name for name, feature in rows.features.items() if name not in without and _is_exact(feature)]
-    return fingerprint(rows.select_columns(exact).with_format(None)) if exact else None
+    return _glance(rows.select_columns(exact).with_format(None)).hexdigest()[:32] if exact else None
 
 
 def _is_exact(feature: Any) -> bool:

@@ -16,7 +16,7 @@ def keep_layers(teacher: nn.Module, layers: int | Sequence[int]) -> Any:
     """A student of the teacher's class with some of its blocks, and everything else as it is.
 
     Args:
-        teacher: a transformers model with one stack of blocks (BERT, DistilBERT, RoBERTa, ViT, DeiT, GPT-2, LLaMA, ...)
+        teacher: a transformers model with one list of blocks (BERT, DistilBERT, RoBERTa, ViT, DeiT, GPT-2, LLaMA, ...)
             or an encoder and a decoder (T5).
         layers: the blocks to keep, counted from 0; or how many, which keeps the last of each group of teacher blocks
             (the ones that the constraint loss pairs by default).
@@ -32,18 +32,18 @@ def keep_layers(teacher: nn.Module, layers: int | Sequence[int]) -> Any:
     config = getattr(teacher, "config", None)
     if config is None or not hasattr(teacher, "_from_config"):
         raise TypeError(f"teacher is a {type(teacher).__name__}; keep_layers needs a transformers model")
-    stacks = block_lists(teacher)
-    if hasattr(config, "depths") or not stacks or len(stacks) > 2:
+    towers = block_lists(teacher)
+    if hasattr(config, "depths") or not towers or len(towers) > 2:
         raise ValueError(
-            f"{type(teacher).__name__} has {len(stacks)} stacks of blocks ({', '.join(stacks)}); keep_layers handles "
-            "one stack, or an encoder and a decoder. Build the student from a smaller config instead"
+            f"{type(teacher).__name__} has {len(towers)} lists of blocks ({', '.join(towers)}); keep_layers handles "
+            "one, or an encoder and a decoder. Build the student from a smaller config instead"
         )
     config = copy.deepcopy(config)
     kept = {}
-    for stack in stacks:
-        depth = len(list(teacher.get_submodule(stack).children()))
-        kept[stack] = chosen_layers(layers, depth)
-        _set_depth(config, stack, depth, kept[stack])
+    for tower in towers:
+        depth = len(list(teacher.get_submodule(tower).children()))
+        kept[tower] = chosen_layers(layers, depth)
+        _set_depth(config, tower, depth, kept[tower])
     with torch.random.fork_rng(), next(teacher.parameters()).device:
         make: Any = type(teacher)
         student = make._from_config(config, dtype=next(teacher.parameters()).dtype)
@@ -63,13 +63,13 @@ def chosen_layers(layers: int | Sequence[int], depth: int) -> list[int]:
     return chosen
 
 
-def _set_depth(config: Any, stack: str, depth: int, kept: Sequence[int]) -> None:
-    own = ("num_decoder_layers", "decoder_layers") if "decoder" in stack else ()
+def _set_depth(config: Any, tower: str, depth: int, kept: Sequence[int]) -> None:
+    own = ("num_decoder_layers", "decoder_layers") if "decoder" in tower else ()
     usual = config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
     attribute = next((name for name in own if hasattr(config, name)), usual)
     if getattr(config, attribute, None) != depth:
         raise ValueError(
-            f"{type(config).__name__}.{attribute} is not the {depth} blocks of {stack}; cannot change depth"
+            f"{type(config).__name__}.{attribute} is not the {depth} blocks of {tower}; cannot change depth"
         )
     setattr(config, attribute, len(kept))
     for name in ONE_A_BLOCK:
@@ -90,11 +90,11 @@ and the position bias, which T5's first block has for all."""
 
 def _check_blocks(teacher: nn.Module, student: nn.Module, kept: Mapping[str, Sequence[int]]) -> None:
     """Refuse a student whose blocks are built otherwise than the teacher's that they copy (another window, say)."""
-    for stack, blocks in kept.items():
-        ours, theirs = (list(model.get_submodule(stack).children()) for model in (student, teacher))
+    for tower, blocks in kept.items():
+        ours, theirs = (list(model.get_submodule(tower).children()) for model in (student, teacher))
         if len(ours) != len(blocks):
             raise ValueError(
-                f"{type(teacher).__name__} made {len(ours)} blocks of {stack} where {len(blocks)} were wanted; build "
+                f"{type(teacher).__name__} made {len(ours)} blocks of {tower} where {len(blocks)} were wanted; build "
                 "the student from a smaller config instead"
             )
         told = [_plain_values(block) for block in theirs]
@@ -126,11 +126,11 @@ def _renumbered(theirs: dict[str, Tensor], ours: dict[str, Tensor], kept: dict[s
     state = {}
     for name in ours:
         source = name
-        for stack, blocks in kept.items():
-            if name.startswith(f"{stack}."):
-                index, _, rest = name[len(stack) + 1 :].partition(".")
-                source = f"{stack}.{blocks[int(index)]}.{rest}"
+        for tower, blocks in kept.items():
+            if name.startswith(f"{tower}."):
+                index, _, rest = name[len(tower) + 1 :].partition(".")
+                source = f"{tower}.{blocks[int(index)]}.{rest}"
                 # T5's first block holds the position bias of all.
-                source = source if source in theirs else f"{stack}.0.{rest}"
+                source = source if source in theirs else f"{tower}.0.{rest}"
         state[name] = theirs[source]
     return state

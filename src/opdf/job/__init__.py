@@ -55,6 +55,7 @@ if TYPE_CHECKING:
         begun_config as begun_config,
         begun_with as begun_with,
         check_student as check_student,
+        named_models as named_models,
         rows_digest as rows_digest,
     )
     from opdf.job.run import (

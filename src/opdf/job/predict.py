@@ -265,10 +265,12 @@ def _answered(rows: Iterable[Row], asked: Asked, batch: int, progress: Progress 
 def _shown(values: Mapping[Any, Any], task: Task) -> dict[str, Any]:
     """A row as it is repeated: an image by its name."""
     images = task.inputs if task.is_image else ()
-    return {
-        column: str(getattr(value, "filename", value) or "") if column in images else value
-        for column, value in values.items()
-    }
+    return {column: _name_of(value) if column in images else value for column, value in values.items()}
+
+
+def _name_of(image: Any) -> str:
+    """Of an image or its file; empty for one that was made in memory."""
+    return str(getattr(image, "filename", "")) if isinstance(image, Image.Image) else str(image)
 
 
 def _outputs(rows: Sequence[Row], asked: Asked) -> tuple[Any, Mapping[str, Tensor]]:
@@ -287,13 +289,18 @@ def _outputs(rows: Sequence[Row], asked: Asked) -> tuple[Any, Mapping[str, Tenso
 
 def _opened(row: Row, column: str) -> Any:
     value = row.values[column]
-    if isinstance(value, Image.Image):
-        return value
     try:
+        if isinstance(value, Image.Image):
+            return _upright(value)
         with Image.open(value) as image:
-            return as_rgb(ImageOps.exif_transpose(image))  # as datasets turns those of a training set
+            return _upright(image)
     except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{row.where}: the image {value} cannot be read: {error}") from error
+        raise ValueError(f"{row.where}: the image {_name_of(value)} cannot be read: {error}") from error
+
+
+def _upright(image: Any) -> Any:
+    """In three colours, turned as datasets turns those of a training set."""
+    return as_rgb(ImageOps.exif_transpose(image))
 
 
 def _classes(rows: Sequence[Row], asked: Asked) -> list[dict[str, Any]]:

@@ -77,9 +77,18 @@ class Begun:
 
 def files_read(job: Job) -> dict[str, dict[str, str]]:
     """Digests of the files of all models that a run reads, by what names them."""
-    config = job.config
-    named = {"teacher.model": config.teacher.model, "student.model": config.student.model}
-    return {option: files_of(name) for option, name in named.items() if name} | kept_files(job)
+    return {option: files_of(name) for option, name in named_models(job.config).items()} | kept_files(job)
+
+
+def named_models(config: DistillConfig) -> dict[str, str]:
+    """Names of all models that a configuration names, by the option that does."""
+    several = config.teacher.models or ()
+    named = {
+        "teacher.model": None if several else config.teacher.model,
+        **{f"teacher.models[{k}]": name for k, name in enumerate(several)},
+        "student.model": config.student.model,
+    }
+    return {option: name for option, name in named.items() if name}
 
 
 def kept_files(job: Job) -> dict[str, dict[str, str]]:
@@ -151,7 +160,7 @@ def check_same_files(job: Job) -> None:
     """
     if (begun := begun_with(job.folder)) is None:
         return
-    names = {"teacher.model": job.config.teacher.model, "student.model": job.config.student.model}
+    names = named_models(job.config)
     for option, now in files_read(job).items():
         then = begun.files.get(option, now)
         changed = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]

@@ -250,7 +250,7 @@ def trainer_of(student: Any, job: Job, prepared: Prepared, teacher: Any, title: 
         preprocess_logits_for_metrics=prepared.task.kept_outputs,
     )
     report = find_report(student)
-    kept = {"kept": {f"{b.stack}.{b.block}": b.kept for b in report.blocks}} if report else None
+    kept = {"kept": {f"{b.tower}.{b.block}": b.kept for b in report.blocks}} if report else None
     show(trainer, title, job.folder / "train.log", kept)
     return trainer
 

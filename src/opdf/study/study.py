@@ -22,6 +22,7 @@ from opdf.job import (
     load,
     load_teacher,
     merged,
+    named_models,
     plain,
     versions,
 )
@@ -175,7 +176,7 @@ def files_of(config: DistillConfig) -> list[dict[str, str]]:
     data = [
         Path(located(n)) for n in (config.data.name, config.data.validation, config.data.test) if isinstance(n, str)
     ]
-    models = [Path(name) for name in (config.teacher.model, config.student.model) if name and name != "minilm"]
+    models = [Path(name) for name in named_models(config).values() if name != "minilm"]
     found = [file_digests(path) for path in models if path.is_dir()]
     for path in data:
         if path.is_file():

@@ -8,11 +8,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
+from datasets import Array3D, Dataset, Features, List, Value, concatenate_datasets
 from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
+from tests.distill import small
 from tests.spoil import Spoiling, spoilings
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -20,6 +23,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import (
+    BertTokenizerFast,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
@@ -28,10 +32,12 @@ from transformers import (
     default_data_collator,
 )
 
+from jobs import bert, texts
 from opdf.data import ImageNoise, Prepared, encode, load_data
 from opdf.distill import (
     DistillationArguments,
     DistillationTrainer,
+    Ensemble,
     LogitsDistillation,
     SparseLogitsDistillation,
     chunks,
@@ -304,6 +310,33 @@ def test_fingerprints_see_data_and_noise() -> None:
     assert weights_digest(vit(0)) == weights_digest(vit(0)) != weights_digest(vit(1))
 
 
+def test_fingerprints_see_every_row_of_a_dataset(tmp_path: Path) -> None:
+    """Texts, tokens, several labels, pixels, and pictures in files; not how the rows are divided in memory."""
+    count = 1500
+    files = [str(tmp_path / f"{k}.png") for k in range(2)]
+    for k, file in enumerate(files):
+        Image.fromarray(np.full((2, 2, 3), k, np.uint8)).save(file)
+
+    columns = {
+        "text": [f"text {k}" for k in range(count)], "input_ids": [[k] * (1 + k % 3) for k in range(count)],
+        "pixel_values": np.arange(4 * count, dtype=np.float32).reshape(count, 1, 2, 2).tolist(),
+        "picture": [files[0]] * count, "labels": [[0.0, k % 2] for k in range(count)],
+    }  # fmt: skip
+    features = Features({
+        "text": Value("string"), "input_ids": List(Value("int32")), "pixel_values": Array3D((1, 2, 2), "float32"),
+        "picture": datasets.Image(), "labels": List(Value("float32")),
+    })  # fmt: skip
+    plain = Dataset.from_dict(columns, features=features)
+    halves = concatenate_datasets([plain.select(range(700)), plain.select(range(700, count))])
+    assert fingerprint(halves) == fingerprint(plain)
+    found = {fingerprint(plain)}
+    for name, value in (("text", "other"), ("input_ids", [1] * 2), ("pixel_values", [[[9.0, 9], [9, 9]]]),
+                        ("picture", files[1]), ("labels", [1.0, 1.0])):  # fmt: skip
+        other = columns | {name: [value if k == 1234 else old for k, old in enumerate(columns[name])]}
+        found.add(fingerprint(Dataset.from_dict(other, features=features)))
+    assert len(found) == 6
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -410,6 +443,28 @@ def test_stored_tokens_teach_what_a_live_teacher_does(
                                check_stride=False)  # fmt: skip
     gradients = [torch.autograd.grad(loss.total, list(student.parameters())) for loss in (found, expected)]
     torch.testing.assert_close(*gradients, atol=2e-3, rtol=2e-2)
+
+
+@pytest.mark.parametrize("top_k", [0, 2])
+def test_several_teachers_are_stored_at_the_temperature_at_which_they_are_followed(tmp_path: Path, top_k: int) -> None:
+    """Plain logits at the objective's, probabilities at 1."""
+    bert(tmp_path / "teacher")
+    raw, task = load_data(str(texts(tmp_path / "rows.jsonl")))
+    processor = BertTokenizerFast.from_pretrained(tmp_path / "teacher")
+    data, collator = encode(raw, task, processor)
+    prepared = Prepared(raw, data, task, processor, collator)
+    models = [small.bert(1, initializer_range=spread).eval() for spread in (0.5, 1.0)]
+    objective = SparseLogitsDistillation(top_k=top_k, temperature=4.0)
+    rows = objective.prepare_data(prepared, teacher := Ensemble(models).eval(), tmp_path / "run")
+    assert teacher.temperature == 1
+    found, inputs = collator([rows[k] for k in range(8)]), collator([data["train"][k] for k in range(8)])
+    at = 1.0 if top_k else 4.0
+    expected = sum((model(**inputs).logits.detach() / at).softmax(-1) for model in models) / 2
+    if top_k:
+        stored = soft_labels(found["teacher_classes"], found["teacher_probabilities"], 2)
+    else:
+        stored = (found["teacher_logits"] / at).softmax(-1)
+    torch.testing.assert_close(stored, expected, atol=1e-3, rtol=0)
 
 
 def test_the_rest_of_a_tokens_probability_is_spread_evenly(

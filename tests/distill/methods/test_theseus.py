@@ -51,8 +51,8 @@ def test_rate_one_is_the_student_and_all_predecessors_the_teacher() -> None:
     objective, student, teacher = prepared(1.0)
     loss = objective.losses(student, teacher, BATCH, torch.tensor(3)).total
     assert torch.equal(loss, student(**BATCH).loss)
-    stack = student.bert.encoder.layer
-    with hybrid(stack, objective._predecessors, [False, False]):
+    tower = student.bert.encoder.layer
+    with hybrid(tower, objective._predecessors, [False, False]):
         assert torch.equal(student(**BATCH).logits, teacher(**BATCH).logits)
     assert not torch.equal(student(**BATCH).logits, teacher(**BATCH).logits)
 
@@ -65,7 +65,7 @@ def test_vision_models_too() -> None:
     student, objective = keep_layers(teacher, [0]), Theseus()
     objective.prepare(student, teacher)
     pixels = torch.randn(2, 3, 8, 8)
-    with hybrid(student.get_submodule(objective._stack), objective._predecessors, [False]):
+    with hybrid(student.get_submodule(objective._tower), objective._predecessors, [False]):
         assert torch.equal(student.eval()(pixel_values=pixels).logits, teacher(pixel_values=pixels).logits)
 
 

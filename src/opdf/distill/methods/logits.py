@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from opdf.data import Prepared
 from opdf.distill.chunks import Heads, Tokens, kept_labels, kept_places, kept_tokens, over_chunks
-from opdf.distill.ensemble import Ensemble, members
+from opdf.distill.ensemble import Ensemble, members, soften
 from opdf.distill.losses import DIVERGENCES, Batch, count_labelled, distillation_loss, precise, task_loss
 from opdf.distill.models import check_same_outputs, config_of, is_causal, is_language_model
 from opdf.distill.objective import Losses, Objective
@@ -161,7 +161,7 @@ class LogitsDistillation(TaskAndLogits):
 
     def prepare(self, student: nn.Module, teacher: nn.Module | None) -> None:
         super().prepare(student, teacher)
-        self._soften(teacher)
+        soften(teacher, self.temperature)
         if self.divergence != "forward" and getattr(config_of(student), "problem_type", None) == "regression":
             raise ValueError(f"divergence is {self.divergence!r} and a regression has no distributions; leave it out")
         if self.class_weights is not None:
@@ -189,13 +189,13 @@ class LogitsDistillation(TaskAndLogits):
             if labels is not None:
                 return self._by_chunks(student, asked, batch, labels, num_items)
         ours = self.forward(student, batch).logits
-        theirs = self.teacher_forward(asked, batch).logits if asked is not None else stored
+        theirs = self._said(asked, batch) if asked is not None else stored
         return self.combine(student, ours, None if theirs is None else theirs.to(ours.device), batch, num_items)
 
-    def _soften(self, teacher: nn.Module | None) -> None:
-        """Have several teachers averaged at the temperature at which the student follows them."""
-        if isinstance(teacher, Ensemble):
-            teacher.temperature.fill_(self.temperature)
+    def _said(self, teacher: nn.Module, batch: Batch) -> Tensor:
+        """A teacher's logits. Labels tell several teachers what these mean, if their configurations leave it open."""
+        said = [self.teacher_forward(one, batch).logits for one in members(teacher)]
+        return teacher.mean(said, batch.get("labels")) if isinstance(teacher, Ensemble) else said[0]
 
     def _by_chunks(
         self, student: nn.Module, teacher: nn.Module | None, batch: Batch, labels: Tensor, num_items: Tensor
@@ -231,7 +231,7 @@ class LogitsDistillation(TaskAndLogits):
         by_token = data.task.kind in ("token-classification", "causal-lm")  # too many logits to keep
         if not shared or not self.alpha or by_token or data.noise is not None:
             return rows
-        self._soften(teacher)
+        soften(teacher, self.temperature)
         depends = [fingerprint(rows), weights_digest(teacher)]
         logits = kept(folder, "teacher_logits", depends, lambda: all_logits(teacher, data, rows, progress))
         return with_column(rows, "teacher_logits", logits)

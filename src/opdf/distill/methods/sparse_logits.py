@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from opdf.data import ImageNoise, Prepared, count_tokens
 from opdf.distill.chunks import Heads, kept_places, kept_tokens
-from opdf.distill.ensemble import members
+from opdf.distill.ensemble import members, softened
 from opdf.distill.losses import Batch, labels_of, task_loss, token_labels
 from opdf.distill.methods.logits import TaskAndLogits
 from opdf.distill.models import check_same_outputs, config_of, is_causal, kind_of
@@ -171,7 +171,8 @@ class SparseLogitsDistillation(TaskAndLogits):
             for start in range(0, len(rows), size):
                 some = rows[start : start + size]
                 inputs = [encode(noisy(examples[row], int(seeds[start + k]), noise)) for k, row in enumerate(some)]
-                outputs += say(store, teacher, data, inputs)
+                with softened(teacher, self._stored_temperature):
+                    outputs += say(store, teacher, data, inputs)
                 done += len(some)
                 if progress is not None:
                     progress(done, total)
@@ -219,9 +220,14 @@ class SparseLogitsDistillation(TaskAndLogits):
     def _info(self, data: Prepared, teacher: nn.Module) -> StoreInfo:
         """What the store of these data, this teacher and these options holds."""
         examples, noise = self._examples(data), self._row_noise(data)
-        return replace(
-            self.store_info(data, teacher), data=fingerprint(examples, noise), teacher=weights_digest(teacher)
-        )
+        with softened(teacher, self._stored_temperature):
+            digest = weights_digest(teacher)
+        return replace(self.store_info(data, teacher), data=fingerprint(examples, noise), teacher=digest)
+
+    @property
+    def _stored_temperature(self) -> float:
+        """At which several teachers are averaged: probabilities are learned at 1."""
+        return 1.0 if self.top_k else self.temperature
 
     def _examples(self, data: Prepared) -> Any:
         return data.raw["train"] if self.noise else data.data["train"]

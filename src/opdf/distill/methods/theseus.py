@@ -62,7 +62,7 @@ class Theseus(Objective):
         self.step = 0
         self.draws = 0
         self._slope = slope or 0.0  # None is known once training begins
-        self._stack = ""
+        self._tower = ""
         self._predecessors: list[list[nn.Module]] = []
 
     def replacement_rate(self) -> float:
@@ -75,15 +75,15 @@ class Theseus(Objective):
         if teacher is None:
             raise ValueError("BERT-of-Theseus needs the teacher's blocks; pass a teacher")
         check_same_outputs(student, teacher)
-        stacks, theirs = block_lists(student), block_lists(teacher)
-        if len(stacks) != 1 or stacks != theirs:
+        towers, theirs = block_lists(student), block_lists(teacher)
+        if len(towers) != 1 or towers != theirs:
             raise ValueError(
-                f"the student has the block stacks {stacks} and the teacher {theirs}; BERT-of-Theseus needs one, alike "
-                "in both (make the student with keep_layers)"
+                f"the student has the lists of blocks {towers} and the teacher {theirs}; BERT-of-Theseus needs one, "
+                "alike in both (make the student with keep_layers)"
             )
-        self._stack = stacks[0]
-        blocks = list(teacher.get_submodule(self._stack).children())
-        size = len(list(student.get_submodule(self._stack).children()))
+        self._tower = towers[0]
+        blocks = list(teacher.get_submodule(self._tower).children())
+        size = len(list(student.get_submodule(self._tower).children()))
         if len(blocks) % size:
             raise ValueError(f"{size} student blocks do not divide the teacher's {len(blocks)}; choose a divisor")
         group = len(blocks) // size
@@ -93,7 +93,7 @@ class Theseus(Objective):
     def _share_the_rest(self, student: nn.Module, teacher: nn.Module) -> None:
         theirs = dict(teacher.named_parameters())
         for name, p in student.named_parameters():
-            if name.startswith(f"{self._stack}."):
+            if name.startswith(f"{self._tower}."):
                 continue
             if name not in theirs or theirs[name].shape != p.shape:
                 raise ValueError(f"the teacher has no {name} of shape {tuple(p.shape)}; use a student of its width")
@@ -102,7 +102,7 @@ class Theseus(Objective):
             p.requires_grad_(False)
 
     def losses(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, num_items: Tensor) -> Losses:
-        with hybrid(unwrapped(student).get_submodule(self._stack), self._predecessors, self._draw()):
+        with hybrid(unwrapped(student).get_submodule(self._tower), self._predecessors, self._draw()):
             logits = self.forward(student, batch, **_without_cache(student)).logits
         task = task_loss(student, logits, labels_of(batch)) / num_items
         # When no student block ran, nothing in the model has a gradient: backward needs one leaf that does.
@@ -141,7 +141,7 @@ class Theseus(Objective):
 
 @contextmanager
 def hybrid(successors: Any, predecessors: list[list[nn.Module]], replaced: list[bool]) -> Iterator[None]:
-    """Inside, the stack `successors` runs the predecessors' blocks at every position that is not `replaced`."""
+    """Inside, the tower `successors` runs the predecessors' blocks at every position that is not `replaced`."""
     own = list(successors.children())
     for position, (blocks, stays) in enumerate(zip(predecessors, replaced, strict=True)):
         if not stays:

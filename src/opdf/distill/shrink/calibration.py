@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from opdf.distill.shrink.families import Attention, Family, Head, Stack, attentions
+from opdf.distill.shrink.families import Attention, Family, Head, Tower, attentions
 from opdf.distill.shrink.moments import Moments
 from opdf.distill.shrink.norms import has_shift
 
@@ -38,7 +38,7 @@ class Call:
 
 @dataclass
 class Stream:
-    """The residual streams of one stack; padding is left out.
+    """The residual streams of one tower; padding is left out.
 
     Attributes:
         real: for each batch `[examples, tokens]`, true where a token is not padding.
@@ -103,10 +103,10 @@ class Calibration:
 
     Attributes:
         inputs: the batches, on the teacher's device.
-        streams: by stack; the teacher's first states, before the entry norm where there is one.
+        streams: by tower; the teacher's first states, before the entry norm where there is one.
         states: second moments of the inputs of the teacher's norms (their outputs, if norms stand after the branches).
         chosen: for each batch, by name, the states of chosen tokens that heads read.
-        gathered: by stack and block, second moments of what attention gathers, if all blocks must keep the same heads.
+        gathered: by tower and block, second moments of what attention gathers, if all blocks must keep the same heads.
     """
 
     inputs: list[dict[str, Tensor]]
@@ -119,28 +119,28 @@ class Calibration:
 class Recorder:
     """Runs the teacher over a batch and keeps what `Calibration` says."""
 
-    def __init__(self, teacher: Any, family: Family, stacks: Sequence[Stack], heads: Sequence[Head]) -> None:
-        self._teacher, self._family, self._stacks, self._heads = teacher, family, stacks, heads
+    def __init__(self, teacher: Any, family: Family, towers: Sequence[Tower], heads: Sequence[Head]) -> None:
+        self._teacher, self._family, self._towers, self._heads = teacher, family, towers, heads
         width, device = getattr(teacher.config, family.width), teacher.device
-        self.result = Calibration([], {s.blocks: Stream() for s in stacks}, Moments(width, 0, device), [], {})
+        self.result = Calibration([], {s.blocks: Stream() for s in towers}, Moments(width, 0, device), [], {})
 
     def run(self, inputs: dict[str, Tensor]) -> None:
         options = {"use_cache": False} if hasattr(self._teacher.config, "use_cache") else {}
         self.result.inputs.append(inputs)
         self.result.chosen.append({})
-        hooks = [hook for stack in self._stacks for hook in self._hooks(stack, inputs)]
+        hooks = [hook for tower in self._towers for hook in self._hooks(tower, inputs)]
         hooks += [(self._teacher.get_submodule(h.first), partial(self._choose, h.first)) for h in self._heads]
         with hooked(*hooks):
             self._teacher(**inputs, **options)
 
-    def _hooks(self, stack: Stack, inputs: Mapping[str, Tensor]) -> Iterator[tuple[nn.Module, Callable[..., None]]]:
+    def _hooks(self, tower: Tower, inputs: Mapping[str, Tensor]) -> Iterator[tuple[nn.Module, Callable[..., None]]]:
         base = self._teacher.base_model
-        stream, blocks = self.result.streams[stack.blocks], base.get_submodule(stack.blocks)
+        stream, blocks = self.result.streams[tower.blocks], base.get_submodule(tower.blocks)
         stream.calls.append({})
 
         def enter(_: nn.Module, args: Any, kwargs: Any) -> None:
             states = _states(args, kwargs)[0]
-            stream.real.append(real_tokens(inputs, stack.mask, states))
+            stream.real.append(real_tokens(inputs, tower.mask, states))
             stream.teacher.append(states[stream.real[-1]])
 
         def seen(norm: nn.Module, args: Any, kwargs: Any) -> None:
@@ -150,24 +150,24 @@ class Recorder:
             )
 
         def call(place: tuple[int, str], _: nn.Module, args: Any, kwargs: Any) -> None:
-            memory = next(a.memory for a in attentions(stack) if a.module == place[1])
+            memory = next(a.memory for a in attentions(tower) if a.module == place[1])
             stream.calls[-1][place] = _states(args, kwargs)[1].without(memory)
 
         def gather(moments: Moments, _: nn.Module, args: Any, kwargs: Any) -> None:
             values = args[0][stream.real[-1]]
             moments.add(values, values[:, :0])
 
-        yield (base.get_submodule(stack.entry) if stack.entry else blocks[0]), enter
-        for name in (stack.entry, stack.final):
+        yield (base.get_submodule(tower.entry) if tower.entry else blocks[0]), enter
+        for name in (tower.entry, tower.final):
             if name:
                 yield base.get_submodule(name), seen
         for k, block in enumerate(blocks):
-            for branch in stack.branches:
+            for branch in tower.branches:
                 yield block.get_submodule(branch.norm), seen
                 if isinstance(branch, Attention):
                     if branch.position_bias:
                         output = block.get_submodule(branch.output.name)
-                        moments = self.result.gathered.setdefault(stack.blocks, [])
+                        moments = self.result.gathered.setdefault(tower.blocks, [])
                         if len(moments) == k:
                             moments.append(Moments(output.weight.shape[1], 0, output.weight.device))
                         yield output, partial(gather, moments[k])

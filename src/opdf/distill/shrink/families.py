@@ -59,14 +59,14 @@ class FeedForward:
 
 
 @dataclass(frozen=True)
-class Stack:
-    """A list of blocks; names are relative to the base model.
+class Tower:
+    """Blocks that follow one another: an encoder or a decoder; names are relative to the base model.
 
     Attributes:
         depth: the configuration's field with the number of blocks.
         entry: the norm of the first state, where there is one.
         final: the norm after the last block, where there is one.
-        memory: the stack whose final states the blocks attend to.
+        memory: the tower whose final states the blocks attend to.
         mask: the input that says which tokens are real.
     """
 
@@ -79,8 +79,8 @@ class Stack:
     mask: str = "attention_mask"
 
 
-def attentions(stack: Stack) -> list[Attention]:
-    return [branch for branch in stack.branches if isinstance(branch, Attention)]
+def attentions(tower: Tower) -> list[Attention]:
+    return [branch for branch in tower.branches if isinstance(branch, Attention)]
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Family:
     """
 
     embeddings: tuple[str, ...]
-    stacks: tuple[Stack, ...]
+    towers: tuple[Tower, ...]
     pre_norm: bool
     outputs: tuple[Head, ...]
     width: str = "hidden_size"
@@ -130,8 +130,8 @@ def _parts(pattern: str, *names: str) -> tuple[Part, ...]:
 
 _bert = Family(
     embeddings=("embeddings",),
-    stacks=(
-        Stack(
+    towers=(
+        Tower(
             "encoder.layer",
             "num_hidden_layers",
             (
@@ -155,8 +155,8 @@ _bert = Family(
 
 _distilbert = Family(
     embeddings=("embeddings",),
-    stacks=(
-        Stack(
+    towers=(
+        Tower(
             "transformer.layer",
             "n_layers",
             (
@@ -177,8 +177,8 @@ _distilbert = Family(
 
 _vit = Family(
     embeddings=("embeddings",),
-    stacks=(
-        Stack(
+    towers=(
+        Tower(
             "layers",
             "num_hidden_layers",
             (
@@ -204,8 +204,8 @@ _vit = Family(
 
 _gpt2 = Family(
     embeddings=("wte", "wpe"),
-    stacks=(
-        Stack(
+    towers=(
+        Tower(
             "h",
             "n_layer",
             (
@@ -226,8 +226,8 @@ _gpt2 = Family(
 def _rotary(*head_norms: str) -> Family:
     return Family(
         embeddings=("embed_tokens",),
-        stacks=(
-            Stack(
+        towers=(
+            Tower(
                 "layers",
                 "num_hidden_layers",
                 (
@@ -266,9 +266,9 @@ def _t5(gated: bool) -> Family:
     )  # fmt: skip
     return Family(
         embeddings=("shared",),
-        stacks=(
-            Stack("encoder.block", "num_layers", (attends, layer(1)), final="encoder.final_layer_norm"),
-            Stack(
+        towers=(
+            Tower("encoder.block", "num_layers", (attends, layer(1)), final="encoder.final_layer_norm"),
+            Tower(
                 "decoder.block", "num_decoder_layers", (attends, crosses, layer(2)), final="decoder.final_layer_norm",
                 memory="encoder.block", mask="decoder_attention_mask",
             ),

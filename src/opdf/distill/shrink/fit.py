@@ -15,7 +15,7 @@ from opdf.distill.shrink.basis import Basis
 from opdf.distill.shrink.branches import AttentionBranch, Branch, FeedForwardBranch, HeadSizes
 from opdf.distill.shrink.calibration import Calibration, Stream, input_of
 from opdf.distill.shrink.choose import choose_groups, choose_units, retold
-from opdf.distill.shrink.families import Attention, Family, Head, Stack, attentions
+from opdf.distill.shrink.families import Attention, Family, Head, Tower, attentions
 from opdf.distill.shrink.matrices import Matrix, Reader
 from opdf.distill.shrink.moments import Moments, exact
 from opdf.distill.shrink.norms import fit_norm, plain, set_norm
@@ -54,9 +54,9 @@ class Fit:
         """Every table times the projection."""
         skipped = {
             id(p)
-            for stack in self.family.stacks
-            if stack.entry and has_part(self.teacher.base_model, stack.entry)
-            for p in self.teacher.base_model.get_submodule(stack.entry).parameters()
+            for tower in self.family.towers
+            if tower.entry and has_part(self.teacher.base_model, tower.entry)
+            for p in self.teacher.base_model.get_submodule(tower.entry).parameters()
         }
         for name in self.family.embeddings:
             ours = dict(self.student.base_model.get_submodule(name).named_parameters())
@@ -64,36 +64,36 @@ class Fit:
                 if id(theirs) not in skipped:
                     ours[key].data.copy_(_projected(theirs.detach(), self.basis.project))
 
-    def stack(self, stack: Stack, told: Callable[[], None]) -> None:
-        """All blocks of a stack, in order."""
-        theirs, ours = (m.base_model.get_submodule(stack.blocks) for m in (self.teacher, self.student))
-        stream = self.calibration.streams[stack.blocks]
-        self._enter(stack, stream)
-        self._kept = self._shared_heads(stack)
+    def tower(self, tower: Tower, told: Callable[[], None]) -> None:
+        """All blocks of a tower, in order."""
+        theirs, ours = (m.base_model.get_submodule(tower.blocks) for m in (self.teacher, self.student))
+        stream = self.calibration.streams[tower.blocks]
+        self._enter(tower, stream)
+        self._kept = self._shared_heads(tower)
         start = 0
         for index, last in enumerate(chosen_layers(len(ours), len(theirs))):
             for block in range(start, last):
-                self._advance(stack, stream, block)
+                self._advance(tower, stream, block)
             kept = {}
-            for names in stack.branches:
-                branch = self._branch(stack, names, theirs[last], ours[index], last)
+            for names in tower.branches:
+                branch = self._branch(tower, names, theirs[last], ours[index], last)
                 kept[_title(names)] = self._fit(branch, names.norm, theirs[last], ours[index], stream)
-            self.report.blocks.append(BlockReport(stack.blocks, index, (start, last), kept))
+            self.report.blocks.append(BlockReport(tower.blocks, index, (start, last), kept))
             start = last + 1
             told()
-        self._finish(stack, stream)
+        self._finish(tower, stream)
 
-    def _shared_heads(self, stack: Stack) -> Tensor | None:
+    def _shared_heads(self, tower: Tower) -> Tensor | None:
         """The heads that all blocks keep, because they share a table with a column for each."""
-        shared = next((a for a in attentions(stack) if a.position_bias), None)
+        shared = next((a for a in attentions(tower) if a.position_bias), None)
         if shared is None or shared.position_bias is None:
             return None
-        theirs, ours = (m.base_model.get_submodule(stack.blocks) for m in (self.teacher, self.student))
+        theirs, ours = (m.base_model.get_submodule(tower.blocks) for m in (self.teacher, self.student))
         sizes = self._sizes()
         kept = torch.arange(sizes[0].heads, device=self.basis.project.device)
         if sizes[0].heads != sizes[1].heads:
             outgoing = [self.basis.project.mT @ Matrix(block, shared.output).weight for block in theirs]
-            inner = [m.covariances(False)[0] for m in self.calibration.gathered[stack.blocks]]
+            inner = [m.covariances(False)[0] for m in self.calibration.gathered[tower.blocks]]
             kept = choose_groups(inner, outgoing, sizes[0].size, sizes[1].heads)
         table, target = (blocks[0].get_submodule(shared.position_bias).weight for blocks in (theirs, ours))
         target.copy_(table[:, kept])
@@ -102,14 +102,14 @@ class Fit:
     def _sizes(self) -> tuple[HeadSizes, HeadSizes]:
         return head_sizes(self.teacher.config, self.family), head_sizes(self.student.config, self.family)
 
-    def _enter(self, stack: Stack, stream: Stream) -> None:
+    def _enter(self, tower: Tower, stream: Stream) -> None:
         """The student's first states."""
-        first = self.student.base_model.get_submodule(stack.entry or f"{stack.blocks}.0")
+        first = self.student.base_model.get_submodule(tower.entry or f"{tower.blocks}.0")
         for batch, inputs in enumerate(self.calibration.inputs):
             states = input_of(first, partial(self.student, **inputs))
             stream.student.append(states[stream.real[batch]])
-        if stack.entry:
-            theirs = self.teacher.base_model.get_submodule(stack.entry)
+        if tower.entry:
+            theirs = self.teacher.base_model.get_submodule(tower.entry)
             self._normalize(theirs, first, stream)
 
     def _normalize(self, theirs: nn.Module, ours: nn.Module, stream: Stream) -> None:
@@ -123,16 +123,16 @@ class Fit:
         for batch, states in enumerate(stream.student):
             stream.student[batch] = ours(states)
 
-    def _branch(self, stack: Stack, names: Any, theirs: nn.Module, ours: nn.Module, block: int) -> Branch:
+    def _branch(self, tower: Tower, names: Any, theirs: nn.Module, ours: nn.Module, block: int) -> Branch:
         if not isinstance(names, Attention):
             return FeedForwardBranch(names, theirs, ours)
         streams = self.calibration.streams
         memory = None
         if names.memory is not None:
-            assert stack.memory is not None
-            memory = streams[stack.memory], self._finals[stack.memory]
+            assert tower.memory is not None
+            memory = streams[tower.memory], self._finals[tower.memory]
         kept = None if names.position_bias is None else self._kept
-        return AttentionBranch(names, theirs, ours, self._sizes(), streams[stack.blocks], block, memory, kept)
+        return AttentionBranch(names, theirs, ours, self._sizes(), streams[tower.blocks], block, memory, kept)
 
     def _fit(self, branch: Branch, norm: str, theirs: Any, ours: Any, stream: Stream) -> float:
         """Fit one branch of a block and put both streams through; returns the share of the variance that it reads."""
@@ -183,37 +183,37 @@ class Fit:
         xx, xy = reads.covariances(norm.__class__ is nn.LayerNorm)
         return guess * ((guess.mT * xy).sum() / ((guess @ xx) * guess).sum())
 
-    def _advance(self, stack: Stack, stream: Stream, block: int) -> None:
+    def _advance(self, tower: Tower, stream: Stream, block: int) -> None:
         """Put the teacher's stream through a block that has no block of the student to itself."""
-        module = self.teacher.base_model.get_submodule(stack.blocks)[block]
-        for names in stack.branches:
-            branch = self._branch(stack, names, module, module, block)
+        module = self.teacher.base_model.get_submodule(tower.blocks)[block]
+        for names in tower.branches:
+            branch = self._branch(tower, names, module, module, block)
             norm = module.get_submodule(names.norm)
             for batch, states in enumerate(stream.teacher):
                 normed = norm(states) if self.family.pre_norm else states
                 added = states + branch.teacher.module(branch.teacher_inner(batch, normed))
                 stream.teacher[batch] = added if self.family.pre_norm else norm(added)
 
-    def _finish(self, stack: Stack, stream: Stream) -> None:
+    def _finish(self, tower: Tower, stream: Stream) -> None:
         """Fit the norm after the last block and the reader of the final states."""
         theirs, ours = (
-            m.base_model.get_submodule(stack.final) if stack.final else nn.Identity()
+            m.base_model.get_submodule(tower.final) if tower.final else nn.Identity()
             for m in (self.teacher, self.student)
         )
         for batch, states in enumerate(stream.teacher):
             stream.teacher[batch] = theirs(states)
-        if stack.final:
-            self._final_norm(stack, theirs, ours, stream)
+        if tower.final:
+            self._final_norm(tower, theirs, ours, stream)
         moments = self._moments(*self.basis.project.shape[::-1])
         for batch, states in enumerate(stream.student):
             stream.student[batch] = ours(states)
             moments.add(stream.student[batch], stream.teacher[batch])
-        guess = self._guess(moments, theirs) if stack.final else self.basis.expand
-        self._finals[stack.blocks] = Reader(moments, guess)
+        guess = self._guess(moments, theirs) if tower.final else self.basis.expand
+        self._finals[tower.blocks] = Reader(moments, guess)
 
-    def _final_norm(self, stack: Stack, theirs: nn.Module, ours: nn.Module, stream: Stream) -> None:
+    def _final_norm(self, tower: Tower, theirs: nn.Module, ours: nn.Module, stream: Stream) -> None:
         readout = self._fixed_readout()
-        if readout is None or stack.blocks != list(self.calibration.streams)[-1]:
+        if readout is None or tower.blocks != list(self.calibration.streams)[-1]:
             return plain(ours, theirs, self.basis.expand)
         set_norm(ours, torch.ones(()))
         moments = self._moments(*self.basis.project.shape[::-1])

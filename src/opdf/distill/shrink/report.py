@@ -14,13 +14,13 @@ class BlockReport:
     """Shares of the variance of the teacher's residual stream that the student's explains, 0 to 1.
 
     Attributes:
-        stack: the list of blocks.
+        tower: the list of blocks.
         block: the student's block.
         teacher_blocks: first and last of the teacher's that it stands for.
         kept: where a part of the block reads; keys are "attention", "cross-attention" and "feed-forward".
     """
 
-    stack: str
+    tower: str
     block: int
     teacher_blocks: tuple[int, int]
     kept: dict[str, float]
@@ -45,7 +45,7 @@ class ShrinkReport:
         for block in self.blocks:
             first, last = block.teacher_blocks
             whole = str(first) if first == last else f"{first} to {last}"
-            rows.append([f"{block.stack}.{block.block}", whole, *(_percent(block.kept.get(part)) for part in parts)])
+            rows.append([f"{block.tower}.{block.block}", whole, *(_percent(block.kept.get(part)) for part in parts)])
         return tabulate(rows, ["block", "teacher's", *parts], tablefmt="github", disable_numparse=True)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from opdf.distill.shrink.branches import HeadSizes
-from opdf.distill.shrink.families import Family, Head, Stack, family_of
+from opdf.distill.shrink.families import Family, Head, Tower, family_of
 from opdf.distill.students import ONE_A_BLOCK, chosen_layers
 
 
@@ -45,11 +45,11 @@ def check_teacher(teacher: nn.Module) -> Family:
 def _weights(teacher: Any, family: Family) -> Iterator[str]:
     """Names of the modules that are fitted, beside the embeddings."""
     base = base_prefix(teacher)
-    for stack in stacks_of(teacher, family):
-        yield from (base + name for name in (stack.entry, stack.final) if name)
-        for block in range(len(teacher.base_model.get_submodule(stack.blocks))):
-            for branch in stack.branches:
-                yield from (f"{base}{stack.blocks}.{block}.{name}" for name in branch.weights())
+    for tower in towers_of(teacher, family):
+        yield from (base + name for name in (tower.entry, tower.final) if name)
+        for block in range(len(teacher.base_model.get_submodule(tower.blocks))):
+            for branch in tower.branches:
+                yield from (f"{base}{tower.blocks}.{block}.{name}" for name in branch.weights())
     for head in outputs_of(teacher, family):
         yield from (name for name in (head.first, head.second) if name)
 
@@ -59,8 +59,8 @@ def base_prefix(model: Any) -> str:
     return "" if model.base_model is model else f"{model.base_model_prefix}."
 
 
-def stacks_of(model: Any, family: Family) -> list[Stack]:
-    return [stack for stack in family.stacks if has_part(model.base_model, stack.blocks)]
+def towers_of(model: Any, family: Family) -> list[Tower]:
+    return [tower for tower in family.towers if has_part(model.base_model, tower.blocks)]
 
 
 def outputs_of(model: Any, family: Family) -> list[Head]:
@@ -102,8 +102,8 @@ def student_config(teacher: Any, family: Family, sizes: Mapping[str, int]) -> An
         if not 1 <= value <= largest:
             raise ValueError(f"{given} is {value}; the teacher's is {largest}, and a student's is 1 to that")
         setattr(config, name, value)
-    for stack in stacks_of(teacher, family):
-        depth, kept = getattr(old, stack.depth), chosen_layers(getattr(config, stack.depth), getattr(old, stack.depth))
+    for tower in towers_of(teacher, family):
+        depth, kept = getattr(old, tower.depth), chosen_layers(getattr(config, tower.depth), getattr(old, tower.depth))
         for field in ONE_A_BLOCK:
             values = getattr(config, field, None)
             if isinstance(values, list) and len(values) == depth:
@@ -116,18 +116,18 @@ def student_config(teacher: Any, family: Family, sizes: Mapping[str, int]) -> An
 
 def size_fields(teacher: Any, family: Family) -> list[str]:
     """Fields of the configuration that can be made smaller."""
-    depths = [stack.depth for stack in stacks_of(teacher, family)]
+    depths = [tower.depth for tower in towers_of(teacher, family)]
     sizes = [family.width, family.inner, family.heads, family.groups, None if family.rotary else family.head]
     return [name for name in (*depths, *sizes) if name]
 
 
 def depth_fields(teacher: Any) -> list[str]:
-    """Fields of the configuration that say how many blocks there are, one a stack.
+    """Fields of the configuration that say how many blocks there are, one a tower.
 
     Raises:
         TypeError, ValueError: as `shrink`.
     """
-    return [stack.depth for stack in stacks_of(teacher, family_of(teacher))]
+    return [tower.depth for tower in towers_of(teacher, family_of(teacher))]
 
 
 def inner_size(config: Any, family: Family) -> int:

@@ -18,7 +18,7 @@ from opdf.distill.models import unwrapped
 from opdf.distill.objective import model_inputs
 from opdf.distill.shrink.basis import principal_axes
 from opdf.distill.shrink.calibration import Recorder, input_of, real_tokens
-from opdf.distill.shrink.families import Family, Stack
+from opdf.distill.shrink.families import Family, Tower
 from opdf.distill.shrink.fit import Fit
 from opdf.distill.shrink.norms import has_shift
 from opdf.distill.shrink.report import ShrinkReport, keep_report
@@ -27,8 +27,8 @@ from opdf.distill.shrink.sizes import (
     head_sizes,
     inner_size,
     outputs_of,
-    stacks_of,
     student_config,
+    towers_of,
 )
 from opdf.mpo import matmul_precision
 
@@ -111,23 +111,23 @@ def _started(
     teacher: Any, family: Family, config: Any, inputs: Sequence[dict[str, Tensor]]
 ) -> tuple[Any, ShrinkReport]:
     student = _blank(teacher, config, teacher.device)
-    stacks, heads = stacks_of(teacher, family), outputs_of(teacher, family)
-    depth = sum(len(student.base_model.get_submodule(stack.blocks)) for stack in stacks)
+    towers, heads = towers_of(teacher, family), outputs_of(teacher, family)
+    depth = sum(len(student.base_model.get_submodule(tower.blocks)) for tower in towers)
     with tqdm(total=1 + depth, desc="starting the student", unit="block", disable=None) as bar:
-        recorder = Recorder(teacher, family, stacks, heads)
+        recorder = Recorder(teacher, family, towers, heads)
         for number, batch in enumerate(inputs):
             recorder.run(batch)
             if not recorder.result.states.x.isfinite().all():
                 raise ValueError(f"the teacher makes NaN or infinite states of batch {number}; look at its inputs")
         bar.update()
-        norm = teacher.base_model.get_submodule(stacks[-1].final or stacks[-1].entry)
+        norm = teacher.base_model.get_submodule(towers[-1].final or towers[-1].entry)
         moments, _ = recorder.result.states.covariances(not family.pre_norm)
         basis = principal_axes(moments, getattr(config, family.width), centred=has_shift(norm))
         report = ShrinkReport(basis.project.float().cpu())
         fit = Fit(teacher, student, family, basis, recorder.result, report)
         fit.embeddings()
-        for stack in stacks:
-            fit.stack(stack, bar.update)
+        for tower in towers:
+            fit.tower(tower, bar.update)
         for head in heads:
             fit.head(head)
     return student.to(teacher.dtype), report
@@ -170,7 +170,7 @@ def _check_count(
     """Refuse fewer tokens than unknowns for each output of a fitted matrix.
 
     Returns:
-        The smallest number of tokens of a stack, the number of unknowns, and the field that it comes from.
+        The smallest number of tokens of a tower, the number of unknowns, and the field that it comes from.
     """
     heads = head_sizes(config, family)
     sizes = {
@@ -180,7 +180,7 @@ def _check_count(
     }
     field, directions = max(sizes.items(), key=lambda item: item[1])
     examples = sum(len(next(iter(batch.values()))) for batch in inputs)
-    tokens = min(sum(_count(teacher, stack, batch) for batch in inputs) for stack in stacks_of(teacher, family))
+    tokens = min(sum(_count(teacher, tower, batch) for batch in inputs) for tower in towers_of(teacher, family))
     if tokens <= directions:
         needed = math.ceil((directions + 1) * examples / max(tokens, 1))
         raise ValueError(
@@ -200,13 +200,13 @@ def _warn_of_few(tokens: int, directions: int, field: str) -> None:
         )
 
 
-def _count(teacher: Any, stack: Stack, inputs: Mapping[str, Tensor]) -> int:
-    first = teacher.base_model.get_submodule(stack.blocks)[0]
-    if stack.mask in inputs:
-        return int(inputs[stack.mask].sum())
+def _count(teacher: Any, tower: Tower, inputs: Mapping[str, Tensor]) -> int:
+    first = teacher.base_model.get_submodule(tower.blocks)[0]
+    if tower.mask in inputs:
+        return int(inputs[tower.mask].sum())
     ids = inputs.get("input_ids")
     states = ids[..., None] if ids is not None else input_of(first, lambda: teacher(**inputs))
-    return int(real_tokens(inputs, stack.mask, states).sum())
+    return int(real_tokens(inputs, tower.mask, states).sum())
 
 
 def _blank(teacher: Any, config: Any, device: torch.device) -> Any:

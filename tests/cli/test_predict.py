@@ -194,6 +194,8 @@ def test_images_by_folder_by_name_and_as_they_are(models: Path, tmp_path: Path, 
     assert [row["score"] for row in predict(models / "images", opened)] == [row["score"] for row in found]
     (one,) = predict(models / "images", found[2]["image"])
     assert one["score"] == pytest.approx(found[2]["score"], abs=1e-6)
+    assert main(["predict", str(models / "classes"), str(tmp_path / "photos")]) == 2
+    assert "' in 'text'; the model reads texts" in capsys.readouterr().err
     (tmp_path / "photos" / "broken.png").write_bytes(b"no image")
     assert main(["predict", str(models / "images"), str(tmp_path / "photos")]) == 2
     assert "broken.png cannot be read" in capsys.readouterr().err

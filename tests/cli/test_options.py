@@ -155,6 +155,25 @@ def test_files_build_on_files(tmp_path: Path) -> None:
         read_yaml(str(tmp_path / "c.yaml"))
 
 
+def test_data_in_place_of_a_configuration_is_told_where_to_go(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("plain.csv").write_text("text,label\ngood,1\n")
+    Path("quoted.csv").write_text('text,label\n"good, really",1\n')
+    Path("rows.jsonl").write_text('{"text": "good"}\n{"text": "bad"}\n')
+    for name in ("plain.csv", "quoted.csv", "rows.jsonl"):
+        with pytest.raises(UserError, match=rf"^{name} .*; if it holds data, give it as data.name$"):
+            read_yaml(name)
+    Path("list.yaml").write_text("- 1\n")
+    with pytest.raises(UserError, match=r"^list.yaml holds no options; .* student$"):
+        read_yaml("list.yaml")
+    Path("photos").mkdir()
+    with pytest.raises(UserError, match=r"photos is a folder .*; if it holds data, give it as data.name"):
+        read_yaml("photos")
+    Path("photos/config.yaml").write_text("seed: 1\n")
+    with pytest.raises(UserError, match=r"photos is a folder .*; name photos/config.yaml"):
+        read_yaml("photos")
+
+
 def test_several_teachers() -> None:
     words = ["--teacher.models", '["a", "b"]', "--teacher.weights", "[2, 1]"]
     teacher = parse(words, DistillConfig, "opdf distill", "").teacher

@@ -194,6 +194,8 @@ def test_images_by_folder_by_name_and_as_they_are(models: Path, tmp_path: Path, 
     assert [row["score"] for row in predict(models / "images", opened)] == [row["score"] for row in found]
     (one,) = predict(models / "images", found[2]["image"])
     assert one["score"] == pytest.approx(found[2]["score"], abs=1e-6)
+    assert main(["predict", str(models / "classes"), str(tmp_path / "photos")]) == 2
+    assert "' in 'text'; the model reads texts" in capsys.readouterr().err
     (tmp_path / "photos" / "broken.png").write_bytes(b"no image")
     assert main(["predict", str(models / "images"), str(tmp_path / "photos")]) == 2
     assert "broken.png cannot be read" in capsys.readouterr().err
@@ -263,6 +265,7 @@ REFUSED = [
     ("{models}/classes {here}/rows.csv --form xml", "form is 'xml'; expected one of lines, csv, tsv, jsonl"),
     ("{models}/classes {here}/rows.csv --to xml", "to is 'xml'; expected one of jsonl, csv"),
     ("{models}/classes {here}/rows.csv --output {here}/no/x.csv", "there is no folder {here}/no; make it first"),
+    ("{models}/classes {here}/rows.csv --output {here}/../{here.name}/rows.csv", "is the file that is read and would"),
     ("{models}/classes {here}/rows.csv --max_length 99", "max_length is 99; {models}/classes reads 1 to 32 tokens"),
     ("{models}/classes {here}/rows.csv --batch 0", "batch is 0"),
     ("{models}/classes", "opdf predict needs MODEL FILE as its first arguments"),

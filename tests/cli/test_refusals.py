@@ -86,6 +86,7 @@ def data(folder: Path) -> None:
     lines("minus-one.jsonl", label=[-1] * ROWS)
     (folder / "nan-label.csv").write_text(f"text,label\n{values}w1,nan\n")
     (folder / "empty.csv").write_text("")
+    (folder / "semicolons.csv").write_text("text;label\ngood;1\nbad;0\n")
     (folder / "only-header.csv").write_text("text,label\n")
     (folder / "no-header.csv").write_text(values)
     (folder / "ragged.csv").write_text("text,label\na,1\nb,2,3,4,5\n")
@@ -283,6 +284,7 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
     ({"data": {"name": "{world}/none.csv"}}, "none.csv does not exist"),
     ({"data": {"name": "{world}/notes.md"}}, "is no data file that can be read; give one of .csv"),
     ({"data": {"name": "{world}/notes.txt"}}, "has the one column 'text' and so no labels; set data.task to causal-lm"),
+    ({"data": {"name": "{world}/semicolons.csv"}}, "has the one column 'text;label'; separate columns by commas"),
     ({"data": {"name": "{world}/empty.csv"}}, "empty.csv cannot be read as csv: No columns"),
     ({"data": {"name": "{world}/only-header.csv"}}, "only-header.csv has no rows"),
     ({"data": {"name": "{world}/no-header.csv"}}, "is called 'label'; set data.label to one of w0 w0, 0"),

@@ -52,7 +52,7 @@ def test_images_of_a_folder_and_of_its_folders(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / name)
     (tmp_path / "notes.md").write_text("x")
-    names = [str(tmp_path / name) for name in ("b.png", "cats/a.jpg")]
+    names = [tmp_path / name for name in ("b.png", "cats/a.jpg")]
     assert [row.values[None] for row in read_rows(tmp_path)] == names
     assert [row.values[None] for row in read_rows(names[1])] == names[1:]
 

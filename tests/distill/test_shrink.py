@@ -372,8 +372,16 @@ def test_refused_examples() -> None:
         shrink(teacher, [])
     with pytest.raises(TypeError, match="batches holds a Tensor; give mappings"):
         shrink(teacher, torch.ones(2, 3, dtype=torch.int64))
+    rows = [{name: value[0] for name, value in inputs("bert").items()}]  # as a dataset holds them, not collated
+    with pytest.raises(ValueError, match=r"batches holds a single row, input_ids of shape \[\d+\]; .* DataLoader\("):
+        shrink(teacher, rows)
+    with pytest.raises(TypeError, match=r"batches holds a list as input_ids; .* DataLoader\("):
+        shrink(teacher, [{name: value.tolist() for name, value in row.items()} for row in rows])
+    with pytest.raises(TypeError, match=r"batches is a dict; put a single batch into a list"):
+        shrink(teacher, inputs("bert"))
     with pytest.raises(
-        ValueError, match=r"21 tokens in 3 examples, and a student with 24 directions \(inter.* 4 examples"
+        ValueError,
+        match=r"21 tokens in 3 examples, and a student with 24 directions \(inter.* 4 examples .* or make inter",
     ):
         shrink(teacher, parts(inputs("bert"), [3, 61])[:1])
     given = inputs("vit")

@@ -91,6 +91,8 @@ def _written_as(config: PredictConfig) -> str:
         raise UserError(
             f"output is {config.output}, and there is no folder {Path(config.output).parent}; make it first"
         )
+    if config.output and Path(config.output).resolve() == Path(config.file).resolve():
+        raise UserError(f"output {config.output} is the file that is read and would be replaced; name another")
     if config.output:
         check_writable(Path(config.output).parent)
     return form

@@ -106,6 +106,11 @@ def _label(data: Dataset, asked: Asked) -> str | tuple[str, ...] | None:
     tags = asked.task == "token-classification" or (asked.task is None and _words(data) is not None)
     found = next((column for column in (TAGS if tags else LABELS) if column in data.column_names), None)
     if found is None and len(data.column_names) == 1:
+        if set(data.column_names[0]) & set(";\t"):  # a csv file as spreadsheets write it in many countries
+            raise ValueError(
+                f"{asked.name} has the one column {data.column_names[0]!r}; separate columns by commas in a csv "
+                "file and by tabs in a tsv file"
+            )
         raise ValueError(
             f"{asked.name} has the one column {data.column_names[0]!r} and so no labels; set {asked.option('task')} to "
             f"causal-lm to learn the texts, or {asked.option('label')} to null to learn what the teacher says of them"

@@ -23,7 +23,8 @@ class Row:
 
     Attributes:
         where: it is, for messages: "line 3 of reviews.jsonl".
-        values: by column; of a line without columns, a text or the name of an image, under the name None.
+        values: by column; of a line without columns, a text or the name of an image, under the name None. What was
+            found as an image is a Path.
     """
 
     where: str
@@ -133,7 +134,7 @@ def _table(lines: Iterable[str], name: str, form: Mapping[str, Any]) -> Iterator
 
 
 def _images(folder: Path, paths: Iterable[Path]) -> Iterator[Row]:
-    found = [Row(str(path), {None: str(path)}) for path in paths]
+    found = [Row(str(path), {None: path}) for path in paths]  # a Path is no text for a model of texts
     if not found:
         raise ValueError(f"folder {folder} has no images")
     return iter(found)

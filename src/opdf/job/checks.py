@@ -46,9 +46,9 @@ def check_task(job: Job, task: Task) -> None:
         if job.config.teacher.finetune:
             raise UserError(f"teacher.finetune is true and {data} has no labels for it; give a trained teacher")
         if job.objective.needs_labels:
+            remedy = "" if name == "logits" else " where it has that option, or use logits"
             raise UserError(
-                f"objective {name} learns from labels, and {data} has none; set objective.options.alpha to 1 where it "
-                "has that option, or use logits"
+                f"objective {name} learns from labels, and {data} has none; set objective.options.alpha to 1{remedy}"
             )
     if job.config.data.class_weights is not None:
         check_weights(job)

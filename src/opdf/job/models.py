@@ -65,19 +65,20 @@ def file_digests(folder: Path) -> dict[str, str]:
 
 def load_processor(teacher: TeacherConfig, task: Task) -> Any:
     """The tokenizer or image processor that goes with the teacher, and so with the student."""
-    if task.is_image and teacher.model in (None, "minilm"):
+    name = teacher.models[0] if teacher.models else teacher.model
+    if task.is_image and name in (None, "minilm"):
         size = (teacher.config or {}).get("image_size", 28)
         mean = std = [0.5] * 3
         return transformers.ViTImageProcessorPil(size={"height": size, "width": size}, image_mean=mean, image_std=std)
-    if teacher.model is None:
+    if name is None:
         raise UserError("teacher.config needs a tokenizer as well; give teacher.model for text")
     if task.is_image:
-        with loading(teacher.model) as folder:
+        with loading(name) as folder:
             return AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
-    tokenizer = load_tokenizer(teacher.model)
+    tokenizer = load_tokenizer(name)
     if task.kind == "token-classification" and getattr(tokenizer, "add_prefix_space", None) is False:
         # These tokenizers were trained on words with a space before them, and words come without it.
-        tokenizer = load_tokenizer(teacher.model, add_prefix_space=True)
+        tokenizer = load_tokenizer(name, add_prefix_space=True)
     return tokenizer
 
 

@@ -64,20 +64,27 @@ def merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_mapping(path: str) -> dict[str, Any]:
+    if path and Path(path).is_dir():
+        from opdf.job.output import CONFIG  # loads torch, which reading options does without
+
+        config = Path(path, CONFIG)
+        remedy = f"name {config}" if config.is_file() else "if it holds data, give it as data.name"
+        raise UserError(f"{path} is a folder and no configuration file; {remedy}")
     if not Path(path).is_file():
         raise FileNotFoundError(f"configuration file {path} does not exist")
+    hint = "" if Path(path).suffix in (".yaml", ".yml") else "; if it holds data, give it as data.name"
     try:
         content = load_yaml(Path(path).read_text(encoding="utf-8"))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise UserError(f"{path} is not valid YAML{where}: {error.problem}") from error
+        raise UserError(f"{path} is not valid YAML{where}: {error.problem}{hint}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {getattr(error, 'reason', error)}") from error
+        raise UserError(f"{path} is not valid YAML: {getattr(error, 'reason', error)}{hint}") from error
     except ValueError as error:  # a date that does not exist, say
         raise UserError(f"{path} holds a value that YAML cannot read: {error}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds no options; expected keys such as data: and student:")
+        raise UserError(f"{path} holds no options; expected keys such as data and student{hint}")
     return content
 
 

@@ -204,5 +204,5 @@ def _settings(study: StudyConfig) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _mapping(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise UserError(f"{where} is {value!r}; expected keys of a configuration such as data: and student:")
+        raise UserError(f"{where} is {value!r}; expected keys of a configuration such as data and student")
     return value

@@ -34,6 +34,9 @@ from opdf.mpo import matmul_precision
 
 logger = logging.getLogger(__name__)
 
+COLLATED = "give tensors of whole batches, as DataLoader(rows, batch_size=32, collate_fn=collator) makes them"
+ONE_ROW = {"input_ids": 1, "pixel_values": 3}
+"""The number of dimensions that these inputs have without a batch."""
 ENOUGH = 2
 """Tokens a direction. With fewer, a student does little on tokens that it was not fitted to."""
 
@@ -132,10 +135,18 @@ def _started(
 
 def _on_device(teacher: Any, batches: Iterable[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
     inputs = []
+    if isinstance(batches, Mapping):
+        raise TypeError(f"batches is a {type(batches).__name__}; put a single batch into a list: [batch]")
     for batch in batches:
         if not isinstance(batch, Mapping):
             raise TypeError(f"batches holds a {type(batch).__name__}; give mappings of names to tensors")
-        inputs.append({k: v.to(teacher.device) for k, v in model_inputs(teacher, batch).items()})
+        given = model_inputs(teacher, batch)
+        for name, value in given.items():
+            if not isinstance(value, Tensor):
+                raise TypeError(f"batches holds a {type(value).__name__} as {name}; {COLLATED}")
+            if value.ndim == ONE_ROW.get(name):
+                raise ValueError(f"batches holds a single row, {name} of shape {list(value.shape)}; {COLLATED}")
+        inputs.append({k: v.to(teacher.device) for k, v in given.items()})
     if not inputs:
         raise ValueError("batches is empty; give examples as the model takes them, 256 or more")
     return inputs
@@ -174,7 +185,8 @@ def _check_count(
         needed = math.ceil((directions + 1) * examples / max(tokens, 1))
         raise ValueError(
             f"batches has {tokens} tokens in {examples} examples, and a student with {directions} directions "
-            f"({field}) needs {directions + 1} at least: give {needed} examples like these or more"
+            f"({field}) needs {directions + 1} at least: give {needed} examples like these or more, or make "
+            f"{field} smaller"
         )
     return tokens, directions, field
 

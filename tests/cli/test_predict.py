@@ -216,6 +216,7 @@ def test_an_image_in_memory_is_read_as_its_file(models: Path, tmp_path: Path) ->
         list(predict(models / "images", [file, Image.new("I", (4, 4), 70000)]))
 
 
+@pytest.mark.slow
 def test_a_run_knows_its_columns_and_reads_pipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     """As typed in a shell: the lines of a pipe are answered, into a file that is whole or absent."""
     bert(tmp_path / "teacher", id2label={0: "no", 1: "yes"}, label2id={"no": 0, "yes": 1})

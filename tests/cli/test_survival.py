@@ -256,6 +256,7 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_is_whole(tmp_path: Path
     assert Run(config, "--resume", "true").end() == 0
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_where_a_teacher_is_cached_or_a_student_exported(tmp_path: Path) -> None:
     objective = {"name": "sparse-logits", "options": {"store": str(tmp_path / "store")}}
     config = configuration(tmp_path, objective=objective, overparam=None, constraint=None)

@@ -40,6 +40,7 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, data: 
     assert said[3].endswith(trained)
 
 
+@pytest.mark.slow
 def test_a_demo_that_was_stopped_goes_on_where_it_was(tmp_path: Path) -> None:
     """After the teacher and two rows; what is there is not made again, and the scores are those of a whole one."""
 

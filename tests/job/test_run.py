@@ -140,6 +140,7 @@ def test_training_stops_when_a_metric_gets_no_better(tmp_path: Path) -> None:
     assert found["student"]["validation"]["accuracy"] == pytest.approx(max(scores))
 
 
+@pytest.mark.slow
 def test_images_are_others_in_every_epoch_and_a_resumed_run_sees_the_same(tmp_path: Path) -> None:
     """Two steps an epoch; stopped in the middle of the second one."""
     steady = {"lr_scheduler_type": "constant", "warmup_steps": 0, "logging_steps": 1, "save_steps": 3}

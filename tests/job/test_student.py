@@ -108,10 +108,10 @@ def test_an_encoder_decoder_gets_as_many_blocks_in_both() -> None:
 def test_blocks_that_cannot_be_fitted_are_copied_and_the_run_says_why(tmp_path: Path) -> None:
     other = {"model": None, "config": {"model_type": "beit", "layer_norm_eps": 1e-6}}
     config = job(tmp_path / "out", teacher=other, student={"layers": 2, "config": None}, constraint=None)
-    shown = dict(preview(config).lines)["student"]
-    assert shown.startswith(
-        "2 blocks of the teacher, copied, since it cannot start from its teacher: teacher is a beit "
-    )
+    shown = dict(preview(config).lines)
+    assert shown["student"].startswith("2 blocks of the teacher, copied; ")
+    why = "the student is copied, not fitted, since it cannot start from its teacher: teacher is a beit "
+    assert shown["warning"].startswith(why)
 
 
 def test_it_is_fitted_on_training_examples_only(taught: Any) -> None:
@@ -142,7 +142,7 @@ def test_bad_starts_are_refused_before_any_work(student: dict[str, Any], message
 
 def test_where_a_teacher_cannot_start_a_student_the_run_says_why(tmp_path: Path, taught: Any) -> None:
     wide = NARROW | {"config": {"hidden_size": 32}}
-    shown = dict(preview(job(tmp_path / "out", student=wide, constraint=None)).lines)["student"]
+    shown = dict(preview(job(tmp_path / "out", student=wide, constraint=None)).lines)["warning"]
     assert "untrained, since it cannot start from its teacher: hidden_size is 32; the teacher's is 16" in shown
     prepared, teacher = taught
     options = job(tmp_path, student=wide).student

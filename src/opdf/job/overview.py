@@ -81,6 +81,9 @@ def _models(job: Job, fit: Fit, info: StoreInfo | None) -> Iterator[tuple[str, s
     config = job.config
     yield "teacher", f"{teacher_of(config)}; {size_of(fit.teacher)}"
     yield "student", f"{student_of(job, fit.start)}; {size_of(fit.student)}"
+    if fit.start.why_not:
+        made = "copied, not fitted" if config.student.layers is not None else "untrained"
+        yield "warning", f"the student is {made}, since it cannot start from its teacher: {fit.start.why_not}"
     options = ", ".join(f"{key} {value}" for key, value in config.objective.options.items() if value not in (None, ""))
     yield "objective", f"{config.objective.name}: {options}" if options else config.objective.name
     if info is not None:
@@ -135,11 +138,10 @@ def student_of(job: Job, start: Start) -> str:
     if start.sizes is not None:
         sizes = ", ".join(f"{name} {size}" for name, size in start.sizes.items())
         return f"starts from the teacher, fitted on up to {options.calibration} training examples ({sizes})"
-    why = f", since it cannot start from its teacher: {start.why_not}" if start.why_not else ""
     if options.layers is not None:
         blocks = f"{options.layers} blocks" if isinstance(options.layers, int) else f"blocks {options.layers}"
-        return f"{blocks} of {options.model or 'the teacher'}, copied{why}"
-    return options.model or f"built from its configuration, untrained{why}"
+        return f"{blocks} of {options.model or 'the teacher'}, copied"
+    return options.model or f"built from its configuration, untrained"
 
 
 def size_of(model: Any) -> str:

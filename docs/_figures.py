@@ -280,63 +280,6 @@ def shrunk() -> tuple[Figure, str]:
     return figure, f"{what}; teacher {teacher:.1f}. {'; '.join(told)}."
 
 
-def start() -> tuple[Figure, str]:
-    """Scores of students against their size, before and after training."""
-    results = study("start-text")
-    settings = [s for s in results["plan"]["settings"] if s.startswith("movie")]
-    curves = {
-        "starts from its teacher": ("KD", first_score, "--", BLUE),
-        "the same, distilled": ("KD", last_score, "-", BLUE),
-        "starts untrained, distilled": ("KD, untrained", last_score, "-", ORANGE),
-    }
-    sizes = {
-        s: chosen_runs(results, s, "KD")[0]["inference_params"] / 1e6 for s in settings
-    }
-    names = {s: s.removeprefix("movie-sentiment, ") for s in settings}
-    narrow = [s for s in settings if "blocks" not in s]
-    figure, axes = panel(height=3.6)
-    told = []
-    for label, (variant, score, dashes, colour) in curves.items():
-        found = {s: score(chosen_runs(results, s, variant)) for s in settings}
-        axes.plot(
-            [sizes[s] for s in narrow], [found[s] for s in narrow], dashes, color=colour
-        )
-        fill = colour if dashes == "-" else PAGE
-        axes.plot(
-            list(sizes.values()),
-            list(found.values()),
-            "o",
-            color=colour,
-            markerfacecolor=fill,
-        )
-        axes.plot(
-            [], [], dashes, marker="o", color=colour, markerfacecolor=fill, label=label
-        )
-        scores = ", ".join(f"{names[s]} {found[s]:.1f}" for s in settings)
-        told.append(f"{label}: {scores}")
-    for setting in settings:
-        text, place = names[setting].replace(" and ", "\nand "), (sizes[setting], 0.02)
-        axes.annotate(
-            text, place, xycoords=("data", "axes fraction"), ha="center", fontsize=9
-        )
-    teacher = teacher_score(results, settings[0], "validation")
-    axes.axhline(teacher, color=TEXT, linewidth=1)
-    axes.annotate(
-        "teacher, 22.7 million",
-        (0.02, teacher),
-        (0, 4),
-        xycoords=("axes fraction", "data"),
-        textcoords="offset points",
-        fontsize=9,
-    )
-    axes.set(xlabel="million parameters of the student", ylabel="validation accuracy, %")
-    figure.legend(loc="outside upper center", ncols=3, fontsize=9)
-    what = (
-        "Validation accuracy of students of MiniLM on movie-sentiment, against their size"
-    )
-    return figure, f"{what}. Teacher {teacher:.1f}; {'; '.join(told)}."
-
-
 def arms() -> tuple[Figure, str]:
     """Scores of started students against the time of each way to train them."""
     results = study("start-images")
@@ -387,7 +330,6 @@ def arms() -> tuple[Figure, str]:
 
 FIGURES: dict[str, Callable[[], tuple[Figure, str]]] = {
     "shrunk": shrunk,
-    "start": start,
     "arms": arms,
     "gains": gains,
     "what-helps": what_helps,
@@ -474,16 +416,6 @@ def chosen_runs(results: Study, setting: str, variant: str) -> list[dict[str, An
         r for r in results["runs"] if (r["setting"], r["variant"], r["rate"]) == chosen
     ]
     return [run for run in runs if run["seed"] in results["seeds"][setting]]
-
-
-def first_score(runs: list[dict[str, Any]]) -> float:
-    """On validation before training, in percent, over the seeds."""
-    return 100 * fmean(run["facts"]["scores"][0]["validation"] for run in runs)
-
-
-def last_score(runs: list[dict[str, Any]]) -> float:
-    """On validation after training, in percent, over the seeds."""
-    return 100 * fmean(run["validation"] for run in runs)
 
 
 def way(

@@ -141,7 +141,7 @@ def student_of(job: Job, start: Start) -> str:
     if options.layers is not None:
         blocks = f"{options.layers} blocks" if isinstance(options.layers, int) else f"blocks {options.layers}"
         return f"{blocks} of {options.model or 'the teacher'}, copied"
-    return options.model or f"built from its configuration, untrained"
+    return options.model or "built from its configuration, untrained"
 
 
 def size_of(model: Any) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from html import escape
 from io import StringIO
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 import matplotlib
@@ -422,12 +422,18 @@ def way(
     runs: list[dict[str, Any]], baseline: list[dict[str, Any]]
 ) -> tuple[list[float], list[float]]:
     """Times over the baseline's whole training, and validation scores in percent."""
-    whole = fmean(run["seconds"] for run in baseline)
-    times = [[p["seconds"] for p in r["facts"]["scores"]] + [r["seconds"]] for r in runs]
-    scores = [
-        [p["validation"] for p in r["facts"]["scores"]] + [r["validation"]] for r in runs
+    whole = median(run["seconds"] for run in baseline)
+    points = [r["facts"]["scores"] for r in runs]
+    times = [
+        [p["seconds"] for p in some] + [r["seconds"]]
+        for some, r in zip(points, runs, strict=True)
     ]
-    return [t / whole for t in fmeans(times)], [100 * s for s in fmeans(scores)]
+    scores = [
+        [p["validation"] for p in some] + [r["validation"]]
+        for some, r in zip(points, runs, strict=True)
+    ]
+    middle = [median(column) for column in zip(*times, strict=True)]
+    return [t / whole for t in middle], [100 * s for s in fmeans(scores)]
 
 
 def fmeans(rows: list[list[float]]) -> list[float]:

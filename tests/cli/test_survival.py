@@ -281,6 +281,7 @@ def test_a_full_device_is_told_what_needs_less(monkeypatch: pytest.MonkeyPatch, 
     assert "out of memory; these need less: a smaller training.per_device_train_batch_size" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_exhausted_memory_is_one_line_with_what_needs_less(tmp_path: Path) -> None:
     teacher = CONFIG["teacher"] | {
         "config": VIT | {"patch_size": 1, "hidden_size": 32, "intermediate_size": 2048, "num_hidden_layers": 2},

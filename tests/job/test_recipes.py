@@ -73,6 +73,7 @@ def test_recipes_on_embedded_data_fit_together(recipe: Path) -> None:
     assert over.train_params - over.inference_params > 0.3 * matrices
 
 
+@pytest.mark.slow
 def test_the_recipe_of_a_large_decoder_fits_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With models of its family in place of the hub's, smaller only in width and depth, and its kind of data."""
     words = {word: k for k, word in enumerate(("<unk>", "<|im_end|>", "user", "assistant", "yes", "no"))}

@@ -28,6 +28,7 @@ DIGITS: dict[str, Any] = {
     },
 }  # fmt: skip
 
+SIZES = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 1, "intermediate_size": 8}
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{k}" for k in range(40))]
 TEXTS = [f"w{k % 9} w{k % 7}" for k in range(60)]
 

@@ -34,12 +34,11 @@ from transformers import (
     pipeline,
 )
 
-from jobs import TEXTS, WORDS, bert, texts
+from jobs import SIZES, TEXTS, WORDS, bert, texts
 from opdf.cli import main
 from opdf.job import predict
 from opdf.job.errors import UserError
 
-SIZES = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 1, "intermediate_size": 8}
 NAMES = {0: "bad", 1: "fair", 2: "good"}
 ROWS = [f"w{k % 9} w{k % 7} w{k % 5}" if k % 3 else f"w{k % 11}" for k in range(20)]
 

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from html import unescape
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from scripts import ROOT, script
+
 IMAGES = ROOT / "docs" / "images"
 
 
-def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("figures", ROOT / "docs" / "_figures.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-figures = load()
+figures = script("docs/_figures.py")
 
 
 @pytest.mark.parametrize("name", figures.FIGURES)

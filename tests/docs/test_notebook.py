@@ -2,44 +2,32 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from scripts import script
 
-
-def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("notebook", ROOT / "docs" / "_notebook.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-script = load()
+made = script("docs/_notebook.py")
 
 
 def test_the_committed_notebook_is_made_of_the_page() -> None:
-    assert script.NOTEBOOK.read_text() == script.notebook(script.PAGE), "run make notebook"
+    assert made.NOTEBOOK.read_text() == made.notebook(made.PAGE), "run make notebook"
 
 
 def test_links_of_the_notebook_lead_somewhere() -> None:
-    links = re.findall(r"\]\((?!http|#)([^)#]+)", script.NOTEBOOK.read_text())
+    links = re.findall(r"\]\((?!http|#)([^)#]+)", made.NOTEBOOK.read_text())
     assert len(links) > 5
     for link in links:
-        assert (script.NOTEBOOK.parent / link).exists(), link
+        assert (made.NOTEBOOK.parent / link).exists(), link
 
 
 @pytest.mark.slow
 def test_the_notebook_runs_from_its_first_cell_to_its_last(tmp_path: Path) -> None:
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
-    notebook = nbformat.read(script.NOTEBOOK, as_version=4)
+    notebook = nbformat.read(made.NOTEBOOK, as_version=4)
     nbformat.validate(notebook)
     nbclient.NotebookClient(notebook, timeout=250, resources={"metadata": {"path": str(tmp_path)}}).execute()
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]

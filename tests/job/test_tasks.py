@@ -23,15 +23,14 @@ from transformers import (
 )
 
 import jobs
+from jobs import SIZES, WORDS
 from opdf.job import DataConfig, DistillConfig, cache_teacher, evaluate, export, read_config, run
 from opdf.job.arguments import training_arguments
 from opdf.job.errors import UserError
 from opdf.job.options import fill, read_yaml
 from opdf.job.prepared import load
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{k}" for k in range(40))]
 TEXTS = [f"w{k % 40} w{k // 2 % 40} w{k % 7}" for k in range(80)]
-SIZES = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 1, "intermediate_size": 8}
 QUICK = {"max_steps": 2, "use_cpu": True, "per_device_train_batch_size": 8}
 
 

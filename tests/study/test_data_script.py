@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
-ROOT = Path(__file__).parents[2]
+from scripts import script
 
 TABLE = (
     "Category\tText\nd\tstring\nclass\t\n\n"
@@ -22,17 +20,8 @@ NOUNS = (
 )
 
 
-def script() -> Any:
-    spec = importlib.util.spec_from_file_location("data_script", ROOT / "studies" / "data.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_rows_of_the_packages(tmp_path: Path) -> None:
-    data = script()
+    data = script("studies/data.py")
     assert list(data.topics(TABLE)) == [
         ('champion "products" ch, approves', "earn"),
         ("3d \u00e9 images", "comp.graphics"),

@@ -91,8 +91,7 @@ class Heads:
                 warnings.warn(
                     f"the logits of a {type(inner).__name__} are not divided into chunks, because its head alone does "
                     "not make them (it scales or caps them, has hooks, is an encoder-decoder, compiled or spread over "
-                    "processes): "
-                    "each batch's are held whole, so keep batches small",
+                    "processes): each batch's are held whole, so keep batches small",
                     stacklevel=2,
                 )
         return plain

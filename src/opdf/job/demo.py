@@ -21,7 +21,7 @@ from opdf.job.job import Job
 from opdf.job.latency import latencies, split_inputs
 from opdf.job.models import load_model
 from opdf.job.options import plain, read_config, write_yaml
-from opdf.job.output import METRICS, check_free, claimed, write_json
+from opdf.job.output import METRICS, STUDENT, check_free, claimed, write_json
 from opdf.job.prepared import prepare_data
 from opdf.job.progress import quiet
 from opdf.job.run import train_student
@@ -148,7 +148,7 @@ def _compared(config: DistillConfig, prepared: Prepared, say: Callable[[str], No
     for name, changes in variants(teacher.config.num_hidden_layers).items():
         folder = Path(config.output) / name.replace(", ", "-").replace(" ", "-").lower()
         results[name] = _student(replace(config, **changes), folder, prepared, teacher, name)
-        models[name] = load_model(str(folder / "student"), prepared.task)[0].to(teacher.device)
+        models[name] = load_model(str(folder / STUDENT), prepared.task)[0].to(teacher.device)
         if name == PLAIN:
             results = {"teacher": results["teacher"], BEFORE: {"student": results[name]["student before training"]},
                        PLAIN: results[name]}  # fmt: skip

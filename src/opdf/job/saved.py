@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from opdf.job.errors import UserError
-from opdf.job.output import CONFIG, METRICS, read_metrics
+from opdf.job.output import CONFIG, METRICS, STUDENT, read_metrics
 
 
 @dataclass(frozen=True)
@@ -41,15 +41,15 @@ def find_saved(name: str) -> Saved:
     """
     folder = Path(name)
     if (folder / CONFIG).is_file():
-        if not (folder / "student").is_dir():
+        if not (folder / STUDENT).is_dir():
             raise UserError(
                 f"{name} is a run without a student yet; opdf distill {folder / CONFIG} --resume true goes on with it"
             )
-        return Saved(str(folder / "student"), folder)
+        return Saved(str(folder / STUDENT), folder)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise FileNotFoundError(
             f"{name} holds no run and no model (neither {CONFIG} nor config.json); give an output folder of opdf "
             "distill, or a model's"
         )
-    run = folder.parent if folder.name == "student" and (folder.parent / CONFIG).is_file() else None
+    run = folder.parent if folder.name == STUDENT and (folder.parent / CONFIG).is_file() else None
     return Saved(name, run)

@@ -128,8 +128,8 @@ class LogitsDistillation(TaskAndLogits):
 
     The task decides the two terms: cross-entropy and T^2 KL for classes and (shifted, unmasked) tokens, squared errors
     for a regression, binary cross-entropies for several labels at once. A vision model is a classifier. The teacher
-    runs on every batch, unless the data brings its logits in a column "teacher_logits". The logits
-    of all tokens of a language model are never held together, see `Heads`.
+    runs on every batch, unless the data brings its logits in a column "teacher_logits". The logits of all tokens of a
+    language model are never held together, see `Heads`.
 
     Args:
         temperature: T, above 0; useful from 1 to 8. Not used in a regression.

@@ -58,6 +58,11 @@ class Stream:
         states[real] = rows
         return states
 
+    def of(self, batch: int, states: list[Tensor], tokens: Tensor) -> Tensor:
+        """`[examples, width]`, the states of one token of each example; `states` is `teacher` or `student`."""
+        padded = self.padded(batch, states[batch])
+        return padded[torch.arange(len(tokens), device=tokens.device), tokens]
+
 
 class _ReachedError(Exception):
     """Ends a forward pass early."""
@@ -105,7 +110,7 @@ class Calibration:
         inputs: the batches, on the teacher's device.
         streams: by tower; the teacher's first states, before the entry norm where there is one.
         states: second moments of the inputs of the teacher's norms (their outputs, if norms stand after the branches).
-        chosen: for each batch, by name, the states of chosen tokens that heads read.
+        chosen: for each batch, by name of a head that reads one token of each example, which one: `[examples]`.
         gathered: by tower and block, second moments of what attention gathers, if all blocks must keep the same heads.
     """
 
@@ -123,6 +128,7 @@ class Recorder:
         self._teacher, self._family, self._towers, self._heads = teacher, family, towers, heads
         width, device = getattr(teacher.config, family.width), teacher.device
         self.result = Calibration([], {s.blocks: Stream() for s in towers}, Moments(width, 0, device), [], {})
+        self._normed: Tensor
 
     def run(self, inputs: dict[str, Tensor]) -> None:
         options = {"use_cache": False} if hasattr(self._teacher.config, "use_cache") else {}
@@ -136,6 +142,7 @@ class Recorder:
     def _hooks(self, tower: Tower, inputs: Mapping[str, Tensor]) -> Iterator[tuple[nn.Module, Callable[..., None]]]:
         base = self._teacher.base_model
         stream, blocks = self.result.streams[tower.blocks], base.get_submodule(tower.blocks)
+        final = base.get_submodule(tower.final) if tower.final else None
         stream.calls.append({})
 
         def enter(_: nn.Module, args: Any, kwargs: Any) -> None:
@@ -144,10 +151,11 @@ class Recorder:
             stream.teacher.append(states[stream.real[-1]])
 
         def seen(norm: nn.Module, args: Any, kwargs: Any) -> None:
-            states = _states(args, kwargs)[0][stream.real[-1]]
-            self.result.states.add(
-                unscaled(norm, states) if self._family.pre_norm else norm.forward(states), states[:, :0]
-            )
+            states, real = _states(args, kwargs)[0], stream.real[-1]
+            if not self._family.pre_norm or norm is final:
+                self._normed = norm.forward(states)
+            found = unscaled(norm, states[real]) if self._family.pre_norm else self._normed[real]
+            self.result.states.add(found, found[:, :0])
 
         def call(place: tuple[int, str], _: nn.Module, args: Any, kwargs: Any) -> None:
             memory = next(a.memory for a in attentions(tower) if a.module == place[1])
@@ -174,8 +182,12 @@ class Recorder:
                     yield block.get_submodule(branch.module), partial(call, (k, branch.module))
 
     def _choose(self, name: str, _: nn.Module, args: Any, kwargs: Any) -> None:
+        """Find the token that a head reads of each example: the one whose final state it was called with."""
         if args[0].dim() == 2:
-            self.result.chosen[-1][name] = args[0]
+            same = (self._normed == args[0][:, None]).all(-1)
+            if args[0].isfinite().all() and not same.any(1).all():
+                raise ValueError(f"the teacher's {name} reads more than one token's final state; shrink knows no such")
+            self.result.chosen[-1][name] = same.int().argmax(1)
 
 
 def unscaled(norm: Any, states: Tensor) -> Tensor:

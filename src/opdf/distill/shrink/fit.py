@@ -24,6 +24,9 @@ from opdf.distill.shrink.ridge import STRENGTH_OF_HEADS, Affine, explained, ridg
 from opdf.distill.shrink.sizes import has_part, head_sizes
 from opdf.distill.students import chosen_layers
 
+KEPT = 2**26
+"""Inner values of a branch, over all examples, that are kept rather than made twice: a quarter of a GB in float32."""
+
 
 class Fit:
     """A teacher, the student that is fitted to it, and the basis that the student lives in.
@@ -144,12 +147,18 @@ class Fit:
         constant = branch.student.bias is not None
         moments = self._moments(guess.shape[1], guess.shape[0])
         project = self.basis.project.to(stream.student[0])
+        keep = guess.shape[1] * sum(map(len, stream.student)) <= KEPT
+        kept: list[Tensor] = []
         for batch, states in enumerate(stream.student):
             missing = stream.teacher[batch].to(project.dtype) @ project - states
-            moments.add(branch.student_inner(batch, before[1](states)), missing)
+            values = branch.student_inner(batch, before[1](states))
+            moments.add(values, missing)
+            if keep:
+                kept.append(values)
         branch.student.set(ridge(moments, guess, constant=constant))
         for batch, states in enumerate(stream.student):
-            stream.student[batch] = states + branch.student.module(branch.student_inner(batch, before[1](states)))
+            values = kept[batch] if keep else branch.student_inner(batch, before[1](states))
+            stream.student[batch] = states + branch.student.module(values)
         if not self.family.pre_norm:
             self._normalize(*norms, stream)
         return explained(reader.moments)
@@ -242,8 +251,10 @@ class Fit:
         if head.first not in self.calibration.chosen[0]:
             ours.set(first)
             return
-        read = [input_of(ours.module, partial(self.student, **i)) for i in self.calibration.inputs]
-        told: list[Tensor] = [theirs.module(c[head.first]) for c in self.calibration.chosen]
+        stream = list(self.calibration.streams.values())[-1]
+        chosen = [tokens[head.first] for tokens in self.calibration.chosen]
+        read = [stream.of(batch, stream.student, tokens) for batch, tokens in enumerate(chosen)]
+        told = [theirs.module(stream.of(batch, stream.teacher, tokens)) for batch, tokens in enumerate(chosen)]
         if head.activation is None:
             ours.set(self._refit(read, told, first.weight, ours))
         else:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from opdf.mpo import factorized_on
 
-ROWS = 1024
+ROWS = 4096
 """Rows of one product. Products of more are added up in float64."""
 
 WIDE = 512
@@ -22,7 +22,7 @@ def exact(values: Tensor) -> Tensor:
 class Moments:
     """Sums of products of inputs `x` and outputs `y`, in float64; the order of the rows does not matter.
 
-    Products have the precision of their factors, float32 at least. They are added up in float64, a thousand rows at
+    Products have the precision of their factors, float32 at least. They are added up in float64, some thousand rows at
     a time.
 
     Args:
@@ -32,7 +32,7 @@ class Moments:
     Attributes:
         count: rows seen.
         x: `[inputs]`, sum of x; y: `[outputs]`.
-        xx: `[inputs, inputs]`, sum of x x'; xy: `[inputs, outputs]`.
+        xy: `[inputs, outputs]`, sum of x y'.
         yy: `[outputs]`, sum of the squares of y.
     """
 
@@ -42,7 +42,7 @@ class Moments:
 
         self.count = 0
         self.x, self.y, self.yy = zeros(inputs), zeros(outputs), zeros(outputs)
-        self.xx, self.xy = zeros(inputs, inputs), zeros(inputs, outputs)
+        self._xx, self.xy = zeros(inputs, inputs), zeros(inputs, outputs)
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Count rows `x` `[rows, inputs]` and `y` `[rows, outputs]` in."""
@@ -54,7 +54,7 @@ class Moments:
         x, y = x.to(dtype), y.to(dtype)
         self.count += len(x)
         self.x += x.sum(0).to(self.x)
-        self.xx += _gram(x).to(self.xx)
+        _add_gram(self._xx, x)
         if y.shape[1]:
             self.y += y.sum(0).to(self.y)
             self.yy += y.square().sum(0).to(self.yy)
@@ -62,7 +62,7 @@ class Moments:
 
     def covariances(self, centred: bool) -> tuple[Tensor, Tensor]:
         """Means of `x x'` `[inputs, inputs]` and `x y'` `[inputs, outputs]`, of deviations from the means if asked."""
-        xx, xy = self.xx / self.count, self.xy / self.count
+        xx, xy = (self._xx.triu() + self._xx.triu(1).mT) / self.count, self.xy / self.count
         if centred:
             mean = self.x / self.count
             xx, xy = xx - torch.outer(mean, mean), xy - torch.outer(mean, self.y / self.count)
@@ -73,11 +73,14 @@ class Moments:
         return (self.yy / self.count - (self.y / self.count).square()).clamp(min=0)
 
 
-def _gram(x: Tensor) -> Tensor:
-    """`x' x`, whose halves that mirror each other are multiplied once."""
+def _add_gram(total: Tensor, x: Tensor) -> None:
+    """Add `x' x` to the upper triangle of a matrix; of large ones little more than that is multiplied."""
     size = x.shape[1]
     if size <= WIDE:
-        return x.mT @ x
-    left, right = x[:, : size // 2], x[:, size // 2 :]
-    across = left.mT @ right
-    return torch.cat([torch.cat([_gram(left), across], 1), torch.cat([across.mT, _gram(right)], 1)])
+        total += (x.mT @ x).to(total)
+        return
+    half = size // 2
+    left, right = x[:, :half], x[:, half:]
+    _add_gram(total[:half, :half], left)
+    _add_gram(total[half:, half:], right)
+    total[:half, half:] += (left.mT @ right).to(total)

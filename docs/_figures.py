@@ -2,7 +2,8 @@
 
 Each function of `FIGURES` draws its numbers and describes them in words. The description
 becomes the image's text for screen readers. In a page the comment
-`<!-- studies/results/NAME -->` stands before the table of that study. Tests compare both
+`<!-- studies/results/NAME -->` stands before the table of that study, and
+`<!-- studies of sizes -->` before that of students of several sizes. Tests compare them
 with the results, so that no figure and no table outlives its data.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from functools import cache
 from html import escape
 from io import StringIO
 from pathlib import Path
@@ -20,6 +22,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from tabulate import tabulate
 
 from opdf.study import read_results, summary
 
@@ -72,9 +75,14 @@ def main() -> None:
 
 
 def with_tables(page: str) -> str:
-    """A page with each study's table as `opdf report` prints it."""
-    place = r"(<!-- studies/results/([\w-]+) -->\n\n)(?:\|.*\n)*\n*"
-    return re.sub(place, lambda found: f"{found[1]}{summary(study(found[2]))}\n\n", page)
+    """A page with the tables of studies, as `opdf report` prints them, and of sizes."""
+    place = r"(<!-- (?:studies/results/([\w-]+)|studies of sizes) -->\n\n)(?:\|.*\n)*\n*"
+
+    def filled(found: re.Match[str]) -> str:
+        table = summary(study(found[2])) if found[2] else sizes_table()
+        return f"{found[1]}{table}\n\n"
+
+    return re.sub(place, filled, page)
 
 
 def image(name: str) -> str:
@@ -280,6 +288,26 @@ def shrunk() -> tuple[Figure, str]:
     return figure, f"{what}; teacher {teacher:.1f}. {'; '.join(told)}."
 
 
+def sizes() -> tuple[Figure, str]:
+    """Students of several sizes against their teacher, before and after a training."""
+    figure, axes = panel(height=0.24 * len(sized()) + 0.9)
+    told = []
+    for place, (results, setting) in enumerate(sized()):
+        before, after = behind(results, setting, "KD", "validation")
+        axes.plot([before, after], [place, place], color=GREY, linewidth=1)
+        axes.plot(before, place, "o", color=GREY, label="as it starts")
+        axes.plot(after, place, "o", color=BLUE, label="after distilling")
+        told.append(f"{setting}: {before:.1f} before, {after:.1f} after")
+    axes.axvline(0, color=TEXT, linewidth=1)
+    axes.invert_xaxis()
+    axes.set(xlabel="points behind the teacher (the line), validation")
+    rows(axes, [setting for _, setting in sized()])
+    handles = axes.get_legend_handles_labels()[0][:2]
+    figure.legend(handles=handles, loc="outside upper center", ncols=2)
+    what = "Points behind the teacher, validation"
+    return figure, f"{what}. {'; '.join(told)}."
+
+
 def arms() -> tuple[Figure, str]:
     """Scores of started students against the time of each way to train them."""
     results = study("start-images")
@@ -330,6 +358,7 @@ def arms() -> tuple[Figure, str]:
 
 FIGURES: dict[str, Callable[[], tuple[Figure, str]]] = {
     "shrunk": shrunk,
+    "sizes": sizes,
     "arms": arms,
     "gains": gains,
     "what-helps": what_helps,
@@ -416,6 +445,67 @@ def chosen_runs(results: Study, setting: str, variant: str) -> list[dict[str, An
         r for r in results["runs"] if (r["setting"], r["variant"], r["rate"]) == chosen
     ]
     return [run for run in runs if run["seed"] in results["seeds"][setting]]
+
+
+SIZES = ("sizes-text", "sizes-topics", "sizes-images")
+"""Studies of students of several sizes."""
+
+
+@cache
+def sized() -> list[tuple[Study, str]]:
+    """The settings of these studies, each with its results."""
+    found = [study(name) for name in SIZES]
+    return [(results, setting) for results in found for setting in results["rates"]]
+
+
+def behind(results: Study, setting: str, variant: str, part: str) -> tuple[float, float]:
+    """Points behind the teacher before training, on validation, and after it. Means."""
+    runs, metric = chosen_runs(results, setting, variant), results["metrics"][setting]
+    before = [
+        r["facts"]["teacher"]["validation"][metric]
+        - r["facts"]["scores"][0]["validation"]
+        for r in runs
+    ]
+    after = [r["facts"]["teacher"][part][metric] - r[part] for r in runs]
+    return 100 * fmean(before), 100 * fmean(after)
+
+
+def share(results: Study, setting: str, variant: str) -> float:
+    """The time of a student's start and training over its teacher's training, the median.
+
+    Runs of one teacher share its answers to all examples, and the first of them waited
+    for these. Each training is charged for the examples that it used.
+    """
+    batch = results["study"]["common"]["training"].get("per_device_train_batch_size", 32)
+    shares = []
+    for run in chosen_runs(results, setting, variant):
+        facts = run["facts"]
+        kin = [r for r in results["runs"] if r["facts"]["teacher"] == facts["teacher"]]
+        alike = [r for r in kin if (r["setting"], r["variant"]) == (setting, variant)]
+        started = median(r["facts"]["start_seconds"] for r in alike)
+        all_asked = max(r["facts"]["start_seconds"] for r in kin) - started
+        asked = all_asked * facts["steps"] * batch / facts["train_examples"]
+        shares.append(
+            (started + asked + run["seconds"]) / facts["teacher"]["train_seconds"]
+        )
+    return median(shares)
+
+
+def sizes_table() -> str:
+    """A line a setting: the teacher's score, points behind it, and the time for that."""
+    table = []
+    for results, setting in sized():
+        before, after = behind(results, setting, "KD", "test")
+        untrained = ""
+        if "KD, untrained" in results["plan"]["variants"]:
+            untrained = f"{behind(results, setting, 'KD, untrained', 'test')[1]:.1f}"
+        teacher = f"{teacher_score(results, setting):.1f}"
+        time = f"{100 * share(results, setting, 'KD'):.0f} %"
+        seeds = len(results["seeds"][setting])
+        scores = teacher, f"{before:.1f}", f"{after:.1f}"
+        table.append((setting, *scores, time, untrained, seeds))
+    heads = ("", "teacher", "before", "after", "time", "untrained, after", "seeds")
+    return tabulate(table, heads, tablefmt="github", disable_numparse=True)
 
 
 def way(

@@ -58,6 +58,7 @@ class Runner:
         self.study = study
         self._ready: tuple[str, Taught] | None = None
         self._checked: set[tuple[str, str]] = set()
+        self._start_seconds = 0.0
 
     def run(self, cell: Cell) -> Outcome:
         """One run: its validation score, its answers on the test split, and what it cost."""
@@ -73,7 +74,7 @@ class Runner:
     def _trained(self, config: DistillConfig, taught: Taught, cell: Cell) -> Outcome:
         """A new student's scores after its training, and the facts of that."""
         prepared = taught.prepared
-        facts: dict[str, Any] = {"teacher": taught.scores}
+        facts: dict[str, Any] = {"teacher": taught.scores, "train_examples": len(prepared.data["train"])}
         if timed := self._timed(cell, taught):
             config = replace(config, training=config.training | {"max_steps": timed["steps"]})
             facts["as_long_as"] = timed
@@ -83,6 +84,7 @@ class Runner:
             return prepared.task.score(self._answers(student, prepared, "validation"), labels)
 
         with self._trainer(config, taught, str(cell)) as trainer:
+            facts["start_seconds"] = self._start_seconds
             recorder = Recorder(
                 trainer,
                 spectra=cell.seed == self.study.plan.seeds[0],
@@ -110,7 +112,9 @@ class Runner:
             teacher = copy.deepcopy(taught.teacher)  # some methods train it
             job = Job(replace(config, output=scratch), teachers=taught.folder)
             with FileLock(taught.folder / "lock"):  # one process writes the teacher's outputs there
+                begun = time.perf_counter()
                 trainer = student_trainer(job, taught.prepared, teacher, title)
+                self._start_seconds = round(time.perf_counter() - begun, 2)
             yield trainer
 
     def _timed(self, cell: Cell, taught: Taught) -> dict[str, Any] | None:

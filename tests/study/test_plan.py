@@ -21,6 +21,14 @@ def test_every_variant_has_the_same_number_of_runs_and_seeds_come_one_after_the_
     assert [c.seed for c in cells] == sorted(c.seed for c in cells)
 
 
+def test_processes_begin_with_different_settings_of_the_same_seed() -> None:
+    plan = Plan(**GOOD)
+    first, second = list(plan.cells()), list(plan.cells(share=0.5))
+    assert sorted(first) == sorted(second)
+    assert (first[0].setting, second[0].setting) == ("a", "b")
+    assert [c.seed for c in second] == sorted(c.seed for c in second)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -47,10 +47,16 @@ class Plan:
         if self.baseline not in self.variants:
             raise ValueError(f"baseline is {self.baseline!r}; expected one of {', '.join(self.variants)}")
 
-    def cells(self) -> Iterator[Cell]:
-        """All runs, one seed after the other, so that a study that was stopped early can still be compared."""
+    def cells(self, share: float = 0.0) -> Iterator[Cell]:
+        """All runs, one seed after the other, so that a study that was stopped early can still be compared.
+
+        Args:
+            share: of the settings that come last with each seed, 0 to 1. Processes that begin with others do not wait
+                for one another's teachers.
+        """
+        first = int(share * len(self.settings))
         for seed in self.seeds:
-            for setting in self.settings:
+            for setting in self.settings[first:] + self.settings[:first]:
                 for rate in self.rates:
                     for variant in self.variants:
                         yield Cell(seed, setting, variant, rate)

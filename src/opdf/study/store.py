@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,13 +81,18 @@ class Store:
         for path in self.failures().values():
             path.unlink(missing_ok=True)
 
-    def work(self, run: Callable[[Cell], Outcome]) -> None:
+    def work(self, run: Callable[[Cell], Outcome], order: Iterable[Cell] | None = None) -> None:
         """Run what is missing, until every run is done or has failed; any number of processes may do so at a time.
 
         An exception in `run` ends this process's work; the others leave that run alone.
+
+        Args:
+            run: makes a run.
+            order: all runs, those first that this process begins with; the keys' order if None.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        while wanted := [cell for cell in self.keys if not self._settled(cell)]:
+        cells = list(order or self.keys)
+        while wanted := [cell for cell in cells if not self._settled(cell)]:
             if not any(self._tried(cell, run) for cell in wanted):
                 time.sleep(PAUSE)  # others are making them, and may be killed
 

@@ -96,7 +96,7 @@ def _worker(config: StudyConfig, number: int) -> None:
         gc.freeze()  # collections after a run need not look through what was imported
         with quiet():
             study = Study(config)
-            study.store.work(Runner(study).run)
+            study.store.work(Runner(study).run, study.plan.cells(number / config.workers))
 
 
 def _end_with_parent() -> None:

@@ -154,6 +154,15 @@ def test_the_same_sizes_give_the_teacher_back(kind: str) -> None:
     assert error(shrink(teacher, [inputs(kind)]), teacher, inputs(kind, 80)) < 1e-4
 
 
+@pytest.mark.parametrize("kind", ["bert", "distilbert", "roberta"])
+def test_a_head_that_reads_padding_comes_back_too(kind: str) -> None:
+    """It does where texts are padded on the left and a classifier reads the first token."""
+    teacher, given = small(kind), inputs(kind)
+    turned = {name: values.flip(1) for name, values in given.items()}
+    assert not turned["attention_mask"][:, 0].all()
+    assert error(shrink(teacher, [turned]), teacher, turned) < 1e-4
+
+
 CLASSES = {
     "BertModel": "bert", "BertForTokenClassification": "bert", "BertForMultipleChoice": "bert",
     "DistilBertModel": "distilbert", "ViTModel": "vit", "DeiTForImageClassificationWithTeacher": "deit",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -58,9 +58,9 @@ class Stream:
         states[real] = rows
         return states
 
-    def of(self, batch: int, states: list[Tensor], tokens: Tensor) -> Tensor:
-        """`[examples, width]`, the states of one token of each example; `states` is `teacher` or `student`."""
-        padded = self.padded(batch, states[batch])
+    def student_at(self, batch: int, tokens: Tensor) -> Tensor:
+        """`[examples, width]`, the student's states of one token of each example."""
+        padded = self.padded(batch, self.student[batch])
         return padded[torch.arange(len(tokens), device=tokens.device), tokens]
 
 
@@ -102,6 +102,18 @@ def hooked(*hooks: tuple[nn.Module, Callable[..., None]]) -> Iterator[None]:
             handle.remove()
 
 
+class Chosen(NamedTuple):
+    """What a head reads of a batch.
+
+    Attributes:
+        states: `[examples, width]`, the teacher's.
+        tokens: `[examples]`, the tokens whose final states they are; None if one of them is padding or none at all.
+    """
+
+    states: Tensor
+    tokens: Tensor | None
+
+
 @dataclass
 class Calibration:
     """What one pass of the teacher over the calibration examples leaves.
@@ -110,14 +122,14 @@ class Calibration:
         inputs: the batches, on the teacher's device.
         streams: by tower; the teacher's first states, before the entry norm where there is one.
         states: second moments of the inputs of the teacher's norms (their outputs, if norms stand after the branches).
-        chosen: for each batch, by name of a head that reads one token of each example, which one: `[examples]`.
+        chosen: for each batch, by name, what heads read that read one state an example.
         gathered: by tower and block, second moments of what attention gathers, if all blocks must keep the same heads.
     """
 
     inputs: list[dict[str, Tensor]]
     streams: dict[str, Stream]
     states: Moments
-    chosen: list[dict[str, Tensor]]
+    chosen: list[dict[str, Chosen]]
     gathered: dict[str, list[Moments]]
 
 
@@ -182,12 +194,12 @@ class Recorder:
                     yield block.get_submodule(branch.module), partial(call, (k, branch.module))
 
     def _choose(self, name: str, _: nn.Module, args: Any, kwargs: Any) -> None:
-        """Find the token that a head reads of each example: the one whose final state it was called with."""
-        if args[0].dim() == 2:
-            same = (self._normed == args[0][:, None]).all(-1)
-            if args[0].isfinite().all() and not same.any(1).all():
-                raise ValueError(f"the teacher's {name} reads more than one token's final state; shrink knows no such")
-            self.result.chosen[-1][name] = same.int().argmax(1)
+        states = args[0]
+        if states.dim() == 2:
+            real = self.result.streams[self._towers[-1].blocks].real[-1]
+            same = (self._normed == states[:, None]).all(-1) & real
+            tokens = same.int().argmax(1) if same.any(1).all() else None
+            self.result.chosen[-1][name] = Chosen(states, tokens)
 
 
 def unscaled(norm: Any, states: Tensor) -> Tensor:

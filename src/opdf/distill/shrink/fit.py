@@ -251,14 +251,19 @@ class Fit:
         if head.first not in self.calibration.chosen[0]:
             ours.set(first)
             return
-        stream = list(self.calibration.streams.values())[-1]
-        chosen = [tokens[head.first] for tokens in self.calibration.chosen]
-        read = [stream.of(batch, stream.student, tokens) for batch, tokens in enumerate(chosen)]
-        told = [theirs.module(stream.of(batch, stream.teacher, tokens)) for batch, tokens in enumerate(chosen)]
+        chosen = [batch[head.first] for batch in self.calibration.chosen]
+        read = [self._read(ours.module, batch, tokens) for batch, (_, tokens) in enumerate(chosen)]
+        told: list[Tensor] = [theirs.module(states) for states, _ in chosen]
         if head.activation is None:
             ours.set(self._refit(read, told, first.weight, ours))
         else:
             self._two_layers(head, first, read, told)
+
+    def _read(self, module: nn.Module, batch: int, tokens: Tensor | None) -> Tensor:
+        """What a head of the student reads of a batch."""
+        if tokens is None:
+            return input_of(module, partial(self.student, **self.calibration.inputs[batch]))
+        return list(self.calibration.streams.values())[-1].student_at(batch, tokens)
 
     def _two_layers(self, head: Head, first: Affine, read: list[Tensor], told: list[Tensor]) -> None:
         """A pooler or a hidden layer as wide as the model, and what reads it.

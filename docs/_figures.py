@@ -470,8 +470,8 @@ def behind(results: Study, setting: str, variant: str, part: str) -> tuple[float
     return 100 * fmean(before), 100 * fmean(after)
 
 
-def share(results: Study, setting: str, variant: str) -> float:
-    """The time of a student's start and training over its teacher's training, the median.
+def share(results: Study, setting: str, variant: str) -> tuple[float, float]:
+    """Times of a student's start and of its training over its teacher's, medians.
 
     Runs of one teacher share its answers to all examples, and the first of them waited
     for these. Each training is charged for the examples that it used.
@@ -485,26 +485,30 @@ def share(results: Study, setting: str, variant: str) -> float:
         started = median(r["facts"]["start_seconds"] for r in alike)
         all_asked = max(r["facts"]["start_seconds"] for r in kin) - started
         asked = all_asked * facts["steps"] * batch / facts["train_examples"]
-        shares.append(
-            (started + asked + run["seconds"]) / facts["teacher"]["train_seconds"]
-        )
-    return median(shares)
+        whole = facts["teacher"]["train_seconds"]
+        shares.append((started / whole, (asked + run["seconds"]) / whole))
+    start, training = (median(column) for column in zip(*shares, strict=True))
+    return start, training
 
 
 def sizes_table() -> str:
     """A line a setting: the teacher's score, points behind it, and the time for that."""
     table = []
     for results, setting in sized():
-        before, after = behind(results, setting, "KD", "test")
+        before, after = behind(results, setting, "KD", "validation")
+        _, tested = behind(results, setting, "KD", "test")
         untrained = ""
         if "KD, untrained" in results["plan"]["variants"]:
             untrained = f"{behind(results, setting, 'KD, untrained', 'test')[1]:.1f}"
         teacher = f"{teacher_score(results, setting):.1f}"
-        time = f"{100 * share(results, setting, 'KD'):.0f} %"
+        times = (f"{100 * some:.0f} %" for some in share(results, setting, "KD"))
         seeds = len(results["seeds"][setting])
-        scores = teacher, f"{before:.1f}", f"{after:.1f}"
-        table.append((setting, *scores, time, untrained, seeds))
-    heads = ("", "teacher", "before", "after", "time", "untrained, after", "seeds")
+        scores = teacher, *(f"{points:.1f}" for points in (before, after, tested))
+        table.append((setting, *scores, *times, untrained, seeds))
+    heads = (
+        "", "teacher", "before, validation", "after", "after, test", "start", "training",
+        "untrained, test", "seeds",
+    )  # fmt: skip
     return tabulate(table, heads, tablefmt="github", disable_numparse=True)
 
 

@@ -38,6 +38,8 @@ def test_a_diverged_student_is_taken_to_answer_zero(tmp_path: Path) -> None:
     assert outcome.validation == pytest.approx(0.1, abs=0.05)  # one digit in ten is a 0
     assert [entry["step"] for entry in outcome.facts["spectra"]["steps"]] == [1, 2]  # the first moving step is bounded
     assert "decompose_seconds" not in outcome.facts
+    assert outcome.facts["train_examples"] == 64
+    assert 0 < outcome.facts["start_seconds"] < 60
 
 
 def test_of_a_regression_that_diverged_nothing_is_correlated(tmp_path: Path) -> None:

@@ -300,7 +300,7 @@ def sizes() -> tuple[Figure, str]:
         told.append(f"{setting}: {before:.1f} before, {after:.1f} after")
     axes.axvline(0, color=TEXT, linewidth=1)
     axes.invert_xaxis()
-    axes.set(xlabel="points behind the teacher (the line), validation")
+    axes.set(xlabel="points behind the teacher, validation")
     rows(axes, [setting for _, setting in sized()])
     handles = axes.get_legend_handles_labels()[0][:2]
     figure.legend(handles=handles, loc="outside upper center", ncols=2)
@@ -497,18 +497,11 @@ def sizes_table() -> str:
     for results, setting in sized():
         before, after = behind(results, setting, "KD", "validation")
         _, tested = behind(results, setting, "KD", "test")
-        untrained = ""
-        if "KD, untrained" in results["plan"]["variants"]:
-            untrained = f"{behind(results, setting, 'KD, untrained', 'test')[1]:.1f}"
-        teacher = f"{teacher_score(results, setting):.1f}"
-        times = (f"{100 * some:.0f} %" for some in share(results, setting, "KD"))
-        seeds = len(results["seeds"][setting])
-        scores = teacher, *(f"{points:.1f}" for points in (before, after, tested))
-        table.append((setting, *scores, *times, untrained, seeds))
-    heads = (
-        "", "teacher", "before, validation", "after", "after, test", "start", "training",
-        "untrained, test", "seeds",
-    )  # fmt: skip
+        scores = (f"{points:.1f}" for points in (before, after, tested))
+        start, training = share(results, setting, "KD")
+        time = f"{100 * start:.0f} + {100 * training:.0f} %"
+        table.append((setting, f"{teacher_score(results, setting):.1f}", *scores, time))
+    heads = ("", "teacher", "before", "after", "after, test", "time")
     return tabulate(table, heads, tablefmt="github", disable_numparse=True)
 
 

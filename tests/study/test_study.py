@@ -17,7 +17,7 @@ from opdf.job.options import fill, load_yaml, read_yaml
 from opdf.study import Study, StudyConfig
 
 FILES = sorted((Path(__file__).parents[2] / "studies").rglob("*.yaml"))
-STUDIES = [path for path in FILES if "tasks" in read_yaml(str(path))]  # the others are what some of these begin with
+STUDIES = [path for path in FILES if "output" in read_yaml(str(path))]  # the others are what some of these begin with
 
 
 def quick(path: Path) -> Any:

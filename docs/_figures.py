@@ -316,7 +316,7 @@ def arms() -> tuple[Figure, str]:
         zip(
             results["plan"]["variants"],
             (GREY, BLUE, GREEN, ORANGE),
-            strict=True,
+            strict=False,  # the others are in the table
         )
     )
     figure, axes = panel(height=3.4)

@@ -58,7 +58,7 @@ class Runner:
         self.study = study
         self._ready: tuple[str, Taught] | None = None
         self._checked: set[tuple[str, str]] = set()
-        self._start_seconds = 0.0
+        self._start_seconds = 0.0  # of the newest student, made and fitted to its teacher
 
     def run(self, cell: Cell) -> Outcome:
         """One run: its validation score, its answers on the test split, and what it cost."""

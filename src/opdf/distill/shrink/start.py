@@ -47,8 +47,8 @@ def shrink(teacher: nn.Module, batches: Iterable[Mapping[str, Tensor]], **sizes:
         student = shrink(teacher, batches, num_hidden_layers=3, hidden_size=192)
 
     Nothing is trained. Every part of the student is fitted in closed form to the teacher's states on some examples. The
-    parts are fitted in order, each on what the fitted parts before it give. It costs about two passes of the teacher
-    over the examples, and memory for the residual streams of both models.
+    parts are fitted in order, each on what the fitted parts before it give. The teacher goes twice over the examples,
+    the student once or twice. Memory holds the residual streams of both models.
 
     Args:
         teacher: a BERT (MiniLM), RoBERTa, DistilBERT, ViT, DeiT, GPT-2, LLaMA, Qwen3 or T5 of transformers, on any

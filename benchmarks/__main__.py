@@ -36,6 +36,7 @@ BENCHMARKS: dict[str, Callable[[], None]] = {
     "stored": stored.main,
     "tokens": tokens.main,
     "shrink": shrink.main,
+    "shrink-time": gpu.shrinking_text,
     "simulation": simulation.main,
 }
 

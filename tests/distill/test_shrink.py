@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from families import batch, build
 from opdf import Constraint, DistillationArguments, DistillationTrainer, OverParamConfig, overparameterize
 from opdf.distill import blank_student, shrink, shrink_report
+from opdf.distill.shrink import calibration
 
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("bert", {}), "roberta": ("roberta", {}), "distilbert": ("distilbert", {}), "vit": ("vit", {}),
@@ -247,6 +248,31 @@ def test_size_order_and_padding_of_batches_change_nothing(family: str) -> None:
     once = shrink(teacher, [given], **sizes)
     again = shrink(teacher, reversed(parts(given, [1, 20, 3, 40], pad=3)), **sizes)
     assert error(again, once, given) < 1e-8
+
+
+NARROW_AND_SHALLOW = {
+    "bert": {"hidden_size": 8, "num_hidden_layers": 1}, "distilbert": {"dim": 8, "n_layers": 1},
+    "vit": {"hidden_size": 8, "num_hidden_layers": 1}, "gpt2": {"n_embd": 8, "n_inner": 20, "n_layer": 1},
+    "qwen3": {"hidden_size": 8, "num_hidden_layers": 1}, "t5": {"d_model": 8, "num_layers": 1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", NARROW_AND_SHALLOW)
+@pytest.mark.parametrize("share", [0, 0.6])
+def test_what_is_not_kept_is_made_again(family: str, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large models and many examples leave no room for the teacher's states after every branch."""
+    teacher, given = small(family), parts(inputs(family), [32, 32])
+    once = shrink(teacher, given, **NARROW_AND_SHALLOW[family])
+    rooms: list[int] = []
+    keep = calibration.Recorder._keep
+    monkeypatch.setattr(
+        calibration.Recorder, "_keep", lambda self, *args: (keep(self, *args), rooms.append(self._room))
+    )
+    shrink(teacher, given, **NARROW_AND_SHALLOW[family])
+    monkeypatch.setattr(calibration, "KEPT", int(share * (calibration.KEPT - rooms[-1])))
+    again = shrink(teacher, given, **NARROW_AND_SHALLOW[family])
+    assert rooms[-1] < 0
+    assert error(again, once, given[0]) < 1e-8
 
 
 def test_the_teacher_is_left_as_it_was() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,6 +17,9 @@ from opdf.distill.shrink.moments import Moments
 from opdf.distill.shrink.ridge import Affine
 from opdf.distill.shrink.truncate import truncate
 
+PIECE = 2**20
+"""Inner values of feed-forward that are made at a time: of few, the memory is used again instead of asked for anew."""
+
 
 class Branch(Protocol):
     """What a block adds to its stream: an output matrix, and the inner values that it reads.
@@ -24,17 +27,19 @@ class Branch(Protocol):
     Attributes:
         teacher, student: the output matrices.
         narrower: whether the student has fewer inner values, so that `start` needs the teacher's second moments.
+        gathered: these moments, if they are known.
     """
 
     teacher: Matrix
     student: Matrix
     narrower: bool
+    gathered: Moments | None
 
-    def teacher_inner(self, batch: int, states: Tensor) -> Tensor:
-        """`[rows, inner]` of a batch, from its states `[rows, width]` after the norm."""
+    def teacher_inner(self, batch: int, states: Tensor) -> Iterable[Tensor]:
+        """`[rows, inner]` of a batch, from its states `[rows, width]` after the norm, some rows at a time."""
         ...
 
-    def student_inner(self, batch: int, states: Tensor) -> Tensor:
+    def student_inner(self, batch: int, states: Tensor) -> Iterable[Tensor]:
         """The same of the student, whose states have its own width."""
         ...
 
@@ -64,12 +69,17 @@ class FeedForwardBranch:
         self._names, self._blocks = names, (teacher, student)
         self.teacher, self.student = (Matrix(block, names.down) for block in self._blocks)
         self.narrower = self.student.weight.shape[1] < self.teacher.weight.shape[1]
+        self.gathered: Moments | None = None
 
-    def teacher_inner(self, batch: int, states: Tensor) -> Tensor:
-        return self._inner(self._blocks[0], states)
+    def teacher_inner(self, batch: int, states: Tensor) -> Iterable[Tensor]:
+        return self._pieces(self._blocks[0], states)
 
-    def student_inner(self, batch: int, states: Tensor) -> Tensor:
-        return self._inner(self._blocks[1], states)
+    def student_inner(self, batch: int, states: Tensor) -> Iterable[Tensor]:
+        return self._pieces(self._blocks[1], states)
+
+    def _pieces(self, block: nn.Module, states: Tensor) -> Iterable[Tensor]:
+        rows = max(1, PIECE // Matrix(block, self._names.down).weight.shape[1])
+        return (self._inner(block, piece) for piece in torch.split(states, rows))
 
     def _inner(self, block: nn.Module, states: Tensor) -> Tensor:
         names = self._names
@@ -110,6 +120,7 @@ class AttentionBranch:
         block: the number of the teacher's block, whose calls are repeated.
         memory: the encoder's final states and their reader, for cross-attention.
         kept: the heads to keep, where all blocks have to keep the same.
+        gathered: second moments of what the teacher's heads gather, if sizes differ.
     """
 
     def __init__(
@@ -122,17 +133,18 @@ class AttentionBranch:
         block: int,
         memory: tuple[Stream, Reader] | None = None,
         kept: Tensor | None = None,
+        gathered: Moments | None = None,
     ) -> None:
         self._names, self._blocks, self._sizes = names, (teacher, student), sizes
         self._stream, self._block, self._memory, self._kept = stream, block, memory, kept
         self.teacher, self.student = (Matrix(b, names.output) for b in self._blocks)
-        self.narrower = sizes[0] != sizes[1]
+        self.narrower, self.gathered = sizes[0] != sizes[1], gathered
 
-    def teacher_inner(self, batch: int, states: Tensor) -> Tensor:
+    def teacher_inner(self, batch: int, states: Tensor) -> Iterable[Tensor]:
         memory = None if self._memory is None else self._memory[0].teacher[batch]
         return self._inner(self._blocks[0], batch, states, memory, self._call(batch))
 
-    def student_inner(self, batch: int, states: Tensor) -> Tensor:
+    def student_inner(self, batch: int, states: Tensor) -> Iterable[Tensor]:
         call = self._call(batch).to(states.dtype)
         bias = call.kwargs.get("position_bias")
         if bias is not None:  # zero in cross-attention, so that any heads will do
@@ -144,7 +156,9 @@ class AttentionBranch:
     def _call(self, batch: int) -> Call:
         return self._stream.calls[batch][self._block, self._names.module]
 
-    def _inner(self, block: nn.Module, batch: int, states: Tensor, memory: Tensor | None, call: Call) -> Tensor:
+    def _inner(
+        self, block: nn.Module, batch: int, states: Tensor, memory: Tensor | None, call: Call
+    ) -> Iterable[Tensor]:
         extra: dict[str, Any] = {}
         if memory is not None:
             assert self._memory is not None
@@ -153,7 +167,7 @@ class AttentionBranch:
         attention, output = (block.get_submodule(n) for n in (self._names.module, self._names.output.name))
         padded = self._stream.padded(batch, states)
         inner = input_of(output, lambda: attention(padded, *call.args, **call.kwargs, **extra))
-        return inner[self._stream.real[batch]]
+        return [self._stream.rows(batch, inner)]
 
     def start(self, reader: Reader, inner: Tensor | None, outgoing: Tensor) -> Tensor:
         memory = reader if self._memory is None else self._memory[1]
@@ -259,7 +273,7 @@ def _second_moments(heads: Tensor, moments: Moments, *, constant: bool) -> Tenso
     xx, _ = moments.covariances(not constant)
     if not constant:
         return heads[..., :-1] @ xx @ heads[..., :-1].mT
-    mean = moments.x / moments.count
+    mean, _ = moments.means()
     whole = torch.cat([torch.cat([xx, mean[:, None]], 1), torch.cat([mean, mean.new_ones(1)])[None]], 0)
     return heads @ whole @ heads.mT
 

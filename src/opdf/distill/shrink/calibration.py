@@ -16,6 +16,9 @@ from opdf.distill.shrink.families import Attention, Family, Head, Tower, attenti
 from opdf.distill.shrink.moments import Moments
 from opdf.distill.shrink.norms import has_shift
 
+KEPT = 2**27
+"""Values of the teacher's states after its branches that are kept, and not made twice: half a GB in float32."""
+
 
 @dataclass(frozen=True)
 class Call:
@@ -42,21 +45,35 @@ class Stream:
 
     Attributes:
         real: for each batch `[examples, tokens]`, true where a token is not padding.
+        whole: for each batch, whether no token is padding.
         teacher, student: for each batch `[real tokens, width]`.
+        later: for each batch the teacher's states after each of the branches to come, where there was room for them.
         calls: for each batch, those of the teacher's attentions, by block and name.
     """
 
     real: list[Tensor] = field(default_factory=list)
+    whole: list[bool] = field(default_factory=list)
     teacher: list[Tensor] = field(default_factory=list)
     student: list[Tensor] = field(default_factory=list)
+    later: list[list[Tensor]] = field(default_factory=list)
     calls: list[dict[tuple[int, str], Call]] = field(default_factory=list)
+
+    def rows(self, batch: int, states: Tensor) -> Tensor:
+        """`[real tokens, width]` of `[examples, tokens, width]`."""
+        return states.flatten(0, 1) if self.whole[batch] else states[self.real[batch]]
 
     def padded(self, batch: int, rows: Tensor) -> Tensor:
         """`[examples, tokens, width]`, zeros at padding."""
         real = self.real[batch]
+        if self.whole[batch]:
+            return rows.reshape(*real.shape, -1)
         states = rows.new_zeros(*real.shape, rows.shape[-1])
         states[real] = rows
         return states
+
+    def advance(self, batch: int, output: Callable[[], Tensor]) -> None:
+        """Add the next branch's output to the teacher's states of a batch; made only where the sum was not kept."""
+        self.teacher[batch] = self.later[batch].pop(0) if self.later else self.teacher[batch] + output()
 
     def student_at(self, batch: int, tokens: Tensor) -> Tensor:
         """`[examples, width]`, the student's states of one token of each example."""
@@ -123,23 +140,33 @@ class Calibration:
         streams: by tower; the teacher's first states, before the entry norm where there is one.
         states: second moments of the inputs of the teacher's norms (their outputs, if norms stand after the branches).
         chosen: for each batch, by name, what heads read that read one state an example.
-        gathered: by tower and block, second moments of what attention gathers, if all blocks must keep the same heads.
+        gathered: by tower, block and name, second moments of what an attention gathers, if the student has fewer heads
+            or smaller ones.
     """
 
     inputs: list[dict[str, Tensor]]
     streams: dict[str, Stream]
     states: Moments
     chosen: list[dict[str, Chosen]]
-    gathered: dict[str, list[Moments]]
+    gathered: dict[tuple[str, int, str], Moments]
 
 
 class Recorder:
-    """Runs the teacher over a batch and keeps what `Calibration` says."""
+    """Runs the teacher over a batch and keeps what `Calibration` says.
 
-    def __init__(self, teacher: Any, family: Family, towers: Sequence[Tower], heads: Sequence[Head]) -> None:
+    Args:
+        teacher: of `family`; towers, heads: its parts.
+        gather: whether to keep second moments of what attention gathers.
+    """
+
+    def __init__(
+        self, teacher: Any, family: Family, towers: Sequence[Tower], heads: Sequence[Head], *, gather: bool
+    ) -> None:
         self._teacher, self._family, self._towers, self._heads = teacher, family, towers, heads
+        self._gather = gather
         width, device = getattr(teacher.config, family.width), teacher.device
         self.result = Calibration([], {s.blocks: Stream() for s in towers}, Moments(width, 0, device), [], {})
+        self._room = KEPT
         self._normed: Tensor
 
     def run(self, inputs: dict[str, Tensor]) -> None:
@@ -156,26 +183,33 @@ class Recorder:
         stream, blocks = self.result.streams[tower.blocks], base.get_submodule(tower.blocks)
         final = base.get_submodule(tower.final) if tower.final else None
         stream.calls.append({})
+        if self._room >= 0:
+            stream.later.append([])
 
         def enter(_: nn.Module, args: Any, kwargs: Any) -> None:
             states = _states(args, kwargs)[0]
             stream.real.append(real_tokens(inputs, tower.mask, states))
-            stream.teacher.append(states[stream.real[-1]])
+            stream.whole.append(bool(stream.real[-1].all()))
 
         def seen(norm: nn.Module, args: Any, kwargs: Any) -> None:
-            states, real = _states(args, kwargs)[0], stream.real[-1]
+            states = _states(args, kwargs)[0]
+            rows = stream.rows(-1, states)
+            self._keep(stream, rows)
             if not self._family.pre_norm or norm is final:
                 self._normed = norm.forward(states)
-            found = unscaled(norm, states[real]) if self._family.pre_norm else self._normed[real]
+            found = unscaled(norm, rows) if self._family.pre_norm else stream.rows(-1, self._normed)
             self.result.states.add(found, found[:, :0])
 
         def call(place: tuple[int, str], _: nn.Module, args: Any, kwargs: Any) -> None:
             memory = next(a.memory for a in attentions(tower) if a.module == place[1])
             stream.calls[-1][place] = _states(args, kwargs)[1].without(memory)
 
-        def gather(moments: Moments, _: nn.Module, args: Any, kwargs: Any) -> None:
-            values = args[0][stream.real[-1]]
-            moments.add(values, values[:, :0])
+        def gather(place: tuple[int, str], _: nn.Module, args: Any, kwargs: Any) -> None:
+            values = stream.rows(-1, args[0])
+            gathered, key = self.result.gathered, (tower.blocks, *place)
+            if key not in gathered:
+                gathered[key] = Moments(values.shape[1], 0, values.device)
+            gathered[key].add(values, values[:, :0])
 
         yield (base.get_submodule(tower.entry) if tower.entry else blocks[0]), enter
         for name in (tower.entry, tower.final):
@@ -185,13 +219,21 @@ class Recorder:
             for branch in tower.branches:
                 yield block.get_submodule(branch.norm), seen
                 if isinstance(branch, Attention):
-                    if branch.position_bias:
-                        output = block.get_submodule(branch.output.name)
-                        moments = self.result.gathered.setdefault(tower.blocks, [])
-                        if len(moments) == k:
-                            moments.append(Moments(output.weight.shape[1], 0, output.weight.device))
-                        yield output, partial(gather, moments[k])
+                    if self._gather:
+                        yield block.get_submodule(branch.output.name), partial(gather, (k, branch.module))
                     yield block.get_submodule(branch.module), partial(call, (k, branch.module))
+
+    def _keep(self, stream: Stream, rows: Tensor) -> None:
+        """Keep what a norm reads: the first states of a tower, or those after a branch while there is room."""
+        if len(stream.teacher) < len(stream.real):
+            stream.teacher.append(rows)
+            return
+        self._room -= rows.numel()
+        if self._room >= 0:
+            stream.later[-1].append(rows)
+        else:
+            for kept in self.result.streams.values():
+                kept.later.clear()
 
     def _choose(self, name: str, _: nn.Module, args: Any, kwargs: Any) -> None:
         states = args[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -23,9 +23,6 @@ from opdf.distill.shrink.report import BlockReport, ShrinkReport
 from opdf.distill.shrink.ridge import STRENGTH_OF_HEADS, Affine, explained, ridge
 from opdf.distill.shrink.sizes import has_part, head_sizes
 from opdf.distill.students import chosen_layers
-
-KEPT = 2**26
-"""Inner values of a branch, over all examples, that are kept rather than made twice: a quarter of a GB in float32."""
 
 
 class Fit:
@@ -96,7 +93,8 @@ class Fit:
         kept = torch.arange(sizes[0].heads, device=self.basis.project.device)
         if sizes[0].heads != sizes[1].heads:
             outgoing = [self.basis.project.mT @ Matrix(block, shared.output).weight for block in theirs]
-            inner = [m.covariances(False)[0] for m in self.calibration.gathered[tower.blocks]]
+            gathered = self.calibration.gathered
+            inner = [gathered[tower.blocks, k, shared.module].covariances(False)[0] for k in range(len(theirs))]
             kept = choose_groups(inner, outgoing, sizes[0].size, sizes[1].heads)
         table, target = (blocks[0].get_submodule(shared.position_bias).weight for blocks in (theirs, ours))
         target.copy_(table[:, kept])
@@ -110,7 +108,7 @@ class Fit:
         first = self.student.base_model.get_submodule(tower.entry or f"{tower.blocks}.0")
         for batch, inputs in enumerate(self.calibration.inputs):
             states = input_of(first, partial(self.student, **inputs))
-            stream.student.append(states[stream.real[batch]])
+            stream.student.append(stream.rows(batch, states))
         if tower.entry:
             theirs = self.teacher.base_model.get_submodule(tower.entry)
             self._normalize(theirs, first, stream)
@@ -122,7 +120,7 @@ class Fit:
         for batch, states in enumerate(stream.teacher):
             stream.teacher[batch] = theirs(states)
             moments.add(ours(stream.student[batch]), stream.teacher[batch])
-        fit_norm(ours, moments, torch.eye(len(moments.x)).to(moments.x), self.basis.project.mT)
+        fit_norm(ours, moments, torch.eye(self.basis.project.shape[1]).to(self.basis.project), self.basis.project.mT)
         for batch, states in enumerate(stream.student):
             stream.student[batch] = ours(states)
 
@@ -135,30 +133,33 @@ class Fit:
             assert tower.memory is not None
             memory = streams[tower.memory], self._finals[tower.memory]
         kept = None if names.position_bias is None else self._kept
-        return AttentionBranch(names, theirs, ours, self._sizes(), streams[tower.blocks], block, memory, kept)
+        gathered = self.calibration.gathered.get((tower.blocks, block, names.module))
+        return AttentionBranch(names, theirs, ours, self._sizes(), streams[tower.blocks], block, memory, kept, gathered)
 
     def _fit(self, branch: Branch, norm: str, theirs: Any, ours: Any, stream: Stream) -> float:
         """Fit one branch of a block and put both streams through; returns the share of the variance that it reads."""
         norms = theirs.get_submodule(norm), ours.get_submodule(norm)
-        reader, inner = self._teacher_through(branch, norms, stream)
+        reader, covariance = self._teacher_through(branch, norms, stream)
         outgoing = self.basis.project.mT @ branch.teacher.weight
-        guess = branch.start(reader, inner, outgoing)
+        guess = branch.start(reader, covariance, outgoing)
         before = norms if self.family.pre_norm else (nn.Identity(), nn.Identity())
         constant = branch.student.bias is not None
         moments = self._moments(guess.shape[1], guess.shape[0])
         project = self.basis.project.to(stream.student[0])
-        keep = guess.shape[1] * sum(map(len, stream.student)) <= KEPT
-        kept: list[Tensor] = []
+        keep = (
+            guess.shape[1] <= 2 * guess.shape[0]
+        )  # attention's: they take longer to make than others, and less memory
+        kept: list[Iterable[Tensor]] = []
         for batch, states in enumerate(stream.student):
             missing = stream.teacher[batch].to(project.dtype) @ project - states
-            values = branch.student_inner(batch, before[1](states))
-            moments.add(values, missing)
+            inner = branch.student_inner(batch, before[1](states))
             if keep:
-                kept.append(values)
+                kept.append(inner := list(inner))
+            moments.add_pieces(inner, missing)
         branch.student.set(ridge(moments, guess, constant=constant))
         for batch, states in enumerate(stream.student):
-            values = kept[batch] if keep else branch.student_inner(batch, before[1](states))
-            stream.student[batch] = states + branch.student.module(values)
+            inner = kept[batch] if keep else branch.student_inner(batch, before[1](states))
+            stream.student[batch] = states + torch.cat([branch.student.module(values) for values in inner])
         if not self.family.pre_norm:
             self._normalize(*norms, stream)
         return explained(reader.moments)
@@ -172,14 +173,19 @@ class Fit:
             theirs = ours = nn.Identity()
         reads = self._moments(*self.basis.project.shape[::-1])
         width = branch.teacher.weight.shape[1]
-        inner = self._moments(width, 0) if branch.narrower else None
+        inner = branch.gathered or (self._moments(width, 0) if branch.narrower else None)
         for batch, states in enumerate(stream.teacher):
             normed = theirs(states)
             reads.add(ours(stream.student[batch]), normed)
-            values = branch.teacher_inner(batch, normed)
-            if inner is not None:
+            if inner is None or inner is branch.gathered:
+                stream.advance(batch, partial(_output, branch, batch, normed))
+                continue
+            added = []
+            for values in branch.teacher_inner(batch, normed):
                 inner.add(values, values[:, :0])
-            stream.teacher[batch] = states + branch.teacher.module(values)
+                if not stream.later:
+                    added.append(branch.teacher.module(values))
+            stream.advance(batch, partial(torch.cat, added))
         covariance = None if inner is None else inner.covariances(branch.teacher.bias is not None)[0]
         return Reader(reads, self._guess(reads, norms[0])), covariance
 
@@ -197,11 +203,12 @@ class Fit:
         module = self.teacher.base_model.get_submodule(tower.blocks)[block]
         for names in tower.branches:
             branch = self._branch(tower, names, module, module, block)
-            norm = module.get_submodule(names.norm)
+            before, after = module.get_submodule(names.norm), nn.Identity()
+            if not self.family.pre_norm:
+                before, after = after, before
             for batch, states in enumerate(stream.teacher):
-                normed = norm(states) if self.family.pre_norm else states
-                added = states + branch.teacher.module(branch.teacher_inner(batch, normed))
-                stream.teacher[batch] = added if self.family.pre_norm else norm(added)
+                stream.advance(batch, partial(_output, branch, batch, before(states)))
+                stream.teacher[batch] = after(stream.teacher[batch])
 
     def _finish(self, tower: Tower, stream: Stream) -> None:
         """Fit the norm after the last block and the reader of the final states."""
@@ -302,6 +309,11 @@ class Fit:
 def is_tied(model: Any, head: Any) -> bool:
     """Whether a head is the table of the input embeddings."""
     return head is not None and head.weight is getattr(model.get_input_embeddings(), "weight", None)
+
+
+def _output(branch: Branch, batch: int, normed: Tensor) -> Tensor:
+    """What the teacher's branch adds to its stream."""
+    return torch.cat([branch.teacher.module(values) for values in branch.teacher_inner(batch, normed)])
 
 
 def _title(names: Any) -> str:

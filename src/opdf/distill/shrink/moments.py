@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from opdf.mpo import factorized_on
 
 ROWS = 4096
-"""Rows of one product. Products of more are added up in float64."""
+"""Rows whose products are added up in float32. The sums of more are added up in float64."""
 
 WIDE = 512
 """Columns from which half of a symmetric product is worth leaving out."""
@@ -19,30 +22,35 @@ def exact(values: Tensor) -> Tensor:
     return values.detach().to(factorized_on(values.device), torch.float64)
 
 
-class Moments:
-    """Sums of products of inputs `x` and outputs `y`, in float64; the order of the rows does not matter.
+class _Sums(NamedTuple):
+    """Of x, y, the squares of y, x x' (its upper triangle) and x y'."""
 
-    Products have the precision of their factors, float32 at least. They are added up in float64, some thousand rows at
-    a time.
+    x: Tensor
+    y: Tensor
+    yy: Tensor
+    xx: Tensor
+    xy: Tensor
+
+
+class Moments:
+    """Means of inputs `x`, outputs `y` and their products, in float64; the order of the rows does not matter.
+
+    Products have the precision of their factors, float32 at least.
 
     Args:
         inputs, outputs: widths of x and y.
-        device: of the rows; the sums are there too, or on the CPU if it has no float64.
+        device: of the rows; the means are there too, or on the CPU if it has no float64.
 
     Attributes:
         count: rows seen.
-        x: `[inputs]`, sum of x; y: `[outputs]`.
-        xy: `[inputs, outputs]`, sum of x y'.
-        yy: `[outputs]`, sum of the squares of y.
     """
 
     def __init__(self, inputs: int, outputs: int, device: torch.device) -> None:
-        def zeros(*shape: int) -> Tensor:
-            return torch.zeros(shape, dtype=torch.float64, device=factorized_on(device))
-
         self.count = 0
-        self.x, self.y, self.yy = zeros(inputs), zeros(outputs), zeros(outputs)
-        self._xx, self.xy = zeros(inputs, inputs), zeros(inputs, outputs)
+        self._shapes = (inputs,), (outputs,), (outputs,), (inputs, inputs), (inputs, outputs)
+        self._sums = self._zeros(torch.float64, factorized_on(device))
+        self._recent: _Sums | None = None  # of the last rows, `ROWS` at most
+        self._rows = 0
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Count rows `x` `[rows, inputs]` and `y` `[rows, outputs]` in."""
@@ -52,35 +60,79 @@ class Moments:
             return
         dtype = torch.promote_types(x.dtype, torch.float32)
         x, y = x.to(dtype), y.to(dtype)
-        self.count += len(x)
-        self.x += x.sum(0).to(self.x)
-        _add_gram(self._xx, x)
+        if self._rows + len(x) > ROWS:
+            self._settle()
+        if self._recent is None or self._recent.x.dtype != dtype:
+            self._settle()
+            self._recent = self._zeros(dtype, x.device)
+        sums = self._recent
+        sums.x.add_(x.sum(0))
+        _add_gram(sums.xx, x)
         if y.shape[1]:
-            self.y += y.sum(0).to(self.y)
-            self.yy += y.square().sum(0).to(self.yy)
-            self.xy += (x.mT @ y).to(self.xy)
+            sums.y.add_(y.sum(0))
+            sums.yy.add_(y.square().sum(0))
+            sums.xy.addmm_(x.mT, y)
+        self._rows += len(x)
+        self.count += len(x)
+
+    def add_pieces(self, pieces: Iterable[Tensor], y: Tensor) -> None:
+        """Count rows in whose inputs come some at a time."""
+        start = 0
+        for x in pieces:
+            self.add(x, y[start : start + len(x)])
+            start += len(x)
+
+    def means(self) -> tuple[Tensor, Tensor]:
+        """Of x `[inputs]` and y `[outputs]`."""
+        self._settle()
+        return self._sums.x / self.count, self._sums.y / self.count
 
     def covariances(self, centred: bool) -> tuple[Tensor, Tensor]:
         """Means of `x x'` `[inputs, inputs]` and `x y'` `[inputs, outputs]`, of deviations from the means if asked."""
-        xx, xy = (self._xx.triu() + self._xx.triu(1).mT) / self.count, self.xy / self.count
+        x, y = self.means()
+        xx, xy = self._sums.xx / self.count, self._sums.xy / self.count
+        _mirror(xx)
         if centred:
-            mean = self.x / self.count
-            xx, xy = xx - torch.outer(mean, mean), xy - torch.outer(mean, self.y / self.count)
+            xx.addr_(x, x, alpha=-1)
+            xy.addr_(x, y, alpha=-1)
         return xx, xy
 
     def variance(self) -> Tensor:
         """`[outputs]`, of y."""
-        return (self.yy / self.count - (self.y / self.count).square()).clamp(min=0)
+        _, y = self.means()
+        return (self._sums.yy / self.count - y.square()).clamp(min=0)
+
+    def _zeros(self, dtype: torch.dtype, device: torch.device) -> _Sums:
+        return _Sums(*(torch.zeros(shape, dtype=dtype, device=device) for shape in self._shapes))
+
+    def _settle(self) -> None:
+        """Add the sums of the last rows to those of all."""
+        if self._recent is not None and self._rows:
+            for total, recent in zip(self._sums, self._recent, strict=True):
+                total += recent.to(total.device)
+                recent.zero_()
+        self._rows = 0
 
 
 def _add_gram(total: Tensor, x: Tensor) -> None:
     """Add `x' x` to the upper triangle of a matrix; of large ones little more than that is multiplied."""
-    size = x.shape[1]
-    if size <= WIDE:
-        total += (x.mT @ x).to(total)
+    if (half := _half(total)) is None:
+        total.addmm_(x.mT, x)
         return
-    half = size // 2
     left, right = x[:, :half], x[:, half:]
     _add_gram(total[:half, :half], left)
     _add_gram(total[half:, half:], right)
-    total[:half, half:] += (left.mT @ right).to(total)
+    total[:half, half:].addmm_(left.mT, right)
+
+
+def _mirror(total: Tensor) -> None:
+    """Fill in what `_add_gram` has left out."""
+    if (half := _half(total)) is not None:
+        _mirror(total[:half, :half])
+        _mirror(total[half:, half:])
+        total[half:, :half] = total[:half, half:].mT
+
+
+def _half(total: Tensor) -> int | None:
+    """Where a symmetric product is cut in two, None if it is small."""
+    return len(total) // 2 if len(total) > WIDE else None

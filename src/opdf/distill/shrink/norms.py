@@ -59,5 +59,6 @@ def fit_norm(norm: Any, moments: Moments, readout: Tensor, target: Tensor) -> No
     if not shift:
         return set_norm(norm, scale)
     inner.diagonal().add_(1e-9 * inner.diagonal().mean())
-    centre = torch.linalg.solve(inner, readout.mT @ (target @ moments.y))
-    return set_norm(norm, scale, (centre - scale * moments.x) / moments.count)
+    x, y = moments.means()
+    centre = torch.linalg.solve(inner, readout.mT @ (target @ y))
+    return set_norm(norm, scale, centre - scale * x)

@@ -34,16 +34,13 @@ def ridge(moments: Moments, guess: Tensor, *, constant: bool = True, strength: f
         strength: 0 or more.
     """
     xx, xy = moments.covariances(constant)
-    scale = xx.diagonal().mean()
-    system = xx.clone()
+    missing = xy - xx @ guess.mT
     # Far below the strength, so that inputs without variance leave the system regular.
-    system.diagonal().add_(max(strength, 1e-10) * scale + torch.finfo(xx.dtype).tiny)
-    step = torch.linalg.solve(system, xy - xx @ guess.mT, left=True)
+    xx.diagonal().add_(max(strength, 1e-10) * xx.diagonal().mean() + torch.finfo(xx.dtype).tiny)
+    step = torch.linalg.solve(xx, missing)
     weight = guess + step.mT
-    bias = torch.zeros_like(moments.y)
-    if constant:
-        bias = (moments.y - weight @ moments.x) / moments.count
-    return Affine(weight, bias)
+    x, y = moments.means()
+    return Affine(weight, y - weight @ x if constant else torch.zeros_like(y))
 
 
 def explained(moments: Moments) -> float:

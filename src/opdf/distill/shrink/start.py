@@ -47,8 +47,9 @@ def shrink(teacher: nn.Module, batches: Iterable[Mapping[str, Tensor]], **sizes:
         student = shrink(teacher, batches, num_hidden_layers=3, hidden_size=192)
 
     Nothing is trained. Every part of the student is fitted in closed form to the teacher's states on some examples. The
-    parts are fitted in order, each on what the fitted parts before it give. The teacher goes twice over the examples,
-    the student once or twice. Memory holds the residual streams of both models.
+    parts are fitted in order, each on what the fitted parts before it give. The teacher goes once over the examples, or
+    twice if its states after every branch take more than half a GB; the student goes once or twice. Memory holds the
+    residual streams of both models.
 
     Args:
         teacher: a BERT (MiniLM), RoBERTa, DistilBERT, ViT, DeiT, GPT-2, LLaMA, Qwen3 or T5 of transformers, on any
@@ -114,10 +115,11 @@ def _started(
     towers, heads = towers_of(teacher, family), outputs_of(teacher, family)
     depth = sum(len(student.base_model.get_submodule(tower.blocks)) for tower in towers)
     with tqdm(total=1 + depth, desc="starting the student", unit="block", disable=None) as bar:
-        recorder = Recorder(teacher, family, towers, heads)
+        narrower = head_sizes(config, family) != head_sizes(teacher.config, family)
+        recorder = Recorder(teacher, family, towers, heads, gather=narrower)
         for number, batch in enumerate(inputs):
             recorder.run(batch)
-            if not recorder.result.states.x.isfinite().all():
+            if not recorder.result.states.means()[0].isfinite().all():
                 raise ValueError(f"the teacher makes NaN or infinite states of batch {number}; look at its inputs")
         bar.update()
         norm = teacher.base_model.get_submodule(towers[-1].final or towers[-1].entry)

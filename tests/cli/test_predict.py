@@ -9,6 +9,7 @@ import math
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +179,9 @@ def test_a_conversation_is_answered_anew(models: Path, tmp_path: Path) -> None:
         list(predict(models / "decoder", rows))
 
 
-def test_images_by_folder_by_name_and_as_they_are(models: Path, tmp_path: Path, capsys: Any) -> None:
+def test_images_by_folder_by_name_and_as_they_are(
+    models: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for k in range(6):
         file = tmp_path / "photos" / "ab"[k % 2] / f"{k}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -195,6 +198,12 @@ def test_images_by_folder_by_name_and_as_they_are(models: Path, tmp_path: Path, 
     assert one["score"] == pytest.approx(found[2]["score"], abs=1e-6)
     assert main(["predict", str(models / "classes"), str(tmp_path / "photos")]) == 2
     assert "' in 'text'; the model reads texts" in capsys.readouterr().err
+    (tmp_path / "photos" / "one.heic").touch()
+    # As outside of pytest, which collects warnings.
+    monkeypatch.setattr(warnings, "showwarning", lambda *what: sys.stderr.write(warnings.formatwarning(*what[:4])))
+    assert main(["predict", str(models / "images"), str(tmp_path / "photos")]) == 0
+    told = f"warning: left out of {tmp_path / 'photos'}, as no images that can be read: 1 file (.heic)"
+    assert told in capsys.readouterr().err.splitlines()
     (tmp_path / "photos" / "broken.png").write_bytes(b"no image")
     assert main(["predict", str(models / "images"), str(tmp_path / "photos")]) == 2
     assert "broken.png cannot be read" in capsys.readouterr().err

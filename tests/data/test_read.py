@@ -17,6 +17,7 @@ from PIL import Image
 
 from opdf.data import load_data, located
 from opdf.data.read import READERS, read_file, read_folder, rows_of
+from opdf.data.rows import read_rows
 
 ROWS = [(f"words {k}", "ab"[k % 2]) for k in range(40)]
 
@@ -265,6 +266,16 @@ def test_images_that_a_table_describes(tmp_path: Path) -> None:
     (folder / "all" / "3.png").unlink()
     with pytest.raises(ValueError, match=r"names 3.png in line 4, and .* does not exist"):
         load_data(str(folder))
+
+
+def test_files_that_are_no_images_are_left_out_with_a_warning(tmp_path: Path) -> None:
+    folder = images(tmp_path / "images", "a", "b", count=2)
+    for name in ("5.heic", "6.HEIC", "list", ".hidden"):
+        (folder / "a" / name).touch()
+    with pytest.warns(UserWarning, match=r"images/a, as no images that can be read: 3 files \(.heic, list\)"):
+        assert len(read_folder(folder)["train"]) == 4
+    with pytest.warns(UserWarning, match=r"3 files \(.heic, list\)"):
+        assert len(list(read_rows(folder))) == 4
 
 
 def test_images_beside_their_classes_are_named(tmp_path: Path) -> None:

@@ -15,7 +15,11 @@ import os
 import select
 import signal
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
+from typing import Any
 
 from opdf.job import Stopped, UserError, not_installed
 
@@ -58,7 +62,8 @@ def main(argv: list[str] | None = None) -> int:
         Exception: a bug of ours; with OPDF_DEBUG=1 in the environment, any error.
     """
     try:
-        status = _status(sys.argv[1:] if argv is None else argv)
+        with _warnings_in_one_line():
+            status = _status(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
         return status
     except BrokenPipeError:
@@ -66,6 +71,20 @@ def main(argv: list[str] | None = None) -> int:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+
+
+@contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    """Inside, warnings come without the line of code that they stem from, which tells a user nothing."""
+
+    def one_line(message: Warning | str, *_: Any, **__: Any) -> str:
+        return f"warning: {' '.join(str(message).split())}\n"
+
+    usual, warnings.formatwarning = warnings.formatwarning, one_line
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 def _has_lost_its_reader(pipe: int) -> bool:

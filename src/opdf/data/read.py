@@ -152,15 +152,23 @@ def _described_images(folder: Path, table: Path) -> Dataset:
 def pictures(folder: Path, paths: Iterable[Path]) -> list[Path]:
     """Absolute paths of the images among some paths in a folder, none of them hidden, in the order of their names.
 
+    Files that are no images are left out with a warning.
+
     Raises:
         ValueError: one is a link that leads nowhere.
     """
-    found = (path for path in paths if path.suffix.lower() in PICTURES and not path.is_dir())
-    shown = sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
-    lost = next((path for path in shown if not path.exists()), None)
+    files = (path for path in paths if not path.is_dir())
+    shown = sorted(p for p in files if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+    found = [path for path in shown if path.suffix.lower() in PICTURES]
+    lost = next((path for path in found if not path.exists()), None)
     if lost is not None:
         raise ValueError(f"{lost} is a link that leads nowhere; bring back the image, or remove the link")
-    return [Path(os.path.abspath(path)) for path in shown]
+    others = [path for path in shown if path.suffix.lower() not in PICTURES and path.name not in METADATA]
+    if others:
+        kinds = ", ".join(sorted({path.suffix.lower() or path.name for path in others}))
+        count = f"{len(others)} file{'s' if len(others) > 1 else ''} ({kinds})"
+        warnings.warn(f"left out of {folder}, as no images that can be read: {count}", stacklevel=2)
+    return [Path(os.path.abspath(path)) for path in found]
 
 
 def _kept_images(paths: Sequence[Path], make: Callable[[], Dataset]) -> Dataset:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -275,6 +276,19 @@ def test_what_is_not_kept_is_made_again(family: str, share: float, monkeypatch: 
     assert error(again, once, given[0]) < 1e-8
 
 
+def test_hooks_of_the_teacher_are_seen_alike_with_and_without_kept_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher, given = small("gpt2"), [inputs("gpt2")]
+    teacher.transformer.h[1].ln_2.register_forward_pre_hook(lambda _, args: (args[0] * 0.5,))
+    once = shrink(teacher, given)
+    monkeypatch.setattr(calibration, "KEPT", 0)
+    assert error(shrink(teacher, given), once, given[0]) == 0
+    assert error(once, teacher, given[0]) < 1e-4
+
+
+def test_a_size_of_numpy_is_a_number() -> None:
+    assert shrink(small("bert"), [inputs("bert")], hidden_size=np.int64(8)).config.hidden_size == 8
+
+
 def test_the_teacher_is_left_as_it_was() -> None:
     teacher = small("bert").train()
     before, random = {k: v.clone() for k, v in teacher.state_dict().items()}, torch.random.get_rng_state()
@@ -370,6 +384,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], dict[str, Any], type[Exception], str
     "meta": (lambda: small("bert").to("meta"), {}, ValueError, "word_embeddings.weight is on the meta device"),
     "parametrized": (lambda: parametrized_bert(), {}, ValueError, "query.parametrizations.weight; give a plain"),
     "quantized": (lambda: quantized_bert(), {}, TypeError, "teacher is quantized"),
+    "the same block twice": (lambda: shared_block("bert", "encoder.layer"), {}, ValueError,
+                             "encoder.layer.1 is the same module as its encoder.layer.0; .*deepcopy"),
+    "the same again": (lambda: shared_block("llama", "layers"), {}, ValueError, "layers.1 is the same module as its"),
+    "chunks": (lambda: small("bert", chunk_size_feed_forward=2), {}, ValueError, "chunk_size_feed_forward is 2; load"),
 }  # fmt: skip
 
 
@@ -386,6 +404,13 @@ def parametrized_bert() -> Any:
 def quantized_bert() -> Any:
     model = small("bert")
     model.config.quantization_config = {"quant_method": "bitsandbytes"}
+    return model
+
+
+def shared_block(kind: str, blocks: str) -> Any:
+    model = small(kind)
+    found = model.base_model.get_submodule(blocks)
+    found[1] = found[0]
     return model
 
 
@@ -416,9 +441,19 @@ def test_refused_examples() -> None:
         shrink(teacher, inputs("bert"))
     with pytest.raises(
         ValueError,
-        match=r"21 tokens in 3 examples, and a student with 24 directions \(inter.* 4 examples .* or make inter",
+        match=r"21 tokens in 3 different examples, and a student with 24 directions \(inter.* 4 examples .* make inter",
     ):
         shrink(teacher, parts(inputs("bert"), [3, 61])[:1])
+    once = parts(inputs("bert"), [3, 61])[0]
+    with pytest.raises(ValueError, match="21 tokens in 3 different examples"):
+        shrink(teacher, [once, *parts(once, [1, 2], pad=3), once])
+    given = inputs("bert")
+    with pytest.raises(ValueError, match=r"inputs_embeds, which have the teacher's width; give input_ids"):
+        shrink(teacher, [{"inputs_embeds": torch.ones(64, 7, 16, dtype=torch.float64)}])
+    with pytest.raises(ValueError, match=r"attention_mask of shape \[64, 1, 1, \d+\]; give one number for each"):
+        shrink(teacher, [given | {"attention_mask": given["attention_mask"][:, None, None]}])
+    with pytest.raises(ValueError, match="a batch without rows"):
+        shrink(teacher, [given, {k: v[:0] for k, v in given.items()}])
     given = inputs("vit")
     given["pixel_values"][2] = float("inf")
     with pytest.raises(ValueError, match="states of batch 1"):

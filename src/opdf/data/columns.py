@@ -105,6 +105,11 @@ def _label(data: Dataset, asked: Asked) -> str | tuple[str, ...] | None:
         return asked.label
     tags = asked.task == "token-classification" or (asked.task is None and _words(data) is not None)
     found = next((column for column in (TAGS if tags else LABELS) if column in data.column_names), None)
+    if found is None and _images_alone(data):
+        raise ValueError(
+            f"{asked.name} has images and no labels; put those of each class into a subfolder, or set "
+            f"{asked.option('label')} to null to learn what the teacher says of them"
+        )
     if found is None and len(data.column_names) == 1:
         if set(data.column_names[0]) & set(";\t"):  # a csv file as spreadsheets write it in many countries
             raise ValueError(
@@ -221,6 +226,10 @@ def check_columns(part: str, rows: Dataset, task: Task, asked: Asked, file: Path
                 f"column {column!r} of {name} is empty in {len(gaps)} of {len(rows)} rows{split}: "
                 f"{rows_of(file, gaps)}; fill or remove them, or set {asked.option('drop_empty')} to true"
             )
+
+
+def _images_alone(data: Dataset) -> bool:
+    return all(isinstance(feature, Image) for feature in data.features.values())
 
 
 def sources(task: Task, asked: Asked) -> tuple[str, ...]:

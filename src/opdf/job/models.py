@@ -107,8 +107,9 @@ def load_config(name: str) -> Any:
 
 def load_model(name: str, task: Task) -> tuple[Any, list[str]]:
     """A pretrained model with a head for the task, and the names of weights that its checkpoint lacks."""
-    auto = auto_class(task)
-    check_labels(name, load_config(name), task)
+    auto, config = auto_class(task), load_config(name)
+    check_kind(f"model {name!r}", config, task)
+    check_labels(name, config, task)
     with loading(name) as folder, torch.device("cpu"):  # values are read, whatever surrounds this
         model, info = auto.from_pretrained(
             folder, dtype=DTYPE, use_safetensors=True, trust_remote_code=False, output_loading_info=True,
@@ -157,6 +158,19 @@ def check_reads(name: str, cls: Any, config: Any) -> None:
     raise UserError(
         f"{name} is a {cls.__name__}, which reads {reads}; give a model of texts (input_ids) or images (pixel_values)"
     )
+
+
+def check_kind(who: str, config: Any, task: Task) -> None:
+    """Refuse a kind of model that transformers has not for a task.
+
+    Raises:
+        UserError: it is one, of images for a task of texts, say.
+    """
+    if type(config) not in auto_class(task)._model_mapping:
+        raise UserError(
+            f"{who} is a {config.model_type}, of which there is none for {task.kind}; the data are "
+            f"{'images' if task.is_image else 'texts'}, so give a model that reads these"
+        )
 
 
 def check_causal(who: str, model: Any, task: Task) -> None:
@@ -260,7 +274,11 @@ def from_config(fields: dict[str, Any], task: Task) -> Any:
     fields = copy.deepcopy(fields)
     kind = fields.pop("model_type")
     try:
-        model = auto_class(task).from_config(AutoConfig.for_model(kind, **fields, **head_of(task)), dtype=DTYPE)
+        config = AutoConfig.for_model(kind, **fields, **head_of(task))
+        check_kind("the model", config, task)
+        model = auto_class(task).from_config(config, dtype=DTYPE)
+    except UserError:
+        raise
     except (StrictDataclassError, RuntimeError, ValueError, TypeError, ZeroDivisionError) as error:
         raise UserError(f"no {kind} can be built from the model's config: {' '.join(str(error).split())}") from error
     check_causal(f"the {kind}", model, task)

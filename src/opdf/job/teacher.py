@@ -46,9 +46,10 @@ def load_teacher(job: Job, task: Task) -> Any:
     else:
         raise UserError("teacher has neither model nor config; give one")
     if missing and not options.finetune and not job.objective.trains_teacher:
+        name = options.model if options.config is None else "config"
         raise UserError(
-            f"teacher {options.model or 'config'} is not trained for this task (missing: {missing[0]}); "
-            "set teacher.finetune: true, or give a fine-tuned teacher"
+            f"teacher {name} is not trained for this task (missing: {missing[0]}); set teacher.finetune: true, or give "
+            "a fine-tuned teacher"
         )
     return teacher
 

@@ -166,7 +166,8 @@ class Recorder:
         self._gather = gather
         width, device = getattr(teacher.config, family.width), teacher.device
         self.result = Calibration([], {s.blocks: Stream() for s in towers}, Moments(width, 0, device), [], {})
-        self._room = KEPT
+        # What a hook of the teacher's own changes is not seen alike by those that are made again.
+        self._room = -1 if any(m._forward_hooks or m._forward_pre_hooks for m in teacher.modules()) else KEPT
         self._normed: Tensor
 
     def run(self, inputs: dict[str, Tensor]) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch import nn
@@ -39,7 +40,27 @@ def check_teacher(teacher: nn.Module) -> Family:
             raise TypeError(f"teacher's {name} holds {parameter.dtype}; shrink needs floating-point weights")
         if not torch.isfinite(parameter).all():
             raise ValueError(f"teacher's {name} holds NaN or infinite entries; give a teacher that works")
+    _check_blocks(teacher, family)
     return family
+
+
+def _check_blocks(teacher: Any, family: Family) -> None:
+    """Refuse blocks that share a module, whose states could not be told apart, and blocks that read in chunks."""
+    names: dict[int, str] = {}
+    for tower in towers_of(teacher, family):
+        for name, module in teacher.base_model.get_submodule(tower.blocks).named_modules(remove_duplicate=False):
+            if names.setdefault(id(module), f"{tower.blocks}.{name}") != f"{tower.blocks}.{name}" and any(
+                True for _ in module.parameters()
+            ):
+                raise ValueError(
+                    f"teacher's {tower.blocks}.{name} is the same module as its {names[id(module)]}; shrink fits every "
+                    "block by itself: give the second one weights of its own (copy.deepcopy)"
+                )
+    if getattr(teacher.config, "chunk_size_feed_forward", 0):
+        raise ValueError(
+            f"teacher's chunk_size_feed_forward is {teacher.config.chunk_size_feed_forward}; load it with "
+            "chunk_size_feed_forward=0, which computes the same"
+        )
 
 
 def _weights(teacher: Any, family: Family) -> Iterator[str]:
@@ -96,8 +117,9 @@ def student_config(teacher: Any, family: Family, sizes: Mapping[str, int]) -> An
         name = old.attribute_map.get(given, given)
         if name not in names:
             raise ValueError(f"{given} is no size of a {old.model_type}; its sizes are {', '.join(names)}")
-        if isinstance(value, bool) or not isinstance(value, int):
+        if isinstance(value, bool) or not isinstance(value, SupportsIndex):
             raise TypeError(f"{given} is {value!r}; give a whole number")
+        value = operator.index(value)  # of NumPy, say
         largest = inner_size(old, family) if name == family.inner else getattr(old, name)
         if not 1 <= value <= largest:
             raise ValueError(f"{given} is {value}; the teacher's is {largest}, and a student's is 1 to that")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import logging
 import math
 import warnings
@@ -148,10 +149,26 @@ def _on_device(teacher: Any, batches: Iterable[Mapping[str, Tensor]]) -> list[di
                 raise TypeError(f"batches holds a {type(value).__name__} as {name}; {COLLATED}")
             if value.ndim == ONE_ROW.get(name):
                 raise ValueError(f"batches holds a single row, {name} of shape {list(value.shape)}; {COLLATED}")
+        _check_batch(given)
         inputs.append({k: v.to(teacher.device) for k, v in given.items()})
     if not inputs:
         raise ValueError("batches is empty; give examples as the model takes them, 256 or more")
     return inputs
+
+
+def _check_batch(given: Mapping[str, Tensor]) -> None:
+    """Refuse inputs that the student cannot read, or whose padding cannot be told."""
+    for name, value in given.items():
+        if name.endswith("inputs_embeds"):
+            raise ValueError(f"batches holds {name}, which have the teacher's width; give {name[:-13]}input_ids")
+        if not len(value):
+            raise ValueError(f"batches holds a batch without rows ({name} of shape {list(value.shape)}); leave it out")
+        ids = given.get(f"{name.removesuffix('attention_mask')}input_ids")
+        if name.endswith("attention_mask") and ids is not None and value.shape != ids.shape:
+            raise ValueError(
+                f"batches holds {name} of shape {list(value.shape)}; give one number for each token, of shape "
+                f"{list(ids.shape)}: 1 where it is real, 0 where it is padding"
+            )
 
 
 @contextmanager
@@ -182,15 +199,28 @@ def _check_count(
     }
     field, directions = max(sizes.items(), key=lambda item: item[1])
     examples = sum(len(next(iter(batch.values()))) for batch in inputs)
+    different = len({key for batch in inputs for key in _keys(batch)})
     tokens = min(sum(_count(teacher, tower, batch) for batch in inputs) for tower in towers_of(teacher, family))
+    tokens, examples = math.ceil(tokens * different / examples), different  # the same one again teaches nothing
     if tokens <= directions:
         needed = math.ceil((directions + 1) * examples / max(tokens, 1))
         raise ValueError(
-            f"batches has {tokens} tokens in {examples} examples, and a student with {directions} directions "
+            f"batches has {tokens} tokens in {examples} different examples, and a student with {directions} directions "
             f"({field}) needs {directions + 1} at least: give {needed} examples like these or more, or make "
             f"{field} smaller"
         )
     return tokens, directions, field
+
+
+def _keys(inputs: Mapping[str, Tensor]) -> Iterator[bytes]:
+    """One for each example, by which it is known again in a batch of another length."""
+    values = inputs.get("input_ids", next(iter(inputs.values()))).cpu()
+    mask = inputs.get("attention_mask")
+    real = torch.ones_like(values, dtype=torch.bool) if mask is None else mask.bool().cpu()
+    if values.shape != real.shape:
+        real = torch.ones_like(values, dtype=torch.bool)
+    for row, known in zip(values, real, strict=True):
+        yield hashlib.sha256(row[known].view(torch.uint8).numpy().tobytes()).digest()
 
 
 def _warn_of_few(tokens: int, directions: int, field: str) -> None:

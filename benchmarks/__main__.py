@@ -15,6 +15,7 @@ from benchmarks import (
     memory,
     rate,
     shrink,
+    shrink_time,
     simulation,
     step,
     stored,
@@ -36,7 +37,7 @@ BENCHMARKS: dict[str, Callable[[], None]] = {
     "stored": stored.main,
     "tokens": tokens.main,
     "shrink": shrink.main,
-    "shrink-time": gpu.shrinking_text,
+    "shrink-time": shrink_time.main,
     "simulation": simulation.main,
 }
 

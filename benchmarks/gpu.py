@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModel, AutoTokenizer
 
 import opdf
+from benchmarks import shrink_time
 from benchmarks.contenders import MODELS, Batch, Step, batch, ours, parametrized, plain, rebuild, student
 from benchmarks.measure import DEVICE, PRODUCT_SIZE, alternate, matmul_rate, write
-from opdf.data import load_data, minilm
-from opdf.distill import shrink
+from benchmarks.shrink_time import Case, minilm_and_texts
 from opdf.job import fill, read_yaml
 from opdf.mpo import decompose_many
 from opdf.overparam.config import PRECISIONS
@@ -143,51 +142,10 @@ def shrinking(toy: bool = False) -> None:
     """`shrink` to half the width: MiniLM with texts, a decoder of a billion parameters with random tokens."""
     width = 24 if toy else 192
     halves = {"hidden_size": width, "intermediate_size": 4 * width}
-    shrink_time("gpu-shrink", ("MiniLM", *small_text(16 if toy else 512), halves), large_decoder(toy))
+    shrink_time.measured("gpu-shrink", ("MiniLM", *minilm_and_texts(16 if toy else 512), halves), large_decoder(toy))
 
 
-def shrinking_text() -> None:
-    """`shrink` of MiniLM to half the width, on any machine."""
-    text = small_text(512)
-    sizes = {"hidden_size": 192}, {"hidden_size": 192, "intermediate_size": 768}
-    shrink_time("shrink-time", *(("MiniLM", *text, given) for given in sizes))
-
-
-def shrink_time(result: str, *cases: Shrinking) -> None:
-    rows = []
-    for name, teacher, batches, sizes in cases:
-        found = alternate({
-            "forward passes": lambda model=teacher, given=batches: forward(model, given),
-            "shrink": lambda model=teacher, given=batches, to=sizes: shrink(model, given, **to),
-        }, repeats=3)  # fmt: skip
-        tokens = sum(int(b.get("attention_mask", b["input_ids"]).ne(0).sum()) for b in batches)
-        ratio = found["shrink"].median / found["forward passes"].median
-        rows.append({"teacher": name, **sizes, "tokens": tokens, **found, "ratio": ratio})
-    columns = {key: "" for row in rows for key in row}
-    write(result, "Time of shrink to half the width", [columns | row for row in rows],
-          "Medians of 3 alternating runs; the teacher's forward passes are those over the same examples.")  # fmt: skip
-
-
-@torch.no_grad()
-def forward(model: Any, batches: list[dict[str, torch.Tensor]]) -> None:
-    for inputs in batches:
-        model(**inputs)
-
-
-Shrinking = tuple[str, Any, list[dict[str, torch.Tensor]], dict[str, int]]
-
-
-def small_text(examples: int) -> tuple[Any, list[dict[str, torch.Tensor]]]:
-    """MiniLM, and film reviews three in a row, so that nearly all have 48 tokens and more."""
-    tokenizer = AutoTokenizer.from_pretrained(minilm())
-    single = load_data("movie-sentiment")[0]["train"]["text"]
-    texts = [" ".join(single[k : k + 3]) for k in range(0, 3 * examples, 3)]
-    encode = {"padding": "max_length", "truncation": True, "max_length": 48, "return_tensors": "pt"}
-    batches = [dict(tokenizer(texts[k : k + 64], **encode).to(DEVICE)) for k in range(0, len(texts), 64)]
-    return AutoModel.from_pretrained(minilm(), dtype=torch.float32).to(DEVICE).eval(), batches
-
-
-def large_decoder(toy: bool) -> Shrinking:
+def large_decoder(toy: bool) -> Case:
     name = "decoder of width 32" if toy else "decoder of 1B"
     config = MODELS[name].config
     torch.manual_seed(0)

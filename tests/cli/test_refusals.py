@@ -296,7 +296,7 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
     ({"data": {"name": "{world}/no-images"}}, "has no images"),
     ({"data": {"name": "{world}/images"}}, "cannot be loaded: Can't load image processor"),
     ({"data": {"name": "{world}/images/cat"}}, "has images and no labels; put those of each class into a subfolder"),
-    ({"teacher": {"config": {"model_type": "vit"}}}, "is a vit, of which there is none for classification"),
+    ({"teacher": {"config": {"model_type": "vit"}}}, "is a vit, and transformers has none for classification of texts"),
     ({"teacher": {"config": {"model_type": "bert"}}}, "teacher config is not trained for this task"),
     ({"data": {"name": "{world}/text-gap.jsonl"}}, "column 'text' of"),
     ({"data": {"name": "{world}/no-text.jsonl"}}, "inputs is []; name one or two text columns"),

@@ -263,6 +263,9 @@ def test_images_that_a_table_describes(tmp_path: Path) -> None:
     assert (task.inputs, task.labels) == (("image",), ("a", "b"))
     for row in data["train"]:
         assert np.asarray(row["image"]).max() % 2 == row["label"]
+    (folder / "metadata.jsonl").write_text("\n".join(lines[:-2]))
+    with pytest.warns(UserWarning, match=r"metadata.jsonl does not name them: 2 images \(.*/38.png\)"):
+        assert sum(map(len, load_data(str(folder))[0].values())) == 38
     (folder / "all" / "3.png").unlink()
     with pytest.raises(ValueError, match=r"names 3.png in line 4, and .* does not exist"):
         load_data(str(folder))

@@ -144,6 +144,10 @@ def _described_images(folder: Path, table: Path) -> Dataset:
     for k, path in enumerate(paths):
         if not path.is_file():
             raise ValueError(f"{table} names {path.name} in {rows_of(table, [k])}, and {path} does not exist")
+    named = {os.path.abspath(path) for path in paths}
+    unnamed = [path for path in pictures(folder, folder.rglob("*")) if str(path) not in named]
+    if unnamed:
+        warnings.warn(f"left out, as {table} does not name them: {len(unnamed)} images ({unnamed[0]})", stacklevel=2)
     images = pa.chunked_array([pa.array([str(path) for path in paths])])
     with_images = rows.data.table.drop_columns("file_name").append_column("image", images)
     return _kept_images([table, *paths], lambda: Dataset(with_images).cast_column("image", Image()))

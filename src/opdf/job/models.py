@@ -108,7 +108,7 @@ def load_config(name: str) -> Any:
 def load_model(name: str, task: Task) -> tuple[Any, list[str]]:
     """A pretrained model with a head for the task, and the names of weights that its checkpoint lacks."""
     auto, config = auto_class(task), load_config(name)
-    check_kind(f"model {name!r}", config, task)
+    check_kind(f"model {name!r}", type(config), task)
     check_labels(name, config, task)
     with loading(name) as folder, torch.device("cpu"):  # values are read, whatever surrounds this
         model, info = auto.from_pretrained(
@@ -160,16 +160,21 @@ def check_reads(name: str, cls: Any, config: Any) -> None:
     )
 
 
-def check_kind(who: str, config: Any, task: Task) -> None:
-    """Refuse a kind of model that transformers has not for a task.
+def check_kind(who: str, config: type, task: Task) -> None:
+    """Refuse a kind of model that transformers does not have for a task.
+
+    Args:
+        who: the model, for the message.
+        config: the class of its configuration.
+        task: of the data.
 
     Raises:
         UserError: it is one, of images for a task of texts, say.
     """
-    if type(config) not in auto_class(task)._model_mapping:
+    if config not in auto_class(task)._model_mapping:
+        data = "images" if task.is_image else "texts"
         raise UserError(
-            f"{who} is a {config.model_type}, of which there is none for {task.kind}; the data are "
-            f"{'images' if task.is_image else 'texts'}, so give a model that reads these"
+            f"{who} is a {config.model_type}, and transformers has none for {task.kind} of {data}; give another kind"  # type: ignore[attr-defined]
         )
 
 
@@ -273,12 +278,9 @@ def problem_type(task: Task) -> str:
 def from_config(fields: dict[str, Any], task: Task) -> Any:
     fields = copy.deepcopy(fields)
     kind = fields.pop("model_type")
+    check_kind("the model of the config", CONFIG_MAPPING[kind], task)
     try:
-        config = AutoConfig.for_model(kind, **fields, **head_of(task))
-        check_kind("the model", config, task)
-        model = auto_class(task).from_config(config, dtype=DTYPE)
-    except UserError:
-        raise
+        model = auto_class(task).from_config(AutoConfig.for_model(kind, **fields, **head_of(task)), dtype=DTYPE)
     except (StrictDataclassError, RuntimeError, ValueError, TypeError, ZeroDivisionError) as error:
         raise UserError(f"no {kind} can be built from the model's config: {' '.join(str(error).split())}") from error
     check_causal(f"the {kind}", model, task)

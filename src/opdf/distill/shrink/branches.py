@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,9 +16,6 @@ from opdf.distill.shrink.matrices import Matrix, Reader
 from opdf.distill.shrink.moments import Moments
 from opdf.distill.shrink.ridge import Affine
 from opdf.distill.shrink.truncate import truncate
-
-PIECE = 2**20
-"""Inner values of feed-forward that are made at a time: of few, the memory is used again instead of asked for anew."""
 
 
 class Branch(Protocol):
@@ -35,11 +32,11 @@ class Branch(Protocol):
     narrower: bool
     gathered: Moments | None
 
-    def teacher_inner(self, batch: int, states: Tensor) -> Iterable[Tensor]:
-        """`[rows, inner]` of a batch, from its states `[rows, width]` after the norm, some rows at a time."""
+    def teacher_inner(self, batch: int, states: Tensor) -> Tensor:
+        """`[rows, inner]` of a batch, from its states `[rows, width]` after the norm."""
         ...
 
-    def student_inner(self, batch: int, states: Tensor) -> Iterable[Tensor]:
+    def student_inner(self, batch: int, states: Tensor) -> Tensor:
         """The same of the student, whose states have its own width."""
         ...
 
@@ -71,15 +68,11 @@ class FeedForwardBranch:
         self.narrower = self.student.weight.shape[1] < self.teacher.weight.shape[1]
         self.gathered: Moments | None = None
 
-    def teacher_inner(self, batch: int, states: Tensor) -> Iterable[Tensor]:
-        return self._pieces(self._blocks[0], states)
+    def teacher_inner(self, batch: int, states: Tensor) -> Tensor:
+        return self._inner(self._blocks[0], states)
 
-    def student_inner(self, batch: int, states: Tensor) -> Iterable[Tensor]:
-        return self._pieces(self._blocks[1], states)
-
-    def _pieces(self, block: nn.Module, states: Tensor) -> Iterable[Tensor]:
-        rows = max(1, PIECE // Matrix(block, self._names.down).weight.shape[1])
-        return (self._inner(block, piece) for piece in torch.split(states, rows))
+    def student_inner(self, batch: int, states: Tensor) -> Tensor:
+        return self._inner(self._blocks[1], states)
 
     def _inner(self, block: nn.Module, states: Tensor) -> Tensor:
         names = self._names
@@ -140,11 +133,11 @@ class AttentionBranch:
         self.teacher, self.student = (Matrix(b, names.output) for b in self._blocks)
         self.narrower, self.gathered = sizes[0] != sizes[1], gathered
 
-    def teacher_inner(self, batch: int, states: Tensor) -> Iterable[Tensor]:
+    def teacher_inner(self, batch: int, states: Tensor) -> Tensor:
         memory = None if self._memory is None else self._memory[0].teacher[batch]
         return self._inner(self._blocks[0], batch, states, memory, self._call(batch))
 
-    def student_inner(self, batch: int, states: Tensor) -> Iterable[Tensor]:
+    def student_inner(self, batch: int, states: Tensor) -> Tensor:
         call = self._call(batch).to(states.dtype)
         bias = call.kwargs.get("position_bias")
         if bias is not None:  # zero in cross-attention, so that any heads will do
@@ -156,9 +149,7 @@ class AttentionBranch:
     def _call(self, batch: int) -> Call:
         return self._stream.calls[batch][self._block, self._names.module]
 
-    def _inner(
-        self, block: nn.Module, batch: int, states: Tensor, memory: Tensor | None, call: Call
-    ) -> Iterable[Tensor]:
+    def _inner(self, block: nn.Module, batch: int, states: Tensor, memory: Tensor | None, call: Call) -> Tensor:
         extra: dict[str, Any] = {}
         if memory is not None:
             assert self._memory is not None
@@ -167,7 +158,7 @@ class AttentionBranch:
         attention, output = (block.get_submodule(n) for n in (self._names.module, self._names.output.name))
         padded = self._stream.padded(batch, states)
         inner = input_of(output, lambda: attention(padded, *call.args, **call.kwargs, **extra))
-        return [self._stream.rows(batch, inner)]
+        return self._stream.rows(batch, inner)
 
     def start(self, reader: Reader, inner: Tensor | None, outgoing: Tensor) -> Tensor:
         memory = reader if self._memory is None else self._memory[1]

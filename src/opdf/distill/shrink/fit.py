@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -120,7 +120,8 @@ class Fit:
         for batch, states in enumerate(stream.teacher):
             stream.teacher[batch] = theirs(states)
             moments.add(ours(stream.student[batch]), stream.teacher[batch])
-        fit_norm(ours, moments, torch.eye(self.basis.project.shape[1]).to(self.basis.project), self.basis.project.mT)
+        project = self.basis.project
+        fit_norm(ours, moments, torch.eye(project.shape[1]).to(project), project.mT)
         for batch, states in enumerate(stream.student):
             stream.student[batch] = ours(states)
 
@@ -146,20 +147,19 @@ class Fit:
         constant = branch.student.bias is not None
         moments = self._moments(guess.shape[1], guess.shape[0])
         project = self.basis.project.to(stream.student[0])
-        keep = (
-            guess.shape[1] <= 2 * guess.shape[0]
-        )  # attention's: they take longer to make than others, and less memory
-        kept: list[Iterable[Tensor]] = []
+        # Of attention, which takes longer to do again than feed-forward, and less memory.
+        keep = guess.shape[1] <= 2 * guess.shape[0]
+        kept: list[Tensor] = []
         for batch, states in enumerate(stream.student):
             missing = stream.teacher[batch].to(project.dtype) @ project - states
-            inner = branch.student_inner(batch, before[1](states))
+            values = branch.student_inner(batch, before[1](states))
+            moments.add(values, missing)
             if keep:
-                kept.append(inner := list(inner))
-            moments.add_pieces(inner, missing)
+                kept.append(values)
         branch.student.set(ridge(moments, guess, constant=constant))
         for batch, states in enumerate(stream.student):
-            inner = kept[batch] if keep else branch.student_inner(batch, before[1](states))
-            stream.student[batch] = states + torch.cat([branch.student.module(values) for values in inner])
+            values = kept[batch] if keep else branch.student_inner(batch, before[1](states))
+            stream.student[batch] = states + branch.student.module(values)
         if not self.family.pre_norm:
             self._normalize(*norms, stream)
         return explained(reader.moments)
@@ -179,13 +179,10 @@ class Fit:
             reads.add(ours(stream.student[batch]), normed)
             if inner is None or inner is branch.gathered:
                 stream.advance(batch, partial(_output, branch, batch, normed))
-                continue
-            added = []
-            for values in branch.teacher_inner(batch, normed):
+            else:
+                values = branch.teacher_inner(batch, normed)
                 inner.add(values, values[:, :0])
-                if not stream.later:
-                    added.append(branch.teacher.module(values))
-            stream.advance(batch, partial(torch.cat, added))
+                stream.advance(batch, partial(branch.teacher.module, values))
         covariance = None if inner is None else inner.covariances(branch.teacher.bias is not None)[0]
         return Reader(reads, self._guess(reads, norms[0])), covariance
 
@@ -313,7 +310,8 @@ def is_tied(model: Any, head: Any) -> bool:
 
 def _output(branch: Branch, batch: int, normed: Tensor) -> Tensor:
     """What the teacher's branch adds to its stream."""
-    return torch.cat([branch.teacher.module(values) for values in branch.teacher_inner(batch, normed)])
+    output: Tensor = branch.teacher.module(branch.teacher_inner(batch, normed))
+    return output
 
 
 def _title(names: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -74,13 +73,6 @@ class Moments:
             sums.xy.addmm_(x.mT, y)
         self._rows += len(x)
         self.count += len(x)
-
-    def add_pieces(self, pieces: Iterable[Tensor], y: Tensor) -> None:
-        """Count rows in whose inputs come some at a time."""
-        start = 0
-        for x in pieces:
-            self.add(x, y[start : start + len(x)])
-            start += len(x)
 
     def means(self) -> tuple[Tensor, Tensor]:
         """Of x `[inputs]` and y `[outputs]`."""

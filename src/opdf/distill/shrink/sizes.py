@@ -46,15 +46,16 @@ def check_teacher(teacher: nn.Module) -> Family:
 
 def _check_blocks(teacher: Any, family: Family) -> None:
     """Refuse blocks that share a module, whose states could not be told apart, and blocks that read in chunks."""
-    names: dict[int, str] = {}
+    first: dict[int, str] = {}
     for tower in towers_of(teacher, family):
-        for name, module in teacher.base_model.get_submodule(tower.blocks).named_modules(remove_duplicate=False):
-            if names.setdefault(id(module), f"{tower.blocks}.{name}") != f"{tower.blocks}.{name}" and any(
-                True for _ in module.parameters()
-            ):
+        for name, module in teacher.base_model.get_submodule(tower.blocks).named_modules(
+            prefix=tower.blocks, remove_duplicate=False
+        ):
+            other = first.setdefault(id(module), name)
+            if other != name and next(module.parameters(), None) is not None:
                 raise ValueError(
-                    f"teacher's {tower.blocks}.{name} is the same module as its {names[id(module)]}; shrink fits every "
-                    "block by itself: give the second one weights of its own (copy.deepcopy)"
+                    f"teacher's {name} is the same module as its {other}; shrink fits every block by itself: give the "
+                    "second one weights of its own (copy.deepcopy)"
                 )
     if getattr(teacher.config, "chunk_size_feed_forward", 0):
         raise ValueError(

@@ -68,8 +68,9 @@ def shrink(teacher: nn.Module, batches: Iterable[Mapping[str, Tensor]], **sizes:
 
     Raises:
         TypeError: the teacher is no transformers model or is quantized, or a size is no whole number.
-        ValueError: the teacher's family or a part of it is not supported, its weights or activations are NaN or on the
-            meta device; a size is not the family's, larger than the teacher's or does not fit the others; there are
+        ValueError: the teacher's family or a part of it is not supported, its blocks share a module, its weights or
+            activations are NaN or on the meta device; a size is not the family's, larger than the teacher's or does not
+            fit the others; batches hold embeddings, or masks that are not one number a token; different examples have
             fewer tokens than the fits have unknowns.
     """
     teacher = unwrapped(teacher)
@@ -160,14 +161,15 @@ def _check_batch(given: Mapping[str, Tensor]) -> None:
     """Refuse inputs that the student cannot read, or whose padding cannot be told."""
     for name, value in given.items():
         if name.endswith("inputs_embeds"):
-            raise ValueError(f"batches holds {name}, which have the teacher's width; give {name[:-13]}input_ids")
-        if not len(value):
+            ids = name.replace("inputs_embeds", "input_ids")
+            raise ValueError(f"batches holds {name}, which have the teacher's width; give {ids}")
+        if value.ndim and not len(value):
             raise ValueError(f"batches holds a batch without rows ({name} of shape {list(value.shape)}); leave it out")
-        ids = given.get(f"{name.removesuffix('attention_mask')}input_ids")
-        if name.endswith("attention_mask") and ids is not None and value.shape != ids.shape:
+        tokens = given.get(f"{name.removesuffix('attention_mask')}input_ids")
+        if name.endswith("attention_mask") and tokens is not None and value.shape != tokens.shape:
             raise ValueError(
                 f"batches holds {name} of shape {list(value.shape)}; give one number for each token, of shape "
-                f"{list(ids.shape)}: 1 where it is real, 0 where it is padding"
+                f"{list(tokens.shape)}: 1 where it is real, 0 where it is padding"
             )
 
 
@@ -214,13 +216,10 @@ def _check_count(
 
 def _keys(inputs: Mapping[str, Tensor]) -> Iterator[bytes]:
     """One for each example, by which it is known again in a batch of another length."""
-    values = inputs.get("input_ids", next(iter(inputs.values()))).cpu()
-    mask = inputs.get("attention_mask")
-    real = torch.ones_like(values, dtype=torch.bool) if mask is None else mask.bool().cpu()
-    if values.shape != real.shape:
-        real = torch.ones_like(values, dtype=torch.bool)
-    for row, known in zip(values, real, strict=True):
-        yield hashlib.sha256(row[known].view(torch.uint8).numpy().tobytes()).digest()
+    values, mask = inputs.get("input_ids", next(iter(inputs.values()))), inputs.get("attention_mask")
+    for k, row in enumerate(values):
+        real = row if mask is None or mask.shape != values.shape else row[mask[k].bool()]
+        yield hashlib.sha256(real.contiguous().view(torch.uint8).cpu().numpy().tobytes()).digest()
 
 
 def _warn_of_few(tokens: int, directions: int, field: str) -> None:

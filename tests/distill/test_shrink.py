@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from families import batch, build
 from opdf import Constraint, DistillationArguments, DistillationTrainer, OverParamConfig, overparameterize
-from opdf.distill import blank_student, shrink, shrink_report
+from opdf.distill import blank_student, dropout_fields, shrink, shrink_report
 from opdf.distill.shrink import calibration
 
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -343,6 +343,21 @@ def test_few_examples_are_warned_of_once() -> None:
         blank_student(teacher, [few])  # the fit itself will say it
 
 
+@pytest.mark.parametrize("kind", ["bert", "distilbert", "gpt2", "t5"])
+def test_dropout_is_left_out_unless_a_rate_is_named(kind: str) -> None:
+    """It changes no weight, and nothing of the teacher."""
+    teacher = small(kind)
+    rates = dict.fromkeys(dropout_fields(teacher.config), 0.25)
+    usual, student = shrink(teacher, [inputs(kind)]), shrink(teacher, [inputs(kind)], **rates)
+    assert any(getattr(teacher.config, name) for name in rates)
+    assert not any(getattr(usual.config, name) for name in rates)
+    assert not any(m.p for m in usual.modules() if isinstance(m, nn.Dropout))
+    assert rates.items() <= student.config.to_dict().items()
+    assert {m.p for m in student.modules() if isinstance(m, nn.Dropout)} <= {0.25}
+    assert 0.25 not in teacher.config.to_dict().values()
+    assert all(torch.equal(a, b) for a, b in zip(usual.parameters(), student.parameters(), strict=True))
+
+
 def test_the_report_says_what_is_kept() -> None:
     teacher = small("vit", num_hidden_layers=4)
     report = shrink_report(shrink(teacher, [inputs("vit")], num_hidden_layers=2, hidden_size=8))
@@ -367,7 +382,11 @@ REFUSED: dict[str, tuple[Callable[[], Any], dict[str, Any], type[Exception], str
     "larger": (lambda: small("bert"), {"hidden_size": 32}, ValueError, "hidden_size is 32; the teacher's is 16"),
     "zero": (lambda: small("bert"), {"num_hidden_layers": 0}, ValueError, "num_hidden_layers is 0"),
     "no number": (lambda: small("bert"), {"hidden_size": "8"}, TypeError, "hidden_size is '8'; give a whole"),
-    "no size": (lambda: small("bert"), {"hidden_act": 3}, ValueError, "hidden_act is no size of a bert; its sizes are"),
+    "no size": (lambda: small("bert"), {"hidden_act": 3}, ValueError, "hidden_act is no size of a bert; a fitted student may change"),
+    "dropout of everything": (lambda: small("bert"), {"hidden_dropout_prob": 1}, ValueError,
+                              "hidden_dropout_prob is 1; a rate of dropout is at least 0 and less than 1"),
+    "dropout in words": (lambda: small("gpt2"), {"attn_pdrop": "0.1"}, TypeError, "attn_pdrop is '0.1'; give a number"),
+    "dropout of others": (lambda: small("bert"), {"attn_pdrop": 0.1}, ValueError, "attn_pdrop is no size of a bert"),
     "head size": (lambda: small("llama"), {"head_dim": 4}, ValueError, "head_dim is no size of a llama"),
     "heads": (lambda: small("bert"), {"hidden_size": 9}, ValueError, "hidden_size 9 is not a multiple of num_att"),
     "groups": (lambda: small("llama", num_attention_heads=4, num_key_value_heads=2, hidden_size=24),

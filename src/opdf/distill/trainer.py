@@ -18,6 +18,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl,
 from opdf.data import EpochDataset
 from opdf.distill import checkpoint
 from opdf.distill.arguments import MUON, DistillationArguments, check_engine, check_loss, deciding
+from opdf.distill.attention import attention_kernel
 from opdf.distill.checkpointed import CheckpointedTrainer
 from opdf.distill.ensemble import Ensemble
 from opdf.distill.methods import METHODS
@@ -469,8 +470,9 @@ class DistillationTrainer(CheckpointedTrainer):
         # Gradients are averaged over processes, the loss is a sum over all their items.
         return losses.total * self.accelerator.num_processes
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        loss = super().training_step(*args, **kwargs)
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        with attention_kernel(inputs, self.args):
+            loss = super().training_step(model, inputs, *args, **kwargs)
         # Here, because the search for overflow, before the step, has to see the same gradients on every process.
         if self.accelerator.sync_gradients and self.accelerator.num_processes > 1:
             for p in self._own_parameters():

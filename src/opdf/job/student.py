@@ -50,12 +50,12 @@ class Start:
     """How a student is made.
 
     Attributes:
-        sizes: of a student that is fitted to its teacher; None for others.
+        sizes: of a student that is fitted to its teacher, with its rates of dropout; None for others.
         blank: that student, on the meta device.
         why_not: why a student is not fitted although no other start was asked for; empty for others.
     """
 
-    sizes: dict[str, int] | None = None
+    sizes: dict[str, float] | None = None
     blank: Any = None
     why_not: str = ""
 
@@ -84,7 +84,7 @@ def plan_start(options: StudentConfig, teacher: Any, prepared: Prepared | None =
         return Start(why_not=str(error))
 
 
-def _sizes(options: StudentConfig, teacher: Any) -> dict[str, int]:
+def _sizes(options: StudentConfig, teacher: Any) -> dict[str, float]:
     """What `shrink` takes for the student that is asked for."""
     depth = dict.fromkeys(depth_fields(teacher), options.layers) if isinstance(options.layers, int) else {}
     return depth | (options.config or {})

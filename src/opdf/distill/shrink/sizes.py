@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import operator
+import re
 from collections.abc import Iterator, Mapping
+from numbers import Real
 from typing import Any, SupportsIndex
 
 import torch
@@ -13,6 +15,9 @@ from torch import nn
 from opdf.distill.shrink.branches import HeadSizes
 from opdf.distill.shrink.families import Family, Head, Tower, family_of
 from opdf.distill.students import ONE_A_BLOCK, chosen_layers
+
+DROPOUT = re.compile("drop(out)?(_|$)")
+"""In the name of a field that matters in training alone: hidden_dropout_prob, attn_pdrop, dropout_rate."""
 
 
 def check_teacher(teacher: nn.Module) -> Family:
@@ -104,20 +109,30 @@ def has_part(model: nn.Module, path: str) -> bool:
     return found is not None
 
 
-def student_config(teacher: Any, family: Family, sizes: Mapping[str, int]) -> Any:
-    """The teacher's configuration with other sizes.
+def student_config(teacher: Any, family: Family, changes: Mapping[str, float]) -> Any:
+    """The teacher's configuration with other sizes, and without dropout unless a rate is given.
 
     Raises:
-        TypeError: a size is no integer.
-        ValueError: it is no size of this family, is larger than the teacher's, or does not go with the others.
+        TypeError: a size is no integer, or a rate no number.
+        ValueError: it is no field of this family that a fitted student may change, is larger than the teacher's, or
+            does not go with the others.
     """
     old = teacher.config
     config = copy.deepcopy(old)
     names = size_fields(teacher, family)
-    for given, value in sizes.items():
+    for name in dropout_fields(old):
+        if getattr(old, name):
+            setattr(config, name, 0.0)
+    for given, value in changes.items():
         name = old.attribute_map.get(given, given)
+        if name in dropout_fields(old):
+            setattr(config, name, _rate(given, value))
+            continue
         if name not in names:
-            raise ValueError(f"{given} is no size of a {old.model_type}; its sizes are {', '.join(names)}")
+            raise ValueError(
+                f"{given} is no size of a {old.model_type}; a fitted student may change {', '.join(names)} and its "
+                "rates of dropout"
+            )
         if isinstance(value, bool) or not isinstance(value, SupportsIndex):
             raise TypeError(f"{given} is {value!r}; give a whole number")
         value = operator.index(value)  # of NumPy, say
@@ -137,11 +152,25 @@ def student_config(teacher: Any, family: Family, sizes: Mapping[str, int]) -> An
     return config
 
 
+def _rate(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} is {value!r}; give a number from 0 to 1, as a rate of dropout")
+    rate = float(value)
+    if not 0 <= rate < 1:
+        raise ValueError(f"{name} is {value}; a rate of dropout is at least 0 and less than 1")
+    return rate
+
+
 def size_fields(teacher: Any, family: Family) -> list[str]:
     """Fields of the configuration that can be made smaller."""
     depths = [tower.depth for tower in towers_of(teacher, family)]
     sizes = [family.width, family.inner, family.heads, family.groups, None if family.rotary else family.head]
     return [name for name in (*depths, *sizes) if name]
+
+
+def dropout_fields(config: Any) -> list[str]:
+    """Fields of a configuration that are rates of dropout."""
+    return [name for name in config.to_dict() if DROPOUT.search(name)]
 
 
 def depth_fields(teacher: Any) -> list[str]:

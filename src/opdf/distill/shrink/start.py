@@ -42,7 +42,7 @@ ENOUGH = 2
 """Tokens a direction. With fewer, a student does little on tokens that it was not fitted to."""
 
 
-def shrink(teacher: nn.Module, batches: Iterable[Mapping[str, Tensor]], **sizes: int) -> Any:
+def shrink(teacher: nn.Module, batches: Iterable[Mapping[str, Tensor]], **sizes: float) -> Any:
     """A smaller student of the teacher's class that does what the teacher does, as well as its size allows.
 
         student = shrink(teacher, batches, num_hidden_layers=3, hidden_size=192)
@@ -60,14 +60,15 @@ def shrink(teacher: nn.Module, batches: Iterable[Mapping[str, Tensor]], **sizes:
             and their padding do not matter. Pad on the right if the model counts positions from the left (BERT, GPT-2).
         **sizes: fields of the teacher's configuration: its hidden size, feed-forward size, numbers of heads and of
             key-value heads, and of blocks. What is not named stays. The size of a head changes with the hidden size if
-            it is not a field of its own.
+            it is not a field of its own. Rates of dropout may be named too, and are 0 if they are not: a student that
+            knows its teacher from the start unlearns it with dropout in a short training (docs/evidence.md).
 
     Returns:
         A plain model of the teacher's class and dtype, on its device, in eval mode. `shrink_report` tells how much of
         the teacher's residual stream each of its blocks knows.
 
     Raises:
-        TypeError: the teacher is no transformers model or is quantized, or a size is no whole number.
+        TypeError: the teacher is no transformers model or is quantized, or a size is no whole number, a rate no number.
         ValueError: the teacher's family or a part of it is not supported, its blocks share a module, its weights or
             activations are NaN or on the meta device; a size is not the family's, larger than the teacher's or does not
             fit the others; batches hold embeddings, or masks that are not one number a token; different examples have
@@ -85,7 +86,7 @@ def shrink(teacher: nn.Module, batches: Iterable[Mapping[str, Tensor]], **sizes:
     return student
 
 
-def blank_student(teacher: Any, batches: Iterable[Mapping[str, Tensor]] = (), **sizes: int) -> Any:
+def blank_student(teacher: Any, batches: Iterable[Mapping[str, Tensor]] = (), **sizes: float) -> Any:
     """The student that `shrink` would make, without its values: all of its checks and none of its work.
 
     Args:

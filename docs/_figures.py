@@ -2,7 +2,8 @@
 
 Each function of `FIGURES` draws its numbers and describes them in words. The description
 becomes the image's text for screen readers. In a page the comment
-`<!-- studies/results/NAME -->` stands before the table of that study, and
+`<!-- studies/results/NAME -->` stands before the table of that study,
+`<!-- near the teacher: NAME -->` before that of when its students came near, and
 `<!-- studies of sizes -->` before that of students of several sizes. Tests compare them
 with the results, so that no figure and no table outlives its data.
 """
@@ -25,6 +26,8 @@ from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from opdf.study import read_results, summary
+from opdf.study.figures import Results
+from opdf.study.report import near_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "docs" / "images"
@@ -76,10 +79,13 @@ def main() -> None:
 
 def with_tables(page: str) -> str:
     """A page with the tables of studies, as `opdf report` prints them, and of sizes."""
-    place = r"(<!-- (?:studies/results/([\w-]+)|studies of sizes) -->\n\n)(?:\|.*\n)*\n*"
+    place = (
+        r"(<!-- (studies/results/|near the teacher: |studies of sizes)([\w-]*) -->\n\n)"
+        r"(?:\|.*\n)*\n*"
+    )
 
     def filled(found: re.Match[str]) -> str:
-        table = summary(study(found[2])) if found[2] else sizes_table()
+        table = TABLES[found[2]](found[3])
         return f"{found[1]}{table}\n\n"
 
     return re.sub(place, filled, page)
@@ -356,6 +362,11 @@ def arms() -> tuple[Figure, str]:
     return figure, f"{what}. {'; '.join(told)}."
 
 
+TABLES: dict[str, Callable[[str], str]] = {
+    "studies/results/": lambda name: summary(study(name)),
+    "near the teacher: ": lambda name: near_table(name),
+    "studies of sizes": lambda name: sizes_table(name),
+}
 FIGURES: dict[str, Callable[[], tuple[Figure, str]]] = {
     "shrunk": shrunk,
     "sizes": sizes,
@@ -491,7 +502,23 @@ def share(results: Study, setting: str, variant: str) -> tuple[float, float]:
     return start, training
 
 
-def sizes_table() -> str:
+def near_table(name: str) -> str:
+    """How many students came within a point of their teacher, and after how many steps.
+
+    On validation; a line a variant. Medians are of those that came.
+    """
+    groups = near_rows(Results(study(name)))
+    rows: dict[str, list[str]] = {}
+    for group in groups:
+        for row in group["rows"]:
+            after = f", {row['steps']} steps" if row["steps"] else ""
+            rows.setdefault(row["variant"], []).append(f"{row['there']}{after}")
+    heads = ("", *(group["setting"] for group in groups))
+    lines = [(variant, *cells) for variant, cells in rows.items()]
+    return tabulate(lines, heads, tablefmt="github", disable_numparse=True)
+
+
+def sizes_table(_: str) -> str:
     """A line a setting: the teacher's score, points behind it, and the time for that."""
     table = []
     for results, setting in sized():

@@ -12,6 +12,7 @@ import pytest
 import torch
 from tests.study.example import STUDY
 
+from opdf.cli.compare import main
 from opdf.job import DataConfig, DistillConfig, StudentConfig, TeacherConfig, run
 from opdf.job.options import fill
 from opdf.job.prepared import prepare_data
@@ -46,6 +47,7 @@ def test_runs_side_by_side(runs: Path) -> None:
         assert row["megabytes"] == pytest.approx(4e-6 * row["parameters"], rel=0.2)
         assert 0 < row["milliseconds"] < 1000
     assert [row["against"] is None for row in rows] == [True, False, True]
+    assert [row["same_examples"] for row in rows] == [True, True, False]
 
     # Of accuracies, the interval is that of the mean of paired differences.
     one, two = (answers_of(folder) for folder in folders[:2])
@@ -61,6 +63,14 @@ def test_runs_side_by_side(runs: Path) -> None:
     shown = f"{100 * found['mean']:+.1f} [{100 * found['low']:+.1f}, {100 * found['high']:+.1f}]"
     assert [line[column] for line in cells[1:]] == ["", shown, ""]
     assert "ms for 16" in cells[0]
+
+
+def test_other_test_examples_are_told(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main([str(runs / name) for name in ("one", "elsewhere")])
+    one, elsewhere = runs / "one", runs / "elsewhere"
+    assert f"Other test examples than {one}'s: {elsewhere}. Their scores cannot be" in capsys.readouterr().out
+    main([str(runs / name) for name in ("one", "two")])
+    assert "Other test examples" not in capsys.readouterr().out
 
 
 def test_language_models_beside_their_teachers(tmp_path: Path) -> None:

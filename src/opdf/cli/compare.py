@@ -47,5 +47,9 @@ def main(argv: list[str]) -> None:
         print(json.dumps(rows, indent=2))
         return
     print(table(rows, config.batch))
+    others = [row["run"] for row in rows if not row["same_examples"]]
+    if others:
+        first, them = rows[0]["run"], " and ".join(others)
+        print(f"\nOther test examples than {first}'s: {them}. Their scores cannot be compared with its.")
     if any(row["against"] for row in rows):
         print("\nThe intervals are of the test examples. With another seed the differences can move further.")

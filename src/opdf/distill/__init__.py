@@ -33,11 +33,7 @@ if TYPE_CHECKING:
 
 # What opdf.job needs beyond the reference.
 if TYPE_CHECKING:
-    from opdf.distill.shrink import (
-        depth_fields as depth_fields,
-        dropout_fields as dropout_fields,
-        find_report as find_report,
-    )
+    from opdf.distill.shrink import depth_fields as depth_fields, find_report as find_report
 
 __all__ = [
     "LGTM",

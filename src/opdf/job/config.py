@@ -83,8 +83,7 @@ class StudentConfig:
         config: fields of the teacher's configuration to change; with `layers`, a number, the depth is changed too.
         start: teacher fits a student of other sizes or fewer blocks to its teacher, in closed form, before it is
             trained; copy takes the blocks of `layers` as they are; random begins with random weights. null is teacher
-            wherever the family and the data allow it; such a student trains without dropout unless `config` gives it
-            a rate. A list of `layers` is copied.
+            wherever the family and the data allow it. A list of `layers` is copied.
         calibration: training examples that a student is fitted on.
     """
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from opdf.data import Prepared, describe
-from opdf.distill import StoreInfo, dropout_fields
+from opdf.distill import StoreInfo
 from opdf.job.arguments import optimizer_name
 from opdf.job.card import teacher_of
 from opdf.job.checks import Fit
@@ -137,9 +137,7 @@ def student_of(job: Job, start: Start) -> str:
     options = job.config.student
     if start.sizes is not None:
         sizes = ", ".join(f"{name} {value}" for name, value in start.sizes.items())
-        fitted = f"starts from the teacher, fitted on up to {options.calibration} training examples ({sizes})"
-        dropped = any(getattr(start.blank.config, name) for name in dropout_fields(start.blank.config))
-        return fitted if dropped else f"{fitted}, trains without dropout"
+        return f"starts from the teacher, fitted on up to {options.calibration} training examples ({sizes})"
     if options.layers is not None:
         blocks = f"{options.layers} blocks" if isinstance(options.layers, int) else f"blocks {options.layers}"
         return f"{blocks} of {options.model or 'the teacher'}, copied"

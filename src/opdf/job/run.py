@@ -15,7 +15,7 @@ import transformers
 from transformers import set_seed
 
 import opdf
-from opdf.data import Prepared
+from opdf.data import LOWER_IS_BETTER, Prepared
 from opdf.distill import DistillationTrainer, find_report, members
 from opdf.job.arguments import renewed
 from opdf.job.card import write_card
@@ -164,7 +164,19 @@ def _run(job: Job, prepared: Prepared, teacher: Any, command: str | None) -> dic
         write_card(job.config, metrics, prepared, command, job.folder / STUDENT)
         begun.with_student(job.folder).write(job.folder)
         write_json(metrics, job.folder / METRICS)
+        _tell_what_training_cost(metrics)
     return metrics
+
+
+def _tell_what_training_cost(metrics: dict[str, Any]) -> None:
+    """Say so if a student ended below its start: rates that suit untrained students spoil one that began well."""
+    name = metrics["metric"]
+    before, after = (metrics[part]["validation"][name] for part in ("student before training", "student"))
+    if after > before if name in LOWER_IS_BETTER else after < before:
+        tell(
+            f"note: training took the student's {name} on validation from {before:.4f} to {after:.4f}; lower "
+            "training.learning_rate, or train longer"
+        )
 
 
 def train_student(

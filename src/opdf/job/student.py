@@ -50,7 +50,7 @@ class Start:
     """How a student is made.
 
     Attributes:
-        sizes: of a student that is fitted to its teacher, with its rates of dropout; None for others.
+        sizes: of a student that is fitted to its teacher; None for others.
         blank: that student, on the meta device.
         why_not: why a student is not fitted although no other start was asked for; empty for others.
     """

@@ -66,8 +66,9 @@ def compare(folders: Sequence[Path], *, batch: int = 32) -> list[dict[str, Any]]
         A row a run: its name, metric, test scores of the teacher and of the student before and after its training, the
         validation score, a language model's agreement with its teacher, parameters, megabytes of the saved student,
         milliseconds for one example and for a batch on this machine (medians, the runs taking turns), steps and seconds
-        of training, and "against", the difference to the first run's test score with its 95 % interval by test
-        examples. "against" is null if the two have other test examples or their answers cannot be paired.
+        of training, whether it was tested on the first run's examples, and "against", the difference to the first run's
+        test score with its 95 % interval by test examples. "against" is null if the two have other test examples or
+        their answers cannot be paired.
 
     Raises:
         UserError: there are fewer than two runs, one is not finished, or its data have changed.
@@ -149,6 +150,7 @@ def _row(run: Finished, first: Finished, one: float, many: float) -> dict[str, A
         "before": metrics["student before training"]["test"][metric],
         "validation": metrics["student"]["validation"][metric], "test": metrics["student"]["test"][metric],
         "agreement": metrics["student"]["test"].get("agreement") if metric != "agreement" else None,
+        "same_examples": run.split == first.split,
         "against": None if found is None else {"mean": found.mean, "low": found.low, "high": found.high},
         "parameters": metrics["inference_params"], "megabytes": weights / 1e6, "milliseconds": 1000 * one,
         "milliseconds_batch": 1000 * many, "steps": metrics["steps"], "train_seconds": metrics["train_seconds"],

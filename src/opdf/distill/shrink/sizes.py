@@ -110,7 +110,7 @@ def has_part(model: nn.Module, path: str) -> bool:
 
 
 def student_config(teacher: Any, family: Family, changes: Mapping[str, float]) -> Any:
-    """The teacher's configuration with other sizes, and without dropout unless a rate is given.
+    """The teacher's configuration with other sizes and rates of dropout.
 
     Raises:
         TypeError: a size is no integer, or a rate no number.
@@ -120,12 +120,9 @@ def student_config(teacher: Any, family: Family, changes: Mapping[str, float]) -
     old = teacher.config
     config = copy.deepcopy(old)
     names = size_fields(teacher, family)
-    for name in dropout_fields(old):
-        if getattr(old, name):
-            setattr(config, name, 0.0)
     for given, value in changes.items():
         name = old.attribute_map.get(given, given)
-        if name in dropout_fields(old):
+        if DROPOUT.search(name) and hasattr(old, name):
             setattr(config, name, _rate(given, value))
             continue
         if name not in names:
@@ -166,11 +163,6 @@ def size_fields(teacher: Any, family: Family) -> list[str]:
     depths = [tower.depth for tower in towers_of(teacher, family)]
     sizes = [family.width, family.inner, family.heads, family.groups, None if family.rotary else family.head]
     return [name for name in (*depths, *sizes) if name]
-
-
-def dropout_fields(config: Any) -> list[str]:
-    """Fields of a configuration that are rates of dropout."""
-    return [name for name in config.to_dict() if DROPOUT.search(name)]
 
 
 def depth_fields(teacher: Any) -> list[str]:

@@ -60,8 +60,7 @@ def shrink(teacher: nn.Module, batches: Iterable[Mapping[str, Tensor]], **sizes:
             and their padding do not matter. Pad on the right if the model counts positions from the left (BERT, GPT-2).
         **sizes: fields of the teacher's configuration: its hidden size, feed-forward size, numbers of heads and of
             key-value heads, and of blocks. What is not named stays. The size of a head changes with the hidden size if
-            it is not a field of its own. Rates of dropout may be named too, and are 0 if they are not: a student that
-            knows its teacher from the start unlearns it with dropout in a short training (docs/evidence.md).
+            it is not a field of its own. Rates of dropout, which matter in training alone, may be named too.
 
     Returns:
         A plain model of the teacher's class and dtype, on its device, in eval mode. `shrink_report` tells how much of

@@ -124,6 +124,16 @@ def test_other_rows_under_the_same_name_are_refused(tmp_path: Path) -> None:
         run(config(moved, resume=True))
 
 
+def test_other_versions_are_told(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = stopped / "begun.json"
+    begun = json.loads(file.read_text())
+    assert begun["versions"]["torch"] == torch.__version__
+    begun["versions"]["torch"] = "2.0"
+    file.write_text(json.dumps(begun))
+    run(digits(stopped, resume=True))
+    assert f"note: this run was begun with torch 2.0 (now {torch.__version__}); it" in capsys.readouterr().err
+
+
 def test_a_run_of_another_version_is_refused(stopped: Path) -> None:
     file = stopped / "config.yaml"
     file.write_text(file.read_text().replace("ones: 1", "method: mpo"))

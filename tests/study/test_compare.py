@@ -12,11 +12,10 @@ import pytest
 import torch
 from tests.study.example import STUDY
 
-from opdf.cli.compare import main
 from opdf.job import DataConfig, DistillConfig, StudentConfig, TeacherConfig, run
 from opdf.job.options import fill
 from opdf.job.prepared import prepare_data
-from opdf.study.compare import compare, load, table
+from opdf.study.compare import compare, load, remarks, table
 
 pytestmark = pytest.mark.usefixtures("quick_collections")
 
@@ -63,14 +62,9 @@ def test_runs_side_by_side(runs: Path) -> None:
     shown = f"{100 * found['mean']:+.1f} [{100 * found['low']:+.1f}, {100 * found['high']:+.1f}]"
     assert [line[column] for line in cells[1:]] == ["", shown, ""]
     assert "ms for 16" in cells[0]
-
-
-def test_other_test_examples_are_told(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main([str(runs / name) for name in ("one", "elsewhere")])
-    one, elsewhere = runs / "one", runs / "elsewhere"
-    assert f"Other test examples than {one}'s: {elsewhere}. Their scores cannot be" in capsys.readouterr().out
-    main([str(runs / name) for name in ("one", "two")])
-    assert "Other test examples" not in capsys.readouterr().out
+    other, interval = remarks(rows)
+    assert other.startswith(f"Other test examples than {folders[0]}'s: {folders[2]}. ")
+    assert remarks(rows[:2]) == [interval]
 
 
 def test_language_models_beside_their_teachers(tmp_path: Path) -> None:

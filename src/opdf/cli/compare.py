@@ -39,17 +39,11 @@ def main(argv: list[str]) -> None:
     config = parse(argv, CompareConfig, "opdf compare", DESCRIPTION, positional="runs")
     at_least_one(config, "batch")
     from opdf.job import quiet
-    from opdf.study import compare, table
+    from opdf.study import compare, remarks, table
 
     with quiet():
         rows = compare([Path(run) for run in config.runs], batch=config.batch)
     if config.json:
         print(json.dumps(rows, indent=2))
         return
-    print(table(rows, config.batch))
-    others = [row["run"] for row in rows if not row["same_examples"]]
-    if others:
-        first, them = rows[0]["run"], " and ".join(others)
-        print(f"\nOther test examples than {first}'s: {them}. Their scores cannot be compared with its.")
-    if any(row["against"] for row in rows):
-        print("\nThe intervals are of the test examples. With another seed the differences can move further.")
+    print(table(rows, config.batch), *remarks(rows), sep="\n\n")

@@ -57,12 +57,12 @@ if TYPE_CHECKING:
         check_student as check_student,
         named_models as named_models,
         rows_digest as rows_digest,
+        versions as versions,
     )
     from opdf.job.run import (
         parameters as parameters,
         student_trainer as student_trainer,
         train_student as train_student,
-        versions as versions,
     )
     from opdf.job.saved import find_saved as find_saved
     from opdf.job.scoring import (

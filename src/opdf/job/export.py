@@ -28,8 +28,7 @@ from opdf.job.config import DataConfig, TeacherConfig
 from opdf.job.errors import UserError, not_installed
 from opdf.job.models import load_saved
 from opdf.job.prepared import prepare_data
-from opdf.job.resume import check_rows_of_run
-from opdf.job.run import versions
+from opdf.job.resume import check_rows_of_run, versions
 from opdf.job.saved import find_saved
 from opdf.job.scoring import pair_cosines, similarity_metrics
 

@@ -8,14 +8,18 @@ output/begun.json    digests of what is read from outside (the rows of each spli
 from __future__ import annotations
 
 import hashlib
+import platform
 from collections.abc import Iterator
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import torch
+import transformers
 from datasets import Dataset, DatasetDict
 
+import opdf
 from opdf.distill import DistillationArguments, newest_whole
 from opdf.files import LOCK
 from opdf.job.config import DataConfig, DistillConfig
@@ -49,15 +53,18 @@ class Begun:
         rows: a digest of the rows of each split.
         examples: of an optimizer step, over all micro-batches and processes.
         files: digests of the files of each model, by the option that names it; see `opdf.job.models.files_of`.
+        versions: of the packages that the result depends on.
     """
 
     rows: dict[str, str]
     examples: int
     files: dict[str, dict[str, str]] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, job: Job, data: DatasetDict) -> Begun:
-        return cls({part: rows_digest(rows) for part, rows in data.items()}, examples_of(job), files_read(job))
+        rows = {part: rows_digest(rows) for part, rows in data.items()}
+        return cls(rows, examples_of(job), files_read(job), versions())
 
     def write(self, folder: Path) -> None:
         write_json(asdict(self), folder / BEGUN)
@@ -66,6 +73,13 @@ class Begun:
         """The first split that holds other rows, or the same in another order."""
         return next((part for part, rows in data.items() if rows_digest(rows) != self.rows.get(part)), None)
 
+    def tell_other_versions(self) -> None:
+        """Say so if the run goes on with other packages, whose results can differ."""
+        then = {name: self.versions.get(name, now) for name, now in versions().items()}
+        others = [f"{name} {then[name]} (now {now})" for name, now in versions().items() if then[name] != now]
+        if others:
+            tell(f"note: this run was begun with {', '.join(others)}; it may not end as it would have with that")
+
     def with_teacher(self, job: Job) -> Begun:
         """With the files of fine-tuned teachers, which a resumed run reads."""
         return replace(self, files=self.files | kept_files(job))
@@ -73,6 +87,14 @@ class Begun:
     def with_student(self, folder: Path) -> Begun:
         """With the files of the saved student, so that a later change is noticed."""
         return replace(self, files=self.files | {"output/student": file_digests(folder / STUDENT)})
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that a result depends on."""
+    return {
+        "opdf": opdf.__version__, "torch": torch.__version__, "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }  # fmt: skip
 
 
 def files_read(job: Job) -> dict[str, dict[str, str]]:
@@ -135,6 +157,8 @@ def check_same_configuration(job: Job) -> None:
             f"{folder} goes on only as it was begun: {said}. Give what it was begun with, or start a new run in "
             "another folder"
         )
+    if begun is not None:
+        begun.tell_other_versions()
 
 
 def check_same_rows(job: Job, data: DatasetDict) -> None:
@@ -215,7 +239,7 @@ def begun_with(folder: Path) -> Begun | None:
     content = read_json(folder / BEGUN, f"what the run read cannot be compared without it: {ANEW}")
     try:
         begun = Begun(**content)
-        begun.rows["train"], begun.examples + 1, begun.files.items()
+        begun.rows["train"], begun.examples + 1, begun.files.items(), begun.versions.items()
     except (TypeError, LookupError, AttributeError) as error:
         raise UserError(f"{folder / BEGUN} is damaged ({error}); {ANEW}") from error
     return begun

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import sys
 import time
 from collections import Counter
@@ -11,10 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import transformers
 from transformers import set_seed
 
-import opdf
 from opdf.data import LOWER_IS_BETTER, Prepared
 from opdf.distill import DistillationTrainer, find_report, members
 from opdf.job.arguments import renewed
@@ -29,7 +26,7 @@ from opdf.job.prepared import prepare_data
 from opdf.job.processes import is_main, on_main, tell
 from opdf.job.progress import counting, quiet, show
 from opdf.job.publish import check_publish, publish
-from opdf.job.resume import Begun, check_same_configuration, check_same_files, check_same_rows, is_finished
+from opdf.job.resume import Begun, check_same_configuration, check_same_files, check_same_rows, is_finished, versions
 from opdf.job.scoring import evaluator, judged, scores
 from opdf.job.student import build_student, plan_start, started_student
 from opdf.job.teacher import load_teacher, train_teacher
@@ -290,11 +287,3 @@ def shapes(over: OverParameterization) -> list[dict[str, Any]]:
         {"matrices": count, "rows": s.rows, "cols": s.cols, "shape": str(s), "scale": round(s.scale, 3)}
         for s, count in counts.items()
     ]
-
-
-def versions() -> dict[str, str]:
-    """Versions of the packages that a result depends on."""
-    return {
-        "opdf": opdf.__version__, "torch": torch.__version__, "transformers": transformers.__version__,
-        "python": platform.python_version(),
-    }  # fmt: skip

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 # What the command line and scripts need beyond the reference.
 if TYPE_CHECKING:
-    from opdf.study.compare import table as table
+    from opdf.study.compare import remarks as remarks, table as table
     from opdf.study.report import (
         rates_table as rates_table,
         read_results as read_results,

@@ -142,6 +142,18 @@ def table(rows: Sequence[dict[str, Any]], batch: int) -> str:
     return tabulate(lines, heads, tablefmt="github", disable_numparse=True, colalign=align)
 
 
+def remarks(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What a reader of the table has to know."""
+    others = [row["run"] for row in rows if not row["same_examples"]]
+    found = []
+    if others:
+        first, them = rows[0]["run"], " and ".join(others)
+        found.append(f"Other test examples than {first}'s: {them}. Their scores cannot be compared with its.")
+    if any(row["against"] for row in rows):
+        found.append("The intervals are of the test examples. With another seed the differences can move further.")
+    return found
+
+
 def _row(run: Finished, first: Finished, one: float, many: float) -> dict[str, Any]:
     metric, metrics, found = run.metrics["metric"], run.metrics, against(run, first)
     weights = sum(file.stat().st_size for file in (run.folder / "student").glob("*.safetensors"))

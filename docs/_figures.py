@@ -511,7 +511,7 @@ def near_table(name: str) -> str:
     rows: dict[str, list[str]] = {}
     for group in groups:
         for row in group["rows"]:
-            after = f", {row['steps']} steps" if row["steps"] else ""
+            after = f" ({row['steps']})" if row["steps"] else ""
             rows.setdefault(row["variant"], []).append(f"{row['there']}{after}")
     heads = ("", *(group["setting"] for group in groups))
     lines = [(variant, *cells) for variant, cells in rows.items()]

@@ -362,11 +362,6 @@ def arms() -> tuple[Figure, str]:
     return figure, f"{what}. {'; '.join(told)}."
 
 
-TABLES: dict[str, Callable[[str], str]] = {
-    "studies/results/": lambda name: summary(study(name)),
-    "near the teacher: ": lambda name: near_table(name),
-    "studies of sizes": lambda name: sizes_table(name),
-}
 FIGURES: dict[str, Callable[[], tuple[Figure, str]]] = {
     "shrunk": shrunk,
     "sizes": sizes,
@@ -518,7 +513,7 @@ def near_table(name: str) -> str:
     return tabulate(lines, heads, tablefmt="github", disable_numparse=True)
 
 
-def sizes_table(_: str) -> str:
+def sizes_table() -> str:
     """A line a setting: the teacher's score, points behind it, and the time for that."""
     table = []
     for results, setting in sized():
@@ -530,6 +525,14 @@ def sizes_table(_: str) -> str:
         table.append((setting, f"{teacher_score(results, setting):.1f}", *scores, time))
     heads = ("", "teacher", "before", "after", "after, test", "time")
     return tabulate(table, heads, tablefmt="github", disable_numparse=True)
+
+
+TABLES: dict[str, Callable[[str], str]] = {
+    "studies/results/": lambda name: summary(study(name)),
+    "near the teacher: ": near_table,
+    "studies of sizes": lambda _: sizes_table(),
+}
+"""By how their comment begins; what follows there is given to them."""
 
 
 def way(

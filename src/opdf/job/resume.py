@@ -75,8 +75,11 @@ class Begun:
 
     def tell_other_versions(self) -> None:
         """Say so if the run goes on with other packages, whose results can differ."""
-        then = {name: self.versions.get(name, now) for name, now in versions().items()}
-        others = [f"{name} {then[name]} (now {now})" for name, now in versions().items() if then[name] != now]
+        others = [
+            f"{name} {then} (now {now})"
+            for name, now in versions().items()
+            if (then := self.versions.get(name, now)) != now
+        ]
         if others:
             tell(f"note: this run was begun with {', '.join(others)}; it may not end as it would have with that")
 

@@ -1,9 +1,10 @@
-"""The calibration examples: one pass of the teacher over them, and the residual streams that are kept."""
+"""The calibration examples: one pass of the teacher over them, and back, and the residual streams that are kept."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from opdf.distill.shrink.families import Attention, Family, Head, Tower, attentions
-from opdf.distill.shrink.moments import Moments
+from opdf.distill.shrink.moments import Moments, precise
 from opdf.distill.shrink.norms import has_shift
 
 KEPT = 2**27
@@ -43,11 +44,15 @@ class Call:
 class Stream:
     """The residual streams of one tower; padding is left out.
 
+    `later` and `weights` begin with the teacher's present state and lose their first with every branch.
+
     Attributes:
         real: for each batch `[examples, tokens]`, true where a token is not padding.
         whole: for each batch, whether no token is padding.
         teacher, student: for each batch `[real tokens, width]`.
         later: for each batch the teacher's states after each of the branches to come, where there was room for them.
+        weights: for each batch `[real tokens]`, how much tokens count, now and after each of the branches to come; None
+            if all count alike.
         calls: for each batch, those of the teacher's attentions, by block and name.
     """
 
@@ -56,6 +61,7 @@ class Stream:
     teacher: list[Tensor] = field(default_factory=list)
     student: list[Tensor] = field(default_factory=list)
     later: list[list[Tensor]] = field(default_factory=list)
+    weights: list[list[Tensor | None]] = field(default_factory=list)
     calls: list[dict[tuple[int, str], Call]] = field(default_factory=list)
 
     def rows(self, batch: int, states: Tensor) -> Tensor:
@@ -73,6 +79,7 @@ class Stream:
 
     def advance(self, batch: int, output: Callable[[], Tensor]) -> None:
         """Add the next branch's output to the teacher's states of a batch; made only where the sum was not kept."""
+        self.weights[batch].pop(0)
         self.teacher[batch] = self.later[batch].pop(0) if self.later else self.teacher[batch] + output()
 
     def student_at(self, batch: int, tokens: Tensor) -> Tensor:
@@ -108,10 +115,14 @@ def _states(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Call
     return kwargs["hidden_states"], Call((), kwargs).without("hidden_states")
 
 
+Hook = tuple[nn.Module, Callable[..., None]]
+
+
 @contextmanager
-def hooked(*hooks: tuple[nn.Module, Callable[..., None]]) -> Iterator[None]:
-    """Inside, functions are told what modules are called with."""
-    handles = [module.register_forward_pre_hook(hook, with_kwargs=True) for module, hook in hooks]
+def hooked(*before: Hook, after: Iterable[Hook] = ()) -> Iterator[None]:
+    """Inside, functions are told what modules are called with, and `after` also what came of it."""
+    handles = [module.register_forward_pre_hook(hook, with_kwargs=True) for module, hook in before]
+    handles += [module.register_forward_hook(hook, with_kwargs=True) for module, hook in after]
     try:
         yield
     finally:
@@ -135,10 +146,14 @@ class Chosen(NamedTuple):
 class Calibration:
     """What one pass of the teacher over the calibration examples leaves.
 
+    Second moments count every token as much as `Stream.weights` says.
+
     Attributes:
         inputs: the batches, on the teacher's device.
         streams: by tower; the teacher's first states, before the entry norm where there is one.
         states: second moments of the inputs of the teacher's norms (their outputs, if norms stand after the branches).
+        gradients: second moments of the gradients of an example's outputs to these; of no rows if there are no such
+            outputs.
         chosen: for each batch, by name, what heads read that read one state an example.
         gathered: by tower, block and name, second moments of what an attention gathers, if the student has fewer heads
             or smaller ones.
@@ -147,12 +162,30 @@ class Calibration:
     inputs: list[dict[str, Tensor]]
     streams: dict[str, Stream]
     states: Moments
+    gradients: Moments
     chosen: list[dict[str, Chosen]]
     gathered: dict[tuple[str, int, str], Moments]
 
 
+@dataclass
+class _Point:
+    """A norm as a batch passes it, and all that waits for the weights of the states there.
+
+    Attributes:
+        stream: whose states they are.
+        states: `[examples, tokens, width]`, with a graph: what moments are counted of, before scale and shift.
+        scale: `[examples, tokens, 1]` or 1: the gradient to what `found` holds over that to `states`.
+        found: `[real tokens, width]`, the same without padding and graph.
+    """
+
+    stream: Stream
+    states: Tensor
+    scale: Tensor | float
+    found: Tensor
+
+
 class Recorder:
-    """Runs the teacher over a batch and keeps what `Calibration` says.
+    """Runs the teacher over a batch, and back for its outputs' gradients, and keeps what `Calibration` says.
 
     Args:
         teacher: of `family`; towers, heads: its parts.
@@ -165,64 +198,100 @@ class Recorder:
         self._teacher, self._family, self._towers, self._heads = teacher, family, towers, heads
         self._gather = gather
         width, device = getattr(teacher.config, family.width), teacher.device
-        self.result = Calibration([], {s.blocks: Stream() for s in towers}, Moments(width, 0, device), [], {})
+        states, gradients = (Moments(width, 0, device) for _ in range(2))
+        self.result = Calibration([], {s.blocks: Stream() for s in towers}, states, gradients, [], {})
         # What a hook of the teacher's own changes is not seen alike by those that are made again.
         self._room = -1 if any(m._forward_hooks or m._forward_pre_hooks for m in teacher.modules()) else KEPT
         self._normed: Tensor
+        self._points: list[_Point] = []
+        self._gathered: list[tuple[int, Moments, Tensor]] = []  # with the number of the point that they lead to
 
     def run(self, inputs: dict[str, Tensor]) -> None:
         options = {"use_cache": False} if hasattr(self._teacher.config, "use_cache") else {}
         self.result.inputs.append(inputs)
         self.result.chosen.append({})
-        hooks = [hook for tower in self._towers for hook in self._hooks(tower, inputs)]
-        hooks += [(self._teacher.get_submodule(h.first), partial(self._choose, h.first)) for h in self._heads]
-        with hooked(*hooks):
-            self._teacher(**inputs, **options)
+        self._points, self._gathered = [], []
+        before = [hook for tower in self._towers for hook in self._before(tower, inputs)]
+        before += [(self._teacher.get_submodule(h.first), partial(self._choose, h.first)) for h in self._heads]
+        after = [hook for tower in self._towers for hook in self._after(tower)]
+        # A language model's outputs depend on all tokens, and there was nothing to gain by weighing them.
+        weigh = torch.enable_grad() if self._teacher.get_output_embeddings() is None else nullcontext()
+        with weigh, _frozen(self._teacher), hooked(*before, after=after):
+            outputs = self._teacher(**inputs, **options, return_dict=True)
+            real = self.result.streams[self._towers[-1].blocks].real[-1]
+            given = [leads(name, value, real) for name, value in outputs.items() if name.endswith("logits")]
+            weights = self._weights([lead for lead in given if lead.dim() == 1 and lead.requires_grad])
+        for point, weight in zip(self._points, weights, strict=True):
+            point.stream.weights[-1].append(weight)
+            self.result.states.add(point.found, point.found[:, :0], weight)
+        for number, moments, values in self._gathered:
+            moments.add(values, values[:, :0], weights[number])
+        self._points, self._gathered = [], []
 
-    def _hooks(self, tower: Tower, inputs: Mapping[str, Tensor]) -> Iterator[tuple[nn.Module, Callable[..., None]]]:
+    def _weights(self, given: Sequence[Tensor]) -> list[Tensor | None]:
+        """How much tokens count at every norm: as the outputs of examples depend on them, where there are such."""
+        if not given:
+            return [None] * len(self._points)
+        slopes = torch.autograd.grad(torch.stack(given).sum(), [point.states for point in self._points])
+        weights: list[Tensor | None] = []
+        for slope, point in zip(slopes, self._points, strict=True):
+            rows = point.stream.rows(-1, precise(slope) * point.scale)
+            self.result.gradients.add(rows, rows[:, :0])
+            weights.append(_shares(rows, point.stream.real[-1]))
+        return weights
+
+    def _before(self, tower: Tower, inputs: Mapping[str, Tensor]) -> Iterator[Hook]:
         base = self._teacher.base_model
         stream, blocks = self.result.streams[tower.blocks], base.get_submodule(tower.blocks)
-        final = base.get_submodule(tower.final) if tower.final else None
         stream.calls.append({})
+        stream.weights.append([])
         if self._room >= 0:
             stream.later.append([])
 
         def enter(_: nn.Module, args: Any, kwargs: Any) -> None:
             states = _states(args, kwargs)[0]
+            states.requires_grad_()  # nothing before it has a gradient
             stream.real.append(real_tokens(inputs, tower.mask, states))
             stream.whole.append(bool(stream.real[-1].all()))
 
-        def seen(norm: nn.Module, args: Any, kwargs: Any) -> None:
-            states = _states(args, kwargs)[0]
-            rows = stream.rows(-1, states)
-            self._keep(stream, rows)
-            if not self._family.pre_norm or norm is final:
-                self._normed = norm.forward(states)
-            found = unscaled(norm, rows) if self._family.pre_norm else stream.rows(-1, self._normed)
-            self.result.states.add(found, found[:, :0])
-
         def call(place: tuple[int, str], _: nn.Module, args: Any, kwargs: Any) -> None:
             memory = next(a.memory for a in attentions(tower) if a.module == place[1])
-            stream.calls[-1][place] = _states(args, kwargs)[1].without(memory)
+            stream.calls[-1][place] = tree_map(_detached, _states(args, kwargs)[1].without(memory))
 
         def gather(place: tuple[int, str], _: nn.Module, args: Any, kwargs: Any) -> None:
-            values = stream.rows(-1, args[0])
+            values = stream.rows(-1, args[0].detach())
             gathered, key = self.result.gathered, (tower.blocks, *place)
             if key not in gathered:
                 gathered[key] = Moments(values.shape[1], 0, values.device)
-            gathered[key].add(values, values[:, :0])
+            self._gathered.append((len(self._points), gathered[key], values))
 
         yield (base.get_submodule(tower.entry) if tower.entry else blocks[0]), enter
+        for k, block in enumerate(blocks):
+            for branch in attentions(tower):
+                if self._gather:
+                    yield block.get_submodule(branch.output.name), partial(gather, (k, branch.module))
+                yield block.get_submodule(branch.module), partial(call, (k, branch.module))
+
+    def _after(self, tower: Tower) -> Iterator[Hook]:
+        base, stream = self._teacher.base_model, self.result.streams[tower.blocks]
+
+        def passed(norm: nn.Module, args: Any, kwargs: Any, normed: Tensor) -> None:
+            states = _states(args, kwargs)[0]
+            rows = stream.rows(-1, states.detach())
+            self._keep(stream, rows)
+            self._normed = normed.detach()
+            if self._family.pre_norm:
+                deviation = precise(states.detach()).square().mean(-1, keepdim=True).sqrt()
+                self._points.append(_Point(stream, states, deviation, unscaled(norm, rows)))
+            else:
+                self._points.append(_Point(stream, normed, 1.0, stream.rows(-1, self._normed)))
+
         for name in (tower.entry, tower.final):
             if name:
-                yield base.get_submodule(name), seen
-        for k, block in enumerate(blocks):
+                yield base.get_submodule(name), passed
+        for block in base.get_submodule(tower.blocks):
             for branch in tower.branches:
-                yield block.get_submodule(branch.norm), seen
-                if isinstance(branch, Attention):
-                    if self._gather:
-                        yield block.get_submodule(branch.output.name), partial(gather, (k, branch.module))
-                    yield block.get_submodule(branch.module), partial(call, (k, branch.module))
+                yield block.get_submodule(branch.norm), passed
 
     def _keep(self, stream: Stream, rows: Tensor) -> None:
         """Keep what a norm reads: the first states of a tower, or those after a branch while there is room."""
@@ -243,6 +312,54 @@ class Recorder:
             same = (self._normed == states[:, None]).all(-1) & real
             tokens = same.int().argmax(1) if same.any(1).all() else None
             self.result.chosen[-1][name] = Chosen(states, tokens)
+
+
+def leads(name: str, values: Tensor, real: Tensor) -> Tensor:
+    """How far the largest output is ahead of the next, for each example or token; a single output as it is.
+
+    Args:
+        name: of the output; `start_logits` and `end_logits` are of tokens, all others of the last dimension.
+        values: `[..., outputs]`.
+        real: `[examples, tokens]`, true where a token is no padding.
+    """
+    values = precise(values)
+    if name != "logits" and values.shape == real.shape:
+        values = values.masked_fill(~real, -math.inf)
+    if values.shape[-1] == 1:
+        return values[..., 0]
+    first, second = values.topk(2).values.unbind(-1)
+    lead = (first - second).nan_to_num(posinf=0.0)
+    return lead[real] if lead.shape == real.shape else lead
+
+
+def _shares(slopes: Tensor, real: Tensor) -> Tensor:
+    """How much the tokens of a batch count: half alike, half as the outputs depend on them. The mean in an example is 1.
+
+    Args:
+        slopes: `[real tokens, width]`, gradients.
+        real: `[examples, tokens]`.
+    """
+    sizes = slopes.new_zeros(real.shape)
+    sizes[real] = slopes.norm(dim=1)
+    shares = sizes / sizes.sum(1, keepdim=True) * real.sum(1, keepdim=True)
+    return 0.5 + 0.5 * shares[real].nan_to_num(1.0, posinf=1.0)  # no slope at all tells nothing
+
+
+def _detached(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Inside, weights take no gradients."""
+    weights = [p for p in model.parameters() if p.requires_grad]
+    for weight in weights:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in weights:
+            weight.requires_grad_()
 
 
 def unscaled(norm: Any, states: Tensor) -> Tensor:

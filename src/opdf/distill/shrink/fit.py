@@ -119,7 +119,7 @@ class Fit:
         set_norm(ours, torch.ones(()))
         for batch, states in enumerate(stream.teacher):
             stream.teacher[batch] = theirs(states)
-            moments.add(ours(stream.student[batch]), stream.teacher[batch])
+            moments.add(ours(stream.student[batch]), stream.teacher[batch], stream.weights[batch][0])
         project = self.basis.project
         fit_norm(ours, moments, torch.eye(project.shape[1]).to(project), project.mT)
         for batch, states in enumerate(stream.student):
@@ -153,7 +153,7 @@ class Fit:
         for batch, states in enumerate(stream.student):
             missing = stream.teacher[batch].to(project.dtype) @ project - states
             values = branch.student_inner(batch, before[1](states))
-            moments.add(values, missing)
+            moments.add(values, missing, stream.weights[batch][0])
             if keep:
                 kept.append(values)
         branch.student.set(ridge(moments, guess, constant=constant))
@@ -176,12 +176,12 @@ class Fit:
         inner = branch.gathered or (self._moments(width, 0) if branch.narrower else None)
         for batch, states in enumerate(stream.teacher):
             normed = theirs(states)
-            reads.add(ours(stream.student[batch]), normed)
+            reads.add(ours(stream.student[batch]), normed, stream.weights[batch][0])
             if inner is None or inner is branch.gathered:
                 stream.advance(batch, partial(_output, branch, batch, normed))
             else:
                 values = branch.teacher_inner(batch, normed)
-                inner.add(values, values[:, :0])
+                inner.add(values, values[:, :0], stream.weights[batch][1])
                 stream.advance(batch, partial(branch.teacher.module, values))
         covariance = None if inner is None else inner.covariances(branch.teacher.bias is not None)[0]
         return Reader(reads, self._guess(reads, norms[0])), covariance
@@ -231,7 +231,7 @@ class Fit:
         set_norm(ours, torch.ones(()))
         moments = self._moments(*self.basis.project.shape[::-1])
         for batch, states in enumerate(stream.student):
-            moments.add(ours(states), stream.teacher[batch])
+            moments.add(ours(states), stream.teacher[batch], stream.weights[batch][0])
         return fit_norm(ours, moments, *readout)
 
     def _fixed_readout(self) -> tuple[Tensor, Tensor] | None:

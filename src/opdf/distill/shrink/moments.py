@@ -21,6 +21,11 @@ def exact(values: Tensor) -> Tensor:
     return values.detach().to(factorized_on(values.device), torch.float64)
 
 
+def precise(values: Tensor) -> Tensor:
+    """Values in float32 at least."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 class _Sums(NamedTuple):
     """Of x, y, the squares of y, x x' (its upper triangle) and x y'."""
 
@@ -32,7 +37,7 @@ class _Sums(NamedTuple):
 
 
 class Moments:
-    """Means of inputs `x`, outputs `y` and their products, in float64; the order of the rows does not matter.
+    """Weighted means of inputs `x`, outputs `y` and their products, in float64; the order of rows does not matter.
 
     Products have the precision of their factors, float32 at least.
 
@@ -41,38 +46,42 @@ class Moments:
         device: of the rows; the means are there too, or on the CPU if it has no float64.
 
     Attributes:
-        count: rows seen.
+        count: the sum of the weights of the rows seen.
     """
 
     def __init__(self, inputs: int, outputs: int, device: torch.device) -> None:
-        self.count = 0
+        self.count = 0.0
         self._shapes = (inputs,), (outputs,), (outputs,), (inputs, inputs), (inputs, outputs)
         self._sums = self._zeros(torch.float64, factorized_on(device))
         self._recent: _Sums | None = None  # of the last rows, `ROWS` at most
         self._rows = 0
 
-    def add(self, x: Tensor, y: Tensor) -> None:
-        """Count rows `x` `[rows, inputs]` and `y` `[rows, outputs]` in."""
+    def add(self, x: Tensor, y: Tensor, weights: Tensor | None = None) -> None:
+        """Count rows `x` `[rows, inputs]` and `y` `[rows, outputs]` in, with `weights` `[rows]` or 1 each."""
         if len(x) > ROWS:
-            for part in zip(torch.split(x, ROWS), torch.split(y, ROWS), strict=True):
-                self.add(*part)
+            for k in range(0, len(x), ROWS):
+                part = slice(k, k + ROWS)
+                self.add(x[part], y[part], None if weights is None else weights[part])
             return
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        x, y = x.to(dtype), y.to(dtype)
+        x, y = precise(x), precise(y)
+        dtype, roots = x.dtype, torch.ones_like(x[:, :1])
+        if weights is not None:
+            roots = weights.to(dtype).sqrt()[:, None]
+            x, y = x * roots, y * roots
         if self._rows + len(x) > ROWS:
             self._settle()
         if self._recent is None or self._recent.x.dtype != dtype:
             self._settle()
             self._recent = self._zeros(dtype, x.device)
         sums = self._recent
-        sums.x.add_(x.sum(0))
+        sums.x.add_((roots.mT @ x)[0])
         _add_gram(sums.xx, x)
         if y.shape[1]:
-            sums.y.add_(y.sum(0))
+            sums.y.add_((roots.mT @ y)[0])
             sums.yy.add_(y.square().sum(0))
             sums.xy.addmm_(x.mT, y)
         self._rows += len(x)
-        self.count += len(x)
+        self.count += len(x) if weights is None else float(weights.sum())
 
     def means(self) -> tuple[Tensor, Tensor]:
         """Of x `[inputs]` and y `[outputs]`."""

@@ -126,7 +126,11 @@ def _started(
         bar.update()
         norm = teacher.base_model.get_submodule(towers[-1].final or towers[-1].entry)
         moments, _ = recorder.result.states.covariances(not family.pre_norm)
-        basis = principal_axes(moments, getattr(config, family.width), centred=has_shift(norm))
+        slopes = recorder.result.gradients
+        gradients = slopes.covariances(False)[0] if slopes.count else None
+        basis = principal_axes(
+            moments, getattr(config, family.width), centred=has_shift(norm), gradients=gradients
+        )
         report = ShrinkReport(basis.project.float().cpu())
         fit = Fit(teacher, student, family, basis, recorder.result, report)
         fit.embeddings()

@@ -19,6 +19,9 @@ from families import batch, build
 from opdf import Constraint, DistillationArguments, DistillationTrainer, OverParamConfig, overparameterize
 from opdf.distill import blank_student, shrink, shrink_report
 from opdf.distill.shrink import calibration
+from opdf.distill.shrink.basis import OUTPUTS, principal_axes
+from opdf.distill.shrink.families import family_of
+from opdf.distill.shrink.moments import Moments
 
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("bert", {}), "roberta": ("roberta", {}), "distilbert": ("distilbert", {}), "vit": ("vit", {}),
@@ -249,6 +252,114 @@ def test_size_order_and_padding_of_batches_change_nothing(family: str) -> None:
     once = shrink(teacher, [given], **sizes)
     again = shrink(teacher, reversed(parts(given, [1, 20, 3, 40], pad=3)), **sizes)
     assert error(again, once, given) < 1e-8
+
+
+def test_tokens_count_half_alike_and_half_as_the_outputs_depend_on_them() -> None:
+    """After the last block a BERT's classifier reads the first token alone. Before it, differences tell the slopes."""
+    teacher, given = small("bert"), inputs("bert", 3)
+    recorder = recorded(teacher, given)
+    real = given["attention_mask"].bool()
+    first = real.cumsum(1)[real].eq(1)
+    weights = recorder.result.streams["encoder.layer"].weights[0]
+    torch.testing.assert_close(weights[-1], 0.5 + 0.5 * (first * real.sum(1)[:, None].expand_as(real)[real]).double())
+    for found in weights:
+        assert found.min() >= 0.5
+        assert float(found.sum()) == pytest.approx(float(real.sum()))
+
+    slopes = torch.zeros(*real.shape, teacher.config.hidden_size, dtype=torch.float64)
+    for place in np.ndindex(*slopes.shape):
+        slopes[place] = (margin(teacher, given, place, 1e-5) - margin(teacher, given, place, -1e-5)) / 2e-5
+    sizes = slopes.norm(dim=2) * real
+    wanted = 0.5 + 0.5 * sizes / sizes.sum(1, keepdim=True) * real.sum(1, keepdim=True)
+    torch.testing.assert_close(weights[2], wanted[real], rtol=1e-4, atol=1e-4)
+
+
+def recorded(teacher: Any, given: dict[str, Tensor]) -> calibration.Recorder:
+    family = family_of(teacher)
+    recorder = calibration.Recorder(teacher, family, family.towers, (), gather=False)
+    with torch.no_grad():
+        recorder.run(given)
+    return recorder
+
+
+def margin(teacher: Any, given: dict[str, Tensor], place: tuple[int, ...], step: float) -> float:
+    """How far the first class is ahead of the second in all examples, with one entry after the first block moved."""
+
+    def move(_: nn.Module, __: Any, states: Tensor) -> Tensor:
+        moved = states.clone()
+        moved[place] += step
+        return moved
+
+    handle = teacher.base_model.encoder.layer[0].output.LayerNorm.register_forward_hook(move)
+    top = outputs(teacher, given).topk(2).values
+    handle.remove()
+    return float((top[:, 0] - top[:, 1]).sum())
+
+
+@pytest.mark.parametrize("centred", [True, False])
+def test_axes_tell_most_of_what_the_outputs_depend_on(centred: bool) -> None:
+    """No other subspace of the width loses less of the stream in the metric of the gradients."""
+    generator = torch.Generator().manual_seed(0)
+
+    def moments() -> Tensor:
+        values = torch.randn(40, 12, generator=generator, dtype=torch.float64) * torch.logspace(0, -2, 12)
+        values = values[:, torch.randperm(12, generator=generator)]
+        return (values - values.mean(1, keepdim=True)).mT @ (values - values.mean(1, keepdim=True)) / 40
+
+    stream, gradients = moments(), moments()
+    metric = OUTPUTS * (12 - centred) * gradients / gradients.trace() + torch.eye(12)
+
+    def lost(span: Tensor) -> float:
+        told = stream @ span @ torch.linalg.pinv(span.mT @ stream @ span) @ span.mT @ stream
+        return float((metric @ (stream - told)).trace())
+
+    found = principal_axes(stream, 5, centred=centred, gradients=gradients).project
+    least = lost(found)
+    assert least < 0.99 * lost(principal_axes(stream, 5, centred=centred).project)
+    if centred:  # the fifth is the mean, which is none of these streams' directions
+        found = torch.linalg.svd(found - found.mean(0)).U[:, :4]
+    for scale in (1e-3, 1e-2, 0.1, 1.0):
+        for _ in range(20):
+            assert lost(found + scale * torch.randn(found.shape, generator=generator, dtype=torch.float64)) > least
+
+
+def test_weights_of_rows_are_as_good_as_rows_that_stand_several_times() -> None:
+    x, y = torch.randn(9, 3), torch.randn(9, 2)
+    times = torch.tensor([1, 2, 3] * 3)
+    once, again = (Moments(3, 2, torch.device("cpu")) for _ in range(2))
+    once.add(x, y, times.float())
+    again.add(x.repeat_interleave(times, 0), y.repeat_interleave(times, 0))
+    assert once.count == again.count == 18
+    for one, other in zip(
+        (*once.means(), *once.covariances(True), once.variance()),
+        (*again.means(), *again.covariances(True), again.variance()),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_a_teacher_keeps_its_gradients_and_frozen_weights() -> None:
+    teacher = small("bert")
+    frozen = teacher.base_model.embeddings.word_embeddings.weight.requires_grad_(False)
+    teacher(**inputs("bert")).logits.sum().backward()
+    before = {name: (p.requires_grad, copy.deepcopy(p.grad)) for name, p in teacher.named_parameters()}
+    shrink(teacher, [inputs("bert")], hidden_size=8, intermediate_size=12)
+    assert not frozen.requires_grad
+    for name, parameter in teacher.named_parameters():
+        assert parameter.requires_grad == before[name][0]
+        torch.testing.assert_close(parameter.grad, before[name][1])
+
+
+@pytest.mark.parametrize("family", ["bert", "vit"])
+def test_a_student_made_in_inference_mode_can_train(family: str) -> None:
+    teacher = small(family)
+    with torch.inference_mode():
+        student = shrink(teacher, [inputs(family)], hidden_size=8, intermediate_size=12)
+        made = small(family)
+    student(**inputs(family)).logits.sum().backward()
+    assert error(student, shrink(teacher, [inputs(family)], hidden_size=8, intermediate_size=12), inputs(family)) == 0
+    with pytest.raises(ValueError, match=r"made under torch.inference_mode\(\).*load the teacher outside"):
+        shrink(made, [inputs(family)], hidden_size=8, intermediate_size=12)
 
 
 NARROW_AND_SHALLOW = {

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from opdf.distill.shrink.choose import choose_units
 
-
 OUTPUTS = 4.0
 """How much the model's outputs count beside the stream as a whole."""
 
@@ -29,7 +28,7 @@ class Basis(NamedTuple):
 
 
 def principal_axes(moments: Tensor, width: int, *, centred: bool, gradients: Tensor | None = None) -> Basis:
-    """The directions without which most of the stream and of the model's outputs is lost, turned towards single entries.
+    """The directions that tell most of the stream and of the model's outputs, turned towards single entries.
 
     A norm scales single entries, so its scale is exact where the student's entries are the teacher's. So the basis is
     turned, within the span of the axes, towards the entries that predict most of the others.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from opdf.distill.shrink.families import Attention, Family, Head, Tower, attentions
+from opdf.distill.shrink.families import Family, Head, Tower, attentions
 from opdf.distill.shrink.moments import Moments, precise
 from opdf.distill.shrink.norms import has_shift
 
@@ -38,6 +38,10 @@ class Call:
             return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
         return Call(*tree_map(cast, (self.args, self.kwargs)))
+
+    def detached(self) -> Call:
+        """Without the graph."""
+        return Call(*tree_map(lambda v: v.detach() if isinstance(v, Tensor) else v, (self.args, self.kwargs)))
 
 
 @dataclass
@@ -173,9 +177,9 @@ class _Point:
 
     Attributes:
         stream: whose states they are.
-        states: `[examples, tokens, width]`, with a graph: what moments are counted of, before scale and shift.
-        scale: `[examples, tokens, 1]` or 1: the gradient to what `found` holds over that to `states`.
-        found: `[real tokens, width]`, the same without padding and graph.
+        states: `[examples, tokens, width]`, with a graph: what the norm reads, or gives if it stands after the branch.
+        scale: `[examples, tokens, 1]` or 1: their size over that of what moments are counted of.
+        found: `[real tokens, width]`, what moments are counted of.
     """
 
     stream: Stream
@@ -228,11 +232,12 @@ class Recorder:
             moments.add(values, values[:, :0], weights[number])
         self._points, self._gathered = [], []
 
-    def _weights(self, given: Sequence[Tensor]) -> list[Tensor | None]:
+    def _weights(self, given: list[Tensor]) -> list[Tensor | None]:
         """How much tokens count at every norm: as the outputs of examples depend on them, where there are such."""
         if not given:
             return [None] * len(self._points)
-        slopes = torch.autograd.grad(torch.stack(given).sum(), [point.states for point in self._points])
+        states = [point.states for point in self._points]
+        slopes = torch.autograd.grad(torch.cat(given).sum(), states, materialize_grads=True)
         weights: list[Tensor | None] = []
         for slope, point in zip(slopes, self._points, strict=True):
             rows = point.stream.rows(-1, precise(slope) * point.scale)
@@ -256,7 +261,7 @@ class Recorder:
 
         def call(place: tuple[int, str], _: nn.Module, args: Any, kwargs: Any) -> None:
             memory = next(a.memory for a in attentions(tower) if a.module == place[1])
-            stream.calls[-1][place] = tree_map(_detached, _states(args, kwargs)[1].without(memory))
+            stream.calls[-1][place] = _states(args, kwargs)[1].without(memory).detached()
 
         def gather(place: tuple[int, str], _: nn.Module, args: Any, kwargs: Any) -> None:
             values = stream.rows(-1, args[0].detach())
@@ -333,7 +338,7 @@ def leads(name: str, values: Tensor, real: Tensor) -> Tensor:
 
 
 def _shares(slopes: Tensor, real: Tensor) -> Tensor:
-    """How much the tokens of a batch count: half alike, half as the outputs depend on them. The mean in an example is 1.
+    """How much tokens count: half alike, half as the outputs depend on them. Their mean in an example is 1.
 
     Args:
         slopes: `[real tokens, width]`, gradients.
@@ -343,10 +348,6 @@ def _shares(slopes: Tensor, real: Tensor) -> Tensor:
     sizes[real] = slopes.norm(dim=1)
     shares = sizes / sizes.sum(1, keepdim=True) * real.sum(1, keepdim=True)
     return 0.5 + 0.5 * shares[real].nan_to_num(1.0, posinf=1.0)  # no slope at all tells nothing
-
-
-def _detached(value: Any) -> Any:
-    return value.detach() if isinstance(value, Tensor) else value
 
 
 @contextmanager

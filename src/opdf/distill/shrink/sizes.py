@@ -25,7 +25,8 @@ def check_teacher(teacher: nn.Module) -> Family:
 
     Raises:
         TypeError: it is no transformers model, or its weights are quantized.
-        ValueError: its family is not supported, it has parts that are not, or weights without values or with NaN.
+        ValueError: its family is not supported, it has parts that are not, or weights without values, with NaN, or made
+            under `torch.inference_mode()`.
     """
     family = family_of(teacher)
     if getattr(teacher.config, "quantization_config", None) is not None:
@@ -43,6 +44,11 @@ def check_teacher(teacher: nn.Module) -> Family:
             raise ValueError(f"teacher's {name} is on the meta device and has no values; load the weights first")
         if not parameter.is_floating_point():
             raise TypeError(f"teacher's {name} holds {parameter.dtype}; shrink needs floating-point weights")
+        if parameter.is_inference():
+            raise ValueError(
+                f"teacher's {name} was made under torch.inference_mode(), where nothing has a gradient; load the "
+                "teacher outside of it"
+            )
         if not torch.isfinite(parameter).all():
             raise ValueError(f"teacher's {name} holds NaN or infinite entries; give a teacher that works")
     _check_blocks(teacher, family)

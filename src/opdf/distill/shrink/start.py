@@ -48,9 +48,12 @@ def shrink(teacher: nn.Module, batches: Iterable[Mapping[str, Tensor]], **sizes:
         student = shrink(teacher, batches, num_hidden_layers=3, hidden_size=192)
 
     Nothing is trained. Every part of the student is fitted in closed form to the teacher's states on some examples. The
-    parts are fitted in order, each on what the fitted parts before it give. The teacher goes once over the examples, or
-    twice if its states after every branch take more than half a GB; the student goes once or twice. Memory holds the
-    residual streams of both models.
+    parts are fitted in order, each on what the fitted parts before it give. A classifier's or a regression's outputs go
+    back once to its states: the tokens and directions that they depend on count more.
+
+    The teacher goes once over the examples, or twice if its states after every branch take more than half a GB; the
+    student goes once or twice. Memory holds the residual streams of both models, and what going back over one batch
+    takes: make batches smaller if that is too much.
 
     Args:
         teacher: a BERT (MiniLM), RoBERTa, DistilBERT, ViT, DeiT, GPT-2, LLaMA, Qwen3 or T5 of transformers, on any
@@ -77,7 +80,7 @@ def shrink(teacher: nn.Module, batches: Iterable[Mapping[str, Tensor]], **sizes:
     family = check_teacher(teacher)
     config = student_config(teacher, family, sizes)
     inputs = _on_device(teacher, batches)
-    with _evaluating(teacher), torch.no_grad(), matmul_precision():
+    with torch.inference_mode(False), _evaluating(teacher), torch.no_grad(), matmul_precision():
         _warn_of_few(*_check_count(teacher, family, config, inputs))
         student, report = _started(teacher, family, config, inputs)
     keep_report(student, report)
@@ -128,9 +131,7 @@ def _started(
         moments, _ = recorder.result.states.covariances(not family.pre_norm)
         slopes = recorder.result.gradients
         gradients = slopes.covariances(False)[0] if slopes.count else None
-        basis = principal_axes(
-            moments, getattr(config, family.width), centred=has_shift(norm), gradients=gradients
-        )
+        basis = principal_axes(moments, getattr(config, family.width), centred=has_shift(norm), gradients=gradients)
         report = ShrinkReport(basis.project.float().cpu())
         fit = Fit(teacher, student, family, basis, recorder.result, report)
         fit.embeddings()
@@ -155,7 +156,8 @@ def _on_device(teacher: Any, batches: Iterable[Mapping[str, Tensor]]) -> list[di
             if value.ndim == ONE_ROW.get(name):
                 raise ValueError(f"batches holds a single row, {name} of shape {list(value.shape)}; {COLLATED}")
         _check_batch(given)
-        inputs.append({k: v.to(teacher.device) for k, v in given.items()})
+        found = {k: v.clone() if v.is_inference() else v for k, v in given.items()}  # the others have no gradients
+        inputs.append({k: v.to(teacher.device) for k, v in found.items()})
     if not inputs:
         raise ValueError("batches is empty; give examples as the model takes them, 256 or more")
     return inputs

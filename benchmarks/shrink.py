@@ -38,7 +38,7 @@ from transformers import (
 from benchmarks.measure import RESULTS, machine
 from opdf.data import encode, load_data, minilm
 from opdf.distill import keep_layers, shrink
-from opdf.distill.shrink import start
+from opdf.distill.shrink import calibration, start
 from opdf.distill.shrink.basis import Basis, principal_axes
 from opdf.distill.shrink.choose import choose_units, retold
 from opdf.distill.shrink.families import Attention, family_of
@@ -205,9 +205,9 @@ def copied(teacher: Any, batches: Batches, sizes: Mapping[str, int]) -> Any:
     return keep_layers(teacher, sizes["num_hidden_layers"]).eval()
 
 
-def plain_axes(moments: Tensor, width: int, *, centred: bool) -> Basis:
+def plain_axes(moments: Tensor, width: int, *, centred: bool, gradients: Tensor | None = None) -> Basis:
     """The principal axes at random angles: not turned towards single entries."""
-    basis = principal_axes(moments, width, centred=centred)
+    basis = principal_axes(moments, width, centred=centred, gradients=gradients)
     generator = torch.Generator().manual_seed(0)
     flat = torch.ones(width, 1, dtype=torch.float64)  # a norm's mean: it stays where it is
     one, other = (
@@ -217,7 +217,7 @@ def plain_axes(moments: Tensor, width: int, *, centred: bool) -> Basis:
     return Basis(basis.project @ one @ other.mT, basis.expand @ one @ other.mT)
 
 
-def entries(moments: Tensor, width: int, *, centred: bool) -> Basis:
+def entries(moments: Tensor, width: int, *, centred: bool, gradients: Tensor | None = None) -> Basis:
     """Single entries, each time the one that the chosen ones tell least of."""
     kept = choose_units(moments, torch.ones_like(moments[0]), width)
     project = torch.eye(len(moments)).to(moments)[:, kept]
@@ -258,6 +258,12 @@ def with_basis(make: Callable[..., Basis]) -> Way:
     return way
 
 
+def without_gradients(teacher: Any, batches: Batches, sizes: Mapping[str, int]) -> Any:
+    """All tokens and directions count alike, however much the outputs depend on them."""
+    with patch.object(calibration, "leads", lambda name, values, real: values.detach()[..., 0]):
+        return shrink(teacher, batches, **sizes)
+
+
 def in_two_steps(teacher: Any, batches: Batches, sizes: Mapping[str, int]) -> Any:
     """To the middle between the teacher's sizes and the student's, and from there."""
     half = {name: (getattr(teacher.config, name) + size) // 2 for name, size in sizes.items()}
@@ -272,12 +278,13 @@ WAYS: dict[str, Way] = {
     "entries by weights": by_weights,
     "blocks copied": copied,
     "untrained": untrained,
+    "no gradients": without_gradients,
     "plain axes": with_basis(plain_axes),
     "entries": with_basis(entries),
     "two steps": in_two_steps,
 }
 OTHERS = ("entries by activations", "entries by weights", "blocks copied", "untrained")
-PARTS = ("shrink", "plain axes", "entries", "two steps")
+PARTS = ("shrink", "no gradients", "plain axes", "entries", "two steps")
 NUMBERS = (64, 128, 256, 512, 1024)
 
 
@@ -305,6 +312,7 @@ def trials(task: str) -> Iterator[Trial]:
     for way in ("shrink", *OTHERS):
         yield from (Trial(task, given, way) for given in sizes if way != "blocks copied" or [*given] == [DEPTH])
     yield from (Trial(task, given, way) for given in narrow for way in PARTS[1:])
+    yield from (Trial(task, given, PARTS[1]) for given in sizes if given not in narrow)
     others = [number for number in NUMBERS if number != EXAMPLES]
     yield from (Trial(task, given, "shrink", number) for number in others for given in narrow[1:])
 

@@ -156,8 +156,8 @@ class Calibration:
         inputs: the batches, on the teacher's device.
         streams: by tower; the teacher's first states, before the entry norm where there is one.
         states: second moments of the inputs of the teacher's norms (their outputs, if norms stand after the branches).
-        gradients: second moments of the gradients of an example's outputs to these; of no rows if there are no such
-            outputs.
+        gradients: second moments of the gradients of the teacher's outputs to these; of no rows for a language model
+            or one without a head.
         chosen: for each batch, by name, what heads read that read one state an example.
         gathered: by tower, block and name, second moments of what an attention gathers, if the student has fewer heads
             or smaller ones.
@@ -218,13 +218,13 @@ class Recorder:
         before = [hook for tower in self._towers for hook in self._before(tower, inputs)]
         before += [(self._teacher.get_submodule(h.first), partial(self._choose, h.first)) for h in self._heads]
         after = [hook for tower in self._towers for hook in self._after(tower)]
-        # A language model's outputs depend on all tokens, and there was nothing to gain by weighing them.
+        # With a small LLaMA there was nothing to gain by it: every token has an output that depends on it.
         weigh = torch.enable_grad() if self._teacher.get_output_embeddings() is None else nullcontext()
         with weigh, _frozen(self._teacher), hooked(*before, after=after):
             outputs = self._teacher(**inputs, **options, return_dict=True)
             real = self.result.streams[self._towers[-1].blocks].real[-1]
             given = [leads(name, value, real) for name, value in outputs.items() if name.endswith("logits")]
-            weights = self._weights([lead for lead in given if lead.dim() == 1 and lead.requires_grad])
+            weights = self._weights([lead for lead in given if lead.requires_grad])
         for point, weight in zip(self._points, weights, strict=True):
             point.stream.weights[-1].append(weight)
             self.result.states.add(point.found, point.found[:, :0], weight)
@@ -233,7 +233,7 @@ class Recorder:
         self._points, self._gathered = [], []
 
     def _weights(self, given: list[Tensor]) -> list[Tensor | None]:
-        """How much tokens count at every norm: as the outputs of examples depend on them, where there are such."""
+        """How much tokens count at every norm: as the outputs depend on them, if there are such."""
         if not given:
             return [None] * len(self._points)
         states = [point.states for point in self._points]

@@ -68,7 +68,7 @@ def _leading(moments: Tensor, gradients: Tensor | None) -> Tensor:
     least trace for the leading eigenvectors U of `C^(1/2) G C^(1/2)` and `P = C^(-1/2) U` (reduced-rank regression).
     """
     variances, directions = torch.linalg.eigh(moments)
-    if gradients is None or not gradients.trace() > 0:
+    if gradients is None or not 0 < gradients.trace() < math.inf:  # float16 may overflow
         return directions.flip(1)
     metric = gradients * (OUTPUTS * len(moments) / gradients.trace())
     metric.diagonal().add_(1)

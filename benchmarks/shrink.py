@@ -39,7 +39,7 @@ from benchmarks.measure import RESULTS, machine
 from opdf.data import encode, load_data, minilm
 from opdf.distill import keep_layers, shrink
 from opdf.distill.shrink import calibration, start
-from opdf.distill.shrink.basis import Basis, principal_axes
+from opdf.distill.shrink.basis import Basis, leading_axes
 from opdf.distill.shrink.choose import choose_units, retold
 from opdf.distill.shrink.families import Attention, family_of
 from opdf.distill.shrink.sizes import student_config
@@ -206,8 +206,8 @@ def copied(teacher: Any, batches: Batches, sizes: Mapping[str, int]) -> Any:
 
 
 def plain_axes(moments: Tensor, width: int, *, centred: bool, gradients: Tensor | None = None) -> Basis:
-    """The principal axes at random angles: not turned towards single entries."""
-    basis = principal_axes(moments, width, centred=centred, gradients=gradients)
+    """The leading axes at random angles: not turned towards single entries."""
+    basis = leading_axes(moments, width, centred=centred, gradients=gradients)
     generator = torch.Generator().manual_seed(0)
     flat = torch.ones(width, 1, dtype=torch.float64)  # a norm's mean: it stays where it is
     one, other = (
@@ -252,7 +252,7 @@ def own_axes(teacher: Any, batches: Batches, width: int) -> tuple[float, float]:
 
 def with_basis(make: Callable[..., Basis]) -> Way:
     def way(teacher: Any, batches: Batches, sizes: Mapping[str, int]) -> Any:
-        with patch.object(start, "principal_axes", make):
+        with patch.object(start, "leading_axes", make):
             return shrink(teacher, batches, **sizes)
 
     return way

@@ -19,7 +19,7 @@ from families import batch, build
 from opdf import Constraint, DistillationArguments, DistillationTrainer, OverParamConfig, overparameterize
 from opdf.distill import blank_student, shrink, shrink_report
 from opdf.distill.shrink import calibration
-from opdf.distill.shrink.basis import OUTPUTS, principal_axes
+from opdf.distill.shrink.basis import OUTPUTS, leading_axes
 from opdf.distill.shrink.families import family_of
 from opdf.distill.shrink.moments import Moments
 
@@ -313,9 +313,9 @@ def test_axes_tell_most_of_what_the_outputs_depend_on(centred: bool) -> None:
         told = stream @ span @ torch.linalg.pinv(span.mT @ stream @ span) @ span.mT @ stream
         return float((metric @ (stream - told)).trace())
 
-    found = principal_axes(stream, 5, centred=centred, gradients=gradients).project
+    found = leading_axes(stream, 5, centred=centred, gradients=gradients).project
     least = lost(found)
-    assert least < 0.99 * lost(principal_axes(stream, 5, centred=centred).project)
+    assert least < 0.99 * lost(leading_axes(stream, 5, centred=centred).project)
     if centred:  # the fifth is the mean, which is none of these streams' directions
         found = torch.linalg.svd(found - found.mean(0)).U[:, :4]
     for scale in (1e-3, 1e-2, 0.1, 1.0):

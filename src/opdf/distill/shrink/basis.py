@@ -27,7 +27,7 @@ class Basis(NamedTuple):
     expand: Tensor
 
 
-def principal_axes(moments: Tensor, width: int, *, centred: bool, gradients: Tensor | None = None) -> Basis:
+def leading_axes(moments: Tensor, width: int, *, centred: bool, gradients: Tensor | None = None) -> Basis:
     """The directions that tell most of the stream and of the model's outputs, turned towards single entries.
 
     A norm scales single entries, so its scale is exact where the student's entries are the teacher's. So the basis is
@@ -48,11 +48,11 @@ def principal_axes(moments: Tensor, width: int, *, centred: bool, gradients: Ten
         off = _zero_sum(size).to(moments)
         moments = off @ moments @ off.mT
         kept = choose_units(off.mT @ moments @ off + share / size, torch.ones_like(off[0]), width)
-        axes = off.mT @ _leading(moments, None if gradients is None else off @ gradients @ off.mT)[:, : width - 1]
+        axes = off.mT @ _directions(moments, None if gradients is None else off @ gradients @ off.mT)[:, : width - 1]
         flat = _zero_sum(width).to(moments)
     else:
         kept = choose_units(moments, torch.ones_like(moments[0]), width)
-        axes = _leading(moments, gradients)[:, :width]
+        axes = _directions(moments, gradients)[:, :width]
         flat = torch.eye(width).to(moments)
     basis = axes @ _polar(axes[kept].mT @ flat.mT) @ flat
     if centred:
@@ -61,7 +61,7 @@ def principal_axes(moments: Tensor, width: int, *, centred: bool, gradients: Ten
     return Basis(basis * scale, basis / scale)
 
 
-def _leading(moments: Tensor, gradients: Tensor | None) -> Tensor:
+def _directions(moments: Tensor, gradients: Tensor | None) -> Tensor:
     """Orthonormal directions whose leading ones tell most of the stream, as much as the outputs depend on it.
 
     What k directions P cannot tell is the covariance `C - C P (P' C P)^-1 P' C`. Its product with the metric G has the

@@ -17,7 +17,7 @@ from transformers.utils.logging import tqdm
 
 from opdf.distill.models import unwrapped
 from opdf.distill.objective import model_inputs
-from opdf.distill.shrink.basis import principal_axes
+from opdf.distill.shrink.basis import leading_axes
 from opdf.distill.shrink.calibration import Recorder, input_of, real_tokens
 from opdf.distill.shrink.families import Family, Tower
 from opdf.distill.shrink.fit import Fit
@@ -131,7 +131,7 @@ def _started(
         moments, _ = recorder.result.states.covariances(not family.pre_norm)
         slopes = recorder.result.gradients
         gradients = slopes.covariances(False)[0] if slopes.count else None
-        basis = principal_axes(moments, getattr(config, family.width), centred=has_shift(norm), gradients=gradients)
+        basis = leading_axes(moments, getattr(config, family.width), centred=has_shift(norm), gradients=gradients)
         report = ShrinkReport(basis.project.float().cpu())
         fit = Fit(teacher, student, family, basis, recorder.result, report)
         fit.embeddings()

@@ -312,7 +312,7 @@ def trials(task: str) -> Iterator[Trial]:
     for way in ("shrink", *OTHERS):
         yield from (Trial(task, given, way) for given in sizes if way != "blocks copied" or [*given] == [DEPTH])
     yield from (Trial(task, given, way) for given in narrow for way in PARTS[1:])
-    yield from (Trial(task, given, PARTS[1]) for given in sizes if given not in narrow)
+    yield from (Trial(task, given, "no gradients") for given in sizes if given not in narrow)
     others = [number for number in NUMBERS if number != EXAMPLES]
     yield from (Trial(task, given, "shrink", number) for number in others for given in narrow[1:])
 

@@ -106,6 +106,14 @@ def test_rates_that_grow_with_the_depth_do_not_matter() -> None:
     assert len(student.beit.layers) == 3
 
 
+def test_a_student_made_in_inference_mode_can_train() -> None:
+    teacher = build("bert")
+    with torch.inference_mode():
+        student = keep_layers(teacher, 1)
+    student(**batch("bert")).loss.backward()
+    assert all(p.grad is not None for p in student.base_model.encoder.parameters())
+
+
 def test_a_decoder_alone_of_a_family_with_encoders() -> None:
     sizes = {f"{part}_{name}": value for part in ("encoder", "decoder")
              for name, value in (("layers", 4), ("attention_heads", 2), ("ffn_dim", 24))}  # fmt: skip

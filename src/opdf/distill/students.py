@@ -44,7 +44,8 @@ def keep_layers(teacher: nn.Module, layers: int | Sequence[int]) -> Any:
         depth = len(list(teacher.get_submodule(tower).children()))
         kept[tower] = chosen_layers(layers, depth)
         _set_depth(config, tower, depth, kept[tower])
-    with torch.random.fork_rng(), next(teacher.parameters()).device:
+    # Weights that are made in inference mode could not be trained.
+    with torch.inference_mode(False), torch.random.fork_rng(), next(teacher.parameters()).device:
         make: Any = type(teacher)
         student = make._from_config(config, dtype=next(teacher.parameters()).dtype)
     _check_blocks(teacher, student, kept)

@@ -219,8 +219,8 @@ class Recorder:
         before += [(self._teacher.get_submodule(h.first), partial(self._choose, h.first)) for h in self._heads]
         after = [hook for tower in self._towers for hook in self._after(tower)]
         # With a small LLaMA there was nothing to gain by it: every token has an output that depends on it.
-        weigh = torch.enable_grad() if self._teacher.get_output_embeddings() is None else nullcontext()
-        with weigh, _frozen(self._teacher), hooked(*before, after=after):
+        graph = torch.enable_grad() if self._teacher.get_output_embeddings() is None else nullcontext()
+        with graph, _frozen(self._teacher), hooked(*before, after=after):
             outputs = self._teacher(**inputs, **options, return_dict=True)
             real = self.result.streams[self._towers[-1].blocks].real[-1]
             given = [leads(name, value, real) for name, value in outputs.items() if name.endswith("logits")]
@@ -286,8 +286,8 @@ class Recorder:
             self._keep(stream, rows)
             self._normed = normed.detach()
             if self._family.pre_norm:
-                deviation = precise(states.detach()).square().mean(-1, keepdim=True).sqrt()
-                self._points.append(_Point(stream, states, deviation, unscaled(norm, rows)))
+                size = precise(states.detach()).square().mean(-1, keepdim=True).sqrt()
+                self._points.append(_Point(stream, states, size, unscaled(norm, rows)))
             else:
                 self._points.append(_Point(stream, normed, 1.0, stream.rows(-1, self._normed)))
 

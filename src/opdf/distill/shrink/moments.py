@@ -9,7 +9,7 @@ from torch import Tensor
 
 from opdf.mpo import factorized_on
 
-ROWS = 4096
+ROWS = 16_384
 """Rows whose products are added up in float32. The sums of more are added up in float64."""
 
 WIDE = 512

@@ -60,7 +60,7 @@ def load_data(
         FileNotFoundError: a path does not exist.
         ConnectionError: the hub cannot be reached and its cache does not have the set.
         ValueError: a file or folder cannot be read; a column is missing, of the wrong type or has gaps; there are no
-            rows, there is one class only, most rows have a class of their own, or labels are out of range.
+            rows, all labels are the same, most rows have a class of their own, or labels are out of range.
     """
     if train_limit is not None and train_limit < 1:
         raise ValueError(f"{where}train_limit is {train_limit}; it must be at least 1")
@@ -208,15 +208,20 @@ def _without_gaps(data: DatasetDict, task: Task, asked: Asked) -> tuple[DatasetD
 
 
 def _check_splits(data: DatasetDict, task: Task, asked: Asked) -> None:
-    """Refuse splits without rows, and a train split of one class."""
+    """Refuse splits without rows, and a train split whose labels are all the same."""
     for part, rows in data.items():
         if len(rows) == 0:
             raise ValueError(
                 f"the {part} split of {asked.name} is empty; give more rows, or other {asked.option('validation')} and "
                 f"{asked.option('test')} fractions"
             )
-    if task.has_classes and task.label and len(seen := pc.unique(values(data["train"], task.label)).to_pylist()) < 2:
+    if task.label is None or not (task.has_classes or task.kind == "regression"):
+        return
+    if len(seen := pc.unique(values(data["train"], task.label)).to_pylist()) < 2:
         raise ValueError(
             f"the train split of {asked.name} has only the class {task.labels[seen[0]]!r}; classification needs two "
             "or more"
+            if task.has_classes
+            else f"all rows of the train split of {asked.name} have {seen[0]} as {task.label!r}; regression needs "
+            "numbers that differ"
         )

@@ -232,7 +232,7 @@ def test_image_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "options", "error", "message"),
     [
-        ({"text": ["a"] * 9, "label": ["x"] * 9}, {}, ValueError, r"the one class \('x',\)"),
+        ({"text": ["a"] * 9, "label": ["x"] * 9}, {}, ValueError, "the one class 'x'"),
         ({"text": list("abcdefghi"), "label": [0.5] * 9}, {"task": "regression"}, ValueError, "have 0.5 as 'label'"),
         ({"text": ["a"] * 9, "labl": [0, 1, 2] * 3}, {}, ValueError, "set label to one of text, labl"),
         (GOOD, {"inputs": ["txt"]}, ValueError, "no column 'txt'; did you mean 'text'"),

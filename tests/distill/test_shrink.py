@@ -350,6 +350,48 @@ def test_a_teacher_keeps_its_gradients_and_frozen_weights() -> None:
         torch.testing.assert_close(parameter.grad, before[name][1])
 
 
+def test_of_several_numbers_all_count_and_not_the_lead_of_one() -> None:
+    """Two outputs that are nearly the same: what they have in common is what matters."""
+    teacher = small("bert", num_labels=2)
+    with torch.no_grad():
+        teacher.classifier.weight[1] = teacher.classifier.weight[0] + 0.01 * teacher.classifier.weight[1]
+    errors = []
+    for kind in ("regression", None):
+        teacher.config.problem_type = kind
+        student = shrink(teacher, [inputs("bert")], hidden_size=4, num_attention_heads=1, intermediate_size=12)
+        errors.append(error(student, teacher, inputs("bert")))
+    assert errors[0] < 0.8 * errors[1]
+
+
+class Squeezed(transformers.BertForSequenceClassification):
+    """Gives one number an example, as some do."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        outputs = super().forward(*args, **kwargs)
+        outputs.logits = outputs.logits.squeeze(-1)
+        return outputs
+
+
+class Bare(transformers.BertForSequenceClassification):
+    """Gives logits without their name."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return super().forward(*args, **kwargs).logits
+
+
+def test_a_class_of_the_users_own_may_return_something_else() -> None:
+    usual = small("bert", num_labels=1)
+    students = []
+    for kind in (type(usual), Squeezed, Bare):
+        teacher = kind(usual.config).double().eval()
+        teacher.load_state_dict(usual.state_dict())
+        student = shrink(teacher, [inputs("bert")], hidden_size=8, intermediate_size=12)
+        assert type(student) is kind
+        students.append(student.state_dict())
+    torch.testing.assert_close(students[0], students[1], rtol=0, atol=0)
+    assert all(values.isfinite().all() for values in students[2].values())
+
+
 @pytest.mark.parametrize("family", ["bert", "vit"])
 def test_a_student_made_in_inference_mode_can_train(family: str) -> None:
     teacher = small(family)
@@ -507,7 +549,22 @@ REFUSED: dict[str, tuple[Callable[[], Any], dict[str, Any], type[Exception], str
                              "encoder.layer.1 is the same module as its encoder.layer.0; .*deepcopy"),
     "the same again": (lambda: shared_block("llama", "layers"), {}, ValueError, "layers.1 is the same module as its"),
     "chunks": (lambda: small("bert", chunk_size_feed_forward=2), {}, ValueError, "chunk_size_feed_forward is 2; load"),
+    "no classifier": (lambda: changed("classifier", nn.Identity()), {}, ValueError,
+                      "teacher's classifier is a Identity, and a Linear in a model of its configuration"),
+    "more classes": (lambda: changed("classifier", nn.Linear(16, 7)), {}, ValueError,
+                     r"classifier.weight is of shape \[7, 16\], and \[2, 16\] in a model of its .*num_labels"),
+    "another activation": (lambda: changed("bert.encoder.layer.0.intermediate.intermediate_act_fn", nn.ReLU()), {},
+                           ValueError, "intermediate_act_fn is a ReLU, and a GELUActivation in a model"),
+    "another depth": (lambda: changed("bert.encoder.layer", small("bert").bert.encoder.layer[:1]), {}, ValueError,
+                      "encoder.layer.1 is missing, and a BertLayer in a model"),
 }  # fmt: skip
+
+
+def changed(name: str, part: nn.Module) -> Any:
+    """A model one part of which its configuration does not make."""
+    model = small("bert")
+    model.set_submodule(name, part.double())
+    return model
 
 
 def masked_bert() -> Any:

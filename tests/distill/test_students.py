@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -133,6 +134,13 @@ def test_random_state_and_teacher_are_left_alone() -> None:
 def test_impossible_layers_are_refused(layers: Any) -> None:
     with pytest.raises(ValueError, match="layers is"):
         keep_layers(build("bert", 4), layers)
+
+
+@pytest.mark.parametrize("layers", ["1", 1.0, None, True, [0, "1"], [True]])
+def test_layers_that_are_no_whole_numbers_are_refused(layers: Any) -> None:
+    with pytest.raises(TypeError, match=r"layers is .*; give a number of blocks, or a list of block numbers"):
+        keep_layers(build("bert", 4), layers)
+    assert keep_layers(build("bert", 4), np.int64(2)).config.num_hidden_layers == 2
 
 
 def test_other_models_are_refused() -> None:

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from jobs import bert, digits, texts
+from opdf.distill.checkpoint import MANIFEST, publish
 from opdf.job import DistillConfig, UserError, run
 from opdf.job.options import fill
 
@@ -85,6 +86,28 @@ def test_what_no_result_depends_on_may_change(finished: Path, stopped: Path) -> 
     expected, found = (load_file(folder / "student" / "model.safetensors") for folder in (finished, stopped))
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("before", "expected"), [(1000.0, 1000.0), (None, 0.0)])
+def test_the_time_before_the_stop_counts(
+    stopped: Path, before: float | None, expected: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Checkpoints of earlier versions do not know it."""
+    final = stopped / "checkpoints" / "checkpoint-2"
+    scratch = final.rename(stopped / "scratch")
+    file = scratch / "trainer_state.json"
+    state = json.loads(file.read_text())
+    assert 0 < state["stateful_callbacks"]["Clock"]["attributes"]["before"] < 600
+    if before is None:
+        del state["stateful_callbacks"]["Clock"]
+    else:
+        state["stateful_callbacks"]["Clock"]["attributes"]["before"] = before
+    file.write_text(json.dumps(state))
+    (scratch / MANIFEST).unlink()
+    publish(scratch, final)
+    metrics = run(digits(stopped, resume=True))
+    assert f"goes on from {final}" in capsys.readouterr().err
+    assert expected < metrics["train_seconds"] < expected + 600
 
 
 def test_more_steps_go_on_from_the_last_checkpoint(finished: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from transformers import AutoModelForImageClassification
 
 from families import build
 from jobs import digits
-from opdf.distill import keep_layers
+from opdf.distill import find_report, keep_layers
 from opdf.job import DistillConfig, StudentConfig, UserError, preview, run
 from opdf.job.job import Job
 from opdf.job.prepared import prepare_data
@@ -26,6 +26,10 @@ TAUGHT: dict[str, Any] = {
     "data": {"train_limit": 600}, "teacher": {"training": {"max_steps": 120, "learning_rate": 5e-3}},
     "training": {"max_steps": 2, "logging_steps": 1, "save_strategy": "no"},
 }  # fmt: skip
+
+
+def shapes_of(model: Any) -> dict[str, Any]:
+    return {name: tuple(values.shape) for name, values in model.state_dict().items()}
 
 
 def job(folder: Path, **changes: Any) -> DistillConfig:
@@ -85,6 +89,11 @@ def test_blocks_and_sizes_go_together(tmp_path: Path, taught: Any) -> None:
     made = Job(job(tmp_path, student={"layers": 2, "config": {"hidden_size": 8}}))
     student = student_trainer(made, prepared, teacher, "").model
     assert (student.config.num_hidden_layers, student.config.hidden_size) == (2, 8)
+    random = job(tmp_path / "random", student={"layers": 2, "config": {"hidden_size": 8}, "start": "random"})
+    assert "built from its configuration, untrained" in dict(preview(random).lines)["student"]
+    untrained = student_trainer(Job(random), prepared, teacher, "").model
+    assert shapes_of(untrained) == shapes_of(student)
+    assert find_report(untrained) is None
 
 
 def test_blocks_are_fitted_unless_they_are_to_be_copied(tmp_path: Path, taught: Any) -> None:
@@ -146,6 +155,8 @@ def test_it_is_fitted_on_training_examples_only(taught: Any) -> None:
     ({"start": "teacher", "config": {"hidden_size": 64}}, "hidden_size is 64; the teacher's is 16"),
     ({"config": None, "layers": [0, 1], "start": "teacher"}, "student.layers is a list"),
     ({"config": None, "layers": 2, "start": "random"}, "student.start is 'random' and kept blocks are not"),
+    ({"layers": 2, "config": {"num_hidden_layers": 1}}, "student.layers is 2 and student.config has num_hidden_layers"),
+    ({"layers": 2, "config": {"num_hidden_layers": 1}, "start": "random"}, "student.layers is 2 and student"),
     ({"start": "copy"}, "student.start is 'copy' and blocks of other sizes cannot be copied"),
     ({"config": None, "model": "minilm", "start": "teacher"}, "leave it out beside student.model"),
     ({"calibration": 0}, "student.calibration is 0"),

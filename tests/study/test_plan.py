@@ -32,10 +32,10 @@ def test_processes_begin_with_different_settings_of_the_same_seed() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"settings": ()}, "settings is empty"),
+        ({"settings": ()}, "tasks is empty"),
         ({"seeds": (1, 1)}, "every entry may stand there once"),
-        ({"rates": (0.0,)}, "rates holds 0.0"),
-        ({"rates": (float("nan"),)}, "rates holds nan"),
+        ({"rates": (0.0,)}, "learning_rates holds 0.0"),
+        ({"rates": (float("nan"),)}, "learning_rates holds nan"),
         ({"baseline": "kd"}, "baseline is 'kd'; expected one of KD, OPDF"),
     ],
 )

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from tests.study.example import OPDF, STUDY, config
 
+from opdf.job import UserError
 from opdf.job.job import Job
 from opdf.job.prepared import prepare_data
 from opdf.job.scoring import answers
@@ -45,8 +46,15 @@ def test_a_diverged_student_is_taken_to_answer_zero(tmp_path: Path) -> None:
 def test_of_a_regression_that_diverged_nothing_is_correlated(tmp_path: Path) -> None:
     (tmp_path / "scores.csv").write_text("text,label\n" + "".join(f"word {k},{k / 2}\n" for k in range(60)))
     data = {"name": str(tmp_path / "scores.csv")}
-    changes = {"tasks": {"scores": {"data": data, "teacher": {"model": "minilm", "config": None}}}, "train_sizes": None}
-    outcome = runner(tmp_path, **changes).run(Cell(0, "scores", "KD", 1e20))
+    task: dict[str, Any] = {"data": data, "teacher": {"model": "minilm", "config": None}}
+
+    def run() -> Outcome:
+        return runner(tmp_path, tasks={"scores": task}, train_sizes=None).run(Cell(0, "scores", "KD", 1e20))
+
+    with pytest.raises(UserError, match="variant 'KD' of 'scores': the student cannot start from its teacher: batches"):
+        run()  # 42 short texts; a single run would train it all the same, and say so
+    task["student"] = {"start": "copy"}
+    outcome = run()
     assert (outcome.validation, set(outcome.predictions)) == (0.0, {0})
 
 

@@ -26,6 +26,7 @@ def quick(path: Path) -> Any:
     return pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if base in STUDIES else [])
 
 
+WIDE = {"layers": None, "config": {"hidden_size": 18}}
 PAIRS = {"digits": {"data": {"name": "digits"}}, "pairs": {"data": {"name": "nyt-pairs"}}}
 
 
@@ -143,6 +144,17 @@ def test_a_run_for_anothers_time_depends_on_that_one(tmp_path: Path) -> None:
         ({"variants": {}}, "variants is empty"),
         ({"variants": {"KD": {"overparm": None}}}, "variant 'KD' of 'digits/64' has no option 'overparm'"),
         ({"variants": {"KD": {"seed": 3}}}, "seed is set by the study itself"),
+        ({"variants": {"KD": {"data": {"seed": 3}}}}, "data.seed is set by the study itself; remove it, and"),
+        (
+            {"variants": {"KD": {"training": {"learning_rate": 1e-3}}}},
+            "variant 'KD' of 'digits/64': training.learning_rate is set by the study itself; remove it, and give learn",
+        ),
+        (
+            {"variants": {"KD": {}, "other": {"data": {"name": "mnist-5k"}}}},
+            "variant 'other' of 'digits/64': data.name is 'mnist-5k' and that of 'KD' is 'digits'; variants are",
+        ),
+        ({"variants": {"KD": {}, "other": {"data": {"test": 0.5}}}}, "data.test is 0.5 and that of 'KD' is 0.2"),
+        ({"variants": {"KD": {}, "odd": {"student": WIDE}}}, "variant 'odd' of 'digits/64': the student cannot start"),
         ({"variants": {"KD": 3}}, "expected keys of a configuration"),
         ({"tasks": {"digits": 3}}, "task 'digits' is 3; expected keys of a configuration"),
         ({"variants": {"KD": {}, "OPDF": {"as_long_as": "kd"}}}, "as_long_as is 'kd'; expected a variant .*: KD$"),
@@ -153,7 +165,7 @@ def test_a_run_for_anothers_time_depends_on_that_one(tmp_path: Path) -> None:
         ),
         ({"baseline": "kd"}, "baseline is 'kd'"),
         ({"seeds": []}, "seeds is empty"),
-        ({"learning_rates": [-1.0]}, "rates holds -1.0"),
+        ({"learning_rates": [-1.0]}, "learning_rates holds -1.0; they are finite and above 0"),
         ({"workers": 0}, "workers is 0"),
         ({"sizes": [3]}, "no option 'sizes'"),
         ({"tasks": {"file": {"data": {"name": "none.csv"}}}}, "none.csv does not exist"),

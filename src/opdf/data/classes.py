@@ -147,7 +147,7 @@ def _check(
         )
     if len(names) < (1 if task.kind == "multi-label" else 2):
         raise ValueError(
-            f"{asked.name} has the one class {names}; classification needs two or more"
+            f"{asked.name} has the one class {names[0]!r}; classification needs two or more"
             if names
             else f"{task.label!r} of {asked.name} holds no label in any row"
         )

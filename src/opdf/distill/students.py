@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ def keep_layers(teacher: nn.Module, layers: int | Sequence[int]) -> Any:
         A new model; its configuration says the new depth, so that `save_pretrained` and `from_pretrained` work.
 
     Raises:
-        TypeError: not a transformers model.
+        TypeError: not a transformers model, or layers are no whole numbers.
         ValueError: an index is out of range, the depth of this architecture is not one number, or its blocks differ in
             ways that the student's configuration cannot express.
     """
@@ -54,11 +55,15 @@ def keep_layers(teacher: nn.Module, layers: int | Sequence[int]) -> Any:
 
 
 def chosen_layers(layers: int | Sequence[int], depth: int) -> list[int]:
-    if isinstance(layers, int):
-        if not 1 <= layers <= depth:
-            raise ValueError(f"layers is {layers}; the teacher has {depth} blocks, keep 1 to {depth}")
-        return [(s + 1) * depth // layers - 1 for s in range(layers)]
-    chosen = list(layers)
+    numbers = [layers] if isinstance(layers, Integral) else layers
+    if not isinstance(numbers, Sequence) or any(isinstance(k, bool) or not isinstance(k, Integral) for k in numbers):
+        raise TypeError(f"layers is {layers!r}; give a number of blocks, or a list of block numbers")
+    chosen = [int(k) for k in numbers]
+    if isinstance(layers, Integral):
+        count = int(layers)
+        if not 1 <= count <= depth:
+            raise ValueError(f"layers is {count}; the teacher has {depth} blocks, keep 1 to {depth}")
+        return [(s + 1) * depth // count - 1 for s in range(count)]
     if not chosen or any(not 0 <= k < depth for k in chosen) or chosen != sorted(set(chosen)):
         raise ValueError(f"layers is {chosen}; give rising block numbers from 0 to {depth - 1}")
     return chosen

@@ -23,7 +23,12 @@ if TYPE_CHECKING:
 
 # What studies and the command line need beyond the reference.
 if TYPE_CHECKING:
-    from opdf.job.checks import check_fit as check_fit, check_models as check_models, check_task as check_task
+    from opdf.job.checks import (
+        Fit as Fit,
+        check_fit as check_fit,
+        check_models as check_models,
+        check_task as check_task,
+    )
     from opdf.job.cost import plan_model as plan_model
     from opdf.job.demo import demo as demo
     from opdf.job.errors import not_installed as not_installed

@@ -82,8 +82,8 @@ class StudentConfig:
         model: hub name or local folder of a pretrained student, or "minilm".
         config: fields of the teacher's configuration to change; with `layers`, a number, the depth is changed too.
         start: teacher fits a student of other sizes or fewer blocks to its teacher, in closed form, before it is
-            trained; copy takes the blocks of `layers` as they are; random begins with random weights. null is teacher
-            wherever the family and the data allow it. A list of `layers` is copied.
+            trained; copy takes the blocks of `layers` as they are; random makes it by `config` with random weights.
+            null is teacher wherever the family and the data allow it. A list of `layers` is copied.
         calibration: training examples that a student is fitted on.
     """
 

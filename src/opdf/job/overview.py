@@ -82,7 +82,7 @@ def _models(job: Job, fit: Fit, info: StoreInfo | None) -> Iterator[tuple[str, s
     yield "teacher", f"{teacher_of(config)}; {size_of(fit.teacher)}"
     yield "student", f"{student_of(job, fit.start)}; {size_of(fit.student)}"
     if fit.start.why_not:
-        made = "copied, not fitted" if config.student.layers is not None else "untrained"
+        made = "copied, not fitted" if config.student.layers is not None else "untrained"  # with both it is refused
         yield "warning", f"the student is {made}, since it cannot start from its teacher: {fit.start.why_not}"
     options = ", ".join(f"{key} {value}" for key, value in config.objective.options.items() if value not in (None, ""))
     yield "objective", f"{config.objective.name}: {options}" if options else config.objective.name
@@ -138,7 +138,7 @@ def student_of(job: Job, start: Start) -> str:
     if start.sizes is not None:
         sizes = ", ".join(f"{name} {value}" for name, value in start.sizes.items())
         return f"starts from the teacher, fitted on up to {options.calibration} training examples ({sizes})"
-    if options.layers is not None:
+    if options.layers is not None and options.config is None:
         blocks = f"{options.layers} blocks" if isinstance(options.layers, int) else f"blocks {options.layers}"
         return f"{blocks} of {options.model or 'the teacher'}, copied"
     return options.model or "built from its configuration, untrained"

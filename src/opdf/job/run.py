@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -202,9 +201,7 @@ def train_student(
     if last and trainer.teacher is None:
         teacher.to("meta")
     architecture = type(trainer.model).__name__  # which FSDP2 changes
-    began = time.perf_counter()
-    train(trainer, "the student", resume=job.config.resume)
-    seconds = time.perf_counter() - began
+    seconds = train(trainer, "the student", resume=job.config.resume)
     weights = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None  # by all together
     if is_main():
         save(trainer.model, prepared.processor, job.folder / STUDENT, weights)

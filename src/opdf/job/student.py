@@ -84,10 +84,20 @@ def plan_start(options: StudentConfig, teacher: Any, prepared: Prepared | None =
         return Start(why_not=str(error))
 
 
-def _sizes(options: StudentConfig, teacher: Any) -> dict[str, float]:
-    """What `shrink` takes for the student that is asked for."""
-    depth = dict.fromkeys(depth_fields(teacher), options.layers) if isinstance(options.layers, int) else {}
-    return depth | (options.config or {})
+def _sizes(options: StudentConfig, teacher: Any) -> dict[str, Any]:
+    """The fields of the teacher's configuration that the student has otherwise.
+
+    Raises:
+        TypeError, ValueError: the depth is asked for and has no field that is known, or stands there twice.
+    """
+    given = options.config or {}
+    if not isinstance(options.layers, int):
+        return given
+    depth = dict.fromkeys(depth_fields(teacher), options.layers)
+    for name in given:
+        if teacher.config.attribute_map.get(name, name) in depth:
+            raise ValueError(f"student.layers is {options.layers} and student.config has {name} as well; give one")
+    return depth | given
 
 
 def calibration(options: StudentConfig, prepared: Prepared) -> list[dict[str, Any]]:
@@ -104,12 +114,15 @@ def started_student(options: StudentConfig, start: Start, teacher: Any, prepared
 
 def build_student(options: StudentConfig, teacher: nn.Module, task: Task) -> Any:
     """A student that is not fitted; one on the meta device if its blocks are those of a teacher there."""
-    if options.layers is not None:
+    if options.layers is not None and options.config is None:
         return keep_layers(load_model(options.model, task)[0] if options.model else teacher, options.layers)
     if options.model is not None:
         return load_model(options.model, task)[0]
     theirs = teacher.config.to_dict()  # type: ignore[union-attr,operator]
-    fields = theirs | (options.config or {})
+    try:
+        fields = theirs | _sizes(options, teacher)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the student's blocks cannot be counted: {error}") from error
     check_fields("student.config", fields["model_type"], options.config or {})
     known = {k: v for k, v in fields.items() if k not in DECIDED and not k.startswith("_")}
     return from_config(known, task)

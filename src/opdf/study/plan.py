@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+OPTIONS = {"settings": "tasks", "variants": "variants", "rates": "learning_rates", "seeds": "seeds"}
+"""Lists of a plan by the options of a study's file."""
 
 
 @dataclass(frozen=True, order=True)
@@ -39,11 +43,11 @@ class Plan:
     baseline: str
 
     def __post_init__(self) -> None:
-        for name in ("settings", "variants", "rates", "seeds"):
-            _check_list(name, getattr(self, name))
+        for name, option in OPTIONS.items():
+            _check_list(option, getattr(self, name))
         for rate in self.rates:
-            if not rate > 0:
-                raise ValueError(f"rates holds {rate}; learning rates are above 0")
+            if not 0 < rate < math.inf:
+                raise ValueError(f"learning_rates holds {rate}; they are finite and above 0")
         if self.baseline not in self.variants:
             raise ValueError(f"baseline is {self.baseline!r}; expected one of {', '.join(self.variants)}")
 

@@ -39,7 +39,7 @@ from opdf.study.plan import Cell
 from opdf.study.recorder import Recorder
 from opdf.study.results import DIVERGED
 from opdf.study.store import Outcome
-from opdf.study.study import Study
+from opdf.study.study import Study, check_start
 
 JUDGED = ("validation", "test")
 """Splits of which a student's answers are kept."""
@@ -65,7 +65,7 @@ class Runner:
         config = self._configured(cell)
         taught = self._taught(config)
         if (cell.setting, cell.variant) not in self._checked:
-            check_fit(Job(config), taught.prepared, taught.teacher)
+            check_start(cell.setting, cell.variant, check_fit(Job(config), taught.prepared, taught.teacher))
             self._checked.add((cell.setting, cell.variant))
         outcome = self._trained(config, taught, cell)
         gc.collect()  # trainer and callbacks refer to each other, and would keep the student's memory on a GPU

@@ -13,6 +13,7 @@ from typing import Any
 from opdf.data import Task, located
 from opdf.job import (
     DistillConfig,
+    Fit,
     Job,
     UserError,
     check_models,
@@ -31,8 +32,14 @@ from opdf.study.plan import Cell, Plan
 from opdf.study.results import conclude
 from opdf.study.store import Store
 
-OURS = ("output", "overwrite", "resume", "seed")
-"""Options of a run that the study sets."""
+OURS = {
+    "output": "", "overwrite": "", "resume": "", "seed": ", and give seeds", "data.seed": ", and give seeds",
+    "training.learning_rate": ", and give learning_rates", "training.save_strategy": "",
+}  # fmt: skip
+"""Options of a run that the study sets, and where the user can."""
+
+SAME_ROWS = ("name", "task", "inputs", "label", "labels", "validation", "test", "drop_empty")
+"""Options of data that decide which rows students are judged on, and by which labels."""
 
 KINDS = ("classification", "multi-label", "regression", "image-classification")
 """Tasks whose answers are scored example by example."""
@@ -75,6 +82,7 @@ class Study:
             self._check_time(variant)
             for setting in self.plan.settings:
                 Job(self.config(setting, variant))
+                self._check_rows(setting, variant)
 
     def config(self, setting: str, variant: str) -> DistillConfig:
         """What the runs of a variant on a setting have in common."""
@@ -100,7 +108,7 @@ class Study:
                 key = digest([setting, plain(config.teacher)])
                 if key not in teachers:
                     teachers[key] = load_teacher(job, task)
-                check_models(job, task, teachers[key])
+                check_start(setting, variant, check_models(job, task, teachers[key]))
                 if task.kind not in KINDS or task.is_unlabelled:
                     what = "has no labels" if task.is_unlabelled else f"is for {task.kind}"
                     raise UserError(f"{config.data.name} {what}, which studies do not know; use opdf distill")
@@ -134,10 +142,11 @@ class Study:
     def _given(self, setting: str, variant: str) -> dict[str, Any]:
         """A run's configuration as the file has it, without defaults: when these change, it stays the same run."""
         given = merged(self._settings[setting], self._variants[variant])
-        for key in OURS:
-            if key in given:
+        for key, remedy in OURS.items():
+            *part, name = key.split(".")
+            if name in ((given.get(part[0]) or {}) if part else given):
                 where = f"variant {variant!r} of {setting!r}"
-                raise UserError(f"{where}: {key} is set by the study itself; remove it")
+                raise UserError(f"{where}: {key} is set by the study itself; remove it{remedy}")
         return given
 
     def _key(self, cell: Cell) -> str:
@@ -156,6 +165,17 @@ class Study:
         """A name for what determines the data and the teacher of a run."""
         return digest([plain(config.data), plain(config.teacher), *files_of(config)])
 
+    def _check_rows(self, setting: str, variant: str) -> None:
+        """Refuse a variant that would be judged on other rows than the baseline, or by other labels."""
+        mine, theirs = (plain(self.config(setting, name).data) for name in (variant, self.plan.baseline))
+        for name in SAME_ROWS:
+            if mine[name] != theirs[name]:
+                raise UserError(
+                    f"variant {variant!r} of {setting!r}: data.{name} is {mine[name]!r} and that of "
+                    f"{self.plan.baseline!r} is {theirs[name]!r}; variants are compared on the same rows, so set it in "
+                    "common or in tasks"
+                )
+
     def _check_time(self, variant: str) -> None:
         other, where = self.as_long_as(variant), f"variant {variant!r}: as_long_as"
         if other is None:
@@ -166,6 +186,19 @@ class Study:
         for key in ("max_steps", "num_train_epochs"):
             if key in (self._variants[variant].get("training") or {}):
                 raise UserError(f"{where} sets the number of steps; remove training.{key}")
+
+
+def check_start(setting: str, variant: str, fit: Fit) -> None:
+    """Refuse a student that would not start as the others do; a single run trains it with a warning.
+
+    Raises:
+        UserError: no start was asked for, and the student cannot start from its teacher.
+    """
+    if fit.start.why_not:
+        raise UserError(
+            f"variant {variant!r} of {setting!r}: the student cannot start from its teacher: {fit.start.why_not}. If "
+            "another start is meant, set student.start: random, or copy for kept blocks"
+        )
 
 
 def files_of(config: DistillConfig) -> list[dict[str, str]]:

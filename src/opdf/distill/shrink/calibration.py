@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
+from transformers.utils import ModelOutput
 
 from opdf.distill.shrink.families import Family, Head, Tower, attentions
 from opdf.distill.shrink.moments import Moments, precise
@@ -223,8 +224,7 @@ class Recorder:
         with graph, _frozen(self._teacher), hooked(*before, after=after):
             outputs = self._teacher(**inputs, **options, return_dict=True)
             real = self.result.streams[self._towers[-1].blocks].real[-1]
-            given = [leads(name, value, real) for name, value in outputs.items() if name.endswith("logits")]
-            weights = self._weights([lead for lead in given if lead.requires_grad])
+            weights = self._weights(list(self._leads(outputs, real)))
         for point, weight in zip(self._points, weights, strict=True):
             point.stream.weights[-1].append(weight)
             self.result.states.add(point.found, point.found[:, :0], weight)
@@ -232,12 +232,20 @@ class Recorder:
             moments.add(values, values[:, :0], weights[number])
         self._points, self._gathered = [], []
 
+    def _leads(self, outputs: Any, real: Tensor) -> Iterator[Tensor]:
+        """What to go back from. A class of the user's own may return something else than named logits."""
+        summed = getattr(self._teacher.config, "problem_type", None) == "regression"
+        for name, value in outputs.items() if isinstance(outputs, ModelOutput) else ():
+            if name.endswith("logits") and isinstance(value, Tensor) and value.requires_grad:
+                yield leads(name, value, real, summed=summed)
+
     def _weights(self, given: list[Tensor]) -> list[Tensor | None]:
         """How much tokens count at every norm: as the outputs depend on them, if there are such."""
         if not given:
             return [None] * len(self._points)
         states = [point.states for point in self._points]
-        slopes = torch.autograd.grad(torch.cat(given).sum(), states, materialize_grads=True)
+        total = torch.stack([some.sum() for some in given]).sum()
+        slopes = torch.autograd.grad(total, states, materialize_grads=True)
         weights: list[Tensor | None] = []
         for slope, point in zip(slopes, self._points, strict=True):
             rows = point.stream.rows(-1, precise(slope) * point.scale)
@@ -319,21 +327,25 @@ class Recorder:
             self.result.chosen[-1][name] = Chosen(states, tokens)
 
 
-def leads(name: str, values: Tensor, real: Tensor) -> Tensor:
-    """How far the largest output is ahead of the next, for each example or token; a single output as it is.
+def leads(name: str, values: Tensor, real: Tensor, *, summed: bool = False) -> Tensor:
+    """How far the largest output is ahead of the next, for each example or token; one that stands alone as it is.
 
     Args:
         name: of the output; `start_logits` and `end_logits` are of tokens, all others of the last dimension.
-        values: `[..., outputs]`.
+        values: `[..., outputs]`, or `[examples]` of one output each.
         real: `[examples, tokens]`, true where a token is no padding.
+        summed: add the outputs up, because they are numbers and no rivals.
     """
     values = precise(values)
+    if values.ndim == 1:
+        return values
     if name != "logits" and values.shape == real.shape:
         values = values.masked_fill(~real, -math.inf)
-    if values.shape[-1] == 1:
-        return values[..., 0]
-    first, second = values.topk(2).values.unbind(-1)
-    lead = (first - second).nan_to_num(posinf=0.0)
+    if summed or values.shape[-1] == 1:
+        lead = values.sum(-1)
+    else:
+        first, second = values.topk(2).values.unbind(-1)
+        lead = (first - second).nan_to_num(posinf=0.0)
     return lead[real] if lead.shape == real.shape else lead
 
 

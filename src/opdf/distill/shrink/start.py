@@ -25,6 +25,7 @@ from opdf.distill.shrink.norms import has_shift
 from opdf.distill.shrink.report import ShrinkReport, keep_report
 from opdf.distill.shrink.sizes import (
     check_teacher,
+    empty_model,
     head_sizes,
     inner_size,
     outputs_of,
@@ -146,6 +147,8 @@ def _on_device(teacher: Any, batches: Iterable[Mapping[str, Tensor]]) -> list[di
     inputs = []
     if isinstance(batches, Mapping):
         raise TypeError(f"batches is a {type(batches).__name__}; put a single batch into a list: [batch]")
+    if not isinstance(batches, Iterable):
+        raise TypeError(f"batches is {batches!r}; give a list of batches, or a DataLoader")
     for batch in batches:
         if not isinstance(batch, Mapping):
             raise TypeError(f"batches holds a {type(batch).__name__}; give mappings of names to tensors")
@@ -247,13 +250,8 @@ def _count(teacher: Any, tower: Tower, inputs: Mapping[str, Tensor]) -> int:
 
 
 def _blank(teacher: Any, config: Any, device: torch.device) -> Any:
-    """A model of the teacher's class without values, in float32 at least until it has them."""
-    config._attn_implementation = teacher.config._attn_implementation
-    exact = torch.promote_types(teacher.dtype, torch.float32)
-    with torch.random.fork_rng(), device:
-        student = type(teacher)._from_config(config, dtype=exact)
-    if getattr(teacher.base_model, "pooler", True) is None:
-        student.base_model.pooler = None
+    """The student before it has values."""
+    student = empty_model(teacher, config, device)
     if getattr(teacher, "generation_config", None) is not None:
         student.generation_config = copy.deepcopy(teacher.generation_config)
     return student.eval()

@@ -181,6 +181,7 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
     ({1: 2}, "no option 1; known are data, teacher"),
     ({"data": {"nam": "x"}}, "data has no option 'nam'; did you mean 'name'"),
     ({"overparam": {"onse": 3}}, "no option 'onse'; did you mean 'ones'"),
+    ({"training": {"optim": "foo"}}, "training: foo is not a valid OptimizerNames, please select one of"),
     ({"training": {"learning_rat": 1}}, "training has no option 'learning_rat'; did you mean 'learning_rate'"),
     ({"teacher": {"finetune": True, "training": {"max_step": 1}}}, "teacher.training has no option 'max_step'"),
     ({"objective": {"name": "logit"}}, "objective.name is 'logit'; expected one of logits, hidden"),

@@ -16,6 +16,7 @@ from transformers import (
     BartForCausalLM,
     BeitConfig,
     BeitForImageClassification,
+    BertModel,
 )
 
 from families import FAMILIES, IMAGE, TEXT, batch, build
@@ -141,6 +142,30 @@ def test_layers_that_are_no_whole_numbers_are_refused(layers: Any) -> None:
     with pytest.raises(TypeError, match=r"layers is .*; give a number of blocks, or a list of block numbers"):
         keep_layers(build("bert", 4), layers)
     assert keep_layers(build("bert", 4), np.int64(2)).config.num_hidden_layers == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "words"),
+    [
+        ("classifier", nn.Identity(), "classifier is a Identity, and a Linear in a model of its configuration"),
+        ("classifier", nn.Linear(16, 7), r"classifier.weight is of shape \[7, 16\], and \[2, 16\].*num_labels"),
+        ("bert.encoder.layer.1.intermediate.intermediate_act_fn", nn.ReLU(), "act_fn is a ReLU, and a GELUActivation"),
+    ],
+)
+def test_parts_that_the_students_configuration_does_not_make_are_refused(
+    name: str, part: nn.Module, words: str
+) -> None:
+    teacher = build("bert", 4)
+    teacher.set_submodule(name, part)
+    with pytest.raises(ValueError, match=words):
+        keep_layers(teacher, 2)
+
+
+def test_a_teacher_without_a_pooler_has_such_a_student() -> None:
+    teacher = BertModel(build("bert", 4).config, add_pooling_layer=False)
+    student = keep_layers(teacher, 2)
+    assert student.pooler is None
+    assert all(name in teacher.state_dict() for name in student.state_dict())
 
 
 def test_other_models_are_refused() -> None:

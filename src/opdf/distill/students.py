@@ -27,12 +27,13 @@ def keep_layers(teacher: nn.Module, layers: int | Sequence[int]) -> Any:
 
     Raises:
         TypeError: not a transformers model, or layers are no whole numbers.
-        ValueError: an index is out of range, the depth of this architecture is not one number, or its blocks differ in
-            ways that the student's configuration cannot express.
+        ValueError: an index is out of range, the depth of this architecture is not one number, its blocks differ in
+            ways that the student's configuration cannot express, or the teacher is not as its configuration says.
     """
     config = getattr(teacher, "config", None)
     if config is None or not hasattr(teacher, "_from_config"):
         raise TypeError(f"teacher is a {type(teacher).__name__}; keep_layers needs a transformers model")
+    check_made(teacher)
     towers = block_lists(teacher)
     if hasattr(config, "depths") or not towers or len(towers) > 2:
         raise ValueError(
@@ -45,13 +46,50 @@ def keep_layers(teacher: nn.Module, layers: int | Sequence[int]) -> Any:
         depth = len(list(teacher.get_submodule(tower).children()))
         kept[tower] = chosen_layers(layers, depth)
         _set_depth(config, tower, depth, kept[tower])
-    # Weights that are made in inference mode could not be trained.
-    with torch.inference_mode(False), torch.random.fork_rng(), next(teacher.parameters()).device:
-        make: Any = type(teacher)
-        student = make._from_config(config, dtype=next(teacher.parameters()).dtype)
+    first = next(teacher.parameters())
+    with torch.inference_mode(False):  # weights that are made in that mode could not be trained
+        student = empty_model(teacher, config, first.dtype, first.device)
     _check_blocks(teacher, student, kept)
     student.load_state_dict(_renumbered(teacher.state_dict(), student.state_dict(), kept))
-    return student.to(next(teacher.parameters()).device)
+    return student.to(first.device)
+
+
+def check_made(teacher: Any) -> None:
+    """Refuse a teacher with other parts than its configuration makes, which its student would not have.
+
+    Dropout may differ: it is for training alone.
+
+    Raises:
+        ValueError: a module is of another class, missing or more than that, or a weight is of another shape.
+    """
+    made = empty_model(teacher, teacher.config, next(teacher.parameters()).dtype, torch.device("meta"))
+    theirs, ours = (dict(model.named_modules()) for model in (teacher, made))
+    for name in theirs | ours:
+        kinds = [type(modules[name]) if name in modules else None for modules in (theirs, ours)]
+        if kinds[0] is not kinds[1] and nn.Dropout not in kinds:
+            is_, expected = (f"a {kind.__name__}" if kind else "missing" for kind in kinds)
+            raise ValueError(
+                f"teacher's {name} is {is_}, and {expected} in a model of its configuration, as the student is one; "
+                "give a teacher that is as its configuration says"
+            )
+    shapes = {name: list(values.shape) for name, values in made.named_parameters()}
+    for name, values in teacher.named_parameters():
+        if list(values.shape) != shapes.get(name):
+            raise ValueError(
+                f"teacher's {name} is of shape {list(values.shape)}, and {shapes.get(name)} in a model of its "
+                "configuration; correct the configuration (num_labels is of heads)"
+            )
+
+
+def empty_model(teacher: Any, config: Any, dtype: torch.dtype, device: torch.device) -> Any:
+    """A model of the teacher's class without its values."""
+    config = copy.deepcopy(config)
+    config._attn_implementation = teacher.config._attn_implementation
+    with torch.random.fork_rng(), device:
+        model = type(teacher)._from_config(config, dtype=dtype)
+    if getattr(teacher.base_model, "pooler", True) is None:
+        model.base_model.pooler = None
+    return model
 
 
 def chosen_layers(layers: int | Sequence[int], depth: int) -> list[int]:

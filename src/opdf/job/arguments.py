@@ -15,7 +15,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 from opdf.data import LOWER_IS_BETTER, Task
 from opdf.distill import DistillationArguments, DistillationTrainer
 from opdf.job.errors import UserError
-from opdf.job.options import fill
+from opdf.job.options import typed
 
 UPLOAD = "opdf publishes the finished student and its card alone, with the option push_to_hub NAME of the run"
 OURS = {
@@ -66,8 +66,11 @@ def training_arguments(
     }  # fmt: skip
     if str(options.get("metric_for_best_model")).removeprefix("eval_") in LOWER_IS_BETTER:
         machine["greater_is_better"] = False  # the Trainer assumes it for losses only
-    arguments: DistillationArguments = fill(DistillationArguments, options, where, **TRAINING, **machine)
-    return arguments
+    given = TRAINING | machine | typed(DistillationArguments, options, where)
+    try:
+        return DistillationArguments(**given)
+    except ValueError as error:  # of transformers, some of whose texts do not name the option
+        raise UserError(f"{where}: {error}") from error
 
 
 VOCABULARIES = 8

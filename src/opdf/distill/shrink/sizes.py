@@ -14,7 +14,7 @@ from torch import nn
 
 from opdf.distill.shrink.branches import HeadSizes
 from opdf.distill.shrink.families import Family, Head, Tower, family_of
-from opdf.distill.students import ONE_A_BLOCK, chosen_layers
+from opdf.distill.students import ONE_A_BLOCK, check_made, chosen_layers
 
 DROPOUT = re.compile("drop(out)?(_|$)")
 """In the name of a field that matters in training alone: hidden_dropout_prob, attn_pdrop, dropout_rate."""
@@ -52,7 +52,7 @@ def check_teacher(teacher: nn.Module) -> Family:
         if not torch.isfinite(parameter).all():
             raise ValueError(f"teacher's {name} holds NaN or infinite entries; give a teacher that works")
     _check_blocks(teacher, family)
-    _check_made(teacher)
+    check_made(teacher)
     return family
 
 
@@ -74,42 +74,6 @@ def _check_blocks(teacher: Any, family: Family) -> None:
             f"teacher's chunk_size_feed_forward is {teacher.config.chunk_size_feed_forward}; load it with "
             "chunk_size_feed_forward=0, which computes the same"
         )
-
-
-def _check_made(teacher: Any) -> None:
-    """Refuse a teacher with other parts than its configuration makes, which its student would not have.
-
-    Dropout may differ: it computes nothing here.
-    """
-    made = empty_model(teacher, teacher.config, torch.device("meta"))
-    theirs, ours = (dict(model.named_modules()) for model in (teacher, made))
-    for name in theirs | ours:
-        kinds = [type(modules[name]) if name in modules else None for modules in (theirs, ours)]
-        if kinds[0] is not kinds[1] and nn.Dropout not in kinds:
-            is_, expected = (f"a {kind.__name__}" if kind else "missing" for kind in kinds)
-            raise ValueError(
-                f"teacher's {name} is {is_}, and {expected} in a model of its configuration, as the student is one; "
-                "give a teacher that is as its configuration says"
-            )
-    shapes = {name: list(values.shape) for name, values in made.named_parameters()}
-    for name, values in teacher.named_parameters():
-        if list(values.shape) != shapes[name]:
-            raise ValueError(
-                f"teacher's {name} is of shape {list(values.shape)}, and {shapes[name]} in a model of its "
-                "configuration; correct the configuration (num_labels is of heads)"
-            )
-
-
-def empty_model(teacher: Any, config: Any, device: torch.device) -> Any:
-    """A model of the teacher's class without values, in float32 at least until it has them."""
-    config = copy.deepcopy(config)
-    config._attn_implementation = teacher.config._attn_implementation
-    exact = torch.promote_types(teacher.dtype, torch.float32)
-    with torch.random.fork_rng(), device:
-        model = type(teacher)._from_config(config, dtype=exact)
-    if getattr(teacher.base_model, "pooler", True) is None:
-        model.base_model.pooler = None
-    return model
 
 
 def _weights(teacher: Any, family: Family) -> Iterator[str]:

@@ -25,13 +25,13 @@ from opdf.distill.shrink.norms import has_shift
 from opdf.distill.shrink.report import ShrinkReport, keep_report
 from opdf.distill.shrink.sizes import (
     check_teacher,
-    empty_model,
     head_sizes,
     inner_size,
     outputs_of,
     student_config,
     towers_of,
 )
+from opdf.distill.students import empty_model
 from opdf.mpo import matmul_precision
 
 logger = logging.getLogger(__name__)
@@ -250,8 +250,8 @@ def _count(teacher: Any, tower: Tower, inputs: Mapping[str, Tensor]) -> int:
 
 
 def _blank(teacher: Any, config: Any, device: torch.device) -> Any:
-    """The student before it has values."""
-    student = empty_model(teacher, config, device)
+    """The student before it has values, in float32 at least until then."""
+    student = empty_model(teacher, config, torch.promote_types(teacher.dtype, torch.float32), device)
     if getattr(teacher, "generation_config", None) is not None:
         student.generation_config = copy.deepcopy(teacher.generation_config)
     return student.eval()

@@ -164,7 +164,7 @@ def test_a_split_is_named_where_there_are_several(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", b"", "No columns to parse"),
+        ("a.csv", b"", "a.csv cannot be read as csv: it is empty"),
         ("a.csv", b"text,label\n", "has no rows"),
         ("a.csv", b"text,label\na,1\nb,2,3\n", "Expected 2 fields in line 3, saw 3"),
         ("a.csv", b"text,label\na,1,2\nb,2,3\n", "its rows have more cells than its header"),

@@ -351,10 +351,10 @@ def test_a_teacher_keeps_its_gradients_and_frozen_weights() -> None:
 
 
 def test_of_several_numbers_all_count_and_not_the_lead_of_one() -> None:
-    """Two outputs that are nearly the same: what they have in common is what matters."""
-    teacher = small("bert", num_labels=2)
+    """Three outputs that are nearly the same: their lead is what they do not have in common."""
+    teacher = small("bert", num_labels=3)
     with torch.no_grad():
-        teacher.classifier.weight[1] = teacher.classifier.weight[0] + 0.01 * teacher.classifier.weight[1]
+        teacher.classifier.weight[1:] = teacher.classifier.weight[0] + 0.01 * teacher.classifier.weight[1:]
     errors = []
     for kind in ("regression", None):
         teacher.config.problem_type = kind

@@ -343,9 +343,11 @@ def _reason(error: Exception | Warning) -> str:
         return f"byte {error.start} is no UTF-8; save the file as UTF-8"
     if isinstance(error, pd.errors.ParserWarning):
         return "its rows have more cells than its header"
+    if isinstance(error, pd.errors.EmptyDataError):
+        return "it is empty"
     if isinstance(error, RecursionError):
         return "more lists inside each other than can be read"
-    return (str(error).strip() or type(error).__name__).splitlines()[0].removeprefix("Error tokenizing data. ")
+    return (str(error).strip() or type(error).__name__).splitlines()[0].removeprefix("Error tokenizing data. C error: ")
 
 
 def _records(path: Path) -> Iterator[int]:

@@ -182,7 +182,7 @@ def gains(seen: Results) -> Picture:
     """Differences from the baseline with their intervals, one row a variant, one panel a setting."""
     entries = [e for e in seen.content["effects"] if e["at"] == "best"]
     reach = 100 * np.array([(e["low"], e["high"]) for e in entries])
-    edge = 0.05 * (reach.max() - reach.min())
+    edge = 0.05 * (np.ptp(reach) or 1.0)  # all differences may be zero
 
     def draw(axis: Axes, setting: str) -> None:
         rows = [e for e in entries if e["setting"] == setting][::-1]
@@ -216,7 +216,7 @@ def scores(seen: Results) -> Picture:
             axis.annotate(f"{test.mean():.1f}", (max(*test, base), place), (5, 0), textcoords="offset points",
                           va="center", fontsize=9, bbox={"color": "white", "pad": 0.5, "alpha": 0.8})  # fmt: skip
             reach += [*test]
-        axis.set_xlim(min(reach), max(reach) + 0.14 * (max(reach) - min(reach)))  # room for a number
+        axis.set_xlim(min(reach), max(reach) + 0.14 * (np.ptp(reach) or 1.0))  # room for a number
         _teacher(axis.axvline, teacher)
         known = (("chance", seen.chance(setting)), ("teacher", teacher))
         beside = ", ".join(f"{name} {100 * score:.1f}" for name, score in known if score is not None)

@@ -234,10 +234,10 @@ class Recorder:
 
     def _leads(self, outputs: Any, real: Tensor) -> Iterator[Tensor]:
         """What to go back from. A class of the user's own may return something else than named logits."""
-        summed = getattr(self._teacher.config, "problem_type", None) == "regression"
+        rivals = getattr(self._teacher.config, "problem_type", None) != "regression"
         for name, value in outputs.items() if isinstance(outputs, ModelOutput) else ():
             if name.endswith("logits") and isinstance(value, Tensor) and value.requires_grad:
-                yield leads(name, value, real, summed=summed)
+                yield leads(name, value, real, rivals=rivals)
 
     def _weights(self, given: list[Tensor]) -> list[Tensor | None]:
         """How much tokens count at every norm: as the outputs depend on them, if there are such."""
@@ -327,22 +327,24 @@ class Recorder:
             self.result.chosen[-1][name] = Chosen(states, tokens)
 
 
-def leads(name: str, values: Tensor, real: Tensor, *, summed: bool = False) -> Tensor:
+def leads(name: str, values: Tensor, real: Tensor, *, rivals: bool = True) -> Tensor:
     """How far the largest output is ahead of the next, for each example or token; one that stands alone as it is.
 
     Args:
         name: of the output; `start_logits` and `end_logits` are of tokens, all others of the last dimension.
         values: `[..., outputs]`, or `[examples]` of one output each.
         real: `[examples, tokens]`, true where a token is no padding.
-        summed: add the outputs up, because they are numbers and no rivals.
+        rivals: whether the largest output is the answer; else all are, and their norm is taken.
     """
     values = precise(values)
     if values.ndim == 1:
         return values
     if name != "logits" and values.shape == real.shape:
         values = values.masked_fill(~real, -math.inf)
-    if summed or values.shape[-1] == 1:
-        lead = values.sum(-1)
+    if values.shape[-1] == 1:
+        lead = values[..., 0]
+    elif not rivals:
+        lead = values.norm(dim=-1)
     else:
         first, second = values.topk(2).values.unbind(-1)
         lead = (first - second).nan_to_num(posinf=0.0)

@@ -202,7 +202,7 @@ def test_images_by_folder_by_name_and_as_they_are(
     # As outside of pytest, which collects warnings.
     monkeypatch.setattr(warnings, "showwarning", lambda *what: sys.stderr.write(warnings.formatwarning(*what[:4])))
     assert main(["predict", str(models / "images"), str(tmp_path / "photos")]) == 0
-    told = f"warning: left out of {tmp_path / 'photos'}, as no images that can be read: 1 file (.heic)"
+    told = f"opdf: warning: left out of {tmp_path / 'photos'}, as no images that can be read: 1 file (.heic)"
     assert told in capsys.readouterr().err.splitlines()
     (tmp_path / "photos" / "broken.png").write_bytes(b"no image")
     assert main(["predict", str(models / "images"), str(tmp_path / "photos")]) == 2

@@ -78,7 +78,7 @@ def _warnings_in_one_line() -> Iterator[None]:
     """Inside, warnings come without the line of code that they stem from, which tells a user nothing."""
 
     def one_line(message: Warning | str, *_: Any, **__: Any) -> str:
-        return f"warning: {' '.join(str(message).split())}\n"
+        return f"opdf: warning: {' '.join(str(message).split())}\n"
 
     usual, warnings.formatwarning = warnings.formatwarning, one_line
     try:

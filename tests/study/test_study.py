@@ -155,6 +155,7 @@ def test_a_run_for_anothers_time_depends_on_that_one(tmp_path: Path) -> None:
         ),
         ({"variants": {"KD": {}, "other": {"data": {"test": 0.5}}}}, "data.test is 0.5 and that of 'KD' is 0.2"),
         ({"variants": {"KD": {}, "odd": {"student": WIDE}}}, "variant 'odd' of 'digits/64': the student cannot start"),
+        ({"variants": {"KD": {"data": 3}}}, "data is 3; expected a mapping"),
         ({"variants": {"KD": 3}}, "expected keys of a configuration"),
         ({"tasks": {"digits": 3}}, "task 'digits' is 3; expected keys of a configuration"),
         ({"variants": {"KD": {}, "OPDF": {"as_long_as": "kd"}}}, "as_long_as is 'kd'; expected a variant .*: KD$"),

@@ -144,7 +144,8 @@ class Study:
         given = merged(self._settings[setting], self._variants[variant])
         for key, remedy in OURS.items():
             *part, name = key.split(".")
-            if name in ((given.get(part[0]) or {}) if part else given):
+            options = given.get(part[0]) if part else given
+            if isinstance(options, dict) and name in options:
                 where = f"variant {variant!r} of {setting!r}"
                 raise UserError(f"{where}: {key} is set by the study itself; remove it{remedy}")
         return given

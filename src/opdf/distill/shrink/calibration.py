@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
-from transformers.utils import ModelOutput
 
 from opdf.distill.shrink.families import Family, Head, Tower, attentions
 from opdf.distill.shrink.moments import Moments, precise
@@ -235,7 +234,7 @@ class Recorder:
     def _leads(self, outputs: Any, real: Tensor) -> Iterator[Tensor]:
         """What to go back from. A class of the user's own may return something else than named logits."""
         rivals = getattr(self._teacher.config, "problem_type", None) != "regression"
-        for name, value in outputs.items() if isinstance(outputs, ModelOutput) else ():
+        for name, value in outputs.items() if isinstance(outputs, Mapping) else ():
             if name.endswith("logits") and isinstance(value, Tensor) and value.requires_grad:
                 yield leads(name, value, real, rivals=rivals)
 

@@ -286,7 +286,7 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
     ({"data": {"name": "{world}/notes.md"}}, "is no data file that can be read; give one of .csv"),
     ({"data": {"name": "{world}/notes.txt"}}, "has the one column 'text' and so no labels; set data.task to causal-lm"),
     ({"data": {"name": "{world}/semicolons.csv"}}, "has the one column 'text;label'; separate columns by commas"),
-    ({"data": {"name": "{world}/empty.csv"}}, "empty.csv cannot be read as csv: No columns"),
+    ({"data": {"name": "{world}/empty.csv"}}, "empty.csv cannot be read as csv: it is empty"),
     ({"data": {"name": "{world}/only-header.csv"}}, "only-header.csv has no rows"),
     ({"data": {"name": "{world}/no-header.csv"}}, "is called 'label'; set data.label to one of w0 w0, 0"),
     ({"data": {"name": "{world}/ragged.csv"}}, "ragged.csv cannot be read as csv"),

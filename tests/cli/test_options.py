@@ -83,9 +83,9 @@ class NoAliases(yaml.SafeDumper):
 
 
 def test_a_filled_class_is_the_class_itself() -> None:
-    made = fill(LogitsDistillation, {"temperature": "4e0"}, "objective", alpha=0.5)
+    made = fill(LogitsDistillation, {"temperature": "4e0", "alpha": 0.5}, "objective")
     assert (made.temperature, made.alpha) == (4.0, 0.5)
-    arguments = fill(DistillationArguments, {"learning_rate": 1}, "training", output_dir="unused", use_cpu=True)
+    arguments = fill(DistillationArguments, {"learning_rate": 1, "output_dir": "unused", "use_cpu": True}, "training")
     assert arguments.learning_rate == 1.0
     assert math.isclose(arguments.weight_decay, 0.0)
 

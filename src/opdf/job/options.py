@@ -146,19 +146,18 @@ def write_yaml(config: Any, path: Path) -> None:
         scratch.write_text(yaml.safe_dump(plain(config), sort_keys=False))
 
 
-def fill(cls: type, options: Any, where: str, **defaults: Any) -> Any:
+def fill(cls: type, options: Any, where: str) -> Any:
     """An instance of a class from a user's options, in which dataclasses are mappings.
 
     Args:
         cls: a dataclass, or a class with typed arguments.
         options: its fields or arguments by name.
         where: what the options are called in messages.
-        **defaults: arguments that the options may override.
 
     Raises:
         UserError: the options are no mapping, or one is unknown or has the wrong type.
     """
-    return cls(**(defaults | typed(cls, options, where)))
+    return cls(**typed(cls, options, where))
 
 
 def typed(cls: type, options: Any, where: str) -> dict[str, Any]:

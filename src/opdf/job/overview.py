@@ -82,7 +82,7 @@ def _models(job: Job, fit: Fit, info: StoreInfo | None) -> Iterator[tuple[str, s
     yield "teacher", f"{teacher_of(config)}; {size_of(fit.teacher)}"
     yield "student", f"{student_of(job, fit.start)}; {size_of(fit.student)}"
     if fit.start.why_not:
-        made = "copied, not fitted" if config.student.layers is not None else "untrained"  # with both it is refused
+        made = "copied, not fitted" if config.student.layers is not None else "untrained"
         yield "warning", f"the student is {made}, since it cannot start from its teacher: {fit.start.why_not}"
     options = ", ".join(f"{key} {value}" for key, value in config.objective.options.items() if value not in (None, ""))
     yield "objective", f"{config.objective.name}: {options}" if options else config.objective.name

@@ -27,8 +27,8 @@ class Clock(TrainerCallback, ExportableState):
     def __init__(self, last: Path | None = None) -> None:
         self.before, self._began = 0.0, time.perf_counter()
         if last is not None:
-            kept = json.loads((last / TRAINER_STATE_NAME).read_text())["stateful_callbacks"]
-            self.before = kept.get(type(self).__name__, self.state())["attributes"]["before"]
+            kept = json.loads((last / TRAINER_STATE_NAME).read_text())["stateful_callbacks"].get(type(self).__name__)
+            self.before = kept["attributes"]["before"] if kept else 0.0  # older checkpoints do not have it
 
     @property
     def seconds(self) -> float:
@@ -38,6 +38,7 @@ class Clock(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": {"before": self.seconds}}
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        # The Trainer fails on saving if a checkpoint that it goes on from does not know a callback.
         state.stateful_callbacks.setdefault(type(self).__name__, self.state())
 
 

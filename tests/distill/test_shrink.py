@@ -276,7 +276,7 @@ def test_tokens_count_half_alike_and_half_as_the_outputs_depend_on_them() -> Non
 
 def recorded(teacher: Any, given: dict[str, Tensor]) -> calibration.Recorder:
     family = family_of(teacher)
-    recorder = calibration.Recorder(teacher, family, family.towers, (), gather=False)
+    recorder = calibration.Recorder(teacher, family, family.towers, ())
     with torch.no_grad():
         recorder.run(given)
     return recorder
@@ -405,9 +405,11 @@ def test_a_student_made_in_inference_mode_can_train(family: str) -> None:
 
 
 NARROW_AND_SHALLOW = {
-    "bert": {"hidden_size": 8, "num_hidden_layers": 1}, "distilbert": {"dim": 8, "n_layers": 1},
+    "bert": {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1},
+    "distilbert": {"dim": 8, "n_layers": 1},
     "vit": {"hidden_size": 8, "num_hidden_layers": 1}, "gpt2": {"n_embd": 8, "n_inner": 20, "n_layer": 1},
-    "qwen3": {"hidden_size": 8, "num_hidden_layers": 1}, "t5": {"d_model": 8, "num_layers": 1},
+    "qwen3": {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1},
+    "t5": {"d_model": 8, "d_ff": 12, "num_layers": 1},
 }  # fmt: skip
 
 

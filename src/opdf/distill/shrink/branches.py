@@ -24,13 +24,11 @@ class Branch(Protocol):
     Attributes:
         teacher, student: the output matrices.
         narrower: whether the student has fewer inner values, so that `start` needs the teacher's second moments.
-        gathered: these moments, if they are known.
     """
 
     teacher: Matrix
     student: Matrix
     narrower: bool
-    gathered: Moments | None
 
     def teacher_inner(self, batch: int, states: Tensor) -> Tensor:
         """`[rows, inner]` of a batch, from its states `[rows, width]` after the norm."""
@@ -64,9 +62,8 @@ class FeedForwardBranch:
 
     def __init__(self, names: FeedForward, teacher: nn.Module, student: nn.Module) -> None:
         self._names, self._blocks = names, (teacher, student)
-        self.teacher, self.student = (Matrix(block, names.down) for block in self._blocks)
+        self.teacher, self.student = (Matrix(block, names.output) for block in self._blocks)
         self.narrower = self.student.weight.shape[1] < self.teacher.weight.shape[1]
-        self.gathered: Moments | None = None
 
     def teacher_inner(self, batch: int, states: Tensor) -> Tensor:
         return self._inner(self._blocks[0], states)
@@ -113,7 +110,6 @@ class AttentionBranch:
         block: the number of the teacher's block, whose calls are repeated.
         memory: the encoder's final states and their reader, for cross-attention.
         kept: the heads to keep, where all blocks have to keep the same.
-        gathered: second moments of what the teacher's heads gather, if sizes differ.
     """
 
     def __init__(
@@ -126,12 +122,11 @@ class AttentionBranch:
         block: int,
         memory: tuple[Stream, Reader] | None = None,
         kept: Tensor | None = None,
-        gathered: Moments | None = None,
     ) -> None:
         self._names, self._blocks, self._sizes = names, (teacher, student), sizes
         self._stream, self._block, self._memory, self._kept = stream, block, memory, kept
         self.teacher, self.student = (Matrix(b, names.output) for b in self._blocks)
-        self.narrower, self.gathered = sizes[0] != sizes[1], gathered
+        self.narrower = sizes[0] != sizes[1]
 
     def teacher_inner(self, batch: int, states: Tensor) -> Tensor:
         memory = None if self._memory is None else self._memory[0].teacher[batch]

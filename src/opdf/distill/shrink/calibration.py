@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,7 +18,15 @@ from opdf.distill.shrink.moments import Moments, precise
 from opdf.distill.shrink.norms import has_shift
 
 KEPT = 2**27
-"""Values of the teacher's states after its branches that are kept, and not made twice: half a GB in float32."""
+"""Values of one kind that are kept, and not made twice: half a GB in float32. Second moments take three times that."""
+
+Place = tuple[str, int, str]
+"""A matrix of the teacher: its tower, block and name."""
+
+
+def has_room(values: int) -> bool:
+    """Whether so many values may be kept."""
+    return values <= KEPT
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,7 @@ class Stream:
 
     Attributes:
         real: for each batch `[examples, tokens]`, true where a token is not padding.
-        whole: for each batch, whether no token is padding.
+        places: for each batch, the numbers of these tokens among all of its tokens; None if all are real.
         teacher, student: for each batch `[real tokens, width]`.
         later: for each batch the teacher's states after each of the branches to come, where there was room for them.
         weights: for each batch `[real tokens]`, how much tokens count, now and after each of the branches to come; None
@@ -61,7 +69,7 @@ class Stream:
     """
 
     real: list[Tensor] = field(default_factory=list)
-    whole: list[bool] = field(default_factory=list)
+    places: list[Tensor | None] = field(default_factory=list)
     teacher: list[Tensor] = field(default_factory=list)
     student: list[Tensor] = field(default_factory=list)
     later: list[list[Tensor]] = field(default_factory=list)
@@ -70,16 +78,16 @@ class Stream:
 
     def rows(self, batch: int, states: Tensor) -> Tensor:
         """`[real tokens, width]` of `[examples, tokens, width]`."""
-        return states.flatten(0, 1) if self.whole[batch] else states[self.real[batch]]
+        rows, places = states.flatten(0, 1), self.places[batch]
+        return rows if places is None else rows.index_select(0, places)
 
     def padded(self, batch: int, rows: Tensor) -> Tensor:
         """`[examples, tokens, width]`, zeros at padding."""
-        real = self.real[batch]
-        if self.whole[batch]:
-            return rows.reshape(*real.shape, -1)
-        states = rows.new_zeros(*real.shape, rows.shape[-1])
-        states[real] = rows
-        return states
+        real, places = self.real[batch], self.places[batch]
+        states = rows
+        if places is not None:
+            states = rows.new_zeros(real.numel(), rows.shape[-1]).index_copy_(0, places, rows)
+        return states.view(*real.shape, -1)
 
     def advance(self, batch: int, output: Callable[[], Tensor]) -> None:
         """Add the next branch's output to the teacher's states of a batch; made only where the sum was not kept."""
@@ -159,8 +167,7 @@ class Calibration:
         gradients: second moments of the gradients of the teacher's outputs to these; of no rows for a language model
             or one without a head.
         chosen: for each batch, by name, what heads read that read one state an example.
-        gathered: by tower, block and name, second moments of what an attention gathers, if the student has fewer heads
-            or smaller ones.
+        inner: second moments of what output matrices read, of those that were asked for.
     """
 
     inputs: list[dict[str, Tensor]]
@@ -168,7 +175,7 @@ class Calibration:
     states: Moments
     gradients: Moments
     chosen: list[dict[str, Chosen]]
-    gathered: dict[tuple[str, int, str], Moments]
+    inner: dict[Place, Moments]
 
 
 @dataclass
@@ -193,14 +200,19 @@ class Recorder:
 
     Args:
         teacher: of `family`; towers, heads: its parts.
-        gather: whether to keep second moments of what attention gathers.
+        asked: output matrices, for `Calibration.inner`.
     """
 
     def __init__(
-        self, teacher: Any, family: Family, towers: Sequence[Tower], heads: Sequence[Head], *, gather: bool
+        self,
+        teacher: Any,
+        family: Family,
+        towers: Sequence[Tower],
+        heads: Sequence[Head],
+        asked: Collection[Place] = (),
     ) -> None:
         self._teacher, self._family, self._towers, self._heads = teacher, family, towers, heads
-        self._gather = gather
+        self._asked = asked
         width, device = getattr(teacher.config, family.width), teacher.device
         states, gradients = (Moments(width, 0, device) for _ in range(2))
         self.result = Calibration([], {s.blocks: Stream() for s in towers}, states, gradients, [], {})
@@ -208,13 +220,13 @@ class Recorder:
         self._room = -1 if any(m._forward_hooks or m._forward_pre_hooks for m in teacher.modules()) else KEPT
         self._normed: Tensor
         self._points: list[_Point] = []
-        self._gathered: list[tuple[int, Moments, Tensor]] = []  # with the number of the point that they lead to
+        self._inner: list[tuple[int, Moments, Tensor]] = []  # with the number of the point that they lead to
 
     def run(self, inputs: dict[str, Tensor]) -> None:
         options = {"use_cache": False} if hasattr(self._teacher.config, "use_cache") else {}
         self.result.inputs.append(inputs)
         self.result.chosen.append({})
-        self._points, self._gathered = [], []
+        self._points, self._inner = [], []
         before = [hook for tower in self._towers for hook in self._before(tower, inputs)]
         before += [(self._teacher.get_submodule(h.first), partial(self._choose, h.first)) for h in self._heads]
         after = [hook for tower in self._towers for hook in self._after(tower)]
@@ -227,9 +239,9 @@ class Recorder:
         for point, weight in zip(self._points, weights, strict=True):
             point.stream.weights[-1].append(weight)
             self.result.states.add(point.found, point.found[:, :0], weight)
-        for number, moments, values in self._gathered:
+        for number, moments, values in self._inner:
             moments.add(values, values[:, :0], weights[number])
-        self._points, self._gathered = [], []
+        self._points, self._inner = [], []
 
     def _leads(self, outputs: Any, real: Tensor) -> Iterator[Tensor]:
         """What to go back from. A class of the user's own may return something else than named logits."""
@@ -263,26 +275,27 @@ class Recorder:
         def enter(_: nn.Module, args: Any, kwargs: Any) -> None:
             states = _states(args, kwargs)[0]
             states.requires_grad_()  # nothing before it has a gradient
-            stream.real.append(real_tokens(inputs, tower.mask, states))
-            stream.whole.append(bool(stream.real[-1].all()))
+            real = real_tokens(inputs, tower.mask, states)
+            stream.real.append(real)
+            stream.places.append(None if real.all() else real.flatten().nonzero()[:, 0])
 
         def call(place: tuple[int, str], _: nn.Module, args: Any, kwargs: Any) -> None:
             memory = next(a.memory for a in attentions(tower) if a.module == place[1])
             stream.calls[-1][place] = _states(args, kwargs)[1].without(memory).detached()
 
-        def gather(place: tuple[int, str], _: nn.Module, args: Any, kwargs: Any) -> None:
-            values = stream.rows(-1, args[0].detach())
-            gathered, key = self.result.gathered, (tower.blocks, *place)
-            if key not in gathered:
-                gathered[key] = Moments(values.shape[1], 0, values.device)
-            self._gathered.append((len(self._points), gathered[key], values))
+        def read(place: Place, _: nn.Module, args: Any, kwargs: Any) -> None:
+            values, inner = stream.rows(-1, args[0].detach()), self.result.inner
+            if place not in inner:
+                inner[place] = Moments(values.shape[1], 0, values.device)
+            self._inner.append((len(self._points), inner[place], values))
 
         yield (base.get_submodule(tower.entry) if tower.entry else blocks[0]), enter
         for k, block in enumerate(blocks):
-            for branch in attentions(tower):
-                if self._gather:
-                    yield block.get_submodule(branch.output.name), partial(gather, (k, branch.module))
-                yield block.get_submodule(branch.module), partial(call, (k, branch.module))
+            for attention in attentions(tower):
+                yield block.get_submodule(attention.module), partial(call, (k, attention.module))
+            for branch in tower.branches:
+                if (place := (tower.blocks, k, branch.output.name)) in self._asked:
+                    yield block.get_submodule(branch.output.name), partial(read, place)
 
     def _after(self, tower: Tower) -> Iterator[Hook]:
         base, stream = self._teacher.base_model, self.result.streams[tower.blocks]

@@ -45,17 +45,17 @@ class Attention:
 
 @dataclass(frozen=True)
 class FeedForward:
-    """Names inside a block: of `down(activation(up x))`, or of `down(activation(gate x) * up x)`."""
+    """Names inside a block: of `output(activation(up x))`, or of `output(activation(gate x) * up x)`."""
 
     norm: str
     up: Part
     activation: str
-    down: Part
+    output: Part
     gate: Part | None = None
 
     def weights(self) -> list[str]:
         """Names of the modules that hold weights."""
-        return [self.norm, self.up.name, self.down.name, *([self.gate.name] if self.gate else [])]
+        return [self.norm, self.up.name, self.output.name, *([self.gate.name] if self.gate else [])]
 
 
 @dataclass(frozen=True)

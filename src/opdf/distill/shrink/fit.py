@@ -13,7 +13,7 @@ from transformers.activations import ACT2FN
 from opdf.distill.models import has_no_head
 from opdf.distill.shrink.basis import Basis
 from opdf.distill.shrink.branches import AttentionBranch, Branch, FeedForwardBranch, HeadSizes
-from opdf.distill.shrink.calibration import Calibration, Stream, input_of
+from opdf.distill.shrink.calibration import Calibration, Stream, has_room, input_of
 from opdf.distill.shrink.choose import choose_groups, choose_units, retold
 from opdf.distill.shrink.families import Attention, Family, Head, Tower, attentions
 from opdf.distill.shrink.matrices import Matrix, Reader
@@ -77,7 +77,9 @@ class Fit:
             kept = {}
             for names in tower.branches:
                 branch = self._branch(tower, names, theirs[last], ours[index], last)
-                kept[_title(names)] = self._fit(branch, names.norm, theirs[last], ours[index], stream)
+                norms = theirs[last].get_submodule(names.norm), ours[index].get_submodule(names.norm)
+                inner = self.calibration.inner.get((tower.blocks, last, names.output.name))
+                kept[_title(names)] = self._fit(branch, norms, stream, inner)
             self.report.blocks.append(BlockReport(tower.blocks, index, (start, last), kept))
             start = last + 1
             told()
@@ -93,8 +95,8 @@ class Fit:
         kept = torch.arange(sizes[0].heads, device=self.basis.project.device)
         if sizes[0].heads != sizes[1].heads:
             outgoing = [self.basis.project.mT @ Matrix(block, shared.output).weight for block in theirs]
-            gathered = self.calibration.gathered
-            inner = [gathered[tower.blocks, k, shared.module].covariances(False)[0] for k in range(len(theirs))]
+            found = [self.calibration.inner[tower.blocks, k, shared.output.name] for k in range(len(theirs))]
+            inner = [moments.covariances(False)[0] for moments in found]
             kept = choose_groups(inner, outgoing, sizes[0].size, sizes[1].heads)
         table, target = (blocks[0].get_submodule(shared.position_bias).weight for blocks in (theirs, ours))
         target.copy_(table[:, kept])
@@ -134,21 +136,28 @@ class Fit:
             assert tower.memory is not None
             memory = streams[tower.memory], self._finals[tower.memory]
         kept = None if names.position_bias is None else self._kept
-        gathered = self.calibration.gathered.get((tower.blocks, block, names.module))
-        return AttentionBranch(names, theirs, ours, self._sizes(), streams[tower.blocks], block, memory, kept, gathered)
+        return AttentionBranch(names, theirs, ours, self._sizes(), streams[tower.blocks], block, memory, kept)
 
-    def _fit(self, branch: Branch, norm: str, theirs: Any, ours: Any, stream: Stream) -> float:
-        """Fit one branch of a block and put both streams through; returns the share of the variance that it reads."""
-        norms = theirs.get_submodule(norm), ours.get_submodule(norm)
-        reader, covariance = self._teacher_through(branch, norms, stream)
+    def _fit(self, branch: Branch, norms: tuple[Any, Any], stream: Stream, inner: Moments | None) -> float:
+        """Fit one branch of a block and put both streams through.
+
+        Args:
+            branch: of the teacher's block and the student's.
+            norms: of both, before the branch or after it.
+            stream: that the branch adds to.
+            inner: of the teacher's branch, where `Calibration` has them.
+
+        Returns:
+            The share of the variance that the branch reads.
+        """
+        reader, covariance = self._teacher_through(branch, norms, stream, inner)
         outgoing = self.basis.project.mT @ branch.teacher.weight
         guess = branch.start(reader, covariance, outgoing)
         before = norms if self.family.pre_norm else (nn.Identity(), nn.Identity())
         constant = branch.student.bias is not None
         moments = self._moments(guess.shape[1], guess.shape[0])
         project = self.basis.project.to(stream.student[0])
-        # Of attention, which takes longer to do again than feed-forward, and less memory.
-        keep = guess.shape[1] <= 2 * guess.shape[0]
+        keep = has_room(guess.shape[1] * sum(map(len, stream.student)))
         kept: list[Tensor] = []
         for batch, states in enumerate(stream.student):
             missing = stream.teacher[batch].to(project.dtype) @ project - states
@@ -164,7 +173,9 @@ class Fit:
             self._normalize(*norms, stream)
         return explained(reader.moments)
 
-    def _teacher_through(self, branch: Branch, norms: Any, stream: Stream) -> tuple[Reader, Tensor | None]:
+    def _teacher_through(
+        self, branch: Branch, norms: Any, stream: Stream, known: Moments | None
+    ) -> tuple[Reader, Tensor | None]:
         """Add the teacher's branch to its stream; returns the reader of its inputs from the student's states."""
         theirs, ours = norms
         if self.family.pre_norm:
@@ -172,17 +183,17 @@ class Fit:
         else:
             theirs = ours = nn.Identity()
         reads = self._moments(*self.basis.project.shape[::-1])
-        width = branch.teacher.weight.shape[1]
-        inner = branch.gathered or (self._moments(width, 0) if branch.narrower else None)
+        own = self._moments(branch.teacher.weight.shape[1], 0) if branch.narrower and known is None else None
         for batch, states in enumerate(stream.teacher):
             normed = theirs(states)
             reads.add(ours(stream.student[batch]), normed, stream.weights[batch][0])
-            if inner is None or inner is branch.gathered:
+            if own is None:
                 stream.advance(batch, partial(_output, branch, batch, normed))
             else:
                 values = branch.teacher_inner(batch, normed)
-                inner.add(values, values[:, :0], stream.weights[batch][1])
+                own.add(values, values[:, :0], stream.weights[batch][1])
                 stream.advance(batch, partial(branch.teacher.module, values))
+        inner = known or own
         covariance = None if inner is None else inner.covariances(branch.teacher.bias is not None)[0]
         return Reader(reads, self._guess(reads, norms[0])), covariance
 

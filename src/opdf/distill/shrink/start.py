@@ -18,8 +18,8 @@ from transformers.utils.logging import tqdm
 from opdf.distill.models import unwrapped
 from opdf.distill.objective import model_inputs
 from opdf.distill.shrink.basis import leading_axes
-from opdf.distill.shrink.calibration import Recorder, input_of, real_tokens
-from opdf.distill.shrink.families import Family, Tower
+from opdf.distill.shrink.calibration import Place, Recorder, has_room, input_of, real_tokens
+from opdf.distill.shrink.families import Attention, Family, FeedForward, Tower
 from opdf.distill.shrink.fit import Fit
 from opdf.distill.shrink.norms import has_shift
 from opdf.distill.shrink.report import ShrinkReport, keep_report
@@ -31,7 +31,7 @@ from opdf.distill.shrink.sizes import (
     student_config,
     towers_of,
 )
-from opdf.distill.students import empty_model
+from opdf.distill.students import chosen_layers, empty_model
 from opdf.mpo import matmul_precision
 
 logger = logging.getLogger(__name__)
@@ -121,8 +121,7 @@ def _started(
     towers, heads = towers_of(teacher, family), outputs_of(teacher, family)
     depth = sum(len(student.base_model.get_submodule(tower.blocks)) for tower in towers)
     with tqdm(total=1 + depth, desc="starting the student", unit="block", disable=None) as bar:
-        narrower = head_sizes(config, family) != head_sizes(teacher.config, family)
-        recorder = Recorder(teacher, family, towers, heads, gather=narrower)
+        recorder = Recorder(teacher, family, towers, heads, _narrower(teacher, student, family, towers))
         for number, batch in enumerate(inputs):
             recorder.run(batch)
             if not recorder.result.states.means()[0].isfinite().all():
@@ -141,6 +140,24 @@ def _started(
         for head in heads:
             fit.head(head)
     return student.to(teacher.dtype), report
+
+
+def _narrower(teacher: Any, student: Any, family: Family, towers: Sequence[Tower]) -> set[Place]:
+    """The output matrices of which a student reads fewer values, less those that there is no room for."""
+    inner, fewer = inner_size(teacher.config, family), set()
+    narrow = {
+        Attention: head_sizes(student.config, family) != head_sizes(teacher.config, family),
+        FeedForward: inner_size(student.config, family) < inner,
+    }
+    for tower in towers:
+        ours, theirs = (len(model.base_model.get_submodule(tower.blocks)) for model in (student, teacher))
+        fitted = chosen_layers(ours, theirs)
+        for branch in tower.branches:
+            shared = isinstance(branch, Attention) and branch.position_bias  # of all blocks one choice of heads is made
+            room = isinstance(branch, Attention) or has_room(len(fitted) * inner**2)
+            if narrow[type(branch)] and room:
+                fewer |= {(tower.blocks, k, branch.output.name) for k in (range(theirs) if shared else fitted)}
+    return fewer
 
 
 def _on_device(teacher: Any, batches: Iterable[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:

@@ -20,7 +20,7 @@ import opdf
 from benchmarks import shrink_time
 from benchmarks.contenders import MODELS, Batch, Step, batch, ours, parametrized, plain, rebuild, student
 from benchmarks.measure import DEVICE, PRODUCT_SIZE, alternate, matmul_rate, write
-from benchmarks.shrink_time import Case, minilm_and_texts
+from benchmarks.shrink_time import Case, minilm_cases
 from opdf.job import fill, read_yaml
 from opdf.mpo import decompose_many
 from opdf.overparam.config import PRECISIONS
@@ -140,9 +140,8 @@ def decomposition(toy: bool = False) -> None:
 
 def shrinking(toy: bool = False) -> None:
     """`shrink` to half the width: MiniLM with texts, a decoder of a billion parameters with random tokens."""
-    width = 24 if toy else 192
-    halves = {"hidden_size": width, "intermediate_size": 4 * width}
-    shrink_time.measured("gpu-shrink", ("MiniLM", *minilm_and_texts(16 if toy else 512), halves), large_decoder(toy))
+    cases = minilm_cases(16, 24)[1:] if toy else minilm_cases(512, 192)  # few texts do not fit a wide feed-forward
+    shrink_time.measured("gpu-shrink", *cases, large_decoder(toy))
 
 
 def large_decoder(toy: bool) -> Case:

@@ -615,6 +615,11 @@ def test_refused_examples() -> None:
         shrink(teacher, rows)
     with pytest.raises(TypeError, match=r"batches holds a list as input_ids; .* DataLoader\("):
         shrink(teacher, [{name: value.tolist() for name, value in row.items()} for row in rows])
+    with pytest.raises(TypeError, match=r"batches holds input_ids of torch.float32; give whole numbers"):
+        shrink(teacher, [{"input_ids": torch.ones(2, 3)}])
+    for wrong in (-1, teacher.config.vocab_size):
+        with pytest.raises(ValueError, match=rf"holds {wrong} among its input_ids, and the teacher knows 0 to"):
+            shrink(teacher, [inputs("bert"), {"input_ids": torch.tensor([[1, wrong, 2]])}])
     with pytest.raises(TypeError, match=r"batches is a dict; put a single batch into a list"):
         shrink(teacher, inputs("bert"))
     with pytest.raises(

@@ -175,7 +175,7 @@ def _on_device(teacher: Any, batches: Iterable[Mapping[str, Tensor]]) -> list[di
                 raise TypeError(f"batches holds a {type(value).__name__} as {name}; {COLLATED}")
             if value.ndim == ONE_ROW.get(name):
                 raise ValueError(f"batches holds a single row, {name} of shape {list(value.shape)}; {COLLATED}")
-        _check_batch(given)
+        _check_batch(teacher, given)
         found = {k: v.clone() if v.is_inference() else v for k, v in given.items()}  # the others have no gradients
         inputs.append({k: v.to(teacher.device) for k, v in found.items()})
     if not inputs:
@@ -183,20 +183,33 @@ def _on_device(teacher: Any, batches: Iterable[Mapping[str, Tensor]]) -> list[di
     return inputs
 
 
-def _check_batch(given: Mapping[str, Tensor]) -> None:
-    """Refuse inputs that the student cannot read, or whose padding cannot be told."""
+def _check_batch(teacher: Any, given: Mapping[str, Tensor]) -> None:
+    """Refuse inputs that the models cannot read, or whose padding cannot be told."""
     for name, value in given.items():
         if name.endswith("inputs_embeds"):
             ids = name.replace("inputs_embeds", "input_ids")
             raise ValueError(f"batches holds {name}, which have the teacher's width; give {ids}")
         if value.ndim and not len(value):
             raise ValueError(f"batches holds a batch without rows ({name} of shape {list(value.shape)}); leave it out")
+        if name.endswith("input_ids"):
+            _check_ids(name, value, teacher.get_input_embeddings().num_embeddings)
         tokens = given.get(f"{name.removesuffix('attention_mask')}input_ids")
         if name.endswith("attention_mask") and tokens is not None and value.shape != tokens.shape:
             raise ValueError(
                 f"batches holds {name} of shape {list(value.shape)}; give one number for each token, of shape "
                 f"{list(tokens.shape)}: 1 where it is real, 0 where it is padding"
             )
+
+
+def _check_ids(name: str, ids: Tensor, known: int) -> None:
+    if ids.is_floating_point() or ids.dtype == torch.bool:
+        raise TypeError(f"batches holds {name} of {ids.dtype}; give whole numbers, as the tokenizer makes them")
+    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < known:
+        wrong = ids[(ids < 0) | (ids >= known)][0].item()
+        raise ValueError(
+            f"batches holds {wrong} among its {name}, and the teacher knows 0 to {known - 1}; encode the examples with "
+            "the teacher's own tokenizer"
+        )
 
 
 @contextmanager

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from datasets import ClassLabel, Dataset, Value
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
@@ -54,6 +56,27 @@ def unwrapped(model: nn.Module) -> Any:
 def config_of(model: nn.Module) -> Any:
     """The configuration of a transformers model, also inside a wrapper; None for other modules."""
     return getattr(unwrapped(model), "config", None)
+
+
+def inputs_of(model: nn.Module) -> frozenset[str] | None:
+    """The names of a model's inputs; None for a module, not of transformers, that takes any."""
+    inner = unwrapped(model)
+    if hasattr(inner, "get_base_model"):  # peft's
+        inner = inner.get_base_model()
+    is_known = isinstance(inner, PreTrainedModel)
+    found = inspect.signature(type(inner).forward if is_known else inner.forward).parameters
+    if not is_known and any(parameter.kind == parameter.VAR_KEYWORD for parameter in found.values()):
+        return None
+    return frozenset(found)
+
+
+def unshared_inputs(models: Iterable[nn.Module]) -> frozenset[str]:
+    """Inputs that some of several models have and others do not, such as a BERT's token_type_ids beside a DistilBERT.
+
+    Labels are not among them.
+    """
+    names = [found for model in models if (found := inputs_of(model)) is not None]
+    return frozenset().union(*names) - frozenset.intersection(*names) - {"labels"} if names else frozenset()
 
 
 def configured(model: nn.Module) -> dict[str, Any] | None:

@@ -20,9 +20,9 @@ from opdf.distill import checkpoint
 from opdf.distill.arguments import MUON, DistillationArguments, check_engine, check_loss, deciding
 from opdf.distill.attention import attention_kernel
 from opdf.distill.checkpointed import CheckpointedTrainer
-from opdf.distill.ensemble import Ensemble
+from opdf.distill.ensemble import Ensemble, members
 from opdf.distill.methods import METHODS
-from opdf.distill.models import check_batch, check_labels, configured, warn_of_rounding
+from opdf.distill.models import check_batch, check_labels, configured, unshared_inputs, warn_of_rounding
 from opdf.distill.muon import MuonWithAdamW, check_muon, muon_groups, muon_options
 from opdf.distill.named import build, build_objective
 from opdf.distill.objective import Objective
@@ -248,6 +248,8 @@ class DistillationTrainer(CheckpointedTrainer):
         self.overparameterization = plan_student(
             student, self.teacher, self.method, self.overparam, self.constraint, args
         )
+        teachers = members(self.teacher) if self.teacher is not None else []
+        self.method.unshared = unshared_inputs([student, *teachers])
         check_labels(student, self._given_rows)
         warn_of_rounding(student)
         if self.teacher is not None:
@@ -443,12 +445,12 @@ class DistillationTrainer(CheckpointedTrainer):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         known: Any = self._signature_columns
-        self._signature_columns: list[str] = list(dict.fromkeys([*known, *self.method.columns]))
+        more = [*self.method.columns, *sorted(self.method.unshared)]
+        self._signature_columns: list[str] = list(dict.fromkeys([*known, *more]))
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """The Trainer's, without the objective's columns, which are for training."""
-        inputs = {name: value for name, value in inputs.items() if name not in self.method.columns}
-        return super().prediction_step(model, inputs, *args, **kwargs)
+        """The Trainer's, without the columns of objective and teacher, which are for training."""
+        return super().prediction_step(model, dict(self.method.batch_for(model, inputs)), *args, **kwargs)
 
     def compute_loss(
         self,

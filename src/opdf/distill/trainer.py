@@ -14,6 +14,7 @@ import torch
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from opdf.data import EpochDataset
 from opdf.distill import checkpoint
@@ -193,6 +194,7 @@ class DistillationTrainer(CheckpointedTrainer):
         self._configured: dict[str, Any] | None = None
         self._is_made = False
         self._seen_batch = False
+        self._order: torch.Generator | None = None
         self._parts: dict[str, Tensor] = {}
         self._parts_since = 0
         self._window: tuple[list[Any], Any] = [], None
@@ -423,6 +425,26 @@ class DistillationTrainer(CheckpointedTrainer):
             {"params": [*(p for n, p in named if n not in decayed), *extra], "weight_decay": 0.0},
         ]
 
+    # The order of the rows.
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """The Trainer's, with an order that epoch and seed decide alone, also where it groups rows by length.
+
+        Else that order would come from the state of torch's generator, which differs in a resumed run and on other
+        processes, so that some rows were seen twice and others not at all.
+        """
+        sampler = super()._get_train_sampler(train_dataset)
+        if isinstance(sampler, LengthGroupedSampler):
+            sampler.generator = self._order = torch.Generator()
+        return sampler
+
+    def _begin_epoch(self, epoch: int) -> None:
+        """Called before the first batch of an epoch is drawn."""
+        if self._order is not None:
+            self._order.manual_seed((self.args.seed if self.args.data_seed is None else self.args.data_seed) + epoch)
+        if isinstance(self.train_dataset, EpochDataset):
+            self.train_dataset.set_epoch(epoch)
+
     # A step.
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
@@ -554,8 +576,7 @@ class _ObjectiveHooks(TrainerCallback):
         self.trainer.method.on_train_begin(self.trainer)
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if isinstance(self.trainer.train_dataset, EpochDataset):
-            self.trainer.train_dataset.set_epoch(int(state.epoch or 0))
+        self.trainer._begin_epoch(int(state.epoch or 0))
         self.trainer.method.on_epoch_begin(self.trainer)
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

@@ -159,15 +159,7 @@ def check_same_outputs(student: nn.Module, teacher: nn.Module) -> None:
     ours, theirs = config_of(student), config_of(teacher)
     if ours is None or theirs is None:
         return
-    ends = ("eos_token_id",) if getattr(ours, "is_encoder_decoder", False) and not is_language_model(student) else ()
-    for name in (*MARKS, *ends):
-        mine, other = getattr(ours, name, None), getattr(theirs, name, None)
-        if mine is not None and other is not None and mine != other:
-            raise ValueError(
-                f"the student's {name} is {mine} and the teacher's {other}: one of them would read the same tokens "
-                "otherwise (decoders classify at the last token that is no padding, BART at the end token); give both "
-                "the tokenizer's"
-            )
+    check_same_marks(student, teacher)
     if is_language_model(student):
         if ours.vocab_size != theirs.vocab_size:
             raise ValueError(
@@ -187,6 +179,24 @@ def check_same_outputs(student: nn.Module, teacher: nn.Module) -> None:
     named = [not all(n.startswith("LABEL_") for n in labels) for labels in names]
     if all(named) and names[0] != names[1]:
         raise ValueError(f"the student's labels are {names[0]}, the teacher's {names[1]}; give both in the same order")
+
+
+def check_same_marks(student: nn.Module, teacher: nn.Module) -> None:
+    """Refuse a student and a teacher that look for different special tokens in their inputs.
+
+    Raises:
+        ValueError: they do.
+    """
+    ours, theirs = config_of(student), config_of(teacher)
+    ends = ("eos_token_id",) if getattr(ours, "is_encoder_decoder", False) and not is_language_model(student) else ()
+    for name in (*MARKS, *ends):
+        mine, other = getattr(ours, name, None), getattr(theirs, name, None)
+        if mine is not None and other is not None and mine != other:
+            raise ValueError(
+                f"the student's {name} is {mine} and the teacher's {other}: one of them would read the same tokens "
+                "otherwise (decoders classify at the last token that is no padding, BART at the end token); give both "
+                "the tokenizer's"
+            )
 
 
 def warn_of_rounding(student: nn.Module) -> None:

@@ -21,9 +21,18 @@ from opdf.distill import checkpoint
 from opdf.distill.arguments import MUON, DistillationArguments, check_engine, check_loss, deciding
 from opdf.distill.attention import attention_kernel
 from opdf.distill.checkpointed import CheckpointedTrainer
-from opdf.distill.ensemble import Ensemble, members
+from opdf.distill.ensemble import Ensemble, members, softened
 from opdf.distill.methods import METHODS
-from opdf.distill.models import check_batch, check_labels, configured, unshared_inputs, warn_of_rounding
+from opdf.distill.models import (
+    check_batch,
+    check_labels,
+    check_same_marks,
+    configured,
+    has_no_head,
+    is_language_model,
+    unshared_inputs,
+    warn_of_rounding,
+)
 from opdf.distill.muon import MuonWithAdamW, check_muon, muon_groups, muon_options
 from opdf.distill.named import build, build_objective
 from opdf.distill.objective import Objective
@@ -257,6 +266,14 @@ class DistillationTrainer(CheckpointedTrainer):
         if self.teacher is not None:
             self.teacher.eval().requires_grad_(False)
 
+    def _check_aligned(self) -> None:
+        """Compare special tokens once more: with a `processing_class`, `train` gives its own to the student alone."""
+        student = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        if self.teacher is None or not self.method.needs_teacher or is_language_model(student) or has_no_head(student):
+            return
+        for one in members(self.teacher):
+            check_same_marks(student, one)
+
     def _settle(self) -> None:
         """Put the objective's rows, its modules and the teacher where training finds them."""
         if self._given_rows is not None:
@@ -302,7 +319,9 @@ class DistillationTrainer(CheckpointedTrainer):
         if overparam is not None:
             overparam.pop("keep_products")  # it changes memory and time
         if self._teacher_record is None and self.teacher is not None and not self.method.trains_teacher:
-            self._teacher_record = {"config": configured(self.teacher), "weights": weights_digest(self.teacher)}
+            with softened(self.teacher, getattr(self.method, "temperature", 1.0)):  # other runs may share the teacher
+                digest = weights_digest(self.teacher)
+            self._teacher_record = {"config": configured(self.teacher), "weights": digest}
         return {
             "args": deciding(self.args),
             "objective": {"name": name or type(self.method).__name__, **self.method.options},
@@ -567,6 +586,7 @@ class _ObjectiveHooks(TrainerCallback):
         if self.trainer.accelerator.num_processes > 1:
             for p in self.trainer._own_parameters():
                 p.data.copy_(broadcast(p.data))
+        self.trainer._check_aligned()
         self.trainer.check_length(state.max_steps)
         state.compute_steps(args, state.max_steps)  # else a resumed run logs and saves as the first one did
         if state.is_world_process_zero:

@@ -80,6 +80,7 @@ class AttributionDistillation(TaskAndLogits):
         if teacher is None:
             raise ValueError("AD-KD needs the teacher's gradients; pass a teacher")
         super().prepare(student, teacher)
+        self._progress, self._known = None, {}  # of another run, and another teacher
         if is_language_model(student):
             raise ValueError(
                 f"AD-KD is for one class or value an example, and the student is a {type(student).__name__}; use "

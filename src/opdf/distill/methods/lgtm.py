@@ -94,7 +94,7 @@ class LGTM(TaskAndLogits):
         if teacher is None:
             raise ValueError("LGTM trains the teacher beside the student; pass a teacher")
         super().prepare(student, teacher)
-        self._teacher = teacher
+        self._teacher, self.step = teacher, 0
         self.__dict__.pop("_optimizer", None)  # of another teacher
         if self.zero_heads:
             for model in (student, teacher):

@@ -90,11 +90,11 @@ class Ensemble(nn.Module):
         kind = kind_of(self.models[0], logits[0], labels)
         if kind == "regression":
             return (weights * found).sum(0)
-        temperature = self.temperature.to(found) if temperature is None else temperature
+        at: Any = self.temperature.to(found) if temperature is None else temperature
         if kind == "multi-label":
-            yes, no = (torch.logsumexp(F.logsigmoid(sign * found / temperature) + weights.log(), 0) for sign in (1, -1))
-            return temperature * (yes - no)
-        return temperature * torch.logsumexp((found / temperature).log_softmax(-1) + weights.log(), 0)
+            yes, no = (torch.logsumexp(F.logsigmoid(sign * found / at) + weights.log(), 0) for sign in (1, -1))
+            return at * (yes - no)
+        return at * torch.logsumexp((found / at).log_softmax(-1) + weights.log(), 0)
 
 
 def check_weights(weights: Sequence[float], models: int, where: str = "") -> None:

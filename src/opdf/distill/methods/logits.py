@@ -213,8 +213,10 @@ class LogitsDistillation(TaskAndLogits):
 
         def soft(logits: Tensor, rows: slice) -> Tensor:
             said = [one.logits(rows) for one in theirs]
-            several = isinstance(teacher, Ensemble)
-            target = teacher.mean(said, temperature=self.temperature) if several else precise(said[0])
+            if isinstance(teacher, Ensemble):
+                target = teacher.mean(said, temperature=self.temperature)
+            else:
+                target = precise(said[0])
             return DIVERGENCES[self.divergence](logits, target.to(logits.device), self.temperature)
 
         return self.combine_tokens(student, ours, soft if theirs else None, labels, batch, num_items)

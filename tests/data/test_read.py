@@ -247,6 +247,13 @@ def test_folders_of_splits(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_classes_are_those_of_the_folder_that_is_named_now(tmp_path: Path) -> None:
+    photos = images(tmp_path / "mine" / "photos", "cat", "dog")
+    with pytest.raises(ValueError, match="the one class 'photos'"):
+        load_data(str(tmp_path / "mine"))
+    assert load_data(str(photos))[1].labels == ("cat", "dog")
+
+
 def test_a_folder_for_validation_is_not_taken_for_the_test(tmp_path: Path) -> None:
     images(tmp_path / "train", "cat", "dog", count=20)
     images(tmp_path / "val", "cat", "dog", start=100)

@@ -133,7 +133,8 @@ def _images(folder: Path) -> Dataset:
     columns = {"image": [str(path) for path in paths]}
     if classes:
         columns["label"] = [name for name, some in classes.items() for _ in some]
-    return _kept_images(paths, lambda: Dataset.from_dict(columns).cast_column("image", Image()))
+    # The labels belong to the key: the same images have others where a folder above them is named.
+    return _kept_images(paths, lambda: Dataset.from_dict(columns).cast_column("image", Image()), columns.get("label"))
 
 
 def _described_images(folder: Path, table: Path) -> Dataset:
@@ -175,10 +176,12 @@ def pictures(folder: Path, paths: Iterable[Path]) -> list[Path]:
     return [Path(os.path.abspath(path)) for path in found]
 
 
-def _kept_images(paths: Sequence[Path], make: Callable[[], Dataset]) -> Dataset:
-    """A table of images, kept as long as none of the files changes."""
+def _kept_images(
+    paths: Sequence[Path], make: Callable[[], Dataset], labels: Sequence[str] | None = None
+) -> Dataset:
+    """A table of images, kept as long as none of the files and labels changes."""
     states = [(str(path), (state := path.stat()).st_mtime_ns, state.st_size) for path in paths]
-    return _kept(hashlib.sha256(repr(states).encode()).hexdigest(), make)
+    return _kept(hashlib.sha256(repr((states, labels)).encode()).hexdigest(), make)
 
 
 def _kept(key: str, make: Callable[[], Dataset]) -> Dataset:

@@ -167,7 +167,7 @@ def test_a_split_is_named_where_there_are_several(tmp_path: Path) -> None:
         ("a.csv", b"", "a.csv cannot be read as csv: it is empty"),
         ("a.csv", b"text,label\n", "has no rows"),
         ("a.csv", b"text,label\na,1\nb,2,3\n", "Expected 2 fields in line 3, saw 3"),
-        ("a.csv", b"text,label\na,1,2\nb,2,3\n", "its rows have more cells than its header"),
+        ("a.csv", b"text,label\na,1,2\nb,2,3\n", "its rows have more cells than its header; commas separate"),
         ("a.csv", "text,label\né,1\n".encode("latin-1"), "byte 11 is no UTF-8; save the file as UTF-8"),
         ("a.jsonl", b"", "has no rows"),
         ("a.jsonl", b'{"text": "a"}\n\n{"text"}\n', "line 3, column 8: Expecting ':'"),
@@ -305,6 +305,26 @@ def test_texts_that_begin_with_a_quote_swallow_no_rows(tmp_path: Path) -> None:
 
     file.write_text('text\tlabel\n"one"\ta\n"say ""two"""\tb\n')
     assert read_file(file)["text"] == ["one", 'say "two"']
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_quotes_that_join_rows_of_a_csv_file_are_refused(tmp_path: Path, end: str) -> None:
+    """Two texts that begin with a quote became one, and the rows between were lost: 34 of 40 rows were left."""
+    texts = ['"5 inch', *(f"text {k}" for k in range(1, 7)), '"7 inch', *(f"text {k}" for k in range(8, 40))]
+    file = tmp_path / "rows.csv"
+    file.write_bytes(end.join(["text,label", *(f"{text},{k % 2}" for k, text in enumerate(texts)), ""]).encode())
+    for read in (read_file, lambda path: list(read_rows(path))):
+        with pytest.raises(ValueError, match="lines 2 to 9 are joined by a cell that begins with a quote"):
+            read(file)
+
+
+def test_cells_of_several_lines_and_of_any_length_are_read(tmp_path: Path) -> None:
+    texts = ['say "two"\nlines', "long " * 50_000, '"', "\r\n", "a, b"]
+    file = Path(table(tmp_path / "rows.csv", [(text, k % 2) for k, text in enumerate(texts)]))
+    assert read_file(file)["text"] == texts
+    assert [row.values["text"] for row in read_rows(file)] == texts
+    file.write_text('text,label\n"Great" film,1\nsay "no",0\n')
+    assert read_file(file)["text"] == ["Great film", 'say "no"']
 
 
 def test_a_name_that_two_columns_have_is_refused(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,8 @@ BLANK = " \t\r\n"
 """What separates words, cells and lines in a file. Other spaces of Unicode, U+00A0 say, belong to the words."""
 
 CELLS = re.compile(r"[ \t]+")
+
+csv.field_size_limit(2**31 - 1)  # a cell may be a whole document, as pandas has it; csv ends at 131,072 characters
 
 SHOWN = 5
 """How many rows a message names."""
@@ -206,6 +209,8 @@ def _plain(table: pa.Table) -> pa.Table:
 def _csv(path: Path) -> pa.Table:
     options = {**PANDAS, **dialect(path)}
     _check_names(path, options)
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        deque(records(file, options), maxlen=0)  # pandas joins lines without a word
     # Rows longer than the header are refused; pandas only warns that it cuts them.
     with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):
         frame = pd.read_csv(path, keep_default_na=False, na_values=[""], **options)
@@ -242,6 +247,40 @@ def dialect(path: Path) -> dict[str, Any]:
     except pd.errors.ParserError:
         joined = True
     return {"sep": "\t", "quoting": csv.QUOTE_NONE if joined else csv.QUOTE_MINIMAL}
+
+
+def records(lines: Iterable[str], form: Mapping[str, Any]) -> Iterator[list[str]]:
+    """The cells of each record of a csv or tsv file, the header's first.
+
+    Args:
+        lines: of the file, with their ends.
+        form: how cells are separated and quoted, see `dialect`.
+
+    Raises:
+        ValueError: a cell that begins with a quote joins lines and does not end with one. Two texts that begin with a
+            quote would be one, and the rows between them lost.
+    """
+    taken: list[str] = []  # the lines of a record
+
+    def shown() -> Iterator[str]:
+        for line in lines:
+            taken.append(line)
+            yield line
+
+    how: Any = {"delimiter": form["sep"], "quoting": form["quoting"]}
+    reader = csv.reader(shown(), **how)
+    for cells in reader:
+        if len(taken) > 1:
+            try:
+                list(csv.reader(taken, **how, strict=True))
+            except csv.Error as error:
+                raise ValueError(
+                    f"lines {reader.line_num - len(taken) + 1} to {reader.line_num} are joined by a cell that begins "
+                    "with a quote and does not end with one; remove the quote, or put the text into quotes and double "
+                    "those in it"
+                ) from error
+        taken.clear()
+        yield cells
 
 
 def _json(path: Path) -> pa.Table:
@@ -344,12 +383,19 @@ def _reason(error: Exception | Warning) -> str:
     """The first line of what is wrong."""
     if isinstance(error, UnicodeDecodeError):
         return f"byte {error.start} is no UTF-8; save the file as UTF-8"
+    separated = "; commas separate the cells of a csv file and tabs those of a tsv file, and quotes hold cells together"
     if isinstance(error, pd.errors.ParserWarning):
-        return "its rows have more cells than its header"
+        return f"its rows have more cells than its header{separated}"
+    if "fields in line" in str(error):
+        return _first_line(error) + separated
     if isinstance(error, pd.errors.EmptyDataError):
         return "it is empty"
     if isinstance(error, RecursionError):
         return "more lists inside each other than can be read"
+    return _first_line(error)
+
+
+def _first_line(error: Exception | Warning) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].removeprefix("Error tokenizing data. C error: ")
 
 
@@ -357,8 +403,8 @@ def _records(path: Path) -> Iterator[int]:
     """Numbers of the records of a csv file that hold data."""
     found = dialect(path)
     with path.open(encoding="utf-8-sig", newline="") as file:
-        records = enumerate(csv.reader(file, delimiter=found["sep"], quoting=found["quoting"]), 1)
-        filled = (number for number, cells in records if len(cells) > 1 or any(cell.strip(BLANK) for cell in cells))
+        numbered = enumerate(records(file, found), 1)
+        filled = (number for number, cells in numbered if len(cells) > 1 or any(cell.strip(BLANK) for cell in cells))
         next(filled)  # the header
         yield from filled
 

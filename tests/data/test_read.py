@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from datasets import ClassLabel, Dataset, Features, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 
@@ -286,6 +286,21 @@ def test_files_that_are_no_images_are_left_out_with_a_warning(tmp_path: Path) ->
         assert len(read_folder(folder)["train"]) == 4
     with pytest.warns(UserWarning, match=r"3 files \(.heic, list\)"):
         assert len(list(read_rows(folder))) == 4
+
+
+def test_a_folder_of_other_data_says_what_to_name(tmp_path: Path) -> None:
+    for name in ("train.csv", "test.csv"):
+        table(tmp_path / "tables" / name)
+    with pytest.raises(ValueError, match=r"of its files name one as the data, such as .*/tables/test.csv, and others"):
+        load_data(str(tmp_path / "tables"))
+    rows = Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]})
+    rows.save_to_disk(tmp_path / "one")
+    DatasetDict(train=rows, test=rows).save_to_disk(tmp_path / "several")
+    for name in ("one", "several"):
+        with pytest.raises(
+            ValueError, match=f"folder .*/{name} was written by save_to_disk; write each split into a file"
+        ):
+            load_data(str(tmp_path / name))
 
 
 def test_images_beside_their_classes_are_named(tmp_path: Path) -> None:

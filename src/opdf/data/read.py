@@ -109,6 +109,7 @@ def read_folder(folder: Path) -> DatasetDict:
     Raises:
         ValueError: there are no images, or some lie beside the folders of the classes.
     """
+    _check_folder(folder)
     inside = {child.name: child for child in folder.iterdir() if child.is_dir()}
     if "train" in inside and inside.keys() <= SPLITS.keys():
         parts = {SPLITS[name]: _images(child) for name, child in inside.items()}
@@ -116,6 +117,22 @@ def read_folder(folder: Path) -> DatasetDict:
             raise ValueError(f"folder {folder} has {', '.join(inside)}; keep one folder for validation")
         return DatasetDict({name: parts[name] for name in ("train", "validation", "test") if name in parts})
     return DatasetDict(train=_images(folder))
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder of other data than images, and say what to do with them."""
+    names = {path.name for path in folder.iterdir()}
+    if "dataset_dict.json" in names or {"dataset_info.json", "state.json"} <= names:
+        raise ValueError(
+            f"folder {folder} was written by save_to_disk; write each split into a file, with "
+            "load_from_disk(...).to_parquet(...), and name the files"
+        )
+    tables = sorted(name for name in names - {*METADATA} if Path(name).suffix.lower() in READERS)
+    if tables and not any((folder / name).is_dir() or Path(name).suffix.lower() in PICTURES for name in names):
+        raise ValueError(
+            f"folder {folder} has no images; of its files name one as the data, such as {folder / tables[0]}, and "
+            "others as its validation and test"
+        )
 
 
 def _images(folder: Path) -> Dataset:
@@ -179,9 +196,7 @@ def pictures(folder: Path, paths: Iterable[Path]) -> list[Path]:
     return [Path(os.path.abspath(path)) for path in found]
 
 
-def _kept_images(
-    paths: Sequence[Path], make: Callable[[], Dataset], labels: Sequence[str] | None = None
-) -> Dataset:
+def _kept_images(paths: Sequence[Path], make: Callable[[], Dataset], labels: Sequence[str] | None = None) -> Dataset:
     """A table of images, kept as long as none of the files and labels changes."""
     states = [(str(path), (state := path.stat()).st_mtime_ns, state.st_size) for path in paths]
     return _kept(hashlib.sha256(repr((states, labels)).encode()).hexdigest(), make)

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import HealthCheck, example, given, settings, strategies as st
 
 from opdf.cli import COMMANDS, main
 from opdf.cli.options import parse
 from opdf.distill import DistillationArguments, LogitsDistillation
 from opdf.job.config import DistillConfig
 from opdf.job.errors import UserError
-from opdf.job.options import fill, plain, read_yaml, suggest
+from opdf.job.options import fill, read_yaml, suggest, write_yaml
 
 QUICK = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 READABLE = (UserError, FileNotFoundError, ValueError, TypeError)
@@ -45,6 +45,15 @@ def test_numbers(tmp_path: Path, text: str, value: Any) -> None:
     assert options == {"x": value}
 
 
+@given(texts=st.lists(st.text(max_size=6) | st.from_regex(r"[-+]?[0-9]{1,3}\.?[eE][-+]?[0-9]", fullmatch=True)))
+@example(texts=["3e-5", "1E5", "no", "null", "1.5", "2020-01-01", "~", ""])
+@QUICK
+def test_a_text_that_is_written_is_read_as_that_text(tmp_path: Path, texts: list[str]) -> None:
+    path = tmp_path / "written.yaml"
+    write_yaml({"labels": texts, "output": "3e-5"}, path)
+    assert read_yaml(str(path)) == {"labels": texts, "output": "3e-5"}
+
+
 @given(content=st.dictionaries(keys, values, max_size=5))
 @QUICK
 def test_any_mapping_is_read_or_refused(tmp_path: Path, content: dict[Any, Any]) -> None:
@@ -56,7 +65,7 @@ def test_any_mapping_is_read_or_refused(tmp_path: Path, content: dict[Any, Any])
         return
     assert isinstance(config, DistillConfig)
     written = tmp_path / "again.yaml"
-    written.write_text(yaml.safe_dump(plain(config)))
+    write_yaml(config, written)
     assert repr(parse([str(written)], DistillConfig, "opdf distill", "")) == repr(config)
 
 

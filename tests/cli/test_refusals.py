@@ -320,7 +320,7 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
     ({"data": {"inputs": ["label"]}}, "'label' is both an input and the label"),
     ({"data": {"label": "lable"}}, "no column 'lable'; did you mean 'label'"),
     ({"data": {"task": "clasification"}}, "task is 'clasification'"),
-    ({"data": {"task": "image-classification"}}, "data.inputs is []; name an image column of"),
+    ({"data": {"task": "image-classification"}}, "has no images in its columns"),
     ({"data": {"task": "regression"}}, "head of 2 outputs (LABEL_0, LABEL_1); the data is a regression"),
     (
         {"data": {"name": "nyt-pairs"}, "teacher": {"finetune": True}, "objective": {"name": "embedding"}},

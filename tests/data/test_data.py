@@ -158,6 +158,47 @@ def test_integers_are_named_in_rising_order(tmp_path: Path, first: int, present:
         assert list(rows["label"]) == [int(text.split()[0]) - first for text in rows["text"]]
 
 
+def test_whole_numbers_are_in_the_order_of_numbers_however_a_file_has_them(tmp_path: Path) -> None:
+    """A jsonl file and folders had 10 before 2, so that a teacher's LABEL_2 became 10."""
+    numbers = [k % 12 - 1 for k in range(60)]
+    expected = tuple(map(str, range(-1, 11)))
+    for kind, values in (("csv", numbers), ("jsonl", numbers), ("jsonl", list(map(str, numbers)))):
+        file = write(tmp_path, kind, text=[f"t {k}" for k in range(60)], label=values)
+        data, task = load_data(file)
+        assert task.labels == expected
+        for rows in data.values():
+            assert [int(task.labels[label]) for label in rows["label"]] == [
+                numbers[int(text.split()[1])] for text in rows["text"]
+            ]
+    bars = [f"{n}|{(n + 5) % 12}" for n in range(12)] * 5
+    _, task = load_data(write(tmp_path, "csv", text=[f"t {k}" for k in range(60)], label=bars), task="multi-label")
+    assert task.labels == tuple(map(str, range(12)))
+
+
+@pytest.mark.parametrize("present", [[1, 2], [0, 1], [0, 1, 2], ["low", "high"]])
+def test_it_is_said_where_integers_are_counted_from_if_some_are_missing(tmp_path: Path, present: list[Any]) -> None:
+    labels = [present[k % len(present)] for k in range(60)]
+    file = write(tmp_path, "csv", text=[f"t {k}" for k in range(60)], label=labels)
+    _, task = load_data(file, labels=["low", "middle", "high"])
+    said = [note for note in task.notes if "counted from 0" in note]
+    assert bool(said) == (present in ([1, 2], [0, 1]))
+    if present == [1, 2]:
+        assert said[0].endswith(
+            "2 integers for the 3 classes of labels, which are counted from 0: 1 is middle, 2 is high"
+        )
+
+
+def test_a_split_whose_labels_are_all_missing_is_named(tmp_path: Path) -> None:
+    (tmp_path / "test").mkdir()
+    train = write(tmp_path, "csv", text=[f"t {k}" for k in range(40)], label=[1, 2] * 20)
+    test = write(tmp_path / "test", "csv", text=["a", "b"], label=[None, None])
+    for task in ("classification", "regression"):
+        with pytest.raises(
+            ValueError, match=r"'label' of .*test.* is empty in 2 of 2 rows of the test split: rows 2 and"
+        ):
+            load_data(train, test=test, task=task)
+
+
 def test_files_of_their_own_for_splits(tmp_path: Path) -> None:
     files = {}
     for part, count in (("train", 40), ("validation", 10), ("test", 20)):

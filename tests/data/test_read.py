@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from datasets import ClassLabel, Dataset, Features, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 
@@ -167,7 +167,7 @@ def test_a_split_is_named_where_there_are_several(tmp_path: Path) -> None:
         ("a.csv", b"", "a.csv cannot be read as csv: it is empty"),
         ("a.csv", b"text,label\n", "has no rows"),
         ("a.csv", b"text,label\na,1\nb,2,3\n", "Expected 2 fields in line 3, saw 3"),
-        ("a.csv", b"text,label\na,1,2\nb,2,3\n", "its rows have more cells than its header"),
+        ("a.csv", b"text,label\na,1,2\nb,2,3\n", "its rows have more cells than its header; commas separate"),
         ("a.csv", "text,label\né,1\n".encode("latin-1"), "byte 11 is no UTF-8; save the file as UTF-8"),
         ("a.jsonl", b"", "has no rows"),
         ("a.jsonl", b'{"text": "a"}\n\n{"text"}\n', "line 3, column 8: Expecting ':'"),
@@ -247,6 +247,13 @@ def test_folders_of_splits(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_classes_are_those_of_the_folder_that_is_named_now(tmp_path: Path) -> None:
+    photos = images(tmp_path / "mine" / "photos", "cat", "dog")
+    with pytest.raises(ValueError, match="the one class 'photos'"):
+        load_data(str(tmp_path / "mine"))
+    assert load_data(str(photos))[1].labels == ("cat", "dog")
+
+
 def test_a_folder_for_validation_is_not_taken_for_the_test(tmp_path: Path) -> None:
     images(tmp_path / "train", "cat", "dog", count=20)
     images(tmp_path / "val", "cat", "dog", start=100)
@@ -281,6 +288,21 @@ def test_files_that_are_no_images_are_left_out_with_a_warning(tmp_path: Path) ->
         assert len(list(read_rows(folder))) == 4
 
 
+def test_a_folder_of_other_data_says_what_to_name(tmp_path: Path) -> None:
+    for name in ("train.csv", "test.csv"):
+        table(tmp_path / "tables" / name)
+    with pytest.raises(ValueError, match=r"of its files name one as the data, such as .*/tables/test.csv, and others"):
+        load_data(str(tmp_path / "tables"))
+    rows = Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]})
+    rows.save_to_disk(tmp_path / "one")
+    DatasetDict(train=rows, test=rows).save_to_disk(tmp_path / "several")
+    for name in ("one", "several"):
+        with pytest.raises(
+            ValueError, match=f"folder .*/{name} was written by save_to_disk; write each split into a file"
+        ):
+            load_data(str(tmp_path / name))
+
+
 def test_images_beside_their_classes_are_named(tmp_path: Path) -> None:
     folder = images(tmp_path, "cat", "dog")
     (folder / "cat" / "3.png").rename(folder / "stray.png")
@@ -298,6 +320,26 @@ def test_texts_that_begin_with_a_quote_swallow_no_rows(tmp_path: Path) -> None:
 
     file.write_text('text\tlabel\n"one"\ta\n"say ""two"""\tb\n')
     assert read_file(file)["text"] == ["one", 'say "two"']
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_quotes_that_join_rows_of_a_csv_file_are_refused(tmp_path: Path, end: str) -> None:
+    """Two texts that begin with a quote became one, and the rows between were lost: 34 of 40 rows were left."""
+    texts = ['"5 inch', *(f"text {k}" for k in range(1, 7)), '"7 inch', *(f"text {k}" for k in range(8, 40))]
+    file = tmp_path / "rows.csv"
+    file.write_bytes(end.join(["text,label", *(f"{text},{k % 2}" for k, text in enumerate(texts)), ""]).encode())
+    for read in (read_file, lambda path: list(read_rows(path))):
+        with pytest.raises(ValueError, match="lines 2 to 9 are joined by a cell that begins with a quote"):
+            read(file)
+
+
+def test_cells_of_several_lines_and_of_any_length_are_read(tmp_path: Path) -> None:
+    texts = ['say "two"\nlines', "long " * 50_000, '"', "\r\n", "a, b"]
+    file = Path(table(tmp_path / "rows.csv", [(text, k % 2) for k, text in enumerate(texts)]))
+    assert read_file(file)["text"] == texts
+    assert [row.values["text"] for row in read_rows(file)] == texts
+    file.write_text('text,label\n"Great" film,1\nsay "no",0\n')
+    assert read_file(file)["text"] == ["Great film", 'say "no"']
 
 
 def test_a_name_that_two_columns_have_is_refused(tmp_path: Path) -> None:

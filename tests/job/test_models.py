@@ -21,6 +21,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from jobs import bert
 from opdf.data import Task
 from opdf.job.errors import UserError
 from opdf.job.models import files_of, load_model
@@ -123,11 +124,32 @@ def test_classes_in_another_order_are_refused_however_their_names_are_written(tm
     for same in (named("cafe\u0301", "NOT "), named("Café", "not")):
         load_model(folder, same)
     assert "note: " not in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"by data.labels \['CAFÉ', 'NOT'\]"):
+        load_model(folder, named("NOT", "CAFÉ"))
     load_model(folder, named("good", "bad"))
     load_model(folder, named("good", "bad"))
     said = capsys.readouterr().err
     assert said.count("note: ") == 1
     assert "are taken by their numbers: Café for good, not for bad; data.labels gives another order" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({"problem_type": "multi_label_classification"}, "classification", "trained for multi_label_classification"),
+        ({"problem_type": "single_label_classification"}, "multi-label", "trained for single_label_classification"),
+        ({"num_labels": 1}, "classification", "a head of one output, as for a regression"),
+        ({"num_labels": 1, "problem_type": "regression"}, "classification", "trained for regression"),
+    ],
+)
+def test_a_teacher_of_another_task_is_refused_for_data_without_labels(
+    tmp_path: Path, options: dict[str, Any], kind: str, message: str
+) -> None:
+    """A regression taught nothing as a classifier, with full agreement: one class is always the likeliest."""
+    bert(tmp_path, **options)
+    with pytest.raises(UserError, match=message):
+        load_model(str(tmp_path), Task(kind, ("text",), None))
+    load_model(str(tmp_path), Task("similarity", ("text", "other"), "label"))
 
 
 def bert_named(folder: Path, *names: str) -> str:

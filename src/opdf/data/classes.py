@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from opdf.data.task import Task
 
 SEPARATOR = "|"
 BALANCED = "balanced"
+WHOLE = re.compile("-?[0-9]{1,18}")
 FEW = 10
 """This many classes with one row each are accepted in any data."""
 
@@ -45,7 +47,7 @@ def with_classes(data: DatasetDict, task: Task, asked: Asked) -> tuple[DatasetDi
     known = _known(data["train"], task, asked)
     numbers, names = ({name: k for k, name in enumerate(known)}, known) if known else _numbered(counts, task, asked)
     _check(counts, numbers, names, task, asked, given=bool(known or asked.labels))
-    task = replace(task, notes=(*task.notes, *_odd(names)))
+    task = replace(task, notes=(*task.notes, *_odd(names), *_by_number(numbers, names, task, asked)))
     if known and task.kind != "multi-label":  # labels are numbers already
         return data, replace(task, labels=names, metric="")
     for part, rows in found.items():
@@ -115,7 +117,7 @@ def _known(rows: Dataset, task: Task, asked: Asked) -> tuple[str, ...]:
 
 def _numbered(counts: Counter[Any], task: Task, asked: Asked) -> tuple[dict[Any, int], tuple[str, ...]]:
     """The class number of every value, and the names of the classes."""
-    order = sorted(counts, key=None if len({type(value) for value in counts}) == 1 else str)
+    order = _rising(counts)
     labels = asked.labels
     if labels is None:
         names = tuple(dict.fromkeys(map(str, order)))
@@ -134,6 +136,23 @@ def _numbered(counts: Counter[Any], task: Task, asked: Asked) -> tuple[dict[Any,
         f"{asked.option('labels')} is {', '.join(labels)}, and {task.label!r} of {asked.name} also holds "
         f"{', '.join(others[:5])}{' and others' if len(others) > 5 else ''}; name all classes, or remove those rows"
     )
+
+
+def _rising(values: Iterable[Any]) -> list[Any]:
+    """Values in rising order, whole numbers as numbers also where a file has them as texts: 2 before 10."""
+    if all(WHOLE.fullmatch(str(value)) for value in values):
+        return sorted(values, key=lambda value: (int(value), str(value)))
+    return sorted(values, key=str)
+
+
+def _by_number(numbers: Mapping[Any, int], names: Sequence[str], task: Task, asked: Asked) -> Iterator[str]:
+    """A note that integers are named by counting from 0, where not all are there to tell where they begin."""
+    pairs = [f"{value} is {names[number]}" for value, number in numbers.items() if isinstance(value, int)]
+    if asked.labels and len(pairs) == len(numbers) < len(names) and not {str(value) for value in numbers} <= {*names}:
+        yield (
+            f"{task.label!r} has {len(pairs)} integers for the {len(names)} classes of {asked.option('labels')}, which "
+            f"are counted from 0: {', '.join(pairs[:FEW])}"
+        )
 
 
 def _check(

@@ -65,6 +65,11 @@ def infer(data: Dataset, asked: Asked) -> Task:
     label = _label(data, asked)
     kind = asked.task or _kind(data, label, asked)
     inputs = asked.inputs or _inputs(data, kind, label)
+    if kind == "image-classification" and not inputs:
+        raise ValueError(
+            f"{asked.name} has no images in its columns {', '.join(columns)}; name a folder of images, one subfolder a "
+            "class, or with a table metadata.csv whose column file_name has their paths"
+        )
     most = 1 if kind in ("image-classification", "token-classification") else 2
     if not 1 <= len(inputs) <= most:
         raise ValueError(
@@ -216,7 +221,7 @@ def check_columns(part: str, rows: Dataset, task: Task, asked: Asked, file: Path
                 f"column {column!r} of {name} holds {_described(rows.features[column])}; task {task.kind} needs "
                 f"{INPUTS[task.kind]}"
             )
-    if task.label is not None:
+    if task.label is not None and dtype(rows.features[task.label]) != "null":  # all are missing, which comes next
         CHECKS[task.kind](rows, task, asked, name, file)
     for column in sources(task, asked):
         gaps = missing(rows, column) if not _may_be_missing(rows, column, task) else []

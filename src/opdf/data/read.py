@@ -11,6 +11,7 @@ import json
 import os
 import re
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,8 @@ BLANK = " \t\r\n"
 """What separates words, cells and lines in a file. Other spaces of Unicode, U+00A0 say, belong to the words."""
 
 CELLS = re.compile(r"[ \t]+")
+
+csv.field_size_limit(2**31 - 1)  # a cell may be a whole document, as pandas has it; csv ends at 131,072 characters
 
 SHOWN = 5
 """How many rows a message names."""
@@ -106,6 +109,7 @@ def read_folder(folder: Path) -> DatasetDict:
     Raises:
         ValueError: there are no images, or some lie beside the folders of the classes.
     """
+    _check_folder(folder)
     inside = {child.name: child for child in folder.iterdir() if child.is_dir()}
     if "train" in inside and inside.keys() <= SPLITS.keys():
         parts = {SPLITS[name]: _images(child) for name, child in inside.items()}
@@ -113,6 +117,22 @@ def read_folder(folder: Path) -> DatasetDict:
             raise ValueError(f"folder {folder} has {', '.join(inside)}; keep one folder for validation")
         return DatasetDict({name: parts[name] for name in ("train", "validation", "test") if name in parts})
     return DatasetDict(train=_images(folder))
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder of other data than images, and say what to do with them."""
+    names = {path.name for path in folder.iterdir()}
+    if "dataset_dict.json" in names or {"dataset_info.json", "state.json"} <= names:
+        raise ValueError(
+            f"folder {folder} was written by save_to_disk; write each split into a file, with "
+            "load_from_disk(...).to_parquet(...), and name the files"
+        )
+    tables = sorted(name for name in names - {*METADATA} if Path(name).suffix.lower() in READERS)
+    if tables and not any((folder / name).is_dir() or Path(name).suffix.lower() in PICTURES for name in names):
+        raise ValueError(
+            f"folder {folder} has no images; of its files name one as the data, such as {folder / tables[0]}, and "
+            "others as its validation and test"
+        )
 
 
 def _images(folder: Path) -> Dataset:
@@ -133,7 +153,8 @@ def _images(folder: Path) -> Dataset:
     columns = {"image": [str(path) for path in paths]}
     if classes:
         columns["label"] = [name for name, some in classes.items() for _ in some]
-    return _kept_images(paths, lambda: Dataset.from_dict(columns).cast_column("image", Image()))
+    # The labels belong to the key: the same images have others where a folder above them is named.
+    return _kept_images(paths, lambda: Dataset.from_dict(columns).cast_column("image", Image()), columns.get("label"))
 
 
 def _described_images(folder: Path, table: Path) -> Dataset:
@@ -175,10 +196,10 @@ def pictures(folder: Path, paths: Iterable[Path]) -> list[Path]:
     return [Path(os.path.abspath(path)) for path in found]
 
 
-def _kept_images(paths: Sequence[Path], make: Callable[[], Dataset]) -> Dataset:
-    """A table of images, kept as long as none of the files changes."""
+def _kept_images(paths: Sequence[Path], make: Callable[[], Dataset], labels: Sequence[str] | None = None) -> Dataset:
+    """A table of images, kept as long as none of the files and labels changes."""
     states = [(str(path), (state := path.stat()).st_mtime_ns, state.st_size) for path in paths]
-    return _kept(hashlib.sha256(repr(states).encode()).hexdigest(), make)
+    return _kept(hashlib.sha256(repr((states, labels)).encode()).hexdigest(), make)
 
 
 def _kept(key: str, make: Callable[[], Dataset]) -> Dataset:
@@ -203,6 +224,8 @@ def _plain(table: pa.Table) -> pa.Table:
 def _csv(path: Path) -> pa.Table:
     options = {**PANDAS, **dialect(path)}
     _check_names(path, options)
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        deque(records(file, options), maxlen=0)  # pandas joins lines without a word
     # Rows longer than the header are refused; pandas only warns that it cuts them.
     with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):
         frame = pd.read_csv(path, keep_default_na=False, na_values=[""], **options)
@@ -239,6 +262,40 @@ def dialect(path: Path) -> dict[str, Any]:
     except pd.errors.ParserError:
         joined = True
     return {"sep": "\t", "quoting": csv.QUOTE_NONE if joined else csv.QUOTE_MINIMAL}
+
+
+def records(lines: Iterable[str], form: Mapping[str, Any]) -> Iterator[list[str]]:
+    """The cells of each record of a csv or tsv file, the header's first.
+
+    Args:
+        lines: of the file, with their ends.
+        form: how cells are separated and quoted, see `dialect`.
+
+    Raises:
+        ValueError: a cell that begins with a quote joins lines and does not end with one. Two texts that begin with a
+            quote would be one, and the rows between them lost.
+    """
+    taken: list[str] = []  # the lines of a record
+
+    def shown() -> Iterator[str]:
+        for line in lines:
+            taken.append(line)
+            yield line
+
+    how: Any = {"delimiter": form["sep"], "quoting": form["quoting"]}
+    reader = csv.reader(shown(), **how)
+    for cells in reader:
+        if len(taken) > 1:
+            try:
+                list(csv.reader(taken, **how, strict=True))
+            except csv.Error as error:
+                raise ValueError(
+                    f"lines {reader.line_num - len(taken) + 1} to {reader.line_num} are joined by a cell that begins "
+                    "with a quote and does not end with one; remove the quote, or put the text into quotes and double "
+                    "those in it"
+                ) from error
+        taken.clear()
+        yield cells
 
 
 def _json(path: Path) -> pa.Table:
@@ -341,12 +398,19 @@ def _reason(error: Exception | Warning) -> str:
     """The first line of what is wrong."""
     if isinstance(error, UnicodeDecodeError):
         return f"byte {error.start} is no UTF-8; save the file as UTF-8"
+    separated = "; commas separate the cells of a csv file and tabs those of a tsv file, and quotes hold cells together"
     if isinstance(error, pd.errors.ParserWarning):
-        return "its rows have more cells than its header"
+        return f"its rows have more cells than its header{separated}"
+    if "fields in line" in str(error):
+        return _first_line(error) + separated
     if isinstance(error, pd.errors.EmptyDataError):
         return "it is empty"
     if isinstance(error, RecursionError):
         return "more lists inside each other than can be read"
+    return _first_line(error)
+
+
+def _first_line(error: Exception | Warning) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].removeprefix("Error tokenizing data. C error: ")
 
 
@@ -354,8 +418,8 @@ def _records(path: Path) -> Iterator[int]:
     """Numbers of the records of a csv file that hold data."""
     found = dialect(path)
     with path.open(encoding="utf-8-sig", newline="") as file:
-        records = enumerate(csv.reader(file, delimiter=found["sep"], quoting=found["quoting"]), 1)
-        filled = (number for number, cells in records if len(cells) > 1 or any(cell.strip(BLANK) for cell in cells))
+        numbered = enumerate(records(file, found), 1)
+        filled = (number for number, cells in numbered if len(cells) > 1 or any(cell.strip(BLANK) for cell in cells))
         next(filled)  # the header
         yield from filled
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from opdf.data.read import BLANK, PICTURES, READERS, dialect, path_of, pictures, read_file
+from opdf.data.read import BLANK, PICTURES, READERS, dialect, path_of, pictures, read_file, records
 
 ROW_FORMATS = ("lines", "csv", "tsv", "jsonl")
 """Formats of text: one value a line, a table with a header, or an object a line."""
@@ -119,12 +119,12 @@ def _object(text: str, where: str) -> dict[str, Any]:
 def _table(lines: Iterable[str], name: str, form: Mapping[str, Any]) -> Iterator[Row]:
     """Rows under a header, without blank ones."""
     try:
-        records = csv.reader(lines, delimiter=form["sep"], quoting=form["quoting"])
-        names = next(records, [])
+        read = records(lines, form)
+        names = next(read, [])
         twice = next((column for column in names if names.count(column) > 1), None)
         if twice is not None:
             raise ValueError(f"two columns of {name} are called {twice!r}; rename one")
-        for number, cells in enumerate(records, 2):
+        for number, cells in enumerate(read, 2):
             if cells and len(cells) != len(names):
                 raise ValueError(f"row {number} of {name} has {len(cells)} cells and the header {len(names)}")
             if cells:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from opdf.data import Prepared, Task
 from opdf.files import replacing
 from opdf.job.config import DistillConfig
-from opdf.job.options import plain
+from opdf.job.options import yaml_of
 
 PIPELINES = {
     "classification": "text-classification",
@@ -101,7 +100,7 @@ def write_card(
         facts=facts(config, metrics, prepared),
         shapes=metrics["shapes"],
         command=command,
-        configuration=yaml.safe_dump(plain(config), sort_keys=False).strip(),
+        configuration=yaml_of(config).strip(),
     )
     with replacing(folder / "README.md") as scratch:
         card.save(scratch)

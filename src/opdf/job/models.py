@@ -202,26 +202,33 @@ def check_causal(who: str, model: Any, task: Task) -> None:
 def check_labels(name: str, config: Any, task: Task) -> None:
     """Refuse a model whose head is for other classes than the data's, or for the same ones in another order."""
     kinds = ("ForSequenceClassification", "ForImageClassification", "ForTokenClassification")
-    if not any(str(architecture).endswith(kinds) for architecture in config.architectures or ()):
-        return
-    if not task.labels and task.kind != "regression":  # the model says which classes there are
+    headed = any(str(architecture).endswith(kinds) for architecture in config.architectures or ())
+    if not headed or task.kind in ("similarity", "causal-lm"):
         return
     theirs = [str(config.id2label[k]) for k in sorted(config.id2label)]
+    if task.kind != "token-classification" and config.problem_type not in (None, problem_type(task)):
+        raise UserError(
+            f"model {name!r} was trained for {config.problem_type} and the task is {task.kind}; give a model of the "
+            "same task"
+        )
+    if not task.labels and task.kind != "regression":  # the model says which classes there are
+        if task.has_classes and len(theirs) == 1:
+            raise UserError(
+                f"model {name!r} has a head of one output, as for a regression, and the task is {task.kind}; give a "
+                "model of the same task, or another data.task"
+            )
+        return
     if len(theirs) != task.num_labels:
         raise UserError(
             f"model {name!r} has a head of {len(theirs)} outputs ({', '.join(theirs[:4])}); the data "
             f"{f'has {len(task.labels)} classes: ' + ', '.join(task.labels[:4]) if task.labels else 'is a regression'}"
         )
-    if task.labels and task.kind != "token-classification" and config.problem_type not in (None, problem_type(task)):
-        raise UserError(
-            f"model {name!r} was trained for {config.problem_type} and the task is {task.kind}; give a model of the "
-            "same task"
-        )
     ours, found = ([plain_name(label) for label in labels] for labels in (task.labels, theirs))
     if ours != found and sorted(ours) == sorted(found):
+        order = [task.labels[ours.index(label)] for label in found]
         raise UserError(
             f"model {name!r} has the classes {', '.join(theirs)} and the data {', '.join(task.labels)}: "
-            "give both the same order"
+            f"give both the same order, by data.labels {order}"
         )
     if task.labels and ours != found and not all(label.startswith("LABEL_") for label in theirs):
         note_names(name, tuple(theirs), task.labels)
@@ -262,7 +269,7 @@ def auto_class(task: Task) -> Any:
 def head_of(task: Task) -> dict[str, Any]:
     """Configuration of the head that a task needs; nothing where the model has it, or knows the classes."""
     if task.kind == "regression":
-        return {"num_labels": 1, "problem_type": "regression"}
+        return {"num_labels": 1, "problem_type": problem_type(task)}
     if not task.labels:
         return {}
     names = dict(enumerate(task.labels))
@@ -271,7 +278,9 @@ def head_of(task: Task) -> dict[str, Any]:
 
 
 def problem_type(task: Task) -> str:
-    """What transformers calls a task of classes."""
+    """What transformers calls a task of classes of whole rows, or a regression."""
+    if task.kind == "regression":
+        return "regression"
     return "multi_label_classification" if task.kind == "multi-label" else "single_label_classification"
 
 

@@ -119,10 +119,15 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads as the same: it quotes the text 3e-5."""
+
+
 # YAML 1.1 reads 3e-5, which has no dot, as text.
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
+for _side in (_Loader, _Dumper):
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+    )
 
 
 # It also reads yes, no, on and off as truth values, but save_strategy: no is text. Only true and false stay.
@@ -140,10 +145,16 @@ def load_yaml(text: str) -> Any:
         loader.dispose()
 
 
+def yaml_of(config: Any) -> str:
+    """A configuration as text that `load_yaml` reads as the same."""
+    text: str = yaml.dump(plain(config), Dumper=_Dumper, sort_keys=False)
+    return text
+
+
 def write_yaml(config: Any, path: Path) -> None:
     """A configuration as a file that `parse` reads again."""
     with replacing(path) as scratch:
-        scratch.write_text(yaml.safe_dump(plain(config), sort_keys=False))
+        scratch.write_text(yaml_of(config))
 
 
 def fill(cls: type, options: Any, where: str) -> Any:

@@ -59,6 +59,36 @@ def test_resume_is_exact_with_dropout_accumulation_and_bf16(tmp_path: Path, meth
         assert all(torch.equal(weights[0][name], value) for name, value in other.items())
 
 
+class Seen(LogitsDistillation):
+    """Remembers the rows of every micro-batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[Any] = []
+
+    def losses(self, student: Any, teacher: Any, batch: Any, num_items: Any) -> Any:
+        self.rows.append(batch["input_ids"].tolist())
+        return super().losses(student, teacher, batch, num_items)
+
+
+@pytest.mark.parametrize("strategy", ["random", "group_by_length", "sequential"])
+def test_a_resumed_run_sees_the_rows_that_were_left(tmp_path: Path, strategy: str) -> None:
+    """Stopped in the second epoch of three steps, after dropout has moved torch's generator."""
+    data = sentences().add_column("length", [5 + k % 6 for k in range(24)])
+    save = {"save_strategy": "steps", "save_steps": 4, "max_steps": 9, "train_sampling_strategy": strategy}
+    seen = []
+    for folder, resume in (("whole", None), ("again", str(tmp_path / "whole" / "checkpoint-4"))):
+        trainer, _ = train(
+            tmp_path / folder, student=noisy_student(), training=save, resume=resume, train_dataset=data,
+            objective=Seen(),
+        )  # fmt: skip
+        seen.append(trainer.method.rows)
+    whole, again = seen
+    assert again == whole[4:]
+    assert sorted(row for batch in whole[3:6] for row in batch) == sorted(data["input_ids"])
+    assert (whole[:3] == whole[3:6]) == (strategy == "sequential")
+
+
 def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
     training = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "lr_scheduler_type": "constant"}
     first, before = train(tmp_path, training=training)

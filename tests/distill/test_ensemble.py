@@ -98,6 +98,31 @@ def test_teachers_that_make_their_decoders_inputs_from_labels() -> None:
     torch.testing.assert_close(teacher(**batch).logits.softmax(-1), expected)
 
 
+def test_runs_that_share_their_teachers_average_them_at_their_own_temperatures(tmp_path: Path) -> None:
+    """Both trainers are made before the first one trains."""
+    weights = []
+    for others in ((), (8.0,)):
+        teacher = Ensemble([bert(2), bert(2, initializer_range=0.5)])
+        first, *_ = (
+            DistillationTrainer(
+                keep_layers(bert(2), 1), arguments(tmp_path), teacher=teacher, train_dataset=sentences(),
+                objective=LogitsDistillation(temperature=temperature),
+            )
+            for temperature in (1.0, *others)
+        )  # fmt: skip
+        first.train()
+        weights.append([first.record()["teacher"]["weights"], *first.model.parameters()])
+    alone, beside = weights
+    assert alone[0] == beside[0]
+    assert all(torch.equal(a, b) for a, b in zip(alone[1:], beside[1:], strict=True))
+
+
+def test_its_own_loss_is_a_mean_over_the_examples_that_have_a_label() -> None:
+    model = bert(2).eval()
+    batch = {"input_ids": torch.arange(32).reshape(4, 8), "labels": torch.tensor([0, -100, 1, -100])}
+    torch.testing.assert_close(Ensemble([model, model]).eval()(**batch).loss, model(**batch).loss)
+
+
 def test_the_trainer_takes_a_list(tmp_path: Path) -> None:
     bert(2, initializer_range=0.5).save_pretrained(tmp_path / "other")
     teachers = [bert(2), str(tmp_path / "other")]

@@ -519,6 +519,19 @@ def test_every_training_begins_anew_with_model_init(tmp_path: Path, objective: O
         assert all(torch.equal(value, other[name]) for other in states[1:] for name, value in states[0].items())
 
 
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("dbkd", "embedding", "sparse-logits")])
+def test_an_objective_keeps_nothing_of_another_run(tmp_path: Path, name: str) -> None:
+    """Used for another teacher before, it trains as a new one does."""
+    weights = []
+    for before in (True, False):
+        objective = build_objective(name)
+        if before:
+            train(tmp_path, objective=objective, teacher=bert(), training={"max_steps": 3})
+        _, student = train(tmp_path, objective=objective, teacher=bert(initializer_range=0.5))
+        weights.append(list(student.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+
+
 def test_a_search_tries_rates_on_new_students(tmp_path: Path) -> None:
     trainer = DistillationTrainer(
         args=arguments(tmp_path, max_steps=1), model_init=new_student, teacher=bert(),

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from opdf.distill.losses import items_by_example, precise, task_loss
+from opdf.distill.losses import count_labelled, precise, task_loss
 from opdf.distill.models import kind_of
 
 
@@ -32,7 +32,7 @@ class Ensemble(nn.Module):
 
     Attributes:
         weights: float32 `[models]`, of sum 1.
-        temperature: at which distributions are averaged, float32. An objective sets its own.
+        temperature: at which distributions are averaged, float32, where nothing else is said.
 
     Raises:
         ValueError: there are no models, or the number of weights is another.
@@ -73,26 +73,28 @@ class Ensemble(nn.Module):
         logits = self.mean([model(**given).logits for model in self.models], labels)
         loss = None
         if labels is not None:
-            items = items_by_example(self.models[0], inputs | {"labels": labels}).sum().clamp(min=1)
-            loss = task_loss(self.models[0], logits, labels) / items
+            labelled = count_labelled(self.models[0], inputs | {"labels": labels})[1].clamp(min=1)
+            loss = task_loss(self.models[0], logits, labels) / labelled
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
-    def mean(self, logits: Sequence[Tensor], labels: Tensor | None = None) -> Tensor:
-        """Logits that give the weighted mean of several distributions at `temperature`, each `[..., classes]`.
+    def mean(self, logits: Sequence[Tensor], labels: Tensor | None = None, temperature: float | None = None) -> Tensor:
+        """Logits that give the weighted mean of several distributions, each `[..., classes]`.
 
         Args:
             logits: of each model.
             labels: tell what logits mean where `problem_type` of the models is None, see `kind_of`.
+            temperature: at which they are averaged; None takes the attribute.
         """
         found = torch.stack([precise(some).to(logits[0].device) for some in logits])
         weights = self.weights.to(found).reshape(-1, *[1] * (found.dim() - 1))
-        kind, temperature = kind_of(self.models[0], logits[0], labels), self.temperature.to(found)
+        kind = kind_of(self.models[0], logits[0], labels)
         if kind == "regression":
             return (weights * found).sum(0)
+        at: Any = self.temperature.to(found) if temperature is None else temperature
         if kind == "multi-label":
-            yes, no = (torch.logsumexp(F.logsigmoid(sign * found / temperature) + weights.log(), 0) for sign in (1, -1))
-            return temperature * (yes - no)
-        return temperature * torch.logsumexp((found / temperature).log_softmax(-1) + weights.log(), 0)
+            yes, no = (torch.logsumexp(F.logsigmoid(sign * found / at) + weights.log(), 0) for sign in (1, -1))
+            return at * (yes - no)
+        return at * torch.logsumexp((found / at).log_softmax(-1) + weights.log(), 0)
 
 
 def check_weights(weights: Sequence[float], models: int, where: str = "") -> None:

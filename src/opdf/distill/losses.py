@@ -69,6 +69,10 @@ def task_loss(student: nn.Module, logits: Tensor, labels: Tensor, weights: Tenso
     kind = kind_of(student, logits, labels)
     if kind == "tokens":  # chosen before they are made float32: a vocabulary of logits is large
         logits, labels = _kept_tokens(student, logits, labels)
+    elif weights is not None and kind != "classes":
+        raise ValueError(
+            f"class_weights are for one class an example or word, and the outputs are {kind}; leave them out"
+        )
     logits = precise(logits)
     if kind == "regression":
         return squared_loss(logits, labels.to(logits.dtype))
@@ -112,7 +116,8 @@ def precise(logits: Tensor) -> Tensor:
 def token_labels(model: nn.Module, batch: Batch) -> Tensor | None:
     """Labels `[batch, tokens]`, -100 where nothing is learned, or None where a batch has no label per token.
 
-    Without labels a language model learns at every token that is not padding, an encoder-decoder of its decoder's.
+    Without labels a language model learns at every token that is not padding, an encoder-decoder of its decoder's. A
+    causal one does not learn the first token of a text, also where padding stands before it.
     """
     config = config_of(model)
     if getattr(config, "problem_type", None) in ("multi_label_classification", "regression"):
@@ -121,8 +126,16 @@ def token_labels(model: nn.Module, batch: Batch) -> Tensor | None:
     labels = batch.get("labels")
     if labels is None and f"{side}input_ids" in batch and is_language_model(model):
         labels, mask = batch[f"{side}input_ids"], batch.get(f"{side}attention_mask")
-        labels = labels if mask is None else labels.masked_fill(mask == 0, IGNORED)
+        labels = labels if mask is None else labels.masked_fill(_not_learned(mask, is_causal(model)), IGNORED)
     return labels if labels is not None and labels.dim() == 2 and not labels.is_floating_point() else None
+
+
+def _not_learned(mask: Tensor, shifted: bool) -> Tensor:
+    """Where tokens are padding, or (`shifted`) would be predicted at padding: `[batch, tokens]` bool."""
+    padding = mask == 0
+    if shifted:
+        padding[:, 1:] |= mask[:, :-1] == 0
+    return padding
 
 
 def labels_of(batch: Batch) -> Tensor:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from datasets import ClassLabel, Dataset, Value
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
@@ -54,6 +56,27 @@ def unwrapped(model: nn.Module) -> Any:
 def config_of(model: nn.Module) -> Any:
     """The configuration of a transformers model, also inside a wrapper; None for other modules."""
     return getattr(unwrapped(model), "config", None)
+
+
+def inputs_of(model: nn.Module) -> frozenset[str] | None:
+    """The names of a model's inputs; None for a module, not of transformers, that takes any."""
+    inner = unwrapped(model)
+    if hasattr(inner, "get_base_model"):  # peft's
+        inner = inner.get_base_model()
+    is_known = isinstance(inner, PreTrainedModel)
+    found = inspect.signature(type(inner).forward if is_known else inner.forward).parameters
+    if not is_known and any(parameter.kind == parameter.VAR_KEYWORD for parameter in found.values()):
+        return None
+    return frozenset(found)
+
+
+def unshared_inputs(models: Iterable[nn.Module]) -> frozenset[str]:
+    """Inputs that some of several models have and others do not, such as a BERT's token_type_ids beside a DistilBERT.
+
+    Labels are not among them.
+    """
+    names = [found for model in models if (found := inputs_of(model)) is not None]
+    return frozenset().union(*names) - frozenset.intersection(*names) - {"labels"} if names else frozenset()
 
 
 def configured(model: nn.Module) -> dict[str, Any] | None:
@@ -136,15 +159,7 @@ def check_same_outputs(student: nn.Module, teacher: nn.Module) -> None:
     ours, theirs = config_of(student), config_of(teacher)
     if ours is None or theirs is None:
         return
-    ends = ("eos_token_id",) if getattr(ours, "is_encoder_decoder", False) and not is_language_model(student) else ()
-    for name in (*MARKS, *ends):
-        mine, other = getattr(ours, name, None), getattr(theirs, name, None)
-        if mine is not None and other is not None and mine != other:
-            raise ValueError(
-                f"the student's {name} is {mine} and the teacher's {other}: one of them would read the same tokens "
-                "otherwise (decoders classify at the last token that is no padding, BART at the end token); give both "
-                "the tokenizer's"
-            )
+    check_same_marks(student, teacher)
     if is_language_model(student):
         if ours.vocab_size != theirs.vocab_size:
             raise ValueError(
@@ -164,6 +179,24 @@ def check_same_outputs(student: nn.Module, teacher: nn.Module) -> None:
     named = [not all(n.startswith("LABEL_") for n in labels) for labels in names]
     if all(named) and names[0] != names[1]:
         raise ValueError(f"the student's labels are {names[0]}, the teacher's {names[1]}; give both in the same order")
+
+
+def check_same_marks(student: nn.Module, teacher: nn.Module) -> None:
+    """Refuse a student and a teacher that look for different special tokens in their inputs.
+
+    Raises:
+        ValueError: they do.
+    """
+    ours, theirs = config_of(student), config_of(teacher)
+    ends = ("eos_token_id",) if getattr(ours, "is_encoder_decoder", False) and not is_language_model(student) else ()
+    for name in (*MARKS, *ends):
+        mine, other = getattr(ours, name, None), getattr(theirs, name, None)
+        if mine is not None and other is not None and mine != other:
+            raise ValueError(
+                f"the student's {name} is {mine} and the teacher's {other}: one of them would read the same tokens "
+                "otherwise (decoders classify at the last token that is no padding, BART at the end token); give both "
+                "the tokenizer's"
+            )
 
 
 def warn_of_rounding(student: nn.Module) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from opdf.data import Prepared
 from opdf.distill.arguments import asks_for_fsdp
 from opdf.distill.losses import Batch, items_by_example
-from opdf.distill.models import config_of, unwrapped
+from opdf.distill.models import config_of, inputs_of, unwrapped
 from opdf.distill.store import LogitsStore, StoreInfo
 from opdf.distill.teachers import check_frozen
 from opdf.mpo import Progress
@@ -49,6 +49,7 @@ class Objective:
     Attributes:
         tasks: kinds of `opdf.data.Task` that the method is for.
         columns: columns of the training data, beside inputs and labels, that `losses` reads. No model is given them.
+        unshared: inputs that only some of student and teacher have; the trainer fills it in.
         trains_teacher: whether the teacher is trained too, and so need not have been fine-tuned.
         varies: whether steps differ in which of the student's parameters they give a gradient.
         needs_teacher: whether the teacher runs in training.
@@ -59,6 +60,7 @@ class Objective:
 
     tasks: tuple[str, ...] = ("classification", "regression", "image-classification")
     columns: ClassVar[tuple[str, ...]] = ()
+    unshared: frozenset[str] = frozenset()
     trains_teacher: ClassVar[bool] = False
     needs_teacher: ClassVar[bool] = True
     several_teachers: ClassVar[bool] = False
@@ -155,13 +157,19 @@ class Objective:
         Raises:
             TypeError: they have no field `logits`, nor the `last_hidden_state` of a model without a head.
         """
-        outputs = model(**model_inputs(model, batch, self.columns), **options)
+        outputs = model(**model_inputs(model, self.batch_for(model, batch)), **options)
         if not (hasattr(outputs, "logits") or hasattr(outputs, "last_hidden_state")):
             raise TypeError(
                 f"the {type(unwrapped(model)).__name__} returned a {type(outputs).__name__}; return an object with a "
                 "field logits, such as transformers.modeling_outputs.SequenceClassifierOutput"
             )
         return outputs
+
+    def batch_for(self, model: nn.Module, batch: Batch) -> Batch:
+        """The part of a batch that is for a model: labels and its inputs, but not what only others take."""
+        known = inputs_of(model) if self.unshared else None
+        left_out = {*self.columns, *(self.unshared - known if known is not None else ())}
+        return {name: value for name, value in batch.items() if name not in left_out}
 
     def teacher_forward(self, teacher: nn.Module, batch: Batch, **options: Any) -> Any:
         """A frozen teacher's outputs, without gradient.

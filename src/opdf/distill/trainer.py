@@ -14,15 +14,25 @@ import torch
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from opdf.data import EpochDataset
 from opdf.distill import checkpoint
 from opdf.distill.arguments import MUON, DistillationArguments, check_engine, check_loss, deciding
 from opdf.distill.attention import attention_kernel
 from opdf.distill.checkpointed import CheckpointedTrainer
-from opdf.distill.ensemble import Ensemble
+from opdf.distill.ensemble import Ensemble, members, softened
 from opdf.distill.methods import METHODS
-from opdf.distill.models import check_batch, check_labels, configured, warn_of_rounding
+from opdf.distill.models import (
+    check_batch,
+    check_labels,
+    check_same_marks,
+    configured,
+    has_no_head,
+    is_language_model,
+    unshared_inputs,
+    warn_of_rounding,
+)
 from opdf.distill.muon import MuonWithAdamW, check_muon, muon_groups, muon_options
 from opdf.distill.named import build, build_objective
 from opdf.distill.objective import Objective
@@ -193,6 +203,7 @@ class DistillationTrainer(CheckpointedTrainer):
         self._configured: dict[str, Any] | None = None
         self._is_made = False
         self._seen_batch = False
+        self._order: torch.Generator | None = None
         self._parts: dict[str, Tensor] = {}
         self._parts_since = 0
         self._window: tuple[list[Any], Any] = [], None
@@ -248,10 +259,20 @@ class DistillationTrainer(CheckpointedTrainer):
         self.overparameterization = plan_student(
             student, self.teacher, self.method, self.overparam, self.constraint, args
         )
+        teachers = members(self.teacher) if self.teacher is not None else []
+        self.method.unshared = unshared_inputs([student, *teachers])
         check_labels(student, self._given_rows)
         warn_of_rounding(student)
         if self.teacher is not None:
             self.teacher.eval().requires_grad_(False)
+
+    def _check_aligned(self) -> None:
+        """Compare special tokens once more: with a `processing_class`, `train` gives its own to the student alone."""
+        student = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        if self.teacher is None or not self.method.needs_teacher or is_language_model(student) or has_no_head(student):
+            return
+        for one in members(self.teacher):
+            check_same_marks(student, one)
 
     def _settle(self) -> None:
         """Put the objective's rows, its modules and the teacher where training finds them."""
@@ -298,7 +319,9 @@ class DistillationTrainer(CheckpointedTrainer):
         if overparam is not None:
             overparam.pop("keep_products")  # it changes memory and time
         if self._teacher_record is None and self.teacher is not None and not self.method.trains_teacher:
-            self._teacher_record = {"config": configured(self.teacher), "weights": weights_digest(self.teacher)}
+            with softened(self.teacher, getattr(self.method, "temperature", 1.0)):  # other runs may share the teacher
+                digest = weights_digest(self.teacher)
+            self._teacher_record = {"config": configured(self.teacher), "weights": digest}
         return {
             "args": deciding(self.args),
             "objective": {"name": name or type(self.method).__name__, **self.method.options},
@@ -421,6 +444,26 @@ class DistillationTrainer(CheckpointedTrainer):
             {"params": [*(p for n, p in named if n not in decayed), *extra], "weight_decay": 0.0},
         ]
 
+    # The order of the rows.
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """The Trainer's, with an order that epoch and seed decide alone, also where it groups rows by length.
+
+        Else that order would come from the state of torch's generator, which differs in a resumed run and on other
+        processes, so that some rows were seen twice and others not at all.
+        """
+        sampler = super()._get_train_sampler(train_dataset)
+        if isinstance(sampler, LengthGroupedSampler):
+            sampler.generator = self._order = torch.Generator()
+        return sampler
+
+    def _begin_epoch(self, epoch: int) -> None:
+        """Called before the first batch of an epoch is drawn."""
+        if self._order is not None:
+            self._order.manual_seed((self.args.seed if self.args.data_seed is None else self.args.data_seed) + epoch)
+        if isinstance(self.train_dataset, EpochDataset):
+            self.train_dataset.set_epoch(epoch)
+
     # A step.
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
@@ -443,12 +486,12 @@ class DistillationTrainer(CheckpointedTrainer):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         known: Any = self._signature_columns
-        self._signature_columns: list[str] = list(dict.fromkeys([*known, *self.method.columns]))
+        more = [*self.method.columns, *sorted(self.method.unshared)]
+        self._signature_columns: list[str] = list(dict.fromkeys([*known, *more]))
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """The Trainer's, without the objective's columns, which are for training."""
-        inputs = {name: value for name, value in inputs.items() if name not in self.method.columns}
-        return super().prediction_step(model, inputs, *args, **kwargs)
+        """The Trainer's, without the columns of objective and teacher, which are for training."""
+        return super().prediction_step(model, dict(self.method.batch_for(model, inputs)), *args, **kwargs)
 
     def compute_loss(
         self,
@@ -543,6 +586,7 @@ class _ObjectiveHooks(TrainerCallback):
         if self.trainer.accelerator.num_processes > 1:
             for p in self.trainer._own_parameters():
                 p.data.copy_(broadcast(p.data))
+        self.trainer._check_aligned()
         self.trainer.check_length(state.max_steps)
         state.compute_steps(args, state.max_steps)  # else a resumed run logs and saves as the first one did
         if state.is_world_process_zero:
@@ -552,8 +596,7 @@ class _ObjectiveHooks(TrainerCallback):
         self.trainer.method.on_train_begin(self.trainer)
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if isinstance(self.trainer.train_dataset, EpochDataset):
-            self.trainer.train_dataset.set_epoch(int(state.epoch or 0))
+        self.trainer._begin_epoch(int(state.epoch or 0))
         self.trainer.method.on_epoch_begin(self.trainer)
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from datasets import Dataset
 from scipy.spatial.distance import jensenshannon
 from scipy.special import expit, rel_entr, softmax
+from tests.distill.small import arguments, labelled, train
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch import nn
 from transformers import (
     BartConfig,
@@ -22,11 +27,14 @@ from transformers import (
     GPT2Config,
     GPT2ForSequenceClassification,
     GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
 )
 
-from opdf.distill import LogitsDistillation
+from opdf.distill import DistillationTrainer, LogitsDistillation
 from opdf.distill.losses import DIVERGENCES, soft_binary_loss, soft_loss, squared_loss
 from opdf.distill.models import check_same_outputs
 
@@ -248,6 +256,42 @@ def test_decoders_that_look_for_other_padding_are_refused() -> None:
         check_same_outputs(*t5)
 
 
+def test_a_tokenizer_that_gives_its_padding_to_the_student_alone_is_noticed(tmp_path: Path) -> None:
+    """`Trainer.train` does, where there is a `processing_class`."""
+    words = Tokenizer(WordLevel({f"w{k}": k for k in range(20)}, unk_token="w1"))
+    data = Dataset.from_dict({"input_ids": [[3, 4], [3, 7, 5, 6]] * 4, "labels": [0, 1] * 4})
+    for pad, teacher in (("w7", gpt2(7)), ("w0", gpt2(7))):
+        trainer = DistillationTrainer(
+            gpt2(7), arguments(tmp_path, max_steps=1), teacher=teacher, train_dataset=data,
+            processing_class=PreTrainedTokenizerFast(tokenizer_object=words, pad_token=pad),
+        )  # fmt: skip
+        if pad == "w7":
+            trainer.train()
+            continue
+        with pytest.raises(ValueError, match="the student's pad_token_id is 0 and the teacher's 7"):
+            trainer.train()
+
+
+@pytest.mark.parametrize("before", [0, 3])
+def test_without_labels_a_text_is_learned_alike_wherever_its_padding_stands(before: int) -> None:
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+                         initializer_range=0.5)  # fmt: skip
+    student, teacher = (LlamaForCausalLM(config).eval() for _ in range(2))
+    objective = LogitsDistillation(alpha=1.0)
+    losses = []
+    for left, right in ((0, 0), (before, 3 - before)):
+        text, pad = torch.tensor([[3, 4, 9, 5]]), torch.zeros(1, 3, dtype=torch.long)
+        batch = {
+            "input_ids": torch.cat([pad[:, :left], text, pad[:, :right]], 1),
+            "attention_mask": torch.cat([pad[:, :left], torch.ones_like(text), pad[:, :right]], 1),
+        }
+        items = objective.count_items(student, batch)
+        assert items.tolist() == [3, 3]
+        losses.append(objective.losses(student, teacher, batch, items).total)
+    torch.testing.assert_close(*losses)
+
+
 def bart(end: int) -> BartForSequenceClassification:
     torch.manual_seed(0)
     sizes = {f"{side}_{what}": size for side in ("encoder", "decoder")
@@ -331,6 +375,13 @@ def test_class_weights_that_mean_nothing(options: dict[str, object], labels: int
     student = bert(num_labels=labels)
     with pytest.raises(ValueError, match=message):
         LogitsDistillation(**options).prepare(student, student)  # type: ignore[arg-type]
+
+
+def test_class_weights_are_refused_where_labels_turn_out_to_be_several(tmp_path: Path) -> None:
+    """A configuration may leave it open; then the first labels tell."""
+    data = labelled("labels", [[1.0, 0.0], [0.0, 1.0]] * 4)
+    with pytest.raises(ValueError, match=r"class_weights are for one class .* the outputs are multi-label"):
+        train(tmp_path, objective=LogitsDistillation(class_weights=[9.0, 1.0]), train_dataset=data)
 
 
 def test_a_regression_has_no_missing_labels() -> None:

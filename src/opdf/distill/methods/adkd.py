@@ -80,6 +80,7 @@ class AttributionDistillation(TaskAndLogits):
         if teacher is None:
             raise ValueError("AD-KD needs the teacher's gradients; pass a teacher")
         super().prepare(student, teacher)
+        self._progress, self._known = None, {}  # of another run, and another teacher
         if is_language_model(student):
             raise ValueError(
                 f"AD-KD is for one class or value an example, and the student is a {type(student).__name__}; use "
@@ -92,9 +93,8 @@ class AttributionDistillation(TaskAndLogits):
     def losses(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, num_items: Tensor) -> Losses:
         assert teacher is not None
         labels = labels_of(batch)
-        batch = {name: value for name, value in batch.items() if name not in self.columns}
-        ours, student_maps = attribute(student, batch, self.steps, create_graph=True)
-        theirs, teacher_maps = self._teacher(teacher, batch)
+        ours, student_maps = attribute(student, self.batch_for(student, batch), self.steps, create_graph=True)
+        theirs, teacher_maps = self._teacher(teacher, self.batch_for(teacher, batch))
         items, labelled = num_items.expand(2)
         task = task_loss(student, ours, labels) / labelled
         soft = self._soft(student, ours, theirs) / items

@@ -94,7 +94,7 @@ class LGTM(TaskAndLogits):
         if teacher is None:
             raise ValueError("LGTM trains the teacher beside the student; pass a teacher")
         super().prepare(student, teacher)
-        self._teacher = teacher
+        self._teacher, self.step = teacher, 0
         self.__dict__.pop("_optimizer", None)  # of another teacher
         if self.zero_heads:
             for model in (student, teacher):
@@ -223,7 +223,7 @@ class LGTM(TaskAndLogits):
         self, student: Any, weights: Mapping[str, Tensor], teacher: nn.Module, batch: Batch, num_items: Tensor
     ) -> Tensor:
         """The part of L_s that couples teacher and student, with the student at other `weights`."""
-        inputs = model_inputs(student, batch, self.columns)
+        inputs = model_inputs(student, self.batch_for(student, batch))
         ours = functional_call(student, dict(weights), kwargs=inputs).logits
         theirs = self.forward(teacher, batch).logits
         return self.alpha * distillation_loss(student, ours, theirs, batch, self.temperature) / num_items.expand(2)[0]

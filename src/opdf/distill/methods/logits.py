@@ -195,7 +195,10 @@ class LogitsDistillation(TaskAndLogits):
     def _said(self, teacher: nn.Module, batch: Batch) -> Tensor:
         """A teacher's logits. Labels tell several teachers what these mean, if their configurations leave it open."""
         said = [self.teacher_forward(one, batch).logits for one in members(teacher)]
-        return teacher.mean(said, batch.get("labels")) if isinstance(teacher, Ensemble) else said[0]
+        if not isinstance(teacher, Ensemble):
+            return said[0]
+        # Not the teacher's own: another objective that follows it too may have set that.
+        return teacher.mean(said, batch.get("labels"), self.temperature)
 
     def _by_chunks(
         self, student: nn.Module, teacher: nn.Module | None, batch: Batch, labels: Tensor, num_items: Tensor
@@ -210,7 +213,10 @@ class LogitsDistillation(TaskAndLogits):
 
         def soft(logits: Tensor, rows: slice) -> Tensor:
             said = [one.logits(rows) for one in theirs]
-            target = teacher.mean(said) if isinstance(teacher, Ensemble) else precise(said[0])
+            if isinstance(teacher, Ensemble):
+                target = teacher.mean(said, temperature=self.temperature)
+            else:
+                target = precise(said[0])
             return DIVERGENCES[self.divergence](logits, target.to(logits.device), self.temperature)
 
         return self.combine_tokens(student, ours, soft if theirs else None, labels, batch, num_items)

@@ -75,6 +75,7 @@ class Theseus(Objective):
         if teacher is None:
             raise ValueError("BERT-of-Theseus needs the teacher's blocks; pass a teacher")
         check_same_outputs(student, teacher)
+        self.step = self.draws = 0  # the objective may have been another run's
         towers, theirs = block_lists(student), block_lists(teacher)
         if len(towers) != 1 or towers != theirs:
             raise ValueError(

@@ -45,6 +45,20 @@ def test_numbers(tmp_path: Path, text: str, value: Any) -> None:
     assert options == {"x": value}
 
 
+@pytest.mark.parametrize("name", ["null", "~", "#1 String", "Review #1", "[a]", "- a", "5", "a: b", "auto", '"x"'])
+def test_a_column_has_the_name_that_it_is_given(tmp_path: Path, name: str) -> None:
+    """A quoted "null" was null, so that other columns were read; "#1 String" on the command line as well."""
+    write_yaml({"data": {"inputs": name, "label": name}}, tmp_path / "run.yaml")
+    config = parse([str(tmp_path / "run.yaml")], DistillConfig, "opdf distill", "")
+    assert (config.data.inputs, config.data.label) == (name, name)
+    config = parse(
+        ["--data.inputs", json.dumps(name), f"--data.label={json.dumps(name)}"], DistillConfig, "opdf distill", ""
+    )
+    assert (config.data.inputs, config.data.label) == (name, name)
+    if "#" in name:
+        assert parse(["--data.inputs", name], DistillConfig, "opdf distill", "").data.inputs == name
+
+
 @given(texts=st.lists(st.text(max_size=6) | st.from_regex(r"[-+]?[0-9]{1,3}\.?[eE][-+]?[0-9]", fullmatch=True)))
 @example(texts=["3e-5", "1E5", "no", "null", "1.5", "2020-01-01", "~", ""])
 @QUICK

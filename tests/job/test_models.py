@@ -14,6 +14,8 @@ import pytest
 import torch
 from huggingface_hub import constants
 from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
     BertLMHeadModel,
@@ -24,7 +26,7 @@ from transformers import (
 from jobs import bert
 from opdf.data import Task
 from opdf.job.errors import UserError
-from opdf.job.models import files_of, load_model
+from opdf.job.models import files_of, load_model, places
 
 TASK = Task("classification", ("text",), "label", ("a", "b"))
 
@@ -150,6 +152,25 @@ def test_a_teacher_of_another_task_is_refused_for_data_without_labels(
     with pytest.raises(UserError, match=message):
         load_model(str(tmp_path), Task(kind, ("text",), None))
     load_model(str(tmp_path), Task("similarity", ("text", "other"), "label"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("bert", {}), ("distilbert", {}), ("roberta", {"pad_token_id": 1}), ("xlm-roberta", {"pad_token_id": 1}),
+        ("camembert", {"pad_token_id": 1}), ("mpnet", {"pad_token_id": 1}), ("gpt2", {"pad_token_id": 1}),
+    ],
+)  # fmt: skip
+def test_a_model_reads_as_many_tokens_as_it_has_places_for(kind: str, options: dict[str, Any]) -> None:
+    """RoBERTa's positions begin behind its padding: data.max_length 514, or predict, ended in an index out of range."""
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    config = AutoConfig.for_model(kind, vocab_size=30, max_position_embeddings=20, **sizes, **options)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    most = places(model)
+    assert most is not None
+    model(input_ids=torch.full((2, most), 5))
+    with pytest.raises((IndexError, RuntimeError)):
+        model(input_ids=torch.full((2, most + 1), 5))
 
 
 def bert_named(folder: Path, *names: str) -> str:

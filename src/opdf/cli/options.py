@@ -91,9 +91,12 @@ def _override(given: dict[str, Any], argv: list[str]) -> None:
 def _value(text: str) -> Any:
     for read in (json.loads, load_yaml):
         try:
-            return read(text)
+            value = read(text)
         except (ValueError, RecursionError, yaml.YAMLError):
             continue
+        # YAML takes what follows a # for a comment; columns have names such as "#1 String".
+        plain = "#" in text and text.lstrip()[:1] not in ("'", '"')
+        return text if plain and isinstance(value, str | None) else value
     return text
 
 

@@ -21,7 +21,7 @@ from opdf.distill import (
 from opdf.job.arguments import optimizer_name
 from opdf.job.errors import UserError
 from opdf.job.job import Job
-from opdf.job.models import load_tokenizer
+from opdf.job.models import load_tokenizer, places
 from opdf.job.options import suggest
 from opdf.job.student import Start, build_student, plan_start
 from opdf.overparam import OverParameterization
@@ -182,7 +182,7 @@ def check_inputs(who: str, model: Any, prepared: Prepared) -> None:
     """
     if prepared.task.is_image:
         return
-    tokens, positions = (getattr(model.config, n, None) for n in ("vocab_size", "max_position_embeddings"))
+    tokens, positions = getattr(model.config, "vocab_size", None), places(model)
     if tokens is not None and len(prepared.processor) > tokens:
         raise UserError(
             f"{who} knows {tokens} tokens and the teacher's tokenizer has {len(prepared.processor)}; both read the "

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from opdf.data import Prepared
 from opdf.distill import like, members, model_inputs
+from opdf.job.models import places
 
 Inputs = Callable[[int], dict[str, Tensor]]
 """Makes a model's inputs for a number of examples."""
@@ -91,8 +92,7 @@ def blank_inputs(model: Any, tokens: int) -> Inputs | None:
         return lambda count: {"pixel_values": torch.zeros(count, *shape)}
     if model.main_input_name != "input_ids":
         return None
-    positions = getattr(config, "max_position_embeddings", tokens)
-    length = min(tokens, positions - positions % 8)  # RoBERTa has two more than it reads
+    length = min(tokens, places(model) or tokens)
     names = ("input_ids", "decoder_input_ids") if config.is_encoder_decoder else ("input_ids",)
     return lambda count: {name: torch.zeros(count, length, dtype=torch.int64) for name in names}
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
+from torch import nn
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -143,6 +144,19 @@ def load_saved(name: str) -> Any:
     if missing and not has_no_head(model):  # which may lack a pooler that nothing reads
         raise UserError(f"{name} has no weights for {missing[0]} of its {kind}; save the whole model")
     return model.eval()
+
+
+def places(model: Any) -> int | None:
+    """Tokens of a text that a model has places for; None without an end.
+
+    RoBERTa and its kin keep the first of them for padding: of 514 they use 512.
+    """
+    most: int | None = getattr(model.config, "max_position_embeddings", None)
+    for name, table in model.named_modules():
+        held = isinstance(table, nn.Embedding) and table.num_embeddings == most and table.padding_idx is not None
+        if held and name.endswith("position_embeddings"):
+            return int(table.num_embeddings - table.padding_idx - 1)
+    return most
 
 
 def check_reads(name: str, cls: Any, config: Any) -> None:

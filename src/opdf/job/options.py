@@ -190,6 +190,8 @@ def _typed_value(cls: type, key: str, value: Any, where: str) -> Any:
     hint = hints_of(cls)[key]
     if isinstance(value, dict) and dict[str, Any] in _members(hint):
         return value  # checked where it is used; jsonargparse would read the texts in it as YAML
+    if isinstance(value, str) and _is_text(hint):
+        return value  # jsonargparse would read the text "null" as null, and "[a]" as a list
     if value is None and hint == dict[str, Any]:
         return {}  # "training:" with nothing behind it
     try:
@@ -220,6 +222,14 @@ def hints_of(cls: type) -> dict[str, Any]:
 def _members(hint: Any) -> tuple[Any, ...]:
     """The types of a union; other types alone."""
     return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def _is_text(hint: Any) -> bool:
+    """Whether a text is valid as it is: beside texts there are at most null, lists and mappings."""
+    others = [member for member in _members(hint) if member is not str]
+    return len(others) < len(_members(hint)) and all(
+        member is type(None) or typing.get_origin(member) in (list, dict) for member in others
+    )
 
 
 def _may_be_null(hint: Any) -> bool:

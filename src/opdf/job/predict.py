@@ -19,7 +19,7 @@ from opdf.data import ROW_FORMATS, Row, Task, as_rgb, encode_language, encode_ro
 from opdf.distill import has_no_head, mean_pooled
 from opdf.job.config import TeacherConfig
 from opdf.job.errors import UserError
-from opdf.job.models import load_processor, load_saved
+from opdf.job.models import load_processor, load_saved, places
 from opdf.job.options import read_config
 from opdf.job.output import CONFIG
 from opdf.job.saved import Saved, find_saved
@@ -146,8 +146,8 @@ def _asked(
     processor = load_processor(TeacherConfig(model=saved.model), task)
     if not task.is_image:
         processor = padding(processor)
-    if kind == "causal-lm" and (places := _positions(model)) is not None and new_tokens >= places:
-        raise UserError(f"new_tokens is {new_tokens}; {saved.model} has places for {places} tokens")
+    if kind == "causal-lm" and (most := places(model)) is not None and new_tokens >= most:
+        raise UserError(f"new_tokens is {new_tokens}; {saved.model} has places for {most} tokens")
     length = 0 if task.is_image or kind == "causal-lm" else _length(saved, model, processor, max_length)
     return Asked(model.to(PartialState().device), processor, task, scores, new_tokens, length)
 
@@ -198,7 +198,7 @@ def _usual(first: Row, kind: str) -> tuple[str, ...]:
 
 def _length(saved: Saved, model: Any, processor: Any, given: int | None) -> int:
     """Tokens of a text at most."""
-    most = min(processor.model_max_length, getattr(model.config, "max_position_embeddings", None) or MOST_TOKENS)
+    most = min(processor.model_max_length, places(model) or MOST_TOKENS)
     if given is not None and not 0 < given <= most:
         raise UserError(f"max_length is {given}; {saved.model} reads 1 to {most} tokens")
     usual = read_config(str(saved.run / CONFIG)).data.max_length if saved.run is not None else MOST_TOKENS
@@ -383,7 +383,7 @@ def _language(rows: Sequence[Row], asked: Asked) -> list[dict[str, Any]]:
 def _perplexity(row: Row, asked: Asked) -> float | None:
     """exp of the mean loss a token of a row, its end included; None for a row of a single token."""
     columns = [[row.values[name]] for name in asked.task.inputs]
-    encoded = encode_language(columns, asked.processor, _positions(asked.model), answers_only=False)
+    encoded = encode_language(columns, asked.processor, places(asked.model), answers_only=False)
     ids = torch.tensor(encoded["input_ids"], dtype=torch.long, device=asked.model.device)
     if ids.shape[1] < 2:
         return None
@@ -406,13 +406,8 @@ def _prompt(row: Row, asked: Asked) -> list[int]:
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if not ids and start is None:
         raise ValueError(f"{row.where} is empty, and the tokenizer has no token to begin with; give a text")
-    most = _positions(asked.model)
+    most = places(asked.model)
     return list(ids or [start])[-(most - asked.new_tokens) if most else None :]
-
-
-def _positions(model: Any) -> int | None:
-    """Tokens that a language model has places for; None without an end."""
-    return getattr(model.config, "max_position_embeddings", None)
 
 
 def _continued(prompts: Sequence[list[int]], asked: Asked) -> list[str]:

@@ -89,6 +89,40 @@ def test_a_resumed_run_sees_the_rows_that_were_left(tmp_path: Path, strategy: st
     assert (whole[:3] == whole[3:6]) == (strategy == "sequential")
 
 
+class Large(HiddenDistillation):
+    """The second of the micro-batches that are too large does not fit into memory."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most, self._seen = most, 0
+
+    def losses(self, student: Any, teacher: Any, batch: Any, num_items: Any) -> Any:
+        self._seen += len(batch["input_ids"]) > self.most
+        if self._seen > 1:
+            self._seen = 0
+            raise RuntimeError("CUDA out of memory.")
+        return super().losses(student, teacher, batch, num_items)
+
+
+def test_a_batch_size_that_was_found_is_that_of_the_run(tmp_path: Path) -> None:
+    """The step that was given up leaves nothing behind, and a resumed run goes on with as many examples a step."""
+    save = {"save_strategy": "steps", "save_steps": 1, "gradient_accumulation_steps": 2}
+    found = save | {"auto_find_batch_size": True}
+    half = save | {"per_device_train_batch_size": 4}
+    last = str(tmp_path / "found" / "checkpoint-2")
+    runs = [
+        train(tmp_path / name, student=bert(2, 8), objective=Large(4), training=training, resume=resume)[0]
+        for name, training, resume in (
+            ("found", found, None), ("half", half, None), ("again", found, last), ("told", half, last),
+        )
+    ]  # fmt: skip
+    weights = [run.model.state_dict() | run.method.tensors() for run in runs]
+    for other in weights[1:]:
+        assert all(torch.equal(weights[0][name], value) for name, value in other.items())
+    with pytest.raises(ValueError, match="examples_per_step was 8 and is 16"):
+        train(tmp_path / "whole", student=bert(2, 8), objective=Large(8), training=save, resume=last)
+
+
 def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
     training = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "lr_scheduler_type": "constant"}
     first, before = train(tmp_path, training=training)

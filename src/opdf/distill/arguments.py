@@ -175,10 +175,15 @@ def _launched_with(engine: str) -> bool:
     return os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true"
 
 
-def deciding(args: TrainingArguments) -> dict[str, Any]:
-    """The arguments that decide a run's result, as plain values by name."""
+def deciding(args: TrainingArguments, batch_size: int) -> dict[str, Any]:
+    """The arguments that decide a run's result, as plain values by name.
+
+    Args:
+        args: of the run.
+        batch_size: examples of a micro-batch, fewer than in `args` where `auto_find_batch_size` has lowered them.
+    """
     free = FREE if _chooses_by_evaluation(args) else FREE | SCHEDULES
-    examples = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+    examples = batch_size * args.world_size * args.gradient_accumulation_steps
     kept = {name: value for name, value in args.to_dict().items() if name not in free}
     return kept | {"examples_per_step": examples}
 

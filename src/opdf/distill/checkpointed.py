@@ -92,7 +92,10 @@ class CheckpointedTrainer(Trainer):
             ) from error
 
     def _check_same_run(self, folder: Path) -> None:
-        self._steps_before = json.loads((folder / TRAINER_STATE_NAME).read_text())["max_steps"]
+        state = json.loads((folder / TRAINER_STATE_NAME).read_text())
+        self._steps_before = state["max_steps"]
+        if self.args.auto_find_batch_size and state["train_batch_size"]:
+            self._train_batch_size = state["train_batch_size"]  # as the Trainer will
         changes = checkpoint.changes(json.loads((folder / RUN).read_text()), plain(self.record()))
         if changes:
             raise ValueError(

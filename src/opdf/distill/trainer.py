@@ -322,8 +322,9 @@ class DistillationTrainer(CheckpointedTrainer):
             with softened(self.teacher, getattr(self.method, "temperature", 1.0)):  # other runs may share the teacher
                 digest = weights_digest(self.teacher)
             self._teacher_record = {"config": configured(self.teacher), "weights": digest}
+        found_size = self._train_batch_size if self.args.auto_find_batch_size else self.args.train_batch_size
         return {
-            "args": deciding(self.args),
+            "args": deciding(self.args, found_size),
             "objective": {"name": name or type(self.method).__name__, **self.method.options},
             "overparam": overparam,
             "constraint": asdict(self.constraint) if self.constraint is not None else None,
@@ -593,6 +594,8 @@ class _ObjectiveHooks(TrainerCallback):
             self.trainer._tell_repeated_rows()
         self.trainer._parts, self.trainer._parts_since = {}, state.global_step
         self.trainer._diverged = None
+        for p in self.trainer._own_parameters():
+            p.grad = None  # of a step that auto_find_batch_size has given up
         self.trainer.method.on_train_begin(self.trainer)
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

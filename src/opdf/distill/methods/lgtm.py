@@ -1,7 +1,7 @@
 """LGTM, learning good teacher matters (arXiv 2305.09651): the teacher learns what helps the student on held-out data.
 
 Before every student step the teacher takes one of its own. With theta the student, phi the teacher, B the step's
-batches, V a held-out batch:
+batches, V as many held-out examples:
 
     theta' = theta after one trial step of the student's optimizer on L_s(B)
     v      = gradient of the task loss of theta' on V
@@ -190,15 +190,19 @@ class LGTM(TaskAndLogits):
         self._summed(trainer, named.values())
         if trainer.args.max_grad_norm:
             nn.utils.clip_grad_norm_(list(named.values()), trainer.args.max_grad_norm)
-        batch = self._held_out_batch(trainer)
+        batches = self._held_out_batches(trainer)
+        here = torch.zeros(2, dtype=torch.int64, device=trainer.args.device)
+        here = here + sum(self.count_items(student, batch) for batch in batches)
+        labelled = trainer.accelerator.reduce(here, "sum")[1].clamp(min=1)
+        found = [torch.zeros_like(p) for p in named.values()]
         with rolled_back(optimizer):
             optimizer.step()
-            with trainer.accelerator.autocast():
-                held_out = task_loss(student, self.forward(student, batch).logits, labels_of(student, batch))
-                loss = held_out / self.count_items(student, batch)[1].clamp(min=1)
-            found = _grads(loss, list(named.values()))
+            for batch in batches:
+                with trainer.accelerator.autocast():
+                    loss = task_loss(student, self.forward(student, batch).logits, labels_of(student, batch)) / labelled
+                _accumulate(found, _grads(loss, list(named.values())))
         direction = dict(zip(named, found, strict=True))
-        return {n: trainer.accelerator.reduce(g, "mean") for n, g in direction.items()}
+        return {n: trainer.accelerator.reduce(g, "sum") for n, g in direction.items()}
 
     def _influence(
         self, trainer: Any, student: Any, direction: Weights, batches: Sequence[Batch], num_items: Tensor
@@ -235,14 +239,21 @@ class LGTM(TaskAndLogits):
         items, labelled = num_items.expand(2)
         return (1 - self.teacher_alpha) * task / labelled + self.teacher_alpha * follow / items
 
-    def _held_out_batch(self, trainer: Any) -> Batch:
-        """The held-out examples in turn, in a new order every round; a function of the step alone."""
+    def _held_out_batches(self, trainer: Any) -> list[Batch]:
+        """As many held-out examples as a step has, of which this process takes its part in micro-batches.
+
+        They come in turn, in a new order every round: a function of the step alone, however its examples are split.
+        """
         assert self._held_out is not None
-        size = min(trainer.args.per_device_train_batch_size, len(self._held_out))
+        args, part, processes = trainer.args, trainer._train_batch_size, trainer.accelerator.num_processes
+        size = min(part * args.gradient_accumulation_steps * processes, len(self._held_out))
         rounds, position = divmod(self.step * size, len(self._held_out) // size * size)
         order = torch.randperm(len(self._held_out), generator=torch.Generator().manual_seed(self.seed + 1 + rounds))
-        rows = order[position : position + size].tolist()
-        return trainer._prepare_inputs(trainer.data_collator([self._held_out[row] for row in rows]))
+        rows = order[position : position + size].tolist()[args.process_index :: processes]
+        return [
+            trainer._prepare_inputs(trainer.data_collator([self._held_out[row] for row in rows[start : start + part]]))
+            for start in range(0, len(rows), part)
+        ]
 
     @staticmethod
     def _summed(trainer: Any, params: Any) -> None:

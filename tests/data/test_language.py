@@ -172,8 +172,10 @@ def test_answers_of_texts(tokenizer: Any) -> None:
         encode(data, task, tokenizer, answers_only=True)
 
 
-def test_perplexity_is_that_of_all_tokens_together(tmp_path: Path, tokenizer: Any) -> None:
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_perplexity_is_that_of_all_tokens_together(tmp_path: Path, tokenizer: Any, side: str) -> None:
     torch.manual_seed(0)
+    tokenizer.padding_side = side
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes)).eval()
     data, task = training("movie-scores", train_limit=7)
@@ -191,6 +193,7 @@ def test_perplexity_is_that_of_all_tokens_together(tmp_path: Path, tokenizer: An
         losses += torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="none").tolist()
         right.append(logits[0, :-1].argmax(-1))
     assert found == pytest.approx(np.exp(np.mean(losses)), rel=1e-5)
+    assert tokenizer.padding_side == side
     predictions = trainer.predict(encoded["train"])
     answers = task.answers(predictions.predictions)
     for said, expected in zip(answers, right, strict=True):

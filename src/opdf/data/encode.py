@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -67,7 +68,10 @@ def encode(
         if pack:
             encoded = encoded.map(packed, fn_kwargs={"size": max_length}, batched=True, desc="packing")
         _check_answers(encoded, max_length, where)
-        return encoded, TokenCollator(padding(processor))
+        tokenizer = copy.deepcopy(padding(processor))
+        # On the left, a text's first token would be predicted of padding, and absolute positions depend on the batch.
+        tokenizer.padding_side = "right"
+        return encoded, TokenCollator(tokenizer)
     if task.kind == "token-classification":
         return encoded, TokenCollator(processor)
     return encoded, DataCollatorWithPadding(processor)

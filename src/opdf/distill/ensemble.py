@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from opdf.distill.losses import count_labelled, precise, task_loss
+from opdf.distill.losses import count_labelled, labels_of, precise, task_loss
 from opdf.distill.models import kind_of
 
 
@@ -73,8 +73,9 @@ class Ensemble(nn.Module):
         logits = self.mean([model(**given).logits for model in self.models], labels)
         loss = None
         if labels is not None:
-            labelled = count_labelled(self.models[0], inputs | {"labels": labels})[1].clamp(min=1)
-            loss = task_loss(self.models[0], logits, labels) / labelled
+            batch = inputs | {"labels": labels}
+            labelled = count_labelled(self.models[0], batch)[1].clamp(min=1)
+            loss = task_loss(self.models[0], logits, labels_of(self.models[0], batch)) / labelled
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
     def mean(self, logits: Sequence[Tensor], labels: Tensor | None = None, temperature: float | None = None) -> Tensor:

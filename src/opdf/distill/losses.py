@@ -117,7 +117,8 @@ def token_labels(model: nn.Module, batch: Batch) -> Tensor | None:
     """Labels `[batch, tokens]`, -100 where nothing is learned, or None where a batch has no label per token.
 
     Without labels a language model learns at every token that is not padding, an encoder-decoder of its decoder's. A
-    causal one does not learn the first token of a text, also where padding stands before it.
+    causal one does not learn the first token of a text: where padding stands before it, that token would be predicted
+    of nothing, or not at all, depending on the batch.
     """
     config = config_of(model)
     if getattr(config, "problem_type", None) in ("multi_label_classification", "regression"):
@@ -126,27 +127,26 @@ def token_labels(model: nn.Module, batch: Batch) -> Tensor | None:
     labels = batch.get("labels")
     if labels is None and f"{side}input_ids" in batch and is_language_model(model):
         labels, mask = batch[f"{side}input_ids"], batch.get(f"{side}attention_mask")
-        labels = labels if mask is None else labels.masked_fill(_not_learned(mask, is_causal(model)), IGNORED)
-    return labels if labels is not None and labels.dim() == 2 and not labels.is_floating_point() else None
+        labels = labels if mask is None else labels.masked_fill(mask == 0, IGNORED)
+    if labels is None or labels.dim() != 2 or labels.is_floating_point():
+        return None
+    mask = batch.get("attention_mask")
+    if mask is None or mask.shape != labels.shape or not is_causal(model):
+        return labels
+    real = (mask != 0).long()
+    return labels.masked_fill(real.cumsum(1) == real, IGNORED)  # no real token before
 
 
-def _not_learned(mask: Tensor, shifted: bool) -> Tensor:
-    """Where tokens are padding, or (`shifted`) would be predicted at padding: `[batch, tokens]` bool."""
-    padding = mask == 0
-    if shifted:
-        padding[:, 1:] |= mask[:, :-1] == 0
-    return padding
-
-
-def labels_of(batch: Batch) -> Tensor:
-    """The labels of a batch.
+def labels_of(model: nn.Module, batch: Batch) -> Tensor:
+    """The labels of a batch; those of tokens as `token_labels` has them.
 
     Raises:
         ValueError: it has none.
     """
     if "labels" not in batch:
         raise ValueError("the batch has no 'labels', which this method learns from; add them to the training data")
-    return batch["labels"]
+    labels = token_labels(model, batch)
+    return batch["labels"] if labels is None else labels
 
 
 def count_labelled(student: nn.Module, batch: Batch) -> Tensor:

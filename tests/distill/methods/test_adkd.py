@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from torch import Tensor, nn
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from opdf.distill import DistillationArguments, DistillationTrainer, keep_layers
 from opdf.distill.methods.adkd import AttributionDistillation, attribute, integrated_gradients
@@ -98,6 +100,39 @@ def test_padding_changes_nothing_also_from_memory() -> None:
         torch.testing.assert_close(other.total, seen[0].total)
     fresh = AttributionDistillation().losses(student, teacher, batch(4), torch.tensor(3))
     torch.testing.assert_close(fresh.total, seen[0].total)
+
+
+class Pooled(nn.Module):
+    """A classifier by the mean over tokens: padding on either side does not change what it says."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.embeddings, self.inner, self.head = nn.Embedding(30, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+        self.double().eval()
+
+    @property
+    def base_model(self) -> Any:
+        return self
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
+        real = attention_mask.unsqueeze(-1).double()
+        hidden = self.inner(self.embeddings(input_ids)).tanh() * real
+        return SequenceClassifierOutput(logits=self.head(hidden.sum(1) / real.sum(1)))
+
+
+@pytest.mark.parametrize("before", [0, 2, 4])
+def test_nor_does_padding_before_the_text(before: int) -> None:
+    """Known from a batch with padding on both sides, used in others."""
+    student, teacher, objective = Pooled(0), Pooled(1), AttributionDistillation()
+    seen = []
+    for left, right in ((before, 4 - before), (0, 0), (1, 0), (0, 3)):
+        given = batch()
+        for name in ("input_ids", "attention_mask"):
+            given[name] = nn.functional.pad(given[name], (left, right))
+        seen.append(objective.losses(student, teacher, given, torch.tensor(3)).total)
+    for loss in seen[1:]:
+        torch.testing.assert_close(loss, seen[0])
 
 
 def test_regression() -> None:

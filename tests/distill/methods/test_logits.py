@@ -34,7 +34,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from opdf.distill import DistillationTrainer, LogitsDistillation
+from opdf.distill import DistillationTrainer, LogitsDistillation, chunks
 from opdf.distill.losses import DIVERGENCES, soft_binary_loss, soft_loss, squared_loss
 from opdf.distill.models import check_same_outputs
 
@@ -272,24 +272,32 @@ def test_a_tokenizer_that_gives_its_padding_to_the_student_alone_is_noticed(tmp_
             trainer.train()
 
 
-@pytest.mark.parametrize("before", [0, 3])
-def test_without_labels_a_text_is_learned_alike_wherever_its_padding_stands(before: int) -> None:
+@pytest.mark.parametrize("chunk", [2**24, 40])
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_text_is_learned_alike_wherever_its_padding_stands(
+    labelled: bool, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunks, "CHUNK", chunk)
     torch.manual_seed(0)
     config = LlamaConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
                          initializer_range=0.5)  # fmt: skip
     student, teacher = (LlamaForCausalLM(config).eval() for _ in range(2))
-    objective = LogitsDistillation(alpha=1.0)
+    objective = LogitsDistillation(alpha=0.5 if labelled else 1.0)
     losses = []
-    for left, right in ((0, 0), (before, 3 - before)):
+    for left in (0, 2, 3):
         text, pad = torch.tensor([[3, 4, 9, 5]]), torch.zeros(1, 3, dtype=torch.long)
-        batch = {
-            "input_ids": torch.cat([pad[:, :left], text, pad[:, :right]], 1),
-            "attention_mask": torch.cat([pad[:, :left], torch.ones_like(text), pad[:, :right]], 1),
-        }
+        ids = torch.cat([pad[:, :left], text, pad[:, left:]], 1)
+        batch = {"input_ids": ids, "attention_mask": (ids != 0).long()}
+        if labelled:
+            batch["labels"] = ids.masked_fill(ids == 0, -100)
         items = objective.count_items(student, batch)
         assert items.tolist() == [3, 3]
         losses.append(objective.losses(student, teacher, batch, items).total)
-    torch.testing.assert_close(*losses)
+    if labelled:
+        own = student(input_ids=text, labels=text).loss
+        torch.testing.assert_close(LogitsDistillation(alpha=0.0).losses(student, None, batch, items).total, own)
+    for loss in losses[1:]:
+        torch.testing.assert_close(loss, losses[0])
 
 
 def bart(end: int) -> BartForSequenceClassification:

@@ -396,7 +396,7 @@ def test_a_store_that_was_written_anew_is_read_anew(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def language(tmp_path_factory: pytest.TempPathFactory) -> tuple[Prepared, LlamaForCausalLM]:
-    """Texts of several lengths, padded on the left, and a teacher of them."""
+    """Texts of several lengths, a tokenizer that pads on the left, and a teacher of them."""
     file = tmp_path_factory.mktemp("texts") / "texts.jsonl"
     texts = [" ".join(f"w{(k * j) % 20}" for j in range(2 + k % 4)) for k in range(40)]
     file.write_text("\n".join(json.dumps({"text": text}) for text in texts))

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -92,7 +91,7 @@ class AttributionDistillation(TaskAndLogits):
 
     def losses(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, num_items: Tensor) -> Losses:
         assert teacher is not None
-        labels = labels_of(batch)
+        labels = labels_of(student, batch)
         ours, student_maps = attribute(student, self.batch_for(student, batch), self.steps, create_graph=True)
         theirs, teacher_maps = self._teacher(teacher, self.batch_for(teacher, batch))
         items, labelled = num_items.expand(2)
@@ -115,13 +114,20 @@ class AttributionDistillation(TaskAndLogits):
         keys = _keys(batch)
         if not all(key in self._known for key in keys):
             logits, maps = attribute(teacher, batch, self.steps, create_graph=False, top_k=self.top_k)
-            for row, key in enumerate(keys):
-                self._known[key] = logits[row].detach().cpu(), maps[:, row].detach().cpu()
+            for row, (key, real) in enumerate(zip(keys, _real(batch, maps.shape[-1]), strict=True)):
+                self._known[key] = logits[row].detach().cpu(), maps[:, row, real].detach().cpu()
         known = [self._known[key] for key in keys]
-        device, tokens = batch["labels"].device, _tokens(batch)
-        # A known map may have been made with other padding.
-        padded = [F.pad(maps[:, :tokens], (0, tokens - maps[:, :tokens].shape[1])) for _, maps in known]
-        return torch.stack([logits for logits, _ in known]).to(device), torch.stack(padded, 1).to(device)
+        device = batch["labels"].device
+        return torch.stack([logits for logits, _ in known]).to(device), self._padded(known, batch).to(device)
+
+    @staticmethod
+    def _padded(known: list[tuple[Tensor, Tensor]], batch: Batch) -> Tensor:
+        """Known maps with the padding of a batch, which may be another than they were made with."""
+        real = _real(batch, max(maps.shape[-1] for _, maps in known))
+        padded = known[0][1].new_zeros(len(known[0][1]), *real.shape)
+        for row, (_, maps) in enumerate(known):
+            padded[:, row, real[row]] = maps
+        return padded
 
     def check_arguments(self, args: TrainingArguments) -> None:
         super().check_arguments(args)
@@ -226,9 +232,10 @@ def _scaled(model: nn.Module, scale: float, create_graph: bool) -> Iterator[list
         handle.remove()
 
 
-def _tokens(batch: Batch) -> int:
+def _real(batch: Batch, tokens: int) -> Tensor:
+    """`[batch, tokens]` bool on the CPU: which tokens are no padding; all `tokens` where there is no mask."""
     mask = batch.get("attention_mask")
-    return mask.shape[1] if mask is not None else batch["input_ids"].shape[1]
+    return torch.ones(len(batch["labels"]), tokens, dtype=torch.bool) if mask is None else mask.bool().cpu()
 
 
 def _keys(batch: Batch) -> list[bytes]:

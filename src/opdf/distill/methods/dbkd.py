@@ -102,7 +102,7 @@ class DecisionDistillation(Objective):
         if (kind := kind_of(student, ours, batch.get("labels"))) != "classes":
             raise ValueError(f"DBKD is for classification, and the student's outputs are {kind}")
         items, labelled = num_items.expand(2)
-        task = task_loss(student, ours, labels_of(batch)) / labelled
+        task = task_loss(student, ours, labels_of(student, batch)) / labelled
         ours = precise(ours)
         scale = self.scale or scale_for(ours.shape[-1], self.copies, self.solver)
         soft = soft_loss(ours, scale * batch["decision_logits"].to(ours), self.temperature) / items

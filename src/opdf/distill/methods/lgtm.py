@@ -194,7 +194,7 @@ class LGTM(TaskAndLogits):
         with rolled_back(optimizer):
             optimizer.step()
             with trainer.accelerator.autocast():
-                held_out = task_loss(student, self.forward(student, batch).logits, labels_of(batch))
+                held_out = task_loss(student, self.forward(student, batch).logits, labels_of(student, batch))
                 loss = held_out / self.count_items(student, batch)[1].clamp(min=1)
             found = _grads(loss, list(named.values()))
         direction = dict(zip(named, found, strict=True))
@@ -230,7 +230,7 @@ class LGTM(TaskAndLogits):
 
     def _teacher_loss(self, theirs: Tensor, ours: Tensor, batch: Batch, num_items: Tensor) -> Tensor:
         assert self._teacher is not None
-        task = task_loss(self._teacher, theirs, labels_of(batch))
+        task = task_loss(self._teacher, theirs, labels_of(self._teacher, batch))
         follow = distillation_loss(self._teacher, theirs, ours, batch, self.temperature)
         items, labelled = num_items.expand(2)
         return (1 - self.teacher_alpha) * task / labelled + self.teacher_alpha * follow / items

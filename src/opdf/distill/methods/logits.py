@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from opdf.data import Prepared
 from opdf.distill.chunks import Heads, Tokens, kept_labels, kept_places, kept_tokens, over_chunks
 from opdf.distill.ensemble import Ensemble, members, soften
-from opdf.distill.losses import DIVERGENCES, Batch, count_labelled, distillation_loss, precise, task_loss
+from opdf.distill.losses import DIVERGENCES, Batch, count_labelled, distillation_loss, labels_of, precise, task_loss
 from opdf.distill.models import check_same_outputs, config_of, is_causal, is_language_model
 from opdf.distill.objective import Losses, Objective
 from opdf.distill.outputs import all_logits, fingerprint, kept, weights_digest, with_column
@@ -67,7 +67,7 @@ class TaskAndLogits(Objective):
         if self.alpha < 1:
             self._check_labels(batch)
             weights = None if self.class_weights is None else ours.new_tensor(self.class_weights, dtype=torch.float32)
-            task = task_loss(student, ours, batch["labels"], weights) / labelled
+            task = task_loss(student, ours, labels_of(student, batch), weights) / labelled
             parts["task"] = task.detach()
             # A factor of 1 is left out so that alpha=0 is plain training bit for bit.
             total = (1 - self.alpha) * task if self.alpha else task

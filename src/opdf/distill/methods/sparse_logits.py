@@ -90,7 +90,7 @@ class SparseLogitsDistillation(TaskAndLogits):
         soft = -(target * ours.float().log_softmax(-1)).sum() / items
         if self.alpha == 1:
             return Losses(soft, {"distillation": soft.detach()})
-        task = task_loss(student, ours, labels_of(batch)) / labelled
+        task = task_loss(student, ours, labels_of(student, batch)) / labelled
         parts = {"task": task.detach(), "distillation": soft.detach()}
         return Losses((1 - self.alpha) * task + self.alpha * soft, parts)
 

@@ -105,7 +105,7 @@ class Theseus(Objective):
     def losses(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, num_items: Tensor) -> Losses:
         with hybrid(unwrapped(student).get_submodule(self._tower), self._predecessors, self._draw()):
             logits = self.forward(student, batch, **_without_cache(student)).logits
-        task = task_loss(student, logits, labels_of(batch)) / num_items
+        task = task_loss(student, logits, labels_of(student, batch)) / num_items
         # When no student block ran, nothing in the model has a gradient: backward needs one leaf that does.
         return Losses(task + torch.zeros((), device=task.device, requires_grad=True), {"task": task.detach()})
 

@@ -248,7 +248,7 @@ def _keep_as_written(frame: pd.DataFrame, path: Path, options: Mapping[str, Any]
     found = [name for name in frame if pd.api.types.is_bool_dtype(frame[name]) or _is_whole(frame[name])]
     if not found:
         return
-    words = pd.read_csv(path, usecols=found, keep_default_na=False, na_values=[""], **(options | {"dtype": str}))
+    words = pd.read_csv(path, usecols=found, keep_default_na=False, na_values=[""], dtype=str, **options)
     for name in found:
         if not _is_whole(frame[name]) or words[name].str.match(CODE).any():
             frame[name] = words[name]

@@ -188,6 +188,33 @@ def test_it_is_said_where_integers_are_counted_from_if_some_are_missing(tmp_path
         )
 
 
+@pytest.mark.parametrize(
+    "words", [("false", "true"), ("FALSE", "TRUE"), ("False", "True"), ("007", "042"), ("00", "1")]
+)
+def test_classes_of_a_csv_file_have_their_names_as_written(tmp_path: Path, words: tuple[str, str]) -> None:
+    """true was called True and 007 was called 7 in predictions; a test file was read otherwise than a train file."""
+    lines = "".join(f"t {k},{words[k % 2]}\n" for k in range(40))
+    (tmp_path / "train.csv").write_text(f"text,label\n{lines}t,unknown\n")
+    (tmp_path / "test.csv").write_text(f"text,label\n{lines}")
+    data, task = load_data(str(tmp_path / "test.csv"))
+    assert task.labels == words
+    assert all(task.labels[row["label"]] == words[int(row["text"].split()[1]) % 2] for row in data["train"])
+    data, task = load_data(str(tmp_path / "train.csv"), test=str(tmp_path / "test.csv"))
+    assert task.labels == (*words, "unknown")
+    assert [task.labels[label] for label in data["test"]["label"]] == list(words) * 20
+
+
+@pytest.mark.parametrize(("no", "yes"), [("false", "true"), ("FALSE", "TRUE"), ("0", "1")])
+def test_columns_of_several_labels_may_say_true_or_false(tmp_path: Path, no: str, yes: str) -> None:
+    lines = "".join(f"t {k},{(no, yes)[k % 2]},{(yes, no)[k % 3 > 0]}\n" for k in range(40))
+    (tmp_path / "data.csv").write_text(f"text,odd,third\n{lines}")
+    data, task = load_data(str(tmp_path / "data.csv"), label=["odd", "third"])
+    assert task.labels == ("odd", "third")
+    for row in data["train"]:
+        k = int(row["text"].split()[1])
+        assert row["labels"] == [k % 2, int(k % 3 == 0)]
+
+
 def test_a_split_whose_labels_are_all_missing_is_named(tmp_path: Path) -> None:
     (tmp_path / "test").mkdir()
     train = write(tmp_path, "csv", text=[f"t {k}" for k in range(40)], label=[1, 2] * 20)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ import jobs
 from jobs import SIZES, WORDS
 from opdf.job import DataConfig, DistillConfig, cache_teacher, evaluate, export, read_config, run
 from opdf.job.arguments import training_arguments
+from opdf.job.config import ObjectiveConfig, TeacherConfig
 from opdf.job.errors import UserError
 from opdf.job.options import fill, read_yaml
 from opdf.job.prepared import load
@@ -208,6 +210,43 @@ def test_outputs_of_several_teachers_are_stored_of_the_firsts_tokens(tmp_path: P
     }, "config")  # fmt: skip
     cache_teacher(config)
     assert run(config)["steps"] == QUICK["max_steps"]
+
+
+@pytest.mark.parametrize("other", ["words", "case"])
+def test_teachers_that_read_otherwise_than_the_first_are_refused(tmp_path: Path, other: str) -> None:
+    """cache-teacher gave the second one the first's tokens, of which it read other words."""
+    words = ["W0", "w1", *(word for word in jobs.WORDS if word not in ("w0", "w1"))]
+    texts = jobs.texts(tmp_path / "rows.jsonl")
+    texts.write_text(texts.read_text().replace("w0", "W0"))
+    jobs.bert(tmp_path / "first", words)
+    jobs.bert(tmp_path / "second", words[::-1] if other == "words" else words)
+    tokenizer = BertTokenizerFast(str(tmp_path / "second" / "vocab.txt"), do_lower_case=other == "words")
+    tokenizer.save_pretrained(tmp_path / "second")
+    config = fill(DistillConfig, {
+        "data": {"name": str(texts)}, "student": {"layers": 1}, "training": QUICK, "output": str(tmp_path / "out"),
+        "teacher": {"models": [str(tmp_path / "first"), str(tmp_path / "second")]},
+        "objective": {"name": "sparse-logits", "options": {"store": str(tmp_path / "store"), "temperature": 2.0}},
+    }, "config")  # fmt: skip
+    message = "has another vocabulary" if other == "words" else "second makes other input_ids of the data than .*first"
+    for work in (cache_teacher, lambda config: run(replace(config, objective=ObjectiveConfig()))):
+        with pytest.raises(UserError, match=message):
+            work(config)
+    assert not (tmp_path / "store").exists()
+
+
+def test_teachers_of_images_get_the_pixels_that_they_read(tmp_path: Path) -> None:
+    data = {"name": "digits", "train_limit": 32}
+    jobs_config = jobs.digits(tmp_path / "out", data=data)
+    run(jobs_config)
+    shutil.copytree(tmp_path / "out" / "teacher", tmp_path / "other")
+    file = tmp_path / "other" / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"image_mean": [0.4] * 3}))
+    teachers = {"models": [str(tmp_path / "out" / "teacher"), str(tmp_path / "other")]}
+    plain = replace(jobs_config, output=str(tmp_path / "two"), constraint=None)
+    with pytest.raises(
+        UserError, match=r"other makes other pixel_values of the data than .*teacher, whose it would get"
+    ):
+        run(replace(plain, teacher=fill(TeacherConfig, teachers, "teacher")))
 
 
 def test_texts_without_labels(tmp_path: Path, models: Path) -> None:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, DatasetDict, List, Value
 
-from opdf.data.columns import TEXT, Asked, dtype, values
+from opdf.data.columns import TEXT, Asked, dtype, truth, values
 from opdf.data.metrics import IGNORED
 from opdf.data.read import BLANK
 from opdf.data.task import Task
@@ -81,7 +81,8 @@ def _found(rows: Dataset, task: Task, asked: Asked) -> list[list[Any]]:
     if isinstance(asked.label, tuple):
         columns = [values(rows, column).to_pylist() for column in asked.label]
         return [
-            [name for name, value in zip(asked.label, row, strict=True) if value] for row in zip(*columns, strict=True)
+            [name for name, value in zip(asked.label, row, strict=True) if truth(value)]
+            for row in zip(*columns, strict=True)
         ]
     feature, raw = rows.features[task.label], values(rows, task.label).to_pylist()
     if task.kind == "multi-label" and dtype(feature) == TEXT:

@@ -20,6 +20,7 @@ AUTO = "auto"
 TEXT = "string"
 NUMBERS = ("int", "uint", "float")
 LABELS, TAGS = ("label", "labels"), ("tags", "ner_tags", "labels", "label")
+TRUTH = {"true": True, "false": False}
 MANY = 20
 """Up to this many whole numbers are taken for classes, more for scores."""
 
@@ -221,7 +222,7 @@ def check_columns(part: str, rows: Dataset, task: Task, asked: Asked, file: Path
                 f"column {column!r} of {name} holds {_described(rows.features[column])}; task {task.kind} needs "
                 f"{INPUTS[task.kind]}"
             )
-    if task.label is not None and dtype(rows.features[task.label]) != "null":  # all are missing, which comes next
+    if task.label is not None and dtype(rows.features.get(task.label)) != "null":  # else all are missing, see below
         CHECKS[task.kind](rows, task, asked, name, file)
     for column in sources(task, asked):
         gaps = missing(rows, column) if not _may_be_missing(rows, column, task) else []
@@ -288,8 +289,13 @@ def _check_labels(rows: Dataset, task: Task, asked: Asked, name: str, file: Path
         return
     for column in asked.label:
         found = [value for value in pc.unique(values(rows, column)).to_pylist() if value is not None]
-        if not all(value in (0, 1) for value in found):
+        if not all(truth(value) in (0, 1) for value in found):
             raise ValueError(f"column {column!r} of {name} holds {found[:5]}; a label among several is 0 or 1")
+
+
+def truth(value: Any) -> Any:
+    """What a word for true or false says; other values as they are."""
+    return TRUTH.get(value.lower(), value) if isinstance(value, str) else value
 
 
 def _check_numbers(rows: Dataset, task: Task, asked: Asked, name: str, file: Path | None) -> None:
@@ -310,6 +316,8 @@ def _check_numbers(rows: Dataset, task: Task, asked: Asked, name: str, file: Pat
     words = [k for k, text in enumerate(texts) if text is not None and not _number(text)]
     if words and len(words) < len(rows) / 2:
         problem += f", and {len(words)} of {len(rows)} rows hold none ({texts[words[0]]!r}): {rows_of(file, words)}"
+    if texts and not words:
+        problem += ", not texts of digits; write them without quotes and without zeros in front"
     raise ValueError(problem)
 
 

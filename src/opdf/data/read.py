@@ -43,6 +43,9 @@ PANDAS: dict[str, Any] = {
 BLANK = " \t\r\n"
 """What separates words, cells and lines in a file. Other spaces of Unicode, U+00A0 say, belong to the words."""
 
+CODE = "[+-]?0[0-9]"
+"""How a cell of digits begins that is no number to its writer."""
+
 CELLS = re.compile(r"[ \t]+")
 
 csv.field_size_limit(2**31 - 1)  # a cell may be a whole document, as pandas has it; csv ends at 131,072 characters
@@ -61,7 +64,7 @@ def read_file(path: Path) -> Dataset:
     """The rows of a csv, tsv, json, jsonl, parquet, conll or txt file.
 
     Empty cells of a csv or tsv file are missing values. `NA`, `null`, `nan` and the like are missing in a column of
-    numbers, and words in a column of words.
+    numbers, and words in a column of words. `true`, `false` and digits with zeros in front are words.
 
     A conll file has a word and, last, its tag in every line, with spaces or tabs between, and a blank line between
     sentences. Its columns are `tokens` and `tags`. A txt file has the column `text`: paragraphs between blank lines, or
@@ -236,7 +239,23 @@ def _csv(path: Path) -> pa.Table:
         for name in words:
             if pd.api.types.is_numeric_dtype(with_gaps[name]) and with_gaps[name].notna().any():
                 frame[name] = with_gaps[name]
+    _keep_as_written(frame, path, options)
     return pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata()
+
+
+def _keep_as_written(frame: pd.DataFrame, path: Path, options: Mapping[str, Any]) -> None:
+    """Words for the columns that say true or false, and for codes such as 007: as classes they keep their names."""
+    found = [name for name in frame if pd.api.types.is_bool_dtype(frame[name]) or _is_whole(frame[name])]
+    if not found:
+        return
+    words = pd.read_csv(path, usecols=found, keep_default_na=False, na_values=[""], dtype=str, **options)
+    for name in found:
+        if not _is_whole(frame[name]) or words[name].str.match(CODE).any():
+            frame[name] = words[name]
+
+
+def _is_whole(column: Any) -> bool:
+    return bool(pd.api.types.is_integer_dtype(column))
 
 
 def _check_names(path: Path, options: Mapping[str, Any]) -> None:

@@ -6,9 +6,10 @@ import copy
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
-from opdf.data import Prepared, Task, longest_text
+from opdf.data import Prepared, Task, encode_rows, longest_text
 from opdf.distill import (
     METHODS,
     DistillationArguments,
@@ -19,12 +20,16 @@ from opdf.distill import (
     plan_student,
 )
 from opdf.job.arguments import optimizer_name
+from opdf.job.config import TeacherConfig
 from opdf.job.errors import UserError
 from opdf.job.job import Job
-from opdf.job.models import load_tokenizer, places
+from opdf.job.models import load_processor, load_tokenizer, places
 from opdf.job.options import suggest
 from opdf.job.student import Start, build_student, plan_start
 from opdf.overparam import OverParameterization
+
+COMPARED = 16
+"""Training rows that teachers are compared on."""
 
 
 def check_task(job: Job, task: Task) -> None:
@@ -164,14 +169,37 @@ def check_fit(job: Job, prepared: Prepared, teacher: Any) -> Fit:
     """
     fit = check_models(job, prepared.task, teacher, prepared)
     job.objective.check_data(prepared, teacher)
-    for who, model in (*(("the teacher", one) for one in members(teacher)), ("the student", fit.student)):
-        check_inputs(who, model, prepared)
-    others = [("teacher.models", name) for name in (job.config.teacher.models or ())[1:]]
-    if job.config.student.model:
-        others.append(("student.model", job.config.student.model))
-    for who, name in others if not prepared.task.is_image else ():
-        check_same_tokens(who, name, prepared)
+    check_read_alike(job, prepared, teacher)
+    check_inputs("the student", fit.student, prepared)
+    if job.config.student.model and not prepared.task.is_image:
+        check_same_tokens("student.model", job.config.student.model, prepared)
     return fit
+
+
+def check_read_alike(job: Job, prepared: Prepared, teacher: Any) -> None:
+    """Refuse teachers that are too small for the texts, or that are given what the first one reads and read otherwise.
+
+    Raises:
+        UserError: one of these.
+    """
+    for one in members(teacher):
+        check_inputs("the teacher", one, prepared)
+    first, *others = job.config.teacher.models or [""]
+    for name in others:
+        if not prepared.task.is_image:
+            check_same_tokens("teacher.models", name, prepared)
+        other = load_processor(TeacherConfig(model=name), prepared.task)
+        rows = prepared.raw["train"][:COMPARED]
+        ours, theirs = (
+            encode_rows(rows, prepared.task, processor, max_length=prepared.max_length)
+            for processor in (prepared.processor, other)
+        )
+        what = "pixel_values" if prepared.task.is_image else "input_ids"
+        if not all(np.array_equal(a, b) for a, b in zip(ours[what], theirs[what], strict=True)):
+            raise UserError(
+                f"teacher.models {name} makes other {what} of the data than {first}, whose it would get; give teachers "
+                "that read alike"
+            )
 
 
 def check_inputs(who: str, model: Any, prepared: Prepared) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from opdf.distill import LogitsStore
 from opdf.files import LOCK, check_writable
-from opdf.job.checks import check_inputs, check_task
+from opdf.job.checks import check_read_alike, check_task
 from opdf.job.config import DistillConfig
 from opdf.job.errors import UserError
 from opdf.job.job import Job
@@ -42,7 +42,7 @@ def cache_teacher(config: DistillConfig) -> LogitsStore:
         prepared = prepare_data(config.data, config.teacher)
         check_task(job, prepared.task)
         teacher = load_teacher(job, prepared.task)
-        check_inputs("the teacher", teacher, prepared)
+        check_read_alike(job, prepared, teacher)
         with owned_together(folder):
             tell(f"to store: {stored_size(job.objective.store_info(prepared, teacher))}, in {folder}")
             train_teacher(job, prepared, teacher)

@@ -219,6 +219,13 @@ def test_a_parquet_file_of_datasets_keeps_its_classes(tmp_path: Path) -> None:
     assert load_data(str(tmp_path / "data.parquet"))[1].labels == ("z", "a")
 
 
+def test_the_index_of_a_parquet_file_is_no_text(tmp_path: Path) -> None:
+    frame = pd.DataFrame(ROWS, columns=["text", "label"], index=[f"name {k}" for k in range(len(ROWS))])
+    frame.to_parquet(tmp_path / "data.parquet")
+    _, task = load_data(str(tmp_path / "data.parquet"))
+    assert (task.inputs, task.notes) == (("text",), ())
+
+
 def test_a_file_that_changed_is_read_again(tmp_path: Path) -> None:
     file = tmp_path / "data.csv"
     table(file)

@@ -46,6 +46,8 @@ BLANK = " \t\r\n"
 CODE = "[+-]?0[0-9]"
 """How a cell of digits begins that is no number to its writer."""
 
+INDEX = re.compile("__index_level_[0-9]+__")
+
 CELLS = re.compile(r"[ \t]+")
 
 csv.field_size_limit(2**31 - 1)  # a cell may be a whole document, as pandas has it; csv ends at 131,072 characters
@@ -375,6 +377,12 @@ KINDS = {str: "a text", int: "a number", float: "a number", bool: "true or false
 """What values of JSON are called."""
 
 
+def _parquet(path: Path) -> pa.Table:
+    """Without the columns in which pandas keeps an index of names; a model of texts would read them."""
+    table = pq.ParquetFile(path).read()
+    return table.drop_columns([name for name in table.column_names if INDEX.fullmatch(name)])
+
+
 def _conll(path: Path) -> pa.Table:
     sentences: list[list[tuple[str, str]]] = [[]]
     columns = 0  # of the sentence's first line
@@ -409,7 +417,7 @@ def _paragraphs(path: Path) -> pa.Table:
 CONLL = ("tokens", "tags")
 READERS: dict[str, Callable[[Path], pa.Table]] = {
     ".csv": _csv, ".tsv": _csv, ".json": _json, ".jsonl": _json_lines,
-    ".parquet": lambda path: pq.ParquetFile(path).read(), ".conll": _conll, ".txt": _paragraphs,
+    ".parquet": _parquet, ".conll": _conll, ".txt": _paragraphs,
 }  # fmt: skip
 
 

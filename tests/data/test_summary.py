@@ -77,9 +77,23 @@ def test_test_rows_that_were_trained_on_are_counted(tmp_path: Path, tokenizer: A
     assert found.classes["test"] == {"a": 1, "b": 0, "c": 2, "d": 1}
 
 
+def test_images_that_were_trained_on_are_counted(tmp_path: Path) -> None:
+    """In folders for each split, where nothing brings copies together."""
+    for part, pictures in (("train", range(40)), ("val", range(100, 110)), ("test", range(36, 50))):
+        for k in pictures:
+            folder = tmp_path / part / "ab"[k % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((8, 8), k, np.uint8)).save(folder / f"{part} {k}.png")
+    Image.fromarray(np.full((8, 8), 5, np.uint8)).save(tmp_path / "test" / "a" / "again.png")  # in train it is a b
+    found = summary(str(tmp_path), ViTImageProcessorPil(size={"height": 8, "width": 8}))
+    assert (found.repeated, found.contradicting) == ({"validation": 0, "test": 5}, 2)
+    assert "5 of 15 rows of test are training rows too, so that scores on them say less" in str(found)
+    assert "2 of 65 rows say the same as others of another class; no model can have all of them right" in str(found)
+
+
 def test_images_have_no_length() -> None:
     found = summary("digits", ViTImageProcessorPil(size={"height": 8, "width": 8}))
-    assert (found.max_length, found.truncated, found.repeated) == (None, {}, {})
+    assert (found.max_length, found.truncated, found.repeated) == (None, {}, {"validation": 0, "test": 0})
     assert "image-classification: 'image' to 'label'" in str(found)
     assert sum(found.classes["test"].values()) == found.rows["test"]
 

@@ -42,6 +42,8 @@ def with_classes(data: DatasetDict, task: Task, asked: Asked) -> tuple[DatasetDi
         return data, task
     if task.label is None:
         return data, replace(task, labels=asked.labels or ())
+    if task.kind == "multi-label" and isinstance(asked.label, str):
+        _check_lists(data["train"], task, asked)
     found = {part: _found(rows, task, asked) for part, rows in data.items()}
     counts = Counter(value for rows in found.values() for row in rows for value in row)
     known = _known(data["train"], task, asked)
@@ -53,6 +55,18 @@ def with_classes(data: DatasetDict, task: Task, asked: Asked) -> tuple[DatasetDi
     for part, rows in found.items():
         data[part] = _with_label(data[part], task, asked, [[numbers[v] for v in row] for row in rows], names)
     return data, replace(task, labels=names, metric="")
+
+
+def _check_lists(rows: Dataset, task: Task, asked: Asked) -> None:
+    """Refuse lists with a 0 or 1 for every class, which would be two classes, 0 and 1, that every row has."""
+    assert task.label is not None
+    lists = [row for row in values(rows, task.label).to_pylist() if isinstance(row, list)]
+    sizes = {len(row) for row in lists}
+    if len(sizes) == 1 and max(sizes) > 1 and all(value in (0, 1) for row in lists for value in row):
+        raise ValueError(
+            f"{task.label!r} of {asked.name} holds lists of 0 and 1, {max(sizes)} in each, as if they had a place for "
+            f"every class; give the names of each row's classes, or a column for every class in {asked.option('label')}"
+        )
 
 
 def plain_name(name: str) -> str:

@@ -283,8 +283,8 @@ def _check_labels(rows: Dataset, task: Task, asked: Asked, name: str, file: Path
         feature = rows.features[task.label]
         if dtype(feature) != TEXT and not _is_class(_items(feature)):
             raise ValueError(
-                f"labels in {task.label!r} are {_described(feature)}; give lists, texts separated by |, or several "
-                f"columns of 0 and 1 in {asked.option('label')}"
+                f"labels in {task.label!r} are {_described(feature)}; give lists of classes, texts separated by |, or "
+                f"several columns of 0 and 1 in {asked.option('label')}"
             )
         return
     for column in asked.label:

@@ -16,6 +16,9 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import GroupShuffleSplit, ShuffleSplit
 
 VALIDATION, TEST = 0.1, 0.2
+BATCH = 256
+"""Images in memory at a time."""
+
 ADDRESS = re.compile(r"(https?://|www\.)\S+")
 
 
@@ -110,10 +113,9 @@ _SPACED = _Spaced()
 
 
 def _pictures(data: Dataset, column: str) -> list[str]:
-    stored = data.select_columns(column).cast_column(column, Image(decode=False))
-    return [
-        hashlib.sha256(row[column]["bytes"] or Path(row[column]["path"]).read_bytes()).hexdigest() for row in stored
-    ]
+    stored = data.select_columns(column).with_format("arrow").iter(BATCH)
+    files = (file for rows in stored for file in rows[column].to_pylist())
+    return [hashlib.sha256(file["bytes"] or Path(file["path"]).read_bytes()).hexdigest() for file in files]
 
 
 def _components(keys: Sequence[Sequence[Hashable]]) -> np.ndarray:

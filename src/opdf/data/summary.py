@@ -45,8 +45,9 @@ class DataSummary:
         tokens: that are learned or scored in every split, of a language model; empty for others.
         truncated: rows of every split that are cut; empty for images.
         longest: tokens of the longest text.
-        repeated: rows of every split that differ from a training row in case and punctuation only.
-        contradicting: rows that differ from others in case and punctuation only, and have another class.
+        repeated: rows of every split that differ from a training row in case and punctuation only; of images those
+            whose files have the same bytes.
+        contradicting: rows that are the same as others in that sense, and have another class.
         blank: rows in which a text is empty.
         unknown: share of the training tokens that the tokenizer does not know.
         odd_images: of up to `LOOKED_AT` images, how many have each oddity that is passed over.
@@ -111,17 +112,18 @@ class DataSummary:
         return f"{len(self.task.labels)}: {', '.join(listed)}"
 
     def _warnings(self) -> Iterator[str]:
+        same = "" if self.task.is_image else ", but for case and punctuation"  # of images the files' bytes are
         for part, count in self.repeated.items():
             if count:
                 yield (
-                    f"{count:,} of {self.rows[part]:,} rows of {part} are training rows too, but for case and "
-                    "punctuation, so that scores on them say less"
+                    f"{count:,} of {self.rows[part]:,} rows of {part} are training rows too{same}, so that scores on "
+                    "them say less"
                 )
         rows = sum(self.rows.values())
         if self.contradicting:
             yield (
-                f"{self.contradicting:,} of {rows:,} rows say the same as others of another class, but for case and "
-                "punctuation; no model can have all of them right"
+                f"{self.contradicting:,} of {rows:,} rows say the same as others of another class{same}; no model can "
+                "have all of them right"
             )
         if self.blank:
             yield f"{self.blank:,} of {rows:,} rows have an empty text; {self.where}drop_empty leaves them out"
@@ -149,7 +151,7 @@ def describe(prepared: Prepared, name: str, *, where: str = "") -> DataSummary:
     raw, task = prepared.raw, prepared.task
     labels = {part: values(rows, task.label) for part, rows in raw.items()} if task.label is not None else {}
     lengths = {} if task.is_image or _is_packed(prepared) else {part: _lengths(prepared, part) for part in raw}
-    said = {} if task.is_image else {part: contents(rows, task.inputs) for part, rows in raw.items()}
+    said = {part: contents(rows, task.inputs) for part, rows in raw.items()}
     trained = set(said.get("train", ()))
     return DataSummary(
         name=name,

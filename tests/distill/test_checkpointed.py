@@ -89,6 +89,28 @@ def test_a_resumed_run_sees_the_rows_that_were_left(tmp_path: Path, strategy: st
     assert (whole[:3] == whole[3:6]) == (strategy == "sequential")
 
 
+@pytest.mark.parametrize("split", [{}, {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}])
+@pytest.mark.parametrize("stop", [2, 4, 7])
+def test_a_resumed_run_sees_the_rows_of_a_stream_that_were_left(
+    tmp_path: Path, stop: int, split: dict[str, Any]
+) -> None:
+    """In the first, second and later passes over 20 rows."""
+    save = {"save_strategy": "steps", "save_steps": 1, "max_steps": 8, **split}
+    seen, weights = [], []
+    for folder, resume in (("whole", None), ("again", str(tmp_path / "whole" / f"checkpoint-{stop}"))):
+        stream = sentences(20).to_iterable_dataset().shuffle(seed=0, buffer_size=20)
+        trainer, student = train(
+            tmp_path / folder, student=noisy_student(), training=save, resume=resume, train_dataset=stream,
+            objective=Seen(),
+        )  # fmt: skip
+        seen.append(trainer.method.rows)
+        weights.append(list(student.parameters()))
+    each = len(split) or 1
+    assert len(seen[0]) == 8 * each
+    assert seen[1] == seen[0][stop * each :]
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+
+
 class Large(HiddenDistillation):
     """The second of the micro-batches that are too large does not fit into memory."""
 

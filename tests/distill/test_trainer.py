@@ -181,6 +181,26 @@ class Gauge(TrainerCallback):
         self.seen[state.global_step] = resources()
 
 
+def test_a_stream_is_learned_as_its_whole_steps_are(tmp_path: Path) -> None:
+    """20 rows have two steps of two batches of 4, and one batch too many."""
+    split = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    training = {"max_steps": 6, "optim": "sgd", "learning_rate": 0.1, "train_sampling_strategy": "sequential"}
+    runs = [
+        train(tmp_path, training=training | more, train_dataset=data)
+        for more, data in (({}, sentences(20).select(range(16))), (split, sentences(20).to_iterable_dataset()))
+    ]
+    for p, q in zip(*(student.parameters() for _, student in runs), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
+    losses = [[entry["loss"] for entry in run.state.log_history if "loss" in entry] for run, _ in runs]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_a_stream_that_is_shorter_than_a_step_is_refused(tmp_path: Path) -> None:
+    training = {"gradient_accumulation_steps": 4}
+    with pytest.raises(ValueError, match="train_dataset ends after 3 batches, and a step has 4"):
+        train(tmp_path, training=training, train_dataset=sentences(24).to_iterable_dataset())
+
+
 @pytest.mark.timeout(1800)
 @pytest.mark.slow
 @pytest.mark.parametrize("steps", [200, 3000])

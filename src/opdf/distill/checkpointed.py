@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import shutil
 from collections.abc import Container, Iterator, Mapping
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, has_length
 
 from opdf.distill import checkpoint
 from opdf.files import owned
@@ -102,6 +103,18 @@ class CheckpointedTrainer(Trainer):
                 f"{folder} is of a run that was made otherwise: {'; '.join(changes)}. Resume with what the run began "
                 "with, or start a new one in another folder"
             )
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        """The Trainer's epoch and micro-batches in it, after which a run begins; also of rows that have no number.
+
+        For these the Trainer skips all micro-batches in the first pass over them, even if that had fewer.
+        """
+        begin: tuple[int, int] = super()._init_training_state(*args, **kwargs)
+        if not self._steps_before or has_length(self.train_dataset) or self.args.ignore_data_skip:
+            return begin
+        passes, part = divmod(self.state.epoch or 0.0, 1)
+        steps = math.ceil(part * self._steps_before - 1e-6)  # the Trainer takes a pass to have all steps of the run
+        return int(passes), steps * self.args.gradient_accumulation_steps
 
     def check_length(self, steps: int) -> None:
         """Refuse to resume a run with fewer steps than it had: its learning rate would have fallen faster.

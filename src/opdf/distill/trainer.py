@@ -15,6 +15,7 @@ from accelerate.utils import broadcast
 from torch import Tensor, nn
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import has_length
 
 from opdf.data import EpochDataset
 from opdf.distill import checkpoint
@@ -468,7 +469,14 @@ class DistillationTrainer(CheckpointedTrainer):
     # A step.
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
-        """The micro-batches of one step, and the number of items in those of all processes."""
+        """The micro-batches of one step, and the number of items in those of all processes.
+
+        At the end of a pass over rows that have no number, the Trainer takes no step with fewer micro-batches. Their
+        gradients would come on top of the next step's, so they are left out.
+
+        Raises:
+            ValueError: all rows together are fewer than a step.
+        """
         if self.state.global_step >= self.state.max_steps:
             return [], None  # resumed after the last step: the Trainer would take one more
         samples = []
@@ -477,6 +485,13 @@ class DistillationTrainer(CheckpointedTrainer):
                 check_batch(self.model, sample, self.state.global_step + 1)
                 self._seen_batch = True
             samples.append(sample)
+        if len(samples) < num_batches and not has_length(self.train_dataset):
+            if samples and not self.state.global_step:
+                raise ValueError(
+                    f"train_dataset ends after {len(samples)} batches, and a step has {num_batches}; lower "
+                    "gradient_accumulation_steps, or give more rows"
+                )
+            samples = []
         if not samples:
             return samples, None
         items = torch.stack([self.method.count_items(self.model, s).to(device) for s in samples]).sum(0)

@@ -141,7 +141,7 @@ def decomposition(toy: bool = False) -> None:
 def shrinking(toy: bool = False) -> None:
     """`shrink` to half the width: MiniLM with texts, a decoder of a billion parameters with random tokens."""
     cases = minilm_cases(16, 24)[1:] if toy else minilm_cases(512, 192)  # few texts do not fit a wide feed-forward
-    shrink_time.measured("gpu-shrink", *cases, large_decoder(toy))
+    shrink_time.measured("gpu-shrink", *cases, large_decoder(toy), repeats=1 if toy else 3)
 
 
 def large_decoder(toy: bool) -> Case:

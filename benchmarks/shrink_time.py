@@ -33,7 +33,7 @@ def minilm_cases(examples: int, width: int) -> list[Case]:
     ]
 
 
-def measured(result: str, *cases: Case) -> None:
+def measured(result: str, *cases: Case, repeats: int = 3) -> None:
     """Write a table of that name."""
     rows = []
     for name, teacher, batches, sizes in cases:
@@ -41,14 +41,14 @@ def measured(result: str, *cases: Case) -> None:
             "forward passes": partial(_forward, teacher, batches),
             "shrink": partial(shrink, teacher, batches, **sizes),
         }
-        found = alternate(runs, repeats=3)
+        found = alternate(runs, repeats)
         tokens = sum(int(b.get("attention_mask", b["input_ids"]).ne(0).sum()) for b in batches)
         ratio = found["shrink"].median / found["forward passes"].median
         rows.append({"teacher": name, **sizes, "tokens": tokens, **found, "ratio": ratio})
     columns = {key: "" for row in rows for key in row}
     write(
         result, "Time of shrink to half the width", [columns | row for row in rows],
-        "Medians of 3 alternating runs; the teacher's forward passes are those over the same examples.",
+        f"Medians of {repeats} alternating runs; the teacher's forward passes are those over the same examples.",
     )  # fmt: skip
 
 

@@ -192,7 +192,7 @@ def test_bf16_autocast(tmp_path: Path, device: torch.device, train_on: Choose, m
 def test_over_parameterization_adds_no_waits(
     tmp_path: Path, device: torch.device, train_on: Choose, count_waits: Any
 ) -> None:
-    """After the first step; transformers waits in some models' forward passes, and no more often than it does."""
+    """Where no rate is measured, after two steps; transformers waits in some models' passes, and we no more often."""
     counts = []
     for over in (None, OverParamConfig(ones=1)):
         train_on(device)
@@ -203,8 +203,8 @@ def test_over_parameterization_adds_no_waits(
             training={"logging_steps": 100},
         )  # fmt: skip
         run.train()
-        counts.append(steps.counts[1:])
-    assert counts[0] == counts[1]
+        counts.append(steps.counts[2:])
+    assert counts[0] == counts[1] != []
 
 
 class Waits(TrainerCallback):

@@ -133,13 +133,13 @@ class TestSlowerWays:
     @pytest.mark.parametrize("svd_fails", [0, 2])
     @pytest.mark.parametrize("size", [(48, 60), (60, 48)], ids=str)
     def test_decompose(self, size, svd_fails, eigh_fails, silently, monkeypatch):
-        """Whichever way is taken, the cores are the same to rounding."""
+        """Whichever way is taken, the cores are the same to rounding, which near singular values make larger."""
         matrix = torch.randn(size, generator=torch.Generator().manual_seed(0))
         expected = decompose(matrix, plan_shape(*size, ones=1))
         fail(monkeypatch, "eigh", eigh_fails, silently=silently)
         fail(monkeypatch, "svd", svd_fails, silently=silently)
         for core, other in zip(decompose(matrix, plan_shape(*size, ones=1)), expected, strict=True):
-            torch.testing.assert_close(core, other, rtol=0, atol=2e-5)
+            torch.testing.assert_close(core, other, rtol=0, atol=2e-4)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])

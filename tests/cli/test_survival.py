@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
@@ -46,7 +47,9 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 # One server imports everything once; every run is a process forked from it.
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["opdf.job.run"])
+SERVER.set_forkserver_preload(
+    ["opdf.job.run", "opdf.cli.distill", "transformers.models.vit.modeling_vit", "sklearn.metrics"]
+)
 
 
 def configuration(folder: Path, **changes: Any) -> str:
@@ -61,6 +64,7 @@ def configuration(folder: Path, **changes: Any) -> str:
 def enter(argv: list[str], limit: str, errors: str) -> None:
     """In the process of a run: limits and messages as asked for, then the command."""
     torch.set_num_threads(1)
+    gc.freeze()  # what the server has imported is looked through at every collection else
     with Path(errors).open("a") as file:
         os.dup2(file.fileno(), 2)
     if limit:

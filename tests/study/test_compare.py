@@ -17,8 +17,6 @@ from opdf.job.options import fill
 from opdf.job.prepared import prepare_data
 from opdf.study.compare import compare, load, remarks, table
 
-pytestmark = pytest.mark.usefixtures("quick_collections")
-
 TRAINING = {"max_steps": 20, "learning_rate": 1e-2}
 
 

@@ -21,8 +21,6 @@ from opdf.study import Cell, Outcome, Study, runner as runner_module
 from opdf.study.pace import Pace
 from opdf.study.runner import Runner
 
-pytestmark = pytest.mark.usefixtures("quick_collections")
-
 
 def runner(folder: Path, **changes: Any) -> Runner:
     return Runner(Study(config(folder, **changes)))

@@ -19,8 +19,6 @@ from opdf.job.options import write_yaml
 from opdf.study import Cell, Outcome, Study, sweep
 from opdf.study.runner import Runner
 
-pytestmark = pytest.mark.usefixtures("quick_collections")
-
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_study_is_run_once_and_goes_on_when_its_file_changes(tmp_path: Path, workers: int) -> None:

@@ -13,6 +13,7 @@ from benchmarks import (
     inference,
     measure,
     memory,
+    profile_step,
     rate,
     shrink,
     shrink_time,
@@ -48,6 +49,7 @@ ON_GPU: dict[str, Callable[[bool], None]] = {
     "gpu-decomposition": gpu.decomposition,
     "gpu-shrink": gpu.shrinking,
     "gpu-study": gpu.study,
+    "gpu-profile": profile_step.main,
 }
 """Each takes under three minutes on one H100, and whether to run at toy size, on any machine."""
 

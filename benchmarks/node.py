@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Run opdf on a node without a network: `./run check` first, then `./run NAME` or `./run -- COMMAND ...`.
+"""Run opdf on a node without a network: `./run check` first, then `./run all`, `./run NAME` or `./run -- COMMAND ...`.
 
 It makes an environment beside itself on top of the node's own Python: of the bundled wheels it installs those that
-the node lacks or has too old. Nothing of the node is changed. Results lie in source/benchmarks/results.
+the node lacks or has too old. Nothing of the node is changed. Results lie in source/benchmarks/results; what `all`
+prints on the way lies in logs/.
 """
 
 from __future__ import annotations
@@ -12,20 +13,25 @@ import os
 import re
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-SOURCE, SITE = HERE / "source", HERE / "site"
+SOURCE, SITE, LOGS = HERE / "source", HERE / "site", HERE / "logs"
 
 MEASUREMENTS = {
-    "device": ["-m", "pytest", "-q", "-m", "device"],
     **{
         f"gpu-{name}": ["-m", "benchmarks", f"gpu-{name}"]
-        for name in ("step", "vit", "decoder", "decomposition", "shrink", "study")
+        for name in ("decomposition", "profile", "step", "shrink", "vit", "decoder")
     },
+    "device": ["-m", "pytest", "-q", "-m", "device"],
+    "gpu-study": ["-m", "benchmarks", "gpu-study"],
 }
-"""What can be measured, each in under three minutes on one H100."""
+"""What can be measured, each in under three minutes on one H100. In the order of `all`: what is short comes first."""
+
+LIMIT = 180
+"""Seconds after which `all` stops a measurement and goes on. Rows that were measured before are written."""
 
 CHECK = """
 import torch, transformers, opdf, opdf.distill
@@ -43,7 +49,7 @@ print(f"ready: torch {torch.__version__}, transformers {transformers.__version__
 def main(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(__doc__)
-        print("names:", ", ".join(["check", *MEASUREMENTS]))
+        print("names:", ", ".join(["check", "all", *MEASUREMENTS]))
         return 0
     name, *more = argv
     commands = {"check": [sys.executable, "-c", CHECK], "--": more}
@@ -51,13 +57,35 @@ def main(argv: list[str]) -> int:
     problem = None
     if not (3, 11) <= sys.version_info[:2] <= (3, 13):
         problem = f"Python is {sys.version.split()[0]}; run this with 3.11 to 3.13, e.g. python3.12 run check"
-    elif name not in commands:
-        problem = f"{name!r} is not known; choose from check, {', '.join(MEASUREMENTS)}, or -- COMMAND"
+    elif name not in (*commands, "all"):
+        problem = f"{name!r} is not known; choose from check, all, {', '.join(MEASUREMENTS)}, or -- COMMAND"
     problem = problem or make_site()
     if problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2
+    if name == "all":
+        return measure_all(more)
     return subprocess.call(commands[name], env=environment(), cwd=SOURCE)
+
+
+def measure_all(more: list[str]) -> int:
+    """Every measurement in turn, whatever becomes of those before it; 1 if one has failed."""
+    LOGS.mkdir(exist_ok=True)
+    worst = 0
+    for name, words in MEASUREMENTS.items():
+        command = [sys.executable, *words, *(more if name != "device" else [])]
+        start = time.monotonic()
+        with (LOGS / f"{name}.log").open("w") as log:
+            try:
+                done = subprocess.run(
+                    command, env=environment(), cwd=SOURCE, stdout=log, stderr=subprocess.STDOUT, timeout=LIMIT
+                )
+                ended = f"exit status {done.returncode}" if done.returncode else "done"
+            except subprocess.TimeoutExpired:
+                ended = f"stopped after {LIMIT} s"
+        worst |= ended != "done"
+        print(f"{name}: {ended}, {time.monotonic() - start:.0f} s", flush=True)
+    return worst
 
 
 def make_site() -> str | None:

@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import __main__ as command, bundle, contenders, gpu, measure
+from benchmarks import __main__ as command, bundle, contenders, gpu, measure, node
 from opdf.mpo import contract
 
 PRECISIONS = ["float32", "tf32", "bf16"]
@@ -73,6 +73,15 @@ def test_decomposition_and_shrink(results: Path) -> None:
     assert (row["matrices"], row["target"]) == (36, "at most 2.0 s")
     teachers = [row["teacher"] for row in rows(results, "gpu-shrink")]
     assert teachers == ["MiniLM", "MiniLM, a classifier", "decoder of width 32"]
+
+
+def test_a_profile(results: Path) -> None:
+    command.main(["--toy", "gpu-profile"])
+
+    found = rows(results, "gpu-profile")
+    assert {row["kind"] for row in found} == {"torch on the host", "Python"}  # kernels are a GPU's
+    assert any(row["what"] == "aten::_fused_adamw_" and row["calls a step"] >= 36 for row in found)
+    assert any("pullback" in row["what"] and row["ms a step"] > 0 for row in found)
 
 
 @pytest.mark.slow
@@ -133,6 +142,24 @@ def test_a_bundle_holds_what_its_packages_need() -> None:
         for needed in map(Requirement, metadata.requires(name) or ()):
             if needed.marker is None or needed.marker.evaluate({"extra": ""}):
                 assert canonicalize_name(needed.name) in brought | bundled, f"{name} needs {needed}"
+
+
+def test_all_goes_on_after_what_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    words = {"good": "print('seen')", "bad": "raise SystemExit(3)", "long": "import time; time.sleep(60)", "device": ""}
+    monkeypatch.setattr(node, "MEASUREMENTS", {name: ["-c", code] for name, code in words.items()})
+    monkeypatch.setattr(node, "LIMIT", 2)
+    monkeypatch.setattr(node, "LOGS", tmp_path / "logs")
+    monkeypatch.setattr(node, "SOURCE", tmp_path)
+
+    assert node.measure_all([]) == 1
+
+    told = [line.rpartition(",")[0] for line in capsys.readouterr().out.splitlines()]
+    assert told == ["good: done", "bad: exit status 3", "long: stopped after 2 s", "device: done"]
+    assert (tmp_path / "logs" / "good.log").read_text() == "seen\n"
+
+
+def test_a_node_knows_every_measurement() -> None:
+    assert {name for name in node.MEASUREMENTS if name != "device"} == set(command.ON_GPU)
 
 
 @pytest.mark.slow

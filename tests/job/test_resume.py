@@ -88,6 +88,20 @@ def test_what_no_result_depends_on_may_change(finished: Path, stopped: Path) -> 
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
 
 
+def test_a_log_has_every_step_once(stopped: Path) -> None:
+    """The steps after the checkpoint are taken again; of a killed run the last line may be half written."""
+    log = stopped / "train.log"
+    with log.open("a") as file:
+        file.write('{"step": 3, "loss": 1.0}\n{"step": 4, "lo')
+    run(digits(stopped, resume=True, training={"logging_steps": 1}))
+    entries = [json.loads(line) for line in log.read_text().splitlines()]
+    steps = [entry["step"] for entry in entries if "loss" in entry]
+    assert steps == sorted(set(steps))
+    assert {3, 4} <= set(steps)
+    assert 1.0 not in [entry.get("loss") for entry in entries]
+    assert entries[0]["kept"]
+
+
 @pytest.mark.parametrize(("before", "expected"), [(1000.0, 1000.0), (None, 0.0)])
 def test_the_time_before_the_stop_counts(
     stopped: Path, before: float | None, expected: float, capsys: pytest.CaptureFixture[str]

@@ -32,6 +32,7 @@ from rich.progress import (
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
 from opdf.distill import DistillationTrainer
+from opdf.files import replacing
 from opdf.job.processes import is_main
 
 PATIENCE = 2.0
@@ -170,14 +171,27 @@ def duration(seconds: float) -> str:
 
 
 class LogFile(TrainerCallback):
-    """Writes every log entry of the Trainer as one line of JSON, after a first one about the start."""
+    """Writes every log entry of the Trainer as one line of JSON, after a first one about the start.
+
+    A training that goes on from a checkpoint takes the steps after it again, so their lines are dropped.
+    """
 
     def __init__(self, path: Path, start: Mapping[str, Any] | None = None) -> None:
         self.path, self.start = path, start
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.is_world_process_zero and self.start and state.global_step == 0:
+        if not state.is_world_process_zero:
+            return
+        if self.path.exists():
+            self._keep(state.global_step)
+        if self.start and state.global_step == 0:
             self._append({"step": 0, **self.start})
+
+    def _keep(self, last: int) -> None:
+        """The lines up to a step; none for step 0. A killed run may have left half a line at the end."""
+        whole = [line for line in self.path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        with replacing(self.path) as scratch:
+            scratch.write_text("".join(line for line in whole if last and json.loads(line)["step"] <= last))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         if state.is_world_process_zero and logs:

@@ -23,10 +23,12 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from jobs import bert
+from jobs import bert, texts
 from opdf.data import Task
+from opdf.job import DistillConfig, run
 from opdf.job.errors import UserError
 from opdf.job.models import files_of, load_model, places
+from opdf.job.options import fill
 
 TASK = Task("classification", ("text",), "label", ("a", "b"))
 
@@ -113,6 +115,39 @@ def test_a_decoder_is_told_from_a_model_that_looks_both_ways_wherever_tensors_ar
             load_model(str(tmp_path / "llama"), task)
             with pytest.raises(UserError, match="sees the tokens which it has to predict"):
                 load_model(str(tmp_path / "bert"), task)
+
+
+def test_a_model_that_will_be_trained_gets_a_new_head(tmp_path: Path, capsys: Any) -> None:
+    """A ViT of ImageNet's classes, say, on ten of one's own; what is below the head is the model's."""
+    saved = bert(tmp_path / "model", num_labels=3)
+    name = str(tmp_path / "model")
+    with pytest.raises(UserError, match=r"head of 3 outputs .* has 2 classes: a, b; .* teacher.finetune: true"):
+        load_model(name, TASK)
+    for task in (TASK, Task("regression", ("text",), "label", ())):
+        model, missing = load_model(name, task, new_head=True)
+        assert missing == ["classifier.bias", "classifier.weight"]
+        assert model.classifier.out_features == task.num_labels
+        expected = saved.bert.state_dict()
+        assert all(torch.equal(value, expected[key]) for key, value in model.bert.state_dict().items())
+    note = f"opdf: note: the head of {name} has 3 outputs and the data need 2; a new one is trained in its place"
+    assert note in capsys.readouterr().err.splitlines()
+    saved.config.update({"intermediate_size": 4})
+    saved.config.save_pretrained(tmp_path / "model")
+    with pytest.raises(UserError, match=r"damaged: bert\.\S+ has another size than its config.json says"):
+        load_model(name, TASK, new_head=True)
+
+
+def test_a_teacher_and_a_student_with_other_heads_are_trained(tmp_path: Path) -> None:
+    bert(tmp_path / "other", num_labels=3)
+    config = {
+        "data": {"name": str(texts(tmp_path / "data.jsonl"))}, "output": str(tmp_path / "out"),
+        "teacher": {"model": str(tmp_path / "other"), "finetune": True, "training": {"max_steps": 1, "use_cpu": True}},
+        "student": {"model": str(tmp_path / "other")}, "training": {"max_steps": 1, "use_cpu": True},
+    }  # fmt: skip
+    run(fill(DistillConfig, config, "config"))
+    for who in ("teacher", "student"):
+        head = BertForSequenceClassification.from_pretrained(tmp_path / "out" / who).classifier
+        assert head.out_features == 2
 
 
 def test_classes_in_another_order_are_refused_however_their_names_are_written(tmp_path: Path, capsys: Any) -> None:

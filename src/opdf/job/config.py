@@ -61,7 +61,7 @@ class TeacherConfig:
             are made from the first.
         weights: of `models`; all the same when null.
         config: build the teacher from this transformers configuration (model_type and its fields) instead.
-        finetune: train the teacher on the task first; needed when it has no head for the task.
+        finetune: train the teacher on the task first; needed when it has no head for the task, or one of another size.
         training: options of transformers.TrainingArguments for that.
     """
 

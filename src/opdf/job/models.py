@@ -106,21 +106,32 @@ def load_config(name: str) -> Any:
     return config
 
 
-def load_model(name: str, task: Task) -> tuple[Any, list[str]]:
-    """A pretrained model with a head for the task, and the names of weights that its checkpoint lacks."""
+def load_model(name: str, task: Task, *, new_head: bool = False) -> tuple[Any, list[str]]:
+    """A pretrained model with a head for the task, and the names of weights that its checkpoint lacks.
+
+    With `new_head`, for a model that will be trained, a head of another size makes place for a new one.
+    """
     auto, config = auto_class(task), load_config(name)
     check_kind(f"model {name!r}", type(config), task)
-    check_labels(name, config, task)
+    replaced = new_head and has_other_head(config, task)
+    if replaced:
+        note_head(name, len(config.id2label), task.num_labels)
+    else:
+        check_labels(name, config, task)
     with loading(name) as folder, torch.device("cpu"):  # values are read, whatever surrounds this
         model, info = auto.from_pretrained(
             folder, dtype=DTYPE, use_safetensors=True, trust_remote_code=False, output_loading_info=True,
-            **head_of(task),
+            ignore_mismatched_sizes=replaced, **head_of(task),
         )  # fmt: skip
+    resized = [key for key, *_ in info["mismatched_keys"]]
+    within = next((key for key in resized if key.startswith(f"{model.base_model_prefix}.")), None)
+    if within:
+        raise UserError(f"model {name!r} is damaged: {within} has another size than its config.json says")
     broken = next((n for n, p in model.named_parameters() if not torch.isfinite(p).all()), None)
     if broken:
         raise UserError(f"model {name!r} is broken: {broken} holds NaN or infinite entries")
     check_causal(f"model {name!r}", model, task)
-    return model, sorted(info["missing_keys"])
+    return model, sorted([*info["missing_keys"], *resized])
 
 
 def load_saved(name: str) -> Any:
@@ -213,11 +224,28 @@ def check_causal(who: str, model: Any, task: Task) -> None:
         )
 
 
-def check_labels(name: str, config: Any, task: Task) -> None:
-    """Refuse a model whose head is for other classes than the data's, or for the same ones in another order."""
+def has_head(config: Any, task: Task) -> bool:
+    """Whether a model was saved with a head for classes or a number, and the task needs one."""
     kinds = ("ForSequenceClassification", "ForImageClassification", "ForTokenClassification")
     headed = any(str(architecture).endswith(kinds) for architecture in config.architectures or ())
-    if not headed or task.kind in ("similarity", "causal-lm"):
+    return headed and task.kind not in ("similarity", "causal-lm")
+
+
+def has_other_head(config: Any, task: Task) -> bool:
+    """Whether a model's head has another number of outputs than the data need."""
+    known = bool(task.labels) or task.kind == "regression"
+    return known and has_head(config, task) and len(config.id2label) != task.num_labels
+
+
+@cache
+def note_head(model: str, theirs: int, ours: int) -> None:
+    """Say once that a model gets a new head."""
+    tell(f"note: the head of {model} has {theirs} outputs and the data need {ours}; a new one is trained in its place")
+
+
+def check_labels(name: str, config: Any, task: Task) -> None:
+    """Refuse a model whose head is for other classes than the data's, or for the same ones in another order."""
+    if not has_head(config, task):
         return
     theirs = [str(config.id2label[k]) for k in sorted(config.id2label)]
     if task.kind != "token-classification" and config.problem_type not in (None, problem_type(task)):
@@ -236,6 +264,7 @@ def check_labels(name: str, config: Any, task: Task) -> None:
         raise UserError(
             f"model {name!r} has a head of {len(theirs)} outputs ({', '.join(theirs[:4])}); the data "
             f"{f'has {len(task.labels)} classes: ' + ', '.join(task.labels[:4]) if task.labels else 'is a regression'}"
+            "; give a model of the same classes (a teacher gets a new head with teacher.finetune: true)"
         )
     ours, found = ([plain_name(label) for label in labels] for labels in (task.labels, theirs))
     if ours != found and sorted(ours) == sorted(found):

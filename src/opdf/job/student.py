@@ -115,9 +115,10 @@ def started_student(options: StudentConfig, start: Start, teacher: Any, prepared
 def build_student(options: StudentConfig, teacher: nn.Module, task: Task) -> Any:
     """A student that is not fitted; one on the meta device if its blocks are those of a teacher there."""
     if options.layers is not None and options.config is None:
-        return keep_layers(load_model(options.model, task)[0] if options.model else teacher, options.layers)
+        whole = load_model(options.model, task, new_head=True)[0] if options.model else teacher
+        return keep_layers(whole, options.layers)
     if options.model is not None:
-        return load_model(options.model, task)[0]
+        return load_model(options.model, task, new_head=True)[0]
     theirs = teacher.config.to_dict()  # type: ignore[union-attr,operator]
     try:
         fields = theirs | _sizes(options, teacher)

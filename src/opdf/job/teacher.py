@@ -42,7 +42,8 @@ def load_teacher(job: Job, task: Task) -> Any:
             "teacher.config"
         )
     elif options.model is not None:
-        teacher, missing = load_model(options.model, task)
+        trained_here = options.finetune or job.objective.trains_teacher
+        teacher, missing = load_model(options.model, task, new_head=trained_here)
     else:
         raise UserError("teacher has neither model nor config; give one")
     if missing and not options.finetune and not job.objective.trains_teacher:

@@ -12,12 +12,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
     BertTokenizerFast,
     LlamaConfig,
     LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessorPil,
@@ -25,7 +30,7 @@ from transformers import (
 
 import jobs
 from jobs import SIZES, WORDS
-from opdf.job import DataConfig, DistillConfig, cache_teacher, evaluate, export, read_config, run
+from opdf.job import DataConfig, DistillConfig, cache_teacher, evaluate, export, predict, read_config, run
 from opdf.job.arguments import training_arguments
 from opdf.job.config import ObjectiveConfig, TeacherConfig
 from opdf.job.errors import UserError
@@ -267,6 +272,27 @@ def test_texts_without_labels(tmp_path: Path, models: Path) -> None:
     data_config = fill(DataConfig, data_of(tmp_path), "data")
     report = export(str(tmp_path / "out"), tmp_path / "export", format="torch", data=data_config)
     assert report["files"]["model.pt2"].keys() == {"bytes", "difference"}
+
+
+def test_a_decoder_without_a_token_for_padding_classifies(tmp_path: Path) -> None:
+    """As GPT-2 and LLaMA come: the end of text pads, and the configuration says so, so that batches change nothing."""
+    plain = Tokenizer(WordLevel({word: k for k, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    plain.pre_tokenizer = Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="[UNK]", eos_token="[SEP]")
+    made = LlamaForSequenceClassification(LlamaConfig(vocab_size=len(WORDS), num_labels=2, **SIZES))
+    assert made.config.pad_token_id is None
+    for one in (made, tokenizer):
+        one.save_pretrained(tmp_path / "llama")
+    texts = [" ".join(TEXTS[k].split()[: 1 + k % 3]) for k in range(80)]
+    data = {"name": lines(tmp_path, text=texts, label=[k % 2 for k in range(80)])}
+    found = distilled(tmp_path, tmp_path / "llama", data)
+    student = LlamaForSequenceClassification.from_pretrained(tmp_path / "out" / "student")
+    assert student.config.pad_token_id == WORDS.index("[SEP]")
+    exported(tmp_path, found)
+    for name in (tmp_path / "out", tmp_path / "llama"):
+        together = list(predict(str(name), texts[:6], scores=True))
+        alone = [next(iter(predict(str(name), [text], scores=True))) for text in texts[:6]]
+        assert [one["score"] for one in together] == pytest.approx([one["score"] for one in alone], rel=1e-5)
 
 
 def test_a_teacher_of_one_class_an_example_is_none_of_several(tmp_path: Path, models: Path) -> None:

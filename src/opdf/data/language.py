@@ -99,9 +99,18 @@ def packed(rows: Mapping[str, list[list[int]]], size: int) -> dict[str, list[lis
 
 
 def padding(tokenizer: Any) -> Any:
-    """The tokenizer, or a copy that pads with the end of text if it has no token for that; padding is masked."""
+    """The tokenizer, or a copy that pads with the end of text if it has no token for that; padding is masked.
+
+    Raises:
+        ValueError: it has neither of them, nor one for unknown words.
+    """
     if tokenizer.pad_token is not None:
         return tokenizer
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token is None:
+        raise ValueError(
+            f"the tokenizer of {tokenizer.name_or_path} has no token for padding and none for the end of a text; set "
+            "its pad_token and save it again"
+        )
     return tokenizer

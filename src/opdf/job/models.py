@@ -25,7 +25,7 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from opdf.data import Task, loading, plain_name
+from opdf.data import Task, loading, padding, plain_name
 from opdf.distill import has_no_head
 from opdf.job.config import TeacherConfig
 from opdf.job.errors import UserError
@@ -80,7 +80,7 @@ def load_processor(teacher: TeacherConfig, task: Task) -> Any:
     if task.kind == "token-classification" and getattr(tokenizer, "add_prefix_space", None) is False:
         # These tokenizers were trained on words with a space before them, and words come without it.
         tokenizer = load_tokenizer(name, add_prefix_space=True)
-    return tokenizer
+    return tokenizer if task.kind == "causal-lm" else padding(tokenizer)  # texts of a language model are packed
 
 
 def load_tokenizer(model: str, **options: Any) -> Any:
@@ -89,6 +89,15 @@ def load_tokenizer(model: str, **options: Any) -> Any:
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # transformers makes up one where there is none
         raise UserError(f"{model} has no tokenizer; save the model's beside it")
     return tokenizer
+
+
+def settle_padding(name: str, model: Any) -> None:
+    """Let a decoder know what pads its texts: it classifies at the last token that is no padding.
+
+    Many have no token for that; their tokenizers then pad with the end of text.
+    """
+    if model.main_input_name == "input_ids" and model.config.pad_token_id is None:
+        model.config.pad_token_id = padding(load_tokenizer(name)).pad_token_id
 
 
 def load_config(name: str) -> Any:
@@ -131,6 +140,8 @@ def load_model(name: str, task: Task, *, new_head: bool = False) -> tuple[Any, l
     if broken:
         raise UserError(f"model {name!r} is broken: {broken} holds NaN or infinite entries")
     check_causal(f"model {name!r}", model, task)
+    if task.kind != "causal-lm":
+        settle_padding(name, model)
     return model, sorted([*info["missing_keys"], *resized])
 
 

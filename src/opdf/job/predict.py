@@ -19,7 +19,7 @@ from opdf.data import ROW_FORMATS, Row, Task, as_rgb, encode_language, encode_ro
 from opdf.distill import has_no_head, mean_pooled
 from opdf.job.config import TeacherConfig
 from opdf.job.errors import UserError
-from opdf.job.models import load_processor, load_saved, places
+from opdf.job.models import load_processor, load_saved, places, settle_padding
 from opdf.job.options import read_config
 from opdf.job.output import CONFIG
 from opdf.job.saved import Saved, find_saved
@@ -144,8 +144,10 @@ def _asked(
     labels = tuple(str(model.config.id2label[k]) for k in sorted(model.config.id2label))
     task = Task(kind, names or _usual(first, kind), None, () if kind in ("regression", "causal-lm") else labels)
     processor = load_processor(TeacherConfig(model=saved.model), task)
-    if not task.is_image:
+    if kind == "causal-lm":
         processor = padding(processor)
+    elif not task.is_image:
+        settle_padding(saved.model, model)
     if kind == "causal-lm" and (most := places(model)) is not None and new_tokens >= most:
         raise UserError(f"new_tokens is {new_tokens}; {saved.model} has places for {most} tokens")
     length = 0 if task.is_image or kind == "causal-lm" else _length(saved, model, processor, max_length)

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from hypothesis import HealthCheck, given, settings, strategies as st
@@ -210,6 +212,16 @@ def test_all_kinds_hold_the_same(tmp_path: Path, marks: bytes) -> None:
     frame.astype({"label": "category"}).to_parquet(tmp_path / "a.parquet")
     for ending in ("csv", "tsv", "json", "jsonl", "parquet"):
         assert read_file(tmp_path / f"a.{ending}").to_dict() == frame.to_dict("list")
+
+
+def test_views_of_texts_in_a_parquet_file_are_texts(tmp_path: Path) -> None:
+    """As Polars writes them."""
+    texts, view = [text for text, _ in ROWS], pa.string_view()
+    columns = {"text": (texts, view), "label": (["z", "a"] * 20, view), "words": ([["a", "b"]] * 40, pa.list_(view))}
+    pq.write_table(pa.table({name: pa.array(*given) for name, given in columns.items()}), tmp_path / "data.parquet")
+    assert read_file(tmp_path / "data.parquet").to_dict() == {name: values for name, (values, _) in columns.items()}
+    _, task = load_data(str(tmp_path / "data.parquet"))
+    assert (task.inputs, task.label, task.labels) == (("text",), "label", ("a", "z"))
 
 
 def test_a_parquet_file_of_datasets_keeps_its_classes(tmp_path: Path) -> None:

@@ -219,11 +219,21 @@ def _kept(key: str, make: Callable[[], Dataset]) -> Dataset:
 
 
 def _plain(table: pa.Table) -> pa.Table:
-    """A table without categories, which pandas writes into parquet files."""
+    """A table without categories and views of texts, which pandas and Polars write into parquet files."""
     for k, field in enumerate(table.schema):
-        if pa.types.is_dictionary(field.type):
-            table = table.set_column(k, field.name, table.column(k).cast(field.type.value_type))
+        if (kind := _plain_type(field.type)) != field.type:
+            table = table.set_column(k, field.name, table.column(k).cast(kind))
     return table
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_dictionary(kind):
+        return _plain_type(kind.value_type)
+    if pa.types.is_list(kind):
+        return pa.list_(_plain_type(kind.value_type))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(_plain_type(kind.value_type))
+    return pa.string() if pa.types.is_string_view(kind) else kind
 
 
 def _csv(path: Path) -> pa.Table:

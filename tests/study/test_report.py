@@ -17,7 +17,7 @@ from PIL import Image
 
 from opdf.study import Cell, Outcome, Plan, conclude
 from opdf.study.figures import Results, pictures
-from opdf.study.report import cautions, near_rows, rates_table, read_results, summary, write_report
+from opdf.study.report import cautions, cost_rows, near_rows, rates_table, read_results, summary, write_report
 from opdf.study.results import DIVERGED, chance
 
 PLAN = Plan(("films", "goods"), ("KD", "SVD", "OPDF"), (1e-4, 2e-4, 4e-4), (0, 1, 2), "KD")
@@ -150,6 +150,15 @@ def test_runs_that_diverged_early_have_no_curve() -> None:
     for run in found["runs"]:
         run["facts"].pop("curve", None)
     assert "curves" not in {picture.name for picture in pictures(found)}
+
+
+def test_runs_that_diverged_early_have_no_part_in_the_time() -> None:
+    found = results()
+    for run in found["runs"]:
+        if run["variant"] == "SVD" or (run["variant"], run["rate"]) == ("OPDF", 4e-4):
+            run["seconds"] = 0.01
+            run["facts"][DIVERGED] = 1
+    assert [row["ratio"] for row in cost_rows(Results(found))] == ["1.00", "", "3.20"]
 
 
 def test_only_chosen_runs_have_a_test_score() -> None:

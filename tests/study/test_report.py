@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import re
 import shutil
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.metrics import f1_score
 
 from opdf.study import Cell, Outcome, Plan, conclude
 from opdf.study.figures import Results, pictures
@@ -179,6 +181,16 @@ def test_bad_folders(tmp_path: Path) -> None:
 def test_chance_is_the_best_constant_answer() -> None:
     assert chance(accuracy, np.array([3, 3, 5, 7])) == 0.5
     assert chance(lambda answers, truth: float(np.ptp(answers)), np.array([0.5, 1.5])) == 0.0
+
+
+@pytest.mark.parametrize("average", ["micro", "macro"])
+def test_chance_of_any_number_of_classes_is_that_of_the_best_set_of_them(average: str) -> None:
+    def metric(answers: np.ndarray, truth: np.ndarray) -> float:
+        return float(f1_score(truth, answers, average=average, zero_division=0))
+
+    truth = np.random.default_rng(0).random((40, 4)) < (0.8, 0.05, 0.4, 0.1)
+    every = [np.tile(answer, (40, 1)) for answer in itertools.product((0, 1), repeat=4)]
+    assert chance(metric, truth.astype(int)) == max(metric(answers, truth) for answers in every)
 
 
 def test_when_students_were_near_their_teacher() -> None:

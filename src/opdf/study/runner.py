@@ -187,8 +187,9 @@ class Taught:
 
 
 def no_answers(prepared: Prepared, part: str) -> np.ndarray:
-    """The answers that count for a diverged student: class 0 or the value 0 for everything.
+    """The answers that count for a diverged student: class 0, none of several classes or the value 0 for everything.
 
     Its own outputs are NaN, to which no probe can be fitted and which have no correlation.
     """
-    return np.zeros(len(prepared.data[part]), int)
+    task, examples = prepared.task, len(prepared.data[part])
+    return np.zeros((examples, task.num_labels) if task.kind == "multi-label" else examples, int)

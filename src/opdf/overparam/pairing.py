@@ -126,7 +126,7 @@ def _pair_lists(ours: Mapping[str, int], theirs: Mapping[str, int]) -> dict[str,
 
 
 def _depths(model: nn.Module, matrices: Mapping[str, Matrix]) -> dict[str, int]:
-    return {m.blocks: len(list(model.get_submodule(m.blocks).children())) for m in matrices.values() if m.blocks}
+    return {m.blocks: len(model.get_submodule(m.blocks)._modules) for m in matrices.values() if m.blocks}
 
 
 def _check_blocks(layer_map: LayerMap, depth: int) -> None:

@@ -311,3 +311,9 @@ def test_widths_that_share_a_factor_are_refused_with_the_shapes_that_do(
 def test_what_cannot_be_paired_is_refused(student: Any, teacher: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         pairs(student, teacher, **options)
+
+
+def test_a_matrix_of_one_core_cannot_follow_another() -> None:
+    over = overparameterize(bert(2), OverParamConfig(shapes={"query": ((16,), (16,))}))
+    with pytest.raises(ValueError, match=r"T\(16 / 16\)\) cannot follow .*: it has one core, .*; leave"):
+        over.align(bert(4))

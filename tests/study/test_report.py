@@ -19,8 +19,17 @@ from sklearn.metrics import f1_score
 
 from opdf.study import Cell, Outcome, Plan, conclude
 from opdf.study.figures import Results, pictures
-from opdf.study.report import cautions, cost_rows, near_rows, rates_table, read_results, summary, write_report
-from opdf.study.results import DIVERGED, chance
+from opdf.study.report import (
+    cautions,
+    conclusions,
+    cost_rows,
+    near_rows,
+    rates_table,
+    read_results,
+    summary,
+    write_report,
+)
+from opdf.study.results import DIVERGED, POOLED, chance
 
 PLAN = Plan(("films", "goods"), ("KD", "SVD", "OPDF"), (1e-4, 2e-4, 4e-4), (0, 1, 2), "KD")
 SKILL = {"KD": 0.80, "SVD": 0.80, "OPDF": 0.90}
@@ -152,6 +161,14 @@ def test_runs_that_diverged_early_have_no_curve() -> None:
     for run in found["runs"]:
         run["facts"].pop("curve", None)
     assert "curves" not in {picture.name for picture in pictures(found)}
+
+
+def test_conclusions_are_over_all_settings_or_on_each() -> None:
+    found = results()
+    assert [line.split(":")[0] for line in conclusions(found)] == [f"{v} against KD, {POOLED}" for v in ("SVD", "OPDF")]
+    found["effects"] = [e for e in found["effects"] if e["setting"] != POOLED]  # as of settings with other seeds
+    on_each = {f"{variant} against KD, {setting}" for variant in ("SVD", "OPDF") for setting in PLAN.settings}
+    assert {line.split(":")[0] for line in conclusions(found)} == on_each
 
 
 def test_runs_that_diverged_early_have_no_part_in_the_time() -> None:

@@ -69,11 +69,10 @@ def write_report(results: dict[str, Any], folder: Path, title: str) -> Path:
 
 
 def conclusions(results: dict[str, Any]) -> list[str]:
-    """One sentence a variant: over all settings where there are several, else on the only one."""
-    names = {e["setting"] for e in results["effects"]}
-    where = POOLED if POOLED in names else next(iter(names), "")
-    found = [e for e in results["effects"] if e["setting"] == where and e["at"] == "best"]
-    return [f"{e['variant']} against {results['plan']['baseline']}, {where}: {e['verdict']}." for e in found]
+    """One sentence a variant over all settings; where these were not pooled, one on each."""
+    best = [e for e in results["effects"] if e["at"] == "best"]
+    found = [e for e in best if e["setting"] == POOLED] or best
+    return [f"{e['variant']} against {results['plan']['baseline']}, {e['setting']}: {e['verdict']}." for e in found]
 
 
 def cautions(results: dict[str, Any]) -> list[str]:

@@ -2,10 +2,35 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
+from families import build
+from opdf.distill import keep_layers
 from opdf.job import OverParamConfig
 from opdf.job.cost import plan_model
+
+
+def planned(family: str, layers: int, folder: Path) -> dict[str, Any]:
+    build(family).save_pretrained(folder)
+    return plan_model(str(folder), OverParamConfig(ones=1), layers=layers, batch=2, tokens=8, accumulation=1)
+
+
+def test_a_student_has_the_blocks_that_a_run_keeps(tmp_path: Path) -> None:
+    student = planned("t5", 1, tmp_path)["models"][1]
+    kept = keep_layers(build("t5").base_model, 1)  # of encoder and decoder
+    assert student["params"] == sum(p.numel() for p in kept.parameters())
+
+
+@pytest.mark.parametrize(
+    ("family", "layers", "message"),
+    [("bert", 3, "layers is 3; the teacher has 2 blocks"), ("swin", 1, "SwinModel has 2 lists of blocks")],
+)
+def test_a_student_that_no_run_can_make_is_not_planned(family: str, layers: int, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        planned(family, layers, tmp_path)
 
 
 def test_the_totals_are_those_of_the_matrices() -> None:

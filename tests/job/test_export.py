@@ -29,7 +29,7 @@ from families import FAMILIES, batch, build
 from opdf import DistillationArguments, DistillationTrainer, OverParamConfig
 from opdf.distill import keep_layers
 from opdf.job import DataConfig, DistillConfig, UserError, export, run
-from opdf.job.export import NEEDED, to_onnx
+from opdf.job.export import NEEDED, largest, to_onnx
 from opdf.job.options import fill
 
 onnx = pytest.importorskip("onnx")
@@ -190,6 +190,11 @@ def test_bad_options(options: dict[str, Any], message: str, tmp_path: Path) -> N
     with pytest.raises((UserError, FileExistsError), match=message):
         export("minilm", tmp_path / options.pop("output", "out"), **options)
     assert [p.name for p in tmp_path.rglob("*")] == ["mine", "thesis.txt"]
+
+
+def test_a_difference_that_is_not_a_number_is_the_largest() -> None:
+    assert largest([torch.tensor([1.0, -3.0]), torch.tensor([2.0])]) == 3.0
+    assert np.isnan(largest([torch.tensor([1.0]), torch.tensor([np.nan])]))
 
 
 @pytest.mark.parametrize("package", NEEDED)

@@ -295,7 +295,10 @@ def test_widths_that_share_a_factor_are_refused_with_the_shapes_that_do(
         (bert(3), bert(4), {}, "3 student blocks do not divide the teacher's 4"),
         (bert(2), bert(4), {"layer_map": "middle"}, "layer_map is 'middle'"),
         (bert(2), bert(4), {"layer_map": {0: 4}}, "sends block 0 to 4; the teacher has blocks 0 to 3"),
-        (bert(2), bert(4), {"layer_map": {5: 0}}, "pairs none of the 12 matrices"),
+        (bert(2), bert(4), {"layer_map": {0: 1, 2: 3}}, "layer_map has block 2; the student has blocks 0 to 1"),
+        (bert(2), bert(4), {"layer_map": {}}, r"layer_map is \{\}; expected 'last', 'first' or a mapping"),
+        (bert(2), bert(4), {"layer_map": {0: "1"}}, r"of block numbers to block numbers or of names to names"),
+        (bert(2), bert(4), {"layer_map": [1, 3]}, r"layer_map is \[1, 3\]; expected 'last', 'first' or a mapping"),
         (bert(2), bert(4), {"layer_map": {"x": "y"}}, "'x', which is not an over-parameterized matrix"),
         (bert(2), bert(4), {"gauge": "none"}, "gauge is 'none'"),
         (bert(2), bert(4), {"normalize": "sum"}, "normalize is 'sum'"),
@@ -308,3 +311,9 @@ def test_widths_that_share_a_factor_are_refused_with_the_shapes_that_do(
 def test_what_cannot_be_paired_is_refused(student: Any, teacher: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         pairs(student, teacher, **options)
+
+
+def test_a_matrix_of_one_core_cannot_follow_another() -> None:
+    over = overparameterize(bert(2), OverParamConfig(shapes={"query": ((16,), (16,))}))
+    with pytest.raises(ValueError, match=r"T\(16 / 16\)\) cannot follow .*: it has one core, .*; leave"):
+        over.align(bert(4))

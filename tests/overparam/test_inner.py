@@ -89,7 +89,25 @@ class SkipsFrozen(Counts):
                     p.sub_(p.grad, alpha=group["lr"])
 
 
-TOYS = [Counts, CountsOnTheDevice, CountsItself, Estimates, SkipsFrozen]
+class BeginsAtOnce(Counts):
+    """It makes its state when it is made, as Adagrad of torch 2.11 does."""
+
+    def __init__(self, params: Any, lr: float = 1e-2) -> None:
+        super().__init__(params, lr)
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.state[p]["sum"] = torch.full_like(p, 0.1)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    self.state[p]["sum"].add_(p.grad.square())
+                    p.sub_(p.grad / self.state[p]["sum"].sqrt(), alpha=group["lr"])
+
+
+TOYS = [Counts, CountsOnTheDevice, CountsItself, Estimates, SkipsFrozen, BeginsAtOnce]
 
 
 def net() -> nn.Sequential:

@@ -25,12 +25,13 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR, Re
 
 from opdf.mpo import contract, decompose
 from opdf.overparam import Constraint, OverParamConfig, OverParameterizedOptimizer, cores as module, overparameterize
+from opdf.overparam.config import PLACEMENTS
 
 CONFIG = OverParamConfig(ones=2, targets=["0", "2"])
 
 
-def net(dtype: torch.dtype = torch.float32) -> nn.Sequential:
-    torch.manual_seed(0)
+def net(dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
     return nn.Sequential(nn.Linear(12, 24), nn.Tanh(), nn.Linear(24, 6)).to(dtype)
 
 
@@ -350,6 +351,23 @@ def test_resume_is_bit_exact(dtype: torch.dtype, inner: Any) -> None:
         again.load_state_dict(state_dict=saved)
         train(resumed, again, 3, 3)
     assert_equal(weights(model), weights(resumed))
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_weights_may_be_loaded_after_the_state_and_be_rounded_otherwise(placement: str) -> None:
+    config = replace(CONFIG, placement=placement)
+    model, other = net(), net(seed=1)
+    optimizer = make(model, config)
+    train(model, optimizer, 3)
+    again = make(other, config)
+    with pytest.warns(UserWarning, match="did not hold the product of the loaded cores"):
+        again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    other.load_state_dict({k: torch.nextafter(v, v + 1) for k, v in model.state_dict().items()})
+    with warnings.catch_warnings(action="error"):
+        train(other, again, 1, start=3)
+    train(model, optimizer, 1, start=3)
+    for a, b in zip(weights(model), weights(other), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_loaded_cores_win_over_other_weights() -> None:

@@ -131,6 +131,23 @@ def test_cores_are_those_of_a_weight_that_was_changed_from_outside() -> None:
         torch.testing.assert_close(product, kept[name].reshape(product.shape))
 
 
+def test_loaded_cores_are_those_of_a_weight_that_was_changed_since() -> None:
+    model = net()
+    overparam = overparameterize(model, CONFIG)
+    overparam.load_state_dict(overparam.state_dict())
+    with torch.no_grad():
+        model[0].weight += 1.0
+    torch.testing.assert_close(contract(overparam.cores(overparam.matrices[0])), model[0].weight.detach())
+
+
+def test_a_group_may_hold_one_parameter() -> None:
+    model = net()
+    groups = [{"params": p, "lr": 0.1 * k} for k, p in enumerate(model.parameters())]
+    optimizer = overparameterize(model, CONFIG).optimizer(torch.optim.SGD, groups)
+    names = [group["param_names"] for group in optimizer.param_groups]
+    assert names == [[name] for name, _ in model.named_parameters()]
+
+
 def test_loading_wrong_cores_is_refused() -> None:
     state = overparameterize(net(), CONFIG).state_dict()
     with pytest.raises(KeyError, match="misses 2 cores"):

@@ -23,6 +23,12 @@ class Small(nn.Module):
         self.wide = Conv1D(6, 8)
 
 
+class SelfAttention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q = nn.Linear(4, 4)
+
+
 def names(targets: object, exclude: object = (), model: nn.Module | None = None) -> list[str]:
     return [m.name for m in find_matrices(model or Small(), targets, exclude)]  # type: ignore[arg-type]
 
@@ -68,6 +74,12 @@ def test_tied_targets_are_handled_once() -> None:
     model = nn.ModuleDict({"a": nn.Linear(4, 4), "b": nn.Linear(4, 4)})
     model["b"].weight = model["a"].weight
     assert names("all-linear", model=model) == ["a.weight"]
+
+
+def test_a_block_in_several_places_is_handled_once() -> None:
+    first, last = SelfAttention(), SelfAttention()
+    found = find_matrices(nn.ModuleDict({"layer": nn.ModuleList([first, first, last])}), "blocks", ())
+    assert [(m.name, m.block) for m in found] == [("layer.0.q.weight", 0), ("layer.2.q.weight", 2)]
 
 
 def test_frozen_weights_are_left_alone() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import re
 import shutil
 from collections.abc import Iterator
@@ -14,11 +15,21 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.metrics import f1_score
 
 from opdf.study import Cell, Outcome, Plan, conclude
 from opdf.study.figures import Results, pictures
-from opdf.study.report import cautions, near_rows, rates_table, read_results, summary, write_report
-from opdf.study.results import DIVERGED, chance
+from opdf.study.report import (
+    cautions,
+    conclusions,
+    cost_rows,
+    near_rows,
+    rates_table,
+    read_results,
+    summary,
+    write_report,
+)
+from opdf.study.results import DIVERGED, POOLED, chance
 
 PLAN = Plan(("films", "goods"), ("KD", "SVD", "OPDF"), (1e-4, 2e-4, 4e-4), (0, 1, 2), "KD")
 SKILL = {"KD": 0.80, "SVD": 0.80, "OPDF": 0.90}
@@ -152,6 +163,23 @@ def test_runs_that_diverged_early_have_no_curve() -> None:
     assert "curves" not in {picture.name for picture in pictures(found)}
 
 
+def test_conclusions_are_over_all_settings_or_on_each() -> None:
+    found = results()
+    assert [line.split(":")[0] for line in conclusions(found)] == [f"{v} against KD, {POOLED}" for v in ("SVD", "OPDF")]
+    found["effects"] = [e for e in found["effects"] if e["setting"] != POOLED]  # as of settings with other seeds
+    on_each = {f"{variant} against KD, {setting}" for variant in ("SVD", "OPDF") for setting in PLAN.settings}
+    assert {line.split(":")[0] for line in conclusions(found)} == on_each
+
+
+def test_runs_that_diverged_early_have_no_part_in_the_time() -> None:
+    found = results()
+    for run in found["runs"]:
+        if run["variant"] == "SVD" or (run["variant"], run["rate"]) == ("OPDF", 4e-4):
+            run["seconds"] = 0.01
+            run["facts"][DIVERGED] = 1
+    assert [row["ratio"] for row in cost_rows(Results(found))] == ["1.00", "", "3.20"]
+
+
 def test_only_chosen_runs_have_a_test_score() -> None:
     found = results()
     assert set(found["rates"]["films"].values()) == {2e-4}
@@ -170,6 +198,16 @@ def test_bad_folders(tmp_path: Path) -> None:
 def test_chance_is_the_best_constant_answer() -> None:
     assert chance(accuracy, np.array([3, 3, 5, 7])) == 0.5
     assert chance(lambda answers, truth: float(np.ptp(answers)), np.array([0.5, 1.5])) == 0.0
+
+
+@pytest.mark.parametrize("average", ["micro", "macro"])
+def test_chance_of_any_number_of_classes_is_that_of_the_best_set_of_them(average: str) -> None:
+    def metric(answers: np.ndarray, truth: np.ndarray) -> float:
+        return float(f1_score(truth, answers, average=average, zero_division=0))
+
+    truth = np.random.default_rng(0).random((40, 4)) < (0.8, 0.05, 0.4, 0.1)
+    every = [np.tile(answer, (40, 1)) for answer in itertools.product((0, 1), repeat=4)]
+    assert chance(metric, truth.astype(int)) == max(metric(answers, truth) for answers in every)
 
 
 def test_when_students_were_near_their_teacher() -> None:

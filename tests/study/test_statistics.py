@@ -271,6 +271,12 @@ def test_a_rate_with_a_diverged_run_is_chosen_last() -> None:
     assert chosen_rate(PLAN, validation, "a", "KD", PLAN.seeds, {*diverged, Cell(0, "a", "KD", 1e-4)}) == 1e-3
 
 
+@pytest.mark.parametrize("rate", PLAN.rates)
+def test_a_rate_whose_score_is_not_defined_is_chosen_last(rate: float) -> None:
+    validation = dict.fromkeys(PLAN.cells(), 0.5) | {Cell(1, "a", "KD", rate): np.nan}
+    assert chosen_rate(PLAN, validation, "a", "KD", PLAN.seeds) != rate
+
+
 def test_only_seeds_that_all_variants_have_count() -> None:
     done = dict.fromkeys(PLAN.cells())
     assert complete_seeds(PLAN, done, "a") == [0, 1, 2]

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel
 
 from opdf.data import Prepared, loading
+from opdf.distill import keep_layers
 from opdf.job.checks import Fit
 from opdf.job.job import Job
 from opdf.job.latency import blank_inputs, planned_latencies
@@ -96,10 +97,13 @@ def plan_model(
         overparam: the over-parameterization.
         layers: blocks of the student, whose teacher is the model; None plans for the model itself.
         batch, tokens, accumulation: examples a micro-batch, tokens an example, micro-batches an optimizer step.
+
+    Raises:
+        ValueError: the model has fewer than `layers` blocks, or they are not in one list, or an encoder's and a
+            decoder's.
     """
-    models = {"model": _meta_model(name)} if layers is None else {
-        "teacher": _meta_model(name), "student": _meta_model(name, layers)
-    }  # fmt: skip
+    model = _meta_model(name)
+    models = {"model": model} if layers is None else {"teacher": model, "student": keep_layers(model, layers)}
     planned = overparameterize(list(models.values())[-1], overparam)
     teacher = 0 if layers is None else _entries(overparameterize(models["teacher"], OverParamConfig(ones=0)))
     report = summarize(planned, teacher=teacher, batch=batch, tokens=tokens, accumulation=accumulation)
@@ -161,11 +165,9 @@ def _entries(planned: OverParameterization) -> int:
     return sum(t.shape.rows * t.shape.cols for t in planned.matrices)
 
 
-def _meta_model(name: str, layers: int | None = None) -> Any:
+def _meta_model(name: str) -> Any:
     with loading(name) as folder:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    if layers is not None:
-        config.num_hidden_layers = layers
     with torch.device("meta"):
         return AutoModel.from_config(config)
 

@@ -6,7 +6,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from inspect import signature
@@ -144,14 +144,14 @@ def write(
     for file, outputs in runners.items():
         files[file] = {
             "bytes": sum(p.stat().st_size for p in folder.glob(f"{file}*")),
-            "difference": max(float((outputs(inputs) - want).abs().max()) for inputs, want in expected),
+            "difference": largest([outputs(inputs) - want for inputs, want in expected]),
             **({"test": score(outputs, prepared, batch)} if prepared and not prepared.task.is_unlabelled else {}),
         }
-    largest = max(float(want.abs().max()) for _, want in expected)
+    most = largest([want for _, want in expected])
     first = next(iter(files))
-    if not files[first]["difference"] <= TOLERANCE * max(1.0, largest):
+    if not files[first]["difference"] <= TOLERANCE * max(1.0, most):
         raise RuntimeError(
-            f"{first} differs from torch by {files[first]['difference']:.1e} where outputs are up to {largest:.1e}; "
+            f"{first} differs from torch by {files[first]['difference']:.1e} where outputs are up to {most:.1e}; "
             "this model is not exported right, please report it"
         )
     return {
@@ -159,11 +159,16 @@ def write(
         "class": type(model).__name__,
         "inputs": list(expected[0][0]),
         "output": output_name(model),
-        "largest_output": largest,
+        "largest_output": most,
         **({"metric": prepared.task.metric} if prepared else {}),
         "files": files,
         "versions": versions(),
     }
+
+
+def largest(tensors: Sequence[Tensor]) -> float:
+    """The largest absolute entry of all; NaN if there is one."""
+    return float(torch.stack([tensor.abs().max() for tensor in tensors]).max())
 
 
 def examples(model: Any) -> Iterator[dict[str, Any]]:

@@ -69,13 +69,18 @@ def latencies(
             if turn > 0 and time.perf_counter() - began > patience:
                 break
             for (model, inputs), times in zip(calls, taken, strict=True):
-                start = time.perf_counter()
+                start = now()
                 model.eval()(**inputs)
-                if torch.accelerator.is_available():
-                    torch.accelerator.synchronize()
-                times.append(time.perf_counter() - start)
+                times.append(now() - start)
     medians = [statistics.median(times[1:] or times) for times in taken]
     return list(zip(medians[::2], medians[1::2], strict=True))
+
+
+def now() -> float:
+    """Seconds of a clock, once the device has done what it was given."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+    return time.perf_counter()
 
 
 def split_inputs(prepared: Prepared) -> Inputs:

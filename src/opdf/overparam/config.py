@@ -110,8 +110,16 @@ class Constraint:
             raise TypeError(f"weight is {self.weight!r}; give a number, 0 or more")
         if not 0 <= self.weight < math.inf:
             raise ValueError(f"weight is {self.weight}; it must be a finite number, 0 or more")
-        if isinstance(self.layer_map, str) and self.layer_map not in ("last", "first"):
-            raise ValueError(f"layer_map is {self.layer_map!r}; expected 'last', 'first' or a mapping")
+        if self.layer_map not in ("last", "first") and not _is_map(self.layer_map):
+            raise ValueError(
+                f"layer_map is {self.layer_map!r}; expected 'last', 'first' or a mapping, of block numbers to block "
+                "numbers or of names to names"
+            )
+
+
+def _is_map(value: object) -> bool:
+    kinds = {type(entry) for pair in value.items() for entry in pair} if isinstance(value, Mapping) else set()
+    return kinds in ({int}, {str})
 
 
 def _one_of(name: str, value: object, allowed: Sequence[str], hint: str = "") -> None:

@@ -215,17 +215,17 @@ def match(
         )
 
 
-def is_product(weight: Tensor, cores: Sequence[Tensor], rounding: float) -> bool:
+def is_product(weight: Tensor, cores: Sequence[Tensor], precision: str) -> bool:
     """Whether every entry of `[rows, cols]` is that of the cores' product, to the rounding of the weight's dtype.
 
     Args:
         weight: as it is stored.
-        cores: its chain, in float32 or float64.
-        rounding: what the precision of the contraction adds, see `ROUNDING`.
+        cores: its chain.
+        precision: of the contraction that has made it, see `OverParamConfig`.
     """
     with torch.no_grad(), products_in():
-        product = contract(cores)
-        noise = max(64 * torch.finfo(product.dtype).eps, 2 * rounding) * product.abs().amax()
+        product = contract([working(core, weight) for core in cores])
+        noise = max(64 * torch.finfo(product.dtype).eps, 2 * ROUNDING[precision]) * product.abs().amax()
         allowed = product.abs() * torch.finfo(weight.dtype).eps + noise
         return bool(((weight.to(product.dtype) - product).abs() <= allowed).all())
 

@@ -72,7 +72,8 @@ class Inner:
     def adopt(self, parts: Sequence[Part]) -> None:
         """Make a group for every part, with the tensors and states that the part has now."""
         for part in parts:
-            if not _same(self._tensors.get(part.key, ()), part.tensors):
+            new = not _same(self._tensors.get(part.key, ()), part.tensors)
+            if new:
                 self._add(part)
             self._parts[part.key] = part
             assert self._optimizer is not None
@@ -81,7 +82,7 @@ class Inner:
                 replaced = place.get(key) is not states.get(param)
                 if replaced and place.get(key):
                     states[param] = place[key]
-                elif replaced:
+                elif replaced and not new:
                     states.pop(param, None)
 
     def step(self, parts: Sequence[Part], *, alone: bool) -> None:
@@ -130,6 +131,9 @@ class Inner:
                 self._optimizer.state.pop(param, None)
             self._optimizer.param_groups[:] = [g for g in self._optimizer.param_groups if g is not old]
             self._optimizer.add_param_group(new)
+            # Some make states where they are made, and none for groups that come later: Adagrad of torch 2.11.
+            begun = self._cls([dict(new)], **self._options).state
+            self._optimizer.state.update({param: begun[param] for param in params if begun.get(param)})
         self._groups[part.key] = self._optimizer.param_groups[-1]
         self._tensors[part.key] = part.tensors
 

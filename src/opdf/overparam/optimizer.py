@@ -28,7 +28,6 @@ from opdf.overparam import saved
 from opdf.overparam.alignment import LOGS, Alignment, compared_sites
 from opdf.overparam.config import OverParamConfig
 from opdf.overparam.cores import (
-    ROUNDING,
     Progress,
     Stack,
     cores_in,
@@ -418,8 +417,7 @@ class OverParameterizedOptimizer(Optimizer):
 
     def _fits(self, weight: Tensor, matrix: Matrix, cores: Sequence[Tensor]) -> bool:
         """Whether a whole weight is the product of these cores, to rounding."""
-        cores = [working(core, weight) for core in cores]
-        return is_product(matrix.of(weight), cores, ROUNDING[self._recipe.config.precision])
+        return is_product(matrix.of(weight), cores, self._recipe.config.precision)
 
     def cores(self, name: str) -> list[Tensor] | None:
         """The current cores of a weight, `[d_{k-1}, i_k, j_k, d_k]`; not copied.

@@ -231,7 +231,10 @@ class OwnerOptimizer(OverParameterizedOptimizer):
         for turn in self._turns(self.weights()):
             self._gather(turn)
             super()._restore_weights({p: matrix for p, matrix in _mine(turn).items() if p in weights})
+            restored = list(self._results)
             self._publish(turn)
+            for p in restored:
+                self._writes.forget(p)  # as in one process
 
     def _forget_others(self) -> None:
         owners = self.owners

@@ -89,7 +89,9 @@ def _pair_names(
                 raise ValueError(f"layer_map maps {ours!r} to {theirs!r}, which is no matrix of the teacher")
         return {str(k): str(v) for k, v in layer_map.items()}
     by_place = {(m.blocks, m.block, m.role): m.name for m in teachers.values()}
-    lists = _pair_lists(_depths(model, students), _depths(teacher, teachers))
+    depths = _depths(model, students)
+    _check_blocks(layer_map, max(depths.values(), default=0))
+    lists = _pair_lists(depths, _depths(teacher, teachers))
     names = {}
     for matrix in students.values():
         if not matrix.blocks:
@@ -124,7 +126,15 @@ def _pair_lists(ours: Mapping[str, int], theirs: Mapping[str, int]) -> dict[str,
 
 
 def _depths(model: nn.Module, matrices: Mapping[str, Matrix]) -> dict[str, int]:
-    return {m.blocks: len(list(model.get_submodule(m.blocks).children())) for m in matrices.values() if m.blocks}
+    return {m.blocks: len(model.get_submodule(m.blocks)._modules) for m in matrices.values() if m.blocks}
+
+
+def _check_blocks(layer_map: LayerMap, depth: int) -> None:
+    """Refuse a map of blocks with one that the student, whose longest list has `depth` of them, does not have."""
+    if isinstance(layer_map, Mapping) and depth:
+        for block in layer_map:
+            if not 0 <= block < depth:  # type: ignore[operator]
+                raise ValueError(f"layer_map has block {block}; the student has blocks 0 to {depth - 1}")
 
 
 def _partner_block(block: int, ours: int, theirs: int, layer_map: LayerMap) -> int | None:

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from opdf.overparam.alignment import Alignment
 from opdf.overparam.config import Constraint, OverParamConfig
-from opdf.overparam.cores import Progress, decompose, shape_of
+from opdf.overparam.cores import Progress, decompose, is_product, shape_of
 from opdf.overparam.inner import check_sparse, defaults, try_out
 from opdf.overparam.optimizer import OverParameterizedOptimizer
 from opdf.overparam.owner import OwnerOptimizer
@@ -130,10 +131,17 @@ class OverParameterization:
 
     def cores(self, matrix: Matrix) -> list[Tensor]:
         """The current cores of one of `matrices`, `[d_{k-1}, i_k, j_k, d_k]`; not copied."""
-        cores = self._optimizer.cores(matrix.name) if self._optimizer else self._initial_cores.get(matrix.name)
+        cores = self._optimizer.cores(matrix.name) if self._optimizer else self._loaded_cores(matrix)
         if cores is None:
             (cores,) = decompose([matrix.of(self.model.get_parameter(matrix.name))], [matrix.shape])
         return cores
+
+    def _loaded_cores(self, matrix: Matrix) -> list[Tensor] | None:
+        """The loaded cores of a weight that is still their product. A sharded one is taken to be."""
+        cores, weight = self._initial_cores.get(matrix.name), self.model.get_parameter(matrix.name)
+        if cores is None or isinstance(weight, DTensor) or is_product(matrix.of(weight), cores, self.config.precision):
+            return cores
+        return None
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
         """Take the cores of `state_dict` and write their products into the model; moments start over.
@@ -183,9 +191,12 @@ class OverParameterization:
             p = entry[1] if isinstance(entry, tuple) else entry
             return names.get(p) or f"extra.{next(unnamed)}", p
 
+        def members(group: dict[str, Any]) -> Any:
+            return [group["params"]] if isinstance(group["params"], Tensor) else group["params"]
+
         entries: list[Any] = list(params)
         if entries and isinstance(entries[0], dict):
-            return [{**group, "params": [named(p) for p in group["params"]]} for group in entries]
+            return [{**group, "params": [named(p) for p in members(group)]} for group in entries]
         return [named(p) for p in entries if (p[1] if isinstance(p, tuple) else p).requires_grad]
 
 

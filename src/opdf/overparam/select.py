@@ -145,7 +145,7 @@ def _check_patterns(patterns: Sequence[str], candidates: Sequence[Matrix], argum
 
 
 def _candidates(model: nn.Module) -> Iterator[Matrix]:
-    lists = {name: [child for child, _ in model.get_submodule(name).named_children()] for name in block_lists(model)}
+    lists = {name: list(model.get_submodule(name)._modules) for name in block_lists(model)}
     for module_name, module in model.named_modules():
         for parameter_name, transposed in _weights_of(module):
             weight = getattr(module, parameter_name)
@@ -197,8 +197,9 @@ def _place(name: str, lists: Mapping[str, Sequence[str]]) -> tuple[str, int, str
 
 def _untie(model: nn.Module, chosen: list[Matrix], explicit: bool) -> list[Matrix]:
     names_of: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names_of.setdefault(id(parameter), []).append(name)
+    for module_name, module in model.named_modules():  # each once: a block that stands in several places ties nothing
+        for name, parameter in module.named_parameters(module_name, recurse=False, remove_duplicate=False):
+            names_of.setdefault(id(parameter), []).append(name)
     chosen_as = {m.name: m.transposed for m in chosen}
     kept: list[Matrix] = []
     seen: set[int] = set()

@@ -50,6 +50,8 @@ def teacher_shape(student: MPOShape, rows: int, cols: int) -> MPOShape:
     Raises:
         ValueError: the sizes do not allow it.
     """
+    if not student.auxiliary:
+        raise ValueError("it has one core, and the constraint is on those beside the central one")
     row_factors = _stretched(student, student.row_factors, rows, "rows")
     col_factors = _stretched(student, student.col_factors, cols, "columns")
     full = MPOShape(row_factors, col_factors)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import Trainer, TrainerCallback
+
+from opdf.job import now
 
 STEPS = 25
 """Optimizer steps of a measurement."""
@@ -63,11 +64,11 @@ class Watch(TrainerCallback):
 
     def __init__(self) -> None:
         self.steps = 0
-        self.ends = [time.perf_counter()]
+        self.ends = [now()]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.steps = state.max_steps
-        self.ends.append(time.perf_counter())
+        self.ends.append(now())
         control.should_training_stop = len(self.ends) > STEPS
 
 

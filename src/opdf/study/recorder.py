@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from transformers import TrainerCallback
 
 from opdf.distill import DistillationTrainer
+from opdf.job import now
 from opdf.mpo import contract, decompose_many, singular_values
 from opdf.overparam import OverParameterization
 
@@ -48,21 +48,24 @@ class Recorder(TrainerCallback):
         """
         self._look(0)
         self._trainer.add_callback(self)
-        self._begun = time.perf_counter()
+        self._begun = now()
         try:
             self._trainer.train()
         finally:
-            self.seconds += time.perf_counter() - self._begun
+            self.seconds += now() - self._begun
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        now = time.perf_counter()
-        self.seconds += now - self._begun
         step, total = state.global_step, state.max_steps
-        if step in {round(total / 2**k) for k in range(1, HALVINGS + 1)}:
+        scored = step in {round(total / 2**k) for k in range(1, HALVINGS + 1)}
+        seen = step in {1, *(round(total * k / SPECTRUM_STEPS) for k in range(1, SPECTRUM_STEPS + 1))}
+        if not (scored or seen):  # then the device goes on without a pause
+            return
+        self.seconds += now() - self._begun
+        if scored:
             self._look(step)
-        if step in {1, *(round(total * k / SPECTRUM_STEPS) for k in range(1, SPECTRUM_STEPS + 1))}:
+        if seen:
             self._see_cores(step)
-        self._begun = time.perf_counter()
+        self._begun = now()
 
     def facts(self) -> dict[str, Any]:
         """JSON.
@@ -111,12 +114,12 @@ def spectra(over: OverParameterization) -> list[list[float]]:
 def _times(over: OverParameterization) -> dict[str, float]:
     """Seconds to decompose all matrices, and to multiply them out again."""
     weights = [(t.of(over.model.get_parameter(t.name)), t.shape) for t in over.matrices]
-    start = time.perf_counter()
+    start = now()
     chains = decompose_many(*zip(*weights, strict=True))
-    middle = time.perf_counter()
+    middle = now()
     for chain in chains:
         contract(chain)
-    end = time.perf_counter()
+    end = now()
     return {"decompose_seconds": round(middle - start, 3), "contract_seconds": round(end - middle, 3)}
 
 

@@ -69,11 +69,10 @@ def write_report(results: dict[str, Any], folder: Path, title: str) -> Path:
 
 
 def conclusions(results: dict[str, Any]) -> list[str]:
-    """One sentence a variant: over all settings where there are several, else on the only one."""
-    names = {e["setting"] for e in results["effects"]}
-    where = POOLED if POOLED in names else next(iter(names), "")
-    found = [e for e in results["effects"] if e["setting"] == where and e["at"] == "best"]
-    return [f"{e['variant']} against {results['plan']['baseline']}, {where}: {e['verdict']}." for e in found]
+    """One sentence a variant over all settings; where these were not pooled, one on each."""
+    best = [e for e in results["effects"] if e["at"] == "best"]
+    found = [e for e in best if e["setting"] == POOLED] or best
+    return [f"{e['variant']} against {results['plan']['baseline']}, {e['setting']}: {e['verdict']}." for e in found]
 
 
 def cautions(results: dict[str, Any]) -> list[str]:
@@ -187,8 +186,13 @@ def near_rows(seen: Results) -> list[dict[str, Any]]:
 
 
 def cost_rows(seen: Results) -> list[dict[str, Any]]:
-    """Parameters, steps, time of training over the baseline's (median over equal settings, rates and seeds), S2's."""
-    table = seen.runs.pivot_table(index=["setting", "rate", "seed"], columns="variant", values="seconds")
+    """Parameters, steps, time of training over the baseline's (median over equal settings, rates and seeds), S2's.
+
+    Runs that diverged ended early: they have no part in the time.
+    """
+    whole = seen.runs[[DIVERGED not in facts for facts in seen.runs["facts"]]]
+    table = whole.pivot_table(index=["setting", "rate", "seed"], columns="variant", values="seconds")
+    table = table.reindex(columns=seen.variants)
     rows = []
     for variant in seen.variants:
         some = seen.runs[seen.runs.variant == variant]
@@ -197,7 +201,8 @@ def cost_rows(seen: Results) -> list[dict[str, Any]]:
         rows.append({
             "variant": variant, "train_params": _range(some["train_params"]),
             "inference_params": _range(some["inference_params"]),
-            "steps": _range(facts["steps"]) if "steps" in facts else "", "ratio": f"{ratio:.2f}",
+            "steps": _range(facts["steps"]) if "steps" in facts else "",
+            "ratio": "" if pd.isna(ratio) else f"{ratio:.2f}",
             **{key: _seconds(facts, key) for key in ("decompose_seconds", "contract_seconds")},
         })  # fmt: skip
     return rows

@@ -105,8 +105,12 @@ def conclude_again(results: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def chance(metric: Metric, labels: np.ndarray) -> float:
     """The score of the best constant answer; for values, where any constant is as good, of 0."""
-    answers = np.unique(labels) if np.issubdtype(labels.dtype, np.integer) else np.zeros(1)
-    return max(metric(np.full(labels.shape, answer), labels) for answer in answers)
+    if labels.ndim == 2:  # of any number of classes the best answer is some of the most frequent ones
+        place = np.argsort(np.argsort(-labels.sum(axis=0), kind="stable"))
+        answers = [(place < count).astype(int) for count in range(labels.shape[1] + 1)]
+    else:
+        answers = list(np.unique(labels)) if np.issubdtype(labels.dtype, np.integer) else [np.zeros(())]
+    return max(metric(np.broadcast_to(answer, labels.shape), labels) for answer in answers)
 
 
 Compared = tuple[str, str]

@@ -6,7 +6,6 @@ import copy
 import gc
 import json
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -27,6 +26,7 @@ from opdf.job import (
     evaluator,
     features,
     fit_probe,
+    now,
     parameters,
     prepare_data,
     ready_teacher,
@@ -112,9 +112,9 @@ class Runner:
             teacher = copy.deepcopy(taught.teacher)  # some methods train it
             job = Job(replace(config, output=scratch), teachers=taught.folder)
             with FileLock(taught.folder / "lock"):  # one process writes the teacher's outputs there
-                begun = time.perf_counter()
+                begun = now()
                 trainer = student_trainer(job, taught.prepared, teacher, title)
-                self._start_seconds = round(time.perf_counter() - begun, 2)
+                self._start_seconds = round(now() - begun, 2)
             yield trainer
 
     def _timed(self, cell: Cell, taught: Taught) -> dict[str, Any] | None:
@@ -158,9 +158,9 @@ class Runner:
             folder.mkdir(parents=True, exist_ok=True)
             prepared, scored = prepare_data(config.data, config.teacher), folder / "scores.json"
             with FileLock(folder / "lock"):
-                untrained, start = not any(folder.glob("teacher*")), time.perf_counter()
+                untrained, start = not any(folder.glob("teacher*")), now()
                 teacher = ready_teacher(Job(config, teachers=folder), prepared)
-                seconds = round(time.perf_counter() - start, 2) if config.teacher.finetune and untrained else None
+                seconds = round(now() - start, 2) if config.teacher.finetune and untrained else None
                 if not scored.is_file():
                     write_json(scores(evaluator(teacher, prepared), prepared) | {"train_seconds": seconds}, scored)
             gc.collect()  # the teacher's trainer and its optimizer, as in run
@@ -187,8 +187,9 @@ class Taught:
 
 
 def no_answers(prepared: Prepared, part: str) -> np.ndarray:
-    """The answers that count for a diverged student: class 0 or the value 0 for everything.
+    """The answers that count for a diverged student: class 0, none of several classes or the value 0 for everything.
 
     Its own outputs are NaN, to which no probe can be fitted and which have no correlation.
     """
-    return np.zeros(len(prepared.data[part]), int)
+    task, examples = prepared.task, len(prepared.data[part])
+    return np.zeros((examples, task.num_labels) if task.kind == "multi-label" else examples, int)

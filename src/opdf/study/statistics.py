@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -194,10 +195,14 @@ def chosen_rate(
     seeds: Sequence[int],
     diverged: Container[Cell] = (),
 ) -> float:
-    """The rate with the fewest diverged runs and of these the best mean validation score; of equal ones the smaller."""
+    """The rate with the fewest diverged runs and of these the best mean validation score; of equal ones the smaller.
+
+    A mean that is not a number, of a score that is not defined, is the worst.
+    """
 
     def merit(rate: float) -> tuple[int, float]:
         cells = [Cell(seed, setting, variant, rate) for seed in seeds]
-        return -sum(cell in diverged for cell in cells), float(np.mean([validation[cell] for cell in cells]))
+        mean = float(np.mean([validation[cell] for cell in cells]))
+        return -sum(cell in diverged for cell in cells), -math.inf if math.isnan(mean) else mean
 
     return max(sorted(plan.rates), key=merit)

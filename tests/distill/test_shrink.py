@@ -194,6 +194,20 @@ def test_other_heads_and_none_come_back_too(name: str) -> None:
     assert error(student, teacher, given) < (2e-2 if kind in POST_NORM else 1e-3)
 
 
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_alike_hidden_units_of_a_head_are_not_read_against_each_other(kind: str) -> None:
+    """Of two classes all can be alike. Large weights of opposite signs cancel, but not under dropout."""
+    names = {"bert": ("bert.pooler.dense", "classifier"), "roberta": ("classifier.dense", "classifier.out_proj")}[kind]
+    teacher = small(kind).float()
+    hidden, last = (teacher.get_submodule(name) for name in names)
+    for gain in (0.5, 1.0):
+        with torch.no_grad():
+            hidden.weight.copy_(gain * torch.linspace(0.5, 1.5, 16)[:, None] * hidden.weight[0])
+            hidden.bias.fill_(1)
+        student = shrink(teacher, [inputs(kind)], hidden_size=12)
+        assert student.get_submodule(names[1]).weight.norm() < 2 * last.weight.norm()
+
+
 @pytest.mark.parametrize("kind", ["bert", "llama", "t5"])
 def test_half_precision_stays(kind: str) -> None:
     model = small(kind)

@@ -53,7 +53,20 @@ def check_teacher(teacher: nn.Module) -> Family:
             raise ValueError(f"teacher's {name} holds NaN or infinite entries; give a teacher that works")
     _check_blocks(teacher, family)
     check_made(teacher)
+    _check_outputs(teacher, family)
     return family
+
+
+def _check_outputs(teacher: Any, family: Family) -> None:
+    """Refuse a head that reads other states than one of the model's width: several side by side, say."""
+    width = getattr(teacher.config, family.width)
+    for name in {name for head in outputs_of(teacher, family) for name in (head.first, head.second) if name}:
+        reads = getattr(teacher.get_submodule(name), "in_features", None)
+        if reads != width:
+            raise ValueError(
+                f"teacher's {name} reads {reads} values, and shrink knows layers of heads that read as many as "
+                f"{family.width}, {width}; use keep_layers, which makes a student with fewer blocks of any model"
+            )
 
 
 def _check_blocks(teacher: Any, family: Family) -> None:

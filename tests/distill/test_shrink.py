@@ -584,6 +584,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], dict[str, Any], type[Exception], str
     "another head": (lambda: masked_bert(), {}, ValueError, "BertForMaskedLM.*does not know its cls.predictions"),
     "a head of two states": (lambda: Doubled(small("bert").config), {}, ValueError,
                              "classifier reads 32 values.*as many as hidden_size, 16; use keep_layers"),
+    "twice": (lambda: small("gpt2"), {"hidden_size": 8, "n_embd": 12}, ValueError,
+              "hidden_size and n_embd are one size"),
     "larger": (lambda: small("bert"), {"hidden_size": 32}, ValueError, "hidden_size is 32; the teacher's is 16"),
     "zero": (lambda: small("bert"), {"num_hidden_layers": 0}, ValueError, "num_hidden_layers is 0"),
     "no number": (lambda: small("bert"), {"hidden_size": "8"}, TypeError, "hidden_size is '8'; give a whole"),

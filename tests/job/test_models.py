@@ -26,7 +26,7 @@ from transformers import (
 from jobs import bert
 from opdf.data import Task
 from opdf.job.errors import UserError
-from opdf.job.models import files_of, load_model, places
+from opdf.job.models import check_fields, files_of, load_model, places
 
 TASK = Task("classification", ("text",), "label", ("a", "b"))
 
@@ -184,3 +184,8 @@ def bert_named(folder: Path, *names: str) -> str:
     config = BertConfig(**sizes, id2label=dict(enumerate(names)), label2id={n: k for k, n in enumerate(names)})
     BertForSequenceClassification(config).save_pretrained(folder)
     return str(folder)
+
+
+def test_a_field_that_is_given_under_two_names_is_refused() -> None:
+    with pytest.raises(UserError, match=r"student\.config has hidden_size and n_embd, which are one field of a gpt2"):
+        check_fields("student.config", "gpt2", {"hidden_size": 32, "n_embd": 16})

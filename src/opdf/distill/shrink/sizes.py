@@ -140,8 +140,11 @@ def student_config(teacher: Any, family: Family, changes: Mapping[str, float]) -
     old = teacher.config
     config = copy.deepcopy(old)
     names = size_fields(teacher, family)
+    known: dict[str, str] = {}
     for given, value in changes.items():
         name = old.attribute_map.get(given, given)
+        if (other := known.setdefault(name, given)) != given:
+            raise ValueError(f"{other} and {given} are one size of a {old.model_type}; give one")
         if DROPOUT.search(name) and hasattr(old, name):
             setattr(config, name, _rate(given, value))
             continue

@@ -117,6 +117,15 @@ def test_several_labels_and_numbers(models: Path, tmp_path: Path, capsys: Any) -
     assert values == pytest.approx([one["score"] for one in ask(TEXTS)], abs=1e-5)
 
 
+def test_a_column_may_have_the_name_that_another_tasks_answers_have(models: Path) -> None:
+    """Rows that were trained on are predicted for too: `score` is what labels of regressions and pairs are called."""
+    row = {"text": "w1 w2", "a": "w1", "b": "w2", "score": 3.0}
+    (number,) = predict(models / "number", [row])
+    (pair,) = predict(models / "body", [row], inputs=["a", "b"])
+    assert number.keys() - row == {"prediction"}
+    assert pair.keys() - row == {"similarity"}
+
+
 def test_a_word_has_the_tag_of_its_first_token(models: Path) -> None:
     rows = [{"tokens": ["w1", "w2,w3", "w4"]}, {"tokens": ["w5"] * 40}, {"tokens": "w1 w2"}]
     found = list(predict(models / "tags", rows))

@@ -57,6 +57,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "no-config" / "config.json").unlink()
     for name in ("vocab.txt", "tokenizer.json", "tokenizer_config.json"):
         (folder / "no-tokenizer" / name).unlink(missing_ok=True)
+    (folder / "adapters").mkdir()
+    (folder / "adapters" / "adapter_config.json").write_text("{}")
     data(folder)
     return folder
 
@@ -333,6 +335,7 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
         ("{world}/good.jsonl", "is a file; give the folder of a model"),
         ("{world}/empty", "it has no weights. Save the model as safetensors"),
         ("{world}/pickled", "pickled weights are not loaded"),
+        ("{world}/adapters", "adapters holds adapters; merge them into their model"),
         ("{world}/custom", "it wants code of its own to be run, which opdf does not do"),
         ("{world}/cut", "model.safetensors is damaged (Error while deserializing"),
         ("{world}/bad-json", "config.json is damaged (Expecting property name"),

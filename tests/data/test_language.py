@@ -107,6 +107,13 @@ def test_a_tokenizer_that_pads_with_nothing(tokenizer: Any) -> None:
     assert tokenizer.pad_token is None
 
 
+def test_a_tokenizer_that_cannot_pad_is_refused_where_padding_decides(tokenizer: Any) -> None:
+    """A decoder classifies at the last token that is no padding, as its configuration knows it."""
+    tokenizer.pad_token = None
+    with pytest.raises(ValueError, match=r"no token for padding.*model\.config\.pad_token_id"):
+        encode(*load_data("movie-sentiment", train_limit=8), tokenizer)
+
+
 def test_conversations(tmp_path: Path, tokenizer: Any) -> None:
     file = lines(tmp_path / "talks.jsonl", [{"messages": talk} for talk in TALKS])
     data, task = training(file)

@@ -14,6 +14,7 @@ import torch
 import transformers
 from datasets import Dataset
 from torch import Tensor, nn
+from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassifierOutput
 
 from families import batch, build
 from opdf import Constraint, DistillationArguments, DistillationTrainer, OverParamConfig, overparameterize
@@ -192,6 +193,20 @@ def test_other_heads_and_none_come_back_too(name: str) -> None:
     teacher = widened(model)
     student = shrink(teacher, [given], **sizes_of(model))
     assert error(student, teacher, given) < (2e-2 if kind in POST_NORM else 1e-3)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_alike_hidden_units_of_a_head_are_not_read_against_each_other(kind: str) -> None:
+    """Of two classes all can be alike. Large weights of opposite signs cancel, but not under dropout."""
+    names = {"bert": ("bert.pooler.dense", "classifier"), "roberta": ("classifier.dense", "classifier.out_proj")}[kind]
+    teacher = small(kind).float()
+    hidden, last = (teacher.get_submodule(name) for name in names)
+    for gain in (0.5, 1.0):
+        with torch.no_grad():
+            hidden.weight.copy_(gain * torch.linspace(0.5, 1.5, 16)[:, None] * hidden.weight[0])
+            hidden.bias.fill_(1)
+        student = shrink(teacher, [inputs(kind)], hidden_size=12)
+        assert student.get_submodule(names[1]).weight.norm() < 2 * last.weight.norm()
 
 
 @pytest.mark.parametrize("kind", ["bert", "llama", "t5"])
@@ -379,6 +394,42 @@ class Bare(transformers.BertForSequenceClassification):
         return super().forward(*args, **kwargs).logits
 
 
+class Unpooled(transformers.BertForSequenceClassification):
+    """Its pooler is there and is not read."""
+
+    def forward(self, **given: Any) -> Any:
+        return SequenceClassifierOutput(logits=self.classifier(self.bert(**_known(given)).last_hidden_state[:, 0]))
+
+
+class Tagger(transformers.DistilBertForSequenceClassification):
+    """Two layers for every token."""
+
+    def forward(self, **given: Any) -> Any:
+        states = self.distilbert(**_known(given)).last_hidden_state
+        return TokenClassifierOutput(logits=self.classifier(self.pre_classifier(states).tanh()))
+
+
+class Doubled(transformers.BertForSequenceClassification):
+    """Reads two states side by side."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.classifier = nn.Linear(2 * config.hidden_size, config.num_labels)
+
+
+def _known(given: dict[str, Any]) -> dict[str, Any]:
+    return {name: given[name] for name in ("input_ids", "attention_mask")}
+
+
+@pytest.mark.parametrize(("kind", "own"), [("bert", Unpooled), ("distilbert", Tagger)])
+def test_a_class_of_the_users_own_may_read_something_else(kind: str, own: Any) -> None:
+    """By their names alone, its layers were fitted as those of transformers' class."""
+    model, given = noisy(own(small(kind).config)), inputs(kind)
+    teacher = widened(model)
+    assert error(shrink(teacher, [given], **sizes_of(model)), teacher, given) < 2e-2
+    assert error(shrink(teacher, [given]), teacher, given) < 1e-4
+
+
 def test_a_class_of_the_users_own_may_return_something_else() -> None:
     usual = small("bert", num_labels=1)
     students = []
@@ -531,6 +582,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], dict[str, Any], type[Exception], str
     "no model": (lambda: nn.Linear(2, 2), {}, TypeError, "Linear; shrink needs a transformers model"),
     "another family": (lambda: build("swin"), {}, ValueError, "swin.*knows bert, .*keep_layers"),
     "another head": (lambda: masked_bert(), {}, ValueError, "BertForMaskedLM.*does not know its cls.predictions"),
+    "a head of two states": (lambda: Doubled(small("bert").config), {}, ValueError,
+                             "classifier reads 32 values.*as many as hidden_size, 16; use keep_layers"),
+    "twice": (lambda: small("gpt2"), {"hidden_size": 8, "n_embd": 12}, ValueError,
+              "hidden_size and n_embd are one size"),
     "larger": (lambda: small("bert"), {"hidden_size": 32}, ValueError, "hidden_size is 32; the teacher's is 16"),
     "zero": (lambda: small("bert"), {"num_hidden_layers": 0}, ValueError, "num_hidden_layers is 0"),
     "no number": (lambda: small("bert"), {"hidden_size": "8"}, TypeError, "hidden_size is '8'; give a whole"),

@@ -29,7 +29,7 @@ from families import FAMILIES, batch, build
 from opdf import DistillationArguments, DistillationTrainer, OverParamConfig
 from opdf.distill import keep_layers
 from opdf.job import DataConfig, DistillConfig, UserError, export, run
-from opdf.job.export import NEEDED, largest, to_onnx
+from opdf.job.export import NEEDED, largest, onnx_outputs, to_onnx, to_torch, torch_outputs
 from opdf.job.options import fill
 
 onnx = pytest.importorskip("onnx")
@@ -112,6 +112,15 @@ def test_every_family_in_onnxruntime(family: str, tmp_path: Path) -> None:
     with torch.no_grad():
         expected = model(**inputs).logits.numpy()
     np.testing.assert_allclose(session_outputs(tmp_path / "model.onnx", inputs), expected, atol=2e-6)
+
+
+def test_a_batch_may_lack_the_token_types_that_its_tokenizer_does_not_make(tmp_path: Path) -> None:
+    model, given = build("bert"), batch("bert", 3)
+    assert "token_type_ids" not in given
+    expected = torch_outputs(model)(given)
+    to_onnx(model, tmp_path / "model.onnx")
+    torch.testing.assert_close(onnx_outputs(tmp_path / "model.onnx")(given), expected)
+    torch.testing.assert_close(to_torch(model, tmp_path / "model.pt2")(given), expected)
 
 
 def test_torch_export_runs_where_opdf_is_not_installed(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from jobs import bert, texts
 from opdf.data import Task
 from opdf.job import DistillConfig, run
 from opdf.job.errors import UserError
-from opdf.job.models import files_of, load_model, places
+from opdf.job.models import check_fields, files_of, load_model, places
 from opdf.job.options import fill
 
 TASK = Task("classification", ("text",), "label", ("a", "b"))
@@ -219,3 +219,8 @@ def bert_named(folder: Path, *names: str) -> str:
     config = BertConfig(**sizes, id2label=dict(enumerate(names)), label2id={n: k for k, n in enumerate(names)})
     BertForSequenceClassification(config).save_pretrained(folder)
     return str(folder)
+
+
+def test_a_field_that_is_given_under_two_names_is_refused() -> None:
+    with pytest.raises(UserError, match=r"student\.config has hidden_size and n_embd, which are one field of a gpt2"):
+        check_fields("student.config", "gpt2", {"hidden_size": 32, "n_embd": 16})

@@ -95,6 +95,12 @@ def _check_options(
         raise ValueError(f"{where}answers_only is true and the task is {task.kind}; it is for causal-lm: leave it out")
     if task.is_image:
         return
+    if task.kind != "causal-lm" and processor.pad_token is None:
+        raise ValueError(
+            "the tokenizer has no token for padding, and texts of one batch differ in length; give it one that it has "
+            "(tokenizer.pad_token = tokenizer.eos_token), and its number to the model (model.config.pad_token_id = "
+            "tokenizer.pad_token_id), save both with save_pretrained, and name that folder"
+        )
     special = processor.num_special_tokens_to_add(pair=len(task.inputs) > 1)
     if max_length < special + len(task.inputs):
         raise ValueError(

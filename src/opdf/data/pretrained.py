@@ -72,6 +72,10 @@ def local(model: str) -> str:
     folder = Path(model)
     if folder.is_file():
         raise ValueError(f"{model} is a file; give the folder of a model")
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise ValueError(
+            f"{model} holds adapters; merge them into their model (merge_and_unload), and save and name that"
+        )
     if folder.is_dir() and not list(folder.glob("*.safetensors")):
         pickled = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth")]
         reason = f"it has {pickled[0]}, and pickled weights are not loaded" if pickled else "it has no weights"

@@ -258,7 +258,7 @@ def to_torch(model: Any, path: Path) -> Outputs:
 
     def outputs(given: Mapping[str, Any]) -> Any:
         with torch.no_grad():
-            return again(*(given[name] for name in inputs))
+            return again(*(_input(given, name) for name in inputs))
 
     return outputs
 
@@ -279,7 +279,14 @@ def onnx_outputs(path: Path) -> Outputs:
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     names = [entry.name for entry in session.get_inputs()]
-    return lambda given: torch.from_numpy(session.run(None, {name: given[name].numpy() for name in names})[0])
+    return lambda given: torch.from_numpy(session.run(None, {name: _input(given, name).numpy() for name in names})[0])
+
+
+def _input(given: Mapping[str, Any], name: str) -> Any:
+    """One of a batch; where the tokenizer makes no token types, those that the model takes then."""
+    if name == "token_type_ids" and name not in given:
+        return torch.zeros_like(given["input_ids"])
+    return given[name]
 
 
 def torch_outputs(model: Any) -> Outputs:

@@ -356,7 +356,8 @@ def check_fields(where: str, kind: Any, fields: dict[str, Any]) -> None:
         raise UserError(f"{where} has no model_type; add one, e.g. model_type: vit")
     if kind not in CONFIG_MAPPING:
         raise UserError(f"{where}: model_type is {kind!r}, which transformers {transformers.__version__} does not have")
-    known = {*CONFIG_MAPPING[kind]().to_dict(), *CONFIG_MAPPING[kind].attribute_map}
+    other_names = CONFIG_MAPPING[kind].attribute_map
+    known, given = {*CONFIG_MAPPING[kind]().to_dict(), *other_names}, dict[str, str]()
     for key in fields:
         if key in DECIDED:
             raise UserError(f"{where}: {key} follows from the data; remove it")
@@ -364,3 +365,5 @@ def check_fields(where: str, kind: Any, fields: dict[str, Any]) -> None:
             raise UserError(f"{where}: {key} is float32 for all models; set training.bf16 or training.fp16 instead")
         if key not in known:
             raise UserError(f"{where} has no field {key!r} for a {kind}{suggest(str(key), known)}")
+        if (other := given.setdefault(other_names.get(key, key), key)) != key:
+            raise UserError(f"{where} has {other} and {key}, which are one field of a {kind}; give one")

@@ -40,8 +40,12 @@ USUAL = {
 }
 """Columns that a model reads if nobody names them, by task; other tasks read `text`."""
 
-OURS = ("prediction", "score", "scores", "embedding", "similarity", "perplexity")
-"""Names of the columns that are added."""
+ADDED = {
+    "regression": ("prediction",),
+    "similarity": ("embedding", "similarity"),
+    "causal-lm": ("prediction", "perplexity"),
+}
+"""Names of the columns that are added, by task; other tasks have `prediction`, `score` and `scores`."""
 
 MOST_TOKENS = 512
 """Tokens of a text, if neither run nor tokenizer nor model says how many."""
@@ -218,7 +222,7 @@ def _read(row: Row, task: Task) -> Row:
         if len(task.inputs) > 1:
             raise ValueError(f"{row.where} is one text and the model reads {' and '.join(task.inputs)}; give columns")
         values[task.inputs[0]] = values.pop(None)
-    taken = next((column for column in OURS if column in values), None)
+    taken = next((c for c in ADDED.get(task.kind, ("prediction", "score", "scores")) if c in values), None)
     if taken is not None:
         raise ValueError(f"{row.where} has a column {taken!r}, which answers are called; rename it")
     for column in task.inputs:

@@ -81,6 +81,11 @@ class Stream:
         rows, places = states.flatten(0, 1), self.places[batch]
         return rows if places is None else rows.index_select(0, places)
 
+    def read(self, batch: int, states: Tensor) -> Tensor:
+        """`[rows, width]` of what a head reads: states of examples, of tokens, or of some of these."""
+        whole = states.shape[:-1] == self.real[batch].shape
+        return self.rows(batch, states) if whole else states.flatten(0, -2)
+
     def padded(self, batch: int, rows: Tensor) -> Tensor:
         """`[examples, tokens, width]`, zeros at padding."""
         real, places = self.real[batch], self.places[batch]
@@ -143,11 +148,11 @@ def hooked(*before: Hook, after: Iterable[Hook] = ()) -> Iterator[None]:
 
 
 class Chosen(NamedTuple):
-    """What a head reads of a batch.
+    """What a layer of a head reads of a batch.
 
     Attributes:
-        states: `[examples, width]`, the teacher's.
-        tokens: `[examples]`, the tokens whose final states they are; None if one of them is padding or none at all.
+        states: `[rows, width]`, the teacher's.
+        tokens: `[examples]`, the tokens whose final states they are; None if they are no such states, or of padding.
     """
 
     states: Tensor
@@ -166,7 +171,7 @@ class Calibration:
         states: second moments of the inputs of the teacher's norms (their outputs, if norms stand after the branches).
         gradients: second moments of the gradients of the teacher's outputs to these; of no rows for a language model
             or one without a head.
-        chosen: for each batch, by name, what heads read that read one state an example.
+        chosen: for each batch, by name, what layers of heads read that do not read the final states of all tokens.
         inner: second moments of what output matrices read, of those that were asked for.
     """
 
@@ -228,7 +233,8 @@ class Recorder:
         self.result.chosen.append({})
         self._points, self._inner = [], []
         before = [hook for tower in self._towers for hook in self._before(tower, inputs)]
-        before += [(self._teacher.get_submodule(h.first), partial(self._choose, h.first)) for h in self._heads]
+        names = [name for head in self._heads for name in (head.first, head.second) if name]
+        before += [(self._teacher.get_submodule(name), partial(self._choose, name)) for name in names]
         after = [hook for tower in self._towers for hook in self._after(tower)]
         # With a small LLaMA there was nothing to gain by it: every token has an output that depends on it.
         graph = torch.enable_grad() if self._teacher.get_output_embeddings() is None else nullcontext()
@@ -331,12 +337,13 @@ class Recorder:
                 kept.later.clear()
 
     def _choose(self, name: str, _: nn.Module, args: Any, kwargs: Any) -> None:
-        states = args[0]
-        if states.dim() == 2:
-            real = self.result.streams[self._towers[-1].blocks].real[-1]
-            same = (self._normed == states[:, None]).all(-1) & real
+        states, stream, tokens = args[0].detach(), self.result.streams[self._towers[-1].blocks], None
+        if torch.equal(states, self._normed):
+            return
+        if states.dim() == 2 and states.shape[1] == self._normed.shape[2]:
+            same = (self._normed == states[:, None]).all(-1) & stream.real[-1]
             tokens = same.int().argmax(1) if same.any(1).all() else None
-            self.result.chosen[-1][name] = Chosen(states, tokens)
+        self.result.chosen[-1][name] = Chosen(stream.read(-1, states), tokens)
 
 
 def leads(name: str, values: Tensor, real: Tensor, *, rivals: bool = True) -> Tensor:

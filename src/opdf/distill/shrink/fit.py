@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ from transformers.activations import ACT2FN
 from opdf.distill.models import has_no_head
 from opdf.distill.shrink.basis import Basis
 from opdf.distill.shrink.branches import AttentionBranch, Branch, FeedForwardBranch, HeadSizes
-from opdf.distill.shrink.calibration import Calibration, Stream, has_room, input_of
+from opdf.distill.shrink.calibration import Calibration, Chosen, Stream, has_room, input_of
 from opdf.distill.shrink.choose import choose_groups, choose_units, retold
 from opdf.distill.shrink.families import Attention, Family, Head, Tower, attentions
 from opdf.distill.shrink.matrices import Matrix, Reader
@@ -259,26 +259,46 @@ class Fit:
 
     def head(self, head: Head) -> None:
         """A head, at the tokens that it reads."""
+        if head.second and not self._follows(head):
+            self.head(Head(head.first, head.activation))
+            return self.head(Head(head.second))
         theirs, ours = Matrix(self.teacher, head.first), Matrix(self.student, head.first)
         if is_tied(self.student, ours.module):
-            return
+            return None
         first = list(self._finals.values())[-1].read(theirs)
-        if head.first not in self.calibration.chosen[0]:
-            ours.set(first)
-            return
-        chosen = [batch[head.first] for batch in self.calibration.chosen]
-        read = [self._read(ours.module, batch, tokens) for batch, (_, tokens) in enumerate(chosen)]
-        told: list[Tensor] = [theirs.module(states) for states, _ in chosen]
+        if head.activation is None and head.first not in self.calibration.chosen[0]:
+            return ours.set(first)
+        batches = range(len(self.calibration.inputs))
+        read = [self._read(head.first, batch) for batch in batches]
+        told = (theirs.module(self._chosen(head.first, batch).states) for batch in batches)
         if head.activation is None:
-            ours.set(self._refit(read, told, first.weight, ours))
-        else:
-            self._two_layers(head, first, read, told)
+            return ours.set(self._refit(read, told, first.weight, ours))
+        return self._two_layers(head, first, read, list(told))
 
-    def _read(self, module: nn.Module, batch: int, tokens: Tensor | None) -> Tensor:
-        """What a head of the student reads of a batch."""
-        if tokens is None:
-            return input_of(module, partial(self.student, **self.calibration.inputs[batch]))
-        return list(self.calibration.streams.values())[-1].student_at(batch, tokens)
+    def _follows(self, head: Head) -> bool:
+        """Whether a head's second layer reads what its first one gives: a class of the user's own may use the names."""
+        module, activation = self.teacher.get_submodule(head.first), ACT2FN[head.activation]
+        for batch in range(len(self.calibration.inputs)):
+            first, second = (self._chosen(name, batch).states for name in (head.first, str(head.second)))
+            given = activation(module(first))
+            if given.shape != second.shape or not torch.allclose(given, second, rtol=1e-3, atol=1e-3):
+                return False
+        return True
+
+    def _chosen(self, name: str, batch: int) -> Chosen:
+        """What a layer of the teacher's head reads of a batch."""
+        states = list(self.calibration.streams.values())[-1].teacher[batch]
+        return self.calibration.chosen[batch].get(name, Chosen(states, None))
+
+    def _read(self, name: str, batch: int) -> Tensor:
+        """What a layer of the student's head reads of a batch."""
+        stream = list(self.calibration.streams.values())[-1]
+        if name not in self.calibration.chosen[batch]:
+            return stream.student[batch]
+        if (tokens := self._chosen(name, batch).tokens) is not None:
+            return stream.student_at(batch, tokens)
+        run = partial(self.student, **self.calibration.inputs[batch])
+        return stream.read(batch, input_of(self.student.get_submodule(name), run))
 
     def _two_layers(self, head: Head, first: Affine, read: list[Tensor], told: list[Tensor]) -> None:
         """A pooler or a hidden layer as wide as the model, and what reads it.
@@ -292,7 +312,7 @@ class Fit:
         hidden = [activation(values) for values in told]
         moments = self._moments(hidden[0].shape[1], 0)
         for values in hidden:
-            moments.add(values, values[:, :0])
+            moments.add(exact(values), values[:, :0])  # units that are alike differ by less than float32's sums are off
         inner, _ = moments.covariances(True)
         ours = Matrix(self.student, head.first)
         outgoing = Matrix(self.teacher, head.second).weight if head.second else torch.eye(len(inner)).to(inner)
@@ -304,8 +324,8 @@ class Fit:
             outputs = [theirs.module(values) for values in hidden]
             second.set(self._refit(units, outputs, outgoing @ retold(inner, kept), second))
 
-    def _refit(self, read: list[Tensor], told: list[Tensor], guess: Tensor, matrix: Matrix) -> Affine:
-        moments = self._moments(read[0].shape[1], told[0].shape[1])
+    def _refit(self, read: list[Tensor], told: Iterable[Tensor], guess: Tensor, matrix: Matrix) -> Affine:
+        moments = self._moments(*matrix.weight.shape[::-1])
         for x, y in zip(read, told, strict=True):
             moments.add(x, y)
         return ridge(moments, guess, constant=matrix.bias is not None, strength=STRENGTH_OF_HEADS)

@@ -53,7 +53,20 @@ def check_teacher(teacher: nn.Module) -> Family:
             raise ValueError(f"teacher's {name} holds NaN or infinite entries; give a teacher that works")
     _check_blocks(teacher, family)
     check_made(teacher)
+    _check_outputs(teacher, family)
     return family
+
+
+def _check_outputs(teacher: Any, family: Family) -> None:
+    """Refuse a head that reads other states than one of the model's width: several side by side, say."""
+    width = getattr(teacher.config, family.width)
+    for name in {name for head in outputs_of(teacher, family) for name in (head.first, head.second) if name}:
+        reads = getattr(teacher.get_submodule(name), "in_features", None)
+        if reads != width:
+            raise ValueError(
+                f"teacher's {name} reads {reads} values, and shrink knows layers of heads that read as many as "
+                f"{family.width}, {width}; use keep_layers, which makes a student with fewer blocks of any model"
+            )
 
 
 def _check_blocks(teacher: Any, family: Family) -> None:
@@ -127,8 +140,11 @@ def student_config(teacher: Any, family: Family, changes: Mapping[str, float]) -
     old = teacher.config
     config = copy.deepcopy(old)
     names = size_fields(teacher, family)
+    known: dict[str, str] = {}
     for given, value in changes.items():
         name = old.attribute_map.get(given, given)
+        if (other := known.setdefault(name, given)) != given:
+            raise ValueError(f"{other} and {given} are one size of a {old.model_type}; give one")
         if DROPOUT.search(name) and hasattr(old, name):
             setattr(config, name, _rate(given, value))
             continue

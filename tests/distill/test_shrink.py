@@ -587,6 +587,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], dict[str, Any], type[Exception], str
     "twice": (lambda: small("gpt2"), {"hidden_size": 8, "n_embd": 12}, ValueError,
               "hidden_size and n_embd are one size"),
     "larger": (lambda: small("bert"), {"hidden_size": 32}, ValueError, "hidden_size is 32; the teacher's is 16"),
+    "no direction": (lambda: small("bert"), {"hidden_size": 2, "num_attention_heads": 1}, ValueError,
+                     "hidden_size is 2; norms that subtract the mean.* give 3 or more"),
     "zero": (lambda: small("bert"), {"num_hidden_layers": 0}, ValueError, "num_hidden_layers is 0"),
     "no number": (lambda: small("bert"), {"hidden_size": "8"}, TypeError, "hidden_size is '8'; give a whole"),
     "no size": (lambda: small("bert"), {"hidden_act": 3}, ValueError, "hidden_act is no size of a bert; a fitted stud"),

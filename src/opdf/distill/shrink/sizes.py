@@ -14,10 +14,14 @@ from torch import nn
 
 from opdf.distill.shrink.branches import HeadSizes
 from opdf.distill.shrink.families import Family, Head, Tower, family_of
+from opdf.distill.shrink.norms import has_shift
 from opdf.distill.students import ONE_A_BLOCK, check_made, chosen_layers
 
 DROPOUT = re.compile("drop(out)?(_|$)")
 """In the name of a field that matters in training alone: hidden_dropout_prob, attn_pdrop, dropout_rate."""
+
+LEAST = 3
+"""Entries of a state after a LayerNorm that hold a number: one is 0 and two are 1 and -1."""
 
 
 def check_teacher(teacher: nn.Module) -> Family:
@@ -169,6 +173,13 @@ def student_config(teacher: Any, family: Family, changes: Mapping[str, float]) -
     if getattr(old, "pooler_output_size", None) == getattr(old, family.width):
         config.pooler_output_size = getattr(config, family.width)
     _check_heads(config, old, family)
+    last = towers_of(teacher, family)[-1]
+    width = getattr(config, family.width)
+    if has_shift(teacher.base_model.get_submodule(last.final or str(last.entry))) and width < LEAST:
+        raise ValueError(
+            f"{family.width} is {width}; norms that subtract the mean leave less than {LEAST} entries no more than a "
+            f"sign: give {LEAST} or more"
+        )
     return config
 
 

@@ -33,6 +33,7 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
+    Trainer,
     TrainingArguments,
 )
 
@@ -269,6 +270,18 @@ def test_which_rows_are_seen_twice_is_said(tmp_path: Path, two: Pool, drop: bool
 @pytest.mark.parametrize("method", ["theseus", "unused"])
 def test_ddp_searches_where_parameters_may_be_left_out(tmp_path: Path, two: Pool, method: str) -> None:
     assert [searches for _, _, searches in two.run(epoch, str(tmp_path), True, method)] == [True, True]
+
+
+def scored_before(rank: int, folder: str) -> list[float]:
+    run = trainer(Path(folder), "replicate", 4)
+    Trainer(run.model, run.args, eval_dataset=examples()).evaluate()
+    run.train()
+    return [float(p.detach().sum()) for p in run.model.parameters()]
+
+
+def test_a_student_that_was_scored_before_is_trained_by_all_together(tmp_path: Path, two: Pool) -> None:
+    first, second = two.run(scored_before, str(tmp_path))
+    assert first == second
 
 
 SAVING = {"save_strategy": "steps", "save_steps": 2}

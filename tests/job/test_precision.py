@@ -15,8 +15,9 @@ from opdf.job.checks import check_models
 from opdf.job.job import Job
 from opdf.job.options import fill, merged
 from opdf.job.prepared import prepare_data
+from opdf.job.scoring import answers
 from opdf.job.student import build_student
-from opdf.job.teacher import load_teacher
+from opdf.job.teacher import load_teacher, ready_teacher
 
 
 @pytest.fixture
@@ -66,6 +67,18 @@ def test_every_way_to_a_student_gives_float32(student: dict[str, Any], world: Pa
     fit = check_models(made, task, teacher)
     for model in (*built, fit.teacher, fit.student):
         assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_a_teacher_that_was_trained_in_bf16_answers_in_float32(world: Path) -> None:
+    """As one that is loaded, in a run that goes on."""
+    training = {"bf16": True, "max_steps": 1, "use_cpu": True}
+    made = Job(job(world, "bfloat16", teacher={"finetune": True, "training": training}))
+    prepared = prepare_data(made.config.data, made.config.teacher)
+    teacher = ready_teacher(made, prepared)
+    seen = set()
+    teacher.classifier.register_forward_hook(lambda _, __, output: seen.add(output.dtype))
+    answers(teacher, prepared, "test")
+    assert seen == {torch.float32}
 
 
 def test_scores_are_those_of_float32(world: Path) -> None:

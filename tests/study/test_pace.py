@@ -48,7 +48,9 @@ def test_the_steps_of_a_pace(device: Device) -> None:
 
 
 def test_the_training_until_a_score(device: Device) -> None:
-    trainer = SimpleNamespace(add_callback=lambda _: None, train=device.work, model=None, overparameterization=None)
+    trainer = SimpleNamespace(
+        add_callback=lambda _: None, train=device.work, model=nn.Module(), overparameterization=None
+    )
     seen = recorder.Recorder(trainer, spectra=False, score=lambda _: 0.0)
     seen.train()
     assert seen.seconds >= WORK

@@ -20,6 +20,7 @@ from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME, TRAINING_AR
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, has_length
 
 from opdf.distill import checkpoint
+from opdf.distill.models import as_made
 from opdf.files import owned
 from opdf.overparam import OwnerOptimizer, gathered, local, scattered
 
@@ -86,6 +87,8 @@ class CheckpointedTrainer(Trainer):
         try:
             with owned(folder) if writes and self.is_world_process_zero() else nullcontext():
                 self._clear(folder / checkpoint.SCRATCH)  # this run may have nothing to save
+                if self.model is not None:  # a search for hyperparameters makes it later
+                    as_made(self.model)
                 return super().train(resume_from_checkpoint, *args, **kwargs)
         except pickle.UnpicklingError as error:  # a file of it that is not what torch reads with weights_only
             raise ValueError(

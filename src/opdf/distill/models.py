@@ -53,6 +53,20 @@ def unwrapped(model: nn.Module) -> Any:
             return model
 
 
+def as_made(model: nn.Module) -> None:
+    """Undo what a Trainer has made of a model in place: its mark as prepared, and its passes in half precision.
+
+    accelerate prepares no model that has the mark. One that a Trainer has scored would be trained without DDP and
+    torch.compile. One that was trained in half precision would be scored in it.
+    """
+    vars(model).pop("_is_accelerate_prepared", None)
+    forward = vars(model).pop("_original_forward", None)
+    if forward is not None:
+        del model.forward
+        if model.forward != forward:  # it was the model's own, not its class's
+            model.forward = forward
+
+
 def config_of(model: nn.Module) -> Any:
     """The configuration of a transformers model, also inside a wrapper; None for other modules."""
     return getattr(unwrapped(model), "config", None)

@@ -11,7 +11,7 @@ from transformers import TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 
-from opdf.distill import DistillationTrainer, newest_whole
+from opdf.distill import DistillationTrainer, as_made, newest_whole
 from opdf.job.errors import Stopped
 from opdf.job.processes import tell
 from opdf.job.progress import stopping
@@ -65,6 +65,7 @@ def train(trainer: DistillationTrainer, who: str, *, resume: bool) -> float:
     trainer.add_callback(clock)
     with stopping(trainer) as stop:
         trainer.train(resume_from_checkpoint=str(last) if last else None)
+    as_made(trainer.model)  # scores and a teacher's answers are those of float32
     if stop.signal is not None:
         raise Stopped(stop.signal, f"stopped; step {trainer.state.global_step} of {who} is saved in {folder}")
     return clock.seconds

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from opdf.distill import DistillationTrainer
+from opdf.distill import DistillationTrainer, as_made
 from opdf.job import now
 from opdf.mpo import contract, decompose_many, singular_values
 from opdf.overparam import OverParameterization
@@ -53,6 +53,7 @@ class Recorder(TrainerCallback):
             self._trainer.train()
         finally:
             self.seconds += now() - self._begun
+        as_made(self._trainer.model)  # scores are those of float32
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         step, total = state.global_step, state.max_steps

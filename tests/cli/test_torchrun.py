@@ -66,7 +66,7 @@ def test_two_processes_distill_and_one_goes_on(tmp_path: Path, placement: str) -
     over = {"ones": 1, "placement": placement}
     done = run(command(tmp_path, 2, overparam=over))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("while training") == 1  # one process talks
+    assert done.stdout.count("steps: 40 in") == 1  # one process talks
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["steps"] == 40
     assert metrics["student"]["test"]["examples"] == 360
@@ -88,7 +88,9 @@ def test_accelerate_launches_what_one_process_gives(tmp_path: Path) -> None:
         # Adam would divide the rounding of gradients near 0 by itself.
         shared = {"per_device_train_batch_size": batch, "optim": "sgd"}
         teacher = CONFIG["teacher"] | {"training": {"max_steps": 3} | shared}  # type: ignore[operator]
-        return {"teacher": teacher, "training": {"max_steps": 10, "learning_rate": 0.1} | shared}
+        # Copied, because a fit to this hardly trained teacher makes much of the rounding by which the two differ.
+        start = {"student": {"layers": 2, "start": "copy"}}
+        return start | {"teacher": teacher, "training": {"max_steps": 10, "learning_rate": 0.1} | shared}
 
     done = run(command(tmp_path / "two", 2, launcher="accelerate", **sized(8)))
     assert done.returncode == 0, done.stderr

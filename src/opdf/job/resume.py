@@ -152,8 +152,12 @@ def check_same_configuration(job: Job) -> None:
     changed = [(key, a, b) for key, a, b in differences(then, now) if not _may_change(key, a, b)]
     if begun is not None and begun.examples == examples_of(job):
         changed = [entry for entry in changed if entry[0] not in A_STEP]
-    elif begun is not None:
-        tell(f"note: a step of this run had {begun.examples} examples and goes on with {examples_of(job)}")
+    elif begun is not None and not any(key in A_STEP for key, _, _ in changed):
+        raise UserError(
+            f"{folder} goes on only as it was begun: a step had {begun.examples} examples and has {examples_of(job)} "
+            f"now (processes: {job.training.world_size}). Set training.per_device_train_batch_size and "
+            "training.gradient_accumulation_steps so that they make as many"
+        )
     if changed:
         said = "; ".join(f"{key} was {clipped(a)} and is {clipped(b)}" for key, a, b in changed[:3])
         raise UserError(

@@ -186,6 +186,8 @@ def test_refused(act: Any, error: type[Exception], message: str, tmp_path: Path)
 
 def test_a_text_needs_room_beside_the_tokenizers_marks() -> None:
     class Marks:
+        pad_token = "[PAD]"
+
         def num_special_tokens_to_add(self, pair: bool) -> int:
             return 3 if pair else 2
 

@@ -224,11 +224,11 @@ class StoredDataset(EpochDataset):
 def _read_info(meta: Path) -> StoreInfo:
     try:
         content = json.loads(meta.read_text())
-        if content.get("format") != FORMAT:
-            raise ValueError(f"{meta} has format {content.get('format')}; this version reads {FORMAT}")
-        return StoreInfo(**content)
-    except (TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        if content.get("format") == FORMAT:
+            return StoreInfo(**content)
+    except (TypeError, AttributeError, ValueError, RecursionError) as error:
         raise ValueError(f"{meta} is damaged ({error}); write the store again") from error
+    raise ValueError(f"{meta} has format {content.get('format')}; this version reads {FORMAT}")
 
 
 def _check_same(folder: Path, found: StoreInfo, wanted: StoreInfo) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -161,9 +162,10 @@ def test_what_is_no_store(tmp_path: Path) -> None:
     (tmp_path / "meta.json").write_text("{}")
     with pytest.raises(ValueError, match="has format None"):
         LogitsStore(tmp_path)
-    (tmp_path / "meta.json").write_text("{")
-    with pytest.raises(ValueError, match="is damaged"):
-        LogitsStore(tmp_path)
+    for damaged in ("{", json.dumps(asdict(INFO) | {"top_k": 13})):
+        (tmp_path / "meta.json").write_text(damaged)
+        with pytest.raises(ValueError, match=f"{tmp_path}/meta.json is damaged"):
+            LogitsStore(tmp_path)
 
 
 def test_soft_labels_spread_the_rest_evenly() -> None:

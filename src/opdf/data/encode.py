@@ -99,7 +99,7 @@ def _check_options(
         raise ValueError(
             "the tokenizer has no token for padding, and texts of one batch differ in length; give it one that it has "
             "(tokenizer.pad_token = tokenizer.eos_token), and its number to the model (model.config.pad_token_id = "
-            "tokenizer.pad_token_id), save both with save_pretrained, and name that folder"
+            "tokenizer.pad_token_id)"
         )
     special = processor.num_special_tokens_to_add(pair=len(task.inputs) > 1)
     if max_length < special + len(task.inputs):

@@ -96,7 +96,7 @@ def settle_padding(name: str, model: Any) -> None:
 
     Many have no token for that; their tokenizers then pad with the end of text.
     """
-    if model.main_input_name == "input_ids" and model.config.pad_token_id is None:
+    if model.main_input_name == "input_ids" and getattr(model.config, "pad_token_id", None) is None:
         model.config.pad_token_id = padding(load_tokenizer(name)).pad_token_id
 
 

@@ -32,4 +32,5 @@ def test_stacks_are_those_of_the_full_size(tmp_path: Path, monkeypatch: pytest.M
         most = cores.STACK_ENTRIES["cuda"] // shape.num_params
         full += [most] * (alike // most) + [alike % most]
     assert sorted(sizes[: len(full)]) == sorted(full)
-    assert json.loads((tmp_path / "host.json").read_text())["rows"][0]["opdf / plain"] > 1
+    (row,) = json.loads((tmp_path / "host.json").read_text())["rows"]
+    assert row["opdf / plain"] > 0  # which of two single steps is slower is chance on a busy machine

@@ -23,6 +23,7 @@ from opdf.job.teacher import load_teacher
 from opdf.study import Cell, Outcome, Study, runner as runner_module
 from opdf.study.pace import Pace
 from opdf.study.runner import Runner, no_answers
+from opdf.study.store import InUseError, held
 
 
 def runner(folder: Path, **changes: Any) -> Runner:
@@ -42,6 +43,15 @@ def test_a_diverged_student_is_taken_to_answer_zero(tmp_path: Path) -> None:
     assert "decompose_seconds" not in outcome.facts
     assert outcome.facts["train_examples"] == 64
     assert 0 < outcome.facts["start_seconds"] < 60
+
+
+def test_a_teacher_that_another_process_trains_is_not_waited_for(tmp_path: Path) -> None:
+    made = runner(tmp_path)
+    folder = made.study.folder / "teachers" / made.study.teacher_key(made.study.config("digits/64", "KD"))
+    folder.mkdir(parents=True)
+    with pytest.raises(InUseError), held(folder / "lock"):
+        made.run(Cell(0, "digits/64", "KD", 1e-3))
+    made.run(Cell(0, "digits/64", "KD", 1e-3))
 
 
 def test_of_a_regression_that_diverged_nothing_is_correlated(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from opdf.study.plan import Cell, Plan
-from opdf.study.store import Outcome, Store
+from opdf.study.store import InUseError, Outcome, Store, held
 
 PLAN = Plan(("a", "b"), ("KD", "OPDF"), (1e-4, 1e-3), (0, 1), "KD")
 CELLS = tuple(PLAN.cells())
@@ -97,6 +97,24 @@ def test_a_failed_run_ends_the_work_and_is_tried_again_when_that_is_asked(tmp_pa
     assert store.failures() == {}
     store.work(outcome)
     assert store.missing() == []
+
+
+def test_a_run_that_waits_for_another_process_lets_the_others_go_first(tmp_path: Path) -> None:
+    with pytest.raises(InUseError), held(tmp_path / "lock"), held(tmp_path / "lock"):
+        pass
+    tried: list[Cell] = []
+
+    def run(cell: Cell) -> Outcome:
+        tried.append(cell)
+        if cell == CELLS[0] and len(set(tried)) < len(CELLS):
+            raise InUseError
+        return outcome(cell)
+
+    store = open_store(tmp_path)
+    store.work(run)
+    assert [cell for cell in tried if cell != CELLS[0]] == list(CELLS[1:])
+    assert tried[-1] == CELLS[0] != tried[-2]  # made when all others were
+    assert (store.missing(), store.failures()) == ([], {})
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ from opdf.study.pace import measured
 from opdf.study.plan import Cell
 from opdf.study.recorder import Recorder
 from opdf.study.results import DIVERGED
-from opdf.study.store import Outcome
+from opdf.study.store import Outcome, held
 from opdf.study.study import Study, check_start
 
 JUDGED = ("validation", "test")
@@ -61,7 +61,11 @@ class Runner:
         self._start_seconds = 0.0  # of the newest student, made and fitted to its teacher
 
     def run(self, cell: Cell) -> Outcome:
-        """One run: its validation score, its answers on the test split, and what it cost."""
+        """One run: its validation score, its answers on the test split, and what it cost.
+
+        Raises:
+            InUseError: another process trains its teacher.
+        """
         config = self._configured(cell)
         taught = self._taught(config)
         if (cell.setting, cell.variant) not in self._checked:
@@ -151,13 +155,18 @@ class Runner:
         return replace(config, seed=cell.seed, data=replace(config.data, seed=cell.seed), training=training)
 
     def _taught(self, config: DistillConfig) -> Taught:
-        """Data and teacher of a run, shared with all that agree in these; a teacher is trained by one process."""
+        """Data and teacher of a run, shared with all that agree in these.
+
+        Raises:
+            InUseError: another process trains this teacher.
+        """
         key = self.study.teacher_key(config)
         if self._ready is None or self._ready[0] != key:
             folder = self.study.folder / "teachers" / key
             folder.mkdir(parents=True, exist_ok=True)
-            prepared, scored = prepare_data(config.data, config.teacher), folder / "scores.json"
-            with FileLock(folder / "lock"):
+            scored = folder / "scores.json"
+            with held(folder / "lock"):
+                prepared = prepare_data(config.data, config.teacher)
                 untrained, start = not any(folder.glob("teacher*")), now()
                 teacher = ready_teacher(Job(config, teachers=folder), prepared)
                 seconds = round(now() - start, 2) if config.teacher.finetune and untrained else None

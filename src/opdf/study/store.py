@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,25 @@ from opdf.study.plan import Cell
 
 PAUSE = 2.0
 """Seconds between two looks at the runs of other processes."""
+
+
+class InUseError(Exception):
+    """What a run needs is being made by another process."""
+
+
+@contextmanager
+def held(lock: Path) -> Iterator[None]:
+    """Inside, this process has a lock.
+
+    Raises:
+        InUseError: another process has it.
+    """
+    try:
+        mine = FileLock(lock).acquire(blocking=False)
+    except Timeout:
+        raise InUseError(lock) from None
+    with mine:
+        yield
 
 
 @dataclass(frozen=True)
@@ -87,7 +107,7 @@ class Store:
         An exception in `run` ends this process's work; the others leave that run alone.
 
         Args:
-            run: makes a run.
+            run: makes a run; one that raises `InUseError` is tried again after the others.
             order: all runs, those first that this process begins with; the keys' order if None.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -97,19 +117,23 @@ class Store:
                 time.sleep(PAUSE)  # others are making them, and may be killed
 
     def _tried(self, cell: Cell, run: Callable[[Cell], Outcome]) -> bool:
-        """Whether the run is done or has failed, by this process or another; False while another makes it."""
+        """Whether the run is done or has failed; False while another process makes it, or what it needs."""
         try:
-            claim = FileLock(self._path(cell, "claim")).acquire(blocking=False)
-        except Timeout:
+            with held(self._path(cell, "claim")):
+                if not self._settled(cell):
+                    self._make(cell, run)
+        except InUseError:
             return False
-        with claim:
-            if not self._settled(cell):
-                try:
-                    self._write(cell, run(cell))
-                except Exception:
-                    self._path(cell, "failed").write_text(f"{cell}\n{traceback.format_exc()}")
-                    raise
         return True
+
+    def _make(self, cell: Cell, run: Callable[[Cell], Outcome]) -> None:
+        try:
+            self._write(cell, run(cell))
+        except InUseError:
+            raise
+        except Exception:
+            self._path(cell, "failed").write_text(f"{cell}\n{traceback.format_exc()}")
+            raise
 
     def _settled(self, cell: Cell) -> bool:
         """Whether it is done or has failed."""

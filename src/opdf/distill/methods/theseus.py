@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from opdf.distill.losses import Batch, count_labelled, labels_of, task_loss
-from opdf.distill.models import check_same_outputs, unwrapped
+from opdf.distill.models import check_same_outputs, config_of, unwrapped
 from opdf.distill.objective import Losses, Objective
 from opdf.overparam import block_lists
 
@@ -75,7 +75,6 @@ class Theseus(Objective):
         if teacher is None:
             raise ValueError("BERT-of-Theseus needs the teacher's blocks; pass a teacher")
         check_same_outputs(student, teacher)
-        self.step = self.draws = 0  # the objective may have been another run's
         towers, theirs = block_lists(student), block_lists(teacher)
         if len(towers) != 1 or towers != theirs:
             raise ValueError(
@@ -88,6 +87,7 @@ class Theseus(Objective):
         if len(blocks) % size:
             raise ValueError(f"{size} student blocks do not divide the teacher's {len(blocks)}; choose a divisor")
         group = len(blocks) // size
+        _check_kinds(config_of(student), config_of(teacher), group)
         self._predecessors = [blocks[s * group : (s + 1) * group] for s in range(size)]
         self._share_the_rest(student, teacher)
 
@@ -127,6 +127,8 @@ class Theseus(Objective):
             )
 
     def on_train_begin(self, trainer: Trainer) -> None:
+        if not trainer.state.global_step:  # else a checkpoint has set them
+            self.step = self.draws = 0
         if self.slope is None:
             self._slope = (1 - self.rate) / max(1, trainer.state.max_steps // 2)
 
@@ -138,6 +140,30 @@ class Theseus(Objective):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.step, self.draws = state["step"], state["draws"]
+
+
+def _check_kinds(ours: Any, theirs: Any, group: int) -> None:
+    """Refuse teacher blocks of another kind than the student's in whose place they run.
+
+    Decoders such as Gemma's attend to all tokens in some blocks and to near ones in others. A model makes the mask and
+    the positions of a block by the kind that the block's place has in it, and so would give the teacher's wrong ones.
+
+    Args:
+        ours, theirs: configurations.
+        group: teacher blocks in the place of one of the student's.
+
+    Raises:
+        ValueError: there is such a block.
+    """
+    mine, wanted = (getattr(config, "layer_types", None) for config in (ours, theirs))
+    if mine is None or wanted is None:
+        return
+    for place, kind in enumerate(wanted):
+        if kind != mine[place // group]:
+            raise ValueError(
+                f"the teacher's block {place} has {kind} and the student's block {place // group}, in whose place it "
+                f"would run, {mine[place // group]}; BERT-of-Theseus needs blocks of one kind: use LogitsDistillation"
+            )
 
 
 @contextmanager

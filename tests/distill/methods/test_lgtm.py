@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from opdf.distill import LGTM, Constraint, DistillationArguments, DistillationTrainer
 from opdf.distill.losses import distillation_loss, task_loss
-from opdf.distill.methods.lgtm import central_difference
+from opdf.distill.methods.lgtm import _schedule, central_difference
 from opdf.overparam import OverParamConfig, overparameterize, rolled_back
 
 
@@ -185,6 +186,16 @@ def test_without_influence_the_teacher_takes_a_plain_step(tmp_path: Path) -> Non
     optimizer.step()
     for (name, p), q in zip(run.teacher.named_parameters(), teacher.parameters(), strict=True):  # type: ignore[union-attr]
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_the_teachers_rate_follows_schedules_that_wait_for_evaluations() -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0)
+    shares = []
+    for loss in (1.0, 2.0, 3.0):
+        scheduler.step(loss)
+        shares.append(_schedule(SimpleNamespace(optimizer=optimizer, lr_scheduler=scheduler)))
+    assert shares == [1.0, 0.5, 0.25]
 
 
 def test_an_objective_that_is_used_again_trains_the_next_teacher(tmp_path: Path) -> None:

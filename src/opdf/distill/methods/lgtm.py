@@ -330,5 +330,7 @@ def _accumulate(total: list[Tensor], more: list[Tensor]) -> None:
 def _schedule(trainer: Any) -> float:
     """Where the learning rate schedule is, from 0 to 1."""
     scheduler = trainer.lr_scheduler
-    base, now = scheduler.base_lrs[0], scheduler.get_last_lr()[0]
+    # Those that wait for evaluations do not keep the rate that they began with.
+    bases = getattr(scheduler, "base_lrs", [trainer.optimizer.defaults["lr"]])
+    base, now = bases[0], scheduler.get_last_lr()[0]
     return now / base if base else 0.0

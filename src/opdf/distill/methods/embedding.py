@@ -100,10 +100,10 @@ def mean_pooled(hidden: Tensor, mask: Tensor | None = None) -> Tensor:
 
     Args:
         hidden: last hidden states `[batch, tokens, width]`.
-        mask: `[batch, tokens]`, 0 where a token is padding; None counts all.
+        mask: `[batch, tokens]`, 0 where a token is padding; None counts all. An empty text, without tokens, gives 0.
     """
     hidden = hidden.float()
     if mask is None:
         return hidden.mean(1)
     real = mask.unsqueeze(-1).to(hidden.dtype)
-    return (hidden * real).sum(1) / real.sum(1)
+    return (hidden * real).sum(1) / real.sum(1).clamp(min=1)

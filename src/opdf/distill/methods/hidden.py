@@ -99,17 +99,24 @@ class HiddenDistillation(TaskAndLogits):
 
     def _pair_error(self, mine: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
         if self.normalize == "cls":
-            mine, target = (nn.functional.normalize(h[:, 0], dim=-1) for h in (mine, target))
+            mine, target = (nn.functional.normalize(_first(h, mask), dim=-1) for h in (mine, target))
             return (mine - target).square().mean(-1)
         return _masked_mean((mine - target).square().mean(-1), mask)
 
 
 def _masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
-    """`[batch, tokens]` -> `[batch]`, the mean over real tokens."""
+    """`[batch, tokens]` -> `[batch]`, the mean over real tokens; 0 of an empty text, which has none."""
     if mask is None:
         return values.flatten(1).mean(-1)
     real = mask.to(values.dtype)
-    return (values * real).sum(-1) / real.sum(-1)
+    return (values * real).sum(-1) / real.sum(-1).clamp(min=1)
+
+
+def _first(hidden: Tensor, mask: Tensor | None) -> Tensor:
+    """`[batch, tokens, width]` -> `[batch, width]`, of the first real token: padding may stand before it."""
+    if mask is None:
+        return hidden[:, 0]
+    return hidden[torch.arange(len(hidden), device=hidden.device), mask.ne(0).long().argmax(-1)]
 
 
 def _resolve(pairs: str | Pairs, ours: int, theirs: int) -> list[tuple[int, int]]:

@@ -100,6 +100,14 @@ def test_an_empty_text_has_no_distance() -> None:
     torch.testing.assert_close(some, others)  # both divided by the 3 examples of the step
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_projections_take_states_of_any_precision(dtype: torch.dtype) -> None:
+    student, teacher = bert(2, 8), bert(4)
+    expected = losses(student, teacher)[1].parts["hidden"]
+    found = losses(student.to(dtype), teacher)[1].parts["hidden"]
+    torch.testing.assert_close(found, expected, rtol=2e-2, atol=0)
+
+
 def test_different_patch_grids_are_refused_with_both() -> None:
     models = [
         ViTForImageClassification(

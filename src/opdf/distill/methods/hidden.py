@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -88,7 +89,8 @@ class HiddenDistillation(TaskAndLogits):
         for s, t in self._states:
             mine, target = ours[s], theirs[t]
             if f"{s}-{t}" in self.projections:
-                mine = self.projections[f"{s}-{t}"](mine)
+                projection: Any = self.projections[f"{s}-{t}"]
+                mine = projection(mine.to(projection.weight.dtype))
             if mine.shape != target.shape:
                 raise ValueError(
                     f"hidden state {s} of the student has shape {tuple(mine.shape)} and {t} of the teacher "

@@ -150,6 +150,18 @@ def test_a_zero_attribution_gives_finite_gradients() -> None:
     assert all(p.grad.isfinite().all() for p in student.parameters() if p.grad is not None)
 
 
+def test_a_teacher_in_half_precision_has_the_maps_of_one_in_double() -> None:
+    """Where it is sure of itself, attributions are small, and their squares smaller than float16 knows."""
+    teacher = bert()
+    with torch.no_grad():
+        teacher.classifier.weight *= 8
+    data = batch()
+    data["labels"] = teacher(data["input_ids"]).logits.argmax(-1)
+    wanted = attribute(teacher, data, 1, create_graph=False)[1]
+    found = attribute(teacher.half(), data, 1, create_graph=False)[1]
+    torch.testing.assert_close(found.double(), wanted, rtol=0, atol=0.05)
+
+
 def test_training_and_exact_resume(tmp_path: Path) -> None:
     results = []
     for folder, resume in (("a", None), ("b", str(tmp_path / "a/checkpoint-2"))):

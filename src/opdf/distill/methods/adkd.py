@@ -163,7 +163,8 @@ def attribute(
     """
     gradients, embedding, logits = integrated_gradients(model, batch, steps, create_graph=create_graph)
     mask = batch.get("attention_mask", torch.ones(embedding.shape[:2], device=embedding.device)).bool()
-    maps = torch.stack([_normalised(gradient * embedding, mask, top_k) for gradient in gradients])
+    embedding = precise(embedding)  # in half precision, squares of small numbers are 0
+    maps = torch.stack([_normalised(precise(gradient) * embedding, mask, top_k) for gradient in gradients])
     return logits, maps
 
 

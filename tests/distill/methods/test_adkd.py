@@ -202,8 +202,15 @@ def test_what_has_no_one_class_an_example_is_refused() -> None:
         AttributionDistillation().losses(bert(), bert(), {"input_ids": batch()["input_ids"]}, torch.tensor(3))
 
 
-def test_a_compiled_student_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("way", "message"),
+    [
+        ({"torch_compile": True}, r"differentiates twice, which torch\.compile cannot"),
+        ({"fsdp": True, "fsdp_config": {"version": 2}}, "FSDP2 frees the gathered weights after the first time"),
+    ],
+)
+def test_what_cannot_be_differentiated_twice_is_refused(tmp_path: Path, way: dict[str, Any], message: str) -> None:
     teacher = bert(dtype=torch.float32)
-    arguments = DistillationArguments(str(tmp_path), use_cpu=True, torch_compile=True, max_steps=1)
-    with pytest.raises(ValueError, match=r"differentiates twice, which torch\.compile cannot"):
+    arguments = DistillationArguments(str(tmp_path), use_cpu=True, max_steps=1, **way)
+    with pytest.raises(ValueError, match=message):
         DistillationTrainer(keep_layers(teacher, 1), arguments, teacher=teacher, objective=AttributionDistillation())

@@ -264,5 +264,7 @@ def test_what_lgtm_cannot_do_is_refused(tmp_path: Path) -> None:
         LGTM().prepare(bert(1), None)
     with pytest.raises(ValueError, match="which is 24 of 24"):
         trainer(tmp_path, LGTM(held_out=24))
+    with pytest.raises(ValueError, match="FSDP2 computes with copies of its own; use DDP"):
+        trainer(tmp_path, LGTM(), fsdp=True, fsdp_config={"version": 2})
     with pytest.raises(TypeError, match=r"holds out rows of a datasets\.Dataset"):
         LGTM().training_data([1, 2, 3])

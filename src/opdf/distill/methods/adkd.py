@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from opdf.distill.arguments import asks_for_fsdp
 from opdf.distill.losses import Batch, labels_of, precise, task_loss
 from opdf.distill.methods.logits import TaskAndLogits
 from opdf.distill.models import is_language_model, kind_of, unwrapped
@@ -133,6 +134,11 @@ class AttributionDistillation(TaskAndLogits):
         super().check_arguments(args)
         if args.torch_compile:
             raise ValueError("AD-KD differentiates twice, which torch.compile cannot; leave torch_compile out")
+        if asks_for_fsdp(args):
+            raise ValueError(
+                "AD-KD differentiates twice, and FSDP2 frees the gathered weights after the first time; use DDP, or a "
+                "method that does not"
+            )
 
     def on_train_begin(self, trainer: Trainer) -> None:
         self._progress = trainer.state

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from opdf.data import Prepared
+from opdf.distill.arguments import asks_for_fsdp
 from opdf.distill.losses import Batch, distillation_loss, labels_of, task_loss
 from opdf.distill.methods.logits import TaskAndLogits
 from opdf.distill.models import output_layer
@@ -136,6 +137,11 @@ class LGTM(TaskAndLogits):
         super().check_arguments(args)
         if args.fp16:
             raise ValueError("LGTM takes trial steps that a gradient scaler knows nothing of; use bf16 instead of fp16")
+        if asks_for_fsdp(args):
+            raise ValueError(
+                "LGTM differentiates by the student's weights and moves them, and FSDP2 computes with copies of its "
+                "own; use DDP, or a method that does not"
+            )
 
     def on_train_begin(self, trainer: Trainer) -> None:
         assert self._teacher is not None

@@ -9,6 +9,7 @@ e (hidden state 0), from a baseline of zero:
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -62,8 +63,8 @@ class AttributionDistillation(TaskAndLogits):
         anneal: bool = False,
     ) -> None:
         super().__init__(temperature, alpha)
-        if not attribution_weight >= 0:
-            raise ValueError(f"attribution_weight is {attribution_weight}; it must be 0 or more")
+        if not 0 <= attribution_weight < math.inf:
+            raise ValueError(f"attribution_weight is {attribution_weight}; it must be a finite number of 0 or more")
         if steps < 1:
             raise ValueError(f"steps is {steps}; integrated gradients need at least 1")
         if top_k is not None and top_k < 1:

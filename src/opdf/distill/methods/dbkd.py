@@ -10,6 +10,7 @@ The z whose P(z) equals the counted shares are the soft targets of an ordinary l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -77,16 +78,18 @@ class DecisionDistillation(Objective):
         seed: int = 0,
     ) -> None:
         for name, value in (("temperature", temperature), ("scale", scale)):
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} is {value}; it must be above 0")
-        if not alpha >= 0:
-            raise ValueError(f"alpha is {alpha}; it must be 0 or more")
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} is {value}; it must be a finite number above 0")
+        if not 0 <= alpha < math.inf:
+            raise ValueError(f"alpha is {alpha}; it must be a finite number of 0 or more")
         if copies < 1:
             raise ValueError(f"copies is {copies}; ask about each example at least once")
         if not 0 <= noise <= 1:
             raise ValueError(f"noise is {noise}; it is a share of the words, from 0 to 1")
         if solver not in SOLVERS:
             raise ValueError(f"solver is {solver!r}; expected one of {', '.join(SOLVERS)}")
+        if seed < 0:
+            raise ValueError(f"seed is {seed}; it must be 0 or more")
         self.temperature, self.alpha, self.scale = temperature, alpha, scale
         self.copies, self.noise, self.solver, self.seed = copies, noise, solver, seed
 

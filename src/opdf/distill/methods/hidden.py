@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,8 +41,8 @@ class HiddenDistillation(TaskAndLogits):
         normalize: str | None = None,
     ) -> None:
         super().__init__(temperature, alpha)
-        if not hidden_weight >= 0:
-            raise ValueError(f"hidden_weight is {hidden_weight}; it must be 0 or more")
+        if not 0 <= hidden_weight < math.inf:
+            raise ValueError(f"hidden_weight is {hidden_weight}; it must be a finite number of 0 or more")
         if isinstance(pairs, str) and pairs not in ("uniform", "last"):
             raise ValueError(f"pairs is {pairs!r}; expected 'uniform', 'last' or a list of (student, teacher) indices")
         if normalize not in (None, "cls"):

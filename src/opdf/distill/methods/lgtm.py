@@ -13,6 +13,7 @@ A teacher that follows -h lowers the held-out loss of the student that follows t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -78,8 +79,10 @@ class LGTM(TaskAndLogits):
             ("radius", radius),
             ("held_out", held_out),
         ):
-            if not value > 0:
-                raise ValueError(f"{name} is {value}; it must be above 0")
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name} is {value}; it must be a finite number above 0")
+        if influence_scale is not None and not math.isfinite(influence_scale):
+            raise ValueError(f"influence_scale is {influence_scale}; it must be a finite number, or None")
         self.teacher_alpha, self.teacher_learning_rate = teacher_alpha, teacher_learning_rate
         self.held_out, self.radius, self.influence_scale = held_out, radius, influence_scale
         self.zero_heads, self.seed = zero_heads, seed

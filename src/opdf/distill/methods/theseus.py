@@ -8,6 +8,7 @@ from then on the student is fine-tuned alone, with the same optimizer and schedu
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -56,8 +57,8 @@ class Theseus(Objective):
             raise ValueError(f"rate is {rate}; a replacement rate is above 0 and at most 1")
         if schedule not in SCHEDULES:
             raise ValueError(f"schedule is {schedule!r}; expected one of {', '.join(SCHEDULES)}")
-        if not ((slope is None or slope >= 0) and steps >= 0):
-            raise ValueError(f"slope is {slope} and steps {steps}; neither can be negative")
+        if not ((slope is None or 0 <= slope < math.inf) and 0 <= steps < math.inf):
+            raise ValueError(f"slope is {slope} and steps {steps}; they are finite numbers of 0 or more")
         self.rate, self.schedule, self.slope, self.steps, self.seed = rate, schedule, slope, steps, seed
         self.step = 0
         self.draws = 0

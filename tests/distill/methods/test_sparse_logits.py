@@ -285,6 +285,11 @@ def train(data: StoredDataset, folder: Path, resume: str | None = None, **option
     return student
 
 
+def test_rows_that_were_left_out_after_storing_are_noticed(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"there are 9 examples and .* holds the outputs of 10"):
+        StoredDataset(images()[1:], teacher_store(tmp_path, vit(0)), pixels, noise)
+
+
 def test_every_epoch_of_training_reads_its_own_noise(tmp_path: Path) -> None:
     store = teacher_store(tmp_path / "store", vit(0), top_k=3)
     read: list[tuple[int, int]] = []

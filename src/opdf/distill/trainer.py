@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast
 from torch import Tensor, nn
+from torch.utils.data import ConcatDataset, Subset
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import has_length
@@ -463,8 +464,8 @@ class DistillationTrainer(CheckpointedTrainer):
         """Called before the first batch of an epoch is drawn."""
         if self._order is not None:
             self._order.manual_seed((self.args.seed if self.args.data_seed is None else self.args.data_seed) + epoch)
-        if isinstance(self.train_dataset, EpochDataset):
-            self.train_dataset.set_epoch(epoch)
+        for rows in _epoch_datasets(self.train_dataset):
+            rows.set_epoch(epoch)
 
     # A step.
 
@@ -590,6 +591,15 @@ class DistillationTrainer(CheckpointedTrainer):
             if self.overparameterization is not None:
                 logs.update(self.overparameterization.constraint_logs)
         super().log(logs, start_time)
+
+
+def _epoch_datasets(rows: Any) -> Iterator[EpochDataset]:
+    """What differs between epochs in some rows, also within torch's Subset and ConcatDataset."""
+    if isinstance(rows, EpochDataset):
+        yield rows
+    held = [rows.dataset] if isinstance(rows, Subset) else rows.datasets if isinstance(rows, ConcatDataset) else []
+    for inner in held:
+        yield from _epoch_datasets(inner)
 
 
 class _ObjectiveHooks(TrainerCallback):

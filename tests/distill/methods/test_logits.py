@@ -224,6 +224,12 @@ def test_missing_labels_need_alpha_one() -> None:
     }
 
 
+def test_a_columns_one_number_is_not_taken_for_all_classes() -> None:
+    batch = {"input_ids": torch.arange(16).reshape(4, 4), "teacher_logits": torch.randn(4, 1)}
+    with pytest.raises(ValueError, match=r"are of shape \(4, 2\) and the teacher's \(4, 1\)"):
+        LogitsDistillation(alpha=1.0).losses(bert(), None, batch, torch.tensor(4))
+
+
 def test_outputs_that_mean_different_things_are_refused() -> None:
     names = [{"id2label": dict(enumerate(n))} for n in (["bad", "good"], ["good", "bad"])]
     with pytest.raises(ValueError, match="give both in the same order"):

@@ -22,7 +22,7 @@ from scipy.special import log_ndtr
 from torch import Tensor, nn
 
 from opdf.data import ImageNoise, Prepared, TextNoise
-from opdf.distill.losses import Batch, count_labelled, labels_of, precise, soft_loss, task_loss
+from opdf.distill.losses import Batch, check_alike, count_labelled, labels_of, precise, soft_loss, task_loss
 from opdf.distill.models import config_of, kind_of
 from opdf.distill.objective import Losses, Objective
 from opdf.distill.outputs import fingerprint, kept, teacher_logits, weights_digest, with_column
@@ -107,8 +107,10 @@ class DecisionDistillation(Objective):
         items, labelled = num_items.expand(2)
         task = task_loss(student, ours, labels_of(student, batch)) / labelled
         ours = precise(ours)
+        theirs = batch["decision_logits"].to(ours)
+        check_alike(ours, theirs)
         scale = self.scale or scale_for(ours.shape[-1], self.copies, self.solver)
-        soft = soft_loss(ours, scale * batch["decision_logits"].to(ours), self.temperature) / items
+        soft = soft_loss(ours, scale * theirs, self.temperature) / items
         parts = {"task": task.detach(), "distillation": soft.detach()}
         return Losses(task + self.alpha * soft, parts)
 

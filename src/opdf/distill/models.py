@@ -132,8 +132,16 @@ def kind_of(model: nn.Module, logits: Tensor, labels: Tensor | None = None) -> s
 
     If their configuration leaves it open, they take labels that are no integers for several labels an example. They
     write that into the configuration with their first loss, and ours may come earlier.
+
+    Raises:
+        ValueError: logits have another shape (a segmentation's), whose classes are not in the last place.
     """
     config = config_of(model)
+    if logits.dim() not in (2, 3):
+        raise ValueError(
+            f"the outputs of a {type(unwrapped(model)).__name__} are of shape {tuple(logits.shape)}; expected "
+            "[batch, classes] or [batch, tokens, classes]: return logits of such a shape, or write an Objective"
+        )
     if logits.dim() == 3:
         return "tokens"
     problem = getattr(config, "problem_type", None)

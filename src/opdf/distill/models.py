@@ -221,14 +221,14 @@ def check_same_marks(student: nn.Module, teacher: nn.Module) -> None:
             )
 
 
-def warn_of_rounding(student: nn.Module) -> None:
+def warn_of_rounding(who: str, trained: Iterable[Tensor]) -> None:
     """Warn that weights are trained in half precision, which they have from their file."""
-    half = sorted({str(p.dtype) for p in student.parameters() if p.requires_grad and p.dtype in HALF})
+    half = sorted({str(p.dtype) for p in trained if p.dtype in HALF})
     if half:
         warnings.warn(
-            f"the student's weights are {' and '.join(half)}: steps smaller than their rounding are lost, but not "
-            "those of cores, which are float32. Train student.float(), with bf16=True in the arguments to compute in "
-            "half precision",
+            f"the {who}'s weights are {' and '.join(half)}: steps smaller than their rounding are lost, but not those "
+            f"of cores, which are float32. Train {who}.float(), with bf16=True in the arguments to compute in half "
+            "precision",
             stacklevel=4,
         )
 

@@ -264,7 +264,9 @@ class DistillationTrainer(CheckpointedTrainer):
         teachers = members(self.teacher) if self.teacher is not None else []
         self.method.unshared = unshared_inputs([student, *teachers])
         check_labels(student, self._given_rows)
-        warn_of_rounding(student)
+        warn_of_rounding("student", (p for p in student.parameters() if p.requires_grad))
+        if self.teacher is not None and self.method.trains_teacher:
+            warn_of_rounding("teacher", self.teacher.parameters())
         if self.teacher is not None:
             self.teacher.eval().requires_grad_(False)
 

@@ -337,9 +337,9 @@ def _accumulate(total: list[Tensor], more: list[Tensor]) -> None:
 
 
 def _schedule(trainer: Any) -> float:
-    """Where the learning rate schedule is, from 0 to 1."""
+    """Where the learning rate schedule is, as a share of the rate that it began with."""
     scheduler = trainer.lr_scheduler
     # Those that wait for evaluations do not keep the rate that they began with.
-    bases = getattr(scheduler, "base_lrs", [trainer.optimizer.defaults["lr"]])
-    base, now = bases[0], scheduler.get_last_lr()[0]
+    base = scheduler.base_lrs[0] if hasattr(scheduler, "base_lrs") else trainer.optimizer.defaults["lr"]
+    now = scheduler.get_last_lr()[0]
     return now / base if base else 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -23,8 +24,10 @@ from opdf.distill import (
     DecisionDistillation,
     DistillationArguments,
     DistillationTrainer,
+    EmbeddingDistillation,
     HiddenDistillation,
     LogitsDistillation,
+    SparseLogitsDistillation,
     Theseus,
     keep_layers,
 )
@@ -146,6 +149,16 @@ CASES: list[tuple[Any, type[Exception], str]] = [
     (lambda: LGTM(held_out=0), ValueError, "held_out is 0"),
     (lambda: AttributionDistillation(steps=0), ValueError, "steps is 0"),
     (lambda: DecisionDistillation(copies=0), ValueError, "copies is 0"),
+    (lambda: HiddenDistillation(hidden_weight=math.inf), ValueError, "hidden_weight is inf"),
+    (lambda: EmbeddingDistillation(mse_weight=math.inf), ValueError, "mse_weight is inf"),
+    (lambda: AttributionDistillation(attribution_weight=math.inf), ValueError, "attribution_weight is inf"),
+    (lambda: DecisionDistillation(alpha=math.inf), ValueError, "alpha is inf"),
+    (lambda: DecisionDistillation(scale=math.inf), ValueError, "scale is inf"),
+    (lambda: DecisionDistillation(seed=-1), ValueError, "seed is -1"),
+    (lambda: SparseLogitsDistillation(seed=-1), ValueError, "seed is -1"),
+    (lambda: LGTM(radius=math.inf), ValueError, "radius is inf"),
+    (lambda: LGTM(influence_scale=math.nan), ValueError, "influence_scale is nan"),
+    (lambda: Theseus(slope=math.inf), ValueError, "slope is inf"),
     (lambda: decision_logits([[0, 0]]), ValueError, "counts of shape (1, 2)"),
     (lambda: count_decisions(lambda x: [5] * len(x), ["a"], 2, lambda x, r: x), ValueError, "chose class 5"),
     # training

@@ -379,8 +379,14 @@ def test_weights_that_lose_small_steps_are_said(tmp_path: Path, dtype: torch.dty
     """As transformers gives them from a file that holds them so, unless it is told otherwise."""
     bert(2).to(dtype).save_pretrained(tmp_path)
     student = BertForSequenceClassification.from_pretrained(tmp_path)
-    with pytest.warns(UserWarning, match=rf"weights are {dtype}: steps .* are lost, .* Train student\.float\(\)"):
+    with pytest.warns(
+        UserWarning, match=rf"student's weights are {dtype}: steps .* are lost, .* Train student\.float\(\)"
+    ):
         DistillationTrainer(student, arguments(tmp_path), teacher=bert())
+    with pytest.warns(UserWarning, match=rf"teacher's weights are {dtype}: .* Train teacher\.float\(\)"):
+        DistillationTrainer(
+            bert(2), arguments(tmp_path), teacher=student, objective={"name": "lgtm"}, train_dataset=sentences()
+        )
     frozen = student.requires_grad_(False)
     frozen.classifier.float().requires_grad_(True)  # as adapters are trained
     with warnings.catch_warnings(action="error"):

@@ -86,7 +86,11 @@ def task_loss(student: nn.Module, logits: Tensor, labels: Tensor, weights: Tenso
 def distillation_loss(
     student: nn.Module, ours: Tensor, theirs: Tensor, batch: Batch, temperature: float, divergence: str = "forward"
 ) -> Tensor:
-    """The loss against the teacher's logits, summed over items; one of `DIVERGENCES`, or squares in a regression."""
+    """The loss against the teacher's logits, summed over items; one of `DIVERGENCES`, or squares in a regression.
+
+    Raises:
+        ValueError: the teacher has outputs of another shape; one alone would be taken for all classes.
+    """
     kind = kind_of(student, ours, batch.get("labels"))
     if kind == "tokens":
         labels = token_labels(student, batch)
@@ -96,9 +100,19 @@ def distillation_loss(
     ours, theirs = precise(ours), precise(theirs)
     if kind == "regression":
         return squared_loss(ours, theirs)
+    check_alike(ours, theirs)
     if kind == "multi-label":
         return soft_binary_loss(ours, theirs, temperature, DIVERGENCES[divergence])
     return DIVERGENCES[divergence](ours, theirs, temperature)
+
+
+def check_alike(ours: Tensor, theirs: Tensor) -> None:
+    """Refuse logits of a student and a teacher that are not of the same classes."""
+    if ours.shape != theirs.shape:
+        raise ValueError(
+            f"the student's outputs are of shape {tuple(ours.shape)} and the teacher's {tuple(theirs.shape)}; give a "
+            "teacher, or a column of its outputs, for the same classes"
+        )
 
 
 def _kept_tokens(model: nn.Module, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -132,8 +132,16 @@ def kind_of(model: nn.Module, logits: Tensor, labels: Tensor | None = None) -> s
 
     If their configuration leaves it open, they take labels that are no integers for several labels an example. They
     write that into the configuration with their first loss, and ours may come earlier.
+
+    Raises:
+        ValueError: logits have another shape (a segmentation's), whose classes are not in the last place.
     """
     config = config_of(model)
+    if logits.dim() not in (2, 3):
+        raise ValueError(
+            f"the outputs of a {type(unwrapped(model)).__name__} are of shape {tuple(logits.shape)}; expected "
+            "[batch, classes] or [batch, tokens, classes]: return logits of such a shape, or write an Objective"
+        )
     if logits.dim() == 3:
         return "tokens"
     problem = getattr(config, "problem_type", None)
@@ -213,14 +221,14 @@ def check_same_marks(student: nn.Module, teacher: nn.Module) -> None:
             )
 
 
-def warn_of_rounding(student: nn.Module) -> None:
+def warn_of_rounding(who: str, trained: Iterable[Tensor]) -> None:
     """Warn that weights are trained in half precision, which they have from their file."""
-    half = sorted({str(p.dtype) for p in student.parameters() if p.requires_grad and p.dtype in HALF})
+    half = sorted({str(p.dtype) for p in trained if p.dtype in HALF})
     if half:
         warnings.warn(
-            f"the student's weights are {' and '.join(half)}: steps smaller than their rounding are lost, but not "
-            "those of cores, which are float32. Train student.float(), with bf16=True in the arguments to compute in "
-            "half precision",
+            f"the {who}'s weights are {' and '.join(half)}: steps smaller than their rounding are lost, but not those "
+            f"of cores, which are float32. Train {who}.float(), with bf16=True in the arguments to compute in half "
+            "precision",
             stacklevel=4,
         )
 

@@ -203,12 +203,21 @@ class StoredDataset(EpochDataset):
         store: the teacher's outputs.
         encode: an example to model inputs with labels.
         noise: as when the store was written; None without.
+
+    Raises:
+        ValueError: there are other examples than the store is of: rows were left out, say, and those after them would
+            get the outputs of others.
     """
 
     def __init__(
         self, examples: Any, store: LogitsStore, encode: Callable[[Any], dict[str, Any]], noise: Noise | None = None
     ) -> None:
         super().__init__()
+        if len(examples) != store.info.rows:
+            raise ValueError(
+                f"there are {len(examples)} examples and {store.folder} holds the outputs of {store.info.rows}; give "
+                "those that it was written for, in their order"
+            )
         self.examples, self.store, self.encode, self.noise = examples, store, encode, noise
 
     def __len__(self) -> int:

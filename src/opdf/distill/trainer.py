@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast
 from torch import Tensor, nn
+from torch.utils.data import ConcatDataset, Subset
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import has_length
@@ -263,7 +264,9 @@ class DistillationTrainer(CheckpointedTrainer):
         teachers = members(self.teacher) if self.teacher is not None else []
         self.method.unshared = unshared_inputs([student, *teachers])
         check_labels(student, self._given_rows)
-        warn_of_rounding(student)
+        warn_of_rounding("student", (p for p in student.parameters() if p.requires_grad))
+        if self.teacher is not None and self.method.trains_teacher:
+            warn_of_rounding("teacher", self.teacher.parameters())
         if self.teacher is not None:
             self.teacher.eval().requires_grad_(False)
 
@@ -463,8 +466,8 @@ class DistillationTrainer(CheckpointedTrainer):
         """Called before the first batch of an epoch is drawn."""
         if self._order is not None:
             self._order.manual_seed((self.args.seed if self.args.data_seed is None else self.args.data_seed) + epoch)
-        if isinstance(self.train_dataset, EpochDataset):
-            self.train_dataset.set_epoch(epoch)
+        for rows in _epoch_datasets(self.train_dataset):
+            rows.set_epoch(epoch)
 
     # A step.
 
@@ -590,6 +593,15 @@ class DistillationTrainer(CheckpointedTrainer):
             if self.overparameterization is not None:
                 logs.update(self.overparameterization.constraint_logs)
         super().log(logs, start_time)
+
+
+def _epoch_datasets(rows: Any) -> Iterator[EpochDataset]:
+    """What differs between epochs in some rows, also within torch's Subset and ConcatDataset."""
+    if isinstance(rows, EpochDataset):
+        yield rows
+    held = [rows.dataset] if isinstance(rows, Subset) else rows.datasets if isinstance(rows, ConcatDataset) else []
+    for inner in held:
+        yield from _epoch_datasets(inner)
 
 
 class _ObjectiveHooks(TrainerCallback):

@@ -150,6 +150,18 @@ def test_a_zero_attribution_gives_finite_gradients() -> None:
     assert all(p.grad.isfinite().all() for p in student.parameters() if p.grad is not None)
 
 
+def test_a_teacher_in_half_precision_has_the_maps_of_one_in_double() -> None:
+    """Where it is sure of itself, attributions are small, and their squares smaller than float16 knows."""
+    teacher = bert()
+    with torch.no_grad():
+        teacher.classifier.weight *= 8
+    data = batch()
+    data["labels"] = teacher(data["input_ids"]).logits.argmax(-1)
+    wanted = attribute(teacher, data, 1, create_graph=False)[1]
+    found = attribute(teacher.half(), data, 1, create_graph=False)[1]
+    torch.testing.assert_close(found.double(), wanted, rtol=0, atol=0.05)
+
+
 def test_training_and_exact_resume(tmp_path: Path) -> None:
     results = []
     for folder, resume in (("a", None), ("b", str(tmp_path / "a/checkpoint-2"))):
@@ -190,8 +202,15 @@ def test_what_has_no_one_class_an_example_is_refused() -> None:
         AttributionDistillation().losses(bert(), bert(), {"input_ids": batch()["input_ids"]}, torch.tensor(3))
 
 
-def test_a_compiled_student_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("way", "message"),
+    [
+        ({"torch_compile": True}, r"differentiates twice, which torch\.compile cannot"),
+        ({"fsdp": True, "fsdp_config": {"version": 2}}, "FSDP2 frees the gathered weights after the first time"),
+    ],
+)
+def test_what_cannot_be_differentiated_twice_is_refused(tmp_path: Path, way: dict[str, Any], message: str) -> None:
     teacher = bert(dtype=torch.float32)
-    arguments = DistillationArguments(str(tmp_path), use_cpu=True, torch_compile=True, max_steps=1)
-    with pytest.raises(ValueError, match=r"differentiates twice, which torch\.compile cannot"):
+    arguments = DistillationArguments(str(tmp_path), use_cpu=True, max_steps=1, **way)
+    with pytest.raises(ValueError, match=message):
         DistillationTrainer(keep_layers(teacher, 1), arguments, teacher=teacher, objective=AttributionDistillation())

@@ -253,6 +253,8 @@ def test_the_loss_is_plain_distillation_from_the_recovered_logits() -> None:
     output = model(**plain)
     expected = output.loss + 0.5 * soft_loss(output.logits, 3 * z, 2.0) / 3
     torch.testing.assert_close(losses.total, expected)
+    with pytest.raises(ValueError, match=r"are of shape \(3, 2\) and the teacher's \(3, 1\)"):
+        objective.losses(model, None, batch | {"decision_logits": z[:, :1]}, torch.tensor(3))
     del batch["decision_logits"]
     with pytest.raises(ValueError, match="no 'decision_logits'"):
         objective.losses(model, None, batch, torch.tensor(3))

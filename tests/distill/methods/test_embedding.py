@@ -56,6 +56,12 @@ def test_equals_a_loop_over_unpadded_examples() -> None:
     assert all(p.grad is not None for n, p in student.named_parameters() if "pooler" not in n)
 
 
+def test_an_empty_text_is_embedded_as_zero() -> None:
+    hidden, mask = torch.randn(2, 3, 4), torch.tensor([[1, 1, 0], [0, 0, 0]])
+    pooled = mean_pooled(hidden, mask)
+    torch.testing.assert_close(pooled, torch.stack([hidden[0, :2].mean(0), torch.zeros(4)]))
+
+
 def test_nothing_to_learn_from_oneself() -> None:
     model = bert()
     losses = EmbeddingDistillation(mse_weight=1.0).losses(model, model, batch(), torch.tensor(3))

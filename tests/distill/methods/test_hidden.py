@@ -79,6 +79,35 @@ def test_cls_normalisation_ignores_scale() -> None:
     torch.testing.assert_close(found.parts["hidden"], expected.detach())
 
 
+def test_cls_is_the_first_real_token() -> None:
+    student, teacher = bert(2), bert(4)
+    places = torch.arange(6).expand(3, 6)
+    found = []
+    for before in (0, 3):
+        given = {"position_ids": places} | batch()
+        labels = given.pop("labels")
+        given = {name: torch.nn.functional.pad(value, (before, 0)) for name, value in given.items()}
+        found.append(losses(student, teacher, given | {"labels": labels}, normalize="cls")[1].parts["hidden"])
+    torch.testing.assert_close(*found)
+
+
+def test_an_empty_text_has_no_distance() -> None:
+    """Tokenizers without marks of their own make no token of it, and the collator pads it."""
+    student, teacher, data = bert(2), bert(4), batch()
+    data["attention_mask"][1] = 0
+    rest = {name: value[[0, 2]] for name, value in data.items()}
+    some, others = (losses(student, teacher, given)[1].parts["hidden"] for given in (data, rest))
+    torch.testing.assert_close(some, others)  # both divided by the 3 examples of the step
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_projections_take_states_of_any_precision(dtype: torch.dtype) -> None:
+    student, teacher = bert(2, 8), bert(4)
+    expected = losses(student, teacher)[1].parts["hidden"]
+    found = losses(student.to(dtype), teacher)[1].parts["hidden"]
+    torch.testing.assert_close(found, expected, rtol=2e-2, atol=0)
+
+
 def test_different_patch_grids_are_refused_with_both() -> None:
     models = [
         ViTForImageClassification(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from opdf.distill import LGTM, Constraint, DistillationArguments, DistillationTrainer
 from opdf.distill.losses import distillation_loss, task_loss
-from opdf.distill.methods.lgtm import central_difference
+from opdf.distill.methods.lgtm import _schedule, central_difference
 from opdf.overparam import OverParamConfig, overparameterize, rolled_back
 
 
@@ -187,6 +188,16 @@ def test_without_influence_the_teacher_takes_a_plain_step(tmp_path: Path) -> Non
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6, msg=name)
 
 
+def test_the_teachers_rate_follows_schedules_that_wait_for_evaluations() -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0)
+    shares = []
+    for loss in (1.0, 2.0, 3.0):
+        scheduler.step(loss)
+        shares.append(_schedule(SimpleNamespace(optimizer=optimizer, lr_scheduler=scheduler)))
+    assert shares == [1.0, 0.5, 0.25]
+
+
 def test_an_objective_that_is_used_again_trains_the_next_teacher(tmp_path: Path) -> None:
     objective = LGTM(influence_scale=0.1)
     for folder in ("one", "two"):
@@ -253,5 +264,7 @@ def test_what_lgtm_cannot_do_is_refused(tmp_path: Path) -> None:
         LGTM().prepare(bert(1), None)
     with pytest.raises(ValueError, match="which is 24 of 24"):
         trainer(tmp_path, LGTM(held_out=24))
+    with pytest.raises(ValueError, match="FSDP2 computes with copies of its own; use DDP"):
+        trainer(tmp_path, LGTM(), fsdp=True, fsdp_config={"version": 2})
     with pytest.raises(TypeError, match=r"holds out rows of a datasets\.Dataset"):
         LGTM().training_data([1, 2, 3])

@@ -224,6 +224,21 @@ def test_missing_labels_need_alpha_one() -> None:
     }
 
 
+def test_a_columns_one_number_is_not_taken_for_all_classes() -> None:
+    batch = {"input_ids": torch.arange(16).reshape(4, 4), "teacher_logits": torch.randn(4, 1)}
+    with pytest.raises(ValueError, match=r"are of shape \(4, 2\) and the teacher's \(4, 1\)"):
+        LogitsDistillation(alpha=1.0).losses(bert(), None, batch, torch.tensor(4))
+
+
+def test_classes_in_another_place_than_the_last_are_refused() -> None:
+    """As a segmentation has them; the loss would be over the width of an image."""
+    pixels = nn.Conv2d(3, 2, 1)
+    pixels.forward = lambda pixel_values: SimpleNamespace(logits=nn.Conv2d.forward(pixels, pixel_values))  # type: ignore[method-assign]
+    batch = {"pixel_values": torch.randn(4, 3, 5, 5)}
+    with pytest.raises(ValueError, match=r"a Conv2d are of shape \(4, 2, 5, 5\); expected \[batch, cl"):
+        LogitsDistillation(alpha=1.0).losses(pixels, pixels.eval(), batch, torch.tensor(4))
+
+
 def test_outputs_that_mean_different_things_are_refused() -> None:
     names = [{"id2label": dict(enumerate(n))} for n in (["bad", "good"], ["good", "bad"])]
     with pytest.raises(ValueError, match="give both in the same order"):

@@ -22,7 +22,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import ConcatDataset, DataLoader, Subset
 from transformers import (
     BertTokenizerFast,
     LlamaConfig,
@@ -272,7 +272,7 @@ def test_hard_stored_labels_are_cross_entropy() -> None:
     torch.testing.assert_close(found, student(pixel_values=batch["pixel_values"], labels=labels).loss)
 
 
-def train(data: StoredDataset, folder: Path, resume: str | None = None, **options: Any) -> ViTForImageClassification:
+def train(data: Any, folder: Path, resume: str | None = None, **options: Any) -> ViTForImageClassification:
     arguments = DistillationArguments(
         str(folder), num_train_epochs=2, per_device_train_batch_size=5, learning_rate=1e-2, disable_tqdm=True,
         save_strategy="steps", save_steps=3, use_cpu=True, **options,
@@ -285,13 +285,21 @@ def train(data: StoredDataset, folder: Path, resume: str | None = None, **option
     return student
 
 
+def test_rows_that_were_left_out_after_storing_are_noticed(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"there are 9 examples and .* holds the outputs of 10"):
+        StoredDataset(images()[1:], teacher_store(tmp_path, vit(0)), pixels, noise)
+
+
 def test_every_epoch_of_training_reads_its_own_noise(tmp_path: Path) -> None:
     store = teacher_store(tmp_path / "store", vit(0), top_k=3)
     read: list[tuple[int, int]] = []
     original = store.read
     store.read = lambda epoch, row: read.append((epoch, row)) or original(epoch, row)  # type: ignore[method-assign,func-returns-value]
-    train(StoredDataset(images(), store, pixels, noise), tmp_path / "run")
-    assert sorted(read) == [(epoch, row) for epoch in range(2) for row in range(10)]
+    rows = StoredDataset(images(), store, pixels, noise)
+    for some, numbers in ((rows, range(10)), (Subset(ConcatDataset([rows]), range(3, 8)), range(3, 8))):
+        read.clear()
+        train(some, tmp_path / f"run-{len(numbers)}")
+        assert sorted(read) == [(epoch, row) for epoch in range(2) for row in numbers]
 
 
 def test_resuming_in_the_middle_of_an_epoch_reads_on(tmp_path: Path) -> None:

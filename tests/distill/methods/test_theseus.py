@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from tests.distill.small import train
 from torch import nn
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    Gemma2Config,
+    Gemma2ForSequenceClassification,
     GPT2Config,
     GPT2LMHeadModel,
     ViTConfig,
@@ -171,6 +174,35 @@ def test_misfits() -> None:
         Theseus().prepare(bert(2), None)
     with pytest.raises(ValueError, match="3 student blocks do not divide the teacher's 4"):
         Theseus().prepare(keep_layers(bert(), [0, 1, 2]), bert())
+
+
+@pytest.mark.parametrize("kinds", ["near far near far", "far far far far"])
+def test_teacher_blocks_of_another_kind_than_the_students_are_refused(kinds: str) -> None:
+    """The model gives a mask by the kind of the place, so that the teacher would answer wrongly."""
+    names = {"near": "sliding_attention", "far": "full_attention"}
+    config = Gemma2Config(
+        vocab_size=20, hidden_size=8, num_hidden_layers=4, num_attention_heads=1, num_key_value_heads=1, head_dim=8,
+        intermediate_size=8, sliding_window=2, layer_types=[names[kind] for kind in kinds.split()], pad_token_id=0,
+        bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    teacher = Gemma2ForSequenceClassification(config).eval()
+    student, objective = keep_layers(teacher, 2).eval(), Theseus()
+    if "near" in kinds:
+        with pytest.raises(ValueError, match="teacher's block 0 has sliding_attention and the student's block 0"):
+            objective.prepare(student, teacher)
+        return
+    objective.prepare(student, teacher)
+    with hybrid(student.model.layers, objective._predecessors, [False, False]):
+        assert torch.equal(student(BATCH["input_ids"], use_cache=False).logits, teacher(BATCH["input_ids"]).logits)
+
+
+def test_a_second_training_begins_at_the_first_rate(tmp_path: Path) -> None:
+    objective, rates = Theseus(0.3, slope=0.1), list[float]()
+    draw = objective._draw
+    objective._draw = lambda: (rates.append(objective.replacement_rate()), draw())[1]  # type: ignore[method-assign,func-returns-value]
+    trainer, _ = train(tmp_path, objective=objective, training={"max_steps": 2})
+    trainer.train()
+    assert rates == pytest.approx([0.3, 0.4, 0.3, 0.4])
 
 
 def test_decoders_run_without_a_cache() -> None:

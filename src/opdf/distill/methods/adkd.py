@@ -9,6 +9,7 @@ e (hidden state 0), from a baseline of zero:
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from opdf.distill.arguments import asks_for_fsdp
 from opdf.distill.losses import Batch, labels_of, precise, task_loss
 from opdf.distill.methods.logits import TaskAndLogits
 from opdf.distill.models import is_language_model, kind_of, unwrapped
@@ -61,8 +63,8 @@ class AttributionDistillation(TaskAndLogits):
         anneal: bool = False,
     ) -> None:
         super().__init__(temperature, alpha)
-        if not attribution_weight >= 0:
-            raise ValueError(f"attribution_weight is {attribution_weight}; it must be 0 or more")
+        if not 0 <= attribution_weight < math.inf:
+            raise ValueError(f"attribution_weight is {attribution_weight}; it must be a finite number of 0 or more")
         if steps < 1:
             raise ValueError(f"steps is {steps}; integrated gradients need at least 1")
         if top_k is not None and top_k < 1:
@@ -133,6 +135,11 @@ class AttributionDistillation(TaskAndLogits):
         super().check_arguments(args)
         if args.torch_compile:
             raise ValueError("AD-KD differentiates twice, which torch.compile cannot; leave torch_compile out")
+        if asks_for_fsdp(args):
+            raise ValueError(
+                "AD-KD differentiates twice, and FSDP2 frees the gathered weights after the first time; use DDP, or a "
+                "method that does not"
+            )
 
     def on_train_begin(self, trainer: Trainer) -> None:
         self._progress = trainer.state
@@ -163,7 +170,8 @@ def attribute(
     """
     gradients, embedding, logits = integrated_gradients(model, batch, steps, create_graph=create_graph)
     mask = batch.get("attention_mask", torch.ones(embedding.shape[:2], device=embedding.device)).bool()
-    maps = torch.stack([_normalised(gradient * embedding, mask, top_k) for gradient in gradients])
+    embedding = precise(embedding)  # in half precision, squares of small numbers are 0
+    maps = torch.stack([_normalised(precise(gradient) * embedding, mask, top_k) for gradient in gradients])
     return logits, maps
 
 

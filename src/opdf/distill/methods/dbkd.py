@@ -10,6 +10,7 @@ The z whose P(z) equals the counted shares are the soft targets of an ordinary l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -21,7 +22,7 @@ from scipy.special import log_ndtr
 from torch import Tensor, nn
 
 from opdf.data import ImageNoise, Prepared, TextNoise
-from opdf.distill.losses import Batch, count_labelled, labels_of, precise, soft_loss, task_loss
+from opdf.distill.losses import Batch, check_alike, count_labelled, labels_of, precise, soft_loss, task_loss
 from opdf.distill.models import config_of, kind_of
 from opdf.distill.objective import Losses, Objective
 from opdf.distill.outputs import fingerprint, kept, teacher_logits, weights_digest, with_column
@@ -77,16 +78,18 @@ class DecisionDistillation(Objective):
         seed: int = 0,
     ) -> None:
         for name, value in (("temperature", temperature), ("scale", scale)):
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} is {value}; it must be above 0")
-        if not alpha >= 0:
-            raise ValueError(f"alpha is {alpha}; it must be 0 or more")
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} is {value}; it must be a finite number above 0")
+        if not 0 <= alpha < math.inf:
+            raise ValueError(f"alpha is {alpha}; it must be a finite number of 0 or more")
         if copies < 1:
             raise ValueError(f"copies is {copies}; ask about each example at least once")
         if not 0 <= noise <= 1:
             raise ValueError(f"noise is {noise}; it is a share of the words, from 0 to 1")
         if solver not in SOLVERS:
             raise ValueError(f"solver is {solver!r}; expected one of {', '.join(SOLVERS)}")
+        if seed < 0:
+            raise ValueError(f"seed is {seed}; it must be 0 or more")
         self.temperature, self.alpha, self.scale = temperature, alpha, scale
         self.copies, self.noise, self.solver, self.seed = copies, noise, solver, seed
 
@@ -104,8 +107,10 @@ class DecisionDistillation(Objective):
         items, labelled = num_items.expand(2)
         task = task_loss(student, ours, labels_of(student, batch)) / labelled
         ours = precise(ours)
+        theirs = batch["decision_logits"].to(ours)
+        check_alike(ours, theirs)
         scale = self.scale or scale_for(ours.shape[-1], self.copies, self.solver)
-        soft = soft_loss(ours, scale * batch["decision_logits"].to(ours), self.temperature) / items
+        soft = soft_loss(ours, scale * theirs, self.temperature) / items
         parts = {"task": task.detach(), "distillation": soft.detach()}
         return Losses(task + self.alpha * soft, parts)
 

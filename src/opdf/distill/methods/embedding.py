@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,8 +32,8 @@ class EmbeddingDistillation(Objective):
 
     def __init__(self, cosine_weight: float = 1.0, mse_weight: float = 0.0) -> None:
         for name, value in (("cosine_weight", cosine_weight), ("mse_weight", mse_weight)):
-            if not value >= 0:
-                raise ValueError(f"{name} is {value}; it must be 0 or more")
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} is {value}; it must be a finite number of 0 or more")
         if not cosine_weight and not mse_weight:
             raise ValueError("cosine_weight and mse_weight are both 0; set one of them above 0")
         self.cosine_weight, self.mse_weight = cosine_weight, mse_weight
@@ -100,10 +102,10 @@ def mean_pooled(hidden: Tensor, mask: Tensor | None = None) -> Tensor:
 
     Args:
         hidden: last hidden states `[batch, tokens, width]`.
-        mask: `[batch, tokens]`, 0 where a token is padding; None counts all.
+        mask: `[batch, tokens]`, 0 where a token is padding; None counts all. An empty text, without tokens, gives 0.
     """
     hidden = hidden.float()
     if mask is None:
         return hidden.mean(1)
     real = mask.unsqueeze(-1).to(hidden.dtype)
-    return (hidden * real).sum(1) / real.sum(1)
+    return (hidden * real).sum(1) / real.sum(1).clamp(min=1)

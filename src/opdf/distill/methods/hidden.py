@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,8 +41,8 @@ class HiddenDistillation(TaskAndLogits):
         normalize: str | None = None,
     ) -> None:
         super().__init__(temperature, alpha)
-        if not hidden_weight >= 0:
-            raise ValueError(f"hidden_weight is {hidden_weight}; it must be 0 or more")
+        if not 0 <= hidden_weight < math.inf:
+            raise ValueError(f"hidden_weight is {hidden_weight}; it must be a finite number of 0 or more")
         if isinstance(pairs, str) and pairs not in ("uniform", "last"):
             raise ValueError(f"pairs is {pairs!r}; expected 'uniform', 'last' or a list of (student, teacher) indices")
         if normalize not in (None, "cls"):
@@ -88,7 +90,8 @@ class HiddenDistillation(TaskAndLogits):
         for s, t in self._states:
             mine, target = ours[s], theirs[t]
             if f"{s}-{t}" in self.projections:
-                mine = self.projections[f"{s}-{t}"](mine)
+                projection: Any = self.projections[f"{s}-{t}"]
+                mine = projection(mine.to(projection.weight.dtype))
             if mine.shape != target.shape:
                 raise ValueError(
                     f"hidden state {s} of the student has shape {tuple(mine.shape)} and {t} of the teacher "
@@ -99,17 +102,24 @@ class HiddenDistillation(TaskAndLogits):
 
     def _pair_error(self, mine: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
         if self.normalize == "cls":
-            mine, target = (nn.functional.normalize(h[:, 0], dim=-1) for h in (mine, target))
+            mine, target = (nn.functional.normalize(_first(h, mask), dim=-1) for h in (mine, target))
             return (mine - target).square().mean(-1)
         return _masked_mean((mine - target).square().mean(-1), mask)
 
 
 def _masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
-    """`[batch, tokens]` -> `[batch]`, the mean over real tokens."""
+    """`[batch, tokens]` -> `[batch]`, the mean over real tokens; 0 of an empty text, which has none."""
     if mask is None:
         return values.flatten(1).mean(-1)
     real = mask.to(values.dtype)
-    return (values * real).sum(-1) / real.sum(-1)
+    return (values * real).sum(-1) / real.sum(-1).clamp(min=1)
+
+
+def _first(hidden: Tensor, mask: Tensor | None) -> Tensor:
+    """`[batch, tokens, width]` -> `[batch, width]`, of the first real token: padding may stand before it."""
+    if mask is None:
+        return hidden[:, 0]
+    return hidden[torch.arange(len(hidden), device=hidden.device), mask.ne(0).long().argmax(-1)]
 
 
 def _resolve(pairs: str | Pairs, ours: int, theirs: int) -> list[tuple[int, int]]:

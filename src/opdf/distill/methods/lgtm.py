@@ -13,6 +13,7 @@ A teacher that follows -h lowers the held-out loss of the student that follows t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from opdf.data import Prepared
+from opdf.distill.arguments import asks_for_fsdp
 from opdf.distill.losses import Batch, distillation_loss, labels_of, task_loss
 from opdf.distill.methods.logits import TaskAndLogits
 from opdf.distill.models import output_layer
@@ -77,8 +79,10 @@ class LGTM(TaskAndLogits):
             ("radius", radius),
             ("held_out", held_out),
         ):
-            if not value > 0:
-                raise ValueError(f"{name} is {value}; it must be above 0")
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name} is {value}; it must be a finite number above 0")
+        if influence_scale is not None and not math.isfinite(influence_scale):
+            raise ValueError(f"influence_scale is {influence_scale}; it must be a finite number, or None")
         self.teacher_alpha, self.teacher_learning_rate = teacher_alpha, teacher_learning_rate
         self.held_out, self.radius, self.influence_scale = held_out, radius, influence_scale
         self.zero_heads, self.seed = zero_heads, seed
@@ -136,6 +140,11 @@ class LGTM(TaskAndLogits):
         super().check_arguments(args)
         if args.fp16:
             raise ValueError("LGTM takes trial steps that a gradient scaler knows nothing of; use bf16 instead of fp16")
+        if asks_for_fsdp(args):
+            raise ValueError(
+                "LGTM differentiates by the student's weights and moves them, and FSDP2 computes with copies of its "
+                "own; use DDP, or a method that does not"
+            )
 
     def on_train_begin(self, trainer: Trainer) -> None:
         assert self._teacher is not None
@@ -328,7 +337,9 @@ def _accumulate(total: list[Tensor], more: list[Tensor]) -> None:
 
 
 def _schedule(trainer: Any) -> float:
-    """Where the learning rate schedule is, from 0 to 1."""
+    """Where the learning rate schedule is, as a share of the rate that it began with."""
     scheduler = trainer.lr_scheduler
-    base, now = scheduler.base_lrs[0], scheduler.get_last_lr()[0]
+    # Those that wait for evaluations do not keep the rate that they began with.
+    base = scheduler.base_lrs[0] if hasattr(scheduler, "base_lrs") else trainer.optimizer.defaults["lr"]
+    now = scheduler.get_last_lr()[0]
     return now / base if base else 0.0

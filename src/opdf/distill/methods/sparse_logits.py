@@ -64,6 +64,8 @@ class SparseLogitsDistillation(TaskAndLogits):
             raise ValueError(
                 f"epochs is {epochs} without noise: every epoch would hold the same; set noise, or epochs to 1"
             )
+        if seed < 0:
+            raise ValueError(f"seed is {seed}; it must be 0 or more")
         self.store, self.top_k, self.epochs, self.noise, self.seed = store, top_k, epochs, noise, seed
         self._heads = Heads()
         if noise:

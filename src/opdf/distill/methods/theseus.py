@@ -8,6 +8,7 @@ from then on the student is fine-tuned alone, with the same optimizer and schedu
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from opdf.distill.losses import Batch, count_labelled, labels_of, task_loss
-from opdf.distill.models import check_same_outputs, unwrapped
+from opdf.distill.models import check_same_outputs, config_of, unwrapped
 from opdf.distill.objective import Losses, Objective
 from opdf.overparam import block_lists
 
@@ -56,8 +57,8 @@ class Theseus(Objective):
             raise ValueError(f"rate is {rate}; a replacement rate is above 0 and at most 1")
         if schedule not in SCHEDULES:
             raise ValueError(f"schedule is {schedule!r}; expected one of {', '.join(SCHEDULES)}")
-        if not ((slope is None or slope >= 0) and steps >= 0):
-            raise ValueError(f"slope is {slope} and steps {steps}; neither can be negative")
+        if not ((slope is None or 0 <= slope < math.inf) and 0 <= steps < math.inf):
+            raise ValueError(f"slope is {slope} and steps {steps}; they are finite numbers of 0 or more")
         self.rate, self.schedule, self.slope, self.steps, self.seed = rate, schedule, slope, steps, seed
         self.step = 0
         self.draws = 0
@@ -75,7 +76,6 @@ class Theseus(Objective):
         if teacher is None:
             raise ValueError("BERT-of-Theseus needs the teacher's blocks; pass a teacher")
         check_same_outputs(student, teacher)
-        self.step = self.draws = 0  # the objective may have been another run's
         towers, theirs = block_lists(student), block_lists(teacher)
         if len(towers) != 1 or towers != theirs:
             raise ValueError(
@@ -88,6 +88,7 @@ class Theseus(Objective):
         if len(blocks) % size:
             raise ValueError(f"{size} student blocks do not divide the teacher's {len(blocks)}; choose a divisor")
         group = len(blocks) // size
+        _check_kinds(config_of(student), config_of(teacher), group)
         self._predecessors = [blocks[s * group : (s + 1) * group] for s in range(size)]
         self._share_the_rest(student, teacher)
 
@@ -127,6 +128,8 @@ class Theseus(Objective):
             )
 
     def on_train_begin(self, trainer: Trainer) -> None:
+        if not trainer.state.global_step:  # else a checkpoint has set them
+            self.step = self.draws = 0
         if self.slope is None:
             self._slope = (1 - self.rate) / max(1, trainer.state.max_steps // 2)
 
@@ -138,6 +141,30 @@ class Theseus(Objective):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.step, self.draws = state["step"], state["draws"]
+
+
+def _check_kinds(ours: Any, theirs: Any, group: int) -> None:
+    """Refuse teacher blocks of another kind than the student's in whose place they run.
+
+    Decoders such as Gemma's attend to all tokens in some blocks and to near ones in others. A model makes the mask and
+    the positions of a block by the kind that the block's place has in it, and so would give the teacher's wrong ones.
+
+    Args:
+        ours, theirs: configurations.
+        group: teacher blocks in the place of one of the student's.
+
+    Raises:
+        ValueError: there is such a block.
+    """
+    mine, wanted = (getattr(config, "layer_types", None) for config in (ours, theirs))
+    if mine is None or wanted is None:
+        return
+    for place, kind in enumerate(wanted):
+        if kind != mine[place // group]:
+            raise ValueError(
+                f"the teacher's block {place} has {kind} and the student's block {place // group}, in whose place it "
+                f"would run, {mine[place // group]}; BERT-of-Theseus needs blocks of one kind: use LogitsDistillation"
+            )
 
 
 @contextmanager

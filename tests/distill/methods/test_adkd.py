@@ -214,3 +214,11 @@ def test_what_cannot_be_differentiated_twice_is_refused(tmp_path: Path, way: dic
     arguments = DistillationArguments(str(tmp_path), use_cpu=True, max_steps=1, **way)
     with pytest.raises(ValueError, match=message):
         DistillationTrainer(keep_layers(teacher, 1), arguments, teacher=teacher, objective=AttributionDistillation())
+
+
+def test_attention_without_a_second_derivative_is_refused() -> None:
+    student = bert()
+    student.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(ValueError, match="attn_implementation is 'flash_attention_2', whose kernels have no second"):
+        AttributionDistillation().prepare(student, bert())
+    AttributionDistillation().prepare(bert(), student)  # of the teacher the first one is enough

@@ -21,12 +21,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from opdf.distill.arguments import asks_for_fsdp
 from opdf.distill.losses import Batch, labels_of, precise, task_loss
 from opdf.distill.methods.logits import TaskAndLogits
-from opdf.distill.models import is_language_model, kind_of, unwrapped
+from opdf.distill.models import config_of, is_language_model, kind_of, unwrapped
 from opdf.distill.objective import Losses, model_inputs
 from opdf.distill.teachers import check_frozen
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainingArguments
+
+TWICE = ("sdpa", "eager")
+"""Ways to compute attention that can be differentiated twice."""
 
 EPSILON = 1e-12
 """Smallest norm to divide by, because a saturated example has no attribution at all."""
@@ -90,6 +93,12 @@ class AttributionDistillation(TaskAndLogits):
         for who, model in (("student", student), ("teacher", teacher)):
             if not isinstance(getattr(getattr(model, "base_model", None), "embeddings", None), nn.Module):
                 raise ValueError(f"the {who} {type(model).__name__} has no base_model.embeddings to attribute to")
+        attention = getattr(config_of(student), "_attn_implementation", None)
+        if attention not in (*TWICE, None):
+            raise ValueError(
+                f"the student's attn_implementation is {attention!r}, whose kernels have no second derivative; load it "
+                f"with {' or '.join(map(repr, TWICE))}"
+            )
 
     def losses(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, num_items: Tensor) -> Losses:
         assert teacher is not None

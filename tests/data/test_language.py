@@ -11,9 +11,20 @@ import numpy as np
 import pytest
 import torch
 from datasets import DatasetDict
-from transformers import AutoTokenizer, EvalPrediction, LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    AutoTokenizer,
+    EvalPrediction,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+)
 
-from opdf.data import Prepared, Task, describe, encode, load_data, minilm
+from opdf.data import Prepared, Task, describe, encode, load_data, minilm, right_padded
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }} [SEP] {% endfor %}"
@@ -177,6 +188,18 @@ def test_answers_of_texts(tokenizer: Any) -> None:
     data, task = load_data("movie-scores", train_limit=5)
     with pytest.raises(ValueError, match="answers_only is true and the task is regression"):
         encode(data, task, tokenizer, answers_only=True)
+
+
+@pytest.mark.parametrize(("template", "side"), [("$A [CLS]", "left"), ("[CLS] $A", "right"), ("$A", "right")])
+def test_texts_are_padded_on_the_right_unless_their_last_token_says_the_class(template: str, side: str) -> None:
+    """XLNet reads the class at the last place of a row."""
+    plain = Tokenizer(WordLevel({"[CLS]": 0, "[PAD]": 1, "a": 2}, unk_token="a"))
+    plain.post_processor = TemplateProcessing(single=template, special_tokens=[("[CLS]", 0)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=plain, unk_token="a", cls_token="[CLS]", pad_token="[PAD]", padding_side="left"
+    )
+    assert right_padded(tokenizer).padding_side == side
+    assert tokenizer.padding_side == "left"
 
 
 @pytest.mark.parametrize("side", ["right", "left"])

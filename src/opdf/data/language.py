@@ -114,3 +114,18 @@ def padding(tokenizer: Any) -> Any:
             "its pad_token and save it again"
         )
     return tokenizer
+
+
+def right_padded(tokenizer: Any) -> Any:
+    """The tokenizer, or a copy that pads on the right.
+
+    On the left, places that count from the beginning of a row (GPT-2's) would depend on the longest text of a batch,
+    and answers with them. A tokenizer that puts its mark for classes behind a text keeps its side: XLNet looks for the
+    mark at the last place.
+    """
+    ends_with_mark = tokenizer("a")["input_ids"][-1:] == [tokenizer.cls_token_id]
+    if tokenizer.padding_side == "right" or ends_with_mark:
+        return tokenizer
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.padding_side = "right"
+    return tokenizer

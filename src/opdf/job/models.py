@@ -25,7 +25,7 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from opdf.data import Task, loading, padding, plain_name
+from opdf.data import Task, loading, padding, plain_name, right_padded
 from opdf.distill import has_no_head
 from opdf.job.config import TeacherConfig
 from opdf.job.errors import UserError
@@ -80,7 +80,9 @@ def load_processor(teacher: TeacherConfig, task: Task) -> Any:
     if task.kind == "token-classification" and getattr(tokenizer, "add_prefix_space", None) is False:
         # These tokenizers were trained on words with a space before them, and words come without it.
         tokenizer = load_tokenizer(name, add_prefix_space=True)
-    return tokenizer if task.kind == "causal-lm" else padding(tokenizer)  # texts of a language model are packed
+    if task.kind == "causal-lm":
+        return tokenizer  # its texts are packed, and to continue them it may have to pad on the left
+    return right_padded(padding(tokenizer))
 
 
 def load_tokenizer(model: str, **options: Any) -> Any:

@@ -56,7 +56,8 @@ def is_conversation(value: Any) -> bool:
 
 def _end(ids: list[int], places: list[Span], length: int, tokenizer: Any) -> None:
     """Add the end of text to tokens that do not end with one; its place is the end of the text."""
-    if not ids or ids[-1] not in tokenizer.all_special_ids:
+    ends = (tokenizer.eos_token_id, tokenizer.sep_token_id, tokenizer.cls_token_id)  # an unknown word is special too
+    if not ids or ids[-1] not in ends:
         if tokenizer.eos_token_id is None:
             return
         ids.append(tokenizer.eos_token_id)

@@ -297,6 +297,17 @@ def test_a_decoder_without_a_token_for_padding_classifies(tmp_path: Path) -> Non
         assert [one["score"] for one in together] == pytest.approx([one["score"] for one in alone], rel=1e-5)
 
 
+def test_scoring_tells_what_was_taken_for_granted(tmp_path: Path, capsys: Any) -> None:
+    """A score of the wrong columns looks like any other."""
+    jobs.bert(tmp_path / "bert")
+    data = DataConfig(name=lines(tmp_path, key=TEXTS, text=TEXTS, title=TEXTS, label=[k % 2 for k in range(80)]))
+    note = "opdf: note: of the text columns key, text, title the model reads key and text; set data.inputs to choose"
+    evaluate(tmp_path / "bert", data)
+    assert note in capsys.readouterr().err
+    export(tmp_path / "bert", tmp_path / "out", format="torch", data=data)
+    assert note in capsys.readouterr().err
+
+
 def test_a_tokenizer_that_pads_on_the_left_changes_no_answer(tmp_path: Path) -> None:
     """GPT-2 counts places from the beginning of a row: scores and answers depended on the longest text of a batch."""
     torch.manual_seed(0)

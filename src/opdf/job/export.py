@@ -28,6 +28,7 @@ from opdf.job.config import DataConfig, TeacherConfig
 from opdf.job.errors import UserError, not_installed
 from opdf.job.models import load_saved
 from opdf.job.prepared import prepare_data
+from opdf.job.processes import tell
 from opdf.job.resume import check_rows_of_run, versions
 from opdf.job.saved import find_saved
 from opdf.job.scoring import pair_cosines, similarity_metrics
@@ -83,6 +84,8 @@ def export(
     if data is not None:
         prepared = prepare_data(data, TeacherConfig(model=name))
         check_rows_of_run(Path(name).parent, data, prepared.raw)
+        for note in prepared.task.notes:
+            tell(f"note: {note}")
     with replacing_folder(folder) as scratch:
         report = write(model, name, scratch, format=format, int8=int8, prepared=prepared, batch=batch)
         (scratch / "export.json").write_text(json.dumps(report, indent=2) + "\n")

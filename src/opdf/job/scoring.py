@@ -24,6 +24,7 @@ from opdf.job.options import read_config
 from opdf.job.output import CONFIG
 from opdf.job.prepared import prepare_data
 from opdf.job.probe import linear_probe
+from opdf.job.processes import tell
 from opdf.job.resume import check_rows_of_run
 from opdf.job.saved import find_saved
 
@@ -82,6 +83,8 @@ def evaluate(
     if missing:
         raise UserError(f"{name} is not trained for this task ({missing[0]} is missing); give a fine-tuned model")
     check_inputs("the model", model, prepared)
+    for note in prepared.task.notes:
+        tell(f"note: {note}")
     result = scores(evaluator(model, prepared, batch), prepared)
     if probe:
         result["linear probe"] = linear_probe(model, prepared.data, prepared.collator, batch=batch)

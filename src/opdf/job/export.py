@@ -80,6 +80,11 @@ def export(
     name = find_saved(str(name)).model
     model = load_saved(name)
     model.config.use_cache = False
+    if format == "torch" and reads_ends(model):
+        raise UserError(
+            f"format is torch and {name} is a {type(model).__name__}, which looks for the ends of its texts; "
+            "torch.export cannot follow that: take format onnx"
+        )
     prepared = None
     if data is not None:
         prepared = prepare_data(data, TeacherConfig(model=name))
@@ -190,9 +195,17 @@ def examples(model: Any) -> Iterator[dict[str, Any]]:
         inputs = {"input_ids": ids, "attention_mask": mask}
         if "token_type_ids" in known and getattr(config, "type_vocab_size", 0) > 1:
             inputs["token_type_ids"] = torch.zeros_like(ids)
-        if config.is_encoder_decoder:
+        if reads_ends(model):
+            ids.masked_fill_(ids == config.eos_token_id, (config.eos_token_id + 1) % config.vocab_size)
+            ids[range(batch), mask.sum(1) - 1] = config.eos_token_id
+        elif config.is_encoder_decoder:
             inputs["decoder_input_ids"] = ids[:, : tokens // 2]
         yield inputs
+
+
+def reads_ends(model: Any) -> bool:
+    """Whether a model classifies at the end of its texts, of which there has to be one each: T5 and BART do."""
+    return model.config.is_encoder_decoder and type(model).__name__.endswith("ForSequenceClassification")
 
 
 def output_name(model: Any) -> str:

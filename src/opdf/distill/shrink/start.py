@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import logging
 import math
@@ -281,7 +280,4 @@ def _count(teacher: Any, tower: Tower, inputs: Mapping[str, Tensor]) -> int:
 
 def _blank(teacher: Any, config: Any, device: torch.device) -> Any:
     """The student before it has values, in float32 at least until then."""
-    student = empty_model(teacher, config, torch.promote_types(teacher.dtype, torch.float32), device)
-    if getattr(teacher, "generation_config", None) is not None:
-        student.generation_config = copy.deepcopy(teacher.generation_config)
-    return student.eval()
+    return empty_model(teacher, config, torch.promote_types(teacher.dtype, torch.float32), device).eval()

@@ -147,6 +147,15 @@ def test_other_data_are_not_scored_on_the_run_s_own_test_file(command: list[str]
     with_run([run, "--data.test", "new.csv"])
 
 
+def test_plan_says_that_a_run_had_no_cores(tmp_path: Path, capsys: Any) -> None:
+    run = begun(tmp_path, student={"layers": 1})
+    bert(Path(run) / "student")
+    assert main(["plan", run, "--tokens", "8", "--batch", "2"]) == 0
+    assert f"note: {run} was trained without over-parameterization" in capsys.readouterr().err
+    assert main(["plan", run, "--tokens", "8", "--batch", "2", "--overparam.ones", "1"]) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_a_mapping_that_is_null_is_an_empty_one(tmp_path: Path) -> None:
     """As a file has it where a key is left without anything under it."""
     path = configuration(tmp_path, training=None, objective={"options": None})

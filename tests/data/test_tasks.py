@@ -56,6 +56,15 @@ def test_several_labels(tmp_path: Path, form: str) -> None:
         assert rows[task.label][:] == [MARKS[TEXTS.index(text)] for text in rows["text"]]
 
 
+def test_labels_with_bars_are_told_of_where_they_are_taken_as_one_class(tmp_path: Path) -> None:
+    named = ["|".join(some) or "none" for some in SEVERAL]
+    Dataset.from_dict({"text": TEXTS, "label": named}).to_csv(tmp_path / "bars.csv", index=False)
+    _, task = load_data(str(tmp_path / "bars.csv"), where="data.")
+    note = "'rude|spam' in 'label' is taken as one class; if bars separate labels, set data.task to multi-label"
+    assert (task.kind, task.notes) == ("classification", (note,))
+    assert load_data(str(tmp_path / "bars.csv"), task="classification")[1].notes == ()
+
+
 def test_several_labels_are_encoded_as_numbers_of_their_own(tmp_path: Path, tokenizer: Any) -> None:
     data, task = load_data(forms(tmp_path)["lists"][0])
     data = DatasetDict(train=data["train"])

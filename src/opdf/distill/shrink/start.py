@@ -184,6 +184,11 @@ def _on_device(teacher: Any, batches: Iterable[Mapping[str, Tensor]]) -> list[di
 
 def _check_batch(teacher: Any, given: Mapping[str, Tensor]) -> None:
     """Refuse inputs that the models cannot read, or whose padding cannot be told."""
+    if hasattr(teacher, "prepare_decoder_input_ids_from_labels") and not given.keys() & {"decoder_input_ids", "labels"}:
+        raise ValueError(
+            f"batches holds neither labels nor decoder_input_ids, of which a {type(teacher).__name__} makes what its "
+            "decoder reads; give labels, or decoder_input_ids"
+        )
     for name, value in given.items():
         if name.endswith("inputs_embeds"):
             ids = name.replace("inputs_embeds", "input_ids")

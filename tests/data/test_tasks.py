@@ -251,6 +251,17 @@ def test_texts_without_labels(tmp_path: Path, tokenizer: Any) -> None:
     assert task.compute_metrics()(EvalPrediction(student, teacher["test"])) == {"agreement": 0.5}
 
 
+@pytest.mark.parametrize(
+    ("kind", "said", "other"),
+    [("multi-label", np.zeros((4, 2), int), np.eye(4, 2, dtype=int)), ("regression", np.ones(4), np.arange(4.0))],
+)
+def test_a_teacher_agrees_with_itself(kind: str, said: np.ndarray, other: np.ndarray) -> None:
+    """One that gives no label, or always one number, agreed with itself by 0: F1 and correlation are not defined."""
+    task = Task(kind, ("text",), None, ("a", "b") if kind == "multi-label" else ())
+    assert task.metrics(said, said.astype(float)) == {"agreement": 1.0}
+    assert task.metrics(other, said.astype(float)) == {"agreement": 0.0}
+
+
 def test_images_without_labels(tmp_path: Path) -> None:
     from PIL import Image
 

@@ -167,7 +167,10 @@ def test_classes_in_another_order_are_refused_however_their_names_are_written(tm
     load_model(folder, named("good", "bad"))
     said = capsys.readouterr().err
     assert said.count("note: ") == 1
-    assert "are taken by their numbers: Café for good, not for bad; data.labels gives another order" in said
+    assert (
+        "are taken by their numbers: Café for good, not for bad; to keep the model's names, or for another order, set"
+        in said
+    )
 
 
 @pytest.mark.parametrize(
@@ -224,3 +227,13 @@ def bert_named(folder: Path, *names: str) -> str:
 def test_a_field_that_is_given_under_two_names_is_refused() -> None:
     with pytest.raises(UserError, match=r"student\.config has hidden_size and n_embd, which are one field of a gpt2"):
         check_fields("student.config", "gpt2", {"hidden_size": 32, "n_embd": 16})
+
+
+def test_classes_that_the_data_lack_can_be_named(tmp_path: Path) -> None:
+    """A file to score on often lacks a rare class; the remedy was another model."""
+    bert(tmp_path, id2label={0: "a", 1: "b", 2: "c"})
+    task = Task("classification", ("text",), "label", ("a", "c"))
+    with pytest.raises(UserError, match=r"2 classes: a, c; name also the classes .* by data\.labels \['a', 'b', 'c'\]"):
+        load_model(str(tmp_path), task)
+    with pytest.raises(UserError, match="2 classes: a, d; give a model of the same classes"):
+        load_model(str(tmp_path), Task("classification", ("text",), "label", ("a", "d")))

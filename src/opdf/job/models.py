@@ -274,10 +274,14 @@ def check_labels(name: str, config: Any, task: Task) -> None:
             )
         return
     if len(theirs) != task.num_labels:
+        names = [{plain_name(label) for label in labels} for labels in (task.labels, theirs)]
+        remedy = "give a model of the same classes (a teacher gets a new head with teacher.finetune: true)"
+        if task.labels and names[0] < names[1]:
+            remedy = f"name also the classes that no row has, by data.labels {theirs}"
         raise UserError(
             f"model {name!r} has a head of {len(theirs)} outputs ({', '.join(theirs[:4])}); the data "
             f"{f'has {len(task.labels)} classes: ' + ', '.join(task.labels[:4]) if task.labels else 'is a regression'}"
-            "; give a model of the same classes (a teacher gets a new head with teacher.finetune: true)"
+            f"; {remedy}"
         )
     ours, found = ([plain_name(label) for label in labels] for labels in (task.labels, theirs))
     if ours != found and sorted(ours) == sorted(found):
@@ -297,7 +301,7 @@ def note_names(model: str, theirs: tuple[str, ...], ours: tuple[str, ...]) -> No
     more = f" and {len(pairs) - NAMED} more" if len(pairs) > NAMED else ""
     tell(
         f"note: the classes of {model} have other names than the data's, and are taken by their numbers: "
-        f"{', '.join(pairs[:NAMED])}{more}; data.labels gives another order"
+        f"{', '.join(pairs[:NAMED])}{more}; to keep the model's names, or for another order, set data.labels"
     )
 
 

@@ -304,6 +304,8 @@ def test_scoring_tells_what_was_taken_for_granted(tmp_path: Path, capsys: Any) -
     note = "opdf: note: of the text columns key, text, title the model reads key and text; set data.inputs to choose"
     evaluate(tmp_path / "bert", data)
     assert note in capsys.readouterr().err
+    evaluate(tmp_path / "bert", replace(data, inputs="text", test=data.name))
+    assert "72 of 80 rows of test are training rows too, but for case and punctuation" in capsys.readouterr().err
     export(tmp_path / "bert", tmp_path / "out", format="torch", data=data)
     assert note in capsys.readouterr().err
 

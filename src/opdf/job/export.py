@@ -28,10 +28,9 @@ from opdf.job.config import DataConfig, TeacherConfig
 from opdf.job.errors import UserError, not_installed
 from opdf.job.models import load_saved
 from opdf.job.prepared import prepare_data
-from opdf.job.processes import tell
 from opdf.job.resume import check_rows_of_run, versions
 from opdf.job.saved import find_saved
-from opdf.job.scoring import pair_cosines, similarity_metrics
+from opdf.job.scoring import pair_cosines, similarity_metrics, tell_of
 
 FORMATS = ("onnx", "torch")
 NEEDED = ("onnx", "onnxruntime", "onnxscript")
@@ -89,8 +88,7 @@ def export(
     if data is not None:
         prepared = prepare_data(data, TeacherConfig(model=name))
         check_rows_of_run(Path(name).parent, data, prepared.raw)
-        for note in prepared.task.notes:
-            tell(f"note: {note}")
+        tell_of(prepared, data.name)
     with replacing_folder(folder) as scratch:
         report = write(model, name, scratch, format=format, int8=int8, prepared=prepared, batch=batch)
         (scratch / "export.json").write_text(json.dumps(report, indent=2) + "\n")

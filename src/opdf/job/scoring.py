@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Trainer
 
-from opdf.data import Prepared, token_agreement
+from opdf.data import Prepared, describe, token_agreement
 from opdf.distill import Batch, mean_pooled
 from opdf.job.arguments import renewed, training_arguments
 from opdf.job.checks import check_inputs
@@ -83,12 +83,18 @@ def evaluate(
     if missing:
         raise UserError(f"{name} is not trained for this task ({missing[0]} is missing); give a fine-tuned model")
     check_inputs("the model", model, prepared)
-    for note in prepared.task.notes:
-        tell(f"note: {note}")
+    tell_of(prepared, data.name)
     result = scores(evaluator(model, prepared, batch), prepared)
     if probe:
         result["linear probe"] = linear_probe(model, prepared.data, prepared.collator, batch=batch)
     return result
+
+
+def tell_of(prepared: Prepared, name: str) -> None:
+    """Say what a user should know before a score: which columns were chosen, which rows were trained on."""
+    for what, text in describe(prepared, name, where="data.").lines():
+        if what == "note":
+            tell(f"note: {text}")
 
 
 def answers(model: Any, prepared: Prepared, part: str) -> np.ndarray:

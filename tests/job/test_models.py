@@ -229,6 +229,15 @@ def test_a_field_that_is_given_under_two_names_is_refused() -> None:
         check_fields("student.config", "gpt2", {"hidden_size": 32, "n_embd": 16})
 
 
+def test_numbers_that_stand_for_names_are_told_of(tmp_path: Path, capsys: Any) -> None:
+    """A model without names of its classes may count them otherwise than the data, whose names are sorted."""
+    folder = bert_named(tmp_path / "model", "LABEL_0", "LABEL_1")
+    load_model(folder, Task("classification", ("text",), "label", ("0", "1")))
+    assert "note: " not in capsys.readouterr().err
+    load_model(folder, Task("classification", ("text",), "label", ("negative", "positive")))
+    assert "taken by their numbers: LABEL_0 for negative, LABEL_1 for positive; " in capsys.readouterr().err
+
+
 def test_classes_that_the_data_lack_can_be_named(tmp_path: Path) -> None:
     """A file to score on often lacks a rare class; the remedy was another model."""
     bert(tmp_path, id2label={0: "a", 1: "b", 2: "c"})

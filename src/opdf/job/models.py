@@ -290,7 +290,8 @@ def check_labels(name: str, config: Any, task: Task) -> None:
             f"model {name!r} has the classes {', '.join(theirs)} and the data {', '.join(task.labels)}: "
             f"give both the same order, by data.labels {order}"
         )
-    if task.labels and ours != found and not all(label.startswith("LABEL_") for label in theirs):
+    nameless = all(label.startswith("LABEL_") for label in theirs)
+    if task.labels and ours != found and not (nameless and ours == [str(k) for k in range(len(ours))]):
         note_names(name, tuple(theirs), task.labels)
 
 

@@ -225,6 +225,8 @@ def test_images_by_folder_by_name_and_as_they_are(
     (tmp_path / "photos" / "broken.png").write_bytes(b"no image")
     assert main(["predict", str(models / "images"), str(tmp_path / "photos")]) == 2
     assert "broken.png cannot be read" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=rf"there is no image no\.png; relative names are looked for in {Path.cwd()}"):
+        list(predict(models / "images", ["no.png"]))
 
 
 def test_an_image_in_memory_is_read_as_its_file(models: Path, tmp_path: Path) -> None:

@@ -302,6 +302,10 @@ def _opened(row: Row, column: str) -> Any:
             return _upright(value)
         with Image.open(value) as image:
             return _upright(image)
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{row.where}: there is no image {_name_of(value)}; relative names are looked for in {Path.cwd()}"
+        ) from error
     except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise ValueError(f"{row.where}: the image {_name_of(value)} cannot be read: {error}") from error
 

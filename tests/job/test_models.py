@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -227,6 +228,17 @@ def bert_named(folder: Path, *names: str) -> str:
 def test_a_field_that_is_given_under_two_names_is_refused() -> None:
     with pytest.raises(UserError, match=r"student\.config has hidden_size and n_embd, which are one field of a gpt2"):
         check_fields("student.config", "gpt2", {"hidden_size": 32, "n_embd": 16})
+
+
+def test_classes_of_which_some_have_other_numbers_are_refused(tmp_path: Path) -> None:
+    """They were taken by their numbers, with a note: neutral for positive, positive for very positive."""
+    bert(tmp_path, id2label={0: "negative", 1: "neutral", 2: "positive"})
+    task = Task("classification", ("text",), "label", ("neutral", "positive", "very positive"))
+    with pytest.raises(
+        UserError, match=r"'neutral' is number 1 of the one and 0 of the other; name in data\.labels what"
+    ):
+        load_model(str(tmp_path), task)
+    load_model(str(tmp_path), replace(task, labels=("very positive", "neutral", "positive")))
 
 
 def test_numbers_that_stand_for_names_are_told_of(tmp_path: Path, capsys: Any) -> None:

@@ -290,6 +290,13 @@ def check_labels(name: str, config: Any, task: Task) -> None:
             f"model {name!r} has the classes {', '.join(theirs)} and the data {', '.join(task.labels)}: "
             f"give both the same order, by data.labels {order}"
         )
+    moved = next((label for label in found if label in ours and ours.index(label) != found.index(label)), None)
+    if moved is not None:
+        raise UserError(
+            f"model {name!r} has the classes {', '.join(theirs)} and the data {', '.join(task.labels)}, and "
+            f"{theirs[found.index(moved)]!r} is number {found.index(moved)} of the one and {ours.index(moved)} of the "
+            "other; name in data.labels what each of the model's is in the data, in the model's order"
+        )
     nameless = all(label.startswith("LABEL_") for label in theirs)
     if task.labels and ours != found and not (nameless and ours == [str(k) for k in range(len(ours))]):
         note_names(name, tuple(theirs), task.labels)

@@ -15,6 +15,7 @@ import yaml
 
 from jobs import DIGITS, bert, texts
 from opdf.cli import main
+from opdf.cli.eval import with_run
 from opdf.cli.options import parse
 from opdf.job.config import DistillConfig
 from opdf.job.options import merged
@@ -120,6 +121,39 @@ def test_plan_of_a_run_shows_the_matrices_that_it_trained(done: Path, capsys: An
     metrics = json.loads((done / "out" / "metrics.json").read_text())
     shapes = [shape["shape"] for shape in metrics["shapes"] for _ in range(shape["matrices"])]
     assert sorted(matrix["shape"] for matrix in report["matrices"]) == sorted(shapes)
+
+
+def begun(folder: Path, **config: Any) -> str:
+    """The output folder of a run, as far as a command looks before it reads the student."""
+    (folder / "run" / "student").mkdir(parents=True)
+    (folder / "run" / "config.yaml").write_text(yaml.safe_dump(config))
+    return str(folder / "run")
+
+
+@pytest.mark.parametrize("command", [["eval"], ["export", "--format", "torch"]])
+def test_other_data_are_not_scored_on_the_run_s_own_test_file(command: list[str], tmp_path: Path, capsys: Any) -> None:
+    """`--data.name new.csv` scored the test file of the run once more, and called it the score on new.csv."""
+    name, *options = command
+    run = begun(tmp_path, data={"name": "a.csv", "validation": "v.csv", "test": "t.csv"})
+    argv = [name, run, *options, "--data.name", "new.csv"]
+    assert main(argv) == 2
+    said = f"the test split of {run} would still be t.csv; to score the rows of another file name it in --data.test"
+    assert said in capsys.readouterr().err
+    assert main([*argv, "--data.test=0.2"]) == 2
+    assert "the validation split" in capsys.readouterr().err
+    assert "--data.name=new.csv" in " ".join(
+        with_run([run, "--data.name=new.csv", "--data.test", "0.2", "--data.validation=0.1"])
+    )
+    with_run([run, "--data.test", "new.csv"])
+
+
+def test_plan_says_that_a_run_had_no_cores(tmp_path: Path, capsys: Any) -> None:
+    run = begun(tmp_path, student={"layers": 1})
+    bert(Path(run) / "student")
+    assert main(["plan", run, "--tokens", "8", "--batch", "2"]) == 0
+    assert f"note: {run} was trained without over-parameterization" in capsys.readouterr().err
+    assert main(["plan", run, "--tokens", "8", "--batch", "2", "--overparam.ones", "1"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_a_mapping_that_is_null_is_an_empty_one(tmp_path: Path) -> None:

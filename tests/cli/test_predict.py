@@ -39,6 +39,7 @@ from jobs import SIZES, TEXTS, WORDS, bert, texts
 from opdf.cli import main
 from opdf.job import predict
 from opdf.job.errors import UserError
+from opdf.job.predict import note_cut
 
 NAMES = {0: "bad", 1: "fair", 2: "good"}
 ROWS = [f"w{k % 9} w{k % 7} w{k % 5}" if k % 3 else f"w{k % 11}" for k in range(20)]
@@ -170,6 +171,14 @@ def test_what_a_language_model_says_next_and_how_it_likes_a_text(models: Path) -
     assert [row.keys() for row in predict(models / "decoder", ["w1 w2"], new_tokens=0)] == [{"text", "perplexity"}]
 
 
+def test_a_text_that_is_continued_from_its_end_alone_is_told_of(models: Path, capsys: Any) -> None:
+    note_cut.cache_clear()
+    whole, cut = (list(predict(models / "decoder", ["w1 w2 w3"], new_tokens=count)) for count in (5, 63))
+    said = "note: the model has places for 64 tokens and new_tokens is 63; of a longer text it reads the last 1"
+    assert capsys.readouterr().err.count(said) == 1
+    assert len(whole) == len(cut) == 1
+
+
 def test_a_conversation_is_answered_anew(models: Path, tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(models / "decoder")
     tokenizer.chat_template = (
@@ -216,6 +225,8 @@ def test_images_by_folder_by_name_and_as_they_are(
     (tmp_path / "photos" / "broken.png").write_bytes(b"no image")
     assert main(["predict", str(models / "images"), str(tmp_path / "photos")]) == 2
     assert "broken.png cannot be read" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=rf"there is no image no\.png; relative names are looked for in {Path.cwd()}"):
+        list(predict(models / "images", ["no.png"]))
 
 
 def test_an_image_in_memory_is_read_as_its_file(models: Path, tmp_path: Path) -> None:

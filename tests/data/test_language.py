@@ -11,9 +11,20 @@ import numpy as np
 import pytest
 import torch
 from datasets import DatasetDict
-from transformers import AutoTokenizer, EvalPrediction, LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    AutoTokenizer,
+    EvalPrediction,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+)
 
-from opdf.data import Prepared, Task, describe, encode, load_data, minilm
+from opdf.data import Prepared, Task, describe, encode, encode_language, load_data, minilm, right_padded
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }} [SEP] {% endfor %}"
@@ -177,6 +188,30 @@ def test_answers_of_texts(tokenizer: Any) -> None:
     data, task = load_data("movie-scores", train_limit=5)
     with pytest.raises(ValueError, match="answers_only is true and the task is regression"):
         encode(data, task, tokenizer, answers_only=True)
+
+
+def test_a_text_that_ends_with_an_unknown_word_has_an_end() -> None:
+    """It had none: an unknown word's token is one of a tokenizer's special ones."""
+    plain = Tokenizer(WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2, "a": 3}, unk_token="<unk>"))
+    plain.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    marks = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, **marks)
+    found = encode_language([["a", "§", ""]], tokenizer, None, answers_only=False)
+    assert found["input_ids"] == [[1, 3, 2], [1, 0, 2], [1, 2]]
+    found = encode_language([["a"], ["§"]], tokenizer, None, answers_only=True)
+    assert found["labels"] == [[-100, -100, 2]]  # one word for WordLevel: "a§", which is unknown
+
+
+@pytest.mark.parametrize(("template", "side"), [("$A [CLS]", "left"), ("[CLS] $A", "right"), ("$A", "right")])
+def test_texts_are_padded_on_the_right_unless_their_last_token_says_the_class(template: str, side: str) -> None:
+    """XLNet reads the class at the last place of a row."""
+    plain = Tokenizer(WordLevel({"[CLS]": 0, "[PAD]": 1, "a": 2}, unk_token="a"))
+    plain.post_processor = TemplateProcessing(single=template, special_tokens=[("[CLS]", 0)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=plain, unk_token="a", cls_token="[CLS]", pad_token="[PAD]", padding_side="left"
+    )
+    assert right_padded(tokenizer).padding_side == side
+    assert tokenizer.padding_side == "left"
 
 
 @pytest.mark.parametrize("side", ["right", "left"])

@@ -56,6 +56,15 @@ def test_several_labels(tmp_path: Path, form: str) -> None:
         assert rows[task.label][:] == [MARKS[TEXTS.index(text)] for text in rows["text"]]
 
 
+def test_labels_with_bars_are_told_of_where_they_are_taken_as_one_class(tmp_path: Path) -> None:
+    named = ["|".join(some) or "none" for some in SEVERAL]
+    Dataset.from_dict({"text": TEXTS, "label": named}).to_csv(tmp_path / "bars.csv", index=False)
+    _, task = load_data(str(tmp_path / "bars.csv"), where="data.")
+    note = "'rude|spam' in 'label' is taken as one class; if bars separate labels, set data.task to multi-label"
+    assert (task.kind, task.notes) == ("classification", (note,))
+    assert load_data(str(tmp_path / "bars.csv"), task="classification")[1].notes == ()
+
+
 def test_several_labels_are_encoded_as_numbers_of_their_own(tmp_path: Path, tokenizer: Any) -> None:
     data, task = load_data(forms(tmp_path)["lists"][0])
     data = DatasetDict(train=data["train"])
@@ -240,6 +249,17 @@ def test_texts_without_labels(tmp_path: Path, tokenizer: Any) -> None:
     assert "labels" not in judged.data["train"].column_names
     student = np.eye(2)[np.zeros(12, int)]
     assert task.compute_metrics()(EvalPrediction(student, teacher["test"])) == {"agreement": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("kind", "said", "other"),
+    [("multi-label", np.zeros((4, 2), int), np.eye(4, 2, dtype=int)), ("regression", np.ones(4), np.arange(4.0))],
+)
+def test_a_teacher_agrees_with_itself(kind: str, said: np.ndarray, other: np.ndarray) -> None:
+    """One that gives no label, or always one number, agreed with itself by 0: F1 and correlation are not defined."""
+    task = Task(kind, ("text",), None, ("a", "b") if kind == "multi-label" else ())
+    assert task.metrics(said, said.astype(float)) == {"agreement": 1.0}
+    assert task.metrics(other, said.astype(float)) == {"agreement": 0.0}
 
 
 def test_images_without_labels(tmp_path: Path) -> None:

@@ -674,6 +674,8 @@ def test_refused_examples() -> None:
         shrink(teacher, [{name: value.tolist() for name, value in row.items()} for row in rows])
     with pytest.raises(TypeError, match=r"batches holds input_ids of torch.float32; give whole numbers"):
         shrink(teacher, [{"input_ids": torch.ones(2, 3)}])
+    with pytest.raises(ValueError, match="batches holds neither labels nor decoder_input_ids"):
+        shrink(small("t5"), [{"input_ids": torch.ones(2, 3, dtype=torch.int64)}])
     for wrong in (-1, teacher.config.vocab_size):
         with pytest.raises(ValueError, match=rf"holds {wrong} among its input_ids, and the teacher knows 0 to"):
             shrink(teacher, [inputs("bert"), {"input_ids": torch.tensor([[1, wrong, 2]])}])

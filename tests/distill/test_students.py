@@ -17,6 +17,7 @@ from transformers import (
     BeitConfig,
     BeitForImageClassification,
     BertModel,
+    GenerationConfig,
 )
 
 from families import FAMILIES, IMAGE, TEXT, batch, build
@@ -85,6 +86,15 @@ def test_blocks_that_differ_keep_what_is_theirs(family: str, layers: Any, tmp_pa
     torch.testing.assert_close(student(ids, use_cache=False).logits, expected)
     student.save_pretrained(tmp_path)
     torch.testing.assert_close(type(student).from_pretrained(tmp_path).eval()(ids, use_cache=False).logits, expected)
+
+
+def test_a_student_ends_its_texts_where_its_teacher_does(tmp_path: Path) -> None:
+    """It had a generation configuration of its own, made of the model's: other ends, no settings of sampling."""
+    teacher = build("llama", 2)
+    teacher.generation_config = GenerationConfig(eos_token_id=[2, 7], temperature=0.6, do_sample=True)
+    keep_layers(teacher, 1).save_pretrained(tmp_path)
+    found = GenerationConfig.from_pretrained(tmp_path)
+    assert (found.eos_token_id, found.temperature, found.do_sample) == ([2, 7], 0.6, True)
 
 
 def test_blocks_of_kinds_that_a_configuration_cannot_say_are_refused() -> None:

@@ -21,6 +21,8 @@ from transformers import (
     AutoModelForSequenceClassification,
     CLIPConfig,
     CLIPModel,
+    T5Config,
+    T5ForSequenceClassification,
     Wav2Vec2Config,
     Wav2Vec2ForSequenceClassification,
 )
@@ -29,7 +31,7 @@ from families import FAMILIES, batch, build
 from opdf import DistillationArguments, DistillationTrainer, OverParamConfig
 from opdf.distill import keep_layers
 from opdf.job import DataConfig, DistillConfig, UserError, export, run
-from opdf.job.export import NEEDED, largest, onnx_outputs, to_onnx, to_torch, torch_outputs
+from opdf.job.export import NEEDED, examples, largest, onnx_outputs, to_onnx, to_torch, torch_outputs
 from opdf.job.options import fill
 
 onnx = pytest.importorskip("onnx")
@@ -121,6 +123,25 @@ def test_a_batch_may_lack_the_token_types_that_its_tokenizer_does_not_make(tmp_p
     to_onnx(model, tmp_path / "model.onnx")
     torch.testing.assert_close(onnx_outputs(tmp_path / "model.onnx")(given), expected)
     torch.testing.assert_close(to_torch(model, tmp_path / "model.pt2")(given), expected)
+
+
+@pytest.mark.parametrize("written", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_classifier_of_whole_texts_with_a_decoder(written: bool, tmp_path: Path) -> None:
+    """T5 classifies at the end of its texts and makes its decoder's inputs; it was given others, which is an error."""
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    model = T5ForSequenceClassification(T5Config(vocab_size=40, decoder_start_token_id=0, **sizes)).eval()
+    given = list(examples(model))
+    assert all(list(inputs) == ["input_ids", "attention_mask"] for inputs in given)
+    expected = [torch_outputs(model)(inputs) for inputs in given]
+    if written:
+        to_onnx(model, tmp_path / "model.onnx")
+        outputs = onnx_outputs(tmp_path / "model.onnx")
+        for inputs, logits in zip(given, expected, strict=True):
+            torch.testing.assert_close(outputs(inputs), logits, atol=1e-5, rtol=0)
+    model.save_pretrained(tmp_path / "t5")
+    with pytest.raises(UserError, match=r"looks for the ends of its texts; .* take format onnx"):
+        export(tmp_path / "t5", tmp_path / "out", format="torch")
+    assert not (tmp_path / "out").exists()
 
 
 def test_torch_export_runs_where_opdf_is_not_installed(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -167,7 +168,10 @@ def test_classes_in_another_order_are_refused_however_their_names_are_written(tm
     load_model(folder, named("good", "bad"))
     said = capsys.readouterr().err
     assert said.count("note: ") == 1
-    assert "are taken by their numbers: Café for good, not for bad; data.labels gives another order" in said
+    assert (
+        "are taken by their numbers: Café for good, not for bad; to keep the model's names, or for another order, set"
+        in said
+    )
 
 
 @pytest.mark.parametrize(
@@ -224,3 +228,33 @@ def bert_named(folder: Path, *names: str) -> str:
 def test_a_field_that_is_given_under_two_names_is_refused() -> None:
     with pytest.raises(UserError, match=r"student\.config has hidden_size and n_embd, which are one field of a gpt2"):
         check_fields("student.config", "gpt2", {"hidden_size": 32, "n_embd": 16})
+
+
+def test_classes_of_which_some_have_other_numbers_are_refused(tmp_path: Path) -> None:
+    """They were taken by their numbers, with a note: neutral for positive, positive for very positive."""
+    bert(tmp_path, id2label={0: "negative", 1: "neutral", 2: "positive"})
+    task = Task("classification", ("text",), "label", ("neutral", "positive", "very positive"))
+    with pytest.raises(
+        UserError, match=r"'neutral' is number 1 of the one and 0 of the other; name in data\.labels what"
+    ):
+        load_model(str(tmp_path), task)
+    load_model(str(tmp_path), replace(task, labels=("very positive", "neutral", "positive")))
+
+
+def test_numbers_that_stand_for_names_are_told_of(tmp_path: Path, capsys: Any) -> None:
+    """A model without names of its classes may count them otherwise than the data, whose names are sorted."""
+    folder = bert_named(tmp_path / "model", "LABEL_0", "LABEL_1")
+    load_model(folder, Task("classification", ("text",), "label", ("0", "1")))
+    assert "note: " not in capsys.readouterr().err
+    load_model(folder, Task("classification", ("text",), "label", ("negative", "positive")))
+    assert "taken by their numbers: LABEL_0 for negative, LABEL_1 for positive; " in capsys.readouterr().err
+
+
+def test_classes_that_the_data_lack_can_be_named(tmp_path: Path) -> None:
+    """A file to score on often lacks a rare class; the remedy was another model."""
+    bert(tmp_path, id2label={0: "a", 1: "b", 2: "c"})
+    task = Task("classification", ("text",), "label", ("a", "c"))
+    with pytest.raises(UserError, match=r"2 classes: a, c; name also the classes .* by data\.labels \['a', 'b', 'c'\]"):
+        load_model(str(tmp_path), task)
+    with pytest.raises(UserError, match="2 classes: a, d; give a model of the same classes"):
+        load_model(str(tmp_path), Task("classification", ("text",), "label", ("a", "d")))

@@ -6,14 +6,17 @@ import multiprocessing
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from transformers import AutoConfig
 
+from families import build
 from jobs import digits, read_only_folder
 from opdf.files import owned
 from opdf.job import run
-from opdf.job.output import check_free, claimed
+from opdf.job.output import check_free, claimed, save
 
 FORKS = multiprocessing.get_context("fork")
 
@@ -46,6 +49,15 @@ def test_a_folder_in_use_is_refused_and_the_message_says_by_whom(owner: Any, tmp
     with pytest.raises(FileExistsError, match=said):
         run(digits(folder, overwrite=True))
     assert (folder / "config.yaml").read_text() == "seed: 0\n"
+
+
+def test_a_saved_decoder_keeps_what_it_has_computed(tmp_path: Path) -> None:
+    """The Trainer turns the cache off in the configuration, and generation took a pass over the whole text a token."""
+    model = build("llama")
+    model.config.use_cache = False
+    save(model, SimpleNamespace(save_pretrained=lambda folder: None), tmp_path / "student")
+    assert AutoConfig.from_pretrained(tmp_path / "student").use_cache
+    assert not model.config.use_cache
 
 
 def test_the_lock_of_a_killed_process_keeps_nobody_out(owner: Any, tmp_path: Path) -> None:

@@ -107,6 +107,21 @@ def test_optimizers_are_made_before_any_work(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("changes", "steps"),
+    [
+        ({}, 18),  # 42 rows are 6 batches of 8
+        ({"objective": {"name": "lgtm"}}, 15),  # it holds out 4 of them
+        ({"training": {"dataloader_drop_last": True}}, 15),
+    ],
+)
+def test_the_steps_are_those_that_are_made(changes: dict[str, Any], steps: int, tmp_path: Path) -> None:
+    training = {"num_train_epochs": 3, "per_device_train_batch_size": 8, "use_cpu": True} | changes.pop("training", {})
+    config = text_job(tmp_path, overparam=None, training=training, **changes)
+    assert dict(preview(config).lines)["training"].startswith(f"{steps} steps of ")
+    assert run(config)["steps"] == steps
+
+
 def test_optimizers_that_cannot_step_cores_are_refused_before_any_work(tmp_path: Path) -> None:
     pytest.importorskip("schedulefree")
     schedule_free = {"optim": "schedule_free_adamw", "use_cpu": True}

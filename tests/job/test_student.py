@@ -13,6 +13,7 @@ from transformers import AutoModelForImageClassification
 
 from families import build
 from jobs import digits
+from opdf.data import Task
 from opdf.distill import find_report, keep_layers
 from opdf.job import DistillConfig, StudentConfig, UserError, preview, run
 from opdf.job.job import Job
@@ -121,6 +122,15 @@ def test_blocks_are_fitted_unless_they_are_to_be_copied(tmp_path: Path, taught: 
 def test_an_encoder_decoder_gets_as_many_blocks_in_both() -> None:
     options = StudentConfig(layers=1)
     assert plan_start(options, build("t5")).sizes == {"num_layers": 1, "num_decoder_layers": 1}
+
+
+def test_an_untrained_student_ends_its_texts_where_its_teacher_does() -> None:
+    teacher = build("llama")
+    teacher.generation_config.eos_token_id = [2, 7]
+    options = StudentConfig(config={"intermediate_size": 8}, start="random")
+    student = build_student(options, teacher, Task("causal-lm", ("text",), None))
+    assert student.generation_config.eos_token_id == [2, 7]
+    assert student.generation_config is not teacher.generation_config
 
 
 @pytest.mark.parametrize("options", [{"layers": 1}, {"config": {"hidden_size": 8}}])

@@ -19,6 +19,8 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     BertTokenizerFast,
+    GPT2Config,
+    GPT2ForSequenceClassification,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
@@ -293,6 +295,40 @@ def test_a_decoder_without_a_token_for_padding_classifies(tmp_path: Path) -> Non
         together = list(predict(str(name), texts[:6], scores=True))
         alone = [next(iter(predict(str(name), [text], scores=True))) for text in texts[:6]]
         assert [one["score"] for one in together] == pytest.approx([one["score"] for one in alone], rel=1e-5)
+
+
+def test_scoring_tells_what_was_taken_for_granted(tmp_path: Path, capsys: Any) -> None:
+    """A score of the wrong columns looks like any other."""
+    jobs.bert(tmp_path / "bert")
+    data = DataConfig(name=lines(tmp_path, key=TEXTS, text=TEXTS, title=TEXTS, label=[k % 2 for k in range(80)]))
+    note = "opdf: note: of the text columns key, text, title the model reads key and text; set data.inputs to choose"
+    evaluate(tmp_path / "bert", data)
+    assert note in capsys.readouterr().err
+    evaluate(tmp_path / "bert", replace(data, inputs="text", test=data.name))
+    assert "72 of 80 rows of test are training rows too, but for case and punctuation" in capsys.readouterr().err
+    export(tmp_path / "bert", tmp_path / "out", format="torch", data=data)
+    assert note in capsys.readouterr().err
+
+
+def test_a_tokenizer_that_pads_on_the_left_changes_no_answer(tmp_path: Path) -> None:
+    """GPT-2 counts places from the beginning of a row: scores and answers depended on the longest text of a batch."""
+    torch.manual_seed(0)
+    options = {"pad_token": "[PAD]", "eos_token": "[SEP]", "padding_side": "left"}
+    plain = Tokenizer(WordLevel({word: k for k, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    plain.pre_tokenizer = Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="[UNK]", **options)
+    sizes = {"n_embd": 8, "n_layer": 1, "n_head": 1, "n_positions": 32, "pad_token_id": 0, "initializer_range": 0.5}
+    model = GPT2ForSequenceClassification(GPT2Config(vocab_size=len(WORDS), num_labels=1, **sizes))
+    for one in (model, tokenizer):
+        one.save_pretrained(tmp_path / "gpt2")
+    texts = [" ".join(TEXTS[k].split() * (1 + k % 3)) for k in range(80)]
+    data = DataConfig(name=lines(tmp_path, text=texts, label=[0.5 * k for k in range(80)]))
+    scored = [evaluate(tmp_path / "gpt2", data, batch=batch)["test"] for batch in (1, 16)]
+    assert scored[1] == pytest.approx(scored[0], rel=1e-5)
+    answers = [[one["prediction"] for one in predict(tmp_path / "gpt2", texts[:6], batch=batch)] for batch in (1, 6)]
+    assert answers[1] == pytest.approx(answers[0], rel=1e-5)
+    for text, answer in zip(texts[:6], answers[0], strict=True):
+        assert model.eval()(**tokenizer(text, return_tensors="pt")).logits.item() == pytest.approx(answer, rel=1e-5)
 
 
 def test_a_teacher_of_one_class_an_example_is_none_of_several(tmp_path: Path, models: Path) -> None:

@@ -11,8 +11,9 @@ from opdf.job import DataConfig, UserError, fill, read_yaml
 
 DESCRIPTION = """Score a model on a dataset.
 
-opdf eval RUN scores the student of an output folder of opdf distill on the data that it was distilled with;
-opdf eval MODEL --data.name DATA scores any saved model."""
+opdf eval RUN scores the student of an output folder of opdf distill on the data that it was distilled with, and with
+--data.test FILE on all rows of another file; opdf eval MODEL --data.name DATA scores any saved model on the validation
+and test splits of some data."""
 
 
 @dataclass
@@ -59,7 +60,24 @@ def with_run(argv: list[str]) -> list[str]:
         raise UserError(
             f"{error}. Bring back what it was, or give {run / 'student'} with --data.name and what else the data need"
         ) from error
+    _check_other_data(run, data, argv[1:])
     return [str(run / "student"), *(f"--data.{k}={json.dumps(v)}" for k, v in vars(data).items()), *argv[1:]]
+
+
+def _check_other_data(run: Path, data: DataConfig, argv: list[str]) -> None:
+    """Refuse other data beside which a file of the run's would still be what is scored.
+
+    Raises:
+        UserError: validation or test is a file, and the name of the data alone is another one.
+    """
+    named = {word.partition("=")[0] for word in argv}
+    kept = {part: file for part in ("validation", "test") if isinstance(file := getattr(data, part), str)}
+    left = next((part for part in reversed(kept) if f"--data.{part}" not in named), None)
+    if "--data.name" in named and left is not None:
+        raise UserError(
+            f"--data.name is given, and the {left} split of {run} would still be {kept[left]}; to score the rows of "
+            f"another file name it in --data.test instead, or give --data.{left} as well"
+        )
 
 
 def of_student(argv: list[str]) -> list[str]:

@@ -54,15 +54,18 @@ def main(argv: list[str]) -> None:
     if argv and argv[0].endswith((".yaml", ".yml")):
         show(parse(argv, DistillConfig, "opdf plan", DESCRIPTION))
         return
-    config = parse(_with_run(argv), PlanConfig, "opdf plan", DESCRIPTION, positional="model")
+    with_run = _with_run(argv)
+    config = parse(with_run, PlanConfig, "opdf plan", DESCRIPTION, positional="model")
     at_least_one(config, "layers", "batch", "tokens", "accumulation")
-    from opdf.job import plan_model, quiet
+    from opdf.job import plan_model, quiet, tell
 
     with quiet():
         report = plan_model(
             config.model, config.overparam, layers=config.layers, batch=config.batch, tokens=config.tokens,
             accumulation=config.accumulation,
         )  # fmt: skip
+    if with_run != argv and not any(word.startswith("--overparam") for word in with_run):
+        tell(f"note: {argv[0]} was trained without over-parameterization; this is what the default would do to it")
     if config.json:
         print(json.dumps(report, indent=2))
     else:

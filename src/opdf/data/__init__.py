@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from opdf.data.classes import class_weights, plain_name as plain_name
     from opdf.data.embedded import names as embedded_names
     from opdf.data.encode import count_tokens, encode, encode_rows, longest_text
-    from opdf.data.language import encode_language, padding
+    from opdf.data.language import encode_language, padding, right_padded
     from opdf.data.load import load_data, located
     from opdf.data.metrics import LOWER_IS_BETTER, token_agreement
     from opdf.data.packages import minilm
@@ -46,6 +46,7 @@ __all__ = [
     "padding",
     "parse_rows",
     "read_rows",
+    "right_padded",
     "token_agreement",
 ]
 

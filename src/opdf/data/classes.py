@@ -49,7 +49,9 @@ def with_classes(data: DatasetDict, task: Task, asked: Asked) -> tuple[DatasetDi
     known = _known(data["train"], task, asked)
     numbers, names = ({name: k for k, name in enumerate(known)}, known) if known else _numbered(counts, task, asked)
     _check(counts, numbers, names, task, asked, given=bool(known or asked.labels))
-    task = replace(task, notes=(*task.notes, *_odd(names), *_by_number(numbers, names, task, asked)))
+    task = replace(
+        task, notes=(*task.notes, *_odd(names), *_joined(names, task, asked), *_by_number(numbers, names, task, asked))
+    )
     if known and task.kind != "multi-label":  # labels are numbers already
         return data, replace(task, labels=names, metric="")
     for part, rows in found.items():
@@ -87,6 +89,16 @@ def _odd(names: Sequence[str]) -> Iterator[str]:
                 f"the classes {' and '.join(map(ascii, alike))} differ in case, blanks or the coding of their letters "
                 "alone; they are taken as they are, for different ones"
             )
+
+
+def _joined(names: Sequence[str], task: Task, asked: Asked) -> Iterator[str]:
+    """A note on classes with bars, which may be several labels in one cell."""
+    joined = next((name for name in names if SEPARATOR in name.strip(SEPARATOR)), None)
+    if joined is not None and task.kind == "classification" and asked.task is None:
+        yield (
+            f"{joined!r} in {task.label!r} is taken as one class; if bars separate labels, set {asked.option('task')} "
+            "to multi-label"
+        )
 
 
 def _found(rows: Dataset, task: Task, asked: Asked) -> list[list[Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,7 +12,7 @@ from datasets import Array3D, Dataset, DatasetDict, Image
 from transformers import DataCollatorForTokenClassification, DataCollatorWithPadding, default_data_collator
 
 from opdf.data.augment import as_rgb
-from opdf.data.language import encode_language, is_conversation, packed, padding
+from opdf.data.language import encode_language, is_conversation, packed, padding, right_padded
 from opdf.data.metrics import IGNORED
 from opdf.data.task import Task
 
@@ -68,13 +67,11 @@ def encode(
         if pack:
             encoded = encoded.map(packed, fn_kwargs={"size": max_length}, batched=True, desc="packing")
         _check_answers(encoded, max_length, where)
-        tokenizer = copy.deepcopy(padding(processor))
-        # On the left, a text's first token would be predicted of padding, and absolute positions depend on the batch.
-        tokenizer.padding_side = "right"
-        return encoded, TokenCollator(tokenizer)
+        # On the left, a text's first token would be predicted of padding, too.
+        return encoded, TokenCollator(right_padded(padding(processor)))
     if task.kind == "token-classification":
-        return encoded, TokenCollator(processor)
-    return encoded, DataCollatorWithPadding(processor)
+        return encoded, TokenCollator(right_padded(processor))
+    return encoded, DataCollatorWithPadding(right_padded(processor))
 
 
 def _as_arrays(encoded: DatasetDict) -> DatasetDict:

@@ -56,7 +56,8 @@ def is_conversation(value: Any) -> bool:
 
 def _end(ids: list[int], places: list[Span], length: int, tokenizer: Any) -> None:
     """Add the end of text to tokens that do not end with one; its place is the end of the text."""
-    if not ids or ids[-1] not in tokenizer.all_special_ids:
+    ends = (tokenizer.eos_token_id, tokenizer.sep_token_id, tokenizer.cls_token_id)  # an unknown word is special too
+    if not ids or ids[-1] not in ends:
         if tokenizer.eos_token_id is None:
             return
         ids.append(tokenizer.eos_token_id)
@@ -113,4 +114,19 @@ def padding(tokenizer: Any) -> Any:
             f"the tokenizer of {tokenizer.name_or_path} has no token for padding and none for the end of a text; set "
             "its pad_token and save it again"
         )
+    return tokenizer
+
+
+def right_padded(tokenizer: Any) -> Any:
+    """The tokenizer, or a copy that pads on the right.
+
+    On the left, places that count from the beginning of a row (GPT-2's) would depend on the longest text of a batch,
+    and answers with them. A tokenizer that puts its mark for classes behind a text keeps its side: XLNet looks for the
+    mark at the last place.
+    """
+    ends_with_mark = tokenizer("a")["input_ids"][-1:] == [tokenizer.cls_token_id]
+    if tokenizer.padding_side == "right" or ends_with_mark:
+        return tokenizer
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.padding_side = "right"
     return tokenizer

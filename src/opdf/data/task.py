@@ -131,6 +131,8 @@ class Task:
             answers: see `answers`; of a similarity cosines `[pairs]`.
             labels: of the same shape; tokens labelled -100 are not scored.
         """
+        if self.is_unlabelled and np.array_equal(answers, labels):
+            return {"agreement": 1.0}  # also where a score is none: no label in any row, the same number in all
         if self.is_unlabelled:
             return {"agreement": replace(self, label="teacher", metric="").score(answers, labels)}
         return {name: score(answers, labels, self.labels) for name, score in SCORES[self._scored_as].items()}

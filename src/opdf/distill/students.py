@@ -82,13 +82,15 @@ def check_made(teacher: Any) -> None:
 
 
 def empty_model(teacher: Any, config: Any, dtype: torch.dtype, device: torch.device) -> Any:
-    """A model of the teacher's class without its values."""
+    """A model of the teacher's class without its values, which generates as the teacher does."""
     config = copy.deepcopy(config)
     config._attn_implementation = teacher.config._attn_implementation
     with torch.random.fork_rng(), device:
         model = type(teacher)._from_config(config, dtype=dtype)
     if getattr(teacher.base_model, "pooler", True) is None:
         model.base_model.pooler = None
+    if getattr(teacher, "generation_config", None) is not None:
+        model.generation_config = copy.deepcopy(teacher.generation_config)
     return model
 
 

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     )
     from opdf.job.prepared import load as load, prepare_data as prepare_data
     from opdf.job.probe import features as features, fit_probe as fit_probe, linear_probe as linear_probe
-    from opdf.job.processes import is_main as is_main, leave as leave
+    from opdf.job.processes import is_main as is_main, leave as leave, tell as tell
     from opdf.job.progress import counting as counting, quiet as quiet
     from opdf.job.resume import (
         begun_config as begun_config,

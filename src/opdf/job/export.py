@@ -30,7 +30,7 @@ from opdf.job.models import load_saved
 from opdf.job.prepared import prepare_data
 from opdf.job.resume import check_rows_of_run, versions
 from opdf.job.saved import find_saved
-from opdf.job.scoring import pair_cosines, similarity_metrics
+from opdf.job.scoring import pair_cosines, similarity_metrics, tell_of
 
 FORMATS = ("onnx", "torch")
 NEEDED = ("onnx", "onnxruntime", "onnxscript")
@@ -79,10 +79,16 @@ def export(
     name = find_saved(str(name)).model
     model = load_saved(name)
     model.config.use_cache = False
+    if format == "torch" and reads_ends(model):
+        raise UserError(
+            f"format is torch and {name} is a {type(model).__name__}, which looks for the ends of its texts; "
+            "torch.export cannot follow that: take format onnx"
+        )
     prepared = None
     if data is not None:
         prepared = prepare_data(data, TeacherConfig(model=name))
         check_rows_of_run(Path(name).parent, data, prepared.raw)
+        tell_of(prepared, data.name)
     with replacing_folder(folder) as scratch:
         report = write(model, name, scratch, format=format, int8=int8, prepared=prepared, batch=batch)
         (scratch / "export.json").write_text(json.dumps(report, indent=2) + "\n")
@@ -187,9 +193,17 @@ def examples(model: Any) -> Iterator[dict[str, Any]]:
         inputs = {"input_ids": ids, "attention_mask": mask}
         if "token_type_ids" in known and getattr(config, "type_vocab_size", 0) > 1:
             inputs["token_type_ids"] = torch.zeros_like(ids)
-        if config.is_encoder_decoder:
+        if reads_ends(model):
+            ids.masked_fill_(ids == config.eos_token_id, (config.eos_token_id + 1) % config.vocab_size)
+            ids[range(batch), mask.sum(1) - 1] = config.eos_token_id
+        elif config.is_encoder_decoder:
             inputs["decoder_input_ids"] = ids[:, : tokens // 2]
         yield inputs
+
+
+def reads_ends(model: Any) -> bool:
+    """Whether a model classifies at the end of its texts, of which there has to be one each: T5 and BART do."""
+    return model.config.is_encoder_decoder and type(model).__name__.endswith("ForSequenceClassification")
 
 
 def output_name(model: Any) -> str:

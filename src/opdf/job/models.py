@@ -25,7 +25,7 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from opdf.data import Task, loading, padding, plain_name
+from opdf.data import Task, loading, padding, plain_name, right_padded
 from opdf.distill import has_no_head
 from opdf.job.config import TeacherConfig
 from opdf.job.errors import UserError
@@ -80,7 +80,9 @@ def load_processor(teacher: TeacherConfig, task: Task) -> Any:
     if task.kind == "token-classification" and getattr(tokenizer, "add_prefix_space", None) is False:
         # These tokenizers were trained on words with a space before them, and words come without it.
         tokenizer = load_tokenizer(name, add_prefix_space=True)
-    return tokenizer if task.kind == "causal-lm" else padding(tokenizer)  # texts of a language model are packed
+    if task.kind == "causal-lm":
+        return tokenizer  # its texts are packed, and to continue them it may have to pad on the left
+    return right_padded(padding(tokenizer))
 
 
 def load_tokenizer(model: str, **options: Any) -> Any:
@@ -272,10 +274,14 @@ def check_labels(name: str, config: Any, task: Task) -> None:
             )
         return
     if len(theirs) != task.num_labels:
+        names = [{plain_name(label) for label in labels} for labels in (task.labels, theirs)]
+        remedy = "give a model of the same classes (a teacher gets a new head with teacher.finetune: true)"
+        if task.labels and names[0] < names[1]:
+            remedy = f"name also the classes that no row has, by data.labels {theirs}"
         raise UserError(
             f"model {name!r} has a head of {len(theirs)} outputs ({', '.join(theirs[:4])}); the data "
             f"{f'has {len(task.labels)} classes: ' + ', '.join(task.labels[:4]) if task.labels else 'is a regression'}"
-            "; give a model of the same classes (a teacher gets a new head with teacher.finetune: true)"
+            f"; {remedy}"
         )
     ours, found = ([plain_name(label) for label in labels] for labels in (task.labels, theirs))
     if ours != found and sorted(ours) == sorted(found):
@@ -284,7 +290,15 @@ def check_labels(name: str, config: Any, task: Task) -> None:
             f"model {name!r} has the classes {', '.join(theirs)} and the data {', '.join(task.labels)}: "
             f"give both the same order, by data.labels {order}"
         )
-    if task.labels and ours != found and not all(label.startswith("LABEL_") for label in theirs):
+    moved = next((label for label in found if label in ours and ours.index(label) != found.index(label)), None)
+    if moved is not None:
+        raise UserError(
+            f"model {name!r} has the classes {', '.join(theirs)} and the data {', '.join(task.labels)}, and "
+            f"{theirs[found.index(moved)]!r} is number {found.index(moved)} of the one and {ours.index(moved)} of the "
+            "other; name in data.labels what each of the model's is in the data, in the model's order"
+        )
+    nameless = all(label.startswith("LABEL_") for label in theirs)
+    if task.labels and ours != found and not (nameless and ours == [str(k) for k in range(len(ours))]):
         note_names(name, tuple(theirs), task.labels)
 
 
@@ -295,7 +309,7 @@ def note_names(model: str, theirs: tuple[str, ...], ours: tuple[str, ...]) -> No
     more = f" and {len(pairs) - NAMED} more" if len(pairs) > NAMED else ""
     tell(
         f"note: the classes of {model} have other names than the data's, and are taken by their numbers: "
-        f"{', '.join(pairs[:NAMED])}{more}; data.labels gives another order"
+        f"{', '.join(pairs[:NAMED])}{more}; to keep the model's names, or for another order, set data.labels"
     )
 
 

@@ -81,9 +81,22 @@ def owned_together(folder: Path) -> Iterator[None]:
 
 def save(model: Any, processor: Any, folder: Path, weights: dict[str, Any] | None = None) -> None:
     """A plain transformers folder, complete or absent; `weights` are the whole ones of a sharded model."""
-    with writing(str(folder), REMEDY), replacing_folder(folder) as scratch:
+    with writing(str(folder), REMEDY), replacing_folder(folder) as scratch, _caching(model.config):
         model.save_pretrained(scratch, state_dict=weights)
         processor.save_pretrained(scratch)
+
+
+@contextmanager
+def _caching(config: Any) -> Iterator[None]:
+    """Inside, a decoder keeps what it has computed when it writes a text. The Trainer turns that off, for training."""
+    was = getattr(config, "use_cache", None)
+    if was is False:
+        config.use_cache = True
+    try:
+        yield
+    finally:
+        if was is False:
+            config.use_cache = False
 
 
 def read_json(path: Path, remedy: str) -> dict[str, Any]:

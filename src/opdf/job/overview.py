@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import shutil
 import textwrap
@@ -103,10 +104,13 @@ def _models(job: Job, fit: Fit, info: StoreInfo | None) -> Iterator[tuple[str, s
 
 def _training(job: Job, prepared: Prepared, cost: StepCost | None) -> Iterator[tuple[str, str]]:
     arguments = job.training
-    examples = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    batch = arguments.train_batch_size * arguments.world_size
+    examples = batch * arguments.gradient_accumulation_steps
     steps = arguments.max_steps
     if steps <= 0:
-        steps = math.ceil(arguments.num_train_epochs * math.ceil(len(prepared.data["train"]) / examples))
+        rows = len(copy.deepcopy(job.objective).training_data(prepared.data["train"]))  # some methods hold some out
+        batches = rows // batch if arguments.dataloader_drop_last else math.ceil(rows / batch)
+        steps = math.ceil(arguments.num_train_epochs * math.ceil(batches / arguments.gradient_accumulation_steps))
     precision = "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "float32"
     yield (
         "training",

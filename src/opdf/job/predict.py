@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,6 +23,7 @@ from opdf.job.errors import UserError
 from opdf.job.models import load_processor, load_saved, places, settle_padding
 from opdf.job.options import read_config
 from opdf.job.output import CONFIG
+from opdf.job.processes import tell
 from opdf.job.saved import Saved, find_saved
 from opdf.mpo import Progress
 
@@ -300,6 +302,10 @@ def _opened(row: Row, column: str) -> Any:
             return _upright(value)
         with Image.open(value) as image:
             return _upright(image)
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{row.where}: there is no image {_name_of(value)}; relative names are looked for in {Path.cwd()}"
+        ) from error
     except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise ValueError(f"{row.where}: the image {_name_of(value)} cannot be read: {error}") from error
 
@@ -412,8 +418,21 @@ def _prompt(row: Row, asked: Asked) -> list[int]:
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if not ids and start is None:
         raise ValueError(f"{row.where} is empty, and the tokenizer has no token to begin with; give a text")
-    most = places(asked.model)
-    return list(ids or [start])[-(most - asked.new_tokens) if most else None :]
+    ids, most = list(ids or [start]), places(asked.model)
+    if most is None:
+        return ids
+    if len(ids) > most - asked.new_tokens:
+        note_cut(most, asked.new_tokens)
+    return ids[asked.new_tokens - most :]
+
+
+@cache
+def note_cut(places: int, new_tokens: int) -> None:
+    """Say once that texts are continued from their ends alone."""
+    tell(
+        f"note: the model has places for {places} tokens and new_tokens is {new_tokens}; of a longer text it reads the "
+        f"last {places - new_tokens}"
+    )
 
 
 def _continued(prompts: Sequence[list[int]], asked: Asked) -> list[str]:

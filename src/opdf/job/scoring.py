@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Trainer
 
-from opdf.data import Prepared, token_agreement
+from opdf.data import Prepared, describe, token_agreement
 from opdf.distill import Batch, mean_pooled
 from opdf.job.arguments import renewed, training_arguments
 from opdf.job.checks import check_inputs
@@ -24,6 +24,7 @@ from opdf.job.options import read_config
 from opdf.job.output import CONFIG
 from opdf.job.prepared import prepare_data
 from opdf.job.probe import linear_probe
+from opdf.job.processes import tell
 from opdf.job.resume import check_rows_of_run
 from opdf.job.saved import find_saved
 
@@ -82,10 +83,18 @@ def evaluate(
     if missing:
         raise UserError(f"{name} is not trained for this task ({missing[0]} is missing); give a fine-tuned model")
     check_inputs("the model", model, prepared)
+    tell_of(prepared, data.name)
     result = scores(evaluator(model, prepared, batch), prepared)
     if probe:
         result["linear probe"] = linear_probe(model, prepared.data, prepared.collator, batch=batch)
     return result
+
+
+def tell_of(prepared: Prepared, name: str) -> None:
+    """Say what a user should know before a score: which columns were chosen, which rows were trained on."""
+    for what, text in describe(prepared, name, where="data.").lines():
+        if what == "note":
+            tell(f"note: {text}")
 
 
 def answers(model: Any, prepared: Prepared, part: str) -> np.ndarray:

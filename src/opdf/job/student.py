@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,4 +127,7 @@ def build_student(options: StudentConfig, teacher: nn.Module, task: Task) -> Any
         raise UserError(f"the student's blocks cannot be counted: {error}") from error
     check_fields("student.config", fields["model_type"], options.config or {})
     known = {k: v for k, v in fields.items() if k not in DECIDED and not k.startswith("_")}
-    return from_config(known, task)
+    student = from_config(known, task)
+    if getattr(teacher, "generation_config", None) is not None:
+        student.generation_config = copy.deepcopy(teacher.generation_config)
+    return student

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import logging
 import math
@@ -185,6 +184,11 @@ def _on_device(teacher: Any, batches: Iterable[Mapping[str, Tensor]]) -> list[di
 
 def _check_batch(teacher: Any, given: Mapping[str, Tensor]) -> None:
     """Refuse inputs that the models cannot read, or whose padding cannot be told."""
+    if hasattr(teacher, "prepare_decoder_input_ids_from_labels") and not given.keys() & {"decoder_input_ids", "labels"}:
+        raise ValueError(
+            f"batches holds neither labels nor decoder_input_ids, of which a {type(teacher).__name__} makes what its "
+            "decoder reads; give labels, or decoder_input_ids"
+        )
     for name, value in given.items():
         if name.endswith("inputs_embeds"):
             ids = name.replace("inputs_embeds", "input_ids")
@@ -281,7 +285,4 @@ def _count(teacher: Any, tower: Tower, inputs: Mapping[str, Tensor]) -> int:
 
 def _blank(teacher: Any, config: Any, device: torch.device) -> Any:
     """The student before it has values, in float32 at least until then."""
-    student = empty_model(teacher, config, torch.promote_types(teacher.dtype, torch.float32), device)
-    if getattr(teacher, "generation_config", None) is not None:
-        student.generation_config = copy.deepcopy(teacher.generation_config)
-    return student.eval()
+    return empty_model(teacher, config, torch.promote_types(teacher.dtype, torch.float32), device).eval()

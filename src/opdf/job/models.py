@@ -128,7 +128,7 @@ def load_model(name: str, task: Task, *, new_head: bool = False) -> tuple[Any, l
     if replaced:
         note_head(name, len(config.id2label), task.num_labels)
     else:
-        check_labels(name, config, task)
+        check_labels(name, config, task, trained=new_head)
     with loading(name) as folder, torch.device("cpu"):  # values are read, whatever surrounds this
         model, info = auto.from_pretrained(
             folder, dtype=DTYPE, use_safetensors=True, trust_remote_code=False, output_loading_info=True,
@@ -256,8 +256,11 @@ def note_head(model: str, theirs: int, ours: int) -> None:
     tell(f"note: the head of {model} has {theirs} outputs and the data need {ours}; a new one is trained in its place")
 
 
-def check_labels(name: str, config: Any, task: Task) -> None:
-    """Refuse a model whose head is for other classes than the data's, or for the same ones in another order."""
+def check_labels(name: str, config: Any, task: Task, *, trained: bool = False) -> None:
+    """Refuse a model whose head is for other classes than the data's, or for the same ones in another order.
+
+    A head that will be trained may have classes of which some are the data's, under other numbers.
+    """
     if not has_head(config, task):
         return
     theirs = [str(config.id2label[k]) for k in sorted(config.id2label)]
@@ -291,7 +294,7 @@ def check_labels(name: str, config: Any, task: Task) -> None:
             f"give both the same order, by data.labels {order}"
         )
     moved = next((label for label in found if label in ours and ours.index(label) != found.index(label)), None)
-    if moved is not None:
+    if moved is not None and not trained:
         raise UserError(
             f"model {name!r} has the classes {', '.join(theirs)} and the data {', '.join(task.labels)}, and "
             f"{theirs[found.index(moved)]!r} is number {found.index(moved)} of the one and {ours.index(moved)} of the "

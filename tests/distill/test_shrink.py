@@ -25,16 +25,25 @@ from opdf.distill.shrink.families import family_of
 from opdf.distill.shrink.moments import Moments
 
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
-    "bert": ("bert", {}), "roberta": ("roberta", {}), "distilbert": ("distilbert", {}), "vit": ("vit", {}),
-    "deit": ("deit", {}), "gpt2": ("gpt2", {"n_inner": 24}), "llama": ("llama", {"head_dim": 8}),
+    "bert": ("bert", {}), "roberta": ("roberta", {}), "xlm-roberta": ("roberta", {"model_type": "xlm-roberta"}),
+    "camembert": ("roberta", {"model_type": "camembert"}), "mpnet": ("mpnet", {}), "distilbert": ("distilbert", {}),
+    "modernbert": ("modernbert", {}), "modernbert-bias": ("modernbert", {
+        "norm_bias": True, "mlp_bias": True, "attention_bias": True, "classifier_bias": True,
+        "classifier_activation": "tanh", "classifier_pooling": "mean",
+    }),
+    "vit": ("vit", {}), "deit": ("deit", {}), "gpt2": ("gpt2", {"n_inner": 24}), "llama": ("llama", {"head_dim": 8}),
+    "mistral": ("llama", {"model_type": "mistral", "head_dim": 8, "sliding_window": 4}),
+    "qwen2": ("llama", {"model_type": "qwen2"}),
     "qwen3": ("qwen3", {}), "qwen3-tied": ("qwen3", {"tie_word_embeddings": True}), "t5": ("t5", {}),
     "t5-gated": ("t5", {"feed_forward_proj": "gated-gelu"}),
 }  # fmt: skip
-POST_NORM = {"bert", "roberta", "distilbert"}
+POST_NORM = {"bert", "roberta", "xlm-roberta", "camembert", "mpnet", "distilbert"}
 DOUBLED = (
     "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "dim", "hidden_dim", "n_heads",
     "n_embd", "n_inner", "n_head", "d_model", "d_ff", "num_heads",
 )  # fmt: skip
+SIDE_BY_SIDE = {"c_attn": (3, -1), "Wqkv": (3, 0), "Wi": (2, 0)}
+"""Matrices that are several: how many, and in which dimension."""
 
 
 def small(kind: str, **options: Any) -> Any:
@@ -92,8 +101,9 @@ def widened(model: Any) -> Any:
         for name, parameter in model.named_parameters():
             owner = model.get_submodule(name.rpartition(".")[0])
             value = parameter
-            if "c_attn" in name:  # queries, keys and values side by side
-                value = torch.cat([torch.cat([part, part], -1) for part in value.chunk(3, -1)], -1)
+            for fused, (parts, dim) in SIDE_BY_SIDE.items():
+                if fused in name:
+                    value = torch.cat([torch.cat([part, part], dim) for part in value.chunk(parts, dim)], dim)
             for dim in range(value.dim()):
                 if theirs[name].shape[dim] == 2 * value.shape[dim]:
                     reads = dim == (0 if type(owner).__name__ == "Conv1D" else 1) and value.dim() == 2
@@ -171,6 +181,7 @@ def test_a_head_that_reads_padding_comes_back_too(kind: str) -> None:
 
 CLASSES = {
     "BertModel": "bert", "BertForTokenClassification": "bert", "BertForMultipleChoice": "bert",
+    "MPNetModel": "mpnet", "ModernBertModel": "modernbert", "ModernBertForTokenClassification": "modernbert",
     "DistilBertModel": "distilbert", "ViTModel": "vit", "DeiTForImageClassificationWithTeacher": "deit",
     "GPT2Model": "gpt2", "GPT2ForSequenceClassification": "gpt2", "GPT2LMHeadModel": "gpt2", "LlamaModel": "llama",
     "LlamaForSequenceClassification": "llama", "T5EncoderModel": "t5", "T5ForSequenceClassification": "t5",
@@ -220,10 +231,13 @@ def test_half_precision_stays(kind: str) -> None:
 
 ALONE: dict[str, list[dict[str, int]]] = {
     "bert": [{"hidden_size": 8}, {"intermediate_size": 10}, {"num_attention_heads": 1}, {"num_hidden_layers": 1}],
+    "mpnet": [{"num_attention_heads": 1}, {"num_hidden_layers": 1}],
+    "modernbert": [{"hidden_size": 8, "num_attention_heads": 1}, {"intermediate_size": 10}, {"num_hidden_layers": 1}],
     "vit": [{"hidden_size": 8}, {"intermediate_size": 10}, {"num_attention_heads": 1}, {"num_hidden_layers": 1}],
     "gpt2": [{"n_embd": 8, "n_inner": 20}, {"n_inner": 10}, {"n_head": 1}, {"n_layer": 1}],
     "llama": [{"hidden_size": 8}, {"intermediate_size": 10}, {"num_attention_heads": 2}, {"num_hidden_layers": 1},
               {"num_key_value_heads": 1}, {"num_key_value_heads": 1, "num_attention_heads": 2, "hidden_size": 10}],
+    "qwen2": [{"hidden_size": 8}],
     "qwen3": [{"num_key_value_heads": 1, "num_attention_heads": 1}],
     "t5": [{"d_model": 8}, {"d_ff": 10}, {"num_heads": 1}, {"d_kv": 4}, {"num_layers": 1}, {"num_decoder_layers": 1},
            {"d_model": 8, "d_ff": 10, "num_heads": 1, "d_kv": 4, "num_layers": 1, "num_decoder_layers": 1}],
@@ -598,6 +612,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], dict[str, Any], type[Exception], str
     "dropout of others": (lambda: small("bert"), {"attn_pdrop": 0.1}, ValueError, "attn_pdrop is no size of a bert"),
     "head size": (lambda: small("llama"), {"head_dim": 4}, ValueError, "head_dim is no size of a llama"),
     "heads": (lambda: small("bert"), {"hidden_size": 9}, ValueError, "hidden_size 9 is not a multiple of num_att"),
+    "size of heads": (lambda: small("modernbert"), {"hidden_size": 8}, ValueError, "size, 8; give num_attention_h"),
+    "no size of heads": (lambda: small("modernbert"), {"hidden_size": 12}, ValueError, "a hidden_size that is a mul"),
     "groups": (lambda: small("llama", num_attention_heads=4, num_key_value_heads=2, hidden_size=24),
                {"num_attention_heads": 3}, ValueError, "num_attention_heads 3 is not a multiple of num_key"),
     "NaN": (lambda: spoiled("bert", float("nan")), {}, ValueError, "encoder.layer.1.* holds NaN"),

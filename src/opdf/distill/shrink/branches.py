@@ -73,9 +73,9 @@ class FeedForwardBranch:
 
     def _inner(self, block: nn.Module, states: Tensor) -> Tensor:
         names = self._names
-        up: Tensor = block.get_submodule(names.up.name)(states)
+        up = names.up.outputs(block, states)
         activation: Callable[[Tensor], Tensor] = block.get_submodule(names.activation)
-        return activation(up) if names.gate is None else activation(block.get_submodule(names.gate.name)(states)) * up
+        return activation(up) if names.gate is None else activation(names.gate.outputs(block, states)) * up
 
     def start(self, reader: Reader, inner: Tensor | None, outgoing: Tensor) -> Tensor:
         kept = torch.arange(self.student.weight.shape[1], device=outgoing.device)
@@ -204,7 +204,7 @@ class AttentionBranch:
     def _scaling(self, side: int) -> float:
         """The factor of the products of queries and keys."""
         owner: Any = self._blocks[side].get_submodule(self._names.reads[0].name.rpartition(".")[0])
-        return float(owner.scaling)
+        return float(getattr(owner, "scaling", self._sizes[side].size ** -0.5))
 
 
 def choose_heads(

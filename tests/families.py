@@ -36,6 +36,10 @@ FAMILIES = {
     "modernbert": Family(AutoModelForSequenceClassification, TEXT | {
         "local_attention": 4, **dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 1),
     }, "num_hidden_layers", 2 * 4),
+    "deberta-v2": Family(AutoModelForSequenceClassification, TEXT | {
+        "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "share_att_key": True, "position_buckets": 4,
+        "norm_rel_ebd": "layer_norm", "position_biased_input": False,
+    }, "num_hidden_layers", 2 * 6),
     "distilbert": Family(AutoModelForSequenceClassification, {
         "vocab_size": 60, "dim": 16, "hidden_dim": 24, "n_layers": 2, "n_heads": 2, "max_position_embeddings": 20,
     }, "n_layers", 2 * 6),

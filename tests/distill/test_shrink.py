@@ -27,6 +27,10 @@ from opdf.distill.shrink.moments import Moments
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("bert", {}), "roberta": ("roberta", {}), "xlm-roberta": ("roberta", {"model_type": "xlm-roberta"}),
     "camembert": ("roberta", {"model_type": "camembert"}), "mpnet": ("mpnet", {}), "distilbert": ("distilbert", {}),
+    "deberta-v2": ("deberta-v2", {}), "deberta-v2-old": ("deberta-v2", {
+        "norm_rel_ebd": "none", "position_biased_input": True, "pos_att_type": ["c2p"], "type_vocab_size": 2,
+        "pooler_hidden_act": "tanh", "position_buckets": -1,
+    }), "deberta-v2-absolute": ("deberta-v2", {"relative_attention": False}),
     "modernbert": ("modernbert", {}), "modernbert-bias": ("modernbert", {
         "norm_bias": True, "mlp_bias": True, "attention_bias": True, "classifier_bias": True,
         "classifier_activation": "tanh", "classifier_pooling": "mean",
@@ -37,7 +41,17 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("qwen3", {}), "qwen3-tied": ("qwen3", {"tie_word_embeddings": True}), "t5": ("t5", {}),
     "t5-gated": ("t5", {"feed_forward_proj": "gated-gelu"}),
 }  # fmt: skip
-POST_NORM = {"bert", "roberta", "xlm-roberta", "camembert", "mpnet", "distilbert"}
+POST_NORM = {
+    "bert",
+    "roberta",
+    "xlm-roberta",
+    "camembert",
+    "mpnet",
+    "distilbert",
+    "deberta-v2",
+    "deberta-v2-old",
+    "deberta-v2-absolute",
+}
 DOUBLED = (
     "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "dim", "hidden_dim", "n_heads",
     "n_embd", "n_inner", "n_head", "d_model", "d_ff", "num_heads",
@@ -94,7 +108,8 @@ def widened(model: Any) -> Any:
     config = copy.deepcopy(model.config)
     for name, size in sizes_of(model).items():
         setattr(config, name, 2 * size)
-    config.pooler_output_size = 2 * getattr(config, "pooler_output_size", 0)
+    for name in ("pooler_output_size", "pooler_hidden_size"):
+        setattr(config, name, 2 * getattr(config, name, 0))
     wide = type(model)(config).double().eval()
     theirs = dict(wide.named_parameters())
     with torch.no_grad():
@@ -181,8 +196,9 @@ def test_a_head_that_reads_padding_comes_back_too(kind: str) -> None:
 
 CLASSES = {
     "BertModel": "bert", "BertForTokenClassification": "bert", "BertForMultipleChoice": "bert",
-    "MPNetModel": "mpnet", "ModernBertModel": "modernbert", "ModernBertForTokenClassification": "modernbert",
-    "DistilBertModel": "distilbert", "ViTModel": "vit", "DeiTForImageClassificationWithTeacher": "deit",
+    "MPNetModel": "mpnet", "DebertaV2Model": "deberta-v2", "DebertaV2ForTokenClassification": "deberta-v2",
+    "ModernBertModel": "modernbert", "ModernBertForTokenClassification": "modernbert", "DistilBertModel": "distilbert",
+    "ViTModel": "vit", "DeiTForImageClassificationWithTeacher": "deit",
     "GPT2Model": "gpt2", "GPT2ForSequenceClassification": "gpt2", "GPT2LMHeadModel": "gpt2", "LlamaModel": "llama",
     "LlamaForSequenceClassification": "llama", "T5EncoderModel": "t5", "T5ForSequenceClassification": "t5",
 }  # fmt: skip
@@ -232,6 +248,7 @@ def test_half_precision_stays(kind: str) -> None:
 ALONE: dict[str, list[dict[str, int]]] = {
     "bert": [{"hidden_size": 8}, {"intermediate_size": 10}, {"num_attention_heads": 1}, {"num_hidden_layers": 1}],
     "mpnet": [{"num_attention_heads": 1}, {"num_hidden_layers": 1}],
+    "deberta-v2": [{"hidden_size": 8}, {"num_attention_heads": 1}, {"num_hidden_layers": 1}],
     "modernbert": [{"hidden_size": 8, "num_attention_heads": 1}, {"intermediate_size": 10}, {"num_hidden_layers": 1}],
     "vit": [{"hidden_size": 8}, {"intermediate_size": 10}, {"num_attention_heads": 1}, {"num_hidden_layers": 1}],
     "gpt2": [{"n_embd": 8, "n_inner": 20}, {"n_inner": 10}, {"n_head": 1}, {"n_layer": 1}],
@@ -611,6 +628,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], dict[str, Any], type[Exception], str
     "dropout in words": (lambda: small("gpt2"), {"attn_pdrop": "0.1"}, TypeError, "attn_pdrop is '0.1'; give a number"),
     "dropout of others": (lambda: small("bert"), {"attn_pdrop": 0.1}, ValueError, "attn_pdrop is no size of a bert"),
     "head size": (lambda: small("llama"), {"head_dim": 4}, ValueError, "head_dim is no size of a llama"),
+    "projected embeddings": (lambda: small("deberta-v2", embedding_size=8), {"hidden_size": 8}, ValueError,
+                             "does not know its deberta.embeddings.embed_proj"),
+    "own keys of positions": (lambda: small("deberta-v2", share_att_key=False), {"hidden_size": 8}, ValueError,
+                              "does not know its deberta.encoder.layer.0.attention.self.pos_key_proj"),
     "heads": (lambda: small("bert"), {"hidden_size": 9}, ValueError, "hidden_size 9 is not a multiple of num_att"),
     "size of heads": (lambda: small("modernbert"), {"hidden_size": 8}, ValueError, "size, 8; give num_attention_h"),
     "no size of heads": (lambda: small("modernbert"), {"hidden_size": 12}, ValueError, "a hidden_size that is a mul"),

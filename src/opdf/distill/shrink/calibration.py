@@ -39,6 +39,10 @@ class Call:
     def without(self, *names: str | None) -> Call:
         return replace(self, kwargs={k: v for k, v in self.kwargs.items() if k not in names})
 
+    def replaced(self, **others: Tensor) -> Call:
+        """With other arguments under some names."""
+        return replace(self, kwargs=self.kwargs | others)
+
     def to(self, dtype: torch.dtype) -> Call:
         """With floating-point tensors of another dtype."""
 

@@ -73,6 +73,9 @@ class Tower:
         memory: the tower whose final states the blocks attend to.
         mask: the input that says which tokens are real.
         position_bias: the table with a column for every head that all blocks use where they attend to their own states.
+        relative: the table with a state for every distance, which queries and keys of all blocks read as they do
+            tokens.
+        relative_norm: what these states go through, where there is something.
     """
 
     blocks: str
@@ -83,6 +86,13 @@ class Tower:
     memory: str | None = None
     mask: str = "attention_mask"
     position_bias: str | None = None
+    relative: str | None = None
+    relative_norm: str | None = None
+
+    def weights(self) -> list[str]:
+        """Names of the modules beside the blocks that hold weights."""
+        names = (self.entry, self.final, self.position_bias, self.relative, self.relative_norm)
+        return [name for name in names if name]
 
     def shares_heads(self, branch: Attention | FeedForward) -> bool:
         """Whether all blocks have to keep the same heads of a branch."""
@@ -149,7 +159,14 @@ def _shares(name: str, of: int) -> tuple[Part, ...]:
     return tuple(Part(name, share, of) for share in range(of))
 
 
-def _bert_like(attention: Attention, position_bias: str | None = None) -> Family:
+def _bert_like(attention: Attention, *pooled: Head, **tables: str) -> Family:
+    """Blocks as BERT has them.
+
+    Args:
+        attention: of its own kind.
+        pooled: heads of its own kind.
+        tables: of positions, as `Tower` has them.
+    """
     return Family(
         embeddings=("embeddings",),
         towers=(
@@ -162,11 +179,12 @@ def _bert_like(attention: Attention, position_bias: str | None = None) -> Family
                                 Part("output.dense")),
                 ),
                 entry="embeddings.LayerNorm",
-                position_bias=position_bias,
+                **tables,
             ),
         ),
         pre_norm=False,
         outputs=(
+            *pooled,
             Head("BASE.pooler.dense", "tanh", "classifier"),
             Head("BASE.pooler.dense", "tanh"),
             Head("classifier.dense", "tanh", "classifier.out_proj"),
@@ -185,6 +203,17 @@ _mpnet = _bert_like(
     Attention("attention.LayerNorm", "attention", _parts("attention.attn.{}", "q", "k", "v"), Part("attention.attn.o")),
     position_bias="encoder.relative_attention_bias",
 )
+
+
+def _deberta(activation: str) -> Family:
+    return _bert_like(
+        Attention("attention.output.LayerNorm", "attention",
+                  _parts("attention.self.{}_proj", "query", "key", "value"), Part("attention.output.dense")),
+        Head("pooler.dense", activation, "classifier"),
+        relative="encoder.rel_embeddings",
+        relative_norm="encoder.LayerNorm",
+    )  # fmt: skip
+
 
 _distilbert = Family(
     embeddings=("embeddings",),
@@ -377,5 +406,6 @@ FAMILIES = {
 MADE: dict[str, Callable[[Any], Family]] = {
     "t5": lambda config: _t5(config.is_gated_act),
     "modernbert": lambda config: _modernbert(config.classifier_activation),
+    "deberta-v2": lambda config: _deberta(config.pooler_hidden_act),
 }
 """Families that differ with their configuration."""

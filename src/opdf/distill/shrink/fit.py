@@ -49,6 +49,7 @@ class Fit:
         self.basis, self.calibration, self.report = basis, calibration, report
         self._finals: dict[str, Reader] = {}
         self._kept: Tensor | None = None
+        self._relative: Tensor | None = None
 
     def embeddings(self) -> None:
         """Every table times the projection."""
@@ -69,7 +70,7 @@ class Fit:
         theirs, ours = (m.base_model.get_submodule(tower.blocks) for m in (self.teacher, self.student))
         stream = self.calibration.streams[tower.blocks]
         self._enter(tower, stream)
-        self._kept = self._shared_heads(tower)
+        self._kept, self._relative = self._shared_heads(tower), self._distances(tower)
         start = 0
         for index, last in enumerate(chosen_layers(len(ours), len(theirs))):
             for block in range(start, last):
@@ -101,6 +102,19 @@ class Fit:
         table, target = (m.base_model.get_submodule(tower.position_bias).weight for m in (self.teacher, self.student))
         target.copy_(table[:, kept])
         return kept
+
+    def _distances(self, tower: Tower) -> Tensor | None:
+        """The student's states of distances, `[distances, width]`: the teacher's in the student's coordinates."""
+        teacher, student = self.teacher.base_model, self.student.base_model
+        if tower.relative is None or not has_part(teacher, tower.relative):
+            return None
+        theirs, ours = (model.get_submodule(tower.relative).weight for model in (teacher, student))
+        ours.copy_(exact(theirs) @ self.basis.project)
+        stream = Stream(teacher=[theirs.detach()], student=[ours.detach()], weights=[[None]])
+        if tower.relative_norm and has_part(teacher, tower.relative_norm):
+            norms = (model.get_submodule(tower.relative_norm) for model in (teacher, student))
+            self._normalize(next(norms), next(norms), stream)
+        return stream.student[0]
 
     def _sizes(self) -> tuple[HeadSizes, HeadSizes]:
         return head_sizes(self.teacher.config, self.family), head_sizes(self.student.config, self.family)
@@ -142,7 +156,8 @@ class Fit:
             assert tower.memory is not None
             memory = streams[tower.memory], self._finals[tower.memory]
         kept = self._kept if tower.shares_heads(names) else None
-        return AttentionBranch(names, theirs, ours, self._sizes(), streams[tower.blocks], block, memory, kept)
+        own, sizes = streams[tower.blocks], self._sizes()
+        return AttentionBranch(names, theirs, ours, sizes, own, block, memory, kept, self._relative)
 
     def _fit(self, branch: Branch, norms: tuple[Any, Any], stream: Stream, inner: Moments | None) -> float:
         """Fit one branch of a block and put both streams through.

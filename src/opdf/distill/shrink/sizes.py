@@ -21,6 +21,9 @@ from opdf.distill.students import ONE_A_BLOCK, check_made, chosen_layers
 DROPOUT = re.compile("drop(out)?(_|$)")
 """In the name of a field that matters in training alone: hidden_dropout_prob, attn_pdrop, dropout_rate."""
 
+WIDTHS = ("pooler_output_size", "pooler_hidden_size")
+"""Fields of some configurations that are usually the hidden size once more."""
+
 LEAST = 3
 """Entries of a state after a LayerNorm that hold a number: one is 0 and two are 1 and -1."""
 
@@ -40,7 +43,8 @@ def check_teacher(teacher: nn.Module) -> Family:
     embeddings = tuple(f"{base}{name}." for name in family.embeddings)
     for name, parameter in teacher.named_parameters():
         owner = name.rpartition(".")[0]
-        if owner not in known and not name.startswith(embeddings):
+        added = name.startswith(embeddings) and not isinstance(teacher.get_submodule(owner), nn.Linear)
+        if owner not in known and not added:
             raise ValueError(
                 f"teacher is a {type(teacher).__name__}, and shrink does not know its {owner}; give a plain model "
                 "(adapters merged), or use keep_layers, which makes a student with fewer blocks of any model"
@@ -98,7 +102,7 @@ def _weights(teacher: Any, family: Family) -> Iterator[str]:
     """Names of the modules that are fitted, beside the embeddings."""
     base = base_prefix(teacher)
     for tower in towers_of(teacher, family):
-        yield from (base + name for name in (tower.entry, tower.final, tower.position_bias) if name)
+        yield from (base + name for name in tower.weights())
         for block in range(len(teacher.base_model.get_submodule(tower.blocks))):
             for branch in tower.branches:
                 yield from (f"{base}{tower.blocks}.{block}.{name}" for name in branch.weights())
@@ -171,8 +175,9 @@ def student_config(teacher: Any, family: Family, changes: Mapping[str, float]) -
             values = getattr(config, field, None)
             if isinstance(values, list) and len(values) == depth:
                 setattr(config, field, [values[k] for k in kept])
-    if getattr(old, "pooler_output_size", None) == getattr(old, family.width):
-        config.pooler_output_size = getattr(config, family.width)
+    for name in WIDTHS:
+        if getattr(old, name, None) == getattr(old, family.width):
+            setattr(config, name, getattr(config, family.width))
     _check_heads(config, old, family)
     last = towers_of(teacher, family)[-1]
     width = getattr(config, family.width)

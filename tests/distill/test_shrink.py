@@ -26,8 +26,10 @@ from opdf.distill.shrink.moments import Moments
 
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("bert", {}), "roberta": ("roberta", {}), "xlm-roberta": ("roberta", {"model_type": "xlm-roberta"}),
-    "camembert": ("roberta", {"model_type": "camembert"}), "mpnet": ("mpnet", {}), "distilbert": ("distilbert", {}),
-    "deberta-v2": ("deberta-v2", {}), "deberta-v2-old": ("deberta-v2", {
+    "camembert": ("roberta", {"model_type": "camembert"}),
+    "electra": ("bert", {"model_type": "electra", "embedding_size": 16}),
+    "mpnet": ("mpnet", {}), "distilbert": ("distilbert", {}), "deberta-v2": ("deberta-v2", {}),
+    "deberta-v2-old": ("deberta-v2", {
         "norm_rel_ebd": "none", "position_biased_input": True, "pos_att_type": ["c2p"], "type_vocab_size": 2,
         "pooler_hidden_act": "tanh", "position_buckets": -1,
     }), "deberta-v2-absolute": ("deberta-v2", {"relative_attention": False}),
@@ -108,8 +110,8 @@ def widened(model: Any) -> Any:
     config = copy.deepcopy(model.config)
     for name, size in sizes_of(model).items():
         setattr(config, name, 2 * size)
-    for name in ("pooler_output_size", "pooler_hidden_size"):
-        setattr(config, name, 2 * getattr(config, name, 0))
+    for name in ("pooler_output_size", "pooler_hidden_size", "embedding_size"):
+        setattr(config, name, 2 * getattr(config, name, model.config.hidden_size))
     wide = type(model)(config).double().eval()
     theirs = dict(wide.named_parameters())
     with torch.no_grad():

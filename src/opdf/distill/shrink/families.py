@@ -194,10 +194,10 @@ def _bert_like(attention: Attention, *pooled: Head, **tables: str) -> Family:
     )  # fmt: skip
 
 
-_bert = _bert_like(
-    Attention("attention.output.LayerNorm", "attention", _parts("attention.self.{}", "query", "key", "value"),
-              Part("attention.output.dense"))
-)  # fmt: skip
+_berts = Attention("attention.output.LayerNorm", "attention", _parts("attention.self.{}", "query", "key", "value"),
+                   Part("attention.output.dense"))  # fmt: skip
+_bert = _bert_like(_berts)
+_electra = _bert_like(_berts, Head("classifier.dense", "gelu", "classifier.out_proj"))
 
 _mpnet = _bert_like(
     Attention("attention.LayerNorm", "attention", _parts("attention.attn.{}", "q", "k", "v"), Part("attention.attn.o")),
@@ -395,6 +395,7 @@ def family_of(model: nn.Module) -> Family:
 
 FAMILIES = {
     **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert"), _bert),
+    "electra": _electra,
     "mpnet": _mpnet,
     "distilbert": _distilbert,
     **dict.fromkeys(("vit", "deit"), _vit),

@@ -21,7 +21,7 @@ from opdf.distill.students import ONE_A_BLOCK, check_made, chosen_layers
 DROPOUT = re.compile("drop(out)?(_|$)")
 """In the name of a field that matters in training alone: hidden_dropout_prob, attn_pdrop, dropout_rate."""
 
-WIDTHS = ("pooler_output_size", "pooler_hidden_size")
+WIDTHS = ("pooler_output_size", "pooler_hidden_size", "embedding_size")
 """Fields of some configurations that are usually the hidden size once more."""
 
 LEAST = 3

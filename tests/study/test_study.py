@@ -196,3 +196,4 @@ def test_committed_studies_are_as_large_as_their_first_lines_say(path: Path) -> 
     said = re.search(r"(\d+) runs", path.read_text())
     assert said is not None
     assert len(study.store.keys) == int(said[1])
+        ({"train_sizes": [64, 5000]}, r"train_sizes holds 5000, and digits has 12\d\d training examples"),

@@ -100,7 +100,8 @@ class Study:
         """
         teachers: dict[str, Any] = {}
         for setting in self.plan.settings:
-            _, task = self.loaded(setting, self.plan.seeds[0])
+            data, task = self.loaded(setting, self.plan.seeds[0])
+            self._check_size(setting, len(data["train"]))
             for variant in self.plan.variants:
                 config = self.config(setting, variant)
                 job = Job(config)
@@ -178,6 +179,15 @@ class Study:
                 )
 
     def _check_time(self, variant: str) -> None:
+    def _check_size(self, setting: str, rows: int) -> None:
+        """Refuse a size that the data do not have: they would stand there as more than they are."""
+        size = self._settings[setting]["data"]["train_limit"] if self.options.train_sizes else 0
+        if rows < size:
+            raise UserError(
+                f"train_sizes holds {size}, and {setting.removesuffix(f'/{size}')} has {rows} training examples; give "
+                "sizes up to that"
+            )
+
         other, where = self.as_long_as(variant), f"variant {variant!r}: as_long_as"
         if other is None:
             return

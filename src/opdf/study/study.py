@@ -110,9 +110,7 @@ class Study:
                 if key not in teachers:
                     teachers[key] = load_teacher(job, task)
                 check_start(setting, variant, check_models(job, task, teachers[key]))
-                if task.kind not in KINDS or task.is_unlabelled:
-                    what = "has no labels" if task.is_unlabelled else f"is for {task.kind}"
-                    raise UserError(f"{config.data.name} {what}, which studies do not know; use opdf distill")
+                check_kind(config.data.name, task, probe=self.options.probe)
 
     @cached_property
     def store(self) -> Store:
@@ -201,6 +199,26 @@ class Study:
 
 def check_start(setting: str, variant: str, fit: Fit) -> None:
     """Refuse a student that would not start as the others do; a single run trains it with a warning.
+
+def check_kind(name: str, task: Task, *, probe: bool) -> None:
+    """Refuse data whose answers a study cannot score.
+
+    Args:
+        name: of the data.
+        task: of them.
+        probe: whether a linear classifier gives the answers.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if task.kind not in KINDS or task.is_unlabelled:
+        what = "has no labels" if task.is_unlabelled else f"is for {task.kind}"
+        raise UserError(f"{name} {what}, which studies do not know; use opdf distill")
+    if probe and not task.has_classes:
+        raise UserError(
+            f"probe is true and {name} is for {task.kind}; a linear classifier needs one class an example: leave it out"
+        )
+
 
     Raises:
         UserError: no start was asked for, and the student cannot start from its teacher.

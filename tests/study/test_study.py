@@ -138,6 +138,14 @@ def of_texts(folder: Path, labels: list[Any] | None = None, **teacher: Any) -> d
     }
 
 
+def test_students_of_other_files_share_a_teacher(tmp_path: Path) -> None:
+    task = of_texts(tmp_path)
+    bert(tmp_path / "student")
+    variants = {"KD": {}, "pretrained": {"student": {"layers": None, "model": str(tmp_path / "student")}}}
+    study = Study(config(tmp_path, tasks={"task": task}, train_sizes=None, variants=variants))
+    assert len({study.teacher_key(study.config("task", variant)) for variant in variants}) == 1
+
+
 def test_a_probe_is_for_classes(tmp_path: Path) -> None:
     task = of_texts(tmp_path, [k / 2 for k in range(60)], num_labels=1)
     with pytest.raises(UserError, match=r"rows.jsonl is for regression; a linear classifier needs one class"):

@@ -16,6 +16,7 @@ from opdf.job import (
     Fit,
     Job,
     UserError,
+    StudentConfig,
     check_models,
     check_task,
     file_digests,
@@ -163,7 +164,8 @@ class Study:
 
     def teacher_key(self, config: DistillConfig) -> str:
         """A name for what determines the data and the teacher of a run."""
-        return digest([plain(config.data), plain(config.teacher), *files_of(config)])
+        files = files_of(replace(config, student=StudentConfig()))  # students of other files may share it
+        return digest([plain(config.data), plain(config.teacher), *files])
 
     def _check_rows(self, setting: str, variant: str) -> None:
         """Refuse a variant that would be judged on other rows than the baseline, or by other labels."""

@@ -154,9 +154,14 @@ class Objective:
     def forward(self, model: nn.Module, batch: Batch, **options: Any) -> Any:
         """A model's outputs without its own loss.
 
+        A decoder is run without its cache: with one, transformers does not see where a packed text ends, and lets the
+        next one attend to it.
+
         Raises:
             TypeError: they have no field `logits`, nor the `last_hidden_state` of a model without a head.
         """
+        if "use_cache" in (inputs_of(model) or ()):
+            options = {"use_cache": False} | options
         outputs = model(**model_inputs(model, self.batch_for(model, batch)), **options)
         if not (hasattr(outputs, "logits") or hasattr(outputs, "last_hidden_state")):
             raise TypeError(

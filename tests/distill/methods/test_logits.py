@@ -24,6 +24,7 @@ from transformers import (
     BertForSequenceClassification,
     CLIPConfig,
     CLIPForImageClassification,
+    DataCollatorWithFlattening,
     GPT2Config,
     GPT2ForSequenceClassification,
     GPT2LMHeadModel,
@@ -313,6 +314,23 @@ def test_a_text_is_learned_alike_wherever_its_padding_stands(
         torch.testing.assert_close(LogitsDistillation(alpha=0.0).losses(student, None, batch, items).total, own)
     for loss in losses[1:]:
         torch.testing.assert_close(loss, losses[0])
+
+
+@pytest.mark.parametrize("chunk", [2**24, 40])
+def test_packed_texts_are_learned_as_single_ones(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A teacher with a cache attended to the texts before; what tells kernels where texts end is no tensor by row."""
+    monkeypatch.setattr(chunks, "CHUNK", chunk)
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+                         initializer_range=0.5)  # fmt: skip
+    student, teacher = (LlamaForCausalLM(config).eval() for _ in range(2))
+    texts = [[3, 4, 9, 5], [7, 2], [8, 8, 1, 6, 2]]
+    packed = DataCollatorWithFlattening(return_flash_attn_kwargs=True)([{"input_ids": text} for text in texts])
+    single = [{name: torch.tensor([text]) for name in ("input_ids", "labels")} for text in texts]
+    objective, items = LogitsDistillation(alpha=0.5), torch.tensor([8, 8])
+    assert torch.equal(objective.count_items(student, packed), items)
+    found = objective.losses(student, teacher, packed, items).total
+    torch.testing.assert_close(found, sum(objective.losses(student, teacher, one, items).total for one in single))
 
 
 def bart(end: int) -> BartForSequenceClassification:

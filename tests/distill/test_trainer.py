@@ -545,6 +545,37 @@ def test_every_training_begins_anew_with_model_init(tmp_path: Path, objective: O
         assert all(torch.equal(value, other[name]) for other in states[1:] for name, value in states[0].items())
 
 
+class StaysInEvalMode(BertForSequenceClassification):
+    def train(self, mode: bool = True) -> StaysInEvalMode:
+        return super().train(False)
+
+
+def test_a_student_that_stays_in_eval_mode_learns_from_its_teacher(tmp_path: Path) -> None:
+    """It learned from the labels alone, with the loss of its own."""
+    _, usual = train(tmp_path)  # without dropout, so that the mode makes no difference
+    student = StaysInEvalMode(usual.config)
+    student.load_state_dict(keep_layers(bert(), 2).state_dict())
+    train(tmp_path, student=student)
+    assert all(torch.equal(a, b) for a, b in zip(usual.parameters(), student.parameters(), strict=True))
+
+
+class AsksForOutputs(DistillationTrainer):
+    def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **options: Any) -> Any:
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **options)
+        return (loss, outputs) if return_outputs else loss
+
+
+def test_an_objective_has_no_outputs_to_give(tmp_path: Path) -> None:
+    """A subclass that asked for them trained with the student's own loss."""
+    data = sentences(8)
+    trainer = AsksForOutputs(
+        keep_layers(bert(), 2), arguments(tmp_path), teacher=bert(), train_dataset=data, eval_dataset=data
+    )
+    assert trainer.evaluate()["eval_loss"] > 0
+    with pytest.raises(ValueError, match="return_outputs is True in training"):
+        trainer.train()
+
+
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in ("dbkd", "embedding", "sparse-logits")])
 def test_an_objective_keeps_nothing_of_another_run(tmp_path: Path, name: str) -> None:
     """Used for another teacher before, it trains as a new one does."""

@@ -519,9 +519,20 @@ class DistillationTrainer(CheckpointedTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The objective's loss in training; the model's own loss in evaluation."""
-        if not model.training or return_outputs:
+        """The objective's loss in training; the model's own loss in evaluation, which takes no gradients.
+
+        A model's mode does not tell the two apart: one that keeps itself in eval mode can be trained.
+
+        Raises:
+            ValueError: outputs are asked for in training, where the objective runs the models as it needs.
+        """
+        if not torch.is_grad_enabled():
             return super().compute_loss(model, inputs, return_outputs)
+        if return_outputs:
+            raise ValueError(
+                "return_outputs is True in training, where the objective runs the models and keeps their outputs; add "
+                "to its loss in an Objective of your own, or ask under torch.no_grad() for the student's own loss"
+            )
         if num_items_in_batch is None:
             num_items_in_batch = self.method.count_items(model, inputs)
         with self.accelerator.autocast():

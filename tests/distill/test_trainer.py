@@ -525,6 +525,21 @@ def new_student() -> nn.Module:
         return keep_layers(bert(), 2)
 
 
+def test_an_objective_serves_one_trainer_at_a_time(tmp_path: Path) -> None:
+    """The second student learned from the first one's teacher: AD-KD knew that one's answers to the same rows."""
+    objective = AttributionDistillation()
+    first, second = (
+        DistillationTrainer(
+            keep_layers(bert(), 2), arguments(tmp_path, max_steps=1), teacher=bert(), objective=objective,
+            train_dataset=sentences(8),
+        )
+        for _ in range(2)
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="objective is a AttributionDistillation that another trainer was given"):
+        first.train()
+    second.train()
+
+
 @pytest.mark.parametrize("objective", [Theseus(rate=0.5), LGTM(influence_scale=0.1, zero_heads=True)])
 def test_every_training_begins_anew_with_model_init(tmp_path: Path, objective: Objective) -> None:
     """Also the schedule of Theseus, the rows that LGTM holds out and the teacher that it trains."""

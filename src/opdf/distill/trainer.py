@@ -210,6 +210,7 @@ class DistillationTrainer(CheckpointedTrainer):
         self._parts_since = 0
         self._window: tuple[list[Any], Any] = [], None
         self._diverged: Tensor | None = None
+        self._mark = object()
         if model is not None:
             self._plan(model, args)
         super().__init__(
@@ -262,7 +263,7 @@ class DistillationTrainer(CheckpointedTrainer):
             student, self.teacher, self.method, self.overparam, self.constraint, args
         )
         teachers = members(self.teacher) if self.teacher is not None else []
-        self.method.unshared = unshared_inputs([student, *teachers])
+        self.method.unshared, self.method.prepared_for = unshared_inputs([student, *teachers]), self._mark
         check_labels(student, self._given_rows)
         warn_of_rounding("student", (p for p in student.parameters() if p.requires_grad))
         if self.teacher is not None and self.method.trains_teacher:
@@ -277,6 +278,14 @@ class DistillationTrainer(CheckpointedTrainer):
             return
         for one in members(self.teacher):
             check_same_marks(student, one)
+
+    def _check_prepared(self) -> None:
+        """Refuse an objective that is prepared for another student and teacher by now: it would learn from those."""
+        if self.method.prepared_for is not self._mark:
+            raise ValueError(
+                f"objective is a {type(self.method).__name__} that another trainer was given since; give each trainer "
+                "one of its own, or train with one before you make the next"
+            )
 
     def _settle(self) -> None:
         """Put the objective's rows, its modules and the teacher where training finds them."""
@@ -625,6 +634,7 @@ class _ObjectiveHooks(TrainerCallback):
         if self.trainer.accelerator.num_processes > 1:
             for p in self.trainer._own_parameters():
                 p.data.copy_(broadcast(p.data))
+        self.trainer._check_prepared()
         self.trainer._check_aligned()
         self.trainer.check_length(state.max_steps)
         state.compute_steps(args, state.max_steps)  # else a resumed run logs and saves as the first one did

@@ -151,6 +151,18 @@ def kind_of(model: nn.Module, logits: Tensor, labels: Tensor | None = None) -> s
     return "regression" if problem == "regression" or logits.shape[-1] == 1 else "classes"
 
 
+def settle_kind(student: nn.Module, teacher: nn.Module) -> None:
+    """Give a student whose configuration leaves open what its outputs mean the meaning of its teacher's.
+
+    Without labels nothing else tells, and of several numbers labels tell the wrong thing, see `kind_of`. Pipelines of
+    transformers read it of a saved student.
+    """
+    ours, theirs = config_of(student), config_of(teacher)
+    known = getattr(theirs, "problem_type", None)
+    if known is not None and not has_no_head(student) and getattr(ours, "problem_type", known) is None:
+        ours.problem_type = known
+
+
 def output_layer(model: nn.Module) -> nn.Linear:
     """The Linear that makes a classifier's or regressor's outputs.
 

@@ -32,6 +32,7 @@ from opdf.distill.models import (
     configured,
     has_no_head,
     is_language_model,
+    settle_kind,
     unshared_inputs,
     warn_of_rounding,
 )
@@ -96,6 +97,7 @@ def plan_student(
     """
     if teacher is not None:
         check_apart(student, teacher)
+        settle_kind(student, teacher)
     if isinstance(teacher, Ensemble):
         check_several(objective, constraint)
     if constraint is not None and (overparam is None or teacher is None):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -350,6 +351,26 @@ def test_classifiers_that_look_for_another_end_are_refused() -> None:
     check_same_outputs(bart(2), bart(2))
     ends = [GPT2LMHeadModel(GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=1, eos_token_id=k)) for k in (2, 7)]
     check_same_outputs(*ends)  # who writes ends there, and reads none
+
+
+@pytest.mark.parametrize(
+    ("kind", "loss"),
+    [
+        ("multi_label_classification", soft_binary_loss),
+        ("regression", lambda ours, theirs, _: squared_loss(ours, theirs)),
+    ],
+)
+def test_a_teacher_tells_a_student_what_outputs_mean(tmp_path: Path, kind: str, loss: Any) -> None:
+    """Without labels, a student whose configuration left it open took several labels, and numbers, for classes."""
+    teacher, student = bert(num_labels=3, problem_type=kind).eval(), bert(num_labels=3)
+    ids = torch.randint(1, 20, (8, 4), generator=torch.Generator().manual_seed(0))
+    ours, theirs = (model.eval()(input_ids=ids).logits.detach() for model in (student, teacher))
+    trainer, _ = train(
+        tmp_path, student=student, teacher=teacher, objective={"alpha": 1.0}, training={"max_steps": 1},
+        train_dataset=Dataset.from_dict({"input_ids": ids.tolist()}),
+    )  # fmt: skip
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(float(loss(ours, theirs, 2.0)) / 8, rel=1e-5)
+    assert student.config.problem_type == kind
 
 
 def test_one_label_and_several_are_not_the_same() -> None:

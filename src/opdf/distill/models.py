@@ -209,7 +209,7 @@ def check_same_outputs(student: nn.Module, teacher: nn.Module) -> None:
     problems = [c.problem_type for c in (ours, theirs)]
     if None not in problems and problems[0] != problems[1]:
         raise ValueError(f"the student's problem_type is {problems[0]!r} and the teacher's {problems[1]!r}; set one")
-    names = [list(map(str, c.id2label.values())) for c in (ours, theirs)]
+    names = [[str(c.id2label[k]) for k in sorted(c.id2label)] for c in (ours, theirs)]
     named = [not all(n.startswith("LABEL_") for n in labels) for labels in names]
     if all(named) and names[0] != names[1]:
         raise ValueError(f"the student's labels are {names[0]}, the teacher's {names[1]}; give both in the same order")

@@ -245,6 +245,9 @@ def test_outputs_that_mean_different_things_are_refused() -> None:
     names = [{"id2label": dict(enumerate(n))} for n in (["bad", "good"], ["good", "bad"])]
     with pytest.raises(ValueError, match="give both in the same order"):
         check_same_outputs(bert(**names[0]), bert(**names[1]))
+    backwards = {"id2label": {1: "bad", 0: "good"}}  # in the order of the names above, with other numbers
+    with pytest.raises(ValueError, match="give both in the same order"):
+        check_same_outputs(bert(**names[0]), bert(**backwards))
     small, large = (GPT2LMHeadModel(GPT2Config(vocab_size=v, n_embd=8, n_layer=1, n_head=1)) for v in (20, 21))
     with pytest.raises(ValueError, match="20 tokens and the teacher's 21"):
         check_same_outputs(small, large)

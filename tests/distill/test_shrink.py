@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers
 from datasets import Dataset
+from tests.distill.small import scored_in_bf16
 from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassifierOutput
 
@@ -498,6 +499,15 @@ def test_the_teacher_is_left_as_it_was() -> None:
     assert not any(m._forward_pre_hooks for m in (*teacher.modules(), *student.modules()))
     assert all(p.requires_grad for p in student.parameters())
     assert not student.training
+
+
+def test_a_teacher_that_was_trained_in_bf16_is_read_in_its_own_precision(tmp_path: Path) -> None:
+    teacher = build("bert")
+    want = shrink(teacher, [inputs("bert")], hidden_size=8)
+    answers = scored_in_bf16(teacher, tmp_path)(**inputs("bert")).logits
+    found = shrink(teacher, [inputs("bert")], hidden_size=8)
+    assert all(torch.equal(a, b) for a, b in zip(want.parameters(), found.parameters(), strict=True))
+    assert torch.equal(teacher(**inputs("bert")).logits, answers)  # it is not changed
 
 
 @pytest.mark.parametrize("sizes", [{"hidden_size": 8}, {"num_hidden_layers": 1}], ids=str)

@@ -18,7 +18,7 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tests.distill.small import arguments, bert, labelled, sentences, train
+from tests.distill.small import arguments, bert, labelled, scored_in_bf16, sentences, train
 from torch import Tensor, nn
 from transformers import (
     BertForSequenceClassification,
@@ -332,6 +332,13 @@ class Breaks(LogitsDistillation):
 def test_teacher_in_training_mode_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="teacher is in training mode"):
         train(tmp_path, objective=Breaks())
+
+
+def test_a_teacher_that_was_trained_in_bf16_answers_as_one_that_is_loaded(tmp_path: Path) -> None:
+    """Else a run that is resumed in another process would follow other answers."""
+    given = [scored_in_bf16(bert(), tmp_path / "teacher"), bert()]
+    students = [train(tmp_path, teacher=teacher)[1] for teacher in given]
+    assert all(torch.equal(a, b) for a, b in zip(*(one.parameters() for one in students), strict=True))
 
 
 def test_evaluation_reports_the_models_own_loss(tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -42,6 +43,10 @@ UNSETTLED = frozenset({"architectures", "dtype", "problem_type", "transformers_v
 """Fields of configurations that saving, a loss or gradient checkpointing sets."""
 
 
+PREPARED = ("_is_accelerate_prepared", "_original_forward", "forward")
+"""What accelerate sets on a model that it prepares. A model may have a `forward` of its own before."""
+
+
 def unwrapped(model: nn.Module) -> Any:
     """A model without the wrappers of DDP and torch.compile."""
     while True:
@@ -65,6 +70,18 @@ def as_made(model: nn.Module) -> None:
         del model.forward
         if model.forward != forward:  # it was the model's own, not its class's
             model.forward = forward
+
+
+@contextmanager
+def unprepared(model: nn.Module) -> Iterator[None]:
+    """Inside, a model is `as_made`; afterwards it is what a Trainer has made of it again."""
+    made = {name: vars(model)[name] for name in PREPARED if name in vars(model)}
+    as_made(model)
+    try:
+        yield
+    finally:
+        vars(model).pop("forward", None)
+        vars(model).update(made)
 
 
 def config_of(model: nn.Module) -> Any:

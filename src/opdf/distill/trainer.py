@@ -26,6 +26,7 @@ from opdf.distill.checkpointed import CheckpointedTrainer
 from opdf.distill.ensemble import Ensemble, members, softened
 from opdf.distill.methods import METHODS
 from opdf.distill.models import (
+    as_made,
     check_batch,
     check_labels,
     check_same_marks,
@@ -257,6 +258,8 @@ class DistillationTrainer(CheckpointedTrainer):
         for who, given in (("student", student), ("teacher", self.teacher)):
             if given is not None and any(p.is_meta for p in given.parameters()):
                 raise ValueError(f"the {who} is on the meta device and has no weights; load them first")
+        for model in (student, *(members(self.teacher) if self.teacher is not None else ())):
+            as_made(model)  # another Trainer may have scored or trained it, in half precision
         if self._given_method is not None and isinstance(self._teacher, nn.Module) and self.method.trains_teacher:
             if self._given_teacher is None:
                 self._given_teacher = copy.deepcopy(self._teacher.state_dict())

@@ -12,6 +12,7 @@ import torch
 from datasets import ClassLabel, Dataset, Value
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
@@ -135,13 +136,16 @@ def has_no_head(model: nn.Module) -> bool:
 def is_causal(model: nn.Module) -> bool:
     """Whether logits at one position predict the label of the next, so that both have to be shifted.
 
-    Decoders of transformers do. Encoder-decoders get their inputs shifted; masked language models and taggers label in
-    place. So do modules of other libraries: whoever trains one shifts its labels if need be.
+    Decoders of transformers do, and so do classes of the user's own whose name gives them transformers' loss of one
+    (MineForCausalLM). Encoder-decoders get their inputs shifted; masked language models and taggers label in place. So
+    do modules of other libraries: whoever trains one shifts its labels if need be.
     """
     inner = unwrapped(model)
     if getattr(config_of(inner), "is_encoder_decoder", False):
         return False
-    return bool(inner.can_generate()) if hasattr(inner, "can_generate") else False
+    if hasattr(inner, "can_generate") and inner.can_generate():
+        return True
+    return LOSS_MAPPING.get(getattr(inner, "loss_type", None)) is ForCausalLMLoss
 
 
 def kind_of(model: nn.Module, logits: Tensor, labels: Tensor | None = None) -> str:

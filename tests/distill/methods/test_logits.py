@@ -31,10 +31,13 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    LlamaModel,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
 )
+from transformers.modeling_outputs import CausalLMOutput
 
 from opdf.distill import DistillationTrainer, LogitsDistillation, chunks
 from opdf.distill.losses import DIVERGENCES, soft_binary_loss, soft_loss, squared_loss
@@ -166,6 +169,35 @@ def test_token_loss_is_the_models_own_and_masks_padding() -> None:
     kept = labels[:, 1:] != -100
     ours, theirs = (m(input_ids=ids).logits[:, :-1][kept] for m in (model, teacher))
     torch.testing.assert_close(losses.parts["distillation"], (soft_loss(ours, theirs, 2.0) / 8).detach())
+
+
+class MineForCausalLM(PreTrainedModel):
+    """A decoder of a user's own that does not generate, with the loss that transformers gives a class of this name."""
+
+    config_class = LlamaConfig
+    _supports_sdpa = True
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__(config)
+        self.model, self.head = LlamaModel(config), nn.Linear(config.hidden_size, config.vocab_size)
+        self.post_init()
+
+    def forward(self, input_ids: Any, attention_mask: Any = None, labels: Any = None) -> CausalLMOutput:
+        logits = self.head(self.model(input_ids, attention_mask).last_hidden_state)
+        loss = None if labels is None else self.loss_function(logits, labels, self.config.vocab_size)
+        return CausalLMOutput(loss=loss, logits=logits)
+
+
+def test_labels_of_a_decoder_of_ones_own_are_shifted_as_its_loss_does() -> None:
+    """It learned to say the token that it reads."""
+    torch.manual_seed(0)
+    model = MineForCausalLM(LlamaConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+                                        intermediate_size=8)).eval()  # fmt: skip
+    ids = torch.arange(12).reshape(2, 6)
+    batch = {"input_ids": ids, "labels": ids}
+    objective = LogitsDistillation(alpha=0.0)
+    found = objective.losses(model, None, batch, objective.count_items(model, batch)).total
+    torch.testing.assert_close(found, model(**batch).loss)
 
 
 def test_labels_of_masked_tokens_are_not_shifted() -> None:

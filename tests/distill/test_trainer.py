@@ -25,6 +25,7 @@ from transformers import (
     EarlyStoppingCallback,
     GPT2Config,
     GPT2LMHeadModel,
+    HfArgumentParser,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -36,6 +37,7 @@ from opdf.distill import (
     METHODS,
     AttributionDistillation,
     Constraint,
+    DistillationArguments,
     DistillationTrainer,
     HiddenDistillation,
     LogitsDistillation,
@@ -398,6 +400,12 @@ def test_weights_that_lose_small_steps_are_said(tmp_path: Path, dtype: torch.dty
     frozen.classifier.float().requires_grad_(True)  # as adapters are trained
     with warnings.catch_warnings(action="error"):
         DistillationTrainer(frozen, arguments(tmp_path), teacher=bert())
+
+
+def test_scripts_read_the_arguments_as_transformers_own(tmp_path: Path) -> None:
+    given = [f"--output_dir={tmp_path}", "--use_cpu=true", "--report_to=tensorboard", "--max_steps=3"]
+    (found,) = HfArgumentParser(DistillationArguments).parse_args_into_dataclasses(given)  # type: ignore[arg-type]
+    assert (found.max_steps, found.report_to, found.fsdp) == (3, ["tensorboard"], None)
 
 
 def test_label_smoothing_is_refused(tmp_path: Path) -> None:

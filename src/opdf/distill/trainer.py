@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast
 from torch import Tensor, nn
-from torch.utils.data import ConcatDataset, Subset
+from torch.utils.data import ConcatDataset, RandomSampler, Subset
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import has_length
 
 from opdf.data import EpochDataset
@@ -465,16 +464,23 @@ class DistillationTrainer(CheckpointedTrainer):
 
     # The order of the rows.
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        """The Trainer's, with an order that epoch and seed decide alone, also where it groups rows by length.
+    def _get_dataloader(self, *args: Any, sampler_fn: Any = None, is_training: bool = False, **options: Any) -> Any:
+        """The Trainer's, with an order of the training rows that epoch and seed decide alone.
 
-        Else that order would come from the state of torch's generator, which differs in a resumed run and on other
-        processes, so that some rows were seen twice and others not at all.
+        A sampler without a generator (one that groups rows by length, or a user's) would take the order from the state
+        of torch's own, which differs in a resumed run and on other processes: some rows were seen twice and others not
+        at all. accelerate sees to RandomSampler by itself, unless it is told not to.
         """
-        sampler = super()._get_train_sampler(train_dataset)
-        if isinstance(sampler, LengthGroupedSampler):
-            sampler.generator = self._order = torch.Generator()
-        return sampler
+
+        def ordered(rows: Any) -> Any:
+            sampler = sampler_fn(rows)
+            seeded = isinstance(sampler, RandomSampler) and self.args.accelerator_config.use_seedable_sampler
+            if getattr(sampler, "generator", self) is None and not seeded:
+                sampler.generator = self._order = torch.Generator()
+            return sampler
+
+        make = ordered if is_training and sampler_fn is not None else sampler_fn
+        return super()._get_dataloader(*args, sampler_fn=make, is_training=is_training, **options)
 
     def _begin_epoch(self, epoch: int) -> None:
         """Called before the first batch of an epoch is drawn."""

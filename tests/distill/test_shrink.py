@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 import transformers
 from datasets import Dataset
+from tests.distill.small import scored_in_bf16
 from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassifierOutput
 
@@ -532,6 +534,15 @@ def test_the_teacher_is_left_as_it_was() -> None:
     assert not student.training
 
 
+def test_a_teacher_that_was_trained_in_bf16_is_read_in_its_own_precision(tmp_path: Path) -> None:
+    teacher = build("bert")
+    want = shrink(teacher, [inputs("bert")], hidden_size=8)
+    answers = scored_in_bf16(teacher, tmp_path)(**inputs("bert")).logits
+    found = shrink(teacher, [inputs("bert")], hidden_size=8)
+    assert all(torch.equal(a, b) for a, b in zip(want.parameters(), found.parameters(), strict=True))
+    assert torch.equal(teacher(**inputs("bert")).logits, answers)  # it is not changed
+
+
 @pytest.mark.parametrize("sizes", [{"hidden_size": 8}, {"num_hidden_layers": 1}], ids=str)
 def test_a_started_student_is_its_constraints_partner(sizes: dict[str, int]) -> None:
     """The teacher in the student's coordinates is the student itself, as it starts."""
@@ -548,7 +559,8 @@ def test_the_trainer_pulls_a_started_student_to_its_start(tmp_path: Path) -> Non
     """Not to its teacher, whose matrices are of the same size here and in other coordinates."""
     teacher = small("bert").float()
     student = shrink(teacher, [inputs("bert")], num_hidden_layers=1)
-    before = copy.deepcopy(student)
+    copied, loaded = copy.deepcopy(student), build("bert", 1)
+    loaded.load_state_dict(student.state_dict())
     arguments = DistillationArguments(
         str(tmp_path), max_steps=1, learning_rate=1e-12, logging_steps=1, use_cpu=True, report_to="none",
         save_strategy="no", dataloader_pin_memory=False, disable_tqdm=True,
@@ -562,7 +574,8 @@ def test_the_trainer_pulls_a_started_student_to_its_start(tmp_path: Path) -> Non
         return float(next(e["constraint_loss"] for e in trainer.state.log_history if "constraint_loss" in e))
 
     assert loss(student) == pytest.approx(0, abs=1e-6)
-    assert loss(before) > 0.01  # a copy is like any other model: it follows the teacher
+    assert loss(copied) == pytest.approx(0, abs=1e-6)  # as `model_init` makes one for every trial
+    assert loss(loaded) > 0.01  # like any other model: it follows the teacher
     with pytest.raises(ValueError, match=r"constraint.layer_map is \{0: 1\}, .* leave it out"):
         DistillationTrainer(student, arguments, constraint={"layer_map": {0: 1}}, **options)
 
@@ -602,6 +615,13 @@ def test_the_report_says_what_is_kept() -> None:
     assert "| layers.1 | 2 to 3 " in str(report)
     with pytest.raises(KeyError, match="was not made by shrink"):
         shrink_report(teacher)
+
+
+def test_a_copy_has_the_report_and_a_file_does_not() -> None:
+    student = shrink(small("bert"), [inputs("bert")], hidden_size=8)
+    assert shrink_report(copy.deepcopy(student)) is shrink_report(student)
+    assert b"opdf" not in pickle.dumps(student)
+    assert not any("shrink" in name for name in (*student.state_dict(), *student.config.to_dict()))
 
 
 def spoiled(family: str, value: float) -> Any:

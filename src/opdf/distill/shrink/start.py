@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils.logging import tqdm
 
-from opdf.distill.models import unwrapped
+from opdf.distill.models import unprepared, unwrapped
 from opdf.distill.objective import model_inputs
 from opdf.distill.shrink.basis import leading_axes
 from opdf.distill.shrink.calibration import Place, Recorder, has_room, input_of, real_tokens
@@ -219,11 +219,12 @@ def _check_ids(name: str, ids: Tensor, known: int) -> None:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside, all modules are in eval mode."""
+    """Inside, all modules are in eval mode, and the model computes in its own precision."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        yield
+        with unprepared(model):
+            yield
     finally:
         for module in training:
             module.training = True

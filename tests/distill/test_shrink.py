@@ -169,6 +169,21 @@ def test_a_head_that_reads_padding_comes_back_too(kind: str) -> None:
     assert error(shrink(teacher, [turned]), teacher, turned) < 1e-4
 
 
+@pytest.mark.parametrize("kind", ["bert", "vit", "gpt2"])
+def test_a_neuron_far_from_zero_comes_back_in_float32(kind: str) -> None:
+    teacher, given = small(kind), {k: v.float() if v.is_floating_point() else v for k, v in inputs(kind).items()}
+    parts = family_of(teacher).towers[0]
+    with torch.no_grad():
+        for block in teacher.base_model.get_submodule(parts.blocks):
+            block.get_submodule(parts.branches[1].up.name).bias[3] += 1000
+            down = block.get_submodule(parts.branches[1].output.name)
+            down.bias.sub_((down.weight if kind == "gpt2" else down.weight.mT)[3], alpha=1000)
+    teacher = teacher.float()
+    student = shrink(teacher, [given])
+    assert error(student, teacher, given) < 1e-4
+    assert all(share > 0.9999 for block in shrink_report(student).blocks for share in block.kept.values())
+
+
 CLASSES = {
     "BertModel": "bert", "BertForTokenClassification": "bert", "BertForMultipleChoice": "bert",
     "DistilBertModel": "distilbert", "ViTModel": "vit", "DeiTForImageClassificationWithTeacher": "deit",
@@ -351,6 +366,19 @@ def test_weights_of_rows_are_as_good_as_rows_that_stand_several_times() -> None:
         strict=True,
     ):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_moments_of_float32_rows_that_are_far_from_zero() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = (1000 + torch.randn(300, size, generator=generator) for size in (3, 2))
+    moments = Moments(3, 2, torch.device("cpu"))
+    for part in range(0, 300, 100):
+        moments.add(x[part : part + 100], y[part : part + 100])
+    xx, xy = moments.covariances(True)
+    rows = torch.cat([x, y], 1).double()
+    torch.testing.assert_close(torch.cat([xx, xy], 1), rows.T.cov(correction=0)[:3], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(moments.covariances(False)[1], x.double().T @ y.double() / 300, rtol=1e-7, atol=0.0)
+    torch.testing.assert_close(moments.variance(), y.double().var(0, correction=0), rtol=1e-4, atol=0.0)
 
 
 def test_a_teacher_keeps_its_gradients_and_frozen_weights() -> None:

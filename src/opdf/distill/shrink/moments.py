@@ -26,6 +26,10 @@ def precise(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
+ROUNDING = 8 * torch.finfo(torch.float32).eps
+"""Of values and of sums of their products, relative to their size, where a model computes in float32."""
+
+
 class _Sums(NamedTuple):
     """Of x, y, the squares of y, x x' (its upper triangle) and x y', all as deviations from the origins."""
 
@@ -108,9 +112,10 @@ class Moments:
         return xx, xy
 
     def variance(self) -> Tensor:
-        """`[outputs]`, of y."""
+        """`[outputs]`, of y; 0 where values differ by rounding alone."""
         _, y = self._deviations()
-        return (self._sums.yy / self.count - y.square()).clamp(min=0)
+        variance = self._sums.yy / self.count - y.square()
+        return torch.where(variance > (ROUNDING * self.means()[1]).square(), variance, 0.0)
 
     def _deviations(self) -> tuple[Tensor, Tensor]:
         """Of the means from the origins."""

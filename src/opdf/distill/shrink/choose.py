@@ -8,6 +8,8 @@ import torch
 from scipy.linalg import lapack
 from torch import Tensor
 
+from opdf.distill.shrink.moments import ROUNDING
+
 
 def choose_units(covariance: Tensor, weight: Tensor, count: int) -> Tensor:
     """Choose units one by one, each time the one with most weighted variance that the chosen ones do not explain.
@@ -68,11 +70,14 @@ def _without(covariance: Tensor, units: slice) -> Tensor:
 
 
 def retold(covariance: Tensor, kept: Tensor) -> Tensor:
-    """`[units, kept]`, the matrix that predicts all units from the kept ones with least squared error."""
+    """`[units, kept]`, the matrix that predicts all units from the kept ones with least squared error.
+
+    Kept units that are alike but for rounding are read alike, not with large weights of opposite signs.
+    """
     if len(kept) == len(covariance):
         return torch.eye(len(kept), dtype=covariance.dtype, device=covariance.device)
     inner = covariance[kept][:, kept]
-    inner.diagonal().add_(1e-10 * inner.diagonal().mean() + torch.finfo(inner.dtype).tiny)
+    inner.diagonal().add_(ROUNDING * inner.diagonal().mean() + torch.finfo(inner.dtype).tiny)
     mixture = torch.linalg.solve(inner, covariance[kept]).mT
     mixture[kept] = torch.eye(len(kept), dtype=inner.dtype, device=inner.device)
     return mixture

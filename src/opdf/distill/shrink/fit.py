@@ -225,7 +225,8 @@ class Fit:
             return guess
         guess = exact(norm.weight)[:, None] * guess
         xx, xy = reads.covariances(has_shift(norm))
-        return guess * ((guess.mT * xy).sum() / ((guess @ xx) * guess).sum())
+        told = ((guess @ xx) * guess).sum()
+        return guess * ((guess.mT * xy).sum() / told) if told > 0 else guess  # a norm of scale 0 tells nothing
 
     def _advance(self, tower: Tower, stream: Stream, block: int) -> None:
         """Put the teacher's stream through a block that has no block of the student to itself."""

@@ -26,8 +26,12 @@ def precise(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
+ROUNDING = 8 * torch.finfo(torch.float32).eps
+"""Of values and of sums of their products, relative to their size, where a model computes in float32."""
+
+
 class _Sums(NamedTuple):
-    """Of x, y, the squares of y, x x' (its upper triangle) and x y'."""
+    """Of x, y, the squares of y, x x' (its upper triangle) and x y', all as deviations from the origins."""
 
     x: Tensor
     y: Tensor
@@ -39,7 +43,8 @@ class _Sums(NamedTuple):
 class Moments:
     """Weighted means of inputs `x`, outputs `y` and their products, in float64; the order of rows does not matter.
 
-    Products have the precision of their factors, float32 at least.
+    Products have the precision of their factors, float32 at least. Their factors are deviations from the mean of the
+    first rows: where a mean is a hundred times the deviation, float32 has no digits left for the variance otherwise.
 
     Args:
         inputs, outputs: widths of x and y.
@@ -53,6 +58,7 @@ class Moments:
         self.count = 0.0
         self._shapes = (inputs,), (outputs,), (outputs,), (inputs, inputs), (inputs, outputs)
         self._sums = self._zeros(torch.float64, factorized_on(device))
+        self._origins = torch.zeros(inputs), torch.zeros(outputs)
         self._recent: _Sums | None = None  # of the last rows, `ROWS` at most
         self._rows = 0
 
@@ -64,6 +70,9 @@ class Moments:
                 self.add(x[part], y[part], None if weights is None else weights[part])
             return
         x, y = precise(x), precise(y)
+        if not self.count and len(x):
+            self._origins = x.mean(0).float(), y.mean(0).float()
+        x, y = (rows - origin.to(rows) for rows, origin in zip((x, y), self._origins, strict=True))
         dtype, roots = x.dtype, torch.ones_like(x[:, :1])
         if weights is not None:
             roots = weights.to(dtype).sqrt()[:, None]
@@ -85,23 +94,33 @@ class Moments:
 
     def means(self) -> tuple[Tensor, Tensor]:
         """Of x `[inputs]` and y `[outputs]`."""
-        self._settle()
-        return self._sums.x / self.count, self._sums.y / self.count
+        x, y = self._deviations()
+        first, second = self._origins
+        return x + first.to(x), y + second.to(y)
 
     def covariances(self, centred: bool) -> tuple[Tensor, Tensor]:
         """Means of `x x'` `[inputs, inputs]` and `x y'` `[inputs, outputs]`, of deviations from the means if asked."""
-        x, y = self.means()
+        x, y = self._deviations()
         xx, xy = self._sums.xx / self.count, self._sums.xy / self.count
         _mirror(xx)
-        if centred:
-            xx.addr_(x, x, alpha=-1)
-            xy.addr_(x, y, alpha=-1)
+        xx.addr_(x, x, alpha=-1)
+        xy.addr_(x, y, alpha=-1)
+        if not centred:
+            x, y = self.means()
+            xx.addr_(x, x)
+            xy.addr_(x, y)
         return xx, xy
 
     def variance(self) -> Tensor:
-        """`[outputs]`, of y."""
-        _, y = self.means()
-        return (self._sums.yy / self.count - y.square()).clamp(min=0)
+        """`[outputs]`, of y; 0 where values differ by rounding alone."""
+        _, y = self._deviations()
+        variance = self._sums.yy / self.count - y.square()
+        return torch.where(variance > (ROUNDING * self.means()[1]).square(), variance, 0.0)
+
+    def _deviations(self) -> tuple[Tensor, Tensor]:
+        """Of the means from the origins."""
+        self._settle()
+        return self._sums.x / self.count, self._sums.y / self.count
 
     def _zeros(self, dtype: torch.dtype, device: torch.device) -> _Sums:
         return _Sums(*(torch.zeros(shape, dtype=dtype, device=device) for shape in self._shapes))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from opdf.distill.shrink.moments import Moments, exact
+from opdf.distill.shrink.moments import ROUNDING, Moments, exact
 
 
 def subtracts_mean(norm: nn.Module) -> bool:
@@ -48,7 +48,7 @@ def plain(norm: Any, teacher: Any, expand: Tensor) -> None:
     if has_shift(norm):  # a matrix without a bias cannot make up for it
         guess = scales[:, None] * expand
         system = guess.mT @ guess
-        system.diagonal().add_(1e-12 * system.diagonal().mean())
+        system.diagonal().add_(1e-12 * system.diagonal().mean() + torch.finfo(system.dtype).tiny)
         shift = scale * torch.linalg.solve(system, guess.mT @ exact(teacher.bias))
     set_norm(norm, scale, shift)
 
@@ -64,13 +64,14 @@ def fit_norm(norm: Any, moments: Moments, readout: Tensor, target: Tensor) -> No
     shift = has_shift(norm)
     xx, xy = moments.covariances(shift)
     inner = readout.mT @ readout
+    x, y = moments.means()
     system = inner * xx
     wanted = ((readout.mT @ target) * xy).sum(1)
-    system.diagonal().add_(1e-9 * system.diagonal().mean() + torch.finfo(system.dtype).tiny)
+    system.diagonal().add_(ROUNDING * (system.diagonal().mean() + inner.diagonal() * x.square()))
+    system.diagonal().add_(torch.finfo(system.dtype).tiny)
     scale = torch.linalg.solve(system, wanted)
     if not shift:
         return set_norm(norm, scale)
     inner.diagonal().add_(1e-9 * inner.diagonal().mean())
-    x, y = moments.means()
     centre = torch.linalg.solve(inner, readout.mT @ (target @ y))
     return set_norm(norm, scale, centre - scale * x)

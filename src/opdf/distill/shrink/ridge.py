@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from opdf.distill.shrink.moments import Moments
+from opdf.distill.shrink.moments import ROUNDING, Moments
 
 STRENGTH, STRENGTH_OF_HEADS = 1e-3, 1e-2
 """Weight of the pull to the first guess, relative to the mean variance of an input. It is there for heads that read one
@@ -31,15 +31,15 @@ def ridge(moments: Moments, guess: Tensor, *, constant: bool = True, strength: f
         moments: of x and y.
         guess: `[outputs, inputs]`, float64.
         constant: whether there is a bias b; it is zero otherwise.
-        strength: 0 or more.
+        strength: more than 0.
     """
     xx, xy = moments.covariances(constant)
     missing = xy - xx @ guess.mT
-    # Far below the strength, so that inputs without variance leave the system regular.
-    xx.diagonal().add_(max(strength, 1e-10) * xx.diagonal().mean() + torch.finfo(xx.dtype).tiny)
+    x, y = moments.means()
+    # An input that differs by rounding alone tells nothing, and would be read with any weight.
+    xx.diagonal().add_(strength * xx.diagonal().mean() + ROUNDING * x.square() + torch.finfo(xx.dtype).tiny)
     step = torch.linalg.solve(xx, missing)
     weight = guess + step.mT
-    x, y = moments.means()
     return Affine(weight, y - weight @ x if constant else torch.zeros_like(y))
 
 

@@ -129,6 +129,26 @@ def test_the_files_of_each_of_several_teachers_make_runs_others(tmp_path: Path) 
     assert not keys(tmp_path, **study) & before
 
 
+def test_a_folder_of_images_is_other_data_when_its_table_is_and_not_when_a_file_manager_was_there(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in ("0.png", "1.png"):
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / name)
+
+    def labelled(*labels: str) -> set[str]:
+        rows = "".join(f"{k}.png,{label}\n" for k, label in enumerate(labels))
+        (folder / "metadata.csv").write_text(f"file_name,label\n{rows}")
+        return keys(tmp_path, tasks={"images": {"data": {"name": str(folder)}}}, train_sizes=None)
+
+    before = labelled("cat", "dog")
+    assert not before & labelled("dog", "cat")  # which is as long
+    for left in (".DS_Store", "Thumbs.db"):
+        (folder / left).write_text("icons")
+    assert labelled("cat", "dog") == before
+
+
 def of_texts(folder: Path, labels: list[Any] | None = None, **teacher: Any) -> dict[str, Any]:
     """A task of texts whose teacher is a folder."""
     bert(folder / "teacher", **teacher)

@@ -10,13 +10,13 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from opdf.data import Task, located
+from opdf.data import METADATA, PICTURES, Task, located
 from opdf.job import (
     DistillConfig,
     Fit,
     Job,
-    UserError,
     StudentConfig,
+    UserError,
     check_models,
     check_task,
     file_digests,
@@ -178,7 +178,6 @@ class Study:
                     "common or in tasks"
                 )
 
-    def _check_time(self, variant: str) -> None:
     def _check_size(self, setting: str, rows: int) -> None:
         """Refuse a size that the data do not have: they would stand there as more than they are."""
         size = self._settings[setting]["data"]["train_limit"] if self.options.train_sizes else 0
@@ -188,6 +187,7 @@ class Study:
                 "sizes up to that"
             )
 
+    def _check_time(self, variant: str) -> None:
         other, where = self.as_long_as(variant), f"variant {variant!r}: as_long_as"
         if other is None:
             return
@@ -198,9 +198,6 @@ class Study:
             if key in (self._variants[variant].get("training") or {}):
                 raise UserError(f"{where} sets the number of steps; remove training.{key}")
 
-
-def check_start(setting: str, variant: str, fit: Fit) -> None:
-    """Refuse a student that would not start as the others do; a single run trains it with a warning.
 
 def check_kind(name: str, task: Task, *, probe: bool) -> None:
     """Refuse data whose answers a study cannot score.
@@ -222,6 +219,9 @@ def check_kind(name: str, task: Task, *, probe: bool) -> None:
         )
 
 
+def check_start(setting: str, variant: str, fit: Fit) -> None:
+    """Refuse a student that would not start as the others do; a single run trains it with a warning.
+
     Raises:
         UserError: no start was asked for, and the student cannot start from its teacher.
     """
@@ -235,7 +235,7 @@ def check_kind(name: str, task: Task, *, probe: bool) -> None:
 def files_of(config: DistillConfig) -> list[dict[str, str]]:
     """Digests of the files of this machine that a run reads, a mapping for each path; embedded ones have none.
 
-    When one changes, so do the runs. Of folders of data it is the names and sizes of what they hold.
+    When one changes, so do the runs. Of images in a folder it is their names and sizes.
     """
     data = [
         Path(located(n)) for n in (config.data.name, config.data.validation, config.data.test) if isinstance(n, str)
@@ -244,11 +244,27 @@ def files_of(config: DistillConfig) -> list[dict[str, str]]:
     found = [file_digests(path) for path in models if path.is_dir()]
     for path in data:
         if path.is_file():
-            found.append({path.name: hashlib.sha256(path.read_bytes()).hexdigest()})
+            found.append({path.name: _content(path)})
         elif path.is_dir():
-            inside = sorted(child for child in path.rglob("*") if child.is_file())
-            found.append({str(child.relative_to(path)): str(child.stat().st_size) for child in inside})
+            found.append(_images_in(path))
     return found
+
+
+def _images_in(folder: Path) -> dict[str, str]:
+    """Sizes of images and digests of their tables, by name. Other files are not read: file managers leave some."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if path.is_file() and not any(part.startswith(".") for part in name.parts):
+            if path.name in METADATA:
+                found[str(name)] = _content(path)
+            elif path.suffix.lower() in PICTURES:
+                found[str(name)] = str(path.stat().st_size)
+    return found
+
+
+def _content(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def digest(content: Any) -> str:

@@ -225,6 +225,18 @@ def test_when_students_were_near_their_teacher() -> None:
     assert near_rows(Results(without)) == []
 
 
+@pytest.mark.parametrize(("right", "rows"), [(7, 100), (280, 300)])
+def test_a_point_below_the_teacher_is_near_it(right: int, rows: int) -> None:
+    """Also where a float is a little more than that, or the fifth digit was rounded down."""
+    found, below = results(), (right - rows // 100) / rows
+    for run in found["runs"]:
+        run["facts"]["teacher"]["validation"] = {"accuracy": right / rows}
+        run["facts"]["scores"] = [{"step": 80, "seconds": 1.0, "validation": round(below, 5)}]
+        run["validation"] = below - 1 / rows
+    films, _ = near_rows(Results(found))
+    assert {(row["there"], row["steps"]) for row in films["rows"]} == {("3 of 3", "80")}
+
+
 def test_axes_begin_where_they_do_not_mislead() -> None:
     drawn = {picture.name: picture.panel(picture.panels[0]).axes[0] for picture in pictures(results())}
     base = 100 * results()["chance"]["films"]

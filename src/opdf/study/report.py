@@ -26,6 +26,9 @@ NAMED = 4
 NEAR = 0.01
 """Distance of a score that counts as near the teacher's."""
 
+ROUNDED = 1e-5
+"""Least difference between scores: those on the way are kept with five digits."""
+
 
 def read_results(folder: Path) -> dict[str, Any]:
     """The content of a study's results.json.
@@ -211,7 +214,7 @@ def cost_rows(seen: Results) -> list[dict[str, Any]]:
 def _first_near(seen: Results, run: Any) -> dict[str, Any] | None:
     """Steps and seconds of the first score near the teacher's; the seconds also in percent of its training."""
     teacher = run.facts["teacher"]
-    wanted = teacher["validation"][seen.metrics[run.setting]] - NEAR
+    wanted = teacher["validation"][seen.metrics[run.setting]] - NEAR - ROUNDED
     for point in seen.way(run):
         if point["validation"] >= wanted:
             whole = teacher.get("train_seconds")

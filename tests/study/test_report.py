@@ -237,6 +237,17 @@ def test_a_point_below_the_teacher_is_near_it(right: int, rows: int) -> None:
     assert {(row["there"], row["steps"]) for row in films["rows"]} == {("3 of 3", "80")}
 
 
+def test_variants_with_different_teachers_have_none_in_common() -> None:
+    found = results()
+    for run in found["runs"]:
+        if (run["setting"], run["variant"]) == ("films", "OPDF"):
+            run["facts"]["teacher"]["test"] = {"accuracy": 0.95}
+    (line,) = [line for line in summary(found).splitlines() if line.startswith("| teacher")]
+    assert [cell.strip() for cell in line.split("|")[2:4]] == ["", "90.5"]
+    assert any(line.startswith("Variants have different teachers on films, so") for line in cautions(found))
+    assert not any("teachers" in line for line in cautions(results()))
+
+
 def test_axes_begin_where_they_do_not_mislead() -> None:
     drawn = {picture.name: picture.panel(picture.panels[0]).axes[0] for picture in pictures(results())}
     base = 100 * results()["chance"]["films"]

@@ -147,12 +147,20 @@ class Results:
         runs = self.chosen if chosen else self.runs
         return runs[(runs.setting == setting) & (runs.variant == variant)]
 
+    def teachers(self, setting: str, part: str = "test") -> list[set[float]]:
+        """The scores of all variants' teachers, as far as they are known, a set a seed."""
+        found: dict[int, set[float]] = {}
+        for run in self.chosen[self.chosen.setting == setting].itertuples():
+            score = run.facts.get("teacher", {}).get(part, {}).get(self.metrics[setting])
+            if score is not None:
+                found.setdefault(run.seed, set()).add(score)
+        return list(found.values())
+
     def teacher(self, setting: str, part: str = "test") -> float | None:
-        """The teacher's score, mean over seeds."""
-        runs = self.chosen[self.chosen.setting == setting]
-        found = [facts.get("teacher", {}).get(part, {}).get(self.metrics[setting]) for facts in runs["facts"]]
-        known = [score for score in found if score is not None]
-        return float(np.mean(known)) if known else None
+        """The teacher's score, mean over seeds; None if it is not known, or if variants have different teachers."""
+        scores = self.teachers(setting, part)
+        one = scores and all(len(some) == 1 for some in scores)
+        return float(np.mean([score for some in scores for score in some])) if one else None
 
     def chance(self, setting: str) -> float | None:
         """The score of the best constant answer on the test split; None if the results do not have it."""

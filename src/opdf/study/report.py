@@ -79,7 +79,7 @@ def conclusions(results: dict[str, Any]) -> list[str]:
 
 
 def cautions(results: dict[str, Any]) -> list[str]:
-    """Warnings about the conclusions: rates at the edge of the grid, diverged runs, chance."""
+    """Warnings about the conclusions: rates at the edge of the grid, several teachers, diverged runs, chance."""
     grid = sorted(results["plan"]["rates"])
     chosen = [(f"{v} on {s}", rate) for s, rates in results["rates"].items() for v, rate in rates.items()]
     found = []
@@ -88,6 +88,9 @@ def cautions(results: dict[str, Any]) -> list[str]:
         if at:
             who = ", ".join(at) if len(at) <= NAMED else f"{len(at)} of {len(chosen)} variants on a setting"
             found.append(f"The {edge} learning rate was the best of {who}: a better one may lie beyond.")
+    seen = Results(results)
+    if apart := [s for s in seen.settings if any(len(scores) > 1 for scores in seen.teachers(s))]:
+        found.append(f"Variants have different teachers on {', '.join(apart)}, so no teacher's score is shown there.")
     for variant in results["plan"]["variants"]:
         some = [DIVERGED in run["facts"] for run in results["runs"] if run["variant"] == variant]
         if any(some):

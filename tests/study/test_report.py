@@ -248,6 +248,16 @@ def test_variants_with_different_teachers_have_none_in_common() -> None:
     assert not any("teachers" in line for line in cautions(results()))
 
 
+def test_a_difference_without_an_interval_is_not_drawn() -> None:
+    found = results()
+    for gone, drawn in (("OPDF", ["SVD"]), ("SVD", [])):
+        for effect in found["effects"]:
+            if effect["variant"] == gone:
+                effect["low"] = effect["high"] = float("nan")
+        panels = [picture.panel("films").axes[0] for picture in pictures(found) if picture.name == "gains"]
+        assert [label.get_text() for axis in panels for label in axis.get_yticklabels()] == drawn
+
+
 def test_axes_begin_where_they_do_not_mislead() -> None:
     drawn = {picture.name: picture.panel(picture.panels[0]).axes[0] for picture in pictures(results())}
     base = 100 * results()["chance"]["films"]

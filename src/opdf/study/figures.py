@@ -103,8 +103,8 @@ def svg(figure: Figure) -> str:
 def pictures(results: dict[str, Any]) -> Iterator[Picture]:
     """Everything that these results can show."""
     seen = Results(results)
-    if results["effects"]:
-        yield gains(seen)
+    if known := [e for e in results["effects"] if e["at"] == "best" and np.isfinite(e["low"])]:
+        yield gains(seen, known)
     yield scores(seen)
     if any("scores" in facts for facts in seen.chosen["facts"]):
         yield way(seen)
@@ -186,9 +186,8 @@ class Results:
         return MARKERS[self.variants.index(variant) % len(MARKERS)]
 
 
-def gains(seen: Results) -> Picture:
+def gains(seen: Results, entries: list[dict[str, Any]]) -> Picture:
     """Differences from the baseline with their intervals, one row a variant, one panel a setting."""
-    entries = [e for e in seen.content["effects"] if e["at"] == "best"]
     reach = 100 * np.array([(e["low"], e["high"]) for e in entries])
     edge = 0.05 * (np.ptp(reach) or 1.0)  # all differences may be zero
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import itertools
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from PIL import Image
 from sklearn.metrics import f1_score
 
 from opdf.study import Cell, Outcome, Plan, conclude
-from opdf.study.figures import Results, pictures
+from opdf.study.figures import Results, pictures, svg
 from opdf.study.report import (
     cautions,
     conclusions,
@@ -256,6 +257,11 @@ def test_a_difference_without_an_interval_is_not_drawn() -> None:
                 effect["low"] = effect["high"] = float("nan")
         panels = [picture.panel("films").axes[0] for picture in pictures(found) if picture.name == "gains"]
         assert [label.get_text() for axis in panels for label in axis.get_yticklabels()] == drawn
+
+
+def test_names_are_no_formulas() -> None:
+    found = json.loads(json.dumps(results()).replace("OPDF", "$x^ {$ more"))
+    assert "$x^ {$ more" in svg(next(pictures(found)).panel("films"))
 
 
 def test_axes_begin_where_they_do_not_mislead() -> None:

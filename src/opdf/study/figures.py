@@ -23,7 +23,7 @@ MARKERS = "osD^vPX*<>"
 STYLE: dict[str, Any] = {
     "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#dddddd",
     "grid.linewidth": 0.6, "axes.axisbelow": True, "legend.frameon": False, "svg.fonttype": "none",
-    "svg.hashsalt": "opdf",
+    "svg.hashsalt": "opdf", "text.parse_math": False,  # names may hold a $
 }  # fmt: skip
 WIDTH = 4.6
 """Inches of a panel, about what a phone shows."""

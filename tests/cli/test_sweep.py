@@ -29,7 +29,9 @@ def test_it_prints_a_verdict_a_variant_and_the_report_says_the_same(tmp_path: Pa
     verdict, saved = capsys.readouterr().out.splitlines()
     assert verdict.startswith("OPDF on digits/64: no verdict from one seed")
     assert saved == f"saved: {tmp_path}/out/results.json; make a page of it with opdf report {tmp_path}/out"
+    write_yaml(config(tmp_path, seeds=[0, 1], learning_rates=[1e-3]), tmp_path / "out" / "study.yaml")  # begun since
     assert main(["report", str(tmp_path / "out")]) == 0
+    assert "study.yaml is another study than that of these results" in capsys.readouterr().err
     assert verdict.replace(" on ", " against KD, ") in (tmp_path / "out" / "report.html").read_text()
 
 

@@ -18,12 +18,14 @@ import pytest
 from PIL import Image
 from sklearn.metrics import f1_score
 
+from opdf.job.options import yaml_of
 from opdf.study import Cell, Outcome, Plan, conclude
 from opdf.study.figures import Results, pictures, svg
 from opdf.study.report import (
     cautions,
     conclusions,
     cost_rows,
+    is_superseded,
     near_rows,
     rates_table,
     read_results,
@@ -194,6 +196,15 @@ def test_bad_folders(tmp_path: Path) -> None:
         (tmp_path / "results.json").write_text(content)
         with pytest.raises(ValueError, match=message):
             read_results(tmp_path)
+
+
+def test_results_are_superseded_when_a_sweep_of_another_study_has_begun(tmp_path: Path) -> None:
+    study = {"seeds": [0, 1], "variants": {"KD": {"data": {"class_weights": {0: 2.0}}}}, "workers": 1, "output": "here"}
+    found = json.loads(json.dumps(results() | {"study": study}))
+    assert not is_superseded(found, tmp_path)
+    for changes, changed in ({"workers": 2, "output": "there"}, False), ({"seeds": [0, 1, 2]}, True):
+        (tmp_path / "study.yaml").write_text(yaml_of(study | changes))
+        assert is_superseded(found, tmp_path) == changed
 
 
 def test_chance_is_the_best_constant_answer() -> None:

@@ -16,6 +16,7 @@ from jobs import bert, texts
 from opdf.job import UserError
 from opdf.job.options import fill, load_yaml, read_yaml
 from opdf.study import Study, StudyConfig
+from opdf.study.runner import Runner
 
 FILES = sorted((Path(__file__).parents[2] / "studies").rglob("*.yaml"))
 STUDIES = [path for path in FILES if "output" in read_yaml(str(path))]  # the others are what some of these begin with
@@ -164,6 +165,16 @@ def test_students_of_other_files_share_a_teacher(tmp_path: Path) -> None:
     variants = {"KD": {}, "pretrained": {"student": {"layers": None, "model": str(tmp_path / "student")}}}
     study = Study(config(tmp_path, tasks={"task": task}, train_sizes=None, variants=variants))
     assert len({study.teacher_key(study.config("task", variant)) for variant in variants}) == 1
+
+
+def test_files_that_change_under_a_sweep_end_it(tmp_path: Path) -> None:
+    """Else its runs would be kept as those of the old files, and old answers be scored by new labels."""
+    study = Study(config(tmp_path, tasks={"task": of_texts(tmp_path)}, train_sizes=None))
+    cell = next(iter(study.store.keys))
+    texts(tmp_path / "rows.jsonl", [(k + 1) % 2 for k in range(60)])
+    for work in (lambda: Runner(study).run(cell), study.results):
+        with pytest.raises(UserError, match="files that 'KD' of 'task' reads have changed since the sweep began"):
+            work()
 
 
 def test_a_probe_is_for_classes(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,10 +34,13 @@ OPTIONS = ReportConfig
 
 def main(argv: list[str]) -> None:
     options = parse(argv, ReportConfig, "opdf report", DESCRIPTION, positional="folder")
-    from opdf.study import rates_table, read_results, summary, write_report
+    from opdf.study import is_superseded, rates_table, read_results, summary, write_report
 
     folder = Path(options.folder)
     results = read_results(folder)
+    if is_superseded(results, folder):
+        note = "is another study than that of these results; opdf sweep has not ended since"
+        print(f"opdf: note: {folder}/study.yaml {note}", file=sys.stderr)
     path = write_report(results, folder, options.title or folder.resolve().name)
     print(f"{summary(results)}\n\nvalidation by learning rate, %\n\n{rates_table(results)}\n")
     print(f"saved: {path}, {folder}/figures")

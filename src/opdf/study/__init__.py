@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 if TYPE_CHECKING:
     from opdf.study.compare import remarks as remarks, table as table
     from opdf.study.report import (
+        is_superseded as is_superseded,
         rates_table as rates_table,
         read_results as read_results,
         summary as summary,

@@ -14,6 +14,7 @@ from markupsafe import Markup
 from tabulate import tabulate
 
 from opdf.files import replacing
+from opdf.job import load_yaml
 from opdf.study.figures import Picture, Results, pictures, svg
 from opdf.study.results import DIVERGED, POOLED
 
@@ -49,6 +50,16 @@ def read_results(folder: Path) -> dict[str, Any]:
     if not results["rates"]:
         raise ValueError(f"{path} has no setting and seed with all of its runs; run opdf sweep again to finish one")
     return results
+
+
+def is_superseded(results: dict[str, Any], folder: Path) -> bool:
+    """Whether a sweep of another study has begun in the folder since it has these results, and has not ended."""
+    path = folder / "study.yaml"
+    if not path.is_file():
+        return False
+    newest = json.loads(json.dumps(load_yaml(path.read_text())))  # as results.json has it
+    then, now = (dict(study, output=None, workers=None) for study in (results.get("study") or newest, newest))
+    return then != now
 
 
 def write_report(results: dict[str, Any], folder: Path, title: str) -> Path:

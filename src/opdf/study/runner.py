@@ -65,7 +65,9 @@ class Runner:
 
         Raises:
             InUseError: another process trains its teacher.
+            UserError: files that it reads have changed since the study was resolved.
         """
+        self.study.check_files(cell.setting, cell.variant)
         config = self._configured(cell)
         taught = self._taught(config)
         if (cell.setting, cell.variant) not in self._checked:

@@ -10,8 +10,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from opdf.data import Task, located
-from opdf.data.read import METADATA, PICTURES
+from opdf.data import METADATA, PICTURES, Task, located
 from opdf.job import (
     DistillConfig,
     Fit,
@@ -79,7 +78,7 @@ class Study:
             config.baseline or next(iter(self._variants)),
         )  # fmt: skip
         self.loaded = lru_cache(self._load)
-        self._read = lru_cache(lambda setting, variant: files_of(self.config(setting, variant)))
+        self._read = lru_cache(None)(lambda setting, variant: files_of(self.config(setting, variant)))
         for variant in self.plan.variants:
             self._check_time(variant)
             for setting in self.plan.settings:
@@ -114,13 +113,31 @@ class Study:
                 check_start(setting, variant, check_models(job, task, teachers[key]))
                 check_kind(config.data.name, task, probe=self.options.probe)
 
+    def check_files(self, setting: str, variant: str) -> None:
+        """Refuse to go on where files have changed since the runs that read them got their names.
+
+        Raises:
+            UserError: some have.
+        """
+        if files_of(self.config(setting, variant)) != self._read(setting, variant):
+            raise UserError(
+                f"files that {variant!r} of {setting!r} reads have changed since the sweep began; start it again, and "
+                "the runs that read them are made anew"
+            )
+
     @cached_property
     def store(self) -> Store:
         """The runs of the plan, done and missing."""
         return Store(self.folder / "runs", {cell: self._key(cell) for cell in self.plan.cells()})
 
     def results(self) -> dict[str, Any]:
-        """The content of results.json."""
+        """The content of results.json.
+
+        Raises:
+            UserError: data have changed, so that the answers are not to these labels.
+        """
+        for setting in self.plan.settings:
+            self.check_files(setting, self.plan.baseline)
 
         def labels(setting: str, seed: int) -> Any:
             data, task = self.loaded(setting, seed)

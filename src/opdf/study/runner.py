@@ -21,6 +21,7 @@ from opdf.distill import DistillationTrainer, TrainingDiverged
 from opdf.job import (
     DistillConfig,
     Job,
+    UserError,
     answers,
     check_fit,
     evaluator,
@@ -57,6 +58,7 @@ class Runner:
     def __init__(self, study: Study) -> None:
         self.study = study
         self._ready: tuple[str, Taught] | None = None
+        self._failed: dict[str, Exception] = {}  # teachers that could not be made, with the reason
         self._checked: set[tuple[str, str]] = set()
         self._start_seconds = 0.0  # of the newest student, made and fitted to its teacher
 
@@ -161,8 +163,23 @@ class Runner:
 
         Raises:
             InUseError: another process trains this teacher.
+            UserError: its training diverged.
         """
         key = self.study.teacher_key(config)
+        if key in self._failed:
+            raise self._failed[key]
+        try:
+            return self._made(key, config)
+        except InUseError:
+            raise
+        except TrainingDiverged as error:
+            self._failed[key] = UserError(f"the teacher's {error}")
+            raise self._failed[key] from error
+        except Exception as error:
+            self._failed[key] = error
+            raise
+
+    def _made(self, key: str, config: DistillConfig) -> Taught:
         if self._ready is None or self._ready[0] != key:
             folder = self.study.folder / "teachers" / key
             folder.mkdir(parents=True, exist_ok=True)

@@ -104,7 +104,7 @@ class Store:
     def work(self, run: Callable[[Cell], Outcome], order: Iterable[Cell] | None = None) -> None:
         """Run what is missing, until every run is done or has failed; any number of processes may do so at a time.
 
-        An exception in `run` ends this process's work; the others leave that run alone.
+        A run that ends in an error is left with its traceback, and the work goes on: the next may have another teacher.
 
         Args:
             run: makes a run; one that raises `InUseError` is tried again after the others.
@@ -133,7 +133,7 @@ class Store:
             raise
         except Exception:
             self._path(cell, "failed").write_text(f"{cell}\n{traceback.format_exc()}")
-            raise
+            traceback.print_exc()
 
     def _settled(self, cell: Cell) -> bool:
         """Whether it is done or has failed."""

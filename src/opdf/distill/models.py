@@ -326,10 +326,17 @@ def check_batch(student: nn.Module, batch: Any, step: int) -> None:
             f"a batch of step {step} is empty; the data collator, or the batch sampler, makes batches without rows"
         )
     labels, config = (batch.get("labels") if tensors else None), config_of(student)
-    if type(unwrapped(student)).__name__ not in CLASSIFIERS or labels is None or labels.dim() != 1:
+    if type(unwrapped(student)).__name__ not in CLASSIFIERS or labels is None:
         return
     classes = config.num_labels
     if classes == 1 or config.problem_type not in (None, "single_label_classification"):
+        return
+    if labels.dim() == 2 and labels.shape[1] > 1 and not labels.is_floating_point():
+        raise ValueError(
+            f"labels are {labels.shape[1]} integers an example, and the student takes one class for each; give floats, "
+            f"or a student with problem_type={SEVERAL!r}, for several labels"
+        )
+    if labels.dim() != 1:
         return
     if labels.is_floating_point():
         raise ValueError(

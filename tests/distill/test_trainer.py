@@ -15,7 +15,7 @@ from typing import Any
 import optuna
 import pytest
 import torch
-from datasets import Dataset
+from datasets import ClassLabel, Dataset
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tests.distill.small import arguments, bert, labelled, scored_in_bf16, sentences, train
@@ -471,6 +471,18 @@ def test_columns_of_the_objective_do_not_reach_a_plain_model_in_evaluation(tmp_p
 )
 def test_labels_that_fit_are_not_refused(student: Any, data: Dataset) -> None:
     check_labels(student, data)
+
+
+def test_classes_that_the_data_have_in_another_order_are_refused(tmp_path: Path) -> None:
+    """The teacher's and the labels' numbers are other classes; the student's names may be the configuration's own."""
+    data = labelled("label", [0, 1]).cast_column("label", ClassLabel(names=["negative", "positive"]))
+    for names in (["Negative", "Positive"], ["down", "up"], ["POSITIVE", "NEGATIVE"]):
+        options = {"teacher": bert(id2label=dict(enumerate(names))), "train_dataset": data}
+        if names[0] != "POSITIVE":
+            DistillationTrainer(bert(2), arguments(tmp_path), **options)
+            continue
+        with pytest.raises(ValueError, match=r"has the classes .'negative', 'positive'. in 'label', and the Bert"):
+            DistillationTrainer(bert(2), arguments(tmp_path), **options)
 
 
 @pytest.mark.parametrize(

@@ -221,6 +221,7 @@ class DistillationTrainer(CheckpointedTrainer):
         self._window: tuple[list[Any], Any] = [], None
         self._diverged: Tensor | None = None
         self._mark = object()
+        self._options: dict[str, Any] = {}
         if model is not None:
             self._plan(model, args)
         super().__init__(
@@ -274,6 +275,7 @@ class DistillationTrainer(CheckpointedTrainer):
         self.overparameterization = plan_student(
             student, self.teacher, self.method, self.overparam, self.constraint, args
         )
+        self._options = self.method.options  # a callback may change them on the way (an annealed temperature)
         teachers = members(self.teacher) if self.teacher is not None else []
         self.method.unshared, self.method.prepared_for = unshared_inputs([student, *teachers]), self._mark
         check_labels(student, self._given_rows)
@@ -351,7 +353,7 @@ class DistillationTrainer(CheckpointedTrainer):
         found_size = self._train_batch_size if self.args.auto_find_batch_size else self.args.train_batch_size
         return {
             "args": deciding(self.args, found_size),
-            "objective": {"name": name or type(self.method).__name__, **self.method.options},
+            "objective": {"name": name or type(self.method).__name__, **self._options},
             "overparam": overparam,
             "constraint": asdict(self.constraint) if self.constraint is not None else None,
             "teacher": self._teacher_record,

@@ -261,7 +261,8 @@ def check_names(models: Iterable[nn.Module], data: Any) -> None:
             if ours != theirs and sorted(ours) == sorted(theirs):
                 raise ValueError(
                     f"train_dataset has the classes {classes} in {column!r}, and the {type(unwrapped(model)).__name__} "
-                    f"{names_of_labels(model)}; number the data's as the model's (align_labels_with_mapping)"
+                    f"{names_of_labels(model)}; number the data's as the model's (align_labels_with_mapping), or name "
+                    "them so, if they are numbered so (cast_column)"
                 )
 
 

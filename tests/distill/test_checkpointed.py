@@ -90,6 +90,28 @@ def test_a_resumed_run_sees_the_rows_that_were_left(tmp_path: Path, strategy: st
     assert (whole[:3] == whole[3:6]) == (strategy == "sequential")
 
 
+class Anneals(TrainerCallback):
+    trainer: DistillationTrainer
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        assert isinstance(self.trainer.method, LogitsDistillation)
+        self.trainer.method.temperature = 4.0 - state.global_step / 2
+
+
+def test_a_run_whose_callback_changes_the_objective_is_resumed(tmp_path: Path) -> None:
+    """What it was made with is the same. It was refused, with the value of the checkpoint's step."""
+    weights = []
+    for resume in (False, True):
+        callback = Anneals()
+        callback.trainer = DistillationTrainer(
+            keep_layers(bert(), 2), arguments(tmp_path, save_strategy="steps", save_steps=2), teacher=bert(),
+            train_dataset=sentences(), callbacks=[callback],
+        )  # fmt: skip
+        callback.trainer.train(str(tmp_path / "checkpoint-2") if resume else None)
+        weights.append(list(callback.trainer.model.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+
+
 class Weighted(DistillationTrainer):
     def _get_train_sampler(self, *_: Any) -> Any:
         return WeightedRandomSampler([1.0] * 24, 24, replacement=False)

@@ -147,6 +147,9 @@ def test_what_needs_one_teacher_and_teachers_that_do_not_fit(tmp_path: Path) -> 
         DistillationTrainer(student, run, teacher=both, overparam={"ones": 1}, constraint={})
     with pytest.raises(ValueError, match="the student has 2 labels and the teacher 3"):
         DistillationTrainer(student, run, teacher=[bert(2), bert(2, num_labels=3)])
+    named = [bert(2, id2label=dict(enumerate(names))) for names in (["no", "yes"], ["yes", "no"])]
+    with pytest.raises(ValueError, match=r"labels of the teachers are \['no', 'yes'\] and \['yes', 'no'\]"):
+        DistillationTrainer(student, run, teacher=named)
     for weights in ([1.0], [1.0, 0.0], [1.0, float("nan")]):
         with pytest.raises(ValueError, match=r"weights is .*; give 2 numbers above 0, one for each teacher"):
             Ensemble(both, weights)

@@ -810,6 +810,9 @@ def test_refused_examples() -> None:
     once = parts(inputs("bert"), [3, 61])[0]
     with pytest.raises(ValueError, match="21 tokens in 3 different examples"):
         shrink(teacher, [once, *parts(once, [1, 2], pad=3), once])
+    positions = torch.arange(once["input_ids"].shape[1])[None]  # one row for all examples, before the others
+    with pytest.raises(ValueError, match="21 tokens in 3 different examples"):
+        shrink(teacher, [{"position_ids": positions, **once}])
     given = inputs("bert")
     with pytest.raises(ValueError, match=r"inputs_embeds, which have the teacher's width; give input_ids"):
         shrink(teacher, [{"inputs_embeds": torch.ones(64, 7, 16, dtype=torch.float64)}])

@@ -15,7 +15,7 @@ from typing import Any
 import optuna
 import pytest
 import torch
-from datasets import Dataset
+from datasets import ClassLabel, Dataset
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tests.distill.small import arguments, bert, labelled, scored_in_bf16, sentences, train
@@ -473,6 +473,18 @@ def test_labels_that_fit_are_not_refused(student: Any, data: Dataset) -> None:
     check_labels(student, data)
 
 
+def test_classes_that_the_data_have_in_another_order_are_refused(tmp_path: Path) -> None:
+    """The teacher's and the labels' numbers are other classes; the student's names may be the configuration's own."""
+    data = labelled("label", [0, 1]).cast_column("label", ClassLabel(names=["negative", "positive"]))
+    for names in (["Negative", "Positive"], ["down", "up"], ["POSITIVE", "NEGATIVE"]):
+        options = {"teacher": bert(id2label=dict(enumerate(names))), "train_dataset": data}
+        if names[0] != "POSITIVE":
+            DistillationTrainer(bert(2), arguments(tmp_path), **options)
+            continue
+        with pytest.raises(ValueError, match=r"has the classes .'negative', 'positive'. in 'label', and the Bert"):
+            DistillationTrainer(bert(2), arguments(tmp_path), **options)
+
+
 @pytest.mark.parametrize(
     ("given", "overparam", "message"),
     [
@@ -726,6 +738,8 @@ def empty(rows: list[Any]) -> dict[str, Tensor]:
          r"example \d \(from 0\) of a batch of step 1 has the label 2; the student has 2 classes"),
         ({"train_dataset": [dict(row, labels=0.5) for row in sentences(8)]},
          "labels are float32 numbers, one an example, and the student has 2 classes; give class numbers as integers"),
+        ({"train_dataset": [dict(row, labels=[0, 1]) for row in sentences(8)], "objective": {"alpha": 1.0}},
+         "labels are 2 integers an example, and the student takes one class for each; give floats, or a student with"),
     ],
 )  # fmt: skip
 def test_a_batch_that_nothing_can_be_learned_from(tmp_path: Path, options: dict[str, Any], message: str) -> None:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from opdf.distill.models import IGNORED, config_of, is_causal, is_language_model, kind_of
+from opdf.distill.models import IGNORED, config_of, is_causal, is_language_model, kind_of, unwrapped
 
 Batch = Mapping[str, Tensor]
 """What the collator made: input_ids and attention_mask `[batch, tokens]` int64, or pixel_values
@@ -180,5 +180,11 @@ def items_by_example(student: nn.Module, batch: Batch) -> Tensor:
     labels = token_labels(student, batch)
     if labels is not None:
         return (labels[:, 1:] if is_causal(student) else labels).ne(IGNORED).sum(1)
-    first = batch["labels"] if "labels" in batch else next(iter(batch.values()))
-    return torch.ones(first.shape[0], dtype=torch.int64, device=first.device)
+    rows = batch["labels"] if "labels" in batch else main_input(student, batch)
+    return torch.ones(rows.shape[0], dtype=torch.int64, device=rows.device)
+
+
+def main_input(model: nn.Module, batch: Batch) -> Tensor:
+    """The input of a model that has a row for each example: positions, say, may be one row for all."""
+    name = getattr(unwrapped(model), "main_input_name", "")
+    return batch[name] if name in batch else next(iter(batch.values()))

@@ -19,6 +19,8 @@ from transformers.models.auto.modeling_auto import (
     MODEL_MAPPING_NAMES,
 )
 
+from opdf.data import plain_name
+
 IGNORED = -100
 """The label that torch's cross-entropy passes over: an example or a token without one."""
 
@@ -230,10 +232,38 @@ def check_same_outputs(student: nn.Module, teacher: nn.Module) -> None:
     problems = [c.problem_type for c in (ours, theirs)]
     if None not in problems and problems[0] != problems[1]:
         raise ValueError(f"the student's problem_type is {problems[0]!r} and the teacher's {problems[1]!r}; set one")
-    names = [[str(c.id2label[k]) for k in sorted(c.id2label)] for c in (ours, theirs)]
-    named = [not all(n.startswith("LABEL_") for n in labels) for labels in names]
-    if all(named) and names[0] != names[1]:
+    names = [names_of_labels(model) for model in (student, teacher)]
+    if None not in names and names[0] != names[1]:
         raise ValueError(f"the student's labels are {names[0]}, the teacher's {names[1]}; give both in the same order")
+
+
+def names_of_labels(model: nn.Module) -> list[str] | None:
+    """The names of a model's labels by their numbers; None if it has none but those of its configuration's making."""
+    known = getattr(config_of(model), "id2label", None) or {}
+    names = [str(known[number]) for number in sorted(known)]
+    return None if all(name.startswith("LABEL_") for name in names) else names
+
+
+def check_names(models: Iterable[nn.Module], data: Any) -> None:
+    """Refuse a column of named classes that are a model's in another order: its labels have other numbers there.
+
+    It looks at columns `labels` and `label` of a `datasets.Dataset`. Other names than the model's tell nothing.
+
+    Raises:
+        ValueError: there is one.
+    """
+    headed = [model for model in models if not has_no_head(model)]
+    for column in ("labels", "label") if isinstance(data, Dataset) else ():
+        feature = data.features.get(column)
+        classes: list[str] = getattr(getattr(feature, "feature", feature), "names", [])  # of one class, or of a list
+        for model in headed if classes else ():
+            ours, theirs = ([plain_name(name) for name in names] for names in (names_of_labels(model) or [], classes))
+            if ours != theirs and sorted(ours) == sorted(theirs):
+                raise ValueError(
+                    f"train_dataset has the classes {classes} in {column!r}, and the {type(unwrapped(model)).__name__} "
+                    f"{names_of_labels(model)}; number the data's as the model's (align_labels_with_mapping), or name "
+                    "them so, if they are numbered so (cast_column)"
+                )
 
 
 def check_same_marks(student: nn.Module, teacher: nn.Module) -> None:
@@ -326,10 +356,17 @@ def check_batch(student: nn.Module, batch: Any, step: int) -> None:
             f"a batch of step {step} is empty; the data collator, or the batch sampler, makes batches without rows"
         )
     labels, config = (batch.get("labels") if tensors else None), config_of(student)
-    if type(unwrapped(student)).__name__ not in CLASSIFIERS or labels is None or labels.dim() != 1:
+    if type(unwrapped(student)).__name__ not in CLASSIFIERS or labels is None:
         return
     classes = config.num_labels
     if classes == 1 or config.problem_type not in (None, "single_label_classification"):
+        return
+    if labels.dim() == 2 and labels.shape[1] > 1 and not labels.is_floating_point():
+        raise ValueError(
+            f"labels are {labels.shape[1]} integers an example, and the student takes one class for each; give floats, "
+            f"or a student with problem_type={SEVERAL!r}, for several labels"
+        )
+    if labels.dim() != 1:
         return
     if labels.is_floating_point():
         raise ValueError(

@@ -28,10 +28,12 @@ from opdf.distill.models import (
     as_made,
     check_batch,
     check_labels,
+    check_names,
     check_same_marks,
     configured,
     has_no_head,
     is_language_model,
+    names_of_labels,
     settle_kind,
     unshared_inputs,
     warn_of_rounding,
@@ -66,12 +68,18 @@ class TrainingDiverged(ArithmeticError):  # noqa: N818
         )
 
 
-def check_several(objective: Objective, constraint: Constraint | None) -> None:
-    """Refuse several teachers where one is needed.
+def check_several(teachers: Ensemble, objective: Objective, constraint: Constraint | None) -> None:
+    """Refuse several teachers where one is needed, or whose outputs do not mean the same.
 
     Raises:
-        ValueError: the method, or the constraint loss, reads more than a teacher's outputs.
+        ValueError: the method, or the constraint loss, reads more than a teacher's outputs; or their labels differ.
     """
+    named = [names for one in members(teachers) if (names := names_of_labels(one)) is not None]
+    for names in named:
+        if names != named[0]:
+            raise ValueError(
+                f"the labels of the teachers are {named[0]} and {names}; give teachers with the same in one order"
+            )
     if not objective.several_teachers:
         known = ", ".join(name for name, method in METHODS.items() if method.several_teachers)
         raise ValueError(
@@ -99,7 +107,7 @@ def plan_student(
         check_apart(student, teacher)
         settle_kind(student, teacher)
     if isinstance(teacher, Ensemble):
-        check_several(objective, constraint)
+        check_several(teacher, objective, constraint)
     if constraint is not None and (overparam is None or teacher is None):
         raise ValueError("constraint needs overparam and a teacher; give both, or leave constraint out")
     objective.prepare(student, teacher)
@@ -213,6 +221,7 @@ class DistillationTrainer(CheckpointedTrainer):
         self._window: tuple[list[Any], Any] = [], None
         self._diverged: Tensor | None = None
         self._mark = object()
+        self._options: dict[str, Any] = {}
         if model is not None:
             self._plan(model, args)
         super().__init__(
@@ -266,9 +275,11 @@ class DistillationTrainer(CheckpointedTrainer):
         self.overparameterization = plan_student(
             student, self.teacher, self.method, self.overparam, self.constraint, args
         )
+        self._options = self.method.options  # a callback may change them on the way (an annealed temperature)
         teachers = members(self.teacher) if self.teacher is not None else []
         self.method.unshared, self.method.prepared_for = unshared_inputs([student, *teachers]), self._mark
         check_labels(student, self._given_rows)
+        check_names([student, *teachers], self._given_rows)
         warn_of_rounding("student", (p for p in student.parameters() if p.requires_grad))
         if self.teacher is not None and self.method.trains_teacher:
             warn_of_rounding("teacher", self.teacher.parameters())
@@ -342,7 +353,7 @@ class DistillationTrainer(CheckpointedTrainer):
         found_size = self._train_batch_size if self.args.auto_find_batch_size else self.args.train_batch_size
         return {
             "args": deciding(self.args, found_size),
-            "objective": {"name": name or type(self.method).__name__, **self.method.options},
+            "objective": {"name": name or type(self.method).__name__, **self._options},
             "overparam": overparam,
             "constraint": asdict(self.constraint) if self.constraint is not None else None,
             "teacher": self._teacher_record,

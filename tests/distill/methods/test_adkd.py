@@ -206,6 +206,7 @@ def test_what_has_no_one_class_an_example_is_refused() -> None:
     ("way", "message"),
     [
         ({"torch_compile": True}, r"differentiates twice, which torch\.compile cannot"),
+        ({"gradient_checkpointing": True}, "and checkpointed blocks once; leave gradient_checkpointing out"),
         ({"fsdp": True, "fsdp_config": {"version": 2}}, "FSDP2 frees the gathered weights after the first time"),
     ],
 )

@@ -39,7 +39,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutput
 
-from opdf.distill import DistillationTrainer, LogitsDistillation, chunks
+from opdf.distill import DistillationTrainer, EmbeddingDistillation, LogitsDistillation, chunks
 from opdf.distill.losses import DIVERGENCES, soft_binary_loss, soft_loss, squared_loss
 from opdf.distill.models import check_same_outputs
 
@@ -198,6 +198,13 @@ def test_labels_of_a_decoder_of_ones_own_are_shifted_as_its_loss_does() -> None:
     objective = LogitsDistillation(alpha=0.0)
     found = objective.losses(model, None, batch, objective.count_items(model, batch)).total
     torch.testing.assert_close(found, model(**batch).loss)
+
+
+def test_examples_are_counted_where_each_has_a_row() -> None:
+    """The first value of a batch may be one row for all; the loss was so many times too large."""
+    batch = {"position_ids": torch.arange(4)[None], "input_ids": torch.ones(3, 4, dtype=torch.int64)}
+    assert LogitsDistillation(alpha=1.0).count_items(bert(), batch).tolist() == [3, 3]
+    assert EmbeddingDistillation().count_items(bert().bert, batch) == 3
 
 
 def test_labels_of_masked_tokens_are_not_shifted() -> None:

@@ -144,6 +144,10 @@ class AttributionDistillation(TaskAndLogits):
         super().check_arguments(args)
         if args.torch_compile:
             raise ValueError("AD-KD differentiates twice, which torch.compile cannot; leave torch_compile out")
+        if args.gradient_checkpointing or getattr(args, "activation_checkpointing", False):
+            raise ValueError(
+                "AD-KD differentiates twice, and checkpointed blocks once; leave gradient_checkpointing out"
+            )
         if asks_for_fsdp(args):
             raise ValueError(
                 "AD-KD differentiates twice, and FSDP2 frees the gathered weights after the first time; use DDP, or a "

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from opdf.distill.losses import Batch
+from opdf.distill.losses import Batch, main_input
 from opdf.distill.models import config_of, has_no_head
 from opdf.distill.objective import Losses, Objective
 from opdf.distill.shrink import find_report
@@ -75,8 +75,8 @@ class EmbeddingDistillation(Objective):
 
     def count_items(self, student: nn.Module, batch: Batch) -> Tensor:
         """Examples, also where labels of some other task are among the columns."""
-        first = next(iter(batch.values()))
-        return torch.full((), first.shape[0], device=first.device)
+        rows = main_input(student, batch)
+        return torch.full((), rows.shape[0], device=rows.device)
 
 
 def _projection(student: nn.Module, theirs: int, ours: int) -> Tensor | None:

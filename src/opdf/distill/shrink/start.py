@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils.logging import tqdm
 
+from opdf.distill.losses import main_input
 from opdf.distill.models import unprepared, unwrapped
 from opdf.distill.objective import model_inputs
 from opdf.distill.shrink.basis import leading_axes
@@ -245,8 +246,8 @@ def _check_count(
         family.heads: heads.heads * heads.size,
     }
     field, directions = max(sizes.items(), key=lambda item: item[1])
-    examples = sum(len(next(iter(batch.values()))) for batch in inputs)
-    different = len({key for batch in inputs for key in _keys(batch)})
+    examples = sum(len(main_input(teacher, batch)) for batch in inputs)
+    different = len({key for batch in inputs for key in _keys(teacher, batch)})
     tokens = min(sum(_count(teacher, tower, batch) for batch in inputs) for tower in towers_of(teacher, family))
     tokens, examples = math.ceil(tokens * different / examples), different  # the same one again teaches nothing
     if tokens <= directions:
@@ -259,9 +260,9 @@ def _check_count(
     return tokens, directions, field
 
 
-def _keys(inputs: Mapping[str, Tensor]) -> Iterator[bytes]:
+def _keys(teacher: nn.Module, inputs: Mapping[str, Tensor]) -> Iterator[bytes]:
     """One for each example, by which it is known again in a batch of another length."""
-    values, mask = inputs.get("input_ids", next(iter(inputs.values()))), inputs.get("attention_mask")
+    values, mask = main_input(teacher, inputs), inputs.get("attention_mask")
     for k, row in enumerate(values):
         real = row if mask is None or mask.shape != values.shape else row[mask[k].bool()]
         yield hashlib.sha256(real.contiguous().view(torch.uint8).cpu().numpy().tobytes()).digest()

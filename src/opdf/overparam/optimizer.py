@@ -481,7 +481,8 @@ class OverParameterizedOptimizer(Optimizer):
         """Load a state dict. Cores and moments keep their saved precision; weights become the products of the cores.
 
         Raises:
-            ValueError: it was saved with other factors, another format version, or by another optimizer.
+            ValueError: it was saved with other factors, parameters in another order or another format version, or by
+                another optimizer.
         """
         saved.check(state_dict, self.param_groups, self._recipe.matrices)
         names = [group["param_names"] for group in self.param_groups]

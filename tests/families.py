@@ -32,6 +32,14 @@ class Family(NamedTuple):
 FAMILIES = {
     "bert": Family(AutoModelForSequenceClassification, TEXT, "num_hidden_layers", 2 * 6),
     "roberta": Family(AutoModelForSequenceClassification, TEXT, "num_hidden_layers", 2 * 6),
+    "mpnet": Family(AutoModelForSequenceClassification, TEXT, "num_hidden_layers", 2 * 6),
+    "modernbert": Family(AutoModelForSequenceClassification, TEXT | {
+        "local_attention": 4, **dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 1),
+    }, "num_hidden_layers", 2 * 4),
+    "deberta-v2": Family(AutoModelForSequenceClassification, TEXT | {
+        "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "share_att_key": True, "position_buckets": 4,
+        "norm_rel_ebd": "layer_norm", "position_biased_input": False,
+    }, "num_hidden_layers", 2 * 6),
     "distilbert": Family(AutoModelForSequenceClassification, {
         "vocab_size": 60, "dim": 16, "hidden_dim": 24, "n_layers": 2, "n_heads": 2, "max_position_embeddings": 20,
     }, "n_layers", 2 * 6),
@@ -56,12 +64,12 @@ FAMILIES = {
 }  # fmt: skip
 
 
-def build(family: str, depth: Any = None, **options: Any) -> nn.Module:
-    """A model in eval mode, the same one at every call."""
+def build(family: str, depth: Any = None, model_type: str | None = None, **options: Any) -> nn.Module:
+    """A model in eval mode, the same one at every call; of another type, with its family's fields, if one is named."""
     auto, fields, name, _ = FAMILIES[family]
     torch.manual_seed(0)
     changed = fields | ({} if depth is None else {name: depth}) | options
-    return auto.from_config(AutoConfig.for_model(family, **changed)).eval()
+    return auto.from_config(AutoConfig.for_model(model_type or family, **changed)).eval()
 
 
 def batch(family: str, examples: int = 4) -> dict[str, Tensor]:

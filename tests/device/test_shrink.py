@@ -15,6 +15,8 @@ pytestmark = pytest.mark.device
 
 SIZES: dict[str, dict[str, Any]] = {
     "bert": {"hidden_size": 8, "intermediate_size": 10, "num_hidden_layers": 1, "num_attention_heads": 1},
+    "deberta-v2": {"hidden_size": 8},
+    "modernbert": {"hidden_size": 8, "num_attention_heads": 1},
     "gpt2": {"n_embd": 8},
     "llama": {"hidden_size": 8, "intermediate_size": 10},
     "t5": {"d_model": 8, "num_heads": 1},
@@ -39,6 +41,7 @@ def test_the_cpus_student(family: str, device: torch.device) -> None:
     same(family, device)
 
 
+@pytest.mark.parametrize("family", ["bert", "deberta-v2"])
 @pytest.mark.usefixtures("train_on", "single_only")
-def test_without_float64(device: torch.device) -> None:
-    same("bert", device)
+def test_without_float64(device: torch.device, family: str) -> None:
+    same(family, device)

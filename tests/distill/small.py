@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
 from opdf.distill import DistillationArguments, DistillationTrainer, keep_layers
 
@@ -60,3 +60,13 @@ def noisy_student() -> BertForSequenceClassification:
         if isinstance(module, nn.Dropout):
             module.p = 0.2
     return student
+
+
+def scored_in_bf16(model: Any, folder: Path) -> Any:
+    """A model that transformers' Trainer has been given, which makes it compute in half precision from then on."""
+    arguments = TrainingArguments(
+        str(folder), bf16=True, use_cpu=True, report_to="none", disable_tqdm=True, dataloader_pin_memory=False
+    )
+    Trainer(model, arguments).evaluate(sentences(8))
+    assert "_original_forward" in vars(model)
+    return model.eval()

@@ -14,6 +14,7 @@ from datasets import Dataset
 from safetensors.torch import load_file
 from tests.distill.small import arguments, bert, noisy_student, sentences, train
 from torch import nn
+from torch.utils.data import WeightedRandomSampler
 from transformers import (
     EarlyStoppingCallback,
     Trainer,
@@ -87,6 +88,30 @@ def test_a_resumed_run_sees_the_rows_that_were_left(tmp_path: Path, strategy: st
     assert again == whole[4:]
     assert sorted(row for batch in whole[3:6] for row in batch) == sorted(data["input_ids"])
     assert (whole[:3] == whole[3:6]) == (strategy == "sequential")
+
+
+class Weighted(DistillationTrainer):
+    def _get_train_sampler(self, *_: Any) -> Any:
+        return WeightedRandomSampler([1.0] * 24, 24, replacement=False)
+
+
+@pytest.mark.parametrize("sampler", ["a user's", "not seeded by accelerate"])
+def test_a_resumed_run_goes_on_with_the_order_of_any_sampler(tmp_path: Path, sampler: str) -> None:
+    save = {"save_strategy": "steps", "save_steps": 4, "max_steps": 6}
+    if sampler != "a user's":
+        save["accelerator_config"] = {"use_seedable_sampler": False}
+    seen = []
+    for folder in ("whole", "again"):
+        trainer = (Weighted if sampler == "a user's" else DistillationTrainer)(
+            noisy_student(), arguments(tmp_path / folder, **save), teacher=bert(), objective=Seen(),
+            train_dataset=sentences(),
+        )  # fmt: skip
+        trainer.train(str(tmp_path / "whole" / "checkpoint-4") if folder == "again" else None)
+        seen.append(trainer.method.rows)
+    whole, again = seen
+    assert again == whole[4:]
+    assert sorted(row for batch in whole[3:] for row in batch) == sorted(sentences()["input_ids"])
+    assert whole[:3] != whole[3:]
 
 
 @pytest.mark.parametrize("split", [{}, {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}])

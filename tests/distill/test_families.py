@@ -24,15 +24,15 @@ CASES = [*FAMILIES, "bert-regression", "roberta-regression", "distilbert-regress
 
 def pair(case: str, depth: int = 2) -> tuple[nn.Module, nn.Module, Any]:
     """Teacher, student, data."""
-    family, _, task = case.partition("-")
-    options = {"num_labels": 1, "problem_type": "regression"} if task else {}
+    family = case.removesuffix("-regression")
+    options = {"num_labels": 1, "problem_type": "regression"} if case != family else {}
     if family in SHALLOW:
         teacher, student = build(family, **options), build(family, SHALLOW[family], **options)
     else:
         teacher = build(family, depth, **options)
         student = keep_layers(teacher, 1)
     rows = batch(family, 12)
-    if task:
+    if case != family:
         rows["labels"] = torch.linspace(-1, 1, 12)
     columns = {k: v.tolist() for k, v in rows.items()}
     return teacher, student, Dataset.from_dict(columns).with_format("torch")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 import transformers
 from datasets import Dataset
+from tests.distill.small import scored_in_bf16
 from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassifierOutput
 
@@ -25,16 +27,41 @@ from opdf.distill.shrink.families import family_of
 from opdf.distill.shrink.moments import Moments
 
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
-    "bert": ("bert", {}), "roberta": ("roberta", {}), "distilbert": ("distilbert", {}), "vit": ("vit", {}),
-    "deit": ("deit", {}), "gpt2": ("gpt2", {"n_inner": 24}), "llama": ("llama", {"head_dim": 8}),
+    "bert": ("bert", {}), "roberta": ("roberta", {}), "xlm-roberta": ("roberta", {"model_type": "xlm-roberta"}),
+    "camembert": ("roberta", {"model_type": "camembert"}),
+    "electra": ("bert", {"model_type": "electra", "embedding_size": 16}),
+    "mpnet": ("mpnet", {}), "distilbert": ("distilbert", {}), "deberta-v2": ("deberta-v2", {}),
+    "deberta-v2-old": ("deberta-v2", {
+        "norm_rel_ebd": "none", "position_biased_input": True, "pos_att_type": ["c2p"], "type_vocab_size": 2,
+        "pooler_hidden_act": "tanh", "position_buckets": -1,
+    }), "deberta-v2-absolute": ("deberta-v2", {"relative_attention": False}),
+    "modernbert": ("modernbert", {}), "modernbert-bias": ("modernbert", {
+        "norm_bias": True, "mlp_bias": True, "attention_bias": True, "classifier_bias": True,
+        "classifier_activation": "tanh", "classifier_pooling": "mean",
+    }),
+    "vit": ("vit", {}), "deit": ("deit", {}), "gpt2": ("gpt2", {"n_inner": 24}), "llama": ("llama", {"head_dim": 8}),
+    "mistral": ("llama", {"model_type": "mistral", "head_dim": 8, "sliding_window": 4}),
+    "qwen2": ("llama", {"model_type": "qwen2"}),
     "qwen3": ("qwen3", {}), "qwen3-tied": ("qwen3", {"tie_word_embeddings": True}), "t5": ("t5", {}),
     "t5-gated": ("t5", {"feed_forward_proj": "gated-gelu"}),
 }  # fmt: skip
-POST_NORM = {"bert", "roberta", "distilbert"}
+POST_NORM = {
+    "bert",
+    "roberta",
+    "xlm-roberta",
+    "camembert",
+    "mpnet",
+    "distilbert",
+    "deberta-v2",
+    "deberta-v2-old",
+    "deberta-v2-absolute",
+}
 DOUBLED = (
     "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "dim", "hidden_dim", "n_heads",
     "n_embd", "n_inner", "n_head", "d_model", "d_ff", "num_heads",
 )  # fmt: skip
+SIDE_BY_SIDE = {"c_attn": (3, -1), "Wqkv": (3, 0), "Wi": (2, 0)}
+"""Matrices that are several: how many, and in which dimension."""
 
 
 def small(kind: str, **options: Any) -> Any:
@@ -85,15 +112,17 @@ def widened(model: Any) -> Any:
     config = copy.deepcopy(model.config)
     for name, size in sizes_of(model).items():
         setattr(config, name, 2 * size)
-    config.pooler_output_size = 2 * getattr(config, "pooler_output_size", 0)
+    for name in ("pooler_output_size", "pooler_hidden_size", "embedding_size"):
+        setattr(config, name, 2 * getattr(config, name, model.config.hidden_size))
     wide = type(model)(config).double().eval()
     theirs = dict(wide.named_parameters())
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             owner = model.get_submodule(name.rpartition(".")[0])
             value = parameter
-            if "c_attn" in name:  # queries, keys and values side by side
-                value = torch.cat([torch.cat([part, part], -1) for part in value.chunk(3, -1)], -1)
+            for fused, (parts, dim) in SIDE_BY_SIDE.items():
+                if fused in name:
+                    value = torch.cat([torch.cat([part, part], dim) for part in value.chunk(parts, dim)], dim)
             for dim in range(value.dim()):
                 if theirs[name].shape[dim] == 2 * value.shape[dim]:
                     reads = dim == (0 if type(owner).__name__ == "Conv1D" else 1) and value.dim() == 2
@@ -231,7 +260,9 @@ def test_keys_that_are_zero_stay_so_in_larger_heads() -> None:
 
 CLASSES = {
     "BertModel": "bert", "BertForTokenClassification": "bert", "BertForMultipleChoice": "bert",
-    "DistilBertModel": "distilbert", "ViTModel": "vit", "DeiTForImageClassificationWithTeacher": "deit",
+    "MPNetModel": "mpnet", "DebertaV2Model": "deberta-v2", "DebertaV2ForTokenClassification": "deberta-v2",
+    "ModernBertModel": "modernbert", "ModernBertForTokenClassification": "modernbert", "DistilBertModel": "distilbert",
+    "ViTModel": "vit", "DeiTForImageClassificationWithTeacher": "deit",
     "GPT2Model": "gpt2", "GPT2ForSequenceClassification": "gpt2", "GPT2LMHeadModel": "gpt2", "LlamaModel": "llama",
     "LlamaForSequenceClassification": "llama", "T5EncoderModel": "t5", "T5ForSequenceClassification": "t5",
 }  # fmt: skip
@@ -280,10 +311,14 @@ def test_half_precision_stays(kind: str) -> None:
 
 ALONE: dict[str, list[dict[str, int]]] = {
     "bert": [{"hidden_size": 8}, {"intermediate_size": 10}, {"num_attention_heads": 1}, {"num_hidden_layers": 1}],
+    "mpnet": [{"num_attention_heads": 1}, {"num_hidden_layers": 1}],
+    "deberta-v2": [{"hidden_size": 8}, {"num_attention_heads": 1}, {"num_hidden_layers": 1}],
+    "modernbert": [{"hidden_size": 8, "num_attention_heads": 1}, {"intermediate_size": 10}, {"num_hidden_layers": 1}],
     "vit": [{"hidden_size": 8}, {"intermediate_size": 10}, {"num_attention_heads": 1}, {"num_hidden_layers": 1}],
     "gpt2": [{"n_embd": 8, "n_inner": 20}, {"n_inner": 10}, {"n_head": 1}, {"n_layer": 1}],
     "llama": [{"hidden_size": 8}, {"intermediate_size": 10}, {"num_attention_heads": 2}, {"num_hidden_layers": 1},
               {"num_key_value_heads": 1}, {"num_key_value_heads": 1, "num_attention_heads": 2, "hidden_size": 10}],
+    "qwen2": [{"hidden_size": 8}],
     "qwen3": [{"num_key_value_heads": 1, "num_attention_heads": 1}],
     "t5": [{"d_model": 8}, {"d_ff": 10}, {"num_heads": 1}, {"d_kv": 4}, {"num_layers": 1}, {"num_decoder_layers": 1},
            {"d_model": 8, "d_ff": 10, "num_heads": 1, "d_kv": 4, "num_layers": 1, "num_decoder_layers": 1}],
@@ -573,6 +608,15 @@ def test_the_teacher_is_left_as_it_was() -> None:
     assert not student.training
 
 
+def test_a_teacher_that_was_trained_in_bf16_is_read_in_its_own_precision(tmp_path: Path) -> None:
+    teacher = build("bert")
+    want = shrink(teacher, [inputs("bert")], hidden_size=8)
+    answers = scored_in_bf16(teacher, tmp_path)(**inputs("bert")).logits
+    found = shrink(teacher, [inputs("bert")], hidden_size=8)
+    assert all(torch.equal(a, b) for a, b in zip(want.parameters(), found.parameters(), strict=True))
+    assert torch.equal(teacher(**inputs("bert")).logits, answers)  # it is not changed
+
+
 @pytest.mark.parametrize("sizes", [{"hidden_size": 8}, {"num_hidden_layers": 1}], ids=str)
 def test_a_started_student_is_its_constraints_partner(sizes: dict[str, int]) -> None:
     """The teacher in the student's coordinates is the student itself, as it starts."""
@@ -589,7 +633,8 @@ def test_the_trainer_pulls_a_started_student_to_its_start(tmp_path: Path) -> Non
     """Not to its teacher, whose matrices are of the same size here and in other coordinates."""
     teacher = small("bert").float()
     student = shrink(teacher, [inputs("bert")], num_hidden_layers=1)
-    before = copy.deepcopy(student)
+    copied, loaded = copy.deepcopy(student), build("bert", 1)
+    loaded.load_state_dict(student.state_dict())
     arguments = DistillationArguments(
         str(tmp_path), max_steps=1, learning_rate=1e-12, logging_steps=1, use_cpu=True, report_to="none",
         save_strategy="no", dataloader_pin_memory=False, disable_tqdm=True,
@@ -603,7 +648,8 @@ def test_the_trainer_pulls_a_started_student_to_its_start(tmp_path: Path) -> Non
         return float(next(e["constraint_loss"] for e in trainer.state.log_history if "constraint_loss" in e))
 
     assert loss(student) == pytest.approx(0, abs=1e-6)
-    assert loss(before) > 0.01  # a copy is like any other model: it follows the teacher
+    assert loss(copied) == pytest.approx(0, abs=1e-6)  # as `model_init` makes one for every trial
+    assert loss(loaded) > 0.01  # like any other model: it follows the teacher
     with pytest.raises(ValueError, match=r"constraint.layer_map is \{0: 1\}, .* leave it out"):
         DistillationTrainer(student, arguments, constraint={"layer_map": {0: 1}}, **options)
 
@@ -645,6 +691,13 @@ def test_the_report_says_what_is_kept() -> None:
         shrink_report(teacher)
 
 
+def test_a_copy_has_the_report_and_a_file_does_not() -> None:
+    student = shrink(small("bert"), [inputs("bert")], hidden_size=8)
+    assert shrink_report(copy.deepcopy(student)) is shrink_report(student)
+    assert b"opdf" not in pickle.dumps(student)
+    assert not any("shrink" in name for name in (*student.state_dict(), *student.config.to_dict()))
+
+
 def spoiled(family: str, value: float) -> Any:
     model = small(family)
     with torch.no_grad():
@@ -671,7 +724,13 @@ REFUSED: dict[str, tuple[Callable[[], Any], dict[str, Any], type[Exception], str
     "dropout in words": (lambda: small("gpt2"), {"attn_pdrop": "0.1"}, TypeError, "attn_pdrop is '0.1'; give a number"),
     "dropout of others": (lambda: small("bert"), {"attn_pdrop": 0.1}, ValueError, "attn_pdrop is no size of a bert"),
     "head size": (lambda: small("llama"), {"head_dim": 4}, ValueError, "head_dim is no size of a llama"),
+    "projected embeddings": (lambda: small("deberta-v2", embedding_size=8), {"hidden_size": 8}, ValueError,
+                             "does not know its deberta.embeddings.embed_proj"),
+    "own keys of positions": (lambda: small("deberta-v2", share_att_key=False), {"hidden_size": 8}, ValueError,
+                              "does not know its deberta.encoder.layer.0.attention.self.pos_key_proj"),
     "heads": (lambda: small("bert"), {"hidden_size": 9}, ValueError, "hidden_size 9 is not a multiple of num_att"),
+    "size of heads": (lambda: small("modernbert"), {"hidden_size": 8}, ValueError, "size, 8; give num_attention_h"),
+    "no size of heads": (lambda: small("modernbert"), {"hidden_size": 12}, ValueError, "a hidden_size that is a mul"),
     "groups": (lambda: small("llama", num_attention_heads=4, num_key_value_heads=2, hidden_size=24),
                {"num_attention_heads": 3}, ValueError, "num_attention_heads 3 is not a multiple of num_key"),
     "NaN": (lambda: spoiled("bert", float("nan")), {}, ValueError, "encoder.layer.1.* holds NaN"),

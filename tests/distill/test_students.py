@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -179,8 +180,10 @@ def test_a_teacher_without_a_pooler_has_such_a_student() -> None:
 
 
 def test_other_models_are_refused() -> None:
-    with pytest.raises(TypeError, match="keep_layers needs a transformers model"):
-        keep_layers(nn.Linear(2, 2), 1)
+    adapted = get_peft_model(build("bert"), LoraConfig(target_modules=["query"]))
+    for model in (nn.Linear(2, 2), adapted):
+        with pytest.raises(TypeError, match="keep_layers needs a transformers model, with adapters merged"):
+            keep_layers(model, 1)
     for family in ("swin", "resnet"):
         with pytest.raises(ValueError, match="lists of blocks"):
             keep_layers(build(family), 1)

@@ -18,13 +18,14 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tests.distill.small import arguments, bert, labelled, sentences, train
+from tests.distill.small import arguments, bert, labelled, scored_in_bf16, sentences, train
 from torch import Tensor, nn
 from transformers import (
     BertForSequenceClassification,
     EarlyStoppingCallback,
     GPT2Config,
     GPT2LMHeadModel,
+    HfArgumentParser,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -36,6 +37,7 @@ from opdf.distill import (
     METHODS,
     AttributionDistillation,
     Constraint,
+    DistillationArguments,
     DistillationTrainer,
     HiddenDistillation,
     LogitsDistillation,
@@ -334,6 +336,13 @@ def test_teacher_in_training_mode_is_refused(tmp_path: Path) -> None:
         train(tmp_path, objective=Breaks())
 
 
+def test_a_teacher_that_was_trained_in_bf16_answers_as_one_that_is_loaded(tmp_path: Path) -> None:
+    """Else a run that is resumed in another process would follow other answers."""
+    given = [scored_in_bf16(bert(), tmp_path / "teacher"), bert()]
+    students = [train(tmp_path, teacher=teacher)[1] for teacher in given]
+    assert all(torch.equal(a, b) for a, b in zip(*(one.parameters() for one in students), strict=True))
+
+
 def test_evaluation_reports_the_models_own_loss(tmp_path: Path) -> None:
     trainer, student = train(tmp_path)
     data = sentences(8)
@@ -391,6 +400,12 @@ def test_weights_that_lose_small_steps_are_said(tmp_path: Path, dtype: torch.dty
     frozen.classifier.float().requires_grad_(True)  # as adapters are trained
     with warnings.catch_warnings(action="error"):
         DistillationTrainer(frozen, arguments(tmp_path), teacher=bert())
+
+
+def test_scripts_read_the_arguments_as_transformers_own(tmp_path: Path) -> None:
+    given = [f"--output_dir={tmp_path}", "--use_cpu=true", "--report_to=tensorboard", "--max_steps=3"]
+    (found,) = HfArgumentParser(DistillationArguments).parse_args_into_dataclasses(given)  # type: ignore[arg-type]
+    assert (found.max_steps, found.report_to, found.fsdp) == (3, ["tensorboard"], None)
 
 
 def test_label_smoothing_is_refused(tmp_path: Path) -> None:
@@ -525,6 +540,21 @@ def new_student() -> nn.Module:
         return keep_layers(bert(), 2)
 
 
+def test_an_objective_serves_one_trainer_at_a_time(tmp_path: Path) -> None:
+    """The second student learned from the first one's teacher: AD-KD knew that one's answers to the same rows."""
+    objective = AttributionDistillation()
+    first, second = (
+        DistillationTrainer(
+            keep_layers(bert(), 2), arguments(tmp_path, max_steps=1), teacher=bert(), objective=objective,
+            train_dataset=sentences(8),
+        )
+        for _ in range(2)
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="objective is a AttributionDistillation that another trainer was given"):
+        first.train()
+    second.train()
+
+
 @pytest.mark.parametrize("objective", [Theseus(rate=0.5), LGTM(influence_scale=0.1, zero_heads=True)])
 def test_every_training_begins_anew_with_model_init(tmp_path: Path, objective: Objective) -> None:
     """Also the schedule of Theseus, the rows that LGTM holds out and the teacher that it trains."""
@@ -543,6 +573,37 @@ def test_every_training_begins_anew_with_model_init(tmp_path: Path, objective: O
     found.append((given.model.state_dict(), given.teacher.state_dict()))  # type: ignore[union-attr]
     for states in zip(*found, strict=True):
         assert all(torch.equal(value, other[name]) for other in states[1:] for name, value in states[0].items())
+
+
+class StaysInEvalMode(BertForSequenceClassification):
+    def train(self, mode: bool = True) -> StaysInEvalMode:
+        return super().train(False)
+
+
+def test_a_student_that_stays_in_eval_mode_learns_from_its_teacher(tmp_path: Path) -> None:
+    """It learned from the labels alone, with the loss of its own."""
+    _, usual = train(tmp_path)  # without dropout, so that the mode makes no difference
+    student = StaysInEvalMode(usual.config)
+    student.load_state_dict(keep_layers(bert(), 2).state_dict())
+    train(tmp_path, student=student)
+    assert all(torch.equal(a, b) for a, b in zip(usual.parameters(), student.parameters(), strict=True))
+
+
+class AsksForOutputs(DistillationTrainer):
+    def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **options: Any) -> Any:
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **options)
+        return (loss, outputs) if return_outputs else loss
+
+
+def test_an_objective_has_no_outputs_to_give(tmp_path: Path) -> None:
+    """A subclass that asked for them trained with the student's own loss."""
+    data = sentences(8)
+    trainer = AsksForOutputs(
+        keep_layers(bert(), 2), arguments(tmp_path), teacher=bert(), train_dataset=data, eval_dataset=data
+    )
+    assert trainer.evaluate()["eval_loss"] > 0
+    with pytest.raises(ValueError, match="return_outputs is True in training"):
+        trainer.train()
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in ("dbkd", "embedding", "sparse-logits")])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,11 @@ import pytest
 import torch
 from tests.study.example import STUDY
 
+from opdf.data import Task
 from opdf.job import DataConfig, DistillConfig, StudentConfig, TeacherConfig, run
 from opdf.job.options import fill
 from opdf.job.prepared import prepare_data
-from opdf.study.compare import compare, load, remarks, table
+from opdf.study.compare import Finished, against, compare, load, remarks, table
 
 TRAINING = {"max_steps": 20, "learning_rate": 1e-2}
 
@@ -92,6 +94,17 @@ def answers_of(folder: Path) -> np.ndarray:
         logits = model(pixel_values=torch.stack([row["pixel_values"] for row in test])).logits
     right: np.ndarray = (logits.argmax(-1) == torch.stack([row["labels"] for row in test])).numpy()
     return right
+
+
+def test_words_that_stand_at_other_places_are_not_paired() -> None:
+    """Two tokenizers give the same rows as many tokens where texts are cut off, and the words' labels other places."""
+    task: Any = SimpleNamespace(task=Task("token-classification", ("tokens",), "tags", ("no", "yes")))
+    one, other = (np.tile(labels, (4, 1)) for labels in ([0, 1, -100], [0, -100, 1]))
+    first, second, copy = (Finished(Path(), {}, None, task, some, some, "rows") for some in (one, other, one.copy()))
+    assert against(second, first) is None
+    found = against(copy, first)
+    assert found is not None
+    assert found.mean == 0
 
 
 def test_what_cannot_be_compared(runs: Path, tmp_path: Path) -> None:

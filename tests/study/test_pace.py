@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from opdf import OverParamConfig, overparameterize
+from opdf.distill import TrainingDiverged
 from opdf.study import recorder
-from opdf.study.pace import Watch
+from opdf.study.pace import Watch, measured
 
 WORK = 0.03
 
@@ -45,6 +48,24 @@ def test_the_steps_of_a_pace(device: Device) -> None:
         watch.on_step_end(None, SimpleNamespace(max_steps=2), control)
     begun, first, second = watch.ends
     assert min(first - begun, second - first) >= WORK
+
+
+class Diverging:
+    """A training of ten steps, whose third has no finite loss. That is noticed after the fifth."""
+
+    def add_callback(self, watch: Watch) -> None:
+        self.watch = watch
+
+    def train(self) -> None:
+        for _ in range(5):
+            self.watch.on_step_end(None, SimpleNamespace(max_steps=10), SimpleNamespace())
+        raise TrainingDiverged("the loss", 3, None)
+
+
+def test_a_training_that_diverges_has_a_pace() -> None:
+    opened: Any = lambda: nullcontext(Diverging())  # noqa: E731
+    (pace,) = measured([opened])
+    assert pace.steps == pace.steps_in(pace.seconds) == 10
 
 
 def test_the_training_until_a_score(device: Device) -> None:

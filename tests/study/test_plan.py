@@ -36,6 +36,8 @@ def test_processes_begin_with_different_settings_of_the_same_seed() -> None:
         ({"seeds": (1, 1)}, "every entry may stand there once"),
         ({"rates": (0.0,)}, "learning_rates holds 0.0"),
         ({"rates": (float("nan"),)}, "learning_rates holds nan"),
+        ({"seeds": (0, -1)}, "seeds holds -1; they are from 0 to"),
+        ({"seeds": (0, 2**32)}, "seeds holds 4294967296; they are from 0 to"),
         ({"baseline": "kd"}, "baseline is 'kd'; expected one of KD, OPDF"),
     ],
 )

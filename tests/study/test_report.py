@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import itertools
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from PIL import Image
 from sklearn.metrics import f1_score
 
 from opdf.study import Cell, Outcome, Plan, conclude
-from opdf.study.figures import Results, pictures
+from opdf.study.figures import Results, pictures, svg
 from opdf.study.report import (
     cautions,
     conclusions,
@@ -223,6 +224,44 @@ def test_when_students_were_near_their_teacher() -> None:
     for run in without["runs"]:
         del run["facts"]["scores"]
     assert near_rows(Results(without)) == []
+
+
+@pytest.mark.parametrize(("right", "rows"), [(7, 100), (280, 300)])
+def test_a_point_below_the_teacher_is_near_it(right: int, rows: int) -> None:
+    """Also where a float is a little more than that, or the fifth digit was rounded down."""
+    found, below = results(), (right - rows // 100) / rows
+    for run in found["runs"]:
+        run["facts"]["teacher"]["validation"] = {"accuracy": right / rows}
+        run["facts"]["scores"] = [{"step": 80, "seconds": 1.0, "validation": round(below, 5)}]
+        run["validation"] = below - 1 / rows
+    films, _ = near_rows(Results(found))
+    assert {(row["there"], row["steps"]) for row in films["rows"]} == {("3 of 3", "80")}
+
+
+def test_variants_with_different_teachers_have_none_in_common() -> None:
+    found = results()
+    for run in found["runs"]:
+        if (run["setting"], run["variant"]) == ("films", "OPDF"):
+            run["facts"]["teacher"]["test"] = {"accuracy": 0.95}
+    (line,) = [line for line in summary(found).splitlines() if line.startswith("| teacher")]
+    assert [cell.strip() for cell in line.split("|")[2:4]] == ["", "90.5"]
+    assert any(line.startswith("Variants have different teachers on films, so") for line in cautions(found))
+    assert not any("teachers" in line for line in cautions(results()))
+
+
+def test_a_difference_without_an_interval_is_not_drawn() -> None:
+    found = results()
+    for gone, drawn in (("OPDF", ["SVD"]), ("SVD", [])):
+        for effect in found["effects"]:
+            if effect["variant"] == gone:
+                effect["low"] = effect["high"] = float("nan")
+        panels = [picture.panel("films").axes[0] for picture in pictures(found) if picture.name == "gains"]
+        assert [label.get_text() for axis in panels for label in axis.get_yticklabels()] == drawn
+
+
+def test_names_are_no_formulas() -> None:
+    found = json.loads(json.dumps(results()).replace("OPDF", "$x^ {$ more"))
+    assert "$x^ {$ more" in svg(next(pictures(found)).panel("films"))
 
 
 def test_axes_begin_where_they_do_not_mislead() -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 from tests.study.example import OPDF, STUDY, config
 
 from jobs import bert, texts
+from opdf.job import UserError
 from opdf.job.options import fill, load_yaml, read_yaml
 from opdf.study import Study, StudyConfig
 
@@ -128,6 +129,49 @@ def test_the_files_of_each_of_several_teachers_make_runs_others(tmp_path: Path) 
     assert not keys(tmp_path, **study) & before
 
 
+def test_a_folder_of_images_is_other_data_when_its_table_is_and_not_when_a_file_manager_was_there(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in ("0.png", "1.png"):
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / name)
+
+    def labelled(*labels: str) -> set[str]:
+        rows = "".join(f"{k}.png,{label}\n" for k, label in enumerate(labels))
+        (folder / "metadata.csv").write_text(f"file_name,label\n{rows}")
+        return keys(tmp_path, tasks={"images": {"data": {"name": str(folder)}}}, train_sizes=None)
+
+    before = labelled("cat", "dog")
+    assert not before & labelled("dog", "cat")  # which is as long
+    for left in (".DS_Store", "Thumbs.db"):
+        (folder / left).write_text("icons")
+    assert labelled("cat", "dog") == before
+
+
+def of_texts(folder: Path, labels: list[Any] | None = None, **teacher: Any) -> dict[str, Any]:
+    """A task of texts whose teacher is a folder."""
+    bert(folder / "teacher", **teacher)
+    return {
+        "data": {"name": str(texts(folder / "rows.jsonl", labels))},
+        "teacher": {"model": str(folder / "teacher"), "config": None},
+    }
+
+
+def test_students_of_other_files_share_a_teacher(tmp_path: Path) -> None:
+    task = of_texts(tmp_path)
+    bert(tmp_path / "student")
+    variants = {"KD": {}, "pretrained": {"student": {"layers": None, "model": str(tmp_path / "student")}}}
+    study = Study(config(tmp_path, tasks={"task": task}, train_sizes=None, variants=variants))
+    assert len({study.teacher_key(study.config("task", variant)) for variant in variants}) == 1
+
+
+def test_a_probe_is_for_classes(tmp_path: Path) -> None:
+    task = of_texts(tmp_path, [k / 2 for k in range(60)], num_labels=1)
+    with pytest.raises(UserError, match=r"rows.jsonl is for regression; a linear classifier needs one class"):
+        Study(config(tmp_path, tasks={"task": task}, train_sizes=None, probe=True)).check()
+
+
 def test_a_run_for_anothers_time_depends_on_that_one(tmp_path: Path) -> None:
     def timed(other: dict[str, Any]) -> set[str]:
         variants = {"KD": other, "OPDF": OPDF, "OPDF, KD's time": OPDF | {"as_long_as": "KD"}}
@@ -166,6 +210,7 @@ def test_a_run_for_anothers_time_depends_on_that_one(tmp_path: Path) -> None:
         ),
         ({"baseline": "kd"}, "baseline is 'kd'"),
         ({"seeds": []}, "seeds is empty"),
+        ({"train_sizes": [64, 5000]}, r"train_sizes holds 5000, and digits has 12\d\d training examples"),
         ({"learning_rates": [-1.0]}, "learning_rates holds -1.0; they are finite and above 0"),
         ({"workers": 0}, "workers is 0"),
         ({"sizes": [3]}, "no option 'sizes'"),

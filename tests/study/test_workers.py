@@ -16,7 +16,7 @@ from tests.study.example import OPDF, STUDY, config
 
 from opdf.job.errors import UserError
 from opdf.job.options import write_yaml
-from opdf.study import Cell, Outcome, Study, sweep
+from opdf.study import Cell, Outcome, Study, sweep, workers
 from opdf.study.runner import Runner
 
 
@@ -94,6 +94,22 @@ def test_a_foreign_folder_is_not_written_to(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match="was not written by opdf sweep"):
         sweep(config(tmp_path))
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["thesis.txt"]
+
+
+def test_a_file_is_not_taken_for_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("years of work")
+    with pytest.raises(FileExistsError, match="out is a file; choose another"):
+        sweep(config(tmp_path))
+
+
+def test_a_process_that_was_killed_is_not_taken_at_its_last_word(tmp_path: Path) -> None:
+    study = Study(config(tmp_path))
+    log = workers._log(study.folder, 1)
+    log.parent.mkdir(parents=True)
+    log.write_text("a note about the data\n")
+    assert workers._why(study, [0, 1]) == f"a note about the data (see {log})"
+    killed = f"a process was ended by SIGKILL, as systems do when memory runs out (see {log})"
+    assert workers._why(study, [0, -signal.SIGKILL]) == killed
 
 
 # As from a terminal: a process that a script has started in the background ignores SIGINT, and so do its children.

@@ -14,8 +14,8 @@ from opdf.job import DistillConfig
 from opdf.overparam import OverParamConfig
 
 DESCRIPTION = """Show every matrix that would be over-parameterized: shape, bond dimensions, parameters, scale,
-and the extra time and memory of training; and the model's size and latency. Only the model's configuration is
-read; no weights are loaded.
+and the extra time and memory of training; and the model's size and latency, without its head. Only the model's
+configuration is read; no weights are loaded.
 
 opdf plan MODEL, a hub name, a local folder or "minilm", the embedded all-MiniLM-L6-v2.
 

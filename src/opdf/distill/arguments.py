@@ -31,7 +31,10 @@ class DistillationArguments(TrainingArguments):
         default=False, metadata={"help": "leave losses that are not finite out of the log; waits for every micro-batch"}
     )
 
-    report_to: str | list[str] | None = field(default="none", metadata={"help": "tensorboard, trackio, ... or none"})
+    # None before the list, and no text beside true: transformers' HfArgumentParser reads no other unions.
+    report_to: str | None | list[str] = field(  # noqa: RUF036
+        default="none", metadata={"help": "tensorboard, trackio, ... or none"}
+    )
     logging_steps: float = field(default=50, metadata={"help": "optimizer steps between two lines of the log"})
     learning_rate: float = field(default=5e-5, metadata={"help": "initial learning rate"})
     optim: OptimizerNames | str = field(
@@ -47,8 +50,7 @@ class DistillationArguments(TrainingArguments):
     early_stopping_threshold: float = field(
         default=0.0, metadata={"help": "how much better counts as better, for early_stopping_patience"}
     )
-    # transformers declares text, explains `fsdp=True` and takes both.
-    fsdp: bool | str | None = field(default=None, metadata={"help": "true for FSDP2"})
+    fsdp: bool | None = field(default=None, metadata={"help": "true for FSDP2"})  # transformers declares text
 
     def __post_init__(self) -> None:
         for names, kind, least in _RANGES:

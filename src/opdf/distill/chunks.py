@@ -121,13 +121,16 @@ def is_compiled(model: nn.Module) -> bool:
 
 
 def gives_logits(model: nn.Module, batch: Batch, forward: Forward) -> bool:
-    """Whether a model's logits are its head's outputs bit for bit, of one example of a batch."""
-    if plain_head(model) is None:
+    """Whether a model's logits are its head's outputs bit for bit, at the first position of a batch's examples.
+
+    The batch is run whole: some values of it (where packed texts begin, patches of images) are not by example.
+    """
+    head = plain_head(model)
+    if head is None:
         return False
-    one = {name: value[:1] for name, value in batch.items()}
-    device = next(iter(batch.values())).device
+    device = head.weight.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
-        outputs, seen = narrowed(model, one, forward)
+        outputs, seen = narrowed(model, batch, forward)
     if len(seen) != 2 or seen[0].dim() != 3:
         return False
     return outputs.logits.shape == seen[1].shape and torch.equal(outputs.logits.float(), seen[1].float())

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from datasets import ClassLabel, Dataset, Value
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
@@ -42,6 +44,10 @@ UNSETTLED = frozenset({"architectures", "dtype", "problem_type", "transformers_v
 """Fields of configurations that saving, a loss or gradient checkpointing sets."""
 
 
+PREPARED = ("_is_accelerate_prepared", "_original_forward", "forward")
+"""What accelerate sets on a model that it prepares. A model may have a `forward` of its own before."""
+
+
 def unwrapped(model: nn.Module) -> Any:
     """A model without the wrappers of DDP and torch.compile."""
     while True:
@@ -65,6 +71,18 @@ def as_made(model: nn.Module) -> None:
         del model.forward
         if model.forward != forward:  # it was the model's own, not its class's
             model.forward = forward
+
+
+@contextmanager
+def unprepared(model: nn.Module) -> Iterator[None]:
+    """Inside, a model is `as_made`; afterwards it is what a Trainer has made of it again."""
+    made = {name: vars(model)[name] for name in PREPARED if name in vars(model)}
+    as_made(model)
+    try:
+        yield
+    finally:
+        vars(model).pop("forward", None)
+        vars(model).update(made)
 
 
 def config_of(model: nn.Module) -> Any:
@@ -118,13 +136,16 @@ def has_no_head(model: nn.Module) -> bool:
 def is_causal(model: nn.Module) -> bool:
     """Whether logits at one position predict the label of the next, so that both have to be shifted.
 
-    Decoders of transformers do. Encoder-decoders get their inputs shifted; masked language models and taggers label in
-    place. So do modules of other libraries: whoever trains one shifts its labels if need be.
+    Decoders of transformers do, and so do classes of the user's own whose name gives them transformers' loss of one
+    (MineForCausalLM). Encoder-decoders get their inputs shifted; masked language models and taggers label in place. So
+    do modules of other libraries: whoever trains one shifts its labels if need be.
     """
     inner = unwrapped(model)
     if getattr(config_of(inner), "is_encoder_decoder", False):
         return False
-    return bool(inner.can_generate()) if hasattr(inner, "can_generate") else False
+    if hasattr(inner, "can_generate") and inner.can_generate():
+        return True
+    return LOSS_MAPPING.get(getattr(inner, "loss_type", None)) is ForCausalLMLoss
 
 
 def kind_of(model: nn.Module, logits: Tensor, labels: Tensor | None = None) -> str:
@@ -149,6 +170,18 @@ def kind_of(model: nn.Module, logits: Tensor, labels: Tensor | None = None) -> s
     if problem == SEVERAL or (config is not None and problem is None and several):
         return "multi-label"
     return "regression" if problem == "regression" or logits.shape[-1] == 1 else "classes"
+
+
+def settle_kind(student: nn.Module, teacher: nn.Module) -> None:
+    """Give a student whose configuration leaves open what its outputs mean the meaning of its teacher's.
+
+    Without labels nothing else tells, and of several numbers labels tell the wrong thing, see `kind_of`. Pipelines of
+    transformers read it of a saved student.
+    """
+    ours, theirs = config_of(student), config_of(teacher)
+    known = getattr(theirs, "problem_type", None)
+    if known is not None and not has_no_head(student) and getattr(ours, "problem_type", known) is None:
+        ours.problem_type = known
 
 
 def output_layer(model: nn.Module) -> nn.Linear:
@@ -197,7 +230,7 @@ def check_same_outputs(student: nn.Module, teacher: nn.Module) -> None:
     problems = [c.problem_type for c in (ours, theirs)]
     if None not in problems and problems[0] != problems[1]:
         raise ValueError(f"the student's problem_type is {problems[0]!r} and the teacher's {problems[1]!r}; set one")
-    names = [list(map(str, c.id2label.values())) for c in (ours, theirs)]
+    names = [[str(c.id2label[k]) for k in sorted(c.id2label)] for c in (ours, theirs)]
     named = [not all(n.startswith("LABEL_") for n in labels) for labels in names]
     if all(named) and names[0] != names[1]:
         raise ValueError(f"the student's labels are {names[0]}, the teacher's {names[1]}; give both in the same order")

@@ -50,6 +50,7 @@ class Objective:
         tasks: kinds of `opdf.data.Task` that the method is for.
         columns: columns of the training data, beside inputs and labels, that `losses` reads. No model is given them.
         unshared: inputs that only some of student and teacher have; the trainer fills it in.
+        prepared_for: a mark of the trainer that it was given to last; the trainer fills it in.
         trains_teacher: whether the teacher is trained too, and so need not have been fine-tuned.
         varies: whether steps differ in which of the student's parameters they give a gradient.
         needs_teacher: whether the teacher runs in training.
@@ -61,6 +62,7 @@ class Objective:
     tasks: tuple[str, ...] = ("classification", "regression", "image-classification")
     columns: ClassVar[tuple[str, ...]] = ()
     unshared: frozenset[str] = frozenset()
+    prepared_for: object = None
     trains_teacher: ClassVar[bool] = False
     needs_teacher: ClassVar[bool] = True
     several_teachers: ClassVar[bool] = False
@@ -154,9 +156,14 @@ class Objective:
     def forward(self, model: nn.Module, batch: Batch, **options: Any) -> Any:
         """A model's outputs without its own loss.
 
+        A decoder is run without its cache: with one, transformers does not see where a packed text ends, and lets the
+        next one attend to it.
+
         Raises:
             TypeError: they have no field `logits`, nor the `last_hidden_state` of a model without a head.
         """
+        if "use_cache" in (inputs_of(model) or ()):
+            options = {"use_cache": False} | options
         outputs = model(**model_inputs(model, self.batch_for(model, batch)), **options)
         if not (hasattr(outputs, "logits") or hasattr(outputs, "last_hidden_state")):
             raise TypeError(

@@ -31,8 +31,10 @@ def keep_layers(teacher: nn.Module, layers: int | Sequence[int]) -> Any:
             ways that the student's configuration cannot express, or the teacher is not as its configuration says.
     """
     config = getattr(teacher, "config", None)
-    if config is None or not hasattr(teacher, "_from_config"):
-        raise TypeError(f"teacher is a {type(teacher).__name__}; keep_layers needs a transformers model")
+    if config is None or not hasattr(type(teacher), "_from_config"):
+        raise TypeError(
+            f"teacher is a {type(teacher).__name__}; keep_layers needs a transformers model, with adapters merged in"
+        )
     check_made(teacher)
     towers = block_lists(teacher)
     if hasattr(config, "depths") or not towers or len(towers) > 2:

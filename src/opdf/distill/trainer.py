@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast
 from torch import Tensor, nn
-from torch.utils.data import ConcatDataset, Subset
+from torch.utils.data import ConcatDataset, RandomSampler, Subset
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import has_length
 
 from opdf.data import EpochDataset
@@ -26,12 +25,14 @@ from opdf.distill.checkpointed import CheckpointedTrainer
 from opdf.distill.ensemble import Ensemble, members, softened
 from opdf.distill.methods import METHODS
 from opdf.distill.models import (
+    as_made,
     check_batch,
     check_labels,
     check_same_marks,
     configured,
     has_no_head,
     is_language_model,
+    settle_kind,
     unshared_inputs,
     warn_of_rounding,
 )
@@ -96,6 +97,7 @@ def plan_student(
     """
     if teacher is not None:
         check_apart(student, teacher)
+        settle_kind(student, teacher)
     if isinstance(teacher, Ensemble):
         check_several(objective, constraint)
     if constraint is not None and (overparam is None or teacher is None):
@@ -210,6 +212,7 @@ class DistillationTrainer(CheckpointedTrainer):
         self._parts_since = 0
         self._window: tuple[list[Any], Any] = [], None
         self._diverged: Tensor | None = None
+        self._mark = object()
         if model is not None:
             self._plan(model, args)
         super().__init__(
@@ -254,6 +257,8 @@ class DistillationTrainer(CheckpointedTrainer):
         for who, given in (("student", student), ("teacher", self.teacher)):
             if given is not None and any(p.is_meta for p in given.parameters()):
                 raise ValueError(f"the {who} is on the meta device and has no weights; load them first")
+        for model in (student, *(members(self.teacher) if self.teacher is not None else ())):
+            as_made(model)  # another Trainer may have scored or trained it, in half precision
         if self._given_method is not None and isinstance(self._teacher, nn.Module) and self.method.trains_teacher:
             if self._given_teacher is None:
                 self._given_teacher = copy.deepcopy(self._teacher.state_dict())
@@ -262,7 +267,7 @@ class DistillationTrainer(CheckpointedTrainer):
             student, self.teacher, self.method, self.overparam, self.constraint, args
         )
         teachers = members(self.teacher) if self.teacher is not None else []
-        self.method.unshared = unshared_inputs([student, *teachers])
+        self.method.unshared, self.method.prepared_for = unshared_inputs([student, *teachers]), self._mark
         check_labels(student, self._given_rows)
         warn_of_rounding("student", (p for p in student.parameters() if p.requires_grad))
         if self.teacher is not None and self.method.trains_teacher:
@@ -277,6 +282,14 @@ class DistillationTrainer(CheckpointedTrainer):
             return
         for one in members(self.teacher):
             check_same_marks(student, one)
+
+    def _check_prepared(self) -> None:
+        """Refuse an objective that is prepared for another student and teacher by now: it would learn from those."""
+        if self.method.prepared_for is not self._mark:
+            raise ValueError(
+                f"objective is a {type(self.method).__name__} that another trainer was given since; give each trainer "
+                "one of its own, or train with one before you make the next"
+            )
 
     def _settle(self) -> None:
         """Put the objective's rows, its modules and the teacher where training finds them."""
@@ -451,16 +464,23 @@ class DistillationTrainer(CheckpointedTrainer):
 
     # The order of the rows.
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        """The Trainer's, with an order that epoch and seed decide alone, also where it groups rows by length.
+    def _get_dataloader(self, *args: Any, sampler_fn: Any = None, is_training: bool = False, **options: Any) -> Any:
+        """The Trainer's, with an order of the training rows that epoch and seed decide alone.
 
-        Else that order would come from the state of torch's generator, which differs in a resumed run and on other
-        processes, so that some rows were seen twice and others not at all.
+        A sampler without a generator (one that groups rows by length, or a user's) would take the order from the state
+        of torch's own, which differs in a resumed run and on other processes: some rows were seen twice and others not
+        at all. accelerate sees to RandomSampler by itself, unless it is told not to.
         """
-        sampler = super()._get_train_sampler(train_dataset)
-        if isinstance(sampler, LengthGroupedSampler):
-            sampler.generator = self._order = torch.Generator()
-        return sampler
+
+        def ordered(rows: Any) -> Any:
+            sampler = sampler_fn(rows)
+            seeded = isinstance(sampler, RandomSampler) and self.args.accelerator_config.use_seedable_sampler
+            if getattr(sampler, "generator", self) is None and not seeded:
+                sampler.generator = self._order = torch.Generator()
+            return sampler
+
+        make = ordered if is_training and sampler_fn is not None else sampler_fn
+        return super()._get_dataloader(*args, sampler_fn=make, is_training=is_training, **options)
 
     def _begin_epoch(self, epoch: int) -> None:
         """Called before the first batch of an epoch is drawn."""
@@ -519,9 +539,20 @@ class DistillationTrainer(CheckpointedTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The objective's loss in training; the model's own loss in evaluation."""
-        if not model.training or return_outputs:
+        """The objective's loss in training; the model's own loss in evaluation, which takes no gradients.
+
+        A model's mode does not tell the two apart: one that keeps itself in eval mode can be trained.
+
+        Raises:
+            ValueError: outputs are asked for in training, where the objective runs the models as it needs.
+        """
+        if not torch.is_grad_enabled():
             return super().compute_loss(model, inputs, return_outputs)
+        if return_outputs:
+            raise ValueError(
+                "return_outputs is True in training, where the objective runs the models and keeps their outputs; add "
+                "to its loss in an Objective of your own, or ask under torch.no_grad() for the student's own loss"
+            )
         if num_items_in_batch is None:
             num_items_in_batch = self.method.count_items(model, inputs)
         with self.accelerator.autocast():
@@ -614,6 +645,7 @@ class _ObjectiveHooks(TrainerCallback):
         if self.trainer.accelerator.num_processes > 1:
             for p in self.trainer._own_parameters():
                 p.data.copy_(broadcast(p.data))
+        self.trainer._check_prepared()
         self.trainer._check_aligned()
         self.trainer.check_length(state.max_steps)
         state.compute_steps(args, state.max_steps)  # else a resumed run logs and saves as the first one did

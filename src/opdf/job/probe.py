@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import top_k_accuracy_score
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
@@ -51,5 +50,7 @@ def linear_probe(model: nn.Module, data: Any, collator: Any, *, batch: int = 128
     inputs, labels = features(model, data["test"], collator, batch=batch)
     result = {"top1": float(probe.score(inputs, labels)), "examples": len(labels)}
     if len(probe.classes_) > 5:
-        result["top5"] = float(top_k_accuracy_score(labels, probe.predict_proba(inputs), k=5, labels=probe.classes_))
+        # Not scikit-learn's own score, which refuses a class that no training example has.
+        best = probe.classes_[np.argsort(-probe.predict_proba(inputs), axis=1)[:, :5]]
+        result["top5"] = float(np.mean((best == labels[:, None]).any(axis=1)))
     return result

@@ -109,11 +109,11 @@ def load(folder: Path) -> Finished:
 def against(run: Finished, first: Finished) -> Effect | None:
     """How much more a run scores than another on the same test examples; None if they cannot be compared.
 
-    That is so if the test examples differ, for language models, and without labels: an answer is not right or wrong
-    then.
+    That is so if the test examples differ, or the places of their words' labels, as with another tokenizer; for
+    language models, and without labels: an answer is not right or wrong then.
     """
     task, other = run.prepared.task, first.prepared.task
-    same = (run.split, task.metric, run.labels.shape) == (first.split, other.metric, first.labels.shape)
+    same = (run.split, task.metric) == (first.split, other.metric) and np.array_equal(run.labels, first.labels)
     if run is first or not same or task.kind == "causal-lm" or task.is_unlabelled:
         return None
     return effect([differences([Pair(run.answers, first.answers, run.labels)], run.prepared.task.score)])

@@ -23,7 +23,7 @@ MARKERS = "osD^vPX*<>"
 STYLE: dict[str, Any] = {
     "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#dddddd",
     "grid.linewidth": 0.6, "axes.axisbelow": True, "legend.frameon": False, "svg.fonttype": "none",
-    "svg.hashsalt": "opdf",
+    "svg.hashsalt": "opdf", "text.parse_math": False,  # names may hold a $
 }  # fmt: skip
 WIDTH = 4.6
 """Inches of a panel, about what a phone shows."""
@@ -103,8 +103,8 @@ def svg(figure: Figure) -> str:
 def pictures(results: dict[str, Any]) -> Iterator[Picture]:
     """Everything that these results can show."""
     seen = Results(results)
-    if results["effects"]:
-        yield gains(seen)
+    if known := [e for e in results["effects"] if e["at"] == "best" and np.isfinite(e["low"])]:
+        yield gains(seen, known)
     yield scores(seen)
     if any("scores" in facts for facts in seen.chosen["facts"]):
         yield way(seen)
@@ -147,12 +147,20 @@ class Results:
         runs = self.chosen if chosen else self.runs
         return runs[(runs.setting == setting) & (runs.variant == variant)]
 
+    def teachers(self, setting: str, part: str = "test") -> list[set[float]]:
+        """The scores of all variants' teachers, as far as they are known, a set a seed."""
+        found: dict[int, set[float]] = {}
+        for run in self.chosen[self.chosen.setting == setting].itertuples():
+            score = run.facts.get("teacher", {}).get(part, {}).get(self.metrics[setting])
+            if score is not None:
+                found.setdefault(run.seed, set()).add(score)
+        return list(found.values())
+
     def teacher(self, setting: str, part: str = "test") -> float | None:
-        """The teacher's score, mean over seeds."""
-        runs = self.chosen[self.chosen.setting == setting]
-        found = [facts.get("teacher", {}).get(part, {}).get(self.metrics[setting]) for facts in runs["facts"]]
-        known = [score for score in found if score is not None]
-        return float(np.mean(known)) if known else None
+        """The teacher's score, mean over seeds; None if it is not known, or if variants have different teachers."""
+        scores = self.teachers(setting, part)
+        one = scores and all(len(some) == 1 for some in scores)
+        return float(np.mean([score for some in scores for score in some])) if one else None
 
     def chance(self, setting: str) -> float | None:
         """The score of the best constant answer on the test split; None if the results do not have it."""
@@ -178,9 +186,8 @@ class Results:
         return MARKERS[self.variants.index(variant) % len(MARKERS)]
 
 
-def gains(seen: Results) -> Picture:
+def gains(seen: Results, entries: list[dict[str, Any]]) -> Picture:
     """Differences from the baseline with their intervals, one row a variant, one panel a setting."""
-    entries = [e for e in seen.content["effects"] if e["at"] == "best"]
     reach = 100 * np.array([(e["low"], e["high"]) for e in entries])
     edge = 0.05 * (np.ptp(reach) or 1.0)  # all differences may be zero
 

@@ -33,7 +33,8 @@ class Plan:
         baseline: the variant that the others are compared with.
 
     Raises:
-        ValueError: a list is empty or repeats itself, a rate is not above 0, or the baseline is no variant.
+        ValueError: a list is empty or repeats itself, a rate is not above 0, a seed is out of range, or the baseline is
+            no variant.
     """
 
     settings: tuple[str, ...]
@@ -48,6 +49,9 @@ class Plan:
         for rate in self.rates:
             if not 0 < rate < math.inf:
                 raise ValueError(f"learning_rates holds {rate}; they are finite and above 0")
+        for seed in self.seeds:
+            if not 0 <= seed < 2**32:
+                raise ValueError(f"seeds holds {seed}; they are from 0 to 2**32 - 1")
         if self.baseline not in self.variants:
             raise ValueError(f"baseline is {self.baseline!r}; expected one of {', '.join(self.variants)}")
 

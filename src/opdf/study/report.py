@@ -26,6 +26,9 @@ NAMED = 4
 NEAR = 0.01
 """Distance of a score that counts as near the teacher's."""
 
+ROUNDED = 1e-5
+"""Least difference between scores: those on the way are kept with five digits."""
+
 
 def read_results(folder: Path) -> dict[str, Any]:
     """The content of a study's results.json.
@@ -76,7 +79,7 @@ def conclusions(results: dict[str, Any]) -> list[str]:
 
 
 def cautions(results: dict[str, Any]) -> list[str]:
-    """Warnings about the conclusions: rates at the edge of the grid, diverged runs, chance."""
+    """Warnings about the conclusions: rates at the edge of the grid, several teachers, diverged runs, chance."""
     grid = sorted(results["plan"]["rates"])
     chosen = [(f"{v} on {s}", rate) for s, rates in results["rates"].items() for v, rate in rates.items()]
     found = []
@@ -85,6 +88,9 @@ def cautions(results: dict[str, Any]) -> list[str]:
         if at:
             who = ", ".join(at) if len(at) <= NAMED else f"{len(at)} of {len(chosen)} variants on a setting"
             found.append(f"The {edge} learning rate was the best of {who}: a better one may lie beyond.")
+    seen = Results(results)
+    if apart := [s for s in seen.settings if any(len(scores) > 1 for scores in seen.teachers(s))]:
+        found.append(f"Variants have different teachers on {', '.join(apart)}, so no teacher's score is shown there.")
     for variant in results["plan"]["variants"]:
         some = [DIVERGED in run["facts"] for run in results["runs"] if run["variant"] == variant]
         if any(some):
@@ -211,7 +217,7 @@ def cost_rows(seen: Results) -> list[dict[str, Any]]:
 def _first_near(seen: Results, run: Any) -> dict[str, Any] | None:
     """Steps and seconds of the first score near the teacher's; the seconds also in percent of its training."""
     teacher = run.facts["teacher"]
-    wanted = teacher["validation"][seen.metrics[run.setting]] - NEAR
+    wanted = teacher["validation"][seen.metrics[run.setting]] - NEAR - ROUNDED
     for point in seen.way(run):
         if point["validation"] >= wanted:
             whole = teacher.get("train_seconds")

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from opdf.data import Task, located
+from opdf.data.read import METADATA, PICTURES
 from opdf.job import (
     DistillConfig,
     Fit,
     Job,
+    StudentConfig,
     UserError,
     check_models,
     check_task,
@@ -100,7 +102,8 @@ class Study:
         """
         teachers: dict[str, Any] = {}
         for setting in self.plan.settings:
-            _, task = self.loaded(setting, self.plan.seeds[0])
+            data, task = self.loaded(setting, self.plan.seeds[0])
+            self._check_size(setting, len(data["train"]))
             for variant in self.plan.variants:
                 config = self.config(setting, variant)
                 job = Job(config)
@@ -109,9 +112,7 @@ class Study:
                 if key not in teachers:
                     teachers[key] = load_teacher(job, task)
                 check_start(setting, variant, check_models(job, task, teachers[key]))
-                if task.kind not in KINDS or task.is_unlabelled:
-                    what = "has no labels" if task.is_unlabelled else f"is for {task.kind}"
-                    raise UserError(f"{config.data.name} {what}, which studies do not know; use opdf distill")
+                check_kind(config.data.name, task, probe=self.options.probe)
 
     @cached_property
     def store(self) -> Store:
@@ -164,7 +165,8 @@ class Study:
 
     def teacher_key(self, config: DistillConfig) -> str:
         """A name for what determines the data and the teacher of a run."""
-        return digest([plain(config.data), plain(config.teacher), *files_of(config)])
+        files = files_of(replace(config, student=StudentConfig()))  # students of other files may share it
+        return digest([plain(config.data), plain(config.teacher), *files])
 
     def _check_rows(self, setting: str, variant: str) -> None:
         """Refuse a variant that would be judged on other rows than the baseline, or by other labels."""
@@ -177,6 +179,15 @@ class Study:
                     "common or in tasks"
                 )
 
+    def _check_size(self, setting: str, rows: int) -> None:
+        """Refuse a size that the data do not have: they would stand there as more than they are."""
+        size = self._settings[setting]["data"]["train_limit"] if self.options.train_sizes else 0
+        if rows < size:
+            raise UserError(
+                f"train_sizes holds {size}, and {setting.removesuffix(f'/{size}')} has {rows} training examples; give "
+                "sizes up to that"
+            )
+
     def _check_time(self, variant: str) -> None:
         other, where = self.as_long_as(variant), f"variant {variant!r}: as_long_as"
         if other is None:
@@ -187,6 +198,26 @@ class Study:
         for key in ("max_steps", "num_train_epochs"):
             if key in (self._variants[variant].get("training") or {}):
                 raise UserError(f"{where} sets the number of steps; remove training.{key}")
+
+
+def check_kind(name: str, task: Task, *, probe: bool) -> None:
+    """Refuse data whose answers a study cannot score.
+
+    Args:
+        name: of the data.
+        task: of them.
+        probe: whether a linear classifier gives the answers.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if task.kind not in KINDS or task.is_unlabelled:
+        what = "has no labels" if task.is_unlabelled else f"is for {task.kind}"
+        raise UserError(f"{name} {what}, which studies do not know; use opdf distill")
+    if probe and not task.has_classes:
+        raise UserError(
+            f"probe is true and {name} is for {task.kind}; a linear classifier needs one class an example: leave it out"
+        )
 
 
 def check_start(setting: str, variant: str, fit: Fit) -> None:
@@ -205,7 +236,7 @@ def check_start(setting: str, variant: str, fit: Fit) -> None:
 def files_of(config: DistillConfig) -> list[dict[str, str]]:
     """Digests of the files of this machine that a run reads, a mapping for each path; embedded ones have none.
 
-    When one changes, so do the runs. Of folders of data it is the names and sizes of what they hold.
+    When one changes, so do the runs. Of images in a folder it is their names and sizes.
     """
     data = [
         Path(located(n)) for n in (config.data.name, config.data.validation, config.data.test) if isinstance(n, str)
@@ -214,11 +245,27 @@ def files_of(config: DistillConfig) -> list[dict[str, str]]:
     found = [file_digests(path) for path in models if path.is_dir()]
     for path in data:
         if path.is_file():
-            found.append({path.name: hashlib.sha256(path.read_bytes()).hexdigest()})
+            found.append({path.name: _content(path)})
         elif path.is_dir():
-            inside = sorted(child for child in path.rglob("*") if child.is_file())
-            found.append({str(child.relative_to(path)): str(child.stat().st_size) for child in inside})
+            found.append(_images_in(path))
     return found
+
+
+def _images_in(folder: Path) -> dict[str, str]:
+    """Sizes of images and digests of their tables, by name. Other files are not read: file managers leave some."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if path.is_file() and not any(part.startswith(".") for part in name.parts):
+            if path.name in METADATA:
+                found[str(name)] = _content(path)
+            elif path.suffix.lower() in PICTURES:
+                found[str(name)] = str(path.stat().st_size)
+    return found
+
+
+def _content(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def digest(content: Any) -> str:

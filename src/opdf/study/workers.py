@@ -8,6 +8,7 @@ import os
 import platform
 import signal
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,9 @@ def sweep(config: StudyConfig) -> dict[str, Any]:
     with quiet():
         study = Study(config)
         folder = study.folder
+        check_writable(folder)
         if folder.exists() and any(folder.iterdir()) and not (folder / "study.yaml").is_file():
             raise FileExistsError(f"output {folder} was not written by opdf sweep; choose another folder")
-        check_writable(folder)
         study.check()
         folder.mkdir(parents=True, exist_ok=True)
         write_yaml(config, folder / "study.yaml")
@@ -74,10 +75,21 @@ def _run_workers(study: Study) -> None:
                 if worker.is_alive():
                     worker.terminate()
     if missing := len(store.missing()):
-        failed = [k for k, worker in enumerate(workers) if worker.exitcode]
-        log = next(iter(store.failures().values()), _log(study.folder, (failed or [0])[0]))
-        reason = log.read_text().strip().splitlines()[-1:] if log.is_file() else []
-        raise UserError(f"{missing} of {total} runs are missing; {''.join(reason)} (see {log}). Run again to go on")
+        why = _why(study, [worker.exitcode or 0 for worker in workers])
+        raise UserError(f"{missing} of {total} runs are missing; {why}. Run again to go on")
+
+
+def _why(study: Study, exits: Sequence[int]) -> str:
+    """Why runs are missing: the error of one of them, or else how the first process that failed has ended."""
+    failed = next(iter(study.store.failures().values()), None)
+    number = next((k for k, status in enumerate(exits) if status), 0)
+    log = failed or _log(study.folder, number)
+    lines = log.read_text().strip().splitlines() if log.is_file() else []
+    said = "".join(lines[-1:])
+    if failed is None and exits[number] < 0:  # then it could say nothing
+        memory = ", as systems do when memory runs out" if exits[number] == -signal.SIGKILL else ""
+        said = f"a process was ended by {signal.Signals(-exits[number]).name}{memory}"
+    return f"{said} (see {log})"
 
 
 def _log(folder: Path, number: int) -> Path:

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from transformers import (
     BertConfig,
+    BertForMultipleChoice,
     BertForSequenceClassification,
     T5Config,
     T5ForConditionalGeneration,
@@ -60,6 +62,26 @@ def test_padding_does_not_change_the_loss() -> None:
     parts = [losses(student, teacher, batch(padding))[1].parts for padding in (0, 5)]
     for name in parts[0]:
         torch.testing.assert_close(parts[0][name], parts[1][name])
+
+
+@pytest.mark.parametrize("normalize", [None, "cls"])
+@pytest.mark.parametrize("examples", [1, 2])
+def test_choices_of_an_example_count_as_one(normalize: str | None, examples: int) -> None:
+    """The states of choices are texts of their own. One example's were added up, several failed."""
+    student, teacher = (BertForMultipleChoice(bert(layers).config).eval() for layers in (1, 2))
+    ids = torch.arange(1, 1 + examples * 12).reshape(examples, 3, 4)
+    mask = (torch.arange(4) < torch.tensor([4, 3, 2])[:, None]).long().repeat(examples, 1, 1)
+    data = {"input_ids": ids, "attention_mask": mask, "labels": torch.zeros(examples, dtype=torch.long)}
+    texts = {"input_ids": ids.flatten(0, 1), "attention_mask": mask.flatten(0, 1)}
+    objective = HiddenDistillation(normalize=normalize)
+    objective.prepare(student, teacher)
+    found = objective.losses(student, teacher, data, torch.tensor(examples)).parts["hidden"]
+    states = [m.bert(**texts, output_hidden_states=True).hidden_states[-1] for m in (student, teacher)]
+    each = []
+    for ours, theirs, length in zip(*states, [4, 3, 2] * examples, strict=True):
+        a, b = (F.normalize(h[:1], dim=-1) if normalize else h[:length] for h in (ours, theirs))
+        each.append((a - b).square().mean())
+    torch.testing.assert_close(found, torch.stack(each).mean().detach())
 
 
 def test_gradients_reach_every_paired_block_and_the_projections() -> None:

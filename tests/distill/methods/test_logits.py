@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,15 +25,19 @@ from transformers import (
     BertForSequenceClassification,
     CLIPConfig,
     CLIPForImageClassification,
+    DataCollatorWithFlattening,
     GPT2Config,
     GPT2ForSequenceClassification,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    LlamaModel,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
 )
+from transformers.modeling_outputs import CausalLMOutput
 
 from opdf.distill import DistillationTrainer, LogitsDistillation, chunks
 from opdf.distill.losses import DIVERGENCES, soft_binary_loss, soft_loss, squared_loss
@@ -166,6 +171,35 @@ def test_token_loss_is_the_models_own_and_masks_padding() -> None:
     torch.testing.assert_close(losses.parts["distillation"], (soft_loss(ours, theirs, 2.0) / 8).detach())
 
 
+class MineForCausalLM(PreTrainedModel):
+    """A decoder of a user's own that does not generate, with the loss that transformers gives a class of this name."""
+
+    config_class = LlamaConfig
+    _supports_sdpa = True
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__(config)
+        self.model, self.head = LlamaModel(config), nn.Linear(config.hidden_size, config.vocab_size)
+        self.post_init()
+
+    def forward(self, input_ids: Any, attention_mask: Any = None, labels: Any = None) -> CausalLMOutput:
+        logits = self.head(self.model(input_ids, attention_mask).last_hidden_state)
+        loss = None if labels is None else self.loss_function(logits, labels, self.config.vocab_size)
+        return CausalLMOutput(loss=loss, logits=logits)
+
+
+def test_labels_of_a_decoder_of_ones_own_are_shifted_as_its_loss_does() -> None:
+    """It learned to say the token that it reads."""
+    torch.manual_seed(0)
+    model = MineForCausalLM(LlamaConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+                                        intermediate_size=8)).eval()  # fmt: skip
+    ids = torch.arange(12).reshape(2, 6)
+    batch = {"input_ids": ids, "labels": ids}
+    objective = LogitsDistillation(alpha=0.0)
+    found = objective.losses(model, None, batch, objective.count_items(model, batch)).total
+    torch.testing.assert_close(found, model(**batch).loss)
+
+
 def test_labels_of_masked_tokens_are_not_shifted() -> None:
     model = BertForMaskedLM(bert().config).eval()
     labels = torch.full((2, 6), -100)
@@ -243,6 +277,9 @@ def test_outputs_that_mean_different_things_are_refused() -> None:
     names = [{"id2label": dict(enumerate(n))} for n in (["bad", "good"], ["good", "bad"])]
     with pytest.raises(ValueError, match="give both in the same order"):
         check_same_outputs(bert(**names[0]), bert(**names[1]))
+    backwards = {"id2label": {1: "bad", 0: "good"}}  # in the order of the names above, with other numbers
+    with pytest.raises(ValueError, match="give both in the same order"):
+        check_same_outputs(bert(**names[0]), bert(**backwards))
     small, large = (GPT2LMHeadModel(GPT2Config(vocab_size=v, n_embd=8, n_layer=1, n_head=1)) for v in (20, 21))
     with pytest.raises(ValueError, match="20 tokens and the teacher's 21"):
         check_same_outputs(small, large)
@@ -315,6 +352,23 @@ def test_a_text_is_learned_alike_wherever_its_padding_stands(
         torch.testing.assert_close(loss, losses[0])
 
 
+@pytest.mark.parametrize("chunk", [2**24, 40])
+def test_packed_texts_are_learned_as_single_ones(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A teacher with a cache attended to the texts before; what tells kernels where texts end is no tensor by row."""
+    monkeypatch.setattr(chunks, "CHUNK", chunk)
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+                         initializer_range=0.5)  # fmt: skip
+    student, teacher = (LlamaForCausalLM(config).eval() for _ in range(2))
+    texts = [[3, 4, 9, 5], [7, 2], [8, 8, 1, 6, 2]]
+    packed = DataCollatorWithFlattening(return_flash_attn_kwargs=True)([{"input_ids": text} for text in texts])
+    single = [{name: torch.tensor([text]) for name in ("input_ids", "labels")} for text in texts]
+    objective, items = LogitsDistillation(alpha=0.5), torch.tensor([8, 8])
+    assert torch.equal(objective.count_items(student, packed), items)
+    found = objective.losses(student, teacher, packed, items).total
+    torch.testing.assert_close(found, sum(objective.losses(student, teacher, one, items).total for one in single))
+
+
 def bart(end: int) -> BartForSequenceClassification:
     torch.manual_seed(0)
     sizes = {f"{side}_{what}": size for side in ("encoder", "decoder")
@@ -332,6 +386,26 @@ def test_classifiers_that_look_for_another_end_are_refused() -> None:
     check_same_outputs(bart(2), bart(2))
     ends = [GPT2LMHeadModel(GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=1, eos_token_id=k)) for k in (2, 7)]
     check_same_outputs(*ends)  # who writes ends there, and reads none
+
+
+@pytest.mark.parametrize(
+    ("kind", "loss"),
+    [
+        ("multi_label_classification", soft_binary_loss),
+        ("regression", lambda ours, theirs, _: squared_loss(ours, theirs)),
+    ],
+)
+def test_a_teacher_tells_a_student_what_outputs_mean(tmp_path: Path, kind: str, loss: Any) -> None:
+    """Without labels, a student whose configuration left it open took several labels, and numbers, for classes."""
+    teacher, student = bert(num_labels=3, problem_type=kind).eval(), bert(num_labels=3)
+    ids = torch.randint(1, 20, (8, 4), generator=torch.Generator().manual_seed(0))
+    ours, theirs = (model.eval()(input_ids=ids).logits.detach() for model in (student, teacher))
+    trainer, _ = train(
+        tmp_path, student=student, teacher=teacher, objective={"alpha": 1.0}, training={"max_steps": 1},
+        train_dataset=Dataset.from_dict({"input_ids": ids.tolist()}),
+    )  # fmt: skip
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(float(loss(ours, theirs, 2.0)) / 8, rel=1e-5)
+    assert student.config.problem_type == kind
 
 
 def test_one_label_and_several_are_not_the_same() -> None:

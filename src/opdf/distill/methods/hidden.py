@@ -78,14 +78,15 @@ class HiddenDistillation(TaskAndLogits):
         ours = self.forward(student, batch, output_hidden_states=True)
         theirs = self.teacher_forward(teacher, batch, output_hidden_states=True)
         base = self.combine(student, ours.logits, theirs.logits, batch, num_items)
-        errors = self._errors(ours.hidden_states, theirs.hidden_states, batch.get("attention_mask"))
+        mask = batch.get("attention_mask")
+        errors = self._errors(ours.hidden_states, theirs.hidden_states, None if mask is None else mask.flatten(0, -2))
         items, _ = num_items.expand(2)
         weights = items_by_example(student, batch) / items  # they sum to 1 over all micro-batches of a step
-        hidden = (errors * weights).sum()
+        hidden = (errors.view(len(weights), -1).mean(1) * weights).sum()
         return Losses(base.total + self.hidden_weight * hidden, base.parts | {"hidden": hidden.detach()})
 
     def _errors(self, ours: Sequence[Tensor], theirs: Sequence[Tensor], mask: Tensor | None) -> Tensor:
-        """`[batch]`, the mean over pairs of every example's mean squared error."""
+        """`[texts]`, the mean over pairs of every text's mean squared error; some examples have several (choices)."""
         errors = []
         for s, t in self._states:
             mine, target = ours[s], theirs[t]

@@ -7,7 +7,6 @@ from then on the student is fine-tuned alone, with the same optimizer and schedu
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -105,7 +104,8 @@ class Theseus(Objective):
 
     def losses(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, num_items: Tensor) -> Losses:
         with hybrid(unwrapped(student).get_submodule(self._tower), self._predecessors, self._draw()):
-            logits = self.forward(student, batch, **_without_cache(student)).logits
+            # Without a cache: teacher blocks would write into the places of the student's keys and values.
+            logits = self.forward(student, batch).logits
         task = task_loss(student, logits, labels_of(student, batch)) / num_items
         # When no student block ran, nothing in the model has a gradient: backward needs one leaf that does.
         return Losses(task + torch.zeros((), device=task.device, requires_grad=True), {"task": task.detach()})
@@ -198,9 +198,3 @@ class _Chain(nn.Module):
             finally:
                 block.eval()
         return output
-
-
-def _without_cache(student: nn.Module) -> dict[str, bool]:
-    """Switches a decoder's cache off: teacher blocks would write into the places of the student's keys and values."""
-    takes = inspect.signature(unwrapped(student).forward).parameters
-    return {"use_cache": False} if "use_cache" in takes else {}

@@ -13,7 +13,7 @@ from opdf.distill.shrink.calibration import Call, Stream, input_of
 from opdf.distill.shrink.choose import choose_groups, choose_units, retold
 from opdf.distill.shrink.families import Attention, FeedForward
 from opdf.distill.shrink.matrices import Matrix, Reader
-from opdf.distill.shrink.moments import Moments
+from opdf.distill.shrink.moments import Moments, exact
 from opdf.distill.shrink.ridge import Affine
 from opdf.distill.shrink.truncate import truncate
 
@@ -73,9 +73,9 @@ class FeedForwardBranch:
 
     def _inner(self, block: nn.Module, states: Tensor) -> Tensor:
         names = self._names
-        up: Tensor = block.get_submodule(names.up.name)(states)
+        up = names.up.outputs(block, states)
         activation: Callable[[Tensor], Tensor] = block.get_submodule(names.activation)
-        return activation(up) if names.gate is None else activation(block.get_submodule(names.gate.name)(states)) * up
+        return activation(up) if names.gate is None else activation(names.gate.outputs(block, states)) * up
 
     def start(self, reader: Reader, inner: Tensor | None, outgoing: Tensor) -> Tensor:
         kept = torch.arange(self.student.weight.shape[1], device=outgoing.device)
@@ -110,6 +110,7 @@ class AttentionBranch:
         block: the number of the teacher's block, whose calls are repeated.
         memory: the encoder's final states and their reader, for cross-attention.
         kept: the heads to keep, where all blocks have to keep the same.
+        relative: `[distances, student width]`, the student's states of distances, where queries and keys read such.
     """
 
     def __init__(
@@ -122,9 +123,11 @@ class AttentionBranch:
         block: int,
         memory: tuple[Stream, Reader] | None = None,
         kept: Tensor | None = None,
+        relative: Tensor | None = None,
     ) -> None:
         self._names, self._blocks, self._sizes = names, (teacher, student), sizes
         self._stream, self._block, self._memory, self._kept = stream, block, memory, kept
+        self._relative = relative
         self.teacher, self.student = (Matrix(b, names.output) for b in self._blocks)
         self.narrower = sizes[0] != sizes[1]
 
@@ -137,7 +140,9 @@ class AttentionBranch:
         bias = call.kwargs.get("position_bias")
         if bias is not None:  # zero in cross-attention, so that any heads will do
             kept = slice(self._sizes[1].heads) if self._kept is None else self._kept
-            call = Call(call.args, {**call.kwargs, "position_bias": bias[:, kept]})
+            call = call.replaced(position_bias=bias[:, kept])
+        if self._relative is not None:
+            call = call.replaced(rel_embeddings=self._relative)
         memory = None if self._memory is None else self._memory[0].student[batch]
         return self._inner(self._blocks[1], batch, states, memory, call)
 
@@ -186,11 +191,12 @@ class AttentionBranch:
         told[:, own] = (outgoing @ retold(inner, units)).view(len(outgoing), -1, theirs.size)
         if ours.size == theirs.size:
             return (query[queries], key[groups], value[groups]), told.flatten(1)
-        left, right = truncate(
-            _second_moments(query[queries], moments[0], constant=True),
-            _second_moments(key[groups], moments[1], constant=False),
-            ours.size,
-        )
+        asks = _second_moments(query[queries], moments[0], constant=True)
+        tells = _second_moments(key[groups], moments[1], constant=False)
+        if self._relative is not None:
+            asks += _moments_of(query[queries], self._relative)
+            tells += _moments_of(key[groups], self._relative)
+        left, right = truncate(asks, tells, ours.size)
         heads = inner.view(theirs.heads, theirs.size, theirs.heads, theirs.size)[queries, :, queries]
         down, up = truncate(told.movedim(1, 0).mT @ told.movedim(1, 0), heads, ours.size)
         spare = [k for k in range(theirs.heads) if k not in set(queries.tolist())]
@@ -204,7 +210,7 @@ class AttentionBranch:
     def _scaling(self, side: int) -> float:
         """The factor of the products of queries and keys."""
         owner: Any = self._blocks[side].get_submodule(self._names.reads[0].name.rpartition(".")[0])
-        return float(owner.scaling)
+        return float(getattr(owner, "scaling", self._sizes[side].size ** -0.5))
 
 
 def choose_heads(
@@ -262,6 +268,12 @@ def _second_moments(heads: Tensor, moments: Moments, *, constant: bool) -> Tenso
     mean, _ = moments.means()
     whole = torch.cat([torch.cat([xx, mean[:, None]], 1), torch.cat([mean, mean.new_ones(1)])[None]], 0)
     return heads @ whole @ heads.mT
+
+
+def _moments_of(heads: Tensor, states: Tensor) -> Tensor:
+    """`[heads, size, size]`, of what the rows of heads read of some states `[rows, width]`."""
+    rows = torch.nn.functional.pad(exact(states), (0, 1), value=1.0)
+    return heads @ (rows.mT @ rows / len(rows)) @ heads.mT
 
 
 def _filled(heads: Tensor, spare: Tensor, size: int) -> Tensor:

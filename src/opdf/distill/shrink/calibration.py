@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 
 from opdf.distill.shrink.families import Family, Head, Tower, attentions
 from opdf.distill.shrink.moments import Moments, precise
-from opdf.distill.shrink.norms import has_shift
+from opdf.distill.shrink.norms import is_norm, subtracts_mean
 
 KEPT = 2**27
 """Values of one kind that are kept, and not made twice: half a GB in float32. Second moments take three times that."""
@@ -38,6 +38,10 @@ class Call:
 
     def without(self, *names: str | None) -> Call:
         return replace(self, kwargs={k: v for k, v in self.kwargs.items() if k not in names})
+
+    def replaced(self, **others: Tensor) -> Call:
+        """With other arguments under some names."""
+        return replace(self, kwargs=self.kwargs | others)
 
     def to(self, dtype: torch.dtype) -> Call:
         """With floating-point tensors of another dtype."""
@@ -167,7 +171,7 @@ class Calibration:
 
     Attributes:
         inputs: the batches, on the teacher's device.
-        streams: by tower; the teacher's first states, before the entry norm where there is one.
+        streams: by tower; the teacher's first states, before the entry norm where norms stand after the branches.
         states: second moments of the inputs of the teacher's norms (their outputs, if norms stand after the branches).
         gradients: second moments of the gradients of the teacher's outputs to these; of no rows for a language model
             or one without a head.
@@ -295,7 +299,7 @@ class Recorder:
                 inner[place] = Moments(values.shape[1], 0, values.device)
             self._inner.append((len(self._points), inner[place], values))
 
-        yield (base.get_submodule(tower.entry) if tower.entry else blocks[0]), enter
+        yield (blocks[0] if self._family.pre_norm or tower.entry is None else base.get_submodule(tower.entry)), enter
         for k, block in enumerate(blocks):
             for attention in attentions(tower):
                 yield block.get_submodule(attention.module), partial(call, (k, attention.module))
@@ -317,7 +321,7 @@ class Recorder:
             else:
                 self._points.append(_Point(stream, normed, 1.0, stream.rows(-1, self._normed)))
 
-        for name in (tower.entry, tower.final):
+        for name in (None if self._family.pre_norm else tower.entry, tower.final):
             if name:
                 yield base.get_submodule(name), passed
         for block in base.get_submodule(tower.blocks):
@@ -397,10 +401,11 @@ def _frozen(model: nn.Module) -> Iterator[None]:
 
 
 def unscaled(norm: Any, states: Tensor) -> Tensor:
-    """The states after a norm, without its scale and shift."""
-    if has_shift(norm):
+    """The states after a norm, without its scale and shift; of mean square 1 where no norm is."""
+    if subtracts_mean(norm):
         return nn.functional.layer_norm(states, states.shape[-1:], eps=norm.eps)
-    return states * torch.rsqrt(states.float().square().mean(-1, keepdim=True) + norm.variance_epsilon).to(states.dtype)
+    epsilon = norm.variance_epsilon if is_norm(norm) else torch.finfo(torch.float32).tiny
+    return states * torch.rsqrt(states.float().square().mean(-1, keepdim=True) + epsilon).to(states.dtype)
 
 
 def real_tokens(inputs: Mapping[str, Tensor], mask: str, states: Tensor) -> Tensor:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 
 class Part(NamedTuple):
@@ -14,6 +15,11 @@ class Part(NamedTuple):
     name: str
     share: int = 0
     of: int = 1
+
+    def outputs(self, block: nn.Module, states: Tensor) -> Tensor:
+        """`[..., outputs]` of a block's matrix."""
+        found: Tensor = block.get_submodule(self.name)(states)
+        return found.chunk(self.of, -1)[self.share]
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,6 @@ class Attention:
         reads: queries, keys and values.
         memory: the argument of `module` with the states that keys and values are made of, if these are the encoder's.
         head_norms: norms of queries and keys, with one weight for all heads.
-        position_bias: the table with a column for every head that all blocks use and the first one has.
     """
 
     norm: str
@@ -35,12 +40,10 @@ class Attention:
     output: Part
     memory: str | None = None
     head_norms: tuple[str, ...] = ()
-    position_bias: str | None = None
 
     def weights(self) -> list[str]:
         """Names of the modules that hold weights."""
-        names = [self.norm, self.output.name, *(part.name for part in self.reads), *self.head_norms]
-        return [*names, self.position_bias] if self.position_bias else names
+        return [self.norm, self.output.name, *(part.name for part in self.reads), *self.head_norms]
 
 
 @dataclass(frozen=True)
@@ -64,10 +67,15 @@ class Tower:
 
     Attributes:
         depth: the configuration's field with the number of blocks.
-        entry: the norm of the first state, where there is one.
+        entry: the norm of the first state, where there is one. Where norms stand before branches, the stream begins
+            after it.
         final: the norm after the last block, where there is one.
         memory: the tower whose final states the blocks attend to.
         mask: the input that says which tokens are real.
+        position_bias: the table with a column for every head that all blocks use where they attend to their own states.
+        relative: the table with a state for every distance, which queries and keys of all blocks read as they do
+            tokens.
+        relative_norm: what these states go through, where there is something.
     """
 
     blocks: str
@@ -77,6 +85,18 @@ class Tower:
     final: str | None = None
     memory: str | None = None
     mask: str = "attention_mask"
+    position_bias: str | None = None
+    relative: str | None = None
+    relative_norm: str | None = None
+
+    def weights(self) -> list[str]:
+        """Names of the modules beside the blocks that hold weights."""
+        names = (self.entry, self.final, self.position_bias, self.relative, self.relative_norm)
+        return [name for name in names if name]
+
+    def shares_heads(self, branch: Attention | FeedForward) -> bool:
+        """Whether all blocks have to keep the same heads of a branch."""
+        return self.position_bias is not None and isinstance(branch, Attention) and branch.memory is None
 
 
 def attentions(tower: Tower) -> list[Attention]:
@@ -91,11 +111,17 @@ class Head:
         first: reads the final states, or those of chosen tokens.
         activation: what follows a `first` of the model's width: a pooler, or a classifier's hidden layer.
         second: what reads that, where there is something.
+        norm: between the activation and `second`, where there is one.
     """
 
     first: str
     activation: str | None = None
     second: str | None = None
+    norm: str | None = None
+
+    def weights(self) -> list[str]:
+        """Names of the modules that hold weights."""
+        return [name for name in (self.first, self.norm, self.second) if name]
 
 
 @dataclass(frozen=True)
@@ -108,7 +134,8 @@ class Family:
         outputs: what may stand outside of the base model, most particular first; the first that a model has count.
         width, inner, heads: fields of the configuration: of the hidden and feed-forward size and the number of heads.
         groups: the field with the number of key-value heads, where these can be fewer.
-        head: the field with the size of a head, where it is not the hidden size over the number of heads.
+        head: the field with the size of a head; without it, and where a model has none, it is the hidden size over the
+            number of heads.
         rotary: whether positions rotate queries and keys, so that the dimensions of a head cannot be mixed.
     """
 
@@ -128,30 +155,65 @@ def _parts(pattern: str, *names: str) -> tuple[Part, ...]:
     return tuple(Part(pattern.format(name)) for name in names)
 
 
-_bert = Family(
-    embeddings=("embeddings",),
-    towers=(
-        Tower(
-            "encoder.layer",
-            "num_hidden_layers",
-            (
-                Attention("attention.output.LayerNorm", "attention",
-                          _parts("attention.self.{}", "query", "key", "value"), Part("attention.output.dense")),
-                FeedForward("output.LayerNorm", Part("intermediate.dense"), "intermediate.intermediate_act_fn",
-                            Part("output.dense")),
+def _shares(name: str, of: int) -> tuple[Part, ...]:
+    return tuple(Part(name, share, of) for share in range(of))
+
+
+def _bert_like(attention: Attention, *pooled: Head, **tables: str) -> Family:
+    """Blocks as BERT has them.
+
+    Args:
+        attention: of its own kind.
+        pooled: heads of its own kind.
+        tables: of positions, as `Tower` has them.
+    """
+    return Family(
+        embeddings=("embeddings",),
+        towers=(
+            Tower(
+                "encoder.layer",
+                "num_hidden_layers",
+                (
+                    attention,
+                    FeedForward("output.LayerNorm", Part("intermediate.dense"), "intermediate.intermediate_act_fn",
+                                Part("output.dense")),
+                ),
+                entry="embeddings.LayerNorm",
+                **tables,
             ),
-            entry="embeddings.LayerNorm",
         ),
-    ),
-    pre_norm=False,
-    outputs=(
-        Head("BASE.pooler.dense", "tanh", "classifier"),
-        Head("BASE.pooler.dense", "tanh"),
-        Head("classifier.dense", "tanh", "classifier.out_proj"),
-        Head("classifier"),
-        Head("qa_outputs"),
-    ),
-)  # fmt: skip
+        pre_norm=False,
+        outputs=(
+            *pooled,
+            Head("BASE.pooler.dense", "tanh", "classifier"),
+            Head("BASE.pooler.dense", "tanh"),
+            Head("classifier.dense", "tanh", "classifier.out_proj"),
+            Head("classifier"),
+            Head("qa_outputs"),
+        ),
+    )  # fmt: skip
+
+
+_berts = Attention("attention.output.LayerNorm", "attention", _parts("attention.self.{}", "query", "key", "value"),
+                   Part("attention.output.dense"))  # fmt: skip
+_bert = _bert_like(_berts)
+_electra = _bert_like(_berts, Head("classifier.dense", "gelu", "classifier.out_proj"))
+
+_mpnet = _bert_like(
+    Attention("attention.LayerNorm", "attention", _parts("attention.attn.{}", "q", "k", "v"), Part("attention.attn.o")),
+    position_bias="encoder.relative_attention_bias",
+)
+
+
+def _deberta(activation: str) -> Family:
+    return _bert_like(
+        Attention("attention.output.LayerNorm", "attention",
+                  _parts("attention.self.{}_proj", "query", "key", "value"), Part("attention.output.dense")),
+        Head("pooler.dense", activation, "classifier"),
+        relative="encoder.rel_embeddings",
+        relative_norm="encoder.LayerNorm",
+    )  # fmt: skip
+
 
 _distilbert = Family(
     embeddings=("embeddings",),
@@ -209,7 +271,7 @@ _gpt2 = Family(
             "h",
             "n_layer",
             (
-                Attention("ln_1", "attn", tuple(Part("attn.c_attn", k, 3) for k in range(3)), Part("attn.c_proj")),
+                Attention("ln_1", "attn", _shares("attn.c_attn", 3), Part("attn.c_proj")),
                 FeedForward("ln_2", Part("mlp.c_fc"), "mlp.act", Part("mlp.c_proj")),
             ),
             final="ln_f",
@@ -221,6 +283,27 @@ _gpt2 = Family(
     inner="n_inner",
     heads="n_head",
 )
+
+
+def _modernbert(activation: str) -> Family:
+    return Family(
+        embeddings=("embeddings",),
+        towers=(
+            Tower(
+                "layers",
+                "num_hidden_layers",
+                (
+                    Attention("attn_norm", "attn", _shares("attn.Wqkv", 3), Part("attn.Wo")),
+                    FeedForward("mlp_norm", Part("mlp.Wi", 1, 2), "mlp.act", Part("mlp.Wo"), Part("mlp.Wi", 0, 2)),
+                ),
+                entry="embeddings.norm",
+                final="final_norm",
+            ),
+        ),
+        pre_norm=True,
+        outputs=(Head("head.dense", activation, "classifier", "head.norm"),),
+        rotary=True,
+    )
 
 
 def _rotary(*head_norms: str) -> Family:
@@ -257,7 +340,6 @@ def _t5(gated: bool) -> Family:
     attends = Attention(
         "layer.0.layer_norm", "layer.0.SelfAttention", _parts("layer.0.SelfAttention.{}", "q", "k", "v"),
         Part("layer.0.SelfAttention.o"),
-        position_bias="layer.0.SelfAttention.relative_attention_bias",
     )  # fmt: skip
     crosses = Attention(
         "layer.1.layer_norm", "layer.1.EncDecAttention", _parts("layer.1.EncDecAttention.{}", "q", "k", "v"),
@@ -267,10 +349,14 @@ def _t5(gated: bool) -> Family:
     return Family(
         embeddings=("shared",),
         towers=(
-            Tower("encoder.block", "num_layers", (attends, layer(1)), final="encoder.final_layer_norm"),
+            Tower(
+                "encoder.block", "num_layers", (attends, layer(1)), final="encoder.final_layer_norm",
+                position_bias="encoder.block.0.layer.0.SelfAttention.relative_attention_bias",
+            ),
             Tower(
                 "decoder.block", "num_decoder_layers", (attends, crosses, layer(2)), final="decoder.final_layer_norm",
                 memory="encoder.block", mask="decoder_attention_mask",
+                position_bias="decoder.block.0.layer.0.SelfAttention.relative_attention_bias",
             ),
         ),
         pre_norm=True,
@@ -297,23 +383,30 @@ def family_of(model: nn.Module) -> Family:
     config: Any = getattr(model, "config", None)
     if config is None or not hasattr(model, "base_model"):
         raise TypeError(f"teacher is a {type(model).__name__}; shrink needs a transformers model")
-    if config.model_type == "t5":
-        return _t5(config.is_gated_act)
+    if (made := MADE.get(config.model_type)) is not None:
+        return made(config)
     if config.model_type in FAMILIES:
         return FAMILIES[config.model_type]
     raise ValueError(
         f"teacher is a {config.model_type} ({type(model).__name__}), whose blocks shrink does not know; it knows "
-        f"{', '.join([*FAMILIES, 't5'])}. keep_layers makes a student with fewer blocks of any model"
+        f"{', '.join([*FAMILIES, *MADE])}. keep_layers makes a student with fewer blocks of any model"
     )
 
 
 FAMILIES = {
-    "bert": _bert,
-    "roberta": _bert,
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert"), _bert),
+    "electra": _electra,
+    "mpnet": _mpnet,
     "distilbert": _distilbert,
-    "vit": _vit,
-    "deit": _vit,
+    **dict.fromkeys(("vit", "deit"), _vit),
     "gpt2": _gpt2,
-    "llama": _rotary(),
+    **dict.fromkeys(("llama", "mistral", "qwen2"), _rotary()),
     "qwen3": _rotary("self_attn.q_norm", "self_attn.k_norm"),
 }
+
+MADE: dict[str, Callable[[Any], Family]] = {
+    "t5": lambda config: _t5(config.is_gated_act),
+    "modernbert": lambda config: _modernbert(config.classifier_activation),
+    "deberta-v2": lambda config: _deberta(config.pooler_hidden_act),
+}
+"""Families that differ with their configuration."""

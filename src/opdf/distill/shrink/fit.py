@@ -18,7 +18,7 @@ from opdf.distill.shrink.choose import choose_groups, choose_units, retold
 from opdf.distill.shrink.families import Attention, Family, Head, Tower, attentions
 from opdf.distill.shrink.matrices import Matrix, Reader
 from opdf.distill.shrink.moments import Moments, exact
-from opdf.distill.shrink.norms import fit_norm, plain, set_norm
+from opdf.distill.shrink.norms import fit_norm, has_shift, is_norm, plain, set_norm
 from opdf.distill.shrink.report import BlockReport, ShrinkReport
 from opdf.distill.shrink.ridge import STRENGTH_OF_HEADS, Affine, explained, ridge
 from opdf.distill.shrink.sizes import has_part, head_sizes
@@ -49,6 +49,7 @@ class Fit:
         self.basis, self.calibration, self.report = basis, calibration, report
         self._finals: dict[str, Reader] = {}
         self._kept: Tensor | None = None
+        self._relative: Tensor | None = None
 
     def embeddings(self) -> None:
         """Every table times the projection."""
@@ -69,7 +70,7 @@ class Fit:
         theirs, ours = (m.base_model.get_submodule(tower.blocks) for m in (self.teacher, self.student))
         stream = self.calibration.streams[tower.blocks]
         self._enter(tower, stream)
-        self._kept = self._shared_heads(tower)
+        self._kept, self._relative = self._shared_heads(tower), self._distances(tower)
         start = 0
         for index, last in enumerate(chosen_layers(len(ours), len(theirs))):
             for block in range(start, last):
@@ -87,10 +88,10 @@ class Fit:
 
     def _shared_heads(self, tower: Tower) -> Tensor | None:
         """The heads that all blocks keep, because they share a table with a column for each."""
-        shared = next((a for a in attentions(tower) if a.position_bias), None)
-        if shared is None or shared.position_bias is None:
+        if tower.position_bias is None:
             return None
-        theirs, ours = (m.base_model.get_submodule(tower.blocks) for m in (self.teacher, self.student))
+        shared = next(a for a in attentions(tower) if tower.shares_heads(a))
+        theirs = self.teacher.base_model.get_submodule(tower.blocks)
         sizes = self._sizes()
         kept = torch.arange(sizes[0].heads, device=self.basis.project.device)
         if sizes[0].heads != sizes[1].heads:
@@ -98,9 +99,22 @@ class Fit:
             found = [self.calibration.inner[tower.blocks, k, shared.output.name] for k in range(len(theirs))]
             inner = [moments.covariances(False)[0] for moments in found]
             kept = choose_groups(inner, outgoing, sizes[0].size, sizes[1].heads)
-        table, target = (blocks[0].get_submodule(shared.position_bias).weight for blocks in (theirs, ours))
+        table, target = (m.base_model.get_submodule(tower.position_bias).weight for m in (self.teacher, self.student))
         target.copy_(table[:, kept])
         return kept
+
+    def _distances(self, tower: Tower) -> Tensor | None:
+        """The student's states of distances, `[distances, width]`: the teacher's in the student's coordinates."""
+        teacher, student = self.teacher.base_model, self.student.base_model
+        if tower.relative is None or not has_part(teacher, tower.relative):
+            return None
+        theirs, ours = (model.get_submodule(tower.relative).weight for model in (teacher, student))
+        ours.copy_(exact(theirs) @ self.basis.project)
+        stream = Stream(teacher=[theirs.detach()], student=[ours.detach()], weights=[[None]])
+        if tower.relative_norm and has_part(teacher, tower.relative_norm):
+            norms = (model.get_submodule(tower.relative_norm) for model in (teacher, student))
+            self._normalize(next(norms), next(norms), stream)
+        return stream.student[0]
 
     def _sizes(self) -> tuple[HeadSizes, HeadSizes]:
         return head_sizes(self.teacher.config, self.family), head_sizes(self.student.config, self.family)
@@ -113,10 +127,16 @@ class Fit:
             stream.student.append(stream.rows(batch, states))
         if tower.entry:
             theirs = self.teacher.base_model.get_submodule(tower.entry)
-            self._normalize(theirs, first, stream)
+            self._normalize(nn.Identity() if self.family.pre_norm else theirs, first, stream)
 
     def _normalize(self, theirs: nn.Module, ours: nn.Module, stream: Stream) -> None:
-        """Fit a norm that stands after its branch, and put both streams through."""
+        """Fit a norm that stands in the stream, and put both streams through.
+
+        Args:
+            theirs: the teacher's; an identity if its stream is through already.
+            ours: the student's.
+            stream: that it stands in.
+        """
         moments = self._moments(*self.basis.project.shape[::-1])
         set_norm(ours, torch.ones(()))
         for batch, states in enumerate(stream.teacher):
@@ -135,8 +155,9 @@ class Fit:
         if names.memory is not None:
             assert tower.memory is not None
             memory = streams[tower.memory], self._finals[tower.memory]
-        kept = None if names.position_bias is None else self._kept
-        return AttentionBranch(names, theirs, ours, self._sizes(), streams[tower.blocks], block, memory, kept)
+        kept = self._kept if tower.shares_heads(names) else None
+        own, sizes = streams[tower.blocks], self._sizes()
+        return AttentionBranch(names, theirs, ours, sizes, own, block, memory, kept, self._relative)
 
     def _fit(self, branch: Branch, norms: tuple[Any, Any], stream: Stream, inner: Moments | None) -> float:
         """Fit one branch of a block and put both streams through.
@@ -200,10 +221,10 @@ class Fit:
     def _guess(self, reads: Moments, norm: Any) -> Tensor:
         """The teacher's states from the student's, if the basis were all that is lost."""
         guess = self.basis.expand
-        if not self.family.pre_norm:
+        if not self.family.pre_norm or not is_norm(norm):
             return guess
         guess = exact(norm.weight)[:, None] * guess
-        xx, xy = reads.covariances(norm.__class__ is nn.LayerNorm)
+        xx, xy = reads.covariances(has_shift(norm))
         told = ((guess @ xx) * guess).sum()
         return guess * ((guess.mT * xy).sum() / told) if told > 0 else guess  # a norm of scale 0 tells nothing
 
@@ -261,7 +282,7 @@ class Fit:
     def head(self, head: Head) -> None:
         """A head, at the tokens that it reads."""
         if head.second and not self._follows(head):
-            self.head(Head(head.first, head.activation))
+            self.head(Head(head.first, head.activation, norm=head.norm))
             return self.head(Head(head.second))
         theirs, ours = Matrix(self.teacher, head.first), Matrix(self.student, head.first)
         if is_tied(self.student, ours.module):
@@ -281,7 +302,7 @@ class Fit:
         module, activation = self.teacher.get_submodule(head.first), ACT2FN[head.activation]
         for batch in range(len(self.calibration.inputs)):
             first, second = (self._chosen(name, batch).states for name in (head.first, str(head.second)))
-            given = activation(module(first))
+            given = _normed(self.teacher, head, activation(module(first)))
             if given.shape != second.shape or not torch.allclose(given, second, rtol=1e-3, atol=1e-3):
                 return False
         return True
@@ -319,10 +340,14 @@ class Fit:
         outgoing = Matrix(self.teacher, head.second).weight if head.second else torch.eye(len(inner)).to(inner)
         kept = choose_units(inner, outgoing.norm(dim=0), len(ours.weight))
         ours.set(self._refit(read, [values[:, kept] for values in told], first.weight[kept], ours))
+        if head.norm:
+            norms = (m.get_submodule(head.norm) for m in (self.student, self.teacher))
+            for parameter, value in zip(*(norm.parameters() for norm in norms), strict=True):
+                parameter.copy_(value[kept])
         if head.second:
             theirs, second = Matrix(self.teacher, head.second), Matrix(self.student, head.second)
-            units = [activation(ours.module(states)) for states in read]
-            outputs = [theirs.module(values) for values in hidden]
+            units = [_normed(self.student, head, activation(ours.module(states))) for states in read]
+            outputs = [theirs.module(_normed(self.teacher, head, values)) for values in hidden]
             second.set(self._refit(units, outputs, outgoing @ retold(inner, kept), second))
 
     def _refit(self, read: list[Tensor], told: Iterable[Tensor], guess: Tensor, matrix: Matrix) -> Affine:
@@ -333,6 +358,12 @@ class Fit:
 
     def _moments(self, inputs: int, outputs: int) -> Moments:
         return Moments(inputs, outputs, self.teacher.device)
+
+
+def _normed(model: Any, head: Head, values: Tensor) -> Tensor:
+    """What a head's second layer reads of the values after its activation."""
+    normed: Tensor = model.get_submodule(head.norm)(values) if head.norm else values
+    return normed
 
 
 def is_tied(model: Any, head: Any) -> bool:

@@ -10,13 +10,23 @@ from torch import Tensor, nn
 from opdf.distill.shrink.moments import ROUNDING, Moments, exact
 
 
-def has_shift(norm: nn.Module) -> bool:
-    """Whether a norm subtracts the mean and adds a shift (LayerNorm), and does not only scale (RMSNorm)."""
+def subtracts_mean(norm: nn.Module) -> bool:
+    """Whether a norm subtracts the mean of the entries (LayerNorm), and does not only scale (RMSNorm)."""
     return isinstance(norm, nn.LayerNorm)
 
 
+def has_shift(norm: nn.Module) -> bool:
+    """Whether a norm adds a shift; an RMSNorm has none, and a LayerNorm may have none."""
+    return getattr(norm, "bias", None) is not None
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module normalizes: ModernBERT's first block has none where the others have a norm."""
+    return not isinstance(module, nn.Identity)
+
+
 def set_norm(norm: Any, scale: Tensor, shift: Tensor | float = 0.0) -> None:
-    """Set scale and shift, of all entries or each; an RMSNorm has no shift."""
+    """Set scale and shift, of all entries or each; a norm may have no shift."""
     with torch.no_grad():
         norm.weight.copy_(scale.expand_as(norm.weight))
         if has_shift(norm):
@@ -30,6 +40,8 @@ def plain(norm: Any, teacher: Any, expand: Tensor) -> None:
         norm: the student's, before what reads it has been fitted; teacher: the teacher's.
         expand: `[teacher width, student width]`, see `Basis`.
     """
+    if not is_norm(norm):
+        return
     scales = exact(teacher.weight)
     scale = scales.square().mean().sqrt()
     shift: Tensor | float = 0.0

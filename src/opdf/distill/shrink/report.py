@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from weakref import WeakKeyDictionary
+from typing import Any
 
 from tabulate import tabulate
 from torch import Tensor, nn
+
+from opdf.distill.models import unwrapped
 
 
 @dataclass(frozen=True)
@@ -53,19 +55,30 @@ def _percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.1f} %"
 
 
-_reports: WeakKeyDictionary[nn.Module, ShrinkReport] = WeakKeyDictionary()
+class _Mark:
+    """What a student carries of its report: it goes along into copies of the student, and not into files."""
+
+    def __init__(self, report: ShrinkReport) -> None:
+        self.report = report
+
+    def __deepcopy__(self, _: Any) -> _Mark:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()  # a student that is pickled whole is loaded without opdf
 
 
 def keep_report(student: nn.Module, report: ShrinkReport) -> None:
-    _reports[student] = report
+    vars(student)["_shrink_mark"] = _Mark(report)
 
 
 def find_report(student: nn.Module) -> ShrinkReport | None:
-    """The report of a student, None if `shrink` did not make it in this process.
+    """The report of a student or of what it is a copy of, None if `shrink` did not make it in this process.
 
     Of a student without values, the report has no blocks and a projection without values.
     """
-    return _reports.get(student)
+    mark = vars(unwrapped(student)).get("_shrink_mark")
+    return None if mark is None else mark.report
 
 
 def shrink_report(student: nn.Module) -> ShrinkReport:

@@ -6,6 +6,7 @@ import copy
 import operator
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from numbers import Real
 from typing import Any, SupportsIndex
 
@@ -14,11 +15,14 @@ from torch import nn
 
 from opdf.distill.shrink.branches import HeadSizes
 from opdf.distill.shrink.families import Family, Head, Tower, family_of
-from opdf.distill.shrink.norms import has_shift
+from opdf.distill.shrink.norms import subtracts_mean
 from opdf.distill.students import ONE_A_BLOCK, check_made, chosen_layers
 
 DROPOUT = re.compile("drop(out)?(_|$)")
 """In the name of a field that matters in training alone: hidden_dropout_prob, attn_pdrop, dropout_rate."""
+
+WIDTHS = ("pooler_output_size", "pooler_hidden_size", "embedding_size")
+"""Fields of some configurations that are usually the hidden size once more."""
 
 LEAST = 3
 """Entries of a state after a LayerNorm that hold a number: one is 0 and two are 1 and -1."""
@@ -39,7 +43,8 @@ def check_teacher(teacher: nn.Module) -> Family:
     embeddings = tuple(f"{base}{name}." for name in family.embeddings)
     for name, parameter in teacher.named_parameters():
         owner = name.rpartition(".")[0]
-        if owner not in known and not name.startswith(embeddings):
+        added = name.startswith(embeddings) and not isinstance(teacher.get_submodule(owner), nn.Linear)
+        if owner not in known and not added:
             raise ValueError(
                 f"teacher is a {type(teacher).__name__}, and shrink does not know its {owner}; give a plain model "
                 "(adapters merged), or use keep_layers, which makes a student with fewer blocks of any model"
@@ -97,12 +102,12 @@ def _weights(teacher: Any, family: Family) -> Iterator[str]:
     """Names of the modules that are fitted, beside the embeddings."""
     base = base_prefix(teacher)
     for tower in towers_of(teacher, family):
-        yield from (base + name for name in (tower.entry, tower.final) if name)
+        yield from (base + name for name in tower.weights())
         for block in range(len(teacher.base_model.get_submodule(tower.blocks))):
             for branch in tower.branches:
                 yield from (f"{base}{tower.blocks}.{block}.{name}" for name in branch.weights())
     for head in outputs_of(teacher, family):
-        yield from (name for name in (head.first, head.second) if name)
+        yield from head.weights()
 
 
 def base_prefix(model: Any) -> str:
@@ -118,10 +123,10 @@ def outputs_of(model: Any, family: Family) -> list[Head]:
     """The heads that a model has, by their full names, each matrix once."""
     found: list[Head] = []
     for head in family.outputs:
-        first = head.first.replace("BASE.", base_prefix(model))
-        taken = {name for other in found for name in (other.first, other.second)}
-        if first not in taken and all(has_part(model, f"{name}.weight") for name in (first, head.second) if name):
-            found.append(Head(first, head.activation, head.second))
+        full = replace(head, first=head.first.replace("BASE.", base_prefix(model)))
+        taken = {name for other in found for name in other.weights()}
+        if full.first not in taken and all(has_part(model, f"{name}.weight") for name in full.weights()):
+            found.append(full)
     return found
 
 
@@ -170,12 +175,13 @@ def student_config(teacher: Any, family: Family, changes: Mapping[str, float]) -
             values = getattr(config, field, None)
             if isinstance(values, list) and len(values) == depth:
                 setattr(config, field, [values[k] for k in kept])
-    if getattr(old, "pooler_output_size", None) == getattr(old, family.width):
-        config.pooler_output_size = getattr(config, family.width)
+    for name in WIDTHS:
+        if getattr(old, name, None) == getattr(old, family.width):
+            setattr(config, name, getattr(config, family.width))
     _check_heads(config, old, family)
     last = towers_of(teacher, family)[-1]
     width = getattr(config, family.width)
-    if has_shift(teacher.base_model.get_submodule(last.final or str(last.entry))) and width < LEAST:
+    if subtracts_mean(teacher.base_model.get_submodule(last.final or str(last.entry))) and width < LEAST:
         raise ValueError(
             f"{family.width} is {width}; norms that subtract the mean leave less than {LEAST} entries no more than a "
             f"sign: give {LEAST} or more"
@@ -216,8 +222,8 @@ def inner_size(config: Any, family: Family) -> int:
 def head_sizes(config: Any, family: Family) -> HeadSizes:
     heads = getattr(config, family.heads)
     groups = getattr(config, family.groups) if family.groups else heads
-    size = getattr(config, family.head) if family.head else getattr(config, family.width) // heads
-    return HeadSizes(heads, groups, size)
+    size = getattr(config, family.head, None) if family.head else None
+    return HeadSizes(heads, groups, size or getattr(config, family.width) // heads)
 
 
 def _check_heads(config: Any, old: Any, family: Family) -> None:
@@ -227,3 +233,13 @@ def _check_heads(config: Any, old: Any, family: Family) -> None:
         raise ValueError(f"{family.width} {width} is not a multiple of {family.heads} {heads}; change one of them")
     if heads % groups:
         raise ValueError(f"{family.heads} {heads} is not a multiple of {family.groups} {groups}; change one of them")
+    ours, theirs = head_sizes(config, family).size, head_sizes(old, family).size
+    if not family.rotary or ours == theirs:
+        return
+    if family.head is None:
+        remedy = f"a {family.width} that is a multiple of it" if width % theirs else f"{family.heads} {width // theirs}"
+        raise ValueError(
+            f"{family.width} {width} with {family.heads} {heads} makes heads of {ours}, and rotary positions fix the "
+            f"teacher's size, {theirs}; give {remedy}"
+        )
+    setattr(config, family.head, theirs)  # the configuration left it to the width

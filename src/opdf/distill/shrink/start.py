@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from transformers.utils.logging import tqdm
 
-from opdf.distill.models import unwrapped
+from opdf.distill.models import unprepared, unwrapped
 from opdf.distill.objective import model_inputs
 from opdf.distill.shrink.basis import leading_axes
 from opdf.distill.shrink.calibration import Place, Recorder, has_room, input_of, real_tokens
 from opdf.distill.shrink.families import Attention, Family, FeedForward, Tower
 from opdf.distill.shrink.fit import Fit
-from opdf.distill.shrink.norms import has_shift
+from opdf.distill.shrink.norms import subtracts_mean
 from opdf.distill.shrink.report import ShrinkReport, keep_report
 from opdf.distill.shrink.sizes import (
     check_teacher,
@@ -56,8 +56,9 @@ def shrink(teacher: nn.Module, batches: Iterable[Mapping[str, Tensor]], **sizes:
     takes: make batches smaller if that is too much.
 
     Args:
-        teacher: a BERT (MiniLM), RoBERTa, DistilBERT, ViT, DeiT, GPT-2, LLaMA, Qwen3 or T5 of transformers, on any
-            device; it is not changed.
+        teacher: a BERT (MiniLM), RoBERTa, XLM-RoBERTa, CamemBERT, ELECTRA, MPNet, DistilBERT, DeBERTa v2 or v3,
+            ModernBERT, ViT, DeiT, GPT-2, LLaMA, Mistral, Qwen2, Qwen3 or T5 of transformers, on any device; it is not
+            changed.
         batches: examples as the model takes them, `{name: tensor}`; a DataLoader, say. 256 to 1,000 examples will do.
             Only an encoder-decoder uses labels: it makes its decoder's inputs from them. Sizes of batches, their order
             and their padding do not matter. Pad on the right if the model counts positions from the left (BERT, GPT-2).
@@ -130,7 +131,7 @@ def _started(
         moments, _ = recorder.result.states.covariances(not family.pre_norm)
         slopes = recorder.result.gradients
         gradients = slopes.covariances(False)[0] if slopes.count else None
-        basis = leading_axes(moments, getattr(config, family.width), centred=has_shift(norm), gradients=gradients)
+        basis = leading_axes(moments, getattr(config, family.width), centred=subtracts_mean(norm), gradients=gradients)
         report = ShrinkReport(basis.project.float().cpu())
         fit = Fit(teacher, student, family, basis, recorder.result, report)
         fit.embeddings()
@@ -152,10 +153,10 @@ def _narrower(teacher: Any, student: Any, family: Family, towers: Sequence[Tower
         ours, theirs = (len(model.base_model.get_submodule(tower.blocks)) for model in (student, teacher))
         fitted = chosen_layers(ours, theirs)
         for branch in tower.branches:
-            shared = isinstance(branch, Attention) and branch.position_bias  # of all blocks one choice of heads is made
+            read = range(theirs) if tower.shares_heads(branch) else fitted
             room = isinstance(branch, Attention) or has_room(len(fitted) * inner**2)
             if narrow[type(branch)] and room:
-                fewer |= {(tower.blocks, k, branch.output.name) for k in (range(theirs) if shared else fitted)}
+                fewer |= {(tower.blocks, k, branch.output.name) for k in read}
     return fewer
 
 
@@ -218,11 +219,12 @@ def _check_ids(name: str, ids: Tensor, known: int) -> None:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside, all modules are in eval mode."""
+    """Inside, all modules are in eval mode, and the model computes in its own precision."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        yield
+        with unprepared(model):
+            yield
     finally:
         for module in training:
             module.training = True

@@ -313,7 +313,9 @@ class OverParameterizedOptimizer(Optimizer):
         if alignment is None or name not in alignment.partners:
             return
         theirs = stack.of_states("teacher", compared_sites(stack.shape))
-        self._logs[name] = alignment.add_gradients(stack.shape, stack.cores, theirs, stack.gradients)
+        self._logs[name] = alignment.add_gradients(
+            stack.shape, stack.cores, theirs, stack.gradients, ascending=bool(stack.group.get("maximize"))
+        )
 
     def _log_totals(self) -> dict[str, Tensor]:
         """Over all matrices, in an order that does not depend on which was stepped first."""

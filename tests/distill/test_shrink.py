@@ -246,6 +246,18 @@ def test_a_norm_of_scale_zero_comes_back(kind: str, dtype: torch.dtype) -> None:
     assert largest[0] < 3 * largest[1]
 
 
+def test_keys_that_are_zero_stay_so_in_larger_heads() -> None:
+    """Two of four heads do nothing. Rows of these are for the dimensions that the others have not."""
+    teacher = noisy(build("bert", hidden_size=32, num_attention_heads=4))
+    with torch.no_grad():
+        for block in teacher.bert.encoder.layer:
+            block.attention.output.dense.weight[:, 16:] = 0
+            for values in block.attention.self.key.parameters():
+                values[::4] = 0
+    student = shrink(teacher, [inputs("bert", 128)], num_attention_heads=2)
+    assert error(student, teacher, inputs("bert", 80)) < 1e-5
+
+
 CLASSES = {
     "BertModel": "bert", "BertForTokenClassification": "bert", "BertForMultipleChoice": "bert",
     "MPNetModel": "mpnet", "DebertaV2Model": "deberta-v2", "DebertaV2ForTokenClassification": "deberta-v2",

@@ -196,12 +196,13 @@ def test_logs_are_the_loss_and_the_ratio_of_gradient_norms() -> None:
     assert optimizer.constraint_logs["constraint_grad_ratio"] == pytest.approx(gradient / distillation, rel=1e-4)
 
 
-def test_weight_of_order_one_pulls_the_student_to_the_teacher() -> None:
+@pytest.mark.parametrize("maximize", [False, True])
+def test_weight_of_order_one_pulls_the_student_to_the_teacher(maximize: bool) -> None:
     """Without any distillation gradient the auxiliary cores approach the teacher's."""
     student, teacher = bert(1), bert(1, seed=1)
     overparam = overparameterize(student, OverParamConfig(ones=2))
     overparam.align(teacher)
-    optimizer = overparam.optimizer(torch.optim.AdamW, lr=1e-2, weight_decay=0.0)
+    optimizer = overparam.optimizer(torch.optim.AdamW, lr=1e-2, weight_decay=0.0, maximize=maximize)
     losses = []
     for _ in range(10):
         for p in student.parameters():

@@ -442,6 +442,35 @@ def test_other_factors_are_refused_with_both() -> None:
         make(net(), OverParamConfig(ones=1, targets=["0", "2"])).load_state_dict(optimizer.state_dict())
 
 
+def two_alike(order: tuple[str, ...]) -> tuple[nn.Module, OverParameterizedOptimizer]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 12, bias=False), nn.Linear(12, 12, bias=False))
+    over = overparameterize(model, OverParamConfig(targets="all-linear"))
+    return model, over.optimizer(torch.optim.AdamW, [model.get_parameter(name) for name in order], lr=1e-2)
+
+
+def test_parameters_in_another_order_are_refused() -> None:
+    """By place alone, every weight would become the product of the other one's cores."""
+    model, optimizer = two_alike(("0.weight", "1.weight"))
+    train(model, optimizer, 2)
+    _, other = two_alike(("1.weight", "0.weight"))
+    with pytest.raises(ValueError, match=r"has 0\.weight where this optimizer has 1\.weight"):
+        other.load_state_dict(optimizer.state_dict())
+
+
+def test_a_distributed_checkpoint_finds_parameters_in_another_order_by_name() -> None:
+    model, optimizer = two_alike(("0.weight", "1.weight"))
+    train(model, optimizer, 2)
+    saved = get_optimizer_state_dict(model, optimizer)
+    resumed, again = two_alike(("1.weight", "0.weight"))
+    resumed.load_state_dict(model.state_dict())
+    set_optimizer_state_dict(resumed, again, optim_state_dict=saved)
+    train(model, optimizer, 2, 2)
+    train(resumed, again, 2, 2)
+    for name, weight in resumed.named_parameters():
+        torch.testing.assert_close(weight, model.get_parameter(name))
+
+
 def test_state_of_a_plain_optimizer_is_refused() -> None:
     model = net()
     plain = torch.optim.AdamW(model.parameters())

@@ -50,6 +50,8 @@ class Alignment:
         cores: Sequence[Tensor],
         theirs: Mapping[int, Tensor],
         gradients: Sequence[Tensor],
+        *,
+        ascending: bool = False,
     ) -> dict[str, Tensor]:
         """Add the loss's gradient for some matrices to that of the distillation, in place.
 
@@ -58,6 +60,7 @@ class Alignment:
             cores: the student's cores `[..., d_{k-1}, i_k, j_k, d_k]`, float32 or float64.
             theirs: the teacher's auxiliary cores by site, with the same leading dimensions; identities are left out.
             gradients: one for every core.
+            ascending: whether the optimizer goes along gradients, and not against them (`maximize=True`).
 
         Returns:
             What `LOGS` names, scalars summed over the matrices; the loss is unweighted.
@@ -65,7 +68,7 @@ class Alignment:
         loss, extra = self.gradients(shape, cores, theirs)
         norms = _squared_norm(gradients), _squared_norm(extra.values()) * self.constraint.weight**2
         for k, gradient in extra.items():
-            gradients[k].add_(gradient, alpha=self.constraint.weight)
+            gradients[k].add_(gradient, alpha=-self.constraint.weight if ascending else self.constraint.weight)
         return dict(zip(LOGS, (loss, *norms), strict=True))
 
     def gradients(

@@ -313,7 +313,9 @@ class OverParameterizedOptimizer(Optimizer):
         if alignment is None or name not in alignment.partners:
             return
         theirs = stack.of_states("teacher", compared_sites(stack.shape))
-        self._logs[name] = alignment.add_gradients(stack.shape, stack.cores, theirs, stack.gradients)
+        self._logs[name] = alignment.add_gradients(
+            stack.shape, stack.cores, theirs, stack.gradients, ascending=bool(stack.group.get("maximize"))
+        )
 
     def _log_totals(self) -> dict[str, Tensor]:
         """Over all matrices, in an order that does not depend on which was stepped first."""
@@ -481,7 +483,8 @@ class OverParameterizedOptimizer(Optimizer):
         """Load a state dict. Cores and moments keep their saved precision; weights become the products of the cores.
 
         Raises:
-            ValueError: it was saved with other factors, another format version, or by another optimizer.
+            ValueError: it was saved with other factors, parameters in another order or another format version, or by
+                another optimizer.
         """
         saved.check(state_dict, self.param_groups, self._recipe.matrices)
         names = [group["param_names"] for group in self.param_groups]

@@ -28,10 +28,12 @@ def check(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], ma
         matrices: its weights that are trained through cores, by name.
 
     Raises:
-        ValueError: it has other factors, another format version, or is another optimizer's.
+        ValueError: it has other factors, parameters in another order or another format version, or is another
+            optimizer's.
     """
     if not state_dict["state"] and all("opdf_format" not in group for group in state_dict["param_groups"]):
         return
+    known = {name for group in groups for name in group["param_names"]}
     for theirs, ours in zip(state_dict["param_groups"], groups, strict=False):
         if "opdf_format" not in theirs:
             raise ValueError(
@@ -40,7 +42,14 @@ def check(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], ma
             )
         if theirs["opdf_format"] != FORMAT:
             raise ValueError(f"the state dict has format {theirs['opdf_format']}; this version reads {FORMAT}")
-        for key, name in zip(theirs["params"], ours["param_names"], strict=False):
+        saved = theirs.get("param_names", theirs["params"])
+        for key, there, name in zip(theirs["params"], saved, ours["param_names"], strict=False):
+            there = key if isinstance(key, str) else there  # torch's distributed checkpoints sort by these names
+            if there != name and there in known:
+                raise ValueError(
+                    f"the state dict has {there} where this optimizer has {name}; give it the parameters in the order "
+                    "and groups of the optimizer that was saved"
+                )
             state = state_dict["state"].get(key)
             mine = matrices[name].shape if name in matrices else None
             if state and _shape_in(state) != mine and not _is_written_over(state):

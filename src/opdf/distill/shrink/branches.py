@@ -202,8 +202,8 @@ class AttentionBranch:
         spare = [k for k in range(theirs.heads) if k not in set(queries.tolist())]
         wide = (
             left @ query[queries],
-            _filled(right @ key[groups], key[spare]),
-            _filled(up @ value[groups], value[spare]),
+            _filled(right @ key[groups], key[spare], theirs.size),
+            _filled(up @ value[groups], value[spare], theirs.size),
         )
         return wide, torch.einsum("dhr,hsr->dhs", told, down).flatten(1)
 
@@ -276,10 +276,9 @@ def _moments_of(heads: Tensor, states: Tensor) -> Tensor:
     return heads @ (rows.mT @ rows / len(rows)) @ heads.mT
 
 
-def _filled(heads: Tensor, spare: Tensor) -> Tensor:
-    """Heads whose rows of zeros, the last ones, are replaced by those of heads that are not kept."""
-    empty = (heads == 0).all(-1)
-    rows = spare.flatten(0, 1)[: int(empty.sum())]
-    filled = heads.clone()
-    filled[empty.nonzero(as_tuple=True)[0][: len(rows)], empty.nonzero(as_tuple=True)[1][: len(rows)]] = rows
-    return filled
+def _filled(heads: Tensor, spare: Tensor, size: int) -> Tensor:
+    """Heads whose rows after the first `size`, which are zero, are replaced by those of heads that are not kept."""
+    own, added = heads[:, :size], heads[:, size:].flatten(0, 1)
+    rows = spare.flatten(0, 1)[: len(added)]
+    added = torch.cat([rows, added[len(rows) :]])
+    return torch.cat([own, added.view(len(heads), -1, heads.shape[2])], 1)

@@ -54,6 +54,19 @@ def test_a_teacher_that_another_process_trains_is_not_waited_for(tmp_path: Path)
     made.run(Cell(0, "digits/64", "KD", 1e-3))
 
 
+def test_a_teacher_that_diverges_is_trained_once(tmp_path: Path) -> None:
+    options = STUDY["common"]["teacher"]["training"] | {"learning_rate": 1e20, "logging_steps": 1}
+    common = dict(STUDY["common"], teacher=STUDY["common"]["teacher"] | {"training": options})
+    made = runner(tmp_path, common=common)
+    with pytest.raises(UserError, match=r"the teacher's training diverged: .* in step"):
+        made.run(Cell(0, "digits/64", "KD", 1e-3))
+    log = next(made.study.folder.glob("teachers/*/teacher.log"))
+    log.unlink()
+    with pytest.raises(UserError, match="the teacher's training diverged"):
+        made.run(Cell(0, "digits/64", "OPDF", 1e-3))
+    assert not log.exists()
+
+
 def test_of_a_regression_that_diverged_nothing_is_correlated(tmp_path: Path) -> None:
     (tmp_path / "scores.csv").write_text("text,label\n" + "".join(f"word {k},{k / 2}\n" for k in range(60)))
     data = {"name": str(tmp_path / "scores.csv")}

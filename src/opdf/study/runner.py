@@ -39,7 +39,7 @@ from opdf.study.pace import measured
 from opdf.study.plan import Cell
 from opdf.study.recorder import Recorder
 from opdf.study.results import DIVERGED
-from opdf.study.store import Outcome, held
+from opdf.study.store import InUseError, Outcome, held
 from opdf.study.study import Study, check_start
 
 JUDGED = ("validation", "test")

@@ -58,7 +58,7 @@ class Runner:
     def __init__(self, study: Study) -> None:
         self.study = study
         self._ready: tuple[str, Taught] | None = None
-        self._failed: dict[str, Exception] = {}  # teachers that could not be made, with the reason
+        self._failed: dict[str, str] = {}  # why teachers could not be made; an error itself would hold their memory
         self._checked: set[tuple[str, str]] = set()
         self._start_seconds = 0.0  # of the newest student, made and fitted to its teacher
 
@@ -163,23 +163,24 @@ class Runner:
 
         Raises:
             InUseError: another process trains this teacher.
-            UserError: its training diverged.
+            UserError: its training diverged, or it could not be made before.
         """
         key = self.study.teacher_key(config)
         if key in self._failed:
-            raise self._failed[key]
+            raise UserError(self._failed[key])
         try:
             return self._made(key, config)
         except InUseError:
             raise
         except TrainingDiverged as error:
-            self._failed[key] = UserError(f"the teacher's {error}")
-            raise self._failed[key] from error
+            self._failed[key] = f"the teacher's {error}"
+            raise UserError(self._failed[key]) from error
         except Exception as error:
-            self._failed[key] = error
+            self._failed[key] = f"the teacher could not be made: {error}"
             raise
 
     def _made(self, key: str, config: DistillConfig) -> Taught:
+        """The same; made unless the last run had them."""
         if self._ready is None or self._ready[0] != key:
             folder = self.study.folder / "teachers" / key
             folder.mkdir(parents=True, exist_ok=True)

@@ -178,7 +178,10 @@ def student_config(teacher: Any, family: Family, changes: Mapping[str, float]) -
     for name in WIDTHS:
         if getattr(old, name, None) == getattr(old, family.width):
             setattr(config, name, getattr(config, family.width))
-    _check_heads(config, old, family)
+    size = head_sizes(old, family).size
+    if family.rotary and family.head and head_sizes(config, family).size != size:
+        setattr(config, family.head, size)  # the teacher's configuration left it to the width
+    _check_heads(config, family, size)
     last = towers_of(teacher, family)[-1]
     width = getattr(config, family.width)
     if subtracts_mean(teacher.base_model.get_submodule(last.final or str(last.entry))) and width < LEAST:
@@ -226,20 +229,18 @@ def head_sizes(config: Any, family: Family) -> HeadSizes:
     return HeadSizes(heads, groups, size or getattr(config, family.width) // heads)
 
 
-def _check_heads(config: Any, old: Any, family: Family) -> None:
+def _check_heads(config: Any, family: Family, theirs: int) -> None:
+    """Refuse numbers of heads that do not divide, and heads of another size than the teacher's that may not have it."""
     width, heads = getattr(config, family.width), getattr(config, family.heads)
     groups = getattr(config, family.groups) if family.groups else heads
     if (family.head is None or family.rotary) and width % heads:
         raise ValueError(f"{family.width} {width} is not a multiple of {family.heads} {heads}; change one of them")
     if heads % groups:
         raise ValueError(f"{family.heads} {heads} is not a multiple of {family.groups} {groups}; change one of them")
-    ours, theirs = head_sizes(config, family).size, head_sizes(old, family).size
-    if not family.rotary or ours == theirs:
-        return
-    if family.head is None:
+    ours = head_sizes(config, family).size
+    if family.rotary and ours != theirs:
         remedy = f"a {family.width} that is a multiple of it" if width % theirs else f"{family.heads} {width // theirs}"
         raise ValueError(
             f"{family.width} {width} with {family.heads} {heads} makes heads of {ours}, and rotary positions fix the "
             f"teacher's size, {theirs}; give {remedy}"
         )
-    setattr(config, family.head, theirs)  # the configuration left it to the width

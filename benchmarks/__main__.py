@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable, Sequence
 
 from benchmarks import (
+    ahead,
     decomposition,
     gpu,
     growth,
@@ -36,6 +37,7 @@ BENCHMARKS: dict[str, Callable[[], None]] = {
     "rate": rate.main,
     "host": host.main,
     "stored": stored.main,
+    "ahead": ahead.main,
     "tokens": tokens.main,
     "shrink": shrink.main,
     "shrink-time": shrink_time.main,

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from sklearn.metrics import log_loss
 from sklearn.utils.class_weight import compute_class_weight
 from transformers import AutoModel, AutoModelForImageClassification, AutoModelForSequenceClassification, BertModel
 
 from jobs import DIGITS, TEXTS, VIT, bert, digits, texts
-from opdf.distill import keep_layers
+from opdf.distill import keep_layers, outputs
 from opdf.job import (
     DataConfig,
     DistillConfig,
@@ -264,18 +265,51 @@ def test_narrower_embeddings(tmp_path: Path, world: Path) -> None:
     data = {"name": str(world / "pairs.jsonl"), "task": "similarity"}
     changes = {"data": data, "teacher": {"model": str(world / "embedder")}, "objective": {"name": "embedding"},
                "student": {"layers": None, "config": {"hidden_size": 6}}, "constraint": {"weight": 0.1},
-               "training": {"save_strategy": "steps", "save_steps": 1}}  # fmt: skip
+               "training": {"max_steps": 14, "save_strategy": "steps", "save_steps": 7}}  # fmt: skip
     config = text_job(tmp_path / "out", world, **changes)
     metrics = run(config)
     student = AutoModel.from_pretrained(tmp_path / "out" / "student")
     assert student.config.hidden_size == 6
     assert evaluate(str(tmp_path / "out" / "student"), DataConfig(**data)) == metrics["student"]
     weights = (tmp_path / "out" / "student" / "model.safetensors").read_bytes()
-    shutil.rmtree(tmp_path / "out" / "checkpoints" / "checkpoint-2")  # as if it had been killed after a step
+    shutil.rmtree(tmp_path / "out" / "checkpoints" / "checkpoint-14")  # as if it had been killed before the last step
     shutil.rmtree(tmp_path / "out" / "student")
     (tmp_path / "out" / "metrics.json").unlink()
     run(replace(config, resume=True))
     assert (tmp_path / "out" / "student" / "model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.parametrize(
+    ("kind", "tolerance"), [("images", 1e-6), ("texts", 1e-6), ("embeddings", 1e-6), ("half precision", 1e-3)]
+)
+def test_a_teacher_that_would_answer_again_answers_ahead(
+    kind: str, tolerance: float, tmp_path: Path, world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three passes and more: the student is the one that learns from answers in every step; a step is cheaper."""
+    training = {"max_steps": 28, "save_strategy": "no", "optim": "sgd", "learning_rate": 0.1, "bf16": "half" in kind}
+    pairs = {"data": {"name": str(world / "pairs.jsonl"), "task": "similarity"},
+             "teacher": {"model": str(world / "embedder")}, "objective": {"name": "embedding"}}  # fmt: skip
+
+    def config(folder: str) -> DistillConfig:
+        if kind in ("images", "half precision"):
+            return digits(tmp_path / folder, overparam=None, constraint=None, training=training)
+        changes = pairs if kind == "embeddings" else {}
+        return text_job(tmp_path / folder, world, overparam=None, training=training, **changes)
+
+    weights, lines, costs = [], [], []
+    for name, passes in (("ahead", outputs.WORTH_ASKING_AHEAD), ("live", 9.0)):
+        monkeypatch.setattr(outputs, "WORTH_ASKING_AHEAD", passes)
+        shown = preview(config(name))
+        run(config(name))
+        assert len(list((tmp_path / name).glob("teacher_*.safetensors"))) == (name == "ahead")
+        student = load_file(tmp_path / name / "student" / "model.safetensors")
+        weights.append(torch.cat([value.flatten() for value in student.values()]))
+        lines.append(dict(shown.lines)["objective"])
+        assert shown.cost is not None
+        costs.append(shown.cost.plain)
+    assert (weights[0] - weights[1]).norm() < tolerance * weights[1].norm()
+    assert lines[0] == f"{lines[1]}; the teacher answers before the training"
+    assert costs[0] < 0.8 * costs[1]
 
 
 def test_a_student_can_be_blocks_of_another_model(tmp_path: Path, world: Path) -> None:

@@ -177,6 +177,35 @@ def _launched_with(engine: str) -> bool:
     return os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true"
 
 
+def examples_per_step(args: TrainingArguments, batch_size: int | None = None) -> int:
+    """Examples of an optimizer step, over all micro-batches and processes.
+
+    Args:
+        args: of the training.
+        batch_size: examples of a micro-batch, where `auto_find_batch_size` has lowered those in `args`.
+    """
+    return int((batch_size or args.train_batch_size) * args.world_size * args.gradient_accumulation_steps)
+
+
+def planned_steps(args: TrainingArguments, rows: int) -> int:
+    """Optimizer steps of a training on so many rows."""
+    if args.max_steps > 0:
+        return int(args.max_steps)
+    batch = args.train_batch_size * args.world_size
+    batches = rows // batch if args.dataloader_drop_last else math.ceil(rows / batch)
+    return math.ceil(args.num_train_epochs * math.ceil(batches / args.gradient_accumulation_steps))
+
+
+def planned_passes(args: TrainingArguments, rows: int) -> float:
+    """How often a training sees each of so many rows."""
+    return planned_steps(args, rows) * examples_per_step(args) / rows
+
+
+def half_precision(args: TrainingArguments) -> torch.dtype | None:
+    """The dtype that matrix products of a training have, None for that of the weights."""
+    return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+
+
 def deciding(args: TrainingArguments, batch_size: int) -> dict[str, Any]:
     """The arguments that decide a run's result, as plain values by name.
 
@@ -185,9 +214,8 @@ def deciding(args: TrainingArguments, batch_size: int) -> dict[str, Any]:
         batch_size: examples of a micro-batch, fewer than in `args` where `auto_find_batch_size` has lowered them.
     """
     free = FREE if _chooses_by_evaluation(args) else FREE | SCHEDULES
-    examples = batch_size * args.world_size * args.gradient_accumulation_steps
     kept = {name: value for name, value in args.to_dict().items() if name not in free}
-    return kept | {"examples_per_step": examples}
+    return kept | {"examples_per_step": examples_per_step(args, batch_size)}
 
 
 def _chooses_by_evaluation(args: TrainingArguments) -> bool:

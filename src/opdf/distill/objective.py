@@ -106,12 +106,23 @@ class Objective:
             ValueError, FileNotFoundError: they do not, or something that the method reads is not there.
         """
 
+    def asks_ahead(
+        self, data: Prepared, teacher: nn.Module, arguments: TrainingArguments | None = None, *, shared: bool = False
+    ) -> bool:
+        """Whether the teacher answers before the training, and not in every step.
+
+        Args:
+            data, teacher, arguments, shared: as for `prepare_data`.
+        """
+        return not self.needs_teacher
+
     def prepare_data(
         self,
         data: Prepared,
         teacher: nn.Module,
         folder: Path,
         *,
+        arguments: TrainingArguments | None = None,
         shared: bool = False,
         progress: Progress | None = None,
     ) -> Any:
@@ -121,6 +132,7 @@ class Objective:
             data: of the run.
             teacher: as it is when the student's training begins.
             folder: of the run. What takes long is kept there, and a resumed run finds it.
+            arguments: of the training: how often it sees the rows, and in which precision the models compute.
             shared: whether other runs with this data and teacher follow, so that more is worth keeping.
             progress: called with the numbers of examples done and in all.
         """

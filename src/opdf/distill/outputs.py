@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,8 +20,19 @@ from torch import Tensor, nn
 from transformers import BatchEncoding
 
 from opdf.data import Prepared
+from opdf.distill.arguments import half_precision, planned_passes
+from opdf.distill.losses import precise
 from opdf.files import replacing
 from opdf.mpo import Progress
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+WORTH_ASKING_AHEAD = 1.5
+"""Passes over the rows from which a teacher that answers once, before the training, is worth its pass."""
+
+MOST_ASKED_AHEAD = 2**28
+"""Numbers that are kept of a teacher at most, a GB."""
 
 BATCH = 128
 """Examples that a teacher is given at a time."""
@@ -35,37 +46,81 @@ Noise = Callable[[Any, np.random.Generator], Any]
 
 def teacher_logits(teacher: Any, data: Prepared, rows: list[dict[str, Any]]) -> Tensor:
     """Logits `[rows, classes]` of encoded rows, on the CPU."""
-    device = next(teacher.parameters()).device
-    batch = BatchEncoding(data.collator(rows)).to(device)
-    batch.pop("labels", None)
-    was = teacher.training
-    with torch.no_grad():
-        logits: Tensor = teacher.eval()(**batch).logits.cpu()
-    teacher.train(was)
-    return logits
+    outputs, _ = said(teacher, data, rows)
+    return precise(outputs.logits).cpu()
 
 
 def token_logits(teacher: Any, data: Prepared, rows: list[dict[str, Any]]) -> Iterator[Tensor]:
     """Logits `[tokens, classes]` of one encoded text after the other, on the teacher's device; padding has none."""
-    device = next(teacher.parameters()).device
-    batch = BatchEncoding(data.collator(rows)).to(device)
+    outputs, batch = said(teacher, data, rows)
+    yield from (some[mask.bool()] for some, mask in zip(outputs.logits, batch["attention_mask"], strict=True))
+
+
+def said(teacher: Any, data: Prepared, rows: list[dict[str, Any]]) -> tuple[Any, Mapping[str, Tensor]]:
+    """A teacher's outputs for encoded rows, and the batch that they make, on its device."""
+    batch = BatchEncoding(data.collator(rows)).to(next(teacher.parameters()).device)
     batch.pop("labels", None)
     was = teacher.training
     with torch.no_grad():
-        logits = teacher.eval()(**batch).logits
+        outputs = teacher.eval()(**batch)
     teacher.train(was)
-    yield from (some[mask.bool()] for some, mask in zip(logits, batch["attention_mask"], strict=True))
+    return outputs, batch
 
 
-def all_logits(teacher: Any, data: Prepared, rows: Any, progress: Progress | None = None) -> np.ndarray:
-    """Logits `[rows, classes]` of many encoded rows."""
-    found = []
-    for start in range(0, len(rows), BATCH):
-        some = range(start, min(start + BATCH, len(rows)))
-        found.append(teacher_logits(teacher, data, [rows[k] for k in some]))
-        if progress is not None:
-            progress(some.stop, len(rows))
-    return torch.cat(found).numpy()
+def worth_asking_ahead(
+    rows: int, outputs: int, arguments: TrainingArguments | None = None, *, shared: bool = False
+) -> bool:
+    """Whether a teacher should answer once, before the training: if rows are seen again, in it or by other runs.
+
+    Args:
+        rows: of the training data.
+        outputs: numbers in an answer.
+        arguments: of the training; None if it is not known.
+        shared: whether other runs with these rows and this teacher follow.
+    """
+    if rows * outputs > MOST_ASKED_AHEAD:
+        return False
+    alone = arguments is not None and arguments.world_size == 1  # one process asks, and several outrun it
+    return shared or (alone and planned_passes(arguments, rows) >= WORTH_ASKING_AHEAD)
+
+
+def with_answers(
+    rows: Any,
+    name: str,
+    answer: Callable[[list[dict[str, Any]]], Tensor],
+    teacher: nn.Module,
+    folder: Path,
+    arguments: TrainingArguments | None = None,
+    *,
+    shared: bool = False,
+    progress: Progress | None = None,
+) -> Any:
+    """Encoded rows with a column of a teacher's answers, which are kept in a folder.
+
+    Args:
+        rows: a `datasets.Dataset`.
+        name: of the column.
+        answer: to some rows, `[rows, outputs]` on the CPU.
+        teacher: that gives it.
+        folder: where the answers are kept.
+        arguments: of the training, in whose precision the teacher answers, unless other runs share it.
+        shared: whether they do.
+        progress: called with the numbers of rows done and in all.
+    """
+
+    def ask() -> np.ndarray:
+        found = []
+        for start in range(0, len(rows), BATCH):
+            some = range(start, min(start + BATCH, len(rows)))
+            found.append(answer([rows[k] for k in some]))
+            if progress is not None:
+                progress(some.stop, len(rows))
+        return torch.cat(found).numpy()
+
+    half = half_precision(arguments) if arguments is not None and not shared else None
+    depends = [fingerprint(rows), weights_digest(teacher), *([half] if half else [])]
+    with torch.autocast(next(teacher.parameters()).device.type, half, enabled=half is not None):
+        return with_column(rows, name, kept(folder, name, depends, ask))
 
 
 def kept(folder: Path, name: str, of: list[Any], make: Callable[[], np.ndarray]) -> np.ndarray:

@@ -24,8 +24,8 @@ class StepCost:
     """The cost of an optimizer step on this process.
 
     Attributes:
-        plain: floating-point operations of plain distillation: forward passes of teacher and student, and the student's
-            backward pass, which is counted as two forward passes.
+        plain: floating-point operations of plain distillation: forward passes of the student, and of a teacher that
+            answers in every step, and the student's backward pass, which is counted as two forward passes.
         extra: those of over-parameterization, the products between cores.
         rate: operations a second of float32 matrix products on this machine, measured.
         megabytes: additional memory for cores, their two moments in AdamW, and a gradient, in float32.
@@ -58,7 +58,8 @@ def step_cost(job: Job, prepared: Prepared, fit: Fit) -> StepCost | None:
     student, teacher = (forward_operations(model, batch) for model in (fit.student, fit.teacher))
     if student is None or teacher is None:
         return None
-    plain = (3 * student + teacher) * arguments.gradient_accumulation_steps
+    ahead = job.objective.asks_ahead(prepared, fit.teacher, arguments, shared=job.shares_teacher)
+    plain = (3 * student + (0 if ahead else teacher)) * arguments.gradient_accumulation_steps
     extra, megabytes = (extra_operations(fit.over), extra_megabytes(fit.over)) if fit.over else (0, 0)
     return StepCost(plain, extra, _matmul_rate(), megabytes)
 

@@ -55,6 +55,11 @@ class Job:
         check_student(config.student)
         check_teachers(config.teacher)
 
+    @property
+    def shares_teacher(self) -> bool:
+        """Whether other jobs have the same teacher and data."""
+        return self.teachers != self.folder
+
 
 def resolved(config: DistillConfig) -> DistillConfig:
     """The configuration with its types checked, and the Trainer's and the objective's defaults written out.

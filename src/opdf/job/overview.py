@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import shutil
 import textwrap
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from opdf.data import Prepared, describe
-from opdf.distill import StoreInfo
+from opdf.distill import StoreInfo, examples_per_step, planned_steps
 from opdf.job.arguments import optimizer_name
 from opdf.job.card import teacher_of
 from opdf.job.checks import Fit
@@ -53,7 +52,7 @@ def overview(job: Job, prepared: Prepared, fit: Fit) -> Overview:
     cost, info = step_cost(job, prepared, fit), job.objective.store_info(prepared, fit.teacher)
     lines = (
         *_data(job, prepared),
-        *_models(job, fit, info),
+        *_models(job, prepared, fit, info),
         *_training(job, prepared, cost),
         *_latency(job, prepared, fit),
     )
@@ -78,7 +77,7 @@ def stored_size(info: StoreInfo | None) -> str:
     return f"teacher's outputs for {what}{epochs}, {of} each: {info.nbytes / 1e6:,.1f} MB on the disk"
 
 
-def _models(job: Job, fit: Fit, info: StoreInfo | None) -> Iterator[tuple[str, str]]:
+def _models(job: Job, prepared: Prepared, fit: Fit, info: StoreInfo | None) -> Iterator[tuple[str, str]]:
     config = job.config
     yield "teacher", f"{teacher_of(config)}; {size_of(fit.teacher)}"
     yield "student", f"{student_of(job, fit.start)}; {size_of(fit.student)}"
@@ -86,7 +85,9 @@ def _models(job: Job, fit: Fit, info: StoreInfo | None) -> Iterator[tuple[str, s
         made = "copied, not fitted" if config.student.layers is not None else "untrained"
         yield "warning", f"the student is {made}, since it cannot start from its teacher: {fit.start.why_not}"
     options = ", ".join(f"{key} {value}" for key, value in config.objective.options.items() if value not in (None, ""))
-    yield "objective", f"{config.objective.name}: {options}" if options else config.objective.name
+    ahead = job.objective.asks_ahead(prepared, fit.teacher, job.training, shared=job.shares_teacher)
+    asked = "; the teacher answers before the training" if ahead else ""
+    yield "objective", f"{config.objective.name}{f': {options}' if options else ''}{asked}"
     if info is not None:
         yield "store", stored_size(info)
     if fit.over is None or config.overparam is None:
@@ -104,17 +105,12 @@ def _models(job: Job, fit: Fit, info: StoreInfo | None) -> Iterator[tuple[str, s
 
 def _training(job: Job, prepared: Prepared, cost: StepCost | None) -> Iterator[tuple[str, str]]:
     arguments = job.training
-    batch = arguments.train_batch_size * arguments.world_size
-    examples = batch * arguments.gradient_accumulation_steps
-    steps = arguments.max_steps
-    if steps <= 0:
-        rows = len(copy.deepcopy(job.objective).training_data(prepared.data["train"]))  # some methods hold some out
-        batches = rows // batch if arguments.dataloader_drop_last else math.ceil(rows / batch)
-        steps = math.ceil(arguments.num_train_epochs * math.ceil(batches / arguments.gradient_accumulation_steps))
+    rows = len(copy.deepcopy(job.objective).training_data(prepared.data["train"]))  # some methods hold some out
+    steps = planned_steps(arguments, rows)
     precision = "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "float32"
     yield (
         "training",
-        f"{steps:,} steps of {examples:,} examples, {optimizer_name(arguments)}, learning rate "
+        f"{steps:,} steps of {examples_per_step(arguments):,} examples, {optimizer_name(arguments)}, learning rate "
         f"{arguments.learning_rate:g}, {precision}, on {arguments.device}",
     )
     if cost is not None:

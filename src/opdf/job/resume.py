@@ -20,7 +20,7 @@ import transformers
 from datasets import Dataset, DatasetDict
 
 import opdf
-from opdf.distill import DistillationArguments, newest_whole
+from opdf.distill import DistillationArguments, examples_per_step, newest_whole
 from opdf.files import LOCK
 from opdf.job.config import DataConfig, DistillConfig
 from opdf.job.errors import UserError
@@ -64,7 +64,7 @@ class Begun:
     @classmethod
     def of(cls, job: Job, data: DatasetDict) -> Begun:
         rows = {part: rows_digest(rows) for part, rows in data.items()}
-        return cls(rows, examples_of(job), files_read(job), versions())
+        return cls(rows, examples_per_step(job.training), files_read(job), versions())
 
     def write(self, folder: Path) -> None:
         write_json(asdict(self), folder / BEGUN)
@@ -135,12 +135,6 @@ def rows_digest(rows: Dataset) -> str:
     return digest.hexdigest()[:32]
 
 
-def examples_of(job: Job) -> int:
-    """Examples of an optimizer step, over all micro-batches and processes."""
-    arguments = job.training
-    return int(arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size)
-
-
 def check_same_configuration(job: Job) -> None:
     """Refuse to go on with a run under another configuration.
 
@@ -148,13 +142,14 @@ def check_same_configuration(job: Job) -> None:
         UserError: something differs that its result depends on; the message names it and both values.
     """
     folder, begun = job.folder, begun_with(job.folder)
+    examples = examples_per_step(job.training)
     then, now = plain(begun_config(folder)), plain(located(job.config))
     changed = [(key, a, b) for key, a, b in differences(then, now) if not _may_change(key, a, b)]
-    if begun is not None and begun.examples == examples_of(job):
+    if begun is not None and begun.examples == examples:
         changed = [entry for entry in changed if entry[0] not in A_STEP]
     elif begun is not None and not any(key in A_STEP for key, _, _ in changed):
         raise UserError(
-            f"{folder} goes on only as it was begun: a step had {begun.examples} examples and has {examples_of(job)} "
+            f"{folder} goes on only as it was begun: a step had {begun.examples} examples and has {examples} "
             f"now (processes: {job.training.world_size}). Set training.per_device_train_batch_size and "
             "training.gradient_accumulation_steps so that they make as many"
         )

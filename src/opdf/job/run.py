@@ -265,9 +265,10 @@ def training_rows(job: Job, prepared: Prepared, teacher: Any) -> Any:
     """The training rows with the teacher's outputs that the objective needs, which jobs of one teacher share."""
     if job.config.constraint is not None and job.objective.decisions_only:
         tell("note: the constraint loss reads the teacher's weights, which a black box would not show")
-    shared = job.teachers != job.folder
     with counting("asking the teacher") as progress:
-        return job.objective.prepare_data(prepared, teacher, job.teachers, shared=shared, progress=progress)
+        return job.objective.prepare_data(
+            prepared, teacher, job.teachers, arguments=job.training, shared=job.shares_teacher, progress=progress
+        )
 
 
 def parameters(trainer: DistillationTrainer) -> dict[str, int]:

@@ -95,7 +95,7 @@ def labels_alone(prepared: Prepared) -> LogitsDistillation:
 
 def kept_teacher(job: Job) -> Path | None:
     """The folder of the teacher that an earlier part of this run fine-tuned, or the one beside its stored outputs."""
-    folder, wanted = job.teachers / "teacher", job.config.resume or job.teachers != job.folder
+    folder, wanted = job.teachers / "teacher", job.config.resume or job.shares_teacher
     cache = job.objective.cache
     if cache is not None and (cache / "teacher").is_dir():
         folder, wanted = cache / "teacher", True

@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.optimize import least_squares
@@ -27,6 +27,9 @@ from opdf.distill.models import config_of, kind_of
 from opdf.distill.objective import Losses, Objective
 from opdf.distill.outputs import fingerprint, kept, teacher_logits, weights_digest, with_column
 from opdf.mpo import Progress
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 SOLVERS = ("root", "iterate")
 ROUNDS, TOLERANCE = 20, 1e-3
@@ -123,6 +126,7 @@ class DecisionDistillation(Objective):
         teacher: nn.Module,
         folder: Path,
         *,
+        arguments: TrainingArguments | None = None,
         shared: bool = False,
         progress: Progress | None = None,
     ) -> Any:

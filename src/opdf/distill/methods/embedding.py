@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from opdf.data import Prepared
 from opdf.distill.losses import Batch, main_input
 from opdf.distill.models import config_of, has_no_head
 from opdf.distill.objective import Losses, Objective
+from opdf.distill.outputs import said, with_answers, worth_asking_ahead
 from opdf.distill.shrink import find_report
+from opdf.mpo import Progress
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 
 class EmbeddingDistillation(Objective):
@@ -29,6 +37,7 @@ class EmbeddingDistillation(Objective):
     """
 
     tasks = ("similarity",)
+    columns = ("teacher_embeddings",)
 
     def __init__(self, cosine_weight: float = 1.0, mse_weight: float = 0.0) -> None:
         for name, value in (("cosine_weight", cosine_weight), ("mse_weight", mse_weight)):
@@ -57,11 +66,41 @@ class EmbeddingDistillation(Objective):
     def tensors(self) -> dict[str, Tensor]:
         return {} if self._projection is None else {"projection": self._projection}
 
+    def asks_ahead(
+        self, data: Prepared, teacher: nn.Module, arguments: TrainingArguments | None = None, *, shared: bool = False
+    ) -> bool:
+        rows, width = len(data.data["train"]), config_of(teacher).hidden_size
+        return data.noise is None and worth_asking_ahead(rows, width, arguments, shared=shared)
+
+    def prepare_data(
+        self,
+        data: Prepared,
+        teacher: nn.Module,
+        folder: Path,
+        *,
+        arguments: TrainingArguments | None = None,
+        shared: bool = False,
+        progress: Progress | None = None,
+    ) -> Any:
+        """The training rows, with a column "teacher_embeddings" if the teacher answers ahead."""
+        rows = data.training_rows()
+        if not self.asks_ahead(data, teacher, arguments, shared=shared):
+            return rows
+
+        def answer(some: list[dict[str, Any]]) -> Tensor:
+            outputs, batch = said(teacher, data, some)
+            return mean_pooled(outputs.last_hidden_state, batch.get("attention_mask")).cpu()
+
+        return with_answers(
+            rows, "teacher_embeddings", answer, teacher, folder, arguments, shared=shared, progress=progress
+        )
+
     def losses(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, num_items: Tensor) -> Losses:
-        assert teacher is not None
-        mask = batch.get("attention_mask")
+        mask, theirs = batch.get("attention_mask"), batch.get("teacher_embeddings")
         ours = mean_pooled(self.forward(student, batch).last_hidden_state, mask)
-        theirs = mean_pooled(self.teacher_forward(teacher, batch).last_hidden_state, mask)
+        if theirs is None:
+            assert teacher is not None
+            theirs = mean_pooled(self.teacher_forward(teacher, batch).last_hidden_state, mask)
         if self._projection is not None:
             theirs = theirs @ self._projection.to(theirs.device)
         total, parts = ours.new_zeros(()), {}

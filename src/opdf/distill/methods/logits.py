@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +18,11 @@ from opdf.distill.ensemble import Ensemble, members, soften
 from opdf.distill.losses import DIVERGENCES, Batch, count_labelled, distillation_loss, labels_of, precise, task_loss
 from opdf.distill.models import check_same_outputs, config_of, is_causal, is_language_model
 from opdf.distill.objective import Losses, Objective
-from opdf.distill.outputs import all_logits, fingerprint, kept, weights_digest, with_column
+from opdf.distill.outputs import teacher_logits, with_answers, worth_asking_ahead
 from opdf.mpo import Progress
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 
 class TaskAndLogits(Objective):
@@ -128,8 +132,8 @@ class LogitsDistillation(TaskAndLogits):
 
     The task decides the two terms: cross-entropy and T^2 KL for classes and (shifted, unmasked) tokens, squared errors
     for a regression, binary cross-entropies for several labels at once. A vision model is a classifier. The teacher
-    runs on every batch, unless the data brings its logits in a column "teacher_logits". The logits of all tokens of a
-    language model are never held together, see `Heads`.
+    runs on every batch, unless the data brings its logits in a column "teacher_logits", as a run of several epochs sees
+    to. The logits of all tokens of a language model are never held together, see `Heads`.
 
     Args:
         temperature: T, above 0; useful from 1 to 8. Not used in a regression.
@@ -221,23 +225,32 @@ class LogitsDistillation(TaskAndLogits):
 
         return self.combine_tokens(student, ours, soft if theirs else None, labels, batch, num_items)
 
+    def asks_ahead(
+        self, data: Prepared, teacher: nn.Module, arguments: TrainingArguments | None = None, *, shared: bool = False
+    ) -> bool:
+        rows, by_token = len(data.data["train"]), data.task.kind in ("token-classification", "causal-lm")
+        if not self.alpha or data.noise is not None or by_token:  # logits of all tokens are too many to keep
+            return False
+        return worth_asking_ahead(rows, data.task.num_labels, arguments, shared=shared)
+
     def prepare_data(
         self,
         data: Prepared,
         teacher: nn.Module,
         folder: Path,
         *,
+        arguments: TrainingArguments | None = None,
         shared: bool = False,
         progress: Progress | None = None,
     ) -> Any:
-        """Runs of one teacher share a column "teacher_logits". A single run may end before it has seen all rows."""
+        """The training rows, with a column "teacher_logits" if the teacher answers ahead."""
         if data.class_weights is not None and self.alpha < 1:
             self.class_weights = data.class_weights
         rows = data.training_rows()
-        by_token = data.task.kind in ("token-classification", "causal-lm")  # too many logits to keep
-        if not shared or not self.alpha or by_token or data.noise is not None:
+        if not self.asks_ahead(data, teacher, arguments, shared=shared):
             return rows
         soften(teacher, self.temperature)
-        depends = [fingerprint(rows), weights_digest(teacher)]
-        logits = kept(folder, "teacher_logits", depends, lambda: all_logits(teacher, data, rows, progress))
-        return with_column(rows, "teacher_logits", logits)
+        answer = partial(teacher_logits, teacher, data)
+        return with_answers(
+            rows, "teacher_logits", answer, teacher, folder, arguments, shared=shared, progress=progress
+        )

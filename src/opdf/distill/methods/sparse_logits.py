@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import PartialState
@@ -22,6 +22,9 @@ from opdf.distill.objective import Losses, Objective
 from opdf.distill.outputs import BATCH, TEXTS, Noise, fingerprint, noisy, teacher_logits, token_logits, weights_digest
 from opdf.distill.store import LogitsStore, StoredDataset, StoreInfo
 from opdf.mpo import Progress
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 
 class SparseLogitsDistillation(TaskAndLogits):
@@ -134,6 +137,7 @@ class SparseLogitsDistillation(TaskAndLogits):
         teacher: nn.Module,
         folder: Path,
         *,
+        arguments: TrainingArguments | None = None,
         shared: bool = False,
         progress: Progress | None = None,
     ) -> Any:

@@ -198,7 +198,7 @@ def planned_steps(args: TrainingArguments, rows: int) -> int:
 
 def planned_passes(args: TrainingArguments, rows: int) -> float:
     """How often a training sees each of so many rows."""
-    return planned_steps(args, rows) * examples_per_step(args) / rows
+    return planned_steps(args, rows) * examples_per_step(args) / max(rows, 1)
 
 
 def half_precision(args: TrainingArguments) -> torch.dtype | None:

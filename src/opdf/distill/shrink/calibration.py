@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from opdf.distill.models import has_no_head
 from opdf.distill.shrink.families import Family, Head, Tower, attentions
 from opdf.distill.shrink.moments import Moments, precise
 from opdf.distill.shrink.norms import is_norm, subtracts_mean
@@ -241,7 +242,8 @@ class Recorder:
         before += [(self._teacher.get_submodule(name), partial(self._choose, name)) for name in names]
         after = [hook for tower in self._towers for hook in self._after(tower)]
         # With a small LLaMA there was nothing to gain by it: every token has an output that depends on it.
-        graph = torch.enable_grad() if self._teacher.get_output_embeddings() is None else nullcontext()
+        goes_back = not has_no_head(self._teacher) and self._teacher.get_output_embeddings() is None
+        graph = torch.enable_grad() if goes_back else nullcontext()
         with graph, _frozen(self._teacher), hooked(*before, after=after):
             outputs = self._teacher(**inputs, **options, return_dict=True)
             real = self.result.streams[self._towers[-1].blocks].real[-1]

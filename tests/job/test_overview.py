@@ -82,7 +82,7 @@ def test_a_steps_operations_are_those_of_its_matrix_products(tmp_path: Path) -> 
     """Counted by hand for a BERT of one block and one of two, 8 examples of 4 tokens: 2 operations a multiplication."""
     config = text_job(tmp_path)
     config.data.max_length = 8
-    config.training["gradient_accumulation_steps"] = 2
+    config.training |= {"gradient_accumulation_steps": 2, "max_steps": 1}  # the teacher answers in the steps
     job = Job(config)
     prepared = prepare_data(config.data, config.teacher)
     teacher = load_teacher(job, prepared.task)

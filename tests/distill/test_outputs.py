@@ -1,0 +1,49 @@
+"""Answers that a teacher gives once, before the training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+
+from opdf import DistillationArguments
+from opdf.distill.outputs import BATCH, MOST_ASKED_AHEAD, with_answers, worth_asking_ahead
+
+
+def test_every_row_gets_its_own_answer_and_the_longest_are_asked_first(tmp_path: Path) -> None:
+    rows = Dataset.from_dict({"input_ids": [[k] * (1 + k % 7) for k in range(BATCH + 40)]})
+    asked: list[int] = []
+    teacher = nn.Linear(1, 1)
+
+    def answer(some: list[dict[str, Any]]) -> Tensor:
+        asked.extend(len(row["input_ids"]) for row in some)
+        return torch.tensor([[float(row["input_ids"][0]), 0.5] for row in some])
+
+    for _ in range(2):  # the second time they are read
+        told = with_answers(rows, "answers", answer, teacher, tmp_path)
+    assert told["answers"][:] == [[float(k), 0.5] for k in range(len(rows))]
+    assert told.remove_columns("answers")[:] == rows[:]
+    assert asked == sorted(map(len, rows["input_ids"]), reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("rows", "outputs", "options", "shared", "worth"),
+    [
+        (100, 2, {"num_train_epochs": 2}, False, True),
+        (100, 2, {"num_train_epochs": 1}, False, False),
+        (100, 2, {"num_train_epochs": 1}, True, True),
+        (100, 2, {"max_steps": 10}, False, False),  # 80 of the rows
+        (100, 2, {"max_steps": 10, "gradient_accumulation_steps": 2}, False, True),
+        (1000, 1 + MOST_ASKED_AHEAD // 1000, {"num_train_epochs": 9}, True, False),
+        (0, 2, {"num_train_epochs": 2}, False, False),
+    ],
+)
+def test_a_teacher_answers_ahead_where_it_would_answer_again(
+    rows: int, outputs: int, options: dict[str, Any], shared: bool, worth: bool, tmp_path: Path
+) -> None:
+    arguments = DistillationArguments(str(tmp_path), use_cpu=True, per_device_train_batch_size=8, **options)
+    assert worth_asking_ahead(rows, outputs, arguments, shared=shared) == worth

@@ -14,7 +14,14 @@ import torch
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, RandomSampler, Subset
-from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.trainer_utils import has_length
 
 from opdf.data import EpochDataset
@@ -223,6 +230,7 @@ class DistillationTrainer(CheckpointedTrainer):
         self._mark = object()
         self._options: dict[str, Any] = {}
         if model is not None:
+            set_seed(args.seed)  # as the Trainer does, too late for what an objective makes of its own
             self._plan(model, args)
         super().__init__(
             model=model, args=args, data_collator=data_collator, train_dataset=train_dataset, eval_dataset=eval_dataset,

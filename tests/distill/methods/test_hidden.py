@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
+from opdf import DistillationArguments, DistillationTrainer
 from opdf.distill import HiddenDistillation, keep_layers
 
 
@@ -120,6 +122,18 @@ def test_an_empty_text_has_no_distance() -> None:
     rest = {name: value[[0, 2]] for name, value in data.items()}
     some, others = (losses(student, teacher, given)[1].parts["hidden"] for given in (data, rest))
     torch.testing.assert_close(some, others)  # both divided by the 3 examples of the step
+
+
+def test_projections_begin_as_the_trainers_seed_says(tmp_path: Path) -> None:
+    found = []
+    for state, seed in ((1, 5), (2, 5), (2, 6)):
+        student, teacher = bert(2, 8), bert()
+        torch.manual_seed(state)
+        arguments = DistillationArguments(str(tmp_path), seed=seed, use_cpu=True)
+        trainer = DistillationTrainer(student, arguments, teacher=teacher, objective="hidden")
+        found.append(next(trainer.method.modules()["projections"].parameters()))
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[1], found[2])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from opdf.job.checks import check_fit
 from opdf.job.cost import step_cost
 from opdf.job.job import Job
 from opdf.job.options import fill
+from opdf.job.overview import precision_of
 from opdf.job.prepared import prepare_data
 from opdf.job.teacher import load_teacher
 
@@ -94,6 +96,18 @@ def test_a_steps_operations_are_those_of_its_matrix_products(tmp_path: Path) -> 
     assert cost.plain == 2 * (3 * 2 * (block + head) + 2 * (2 * block + head))
     assert cost.extra > 0
     assert cost.seconds == pytest.approx((cost.plain + cost.extra) / cost.rate)
+
+
+def test_a_gpu_that_could_compute_in_half_precision_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    gpu, cpu = torch.device("cuda", 0), torch.device("cpu")
+    for device, bf16, said in (
+        (gpu, False, "float32, on cuda:0, which computes faster with training.bf16: true"),
+        (gpu, True, "bf16, on cuda:0"),
+        (cpu, False, "float32, on cpu"),
+    ):
+        arguments: Any = SimpleNamespace(device=device, bf16=bf16, fp16=False)
+        assert precision_of(arguments) == said
 
 
 def test_optimizers_are_made_before_any_work(tmp_path: Path) -> None:

@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from transformers import TrainingArguments
+
 from opdf.data import Prepared, describe
 from opdf.distill import StoreInfo, examples_per_step, planned_steps
 from opdf.job.arguments import optimizer_name
@@ -107,11 +110,10 @@ def _training(job: Job, prepared: Prepared, cost: StepCost | None) -> Iterator[t
     arguments = job.training
     rows = len(copy.deepcopy(job.objective).training_data(prepared.data["train"]))  # some methods hold some out
     steps = planned_steps(arguments, rows)
-    precision = "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "float32"
     yield (
         "training",
         f"{steps:,} steps of {examples_per_step(arguments):,} examples, {optimizer_name(arguments)}, learning rate "
-        f"{arguments.learning_rate:g}, {precision}, on {arguments.device}",
+        f"{arguments.learning_rate:g}, {precision_of(arguments)}",
     )
     if cost is not None:
         ratio = f", {cost.ratio:.2f} times plain distillation's" if cost.extra else ""
@@ -121,6 +123,15 @@ def _training(job: Job, prepared: Prepared, cost: StepCost | None) -> Iterator[t
             f"{(cost.plain + cost.extra) / 1e9:,.1f} GFLOP a step{ratio}{memory}; at the {cost.rate / 1e9:,.0f} "
             f"GFLOP/s of this machine's matrix products at least {duration(steps * cost.seconds)}",
         )
+
+
+def precision_of(arguments: TrainingArguments) -> str:
+    """Precision and device of a training, and what would be faster."""
+    precision = "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "float32"
+    said = f"{precision}, on {arguments.device}"
+    if precision == "float32" and arguments.device.type == "cuda" and torch.cuda.is_bf16_supported(False):
+        return f"{said}, which computes faster with training.bf16: true"
+    return said
 
 
 def _latency(job: Job, prepared: Prepared, fit: Fit) -> Iterator[tuple[str, str]]:

@@ -213,6 +213,10 @@ class _Chain(nn.Module):
         self.blocks = blocks  # a plain list: these are the teacher's modules, not this one's
         self.training = training
 
+    def __getattr__(self, name: str) -> Any:
+        """What a model reads of its blocks (ModernBERT: their kind of attention) is what these say."""
+        return getattr(self.__dict__["blocks"][0], name)
+
     def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         output: Any = hidden
         for block in self.blocks:

@@ -43,6 +43,7 @@ from opdf.distill import (
     DistillationTrainer,
     HiddenDistillation,
     LogitsDistillation,
+    Theseus,
     chunks,
     keep_layers,
 )
@@ -270,6 +271,33 @@ def test_which_rows_are_seen_twice_is_said(tmp_path: Path, two: Pool, drop: bool
 @pytest.mark.parametrize("method", ["theseus", "unused"])
 def test_ddp_searches_where_parameters_may_be_left_out(tmp_path: Path, two: Pool, method: str) -> None:
     assert [searches for _, _, searches in two.run(epoch, str(tmp_path), True, method)] == [True, True]
+
+
+def replacing(rank: int, folder: str, batch: int = 4) -> dict[str, Any]:
+    """Steps of two micro-batches, in which two student blocks run or not as it is written here."""
+    torch.manual_seed(0)
+    teacher = BertForSequenceClassification(BertConfig(
+        vocab_size=20, hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    ))  # fmt: skip
+    arguments = DistillationArguments(
+        folder, use_cpu=True, per_device_train_batch_size=batch, gradient_accumulation_steps=2, learning_rate=1e-2,
+        lr_scheduler_type="constant", disable_tqdm=True, max_steps=4, save_strategy="no", optim="sgd",
+    )  # fmt: skip
+    objective, draws = Theseus(0.5), iter(["11", "00", "00", "00", "10", "01", "00", "11"])
+    objective._draw = lambda: [one == "1" for one in next(draws)]  # type: ignore[method-assign]
+    run = DistillationTrainer(
+        keep_layers(teacher, 2), arguments, teacher=teacher, train_dataset=examples(), objective=objective
+    )
+    run.train()
+    return dict(run.model.state_dict())
+
+
+def test_gradients_of_a_step_are_averaged_where_its_last_pass_has_none(tmp_path: Path, two: Pool) -> None:
+    first, second = two.run(replacing, str(tmp_path))
+    for name, value in replacing(0, str(tmp_path), 8).items():
+        torch.testing.assert_close(first[name], value, rtol=1e-3, atol=1e-5, msg=name)
+        assert torch.equal(first[name], second[name]), name
 
 
 def scored_before(rank: int, folder: str) -> list[float]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from datasets import Dataset
 from tests.distill.small import train
+from tests.families import batch, build
 from torch import nn
 from transformers import (
     BertConfig,
@@ -194,6 +195,15 @@ def test_teacher_blocks_of_another_kind_than_the_students_are_refused(kinds: str
     objective.prepare(student, teacher)
     with hybrid(student.model.layers, objective._predecessors, [False, False]):
         assert torch.equal(student(BATCH["input_ids"], use_cache=False).logits, teacher(BATCH["input_ids"]).logits)
+
+
+def test_models_may_ask_blocks_of_which_kind_they_are() -> None:
+    """ModernBERT does, in its loop over them."""
+    teacher = build("modernbert", 4, layer_types=["full_attention"] * 4).requires_grad_(False)
+    student, objective, data = keep_layers(teacher, 2).eval(), Theseus(), batch("modernbert")
+    objective.prepare(student, teacher)
+    with hybrid(student.model.layers, objective._predecessors, [False, False]):
+        assert torch.equal(student(**data).logits, teacher(**data).logits)
 
 
 def test_a_second_training_begins_at_the_first_rate(tmp_path: Path) -> None:

@@ -103,12 +103,36 @@ class Theseus(Objective):
             p.requires_grad_(False)
 
     def losses(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, num_items: Tensor) -> Losses:
-        with hybrid(unwrapped(student).get_submodule(self._tower), self._predecessors, self._draw()):
+        inner, runs = unwrapped(student), self._draw()
+        reached = next((p for p in inner.parameters() if p.grad is not None), None)
+        with hybrid(inner.get_submodule(self._tower), self._predecessors, runs):
             # Without a cache: teacher blocks would write into the places of the student's keys and values.
-            logits = self.forward(student, batch).logits
+            alone = not any(runs)
+            logits = self._teacher_logits(student, batch, reached) if alone else self.forward(student, batch).logits
         task = task_loss(student, logits, labels_of(student, batch)) / num_items
         # When no student block ran, nothing in the model has a gradient: backward needs one leaf that does.
         return Losses(task + torch.zeros((), device=task.device, requires_grad=True), {"task": task.detach()})
+
+    def _teacher_logits(self, student: nn.Module, batch: Batch, reached: Tensor | None) -> Tensor:
+        """Logits of a pass in which no student block runs.
+
+        DDP averages the gradients of a step in its last backward pass, and only if that reaches one of its parameters.
+        So one that earlier passes have `reached` is added to the logits, times 0. Without one nothing is to be
+        averaged, and DDP is left out: it would wait for a backward pass that does not come.
+        """
+        inner = unwrapped(student)
+        if student is inner or reached is None:
+            return self.forward(inner, batch).logits  # type: ignore[no-any-return]
+
+        def reach(_: nn.Module, __: Any, outputs: Any) -> Any:
+            outputs.logits = outputs.logits + 0 * reached.flatten()[0]
+            return outputs
+
+        handle = inner.register_forward_hook(reach)
+        try:
+            return self.forward(student, batch).logits  # type: ignore[no-any-return]
+        finally:
+            handle.remove()
 
     def count_items(self, student: nn.Module, batch: Batch) -> Tensor:
         return count_labelled(student, batch)[1]
@@ -188,6 +212,10 @@ class _Chain(nn.Module):
         super().__init__()
         self.blocks = blocks  # a plain list: these are the teacher's modules, not this one's
         self.training = training
+
+    def __getattr__(self, name: str) -> Any:
+        """What a model reads of its blocks (ModernBERT: their kind of attention) is what these say."""
+        return getattr(self.__dict__["blocks"][0], name)
 
     def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         output: Any = hidden

@@ -173,6 +173,8 @@ def _kind(name: str, model: Any) -> str:
             return "multi-label"
         return "regression" if problem == "regression" or model.config.num_labels == 1 else "classification"
     found = next((task for end, task in KINDS.items() if kind.endswith(end)), None)
+    if found == "image-classification" and not _has_one_class(model.config):
+        raise UserError(f"{name} is a {kind} for several labels or for a number; of images predict says one class each")
     if (
         found is None
         and has_no_head(model)
@@ -186,6 +188,11 @@ def _kind(name: str, model: Any) -> str:
             "embeddings and decoders"
         )
     return found
+
+
+def _has_one_class(config: Any) -> bool:
+    """Whether the outputs are scores of classes, of which an example has one."""
+    return config.problem_type in (None, "single_label_classification") and config.num_labels > 1
 
 
 def _usual(first: Row, kind: str) -> tuple[str, ...]:

@@ -219,6 +219,20 @@ def test_outputs_of_several_teachers_are_stored_of_the_firsts_tokens(tmp_path: P
     assert run(config)["steps"] == QUICK["max_steps"]
 
 
+def test_outputs_are_stored_for_data_without_labels(tmp_path: Path) -> None:
+    """The classes are the teacher's then; a store of one class was made, which no run could take."""
+    jobs.bert(tmp_path / "teacher", id2label={0: "a", 1: "b", 2: "c"}, label2id={"a": 0, "b": 1, "c": 2})
+    config = fill(DistillConfig, {
+        "data": {"name": str(jobs.texts(tmp_path / "rows.jsonl")), "task": "classification", "label": None},
+        "teacher": {"model": str(tmp_path / "teacher")}, "student": {"layers": 1},
+        "objective": {"name": "sparse-logits", "options": {"store": str(tmp_path / "store"), "top_k": 2}},
+        "training": QUICK, "output": str(tmp_path / "out"),
+    }, "config")  # fmt: skip
+    store = cache_teacher(config)
+    assert (store.info.classes, store.info.top_k) == (3, 2)
+    assert run(config)["steps"] == QUICK["max_steps"]
+
+
 @pytest.mark.parametrize("other", ["words", "case"])
 def test_teachers_that_read_otherwise_than_the_first_are_refused(tmp_path: Path, other: str) -> None:
     """cache-teacher gave the second one the first's tokens, of which it read other words."""

@@ -74,9 +74,15 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     llama = LlamaConfig(vocab_size=len(WORDS), max_position_embeddings=64, **SIZES)
     llama.eos_token_id = llama.bos_token_id = None
     save("decoder", LlamaForCausalLM(llama))
-    vit = ViTForImageClassification(ViTConfig(image_size=8, patch_size=4, id2label=NAMES, **SIZES))
-    vit.save_pretrained(folder / "images")
-    ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(folder / "images")
+    pictures: dict[str, dict[str, Any]] = {
+        "images": {"id2label": NAMES}, "images-several": {"id2label": NAMES, **several},
+        "images-number": {"num_labels": 1},
+    }  # fmt: skip
+    for name, options in pictures.items():
+        ViTForImageClassification(ViTConfig(image_size=8, patch_size=4, **options, **SIZES)).save_pretrained(
+            folder / name
+        )
+        ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(folder / name)
     return folder
 
 
@@ -305,6 +311,8 @@ REFUSED = [
         "headless has no weights for classifier.bias of its BertFor",
     ),
     ("{models}/masked {here}/rows.csv", "is a BertForMaskedLM; predict is for classes"),
+    ("{models}/images-several {here}/rows.csv --inputs text", "is a ViTForImageClassification for several labels or"),
+    ("{models}/images-number {here}/rows.csv --inputs text", "is a ViTForImageClassification for several labels or"),
 ]
 
 

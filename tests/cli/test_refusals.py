@@ -309,7 +309,7 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
     ({"data": {"name": "{world}/list-label.jsonl", "task": "classification"}}, "classes are texts or integers"),
     ({"data": {"name": "{world}/float-label.jsonl", "task": "classification"}}, "set data.task to 'regression'"),
     ({"data": {"name": "{world}/one-class.jsonl"}}, "the one class '1'"),
-    ({"data": {"name": "{world}/outside.parquet"}}, "has labels [-1]; expected 0 to 1"),
+    ({"data": {"name": "{world}/outside.parquet"}}, "has labels [-1]; expected one of a, b, or 0 to 1"),
     ({"data": {"name": "{world}/minus-one.jsonl"}}, "one class"),
     ({"data": {"name": "{world}/three.jsonl"}}, "head of 2 outputs (LABEL_0, LABEL_1); the data has 3 classes"),
     ({"data": {"name": "{world}/two-rows.jsonl"}}, "2 rows, 2 different ones, are too few"),

@@ -231,6 +231,23 @@ def test_a_parquet_file_of_datasets_keeps_its_classes(tmp_path: Path) -> None:
     assert load_data(str(tmp_path / "data.parquet"))[1].labels == ("z", "a")
 
 
+def test_files_that_name_their_classes_in_different_orders(tmp_path: Path) -> None:
+    """A test file's numbers are by its own names; they were taken for the training file's, and scores were turned."""
+    rows = [(f"{'za'[k % 2]} {k}", "za"[k % 2]) for k in range(40)]
+    for names in ("za", "az"):
+        features = Features({"text": Value("string"), "label": ClassLabel(names=list(names))})
+        columns = {"text": [text for text, _ in rows], "label": [names.index(label) for _, label in rows]}
+        Dataset.from_dict(columns, features=features).to_parquet(tmp_path / f"{names}.parquet")
+    table(tmp_path / "words.csv", rows)
+    table(tmp_path / "numbers.csv", [(text, "za".index(label)) for text, label in rows])
+    for test in ("az.parquet", "words.csv"):
+        data, task = load_data(str(tmp_path / "za.parquet"), test=str(tmp_path / test))
+        for part in data.values():
+            assert [task.labels[number] for number in part["label"]] == [text[0] for text in part["text"]]
+    with pytest.raises(ValueError, match=r"has labels \[0, 1\]; expected one of z, a, or 0 to 1 in a file that names"):
+        load_data(str(tmp_path / "za.parquet"), test=str(tmp_path / "numbers.csv"))
+
+
 def test_the_index_of_a_parquet_file_is_no_text(tmp_path: Path) -> None:
     frame = pd.DataFrame(ROWS, columns=["text", "label"], index=[f"name {k}" for k in range(len(ROWS))])
     frame.to_parquet(tmp_path / "data.parquet")

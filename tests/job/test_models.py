@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import constants
+from PIL import Image
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -27,8 +28,9 @@ from transformers import (
 from jobs import bert, texts
 from opdf.data import Task
 from opdf.job import DistillConfig, run
+from opdf.job.config import TeacherConfig
 from opdf.job.errors import UserError
-from opdf.job.models import check_fields, files_of, load_model, places
+from opdf.job.models import check_fields, files_of, load_model, load_processor, places
 from opdf.job.options import fill
 
 TASK = Task("classification", ("text",), "label", ("a", "b"))
@@ -259,3 +261,12 @@ def test_classes_that_the_data_lack_can_be_named(tmp_path: Path) -> None:
         load_model(str(tmp_path), task)
     with pytest.raises(UserError, match="2 classes: a, d; give a model of the same classes"):
         load_model(str(tmp_path), Task("classification", ("text",), "label", ("a", "d")))
+
+
+def test_images_are_read_in_the_size_of_the_teachers_configuration() -> None:
+    """Two sides were taken for one, and the first image was said to be unreadable."""
+    for size, (height, width) in ((8, (8, 8)), ([8, 4], (8, 4))):
+        teacher = TeacherConfig(model=None, config={"model_type": "vit", "image_size": size})
+        images = load_processor(teacher, Task("image-classification", ("image",), None))
+        pixels = images([Image.new("RGB", (5, 5))], return_tensors="np")["pixel_values"]
+        assert pixels.shape == (1, 3, height, width)

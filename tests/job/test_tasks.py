@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset, DatasetDict
 from PIL import Image
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -32,6 +33,7 @@ from transformers import (
 
 import jobs
 from jobs import SIZES, WORDS
+from opdf.data import Task, encode
 from opdf.job import DataConfig, DistillConfig, cache_teacher, evaluate, export, predict, read_config, run
 from opdf.job.arguments import training_arguments
 from opdf.job.config import ObjectiveConfig, TeacherConfig
@@ -219,6 +221,20 @@ def test_outputs_of_several_teachers_are_stored_of_the_firsts_tokens(tmp_path: P
     assert run(config)["steps"] == QUICK["max_steps"]
 
 
+def test_outputs_are_stored_for_data_without_labels(tmp_path: Path) -> None:
+    """The classes are the teacher's then; a store of one class was made, which no run could take."""
+    jobs.bert(tmp_path / "teacher", id2label={0: "a", 1: "b", 2: "c"}, label2id={"a": 0, "b": 1, "c": 2})
+    config = fill(DistillConfig, {
+        "data": {"name": str(jobs.texts(tmp_path / "rows.jsonl")), "task": "classification", "label": None},
+        "teacher": {"model": str(tmp_path / "teacher")}, "student": {"layers": 1},
+        "objective": {"name": "sparse-logits", "options": {"store": str(tmp_path / "store"), "top_k": 2}},
+        "training": QUICK, "output": str(tmp_path / "out"),
+    }, "config")  # fmt: skip
+    store = cache_teacher(config)
+    assert (store.info.classes, store.info.top_k) == (3, 2)
+    assert run(config)["steps"] == QUICK["max_steps"]
+
+
 @pytest.mark.parametrize("other", ["words", "case"])
 def test_teachers_that_read_otherwise_than_the_first_are_refused(tmp_path: Path, other: str) -> None:
     """cache-teacher gave the second one the first's tokens, of which it read other words."""
@@ -295,6 +311,29 @@ def test_a_decoder_without_a_token_for_padding_classifies(tmp_path: Path) -> Non
         together = list(predict(str(name), texts[:6], scores=True))
         alone = [next(iter(predict(str(name), [text], scores=True))) for text in texts[:6]]
         assert [one["score"] for one in together] == pytest.approx([one["score"] for one in alone], rel=1e-5)
+
+
+def test_a_batch_of_empty_texts_is_read_as_one_empty_text_beside_others(tmp_path: Path) -> None:
+    """Tokenizers of decoders put no marks around a text, and no model takes a batch without tokens."""
+    plain = Tokenizer(WordLevel({word: k for k, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    plain.pre_tokenizer = Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="[UNK]", pad_token="[PAD]")
+    made = LlamaForSequenceClassification(LlamaConfig(vocab_size=len(WORDS), pad_token_id=0, num_labels=2, **SIZES))
+    for one in (made, tokenizer):
+        one.save_pretrained(tmp_path / "llama")
+    beside, alone = list(predict(tmp_path / "llama", ["w1 w2", ""]))[1:], list(predict(tmp_path / "llama", [""]))
+    assert alone == beside
+    data = {
+        "name": lines(tmp_path, text=TEXTS, label=[k % 2 for k in range(80)]),
+        "test": str(tmp_path / "empty.jsonl"),
+    }
+    (tmp_path / "empty.jsonl").write_text('{"text": "", "label": 0}\n' * 2)
+    assert evaluate(tmp_path / "llama", DataConfig(**data))["test"]["examples"] == 2
+    tags = {"tokens": [["w1"], []], "tags": [[1], []]}
+    encoded, collate = encode(
+        DatasetDict(train=Dataset.from_dict(tags)), Task("token-classification", ("tokens",), "tags"), tokenizer
+    )
+    assert collate([encoded["train"][1]])["labels"].tolist() == [[-100]]
 
 
 def test_scoring_tells_what_was_taken_for_granted(tmp_path: Path, capsys: Any) -> None:

@@ -52,9 +52,9 @@ def with_classes(data: DatasetDict, task: Task, asked: Asked) -> tuple[DatasetDi
     task = replace(
         task, notes=(*task.notes, *_odd(names), *_joined(names, task, asked), *_by_number(numbers, names, task, asked))
     )
-    if known and task.kind != "multi-label":  # labels are numbers already
-        return data, replace(task, labels=names, metric="")
     for part, rows in found.items():
+        if task.kind != "multi-label" and _class_names(data[part].features[task.label]) == list(names):
+            continue  # its labels are these numbers already
         data[part] = _with_label(data[part], task, asked, [[numbers[v] for v in row] for row in rows], names)
     return data, replace(task, labels=names, metric="")
 
@@ -189,7 +189,8 @@ def _check(
     outside = [value for value in counts if value not in numbers]
     if outside:
         raise ValueError(
-            f"{task.label!r} of {asked.name} has labels {sorted(outside, key=str)[:5]}; expected 0 to {len(names) - 1}"
+            f"{task.label!r} of {asked.name} has labels {sorted(outside, key=str)[:5]}; expected one of "
+            f"{', '.join(names[:FEW])}, or 0 to {len(names) - 1} in a file that names its classes"
         )
     if len(names) < (1 if task.kind == "multi-label" else 2):
         raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,7 @@ def encode(
         return encoded, TokenCollator(right_padded(padding(processor)))
     if task.kind == "token-classification":
         return encoded, TokenCollator(right_padded(processor))
-    return encoded, DataCollatorWithPadding(right_padded(processor))
+    return encoded, TextCollator(right_padded(processor))
 
 
 def _as_arrays(encoded: DatasetDict) -> DatasetDict:
@@ -138,6 +139,28 @@ def count_tokens(rows: Dataset) -> int:
     return int(pc.sum(pc.list_value_length(tokens)).as_py())
 
 
+def _length(rows: list[Any]) -> dict[str, Any]:
+    """How far a batch is padded: to its longest text, and to one token where none has any.
+
+    Models take no batch without tokens. An empty text beside others is of padding alone, too.
+    """
+    return {} if any(len(row["input_ids"]) for row in rows) else {"padding": "max_length", "max_length": 1}
+
+
+class TextCollator:
+    """Batches of encoded texts with a label each, or none.
+
+    Args:
+        tokenizer: that pads.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+    def __call__(self, rows: list[Any]) -> Any:
+        return DataCollatorWithPadding(self.tokenizer, **_length(rows))(rows)
+
+
 class TokenCollator:
     """Batches of encoded texts. Labels are padded with -100, and what else goes by token (a teacher's words) with 0.
 
@@ -147,11 +170,11 @@ class TokenCollator:
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        self._collate = DataCollatorForTokenClassification(tokenizer)
 
     def __call__(self, rows: list[Any]) -> dict[str, Any]:
         beside = [name for name, value in rows[0].items() if isinstance(value, torch.Tensor) and value.dim() > 1]
-        batch = dict(self._collate([{k: v for k, v in row.items() if k not in beside} for row in rows]))
+        collate = DataCollatorForTokenClassification(self.tokenizer, **_length(rows))
+        batch = dict(collate([{k: v for k, v in row.items() if k not in beside} for row in rows]))
         for name in beside:
             batch[name] = torch.nn.utils.rnn.pad_sequence(
                 [row[name] for row in rows], batch_first=True, padding_side=self.tokenizer.padding_side
@@ -198,9 +221,8 @@ def _encode_tags(rows: Mapping[str, Any], task: Task, processor: Any, max_length
     encoded = processor(rows[task.inputs[0]], is_split_into_words=True, **cut)
     labels = []
     for k, tags in enumerate(rows[task.label]):
-        words = encoded.word_ids(k)
-        before = [None, *words[:-1]]
-        labels.append([IGNORED if w is None or w == b else tags[w] for w, b in zip(words, before, strict=True)])
+        words = pairwise([None, *encoded.word_ids(k)])
+        labels.append([IGNORED if word is None or word == before else tags[word] for before, word in words])
     return dict(encoded) | {"labels": labels}
 
 

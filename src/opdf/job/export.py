@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 from torch.export import Dim
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils.data import DataLoader
 from transformers import AutoProcessor, EvalPrediction
 from transformers.trainer_pt_utils import nested_concat, nested_numpify
@@ -247,7 +249,7 @@ def to_onnx(model: Any, path: Path) -> None:
     inputs = next(examples(model))
     before = model.config._attn_implementation
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    with silence():
+    with silence(), following(model):
         model.set_attn_implementation("eager")
         try:
             torch.onnx.export(
@@ -262,7 +264,7 @@ def to_onnx(model: Any, path: Path) -> None:
 def to_torch(model: Any, path: Path) -> Outputs:
     """Write a model as a torch.export program and read it back."""
     inputs = next(examples(model))
-    with silence(), torch.no_grad():
+    with silence(), following(model), torch.no_grad():
         dynamic = tuple(dict.fromkeys(named, Dim.DYNAMIC) for named in axes(model, inputs).values())
         program = torch.export.export(plain(model, inputs), tuple(inputs.values()), dynamic_shapes=(dynamic,))
         written = io.BytesIO()
@@ -328,6 +330,23 @@ def score(outputs: Outputs, prepared: Prepared, batch: int) -> dict[str, Any]:
     judge = task.compute_metrics()
     assert judge is not None
     return {**judge(EvalPrediction(nested_numpify(found), nested_numpify(labels))), "examples": len(data)}
+
+
+@contextmanager
+def following(model: Any) -> Iterator[None]:
+    """Inside, torch follows what a model computes; where it cannot, nobody here can change that.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        yield
+    except (torch.onnx.OnnxExporterError, TorchDynamoException, GuardOnDataDependentSymNode) as error:
+        reason = str(error.__cause__ or error).strip().partition("\n")[0]
+        raise UserError(
+            f"a {type(model).__name__} of this configuration cannot be exported, because torch cannot follow what it "
+            f"computes: {reason}"
+        ) from error
 
 
 @contextmanager

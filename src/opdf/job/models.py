@@ -69,8 +69,11 @@ def load_processor(teacher: TeacherConfig, task: Task) -> Any:
     name = teacher.models[0] if teacher.models else teacher.model
     if task.is_image and name in (None, "minilm"):
         size = (teacher.config or {}).get("image_size", 28)
+        height, width = size if isinstance(size, list) else (size, size)
         mean = std = [0.5] * 3
-        return transformers.ViTImageProcessorPil(size={"height": size, "width": size}, image_mean=mean, image_std=std)
+        return transformers.ViTImageProcessorPil(
+            size={"height": height, "width": width}, image_mean=mean, image_std=std
+        )
     if name is None:
         raise UserError("teacher.config needs a tokenizer as well; give teacher.model for text")
     if task.is_image:

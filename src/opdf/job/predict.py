@@ -16,7 +16,18 @@ from accelerate import PartialState
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from opdf.data import ROW_FORMATS, Row, Task, as_rgb, encode_language, encode_rows, padding, parse_rows, read_rows
+from opdf.data import (
+    ROW_FORMATS,
+    Row,
+    Task,
+    TextCollator,
+    as_rgb,
+    encode_language,
+    encode_rows,
+    padding,
+    parse_rows,
+    read_rows,
+)
 from opdf.distill import has_no_head, mean_pooled
 from opdf.job.config import TeacherConfig
 from opdf.job.errors import UserError
@@ -173,6 +184,8 @@ def _kind(name: str, model: Any) -> str:
             return "multi-label"
         return "regression" if problem == "regression" or model.config.num_labels == 1 else "classification"
     found = next((task for end, task in KINDS.items() if kind.endswith(end)), None)
+    if found == "image-classification" and not _has_one_class(model.config):
+        raise UserError(f"{name} is a {kind} for several labels or for a number; of images predict says one class each")
     if (
         found is None
         and has_no_head(model)
@@ -186,6 +199,11 @@ def _kind(name: str, model: Any) -> str:
             "embeddings and decoders"
         )
     return found
+
+
+def _has_one_class(config: Any) -> bool:
+    """Whether the outputs are scores of classes, of which an example has one."""
+    return config.problem_type in (None, "single_label_classification") and config.num_labels > 1
 
 
 def _usual(first: Row, kind: str) -> tuple[str, ...]:
@@ -283,16 +301,22 @@ def _name_of(image: Any) -> str:
 
 def _outputs(rows: Sequence[Row], asked: Asked) -> tuple[Any, Mapping[str, Tensor]]:
     """A model's outputs for a batch of rows, and its inputs."""
-    task, device = asked.task, asked.model.device
+    task = asked.task
     columns = {name: [row.values[name] for row in rows] for name in task.inputs}
     if task.is_image:
         columns[task.inputs[0]] = [_opened(row, task.inputs[0]) for row in rows]
         pixels = encode_rows(columns, task, asked.processor)["pixel_values"]
-        batch = {"pixel_values": torch.from_numpy(np.asarray(pixels)).to(device)}
+        batch = {"pixel_values": torch.from_numpy(np.asarray(pixels)).to(asked.model.device)}
     else:
         encoded = encode_rows(columns, task, asked.processor, max_length=asked.max_length)
-        batch = dict(asked.processor.pad(encoded, return_tensors="pt").to(device))
+        batch = _batch(encoded, asked)
     return asked.model(**batch), batch
+
+
+def _batch(encoded: Mapping[str, Any], asked: Asked) -> dict[str, Tensor]:
+    """Encoded texts, by column, as the model is given them."""
+    rows = [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
+    return dict(TextCollator(asked.processor)(rows).to(asked.model.device))
 
 
 def _opened(row: Row, column: str) -> Any:
@@ -354,10 +378,9 @@ def _tags(rows: Sequence[Row], asked: Asked) -> list[dict[str, Any]]:
     column = asked.task.inputs[0]
     words = [value if isinstance(value := row.values[column], list) else value.split() for row in rows]
     encoded = asked.processor(
-        [some or [""] for some in words], is_split_into_words=True, truncation=True, max_length=asked.max_length,
-        padding=True, return_tensors="pt",
-    )  # fmt: skip
-    best = asked.model(**encoded.to(asked.model.device)).logits.float().softmax(-1).max(-1)
+        [some or [""] for some in words], is_split_into_words=True, truncation=True, max_length=asked.max_length
+    )
+    best = asked.model(**_batch(encoded, asked)).logits.float().softmax(-1).max(-1)
     found = []
     for k, some in enumerate(words):
         tags: list[str | None] = [None] * len(some)

@@ -42,6 +42,7 @@ def cache_teacher(config: DistillConfig) -> LogitsStore:
         prepared = prepare_data(config.data, config.teacher)
         check_task(job, prepared.task)
         teacher = load_teacher(job, prepared.task)
+        prepared = prepared.named_by(teacher)
         check_read_alike(job, prepared, teacher)
         with owned_together(folder):
             tell(f"to store: {stored_size(job.objective.store_info(prepared, teacher))}, in {folder}")

@@ -553,3 +553,37 @@ def test_the_patience_of_early_stopping_is_resumed(tmp_path: Path) -> None:
         )  # fmt: skip
         steps.append(trainer.state.global_step)
     assert steps == [3, 3]
+
+
+def scored(folder: Path, scores: list[float], resume: Any = None, **training: Any) -> DistillationTrainer:
+    """A run with dropout of steps of six rows, four an epoch, whose student gets these scores, one an evaluation."""
+    values = iter(scores)
+    given = {"metric_for_best_model": "score", "greater_is_better": True, "per_device_train_batch_size": 6,
+             "lr_scheduler_type": "constant", "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps",
+             "save_steps": 1}  # fmt: skip
+    trainer, _ = train(
+        folder, training=given | training, resume=resume, student=noisy_student(), eval_dataset=sentences(8),
+        compute_metrics=lambda _: {"score": next(values)},
+    )  # fmt: skip
+    return trainer
+
+
+def check_same_weights(trainer: DistillationTrainer, other: DistillationTrainer) -> None:
+    expected, found = trainer.model.state_dict(), other.model.state_dict()
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+
+
+def test_the_best_checkpoint_is_found_under_another_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was forgotten, and removed as one too many: the student ended with its last weights."""
+    monkeypatch.chdir(tmp_path)
+    best = {"load_best_model_at_end": True, "save_total_limit": 2}
+    whole = scored(Path("begun"), [1, 3, 2], max_steps=3, **best)
+    Path("begun").rename("moved")
+    last = str(tmp_path / "moved" / "checkpoint-3")
+    check_same_weights(whole, scored(Path("moved"), [2, 2], resume=last, max_steps=5, **best))
+    assert {path.name for path in Path("moved").glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-5"}
+    (tmp_path / "moved" / "checkpoint-2" / "model.safetensors").unlink()
+    with pytest.raises(
+        ValueError, match=r"at_end is true and .*checkpoint-2, the best so far in .*: model.safetensors"
+    ):
+        scored(Path("moved"), [2], resume=True, max_steps=6, **best)

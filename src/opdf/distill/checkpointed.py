@@ -44,6 +44,9 @@ class CheckpointedTrainer(Trainer):
     _steps_before: int = 0
     """Of the run that is resumed."""
 
+    _best_before: Path | None = None
+    """The best checkpoint of the run that is resumed."""
+
     def record(self) -> dict[str, Any]:
         """What decides this run's result, by name; plain values, lists and mappings."""
         return {}
@@ -65,7 +68,7 @@ class CheckpointedTrainer(Trainer):
             FileNotFoundError: True, and no checkpoint in `args.output_dir` is whole.
             FileExistsError: another process writes its checkpoints into `args.output_dir`.
             ValueError: the checkpoint is incomplete, damaged, holds pickled objects, or is of a run that was made with
-                something else; the message names what differs.
+                something else; the message names what differs. Or the best one before it is wanted and is not whole.
             TrainingDiverged: the loss or its gradient became infinite or not a number.
         """
         if resume_from_checkpoint is True:
@@ -81,7 +84,7 @@ class CheckpointedTrainer(Trainer):
         if resume_from_checkpoint:
             self._check_same_run(Path(resume_from_checkpoint))
         else:
-            self._steps_before = 0
+            self._steps_before, self._best_before = 0, None
         folder = Path(self.args.output_dir)
         writes = resume_from_checkpoint or self.args.save_strategy != SaveStrategy.NO
         try:
@@ -106,6 +109,13 @@ class CheckpointedTrainer(Trainer):
                 f"{folder} is of a run that was made otherwise: {'; '.join(changes)}. Resume with what the run began "
                 "with, or start a new one in another folder"
             )
+        self._best_before = best_before(folder, state)
+        best = self._best_before if self.args.load_best_model_at_end else None
+        if best is not None and (problem := checkpoint.damage(best)):
+            raise ValueError(
+                f"load_best_model_at_end is true and {best}, the best so far in {folder}, cannot be used: {problem}. "
+                "Bring it back, or resume from a checkpoint before it"
+            )
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
         """The Trainer's epoch and micro-batches in it, after which a run begins; also of rows that have no number.
@@ -113,6 +123,8 @@ class CheckpointedTrainer(Trainer):
         For these the Trainer skips all micro-batches in the first pass over them, even if that had fewer.
         """
         begin: tuple[int, int] = super()._init_training_state(*args, **kwargs)
+        if self._best_before:
+            self.state.best_model_checkpoint = str(self._best_before)
         if not self._steps_before or has_length(self.train_dataset) or self.args.ignore_data_skip:
             return begin
         passes, part = divmod(self.state.epoch or 0.0, 1)
@@ -257,6 +269,18 @@ class CheckpointedTrainer(Trainer):
         self.lr_scheduler.load_state_dict(torch.load(folder / SCHEDULER_NAME, weights_only=True))
         (extra,) = checkpoint.read_state(folder, EXTRA)
         self.load_extra_state(extra)
+
+
+def best_before(folder: Path, state: Mapping[str, Any]) -> Path | None:
+    """The best checkpoint that the state in a checkpoint names; None if it names none.
+
+    It is beside that one, also where both were moved since. A run that went on in another folder left it in the first.
+    """
+    named = state["best_model_checkpoint"]
+    if named is None:
+        return None
+    beside = folder.parent / Path(named).name
+    return beside if beside.is_dir() else Path(named)
 
 
 def plain(value: Any) -> Any:

@@ -587,3 +587,11 @@ def test_the_best_checkpoint_is_found_under_another_path(tmp_path: Path, monkeyp
         ValueError, match=r"at_end is true and .*checkpoint-2, the best so far in .*: model.safetensors"
     ):
         scored(Path("moved"), [2], resume=True, max_steps=6, **best)
+
+
+def test_an_evaluation_at_the_start_is_not_made_again(tmp_path: Path) -> None:
+    """Early stopping counted it: the resumed run ended two steps before the other one."""
+    training = {"eval_on_start": True, "early_stopping_patience": 2, "max_steps": 9}
+    whole = scored(tmp_path / "whole", [0, 3, 2, 4, 1, 0], **training)
+    assert whole.state.global_step == 5
+    check_same_weights(whole, scored(tmp_path / "b", [4, 1, 0], tmp_path / "whole" / "checkpoint-2", **training))

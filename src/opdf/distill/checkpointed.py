@@ -131,6 +131,13 @@ class CheckpointedTrainer(Trainer):
         steps = math.ceil(part * self._steps_before - 1e-6)  # the Trainer takes a pass to have all steps of the run
         return int(passes), steps * self.args.gradient_accumulation_steps
 
+    def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
+        """The Trainer's, but for `eval_on_start` of a run that goes on: early stopping would count it as one more."""
+        if skip_scheduler and self.state.global_step:  # no other evaluation of a training leaves the scheduler alone
+            return {}
+        metrics: dict[str, float] = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+        return metrics
+
     def check_length(self, steps: int) -> None:
         """Refuse to resume a run with fewer steps than it had: its learning rate would have fallen faster.
 

@@ -595,3 +595,13 @@ def test_an_evaluation_at_the_start_is_not_made_again(tmp_path: Path) -> None:
     whole = scored(tmp_path / "whole", [0, 3, 2, 4, 1, 0], **training)
     assert whole.state.global_step == 5
     check_same_weights(whole, scored(tmp_path / "b", [4, 1, 0], tmp_path / "whole" / "checkpoint-2", **training))
+
+
+def test_a_run_that_stopped_early_has_nothing_left(tmp_path: Path) -> None:
+    """Stopped while its results were written, it was trained on until the next evaluation."""
+    training = {"early_stopping_patience": 2, "eval_steps": 2, "save_steps": 2, "max_steps": 12}
+    whole = scored(tmp_path, [3, 2, 1], **training)
+    assert whole.state.global_step == 6
+    check_same_weights(whole, scored(tmp_path, [], True, **training))
+    with pytest.warns(match="early stopping ended this run at step 6, and more steps change nothing"):
+        check_same_weights(whole, scored(tmp_path, [], True, **training | {"max_steps": 20}))

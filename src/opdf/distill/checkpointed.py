@@ -6,6 +6,7 @@ import json
 import math
 import pickle
 import shutil
+import warnings
 from collections.abc import Container, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
-from transformers import PreTrainedModel, Trainer
+from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, has_length
 
@@ -117,19 +118,39 @@ class CheckpointedTrainer(Trainer):
                 "Bring it back, or resume from a checkpoint before it"
             )
 
-    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+    def _init_training_state(
+        self, max_steps: int, num_update_steps_per_epoch: int, num_train_epochs: int, *args: Any, **kwargs: Any
+    ) -> tuple[int, int]:
         """The Trainer's epoch and micro-batches in it, after which a run begins; also of rows that have no number.
 
-        For these the Trainer skips all micro-batches in the first pass over them, even if that had fewer.
+        For these the Trainer skips all micro-batches in the first pass over them, even if that had fewer. It also
+        trains on where early stopping had ended the run: a run that is over begins after its last epoch.
         """
-        begin: tuple[int, int] = super()._init_training_state(*args, **kwargs)
+        begin: tuple[int, int] = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, *args, **kwargs
+        )
         if self._best_before:
             self.state.best_model_checkpoint = str(self._best_before)
+        if self._has_stopped_early():
+            if max_steps > self._steps_before:
+                warnings.warn(
+                    f"early stopping ended this run at step {self.state.global_step}, and more steps change nothing",
+                    stacklevel=2,
+                )
+            return num_train_epochs, 0
         if not self._steps_before or has_length(self.train_dataset) or self.args.ignore_data_skip:
             return begin
         passes, part = divmod(self.state.epoch or 0.0, 1)
         steps = math.ceil(part * self._steps_before - 1e-6)  # the Trainer takes a pass to have all steps of the run
         return int(passes), steps * self.args.gradient_accumulation_steps
+
+    def _has_stopped_early(self) -> bool:
+        """Whether the checkpoint that a run goes on from is of the evaluation after which early stopping ended it."""
+        return bool(self._steps_before) and any(
+            callback.early_stopping_patience_counter >= callback.early_stopping_patience
+            for callback in self.callback_handler.callbacks
+            if isinstance(callback, EarlyStoppingCallback)
+        )
 
     def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
         """The Trainer's, but for `eval_on_start` of a run that goes on: early stopping would count it as one more."""

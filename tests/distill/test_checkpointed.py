@@ -605,3 +605,14 @@ def test_a_run_that_stopped_early_has_nothing_left(tmp_path: Path) -> None:
     check_same_weights(whole, scored(tmp_path, [], True, **training))
     with pytest.warns(match="early stopping ended this run at step 6, and more steps change nothing"):
         check_same_weights(whole, scored(tmp_path, [], True, **training | {"max_steps": 20}))
+
+
+def test_a_checkpoint_of_an_epochs_last_step_knows_its_evaluation(tmp_path: Path) -> None:
+    """It was written before that: early stopping missed an evaluation, and the resumed run ended an epoch later."""
+    training = {"early_stopping_patience": 2, "eval_strategy": "epoch", "save_steps": 2, "max_steps": 40}
+    whole = scored(tmp_path / "whole", [3, 2, 1], **training)
+    assert whole.state.global_step == 12
+    again = scored(tmp_path / "again", [1], tmp_path / "whole" / "checkpoint-8", **training)
+    check_same_weights(whole, again)
+    (tmp_path / "whole" / "checkpoint-12").rename(tmp_path / "checkpoint-12")
+    check_same_weights(whole, scored(tmp_path / "last", [], tmp_path / "checkpoint-12", **training))

@@ -48,6 +48,9 @@ class CheckpointedTrainer(Trainer):
     _best_before: Path | None = None
     """The best checkpoint of the run that is resumed."""
 
+    _last_of_epoch: int = 0
+    """The newest step with which an epoch ended."""
+
     def record(self) -> dict[str, Any]:
         """What decides this run's result, by name; plain values, lists and mappings."""
         return {}
@@ -86,6 +89,7 @@ class CheckpointedTrainer(Trainer):
             self._check_same_run(Path(resume_from_checkpoint))
         else:
             self._steps_before, self._best_before = 0, None
+        self._last_of_epoch = 0
         folder = Path(self.args.output_dir)
         writes = resume_from_checkpoint or self.args.save_strategy != SaveStrategy.NO
         try:
@@ -169,6 +173,20 @@ class CheckpointedTrainer(Trainer):
                 f"the run was to have {self._steps_before} steps and is to have {steps}; resume with as many or more "
                 "(max_steps, num_train_epochs), or start a new one in another folder"
             )
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """The Trainer's, but for the last step of an epoch, whose checkpoint is written when the epoch has ended.
+
+        From there a run goes on with the next epoch. Without the evaluation that an epoch ends with, early stopping and
+        the learning rate would miss one. The Trainer calls this after every step, and again at the end of an epoch.
+        """
+        step, asked = self.state.global_step, self.control.should_save
+        waits = bool(self.state.epoch) and float(self.state.epoch).is_integer() and step != self._last_of_epoch
+        if waits:
+            self._last_of_epoch, self.control.should_save = step, False
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        if waits and asked:
+            self.control.should_save = True
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging) if self._staging else super()._get_output_dir(trial)

@@ -555,7 +555,9 @@ def test_the_patience_of_early_stopping_is_resumed(tmp_path: Path) -> None:
     assert steps == [3, 3]
 
 
-def scored(folder: Path, scores: list[float], resume: Any = None, **training: Any) -> DistillationTrainer:
+def scored(
+    folder: Path, scores: list[float], resume: Any = None, callbacks: Any = None, **training: Any
+) -> DistillationTrainer:
     """A run with dropout of steps of six rows, four an epoch, whose student gets these scores, one an evaluation."""
     values = iter(scores)
     given = {"metric_for_best_model": "score", "greater_is_better": True, "per_device_train_batch_size": 6,
@@ -563,7 +565,7 @@ def scored(folder: Path, scores: list[float], resume: Any = None, **training: An
              "save_steps": 1}  # fmt: skip
     trainer, _ = train(
         folder, training=given | training, resume=resume, student=noisy_student(), eval_dataset=sentences(8),
-        compute_metrics=lambda _: {"score": next(values)},
+        compute_metrics=lambda _: {"score": next(values)}, callbacks=callbacks,
     )  # fmt: skip
     return trainer
 
@@ -616,3 +618,18 @@ def test_a_checkpoint_of_an_epochs_last_step_knows_its_evaluation(tmp_path: Path
     check_same_weights(whole, again)
     (tmp_path / "whole" / "checkpoint-12").rename(tmp_path / "checkpoint-12")
     check_same_weights(whole, scored(tmp_path / "last", [], tmp_path / "checkpoint-12", **training))
+
+
+class AsksToSave(TrainerCallback):
+    """Asks for a checkpoint after every step."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        control.should_save = True
+
+
+def test_a_checkpoint_that_is_asked_for_is_written_although_another_was_better(tmp_path: Path) -> None:
+    """As a signal asks for one: it was said to be saved."""
+    training = {"save_strategy": "best", "max_steps": 4}
+    trainer = scored(tmp_path, [2, 1, 3, 0], callbacks=[AsksToSave()], **training)
+    assert len(list(tmp_path.glob("checkpoint-*"))) == 4
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-3")

@@ -97,10 +97,12 @@ class At(TrainerCallback):
             self.action()
 
 
-@pytest.mark.parametrize("stop", [6, 8])
-def test_a_run_that_a_signal_stops_has_the_evaluations_of_one_that_goes_on(tmp_path: Path, stop: int) -> None:
+@pytest.mark.parametrize(("stop", "saves"), [(6, "epoch"), (8, "no")])
+def test_a_run_that_a_signal_stops_has_the_evaluations_of_one_that_goes_on(
+    tmp_path: Path, stop: int, saves: str
+) -> None:
     """Four steps an epoch. In the middle of one the student was scored once more, at its end it was not at all."""
-    options = {"eval_strategy": "epoch", "max_steps": 12, "per_device_train_batch_size": 6}
+    options = {"eval_strategy": "epoch", "save_strategy": saves, "max_steps": 12, "per_device_train_batch_size": 6}
 
     def trainer() -> DistillationTrainer:
         return DistillationTrainer(

@@ -51,6 +51,9 @@ class CheckpointedTrainer(Trainer):
     _last_of_epoch: int = 0
     """The newest step with which an epoch ended."""
 
+    _last_saved: int = 0
+    """The step of the newest checkpoint of this training."""
+
     def record(self) -> dict[str, Any]:
         """What decides this run's result, by name; plain values, lists and mappings."""
         return {}
@@ -89,7 +92,7 @@ class CheckpointedTrainer(Trainer):
             self._check_same_run(Path(resume_from_checkpoint))
         else:
             self._steps_before, self._best_before = 0, None
-        self._last_of_epoch = 0
+        self._last_of_epoch = self._last_saved = 0
         folder = Path(self.args.output_dir)
         writes = resume_from_checkpoint or self.args.save_strategy != SaveStrategy.NO
         try:
@@ -174,19 +177,26 @@ class CheckpointedTrainer(Trainer):
                 "(max_steps, num_train_epochs), or start a new one in another folder"
             )
 
-    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+    def _maybe_log_save_evaluate(
+        self, tr_loss: Any, grad_norm: Any, model: nn.Module, trial: Any, *args: Any, **kwargs: Any
+    ) -> None:
         """The Trainer's, but for the last step of an epoch, whose checkpoint is written when the epoch has ended.
 
         From there a run goes on with the next epoch. Without the evaluation that an epoch ends with, early stopping and
         the learning rate would miss one. The Trainer calls this after every step, and again at the end of an epoch.
+
+        With `save_strategy` best it forgets that a callback has asked for a checkpoint, as a signal does.
         """
         step, asked = self.state.global_step, self.control.should_save
         waits = bool(self.state.epoch) and float(self.state.epoch).is_integer() and step != self._last_of_epoch
         if waits:
             self._last_of_epoch, self.control.should_save = step, False
-        super()._maybe_log_save_evaluate(*args, **kwargs)
-        if waits and asked:
-            self.control.should_save = True
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
+        if waits:
+            self.control.should_save = asked
+        elif asked and self._last_saved != step:
+            self._save_checkpoint(model, trial)
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging) if self._staging else super()._get_output_dir(trial)
@@ -216,6 +226,7 @@ class CheckpointedTrainer(Trainer):
         finally:
             self._staging = None
             self._clear(scratch)
+        self._last_saved = self.state.global_step
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(final))

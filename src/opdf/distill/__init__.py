@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from opdf.lazy import import_when_used
 
 if TYPE_CHECKING:
-    from opdf.distill.arguments import DistillationArguments
+    from opdf.distill.arguments import DistillationArguments, may_change
     from opdf.distill.checkpoint import StorageError, newest_whole, storage_problem, writing
     from opdf.distill.ensemble import Ensemble, check_weights, like, members
     from opdf.distill.losses import Batch
@@ -66,6 +66,7 @@ __all__ = [
     "has_no_head",
     "keep_layers",
     "like",
+    "may_change",
     "mean_pooled",
     "members",
     "model_inputs",

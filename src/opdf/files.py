@@ -100,9 +100,14 @@ def is_empty(folder: Path) -> bool:
     return all(path.name == LOCK for path in folder.iterdir())
 
 
-def empty(folder: Path) -> None:
-    """Remove what an owned folder holds. The folder stays: it may be a link, or where a disk is mounted."""
-    for path in folder.iterdir():
+def empty(folder: Path, last: str = "") -> None:
+    """Remove what an owned folder holds. The folder stays: it may be a link, or where a disk is mounted.
+
+    Args:
+        folder: to empty.
+        last: the file that goes after all others, so that a folder is known that a killed process left half full.
+    """
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == last):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         elif path.name != LOCK:

@@ -553,3 +553,83 @@ def test_the_patience_of_early_stopping_is_resumed(tmp_path: Path) -> None:
         )  # fmt: skip
         steps.append(trainer.state.global_step)
     assert steps == [3, 3]
+
+
+def scored(
+    folder: Path, scores: list[float], resume: Any = None, callbacks: Any = None, **training: Any
+) -> DistillationTrainer:
+    """A run with dropout of steps of six rows, four an epoch, whose student gets these scores, one an evaluation."""
+    values = iter(scores)
+    given = {"metric_for_best_model": "score", "greater_is_better": True, "per_device_train_batch_size": 6,
+             "lr_scheduler_type": "constant", "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps",
+             "save_steps": 1}  # fmt: skip
+    trainer, _ = train(
+        folder, training=given | training, resume=resume, student=noisy_student(), eval_dataset=sentences(8),
+        compute_metrics=lambda _: {"score": next(values)}, callbacks=callbacks,
+    )  # fmt: skip
+    return trainer
+
+
+def check_same_weights(trainer: DistillationTrainer, other: DistillationTrainer) -> None:
+    expected, found = trainer.model.state_dict(), other.model.state_dict()
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+
+
+def test_the_best_checkpoint_is_found_under_another_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was forgotten, and removed as one too many: the student ended with its last weights."""
+    monkeypatch.chdir(tmp_path)
+    best = {"load_best_model_at_end": True, "save_total_limit": 2}
+    whole = scored(Path("begun"), [1, 3, 2], max_steps=3, **best)
+    Path("begun").rename("moved")
+    last = str(tmp_path / "moved" / "checkpoint-3")
+    check_same_weights(whole, scored(Path("moved"), [2, 2], resume=last, max_steps=5, **best))
+    assert {path.name for path in Path("moved").glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-5"}
+    (tmp_path / "moved" / "checkpoint-2" / "model.safetensors").unlink()
+    with pytest.raises(
+        ValueError, match=r"at_end is true and .*checkpoint-2, the best so far in .*: model.safetensors"
+    ):
+        scored(Path("moved"), [2], resume=True, max_steps=6, **best)
+
+
+def test_an_evaluation_at_the_start_is_not_made_again(tmp_path: Path) -> None:
+    """Early stopping counted it: the resumed run ended two steps before the other one."""
+    training = {"eval_on_start": True, "early_stopping_patience": 2, "max_steps": 9}
+    whole = scored(tmp_path / "whole", [0, 3, 2, 4, 1, 0], **training)
+    assert whole.state.global_step == 5
+    check_same_weights(whole, scored(tmp_path / "b", [4, 1, 0], tmp_path / "whole" / "checkpoint-2", **training))
+
+
+def test_a_run_that_stopped_early_has_nothing_left(tmp_path: Path) -> None:
+    """Stopped while its results were written, it was trained on until the next evaluation."""
+    training = {"early_stopping_patience": 2, "eval_steps": 2, "save_steps": 2, "max_steps": 12}
+    whole = scored(tmp_path, [3, 2, 1], **training)
+    assert whole.state.global_step == 6
+    check_same_weights(whole, scored(tmp_path, [], True, **training))
+    with pytest.warns(match="early stopping ended this run at step 6, and more steps change nothing"):
+        check_same_weights(whole, scored(tmp_path, [], True, **training | {"max_steps": 20}))
+
+
+def test_a_checkpoint_of_an_epochs_last_step_knows_its_evaluation(tmp_path: Path) -> None:
+    """It was written before that: early stopping missed an evaluation, and the resumed run ended an epoch later."""
+    training = {"early_stopping_patience": 2, "eval_strategy": "epoch", "save_steps": 2, "max_steps": 40}
+    whole = scored(tmp_path / "whole", [3, 2, 1], **training)
+    assert whole.state.global_step == 12
+    again = scored(tmp_path / "again", [1], tmp_path / "whole" / "checkpoint-8", **training)
+    check_same_weights(whole, again)
+    (tmp_path / "whole" / "checkpoint-12").rename(tmp_path / "checkpoint-12")
+    check_same_weights(whole, scored(tmp_path / "last", [], tmp_path / "checkpoint-12", **training))
+
+
+class AsksToSave(TrainerCallback):
+    """Asks for a checkpoint after every step."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        control.should_save = True
+
+
+def test_a_checkpoint_that_is_asked_for_is_written_although_another_was_better(tmp_path: Path) -> None:
+    """As a signal asks for one: it was said to be saved."""
+    training = {"save_strategy": "best", "max_steps": 4}
+    trainer = scored(tmp_path, [2, 1, 3, 0], callbacks=[AsksToSave()], **training)
+    assert len(list(tmp_path.glob("checkpoint-*"))) == 4
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-3")

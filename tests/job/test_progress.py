@@ -6,14 +6,18 @@ import json
 import re
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tests.distill.small import arguments, bert, sentences
+from transformers import TrainerCallback
 
 from jobs import digits
+from opdf.distill import DistillationTrainer, keep_layers
 from opdf.job import progress as module, run
 from opdf.job.progress import Bar, counting, stopping
 
@@ -80,6 +84,40 @@ def test_outside_the_main_thread_a_run_leaves_signals_alone() -> None:
     thread.start()
     thread.join()
     assert seen[1] is before
+
+
+class At(TrainerCallback):
+    """Does something in a step."""
+
+    def __init__(self, step: int, action: Callable[[], None]) -> None:
+        self.step, self.action = step, action
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step + 1 == self.step:
+            self.action()
+
+
+@pytest.mark.parametrize(("stop", "saves"), [(6, "epoch"), (8, "no")])
+def test_a_run_that_a_signal_stops_has_the_evaluations_of_one_that_goes_on(
+    tmp_path: Path, stop: int, saves: str
+) -> None:
+    """Four steps an epoch. In the middle of one the student was scored once more, at its end it was not at all."""
+    options = {"eval_strategy": "epoch", "save_strategy": saves, "max_steps": 12, "per_device_train_batch_size": 6}
+
+    def trainer() -> DistillationTrainer:
+        return DistillationTrainer(
+            keep_layers(bert(), 2), arguments(tmp_path, **options), teacher=bert(), train_dataset=sentences(),
+            eval_dataset=sentences(8),
+        )  # fmt: skip
+
+    first = trainer()
+    with stopping(first) as stopped:
+        first.add_callback(At(stop, lambda: stopped.received(signal.SIGTERM)))
+        first.train()
+    assert stopped.signal == signal.SIGTERM
+    again = trainer()
+    again.train(resume_from_checkpoint=True)
+    assert [log["step"] for log in again.state.log_history if "eval_loss" in log] == [4, 8, 12]
 
 
 def test_in_a_pipe_it_is_said_once_a_minute_how_much_is_done(clock: list[float], capsys: Any) -> None:

@@ -77,6 +77,17 @@ def test_another_configuration_is_refused_with_both_values(
         assert content(folder) == before
 
 
+def test_where_the_best_is_chosen_other_saving_is_another_configuration(tmp_path: Path) -> None:
+    """The Trainer refused it, after the metrics of a finished run had been removed."""
+    best = {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True, "max_steps": 2}
+    out = tmp_path / "out"
+    run(digits(out, training=best))
+    before = content(out)
+    with pytest.raises(UserError, match=r"goes on only as it was begun: training\.save_steps was 2.0 and is 4.0"):
+        run(digits(out, resume=True, training=best | {"max_steps": 4, "save_steps": 4}))
+    assert content(out) == before
+
+
 def test_what_no_result_depends_on_may_change(finished: Path, stopped: Path) -> None:
     """Logging, saving, and as many examples a step in other portions."""
     training = {"logging_steps": 1, "save_steps": 1, "save_total_limit": 1, "learning_rate": "1e-3"}

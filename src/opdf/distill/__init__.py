@@ -33,7 +33,11 @@ if TYPE_CHECKING:
 
 # What opdf.job needs beyond the reference.
 if TYPE_CHECKING:
-    from opdf.distill.arguments import examples_per_step as examples_per_step, planned_steps as planned_steps
+    from opdf.distill.arguments import (
+        examples_per_step as examples_per_step,
+        may_change as may_change,
+        planned_steps as planned_steps,
+    )
     from opdf.distill.models import as_made as as_made
     from opdf.distill.shrink import depth_fields as depth_fields, find_report as find_report
 

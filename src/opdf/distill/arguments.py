@@ -213,9 +213,13 @@ def deciding(args: TrainingArguments, batch_size: int) -> dict[str, Any]:
         args: of the run.
         batch_size: examples of a micro-batch, fewer than in `args` where `auto_find_batch_size` has lowered them.
     """
-    free = FREE if _chooses_by_evaluation(args) else FREE | SCHEDULES
-    kept = {name: value for name, value in args.to_dict().items() if name not in free}
+    kept = {name: value for name, value in args.to_dict().items() if not may_change(name, args)}
     return kept | {"examples_per_step": examples_per_step(args, batch_size)}
+
+
+def may_change(name: str, args: TrainingArguments) -> bool:
+    """Whether a run that goes on may have another value of an argument."""
+    return name in FREE or (name in SCHEDULES and not _chooses_by_evaluation(args))
 
 
 def _chooses_by_evaluation(args: TrainingArguments) -> bool:

@@ -165,8 +165,8 @@ def rotate(folder: Path, limit: int | None, keep: set[Path]) -> None:
         return
     oldest = sorted(_by_step(folder).values(), key=lambda path: path.stat().st_mtime_ns)
     surplus = len(oldest) - max(limit, len(keep))
-    scratch = folder / SCRATCH
-    for path in [path for path in oldest if path not in keep][: max(0, surplus)]:
+    scratch, kept = folder / SCRATCH, {path.resolve() for path in keep}  # a path may be relative
+    for path in [path for path in oldest if path.resolve() not in kept][: max(0, surplus)]:
         scratch.mkdir(exist_ok=True)
         path.rename(scratch / path.name)
     shutil.rmtree(scratch, ignore_errors=True)

@@ -6,6 +6,7 @@ import json
 import math
 import pickle
 import shutil
+import warnings
 from collections.abc import Container, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
-from transformers import PreTrainedModel, Trainer
+from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerControl
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, has_length
 
@@ -41,8 +42,18 @@ class CheckpointedTrainer(Trainer):
     _staging: Path | None = None
     """Folder of the checkpoint that is being written."""
 
+    control: TrainerControl
     _steps_before: int = 0
     """Of the run that is resumed."""
+
+    _best_before: Path | None = None
+    """The best checkpoint of the run that is resumed."""
+
+    _last_of_epoch: int = 0
+    """The newest step with which an epoch ended."""
+
+    _last_saved: int = 0
+    """The step of the newest checkpoint of this training."""
 
     def record(self) -> dict[str, Any]:
         """What decides this run's result, by name; plain values, lists and mappings."""
@@ -65,7 +76,7 @@ class CheckpointedTrainer(Trainer):
             FileNotFoundError: True, and no checkpoint in `args.output_dir` is whole.
             FileExistsError: another process writes its checkpoints into `args.output_dir`.
             ValueError: the checkpoint is incomplete, damaged, holds pickled objects, or is of a run that was made with
-                something else; the message names what differs.
+                something else; the message names what differs. Or the best one before it is wanted and is not whole.
             TrainingDiverged: the loss or its gradient became infinite or not a number.
         """
         if resume_from_checkpoint is True:
@@ -81,7 +92,8 @@ class CheckpointedTrainer(Trainer):
         if resume_from_checkpoint:
             self._check_same_run(Path(resume_from_checkpoint))
         else:
-            self._steps_before = 0
+            self._steps_before, self._best_before = 0, None
+        self._last_of_epoch = self._last_saved = 0
         folder = Path(self.args.output_dir)
         writes = resume_from_checkpoint or self.args.save_strategy != SaveStrategy.NO
         try:
@@ -106,18 +118,54 @@ class CheckpointedTrainer(Trainer):
                 f"{folder} is of a run that was made otherwise: {'; '.join(changes)}. Resume with what the run began "
                 "with, or start a new one in another folder"
             )
+        self._best_before = best_before(folder, state)
+        best = self._best_before if self.args.load_best_model_at_end else None
+        if best is not None and (problem := checkpoint.damage(best)):
+            raise ValueError(
+                f"load_best_model_at_end is true and {best}, the best so far in {folder}, cannot be used: {problem}. "
+                "Bring it back, or resume from a checkpoint before it"
+            )
 
-    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+    def _init_training_state(
+        self, max_steps: int, num_update_steps_per_epoch: int, num_train_epochs: int, *args: Any, **kwargs: Any
+    ) -> tuple[int, int]:
         """The Trainer's epoch and micro-batches in it, after which a run begins; also of rows that have no number.
 
-        For these the Trainer skips all micro-batches in the first pass over them, even if that had fewer.
+        For these the Trainer skips all micro-batches in the first pass over them, even if that had fewer. It also
+        trains on where early stopping had ended the run: a run that is over begins after its last epoch.
         """
-        begin: tuple[int, int] = super()._init_training_state(*args, **kwargs)
+        begin: tuple[int, int] = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, *args, **kwargs
+        )
+        if self._best_before:
+            self.state.best_model_checkpoint = str(self._best_before)
+        if self._has_stopped_early():
+            if max_steps > self._steps_before:
+                warnings.warn(
+                    f"early stopping ended this run at step {self.state.global_step}, and more steps change nothing",
+                    stacklevel=2,
+                )
+            return num_train_epochs, 0
         if not self._steps_before or has_length(self.train_dataset) or self.args.ignore_data_skip:
             return begin
         passes, part = divmod(self.state.epoch or 0.0, 1)
         steps = math.ceil(part * self._steps_before - 1e-6)  # the Trainer takes a pass to have all steps of the run
         return int(passes), steps * self.args.gradient_accumulation_steps
+
+    def _has_stopped_early(self) -> bool:
+        """Whether the checkpoint that a run goes on from is of the evaluation after which early stopping ended it."""
+        return bool(self._steps_before) and any(
+            callback.early_stopping_patience_counter >= callback.early_stopping_patience
+            for callback in self.callback_handler.callbacks
+            if isinstance(callback, EarlyStoppingCallback)
+        )
+
+    def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
+        """The Trainer's, but for `eval_on_start` of a run that goes on: early stopping would count it as one more."""
+        if skip_scheduler and self.state.global_step:  # no other evaluation of a training leaves the scheduler alone
+            return {}
+        metrics: dict[str, float] = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+        return metrics
 
     def check_length(self, steps: int) -> None:
         """Refuse to resume a run with fewer steps than it had: its learning rate would have fallen faster.
@@ -129,6 +177,27 @@ class CheckpointedTrainer(Trainer):
                 f"the run was to have {self._steps_before} steps and is to have {steps}; resume with as many or more "
                 "(max_steps, num_train_epochs), or start a new one in another folder"
             )
+
+    def _maybe_log_save_evaluate(
+        self, tr_loss: Any, grad_norm: Any, model: nn.Module, trial: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        """The Trainer's, but for the last step of an epoch, whose checkpoint is written when the epoch has ended.
+
+        From there a run goes on with the next epoch. Without the evaluation that an epoch ends with, early stopping and
+        the learning rate would miss one. The Trainer calls this after every step, and again at the end of an epoch.
+
+        With `save_strategy` best it forgets that a callback has asked for a checkpoint, as a signal does.
+        """
+        step, asked = self.state.global_step, self.control.should_save
+        waits = bool(self.state.epoch) and float(self.state.epoch).is_integer() and step != self._last_of_epoch
+        if waits:
+            self._last_of_epoch, self.control.should_save = step, False
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
+        if waits:
+            self.control.should_save = asked
+        elif asked and self._last_saved != step:
+            self._save_checkpoint(model, trial)
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging) if self._staging else super()._get_output_dir(trial)
@@ -158,6 +227,7 @@ class CheckpointedTrainer(Trainer):
         finally:
             self._staging = None
             self._clear(scratch)
+        self._last_saved = self.state.global_step
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(final))
@@ -257,6 +327,18 @@ class CheckpointedTrainer(Trainer):
         self.lr_scheduler.load_state_dict(torch.load(folder / SCHEDULER_NAME, weights_only=True))
         (extra,) = checkpoint.read_state(folder, EXTRA)
         self.load_extra_state(extra)
+
+
+def best_before(folder: Path, state: Mapping[str, Any]) -> Path | None:
+    """The best checkpoint that the state in a checkpoint names; None if it names none.
+
+    It is beside that one, also where both were moved since. A run that went on in another folder left it in the first.
+    """
+    named = state["best_model_checkpoint"]
+    if named is None:
+        return None
+    beside = folder.parent / Path(named).name
+    return beside if beside.is_dir() else Path(named)
 
 
 def plain(value: Any) -> Any:

@@ -230,6 +230,11 @@ class Stop(TrainerCallback):
         if self.signal is not None:
             control.should_save = control.should_training_stop = True
 
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The Trainer takes a stop for the end of the epoch, and early stopping would count an evaluation more."""
+        if self.signal is not None and state.epoch % 1 and state.global_step < state.max_steps:
+            control.should_log = control.should_evaluate = control.should_save = False
+
     def _anywhere(self, number: int | None) -> int | None:
         """A signal that some process got: all have to stop after the same step."""
         if self._group is None:

@@ -20,7 +20,7 @@ import transformers
 from datasets import Dataset, DatasetDict
 
 import opdf
-from opdf.distill import DistillationArguments, examples_per_step, newest_whole
+from opdf.distill import DistillationArguments, examples_per_step, may_change, newest_whole
 from opdf.files import LOCK
 from opdf.job.config import DataConfig, DistillConfig
 from opdf.job.errors import UserError
@@ -38,7 +38,10 @@ MAY_CHANGE = (
     "teacher.training.log*", "teacher.training.report_to", "teacher.training.run_name", "teacher.training.project",
     "teacher.training.save_*",
 )  # fmt: skip
-"""Options that no result depends on, as shell patterns. The data's file may move, because its rows are compared."""
+"""Options that no result depends on, as shell patterns. The data's file may move, because its rows are compared.
+
+Those of a Trainer may change as far as it lets them: `save_steps` decides where the best checkpoint is chosen.
+"""
 
 MAY_GROW = ("training.max_steps", "training.num_train_epochs")
 A_STEP = ("training.per_device_train_batch_size", "training.gradient_accumulation_steps")
@@ -144,7 +147,7 @@ def check_same_configuration(job: Job) -> None:
     folder, begun = job.folder, begun_with(job.folder)
     examples = examples_per_step(job.training)
     then, now = plain(begun_config(folder)), plain(located(job.config))
-    changed = [(key, a, b) for key, a, b in differences(then, now) if not _may_change(key, a, b)]
+    changed = [(key, a, b) for key, a, b in differences(then, now) if not _may_change(job, key, a, b)]
     if begun is not None and begun.examples == examples:
         changed = [entry for entry in changed if entry[0] not in A_STEP]
     elif begun is not None and not any(key in A_STEP for key, _, _ in changed):
@@ -321,7 +324,11 @@ def _default(name: str) -> Any:
     return item.default
 
 
-def _may_change(key: str, then: Any, now: Any) -> bool:
+def _may_change(job: Job, key: str, then: Any, now: Any) -> bool:
     if key in MAY_GROW and None not in (then, now):
         return bool(0 < then < now)
+    section, _, name = key.rpartition(".")
+    arguments = {"training": job.training, "teacher.training": job.teacher_training}.get(section)
+    if arguments is not None and not may_change(name, arguments):
+        return False
     return any(fnmatchcase(key, pattern) for pattern in MAY_CHANGE)

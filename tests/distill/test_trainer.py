@@ -740,6 +740,8 @@ def empty(rows: list[Any]) -> dict[str, Tensor]:
          "labels are float32 numbers, one an example, and the student has 2 classes; give class numbers as integers"),
         ({"train_dataset": [dict(row, labels=[0, 1]) for row in sentences(8)], "objective": {"alpha": 1.0}},
          "labels are 2 integers an example, and the student takes one class for each; give floats, or a student with"),
+        ({"train_dataset": [dict(row, labels=[0]) for row in sentences(8)]},
+         r"labels have the shape \[8, 1\], and the student takes one class for each example; flatten them"),
     ],
 )  # fmt: skip
 def test_a_batch_that_nothing_can_be_learned_from(tmp_path: Path, options: dict[str, Any], message: str) -> None:

@@ -366,6 +366,11 @@ def check_batch(student: nn.Module, batch: Any, step: int) -> None:
             f"labels are {labels.shape[1]} integers an example, and the student takes one class for each; give floats, "
             f"or a student with problem_type={SEVERAL!r}, for several labels"
         )
+    if labels.dim() == 2 and not labels.is_floating_point():
+        raise ValueError(
+            f"labels have the shape {list(labels.shape)}, and the student takes one class for each example; flatten "
+            "them in the data collator: labels.view(-1)"
+        )
     if labels.dim() != 1:
         return
     if labels.is_floating_point():

@@ -39,7 +39,8 @@ class AttributionDistillation(TaskAndLogits):
     """(1 - alpha) task + alpha soft cross-entropy + attribution_weight * distance of the normalised token maps.
 
     A view is what tokens are important for. Of two classes only the gold label is one, because the other's map is the
-    same. Of more classes each is one, and their distances are summed. A regression's view is its squared error.
+    same (with more `steps` than one, nearly). Of more classes each is one, and their distances are summed. A
+    regression's view is its squared error.
 
     The distance of an example is the squared difference of the maps over the number of tokens where the teacher's map
     is not zero. It is averaged over examples. The teacher is fixed, so its logits and maps are computed once.

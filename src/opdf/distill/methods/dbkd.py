@@ -236,9 +236,9 @@ def decision_logits(counts: np.ndarray, *, solver: str = "root", pseudo_count: f
 
     Args:
         counts: `[examples, C]`, from `count_decisions`.
-        solver: "root" solves to 1e-10 for probabilities (n_c + pseudo_count / C) / (N + pseudo_count), since counts of
-            0 have no finite solution; "iterate" is the released code: z <- z + p - P(z) from z = p, without a
-            pseudo-count, for 20 rounds at most.
+        solver: "root" solves for probabilities (n_c + pseudo_count / C) / (N + pseudo_count), since counts of 0 have no
+            finite solution: to 1e-10 of ten classes, 1e-4 of a thousand; "iterate" is the released code:
+            z <- z + p - P(z) from z = p, without a pseudo-count, for 20 rounds at most.
         pseudo_count: for "root": decisions, above 0, that are added and shared by all classes. A unanimous teacher
             stays so, however many classes there are.
 

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from opdf.data.augment import AugmentedImages, EpochDataset, ImageNoise, TextNoise, as_rgb as as_rgb
     from opdf.data.classes import class_weights, plain_name as plain_name
     from opdf.data.embedded import names as embedded_names
-    from opdf.data.encode import TextCollator, count_tokens, encode, encode_rows, longest_text
+    from opdf.data.encode import TextCollator as TextCollator, count_tokens, encode, encode_rows, longest_text
     from opdf.data.language import encode_language, padding, right_padded
     from opdf.data.load import load_data, located
     from opdf.data.metrics import LOWER_IS_BETTER, token_agreement
@@ -30,7 +30,6 @@ __all__ = [
     "Prepared",
     "Row",
     "Task",
-    "TextCollator",
     "TextNoise",
     "class_weights",
     "count_tokens",

@@ -486,6 +486,8 @@ def share(results: Study, setting: str, variant: str) -> tuple[float, float]:
     shares = []
     for run in chosen_runs(results, setting, variant):
         facts = run["facts"]
+        if facts["teacher"]["train_seconds"] is None:
+            continue  # its teacher is of an earlier process
         kin = [r for r in results["runs"] if r["facts"]["teacher"] == facts["teacher"]]
         alike = [r for r in kin if (r["setting"], r["variant"]) == (setting, variant)]
         started = median(r["facts"]["start_seconds"] for r in alike)

@@ -236,11 +236,12 @@ def test_a_run(
         "teacher": {"model": None, "finetune": True, "config": VIT, "training": {"max_steps": 2}},
         "student": {"layers": 1}, "objective": objective, "overparam": {"ones": 1},
         "constraint": {"weight": 0.1},
-        "training": {"max_steps": 3, "per_device_train_batch_size": 8, "eval_strategy": "steps", "eval_steps": 2},
+        "training": {"max_steps": 12, "per_device_train_batch_size": 8, "eval_strategy": "steps", "eval_steps": 6},
     }  # fmt: skip
     job = fill(DistillConfig, config, "config")
     if name == "sparse-logits":
         cache_teacher(job)
     metrics = run(job)
+    assert bool(list((tmp_path / "out").glob("teacher_logits-*"))) == (name == "logits")  # it sees its rows again
     assert 0 <= metrics["student"]["test"]["accuracy"] <= 1
     assert evaluate(str(tmp_path / "out" / "student"), job.data)["test"] == metrics["student"]["test"]

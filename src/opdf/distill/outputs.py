@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,7 +120,8 @@ def with_answers(
 
     half = half_precision(arguments) if arguments is not None and not shared else None
     depends = [fingerprint(rows), weights_digest(teacher), *([half] if half else [])]
-    with torch.autocast(next(teacher.parameters()).device.type, half, enabled=half is not None):
+    device = next(teacher.parameters()).device.type
+    with nullcontext() if half is None else torch.autocast(device, half):
         return with_column(rows, name, kept(folder, name, depends, ask))
 
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification
 
 from benchmarks.measure import alternate, write
 from benchmarks.methods import TEXT
-from opdf.distill import LogitsDistillation, keep_layers
+from opdf.distill import BeforeTraining, LogitsDistillation, keep_layers
 from opdf.job import Job, prepare_data, quiet, ready_teacher
 
 STEPS, BATCH = 20, 32
@@ -44,7 +44,7 @@ def _measured(student: Any, teacher: Any, prepared: Any, repeats: int) -> dict[s
 
     def ask() -> Any:
         with tempfile.TemporaryDirectory() as empty:
-            return method.prepare_data(prepared, teacher, Path(empty), shared=True)
+            return method.prepare_data(BeforeTraining(prepared, teacher, Path(empty), shared=True))
 
     def epoch(rows: Any, asked: Any) -> None:
         for batch in DataLoader(rows, batch_size=BATCH, collate_fn=prepared.collator):

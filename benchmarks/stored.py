@@ -12,7 +12,7 @@ from transformers import default_data_collator, set_seed
 
 from benchmarks.measure import alternate, write
 from benchmarks.methods import IMAGES
-from opdf.distill import LogitsDistillation, SparseLogitsDistillation, keep_layers
+from opdf.distill import BeforeTraining, LogitsDistillation, SparseLogitsDistillation, keep_layers
 from opdf.job import Job, prepare_data, quiet, ready_teacher
 
 STEPS, BATCH = 20, 32
@@ -27,7 +27,7 @@ def main(repeats: int = 7) -> None:
         teacher = ready_teacher(Job(config), prepared)
         objective = SparseLogitsDistillation(store=f"{scratch}/store", top_k=5, noise=True)
         store = objective.write_cache(prepared, teacher)
-        data = objective.prepare_data(prepared, teacher, Path(scratch))
+        data = objective.prepare_data(BeforeTraining(prepared, teacher, Path(scratch)))
         set_seed(0)
         student = keep_layers(teacher, 2).train()
         teacher.eval()  # fine-tuning left it in training mode

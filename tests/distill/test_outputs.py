@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from torch import Tensor, nn
+from transformers import default_data_collator
 
 from opdf import DistillationArguments
+from opdf.data import Prepared, Task
+from opdf.distill import BeforeTraining
 from opdf.distill.outputs import BATCH, MOST_ASKED_AHEAD, with_answers, worth_asking_ahead
 
 
@@ -24,7 +27,7 @@ def test_every_row_gets_its_own_answer_and_the_longest_are_asked_first(tmp_path:
         return torch.tensor([[float(row["input_ids"][0]), 0.5] for row in some])
 
     for _ in range(2):  # the second time they are read
-        told = with_answers(rows, "answers", answer, teacher, tmp_path)
+        told = with_answers(before(rows, teacher, tmp_path), "answers", answer)
     assert told["answers"][:] == [[float(k), 0.5] for k in range(len(rows))]
     assert told.remove_columns("answers")[:] == rows[:]
     assert asked == sorted(map(len, rows["input_ids"]), reverse=True)
@@ -46,4 +49,12 @@ def test_a_teacher_answers_ahead_where_it_would_answer_again(
     rows: int, outputs: int, options: dict[str, Any], shared: bool, worth: bool, tmp_path: Path
 ) -> None:
     arguments = DistillationArguments(str(tmp_path), use_cpu=True, per_device_train_batch_size=8, **options)
-    assert worth_asking_ahead(rows, outputs, arguments, shared=shared) == worth
+    data = Dataset.from_dict({"input_ids": [[0]] * rows})
+    run = before(data, nn.Linear(1, 1), tmp_path, arguments=arguments, shared=shared)
+    assert worth_asking_ahead(run, outputs) == worth
+
+
+def before(rows: Dataset, teacher: nn.Module, folder: Path, **options: Any) -> BeforeTraining:
+    splits = DatasetDict(train=rows)
+    data = Prepared(splits, splits, Task("classification", ("text",), None, ("no", "yes")), None, default_data_collator)
+    return BeforeTraining(data, teacher, folder, **options)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     )
     from opdf.distill.models import has_no_head, output_layer
     from opdf.distill.objective import Losses, Objective, model_inputs
+    from opdf.distill.outputs import BeforeTraining
     from opdf.distill.shrink import ShrinkReport, blank_student, shrink, shrink_report
     from opdf.distill.store import LogitsStore, StoredDataset, StoreInfo
     from opdf.distill.students import keep_layers
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 if TYPE_CHECKING:
     from opdf.distill.arguments import (
         examples_per_step as examples_per_step,
+        half_precision as half_precision,
         may_change as may_change,
         planned_steps as planned_steps,
     )
@@ -46,6 +48,7 @@ __all__ = [
     "METHODS",
     "AttributionDistillation",
     "Batch",
+    "BeforeTraining",
     "Constraint",
     "DecisionDistillation",
     "DistillationArguments",

@@ -19,6 +19,7 @@ from opdf.data import Prepared
 from opdf.distill.arguments import asks_for_fsdp
 from opdf.distill.losses import Batch, items_by_example
 from opdf.distill.models import config_of, inputs_of, unwrapped
+from opdf.distill.outputs import BeforeTraining
 from opdf.distill.store import LogitsStore, StoreInfo
 from opdf.distill.teachers import check_frozen
 from opdf.mpo import Progress
@@ -106,37 +107,13 @@ class Objective:
             ValueError, FileNotFoundError: they do not, or something that the method reads is not there.
         """
 
-    def asks_ahead(
-        self, data: Prepared, teacher: nn.Module, arguments: TrainingArguments | None = None, *, shared: bool = False
-    ) -> bool:
-        """Whether the teacher answers before the training, and not in every step.
-
-        Args:
-            data, teacher, arguments, shared: as for `prepare_data`.
-        """
+    def asks_ahead(self, run: BeforeTraining) -> bool:
+        """Whether the teacher answers before the training, and not in every step."""
         return not self.needs_teacher
 
-    def prepare_data(
-        self,
-        data: Prepared,
-        teacher: nn.Module,
-        folder: Path,
-        *,
-        arguments: TrainingArguments | None = None,
-        shared: bool = False,
-        progress: Progress | None = None,
-    ) -> Any:
-        """The rows to train on: the encoded training split, with the outputs of the teacher that the method needs.
-
-        Args:
-            data: of the run.
-            teacher: as it is when the student's training begins.
-            folder: of the run. What takes long is kept there, and a resumed run finds it.
-            arguments: of the training: how often it sees the rows, and in which precision the models compute.
-            shared: whether other runs with this data and teacher follow, so that more is worth keeping.
-            progress: called with the numbers of examples done and in all.
-        """
-        return data.training_rows()
+    def prepare_data(self, run: BeforeTraining) -> Any:
+        """The rows to train on: the encoded training split, with the outputs of the teacher that the method needs."""
+        return run.data.training_rows()
 
     @property
     def cache(self) -> Path | None:

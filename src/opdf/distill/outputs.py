@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,27 @@ Noise = Callable[[Any, np.random.Generator], Any]
 """A noisy copy of an example."""
 
 
+@dataclass(frozen=True)
+class BeforeTraining:
+    """What is at hand before a student's training, when its teacher may be asked about the rows.
+
+    Attributes:
+        data: of the run.
+        teacher: as it is when the student's training begins.
+        folder: for what takes long; a resumed run finds it there.
+        arguments: of the training: how often it sees the rows, and in which precision the models compute.
+        shared: whether other runs with this data, teacher and folder follow, so that more is worth keeping.
+        progress: called with the numbers of examples done and in all.
+    """
+
+    data: Prepared
+    teacher: nn.Module
+    folder: Path
+    arguments: TrainingArguments | None = None
+    shared: bool = False
+    progress: Progress | None = None
+
+
 def teacher_logits(teacher: Any, data: Prepared, rows: list[dict[str, Any]]) -> Tensor:
     """Logits `[rows, classes]` of encoded rows, on the CPU."""
     outputs, _ = said(teacher, data, rows)
@@ -67,62 +89,47 @@ def said(teacher: Any, data: Prepared, rows: list[dict[str, Any]]) -> tuple[Any,
     return outputs, batch
 
 
-def worth_asking_ahead(
-    rows: int, outputs: int, arguments: TrainingArguments | None = None, *, shared: bool = False
-) -> bool:
+def worth_asking_ahead(run: BeforeTraining, outputs: int) -> bool:
     """Whether a teacher should answer once, before the training: if rows are seen again, in it or by other runs.
 
     Args:
-        rows: of the training data.
+        run: that is about to begin.
         outputs: numbers in an answer.
-        arguments: of the training; None if it is not known.
-        shared: whether other runs with these rows and this teacher follow.
     """
-    if rows * outputs > MOST_ASKED_AHEAD:
+    rows, arguments = len(run.data.data["train"]), run.arguments
+    if run.data.noise is not None or rows * outputs > MOST_ASKED_AHEAD:
         return False
     alone = arguments is not None and arguments.world_size == 1  # one process asks, and several outrun it
-    return shared or (alone and planned_passes(arguments, rows) >= WORTH_ASKING_AHEAD)
+    return run.shared or (alone and planned_passes(arguments, rows) >= WORTH_ASKING_AHEAD)
 
 
-def with_answers(
-    rows: Any,
-    name: str,
-    answer: Callable[[list[dict[str, Any]]], Tensor],
-    teacher: nn.Module,
-    folder: Path,
-    arguments: TrainingArguments | None = None,
-    *,
-    shared: bool = False,
-    progress: Progress | None = None,
-) -> Any:
-    """Encoded rows with a column of a teacher's answers, which are kept in a folder.
+def with_answers(run: BeforeTraining, name: str, answer: Callable[[list[dict[str, Any]]], Tensor]) -> Any:
+    """The training rows with a column of the teacher's answers, in the precision of the training.
+
+    Runs that share the answers may train in several precisions, and get them in that of the teacher's weights.
 
     Args:
-        rows: a `datasets.Dataset`.
+        run: that is about to begin. Its folder keeps the answers.
         name: of the column.
-        answer: to some rows, `[rows, outputs]` on the CPU.
-        teacher: that gives it.
-        folder: where the answers are kept.
-        arguments: of the training, in whose precision the teacher answers, unless other runs share it.
-        shared: whether they do.
-        progress: called with the numbers of rows done and in all.
+        answer: of the teacher to some rows, `[rows, outputs]` on the CPU.
     """
+    rows = run.data.training_rows()
 
     def ask() -> np.ndarray:
         order, found = _longest_first(rows), []
         for start in range(0, len(rows), BATCH):
             some = order[start : start + BATCH]
             found.append(answer([rows[int(k)] for k in some]))
-            if progress is not None:
-                progress(start + len(some), len(rows))
+            if run.progress is not None:
+                run.progress(start + len(some), len(rows))
         answers = torch.cat(found).numpy()
         return answers[np.argsort(order)]
 
-    half = half_precision(arguments) if arguments is not None and not shared else None
-    depends = [fingerprint(rows), weights_digest(teacher), *([half] if half else [])]
-    device = next(teacher.parameters()).device.type
+    half = half_precision(run.arguments) if run.arguments is not None and not run.shared else None
+    depends = [fingerprint(rows), weights_digest(run.teacher), *([half] if half else [])]
+    device = next(run.teacher.parameters()).device.type
     with nullcontext() if half is None else torch.autocast(device, half):
-        return with_column(rows, name, kept(folder, name, depends, ask))
+        return with_column(rows, name, kept(run.folder, name, depends, ask))
 
 
 def _longest_first(rows: Dataset) -> np.ndarray:

@@ -58,7 +58,7 @@ def step_cost(job: Job, prepared: Prepared, fit: Fit) -> StepCost | None:
     student, teacher = (forward_operations(model, batch) for model in (fit.student, fit.teacher))
     if student is None or teacher is None:
         return None
-    ahead = job.objective.asks_ahead(prepared, fit.teacher, arguments, shared=job.shares_teacher)
+    ahead = job.objective.asks_ahead(job.before_training(prepared, fit.teacher))
     plain = (3 * student + (0 if ahead else teacher)) * arguments.gradient_accumulation_steps
     extra, megabytes = (extra_operations(fit.over), extra_megabytes(fit.over)) if fit.over else (0, 0)
     return StepCost(plain, extra, _matmul_rate(), megabytes)

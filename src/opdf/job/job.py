@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from opdf import data as datasets
-from opdf.distill import METHODS, DistillationArguments, Objective, check_weights
+from opdf.data import Prepared
+from opdf.distill import METHODS, BeforeTraining, DistillationArguments, Objective, check_weights
 from opdf.job.arguments import TRAINING, check_packages, training_arguments
 from opdf.job.config import DistillConfig, TeacherConfig
 from opdf.job.errors import UserError
 from opdf.job.options import fill, plain, typed
 from opdf.job.student import check_student
+from opdf.mpo import Progress
 
 
 class Job:
@@ -59,6 +61,10 @@ class Job:
     def shares_teacher(self) -> bool:
         """Whether other jobs have the same teacher and data."""
         return self.teachers != self.folder
+
+    def before_training(self, data: Prepared, teacher: Any, progress: Progress | None = None) -> BeforeTraining:
+        """What the objective is told before the student's training."""
+        return BeforeTraining(data, teacher, self.teachers, self.training, self.shares_teacher, progress)
 
 
 def resolved(config: DistillConfig) -> DistillConfig:

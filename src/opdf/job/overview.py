@@ -13,7 +13,7 @@ import torch
 from transformers import TrainingArguments
 
 from opdf.data import Prepared, describe
-from opdf.distill import StoreInfo, examples_per_step, planned_steps
+from opdf.distill import StoreInfo, examples_per_step, half_precision, planned_steps
 from opdf.job.arguments import optimizer_name
 from opdf.job.card import teacher_of
 from opdf.job.checks import Fit
@@ -88,7 +88,7 @@ def _models(job: Job, prepared: Prepared, fit: Fit, info: StoreInfo | None) -> I
         made = "copied, not fitted" if config.student.layers is not None else "untrained"
         yield "warning", f"the student is {made}, since it cannot start from its teacher: {fit.start.why_not}"
     options = ", ".join(f"{key} {value}" for key, value in config.objective.options.items() if value not in (None, ""))
-    ahead = job.objective.asks_ahead(prepared, fit.teacher, job.training, shared=job.shares_teacher)
+    ahead = job.objective.asks_ahead(job.before_training(prepared, fit.teacher))
     asked = "; the teacher answers before the training" if ahead else ""
     yield "objective", f"{config.objective.name}{f': {options}' if options else ''}{asked}"
     if info is not None:
@@ -127,7 +127,7 @@ def _training(job: Job, prepared: Prepared, cost: StepCost | None) -> Iterator[t
 
 def precision_of(arguments: TrainingArguments) -> str:
     """Precision and device of a training, and what would be faster."""
-    precision = "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "float32"
+    precision = {None: "float32", torch.bfloat16: "bf16", torch.float16: "fp16"}[half_precision(arguments)]
     said = f"{precision}, on {arguments.device}"
     if precision == "float32" and arguments.device.type == "cuda" and torch.cuda.is_bf16_supported(False):
         return f"{said}, which computes faster with training.bf16: true"

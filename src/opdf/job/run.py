@@ -266,9 +266,7 @@ def training_rows(job: Job, prepared: Prepared, teacher: Any) -> Any:
     if job.config.constraint is not None and job.objective.decisions_only:
         tell("note: the constraint loss reads the teacher's weights, which a black box would not show")
     with counting("asking the teacher") as progress:
-        return job.objective.prepare_data(
-            prepared, teacher, job.teachers, arguments=job.training, shared=job.shares_teacher, progress=progress
-        )
+        return job.objective.prepare_data(job.before_training(prepared, teacher, progress))
 
 
 def parameters(trainer: DistillationTrainer) -> dict[str, int]:

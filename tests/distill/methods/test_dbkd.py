@@ -17,7 +17,7 @@ from scipy.stats import norm
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from opdf.data import Prepared, TextNoise, encode, load_data, minilm
-from opdf.distill import DecisionDistillation
+from opdf.distill import BeforeTraining, DecisionDistillation
 from opdf.distill.losses import soft_loss
 from opdf.distill.methods.dbkd import count_decisions, decision_logits, decision_probabilities
 from opdf.job.export import to_onnx
@@ -281,7 +281,7 @@ def test_decisions_are_counted_once_for_the_same_data_teacher_and_options(tmp_pa
 
     def made(**options: Any) -> tuple[int, Any]:
         before = len(asked)
-        rows = DecisionDistillation(**options).prepare_data(data, teacher, tmp_path)
+        rows = DecisionDistillation(**options).prepare_data(BeforeTraining(data, teacher, tmp_path))
         return len(asked) - before, np.asarray(rows["decision_logits"])
 
     first, logits = made()

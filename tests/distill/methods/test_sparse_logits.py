@@ -36,6 +36,7 @@ from transformers import (
 from jobs import bert, texts
 from opdf.data import ImageNoise, Prepared, encode, load_data
 from opdf.distill import (
+    BeforeTraining,
     DistillationArguments,
     DistillationTrainer,
     Ensemble,
@@ -437,7 +438,7 @@ def test_stored_tokens_teach_what_a_live_teacher_does(
     monkeypatch.setattr(chunks, "CHUNK", chunk)
     prepared, teacher = language
     student, given = llama(1), prepared.data["train"]
-    rows = SparseLogitsDistillation(top_k=22).prepare_data(prepared, teacher, tmp_path)
+    rows = SparseLogitsDistillation(top_k=22).prepare_data(BeforeTraining(prepared, teacher, tmp_path))
     assert rows.store.info.tokens == sum(len(ids) for ids in given["input_ids"])
     assert rows.store.info.shards > 2
     batch = prepared.collator([rows[k] for k in range(len(given))])
@@ -465,7 +466,7 @@ def test_several_teachers_are_stored_at_the_temperature_at_which_they_are_follow
     prepared = Prepared(raw, data, task, processor, collator)
     models = [small.bert(1, initializer_range=spread).eval() for spread in (0.5, 1.0)]
     objective = SparseLogitsDistillation(top_k=top_k, temperature=4.0)
-    rows = objective.prepare_data(prepared, teacher := Ensemble(models).eval(), tmp_path / "run")
+    rows = objective.prepare_data(BeforeTraining(prepared, teacher := Ensemble(models).eval(), tmp_path / "run"))
     assert teacher.temperature == 1
     found, inputs = collator([rows[k] for k in range(8)]), collator([data["train"][k] for k in range(8)])
     at = 1.0 if top_k else 4.0
@@ -481,7 +482,7 @@ def test_the_rest_of_a_tokens_probability_is_spread_evenly(
     tmp_path: Path, language: tuple[Prepared, LlamaForCausalLM]
 ) -> None:
     prepared, teacher = language
-    rows = SparseLogitsDistillation(top_k=3).prepare_data(prepared, teacher, tmp_path)
+    rows = SparseLogitsDistillation(top_k=3).prepare_data(BeforeTraining(prepared, teacher, tmp_path))
     batch, student = prepared.collator([rows[k] for k in range(4)]), llama(1)
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     total, count = 0.0, 0

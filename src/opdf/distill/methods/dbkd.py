@@ -13,8 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from scipy.optimize import least_squares
@@ -25,11 +24,8 @@ from opdf.data import ImageNoise, Prepared, TextNoise
 from opdf.distill.losses import Batch, check_alike, count_labelled, labels_of, precise, soft_loss, task_loss
 from opdf.distill.models import config_of, kind_of
 from opdf.distill.objective import Losses, Objective
-from opdf.distill.outputs import fingerprint, kept, teacher_logits, weights_digest, with_column
+from opdf.distill.outputs import BeforeTraining, fingerprint, kept, teacher_logits, weights_digest, with_column
 from opdf.mpo import Progress
-
-if TYPE_CHECKING:
-    from transformers import TrainingArguments
 
 SOLVERS = ("root", "iterate")
 ROUNDS, TOLERANCE = 20, 1e-3
@@ -120,18 +116,10 @@ class DecisionDistillation(Objective):
     def count_items(self, student: nn.Module, batch: Batch) -> Tensor:
         return count_labelled(student, batch)
 
-    def prepare_data(
-        self,
-        data: Prepared,
-        teacher: nn.Module,
-        folder: Path,
-        *,
-        arguments: TrainingArguments | None = None,
-        shared: bool = False,
-        progress: Progress | None = None,
-    ) -> Any:
-        """The training rows with a column "decision_logits"; the counts behind it are kept in `folder`."""
-        raw, task = data.raw["train"], data.task
+    def prepare_data(self, run: BeforeTraining) -> Any:
+        """The training rows with a column "decision_logits"; the counts behind it are kept in the folder."""
+        data, teacher = run.data, run.teacher
+        raw = data.raw["train"]
         depends = [
             fingerprint(raw), weights_digest(teacher), data.max_length, self.copies, self.noise, self.seed
         ]  # fmt: skip
@@ -139,10 +127,11 @@ class DecisionDistillation(Objective):
         def count() -> np.ndarray:
             return count_decisions(
                 lambda rows: teacher_logits(teacher, data, data.encode(rows)).argmax(-1).tolist(), raw,
-                task.num_labels, _row_noise(data, self.noise), copies=self.copies, seed=self.seed, progress=progress,
+                data.task.num_labels, _row_noise(data, self.noise),
+                copies=self.copies, seed=self.seed, progress=run.progress,
             )  # fmt: skip
 
-        counts = kept(folder, "decisions", depends, count)
+        counts = kept(run.folder, "decisions", depends, count)
         found = decision_logits(counts, solver=self.solver).astype(np.float32)
         return with_column(data.data["train"], "decision_logits", found)
 

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from opdf.data import Prepared
 from opdf.distill.losses import Batch, main_input
 from opdf.distill.models import config_of, has_no_head
 from opdf.distill.objective import Losses, Objective
-from opdf.distill.outputs import said, with_answers, worth_asking_ahead
+from opdf.distill.outputs import BeforeTraining, said, with_answers, worth_asking_ahead
 from opdf.distill.shrink import find_report
-from opdf.mpo import Progress
-
-if TYPE_CHECKING:
-    from transformers import TrainingArguments
 
 
 class EmbeddingDistillation(Objective):
@@ -66,34 +60,17 @@ class EmbeddingDistillation(Objective):
     def tensors(self) -> dict[str, Tensor]:
         return {} if self._projection is None else {"projection": self._projection}
 
-    def asks_ahead(
-        self, data: Prepared, teacher: nn.Module, arguments: TrainingArguments | None = None, *, shared: bool = False
-    ) -> bool:
-        rows, width = len(data.data["train"]), config_of(teacher).hidden_size
-        return data.noise is None and worth_asking_ahead(rows, width, arguments, shared=shared)
+    def asks_ahead(self, run: BeforeTraining) -> bool:
+        return worth_asking_ahead(run, config_of(run.teacher).hidden_size)
 
-    def prepare_data(
-        self,
-        data: Prepared,
-        teacher: nn.Module,
-        folder: Path,
-        *,
-        arguments: TrainingArguments | None = None,
-        shared: bool = False,
-        progress: Progress | None = None,
-    ) -> Any:
+    def prepare_data(self, run: BeforeTraining) -> Any:
         """The training rows, with a column "teacher_embeddings" if the teacher answers ahead."""
-        rows = data.training_rows()
-        if not self.asks_ahead(data, teacher, arguments, shared=shared):
-            return rows
 
         def answer(some: list[dict[str, Any]]) -> Tensor:
-            outputs, batch = said(teacher, data, some)
+            outputs, batch = said(run.teacher, run.data, some)
             return mean_pooled(outputs.last_hidden_state, batch.get("attention_mask")).cpu()
 
-        return with_answers(
-            rows, "teacher_embeddings", answer, teacher, folder, arguments, shared=shared, progress=progress
-        )
+        return with_answers(run, "teacher_embeddings", answer) if self.asks_ahead(run) else run.data.training_rows()
 
     def losses(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, num_items: Tensor) -> Losses:
         mask, theirs = batch.get("attention_mask"), batch.get("teacher_embeddings")

@@ -5,24 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from opdf.data import Prepared
 from opdf.distill.chunks import Heads, Tokens, kept_labels, kept_places, kept_tokens, over_chunks
 from opdf.distill.ensemble import Ensemble, members, soften
 from opdf.distill.losses import DIVERGENCES, Batch, count_labelled, distillation_loss, labels_of, precise, task_loss
 from opdf.distill.models import check_same_outputs, config_of, is_causal, is_language_model
 from opdf.distill.objective import Losses, Objective
-from opdf.distill.outputs import teacher_logits, with_answers, worth_asking_ahead
-from opdf.mpo import Progress
-
-if TYPE_CHECKING:
-    from transformers import TrainingArguments
+from opdf.distill.outputs import BeforeTraining, teacher_logits, with_answers, worth_asking_ahead
 
 
 class TaskAndLogits(Objective):
@@ -225,32 +219,17 @@ class LogitsDistillation(TaskAndLogits):
 
         return self.combine_tokens(student, ours, soft if theirs else None, labels, batch, num_items)
 
-    def asks_ahead(
-        self, data: Prepared, teacher: nn.Module, arguments: TrainingArguments | None = None, *, shared: bool = False
-    ) -> bool:
-        rows, by_token = len(data.data["train"]), data.task.kind in ("token-classification", "causal-lm")
-        if not self.alpha or data.noise is not None or by_token:  # logits of all tokens are too many to keep
-            return False
-        return worth_asking_ahead(rows, data.task.num_labels, arguments, shared=shared)
+    def asks_ahead(self, run: BeforeTraining) -> bool:
+        task = run.data.task
+        if not self.alpha or task.kind in ("token-classification", "causal-lm"):
+            return False  # logits of all tokens are too many to keep
+        return worth_asking_ahead(run, task.num_labels)
 
-    def prepare_data(
-        self,
-        data: Prepared,
-        teacher: nn.Module,
-        folder: Path,
-        *,
-        arguments: TrainingArguments | None = None,
-        shared: bool = False,
-        progress: Progress | None = None,
-    ) -> Any:
+    def prepare_data(self, run: BeforeTraining) -> Any:
         """The training rows, with a column "teacher_logits" if the teacher answers ahead."""
-        if data.class_weights is not None and self.alpha < 1:
-            self.class_weights = data.class_weights
-        rows = data.training_rows()
-        if not self.asks_ahead(data, teacher, arguments, shared=shared):
-            return rows
-        soften(teacher, self.temperature)
-        answer = partial(teacher_logits, teacher, data)
-        return with_answers(
-            rows, "teacher_logits", answer, teacher, folder, arguments, shared=shared, progress=progress
-        )
+        if run.data.class_weights is not None and self.alpha < 1:
+            self.class_weights = run.data.class_weights
+        if not self.asks_ahead(run):
+            return run.data.training_rows()
+        soften(run.teacher, self.temperature)
+        return with_answers(run, "teacher_logits", partial(teacher_logits, run.teacher, run.data))

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -19,12 +19,19 @@ from opdf.distill.losses import Batch, labels_of, task_loss, token_labels
 from opdf.distill.methods.logits import TaskAndLogits
 from opdf.distill.models import check_same_outputs, config_of, is_causal, kind_of
 from opdf.distill.objective import Losses, Objective
-from opdf.distill.outputs import BATCH, TEXTS, Noise, fingerprint, noisy, teacher_logits, token_logits, weights_digest
+from opdf.distill.outputs import (
+    BATCH,
+    TEXTS,
+    BeforeTraining,
+    Noise,
+    fingerprint,
+    noisy,
+    teacher_logits,
+    token_logits,
+    weights_digest,
+)
 from opdf.distill.store import LogitsStore, StoredDataset, StoreInfo
 from opdf.mpo import Progress
-
-if TYPE_CHECKING:
-    from transformers import TrainingArguments
 
 
 class SparseLogitsDistillation(TaskAndLogits):
@@ -131,24 +138,16 @@ class SparseLogitsDistillation(TaskAndLogits):
         else:
             self.store_info(data, teacher)
 
-    def prepare_data(
-        self,
-        data: Prepared,
-        teacher: nn.Module,
-        folder: Path,
-        *,
-        arguments: TrainingArguments | None = None,
-        shared: bool = False,
-        progress: Progress | None = None,
-    ) -> Any:
-        """The training rows beside the stored outputs; without a `store` they are stored in `folder` first."""
-        info = self._info(data, teacher)
+    def prepare_data(self, run: BeforeTraining) -> Any:
+        """The training rows beside the stored outputs; without a `store` they are stored in the folder first."""
+        data = run.data
+        info = self._info(data, run.teacher)
         if self.store:
             store = LogitsStore(Path(self.store, "logits"), info)
         else:
             digest = hashlib.sha256(repr(info).encode()).hexdigest()[:16]
             with PartialState().main_process_first():
-                store = self.write(folder / f"teacher-outputs-{digest}", data, teacher, progress)
+                store = self.write(run.folder / f"teacher-outputs-{digest}", data, run.teacher, run.progress)
         return StoredDataset(self._examples(data), store, self._encoder(data), self._row_noise(data))
 
     def write(self, folder: Path, data: Prepared, teacher: nn.Module, progress: Progress | None = None) -> LogitsStore:

@@ -26,10 +26,11 @@ if TYPE_CHECKING:
     from opdf.distill.models import has_no_head, output_layer
     from opdf.distill.objective import Losses, Objective, model_inputs
     from opdf.distill.outputs import BeforeTraining
+    from opdf.distill.planning import plan_student
     from opdf.distill.shrink import ShrinkReport, blank_student, shrink, shrink_report
     from opdf.distill.store import LogitsStore, StoredDataset, StoreInfo
     from opdf.distill.students import keep_layers
-    from opdf.distill.trainer import DistillationTrainer, TrainingDiverged, plan_student
+    from opdf.distill.trainer import DistillationTrainer, TrainingDiverged
     from opdf.overparam import Constraint
 
 # What opdf.job needs beyond the reference.

@@ -94,8 +94,8 @@ class DistillationTrainer(CheckpointedTrainer):
             `Objective`. Default "logits".
         overparam: how to over-parameterize the student, as `OverParamConfig` or its fields; None trains it as it is.
         constraint: pull auxiliary cores to the teacher's, as `Constraint` or its fields; needs `overparam` and a
-            teacher of the student's kind. A student that `shrink` has made is pulled to its own start, which is the
-            teacher in the student's coordinates.
+            teacher of the student's kind. A student that `shrink` has made in this process is pulled to its own start,
+            which is the teacher in the student's coordinates. One that was saved and loaded is pulled to the teacher.
         model_init: makes the student, in place of `model`. Every `train()` and every trial of `hyperparameter_search`
             begins with a new one, a new objective and the teacher as it was.
 

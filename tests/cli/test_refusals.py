@@ -465,6 +465,7 @@ LAUGHS = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
         (b"data: " + b"[" * 5000, "more than 50 mappings and lists inside each other"),
         (b"data: " + b"{a: " * 5000, "more than 50 mappings and lists inside each other"),
         (b"seed: 1\nseed: 2\n", "line 2, column 1: key 'seed' is given twice"),
+        (b"data: {class_weights: {1: 2, true: 3}}", "column 30: key 'true' is given twice, first as '1'; put quotes"),
         (b"seed: 1\n---\nseed: 2\n", "line 2, column 1: but found another document"),
         (b"? [a]\n: 2\n", "not valid YAML"),
         (b"output: 2020-13-45\n", "holds a value that YAML cannot read"),

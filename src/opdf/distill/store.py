@@ -31,7 +31,7 @@ from torch import Tensor
 
 from opdf.data import EpochDataset
 from opdf.distill.outputs import Noise, noisy
-from opdf.files import replacing
+from opdf.files import is_empty, replacing
 
 FORMAT = 1
 SHARD_ROWS = 4096
@@ -118,7 +118,7 @@ class LogitsStore:
         folder = Path(folder)
         if not (folder / "meta.json").is_file():
             folder.mkdir(parents=True, exist_ok=True)
-            if any(folder.iterdir()):
+            if not is_empty(folder, "meta.json"):
                 raise FileExistsError(f"{folder} is not empty and holds no teacher's outputs; choose another folder")
             with replacing(folder / "meta.json") as scratch:
                 scratch.write_text(json.dumps(dataclasses.asdict(info), indent=1))

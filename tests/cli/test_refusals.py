@@ -18,7 +18,7 @@ import yaml
 from datasets import ClassLabel, Dataset, Features, Value
 from PIL import Image
 
-from jobs import TEXTS, WORDS, bert, read_only_folder
+from jobs import TEXTS, VIT, WORDS, bert, read_only_folder
 from opdf.cli import main
 from opdf.job.options import merged
 
@@ -233,6 +233,12 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
         {"data": {"name": "digits"}, "teacher": {"model": None, "config": {"model_type": "vit", "image_size": 8}},
          "objective": {"name": "adkd"}},
         "objective.name is 'adkd' and the task of digits is 'image-classification'",
+    ),
+    (
+        {"data": {"name": "digits"}, "teacher": {"model": None, "config": VIT, "finetune": True},
+         "student": {"layers": None, "config": {"image_size": 16}}},
+        "the student cannot read images of shape [3, 8, 8], as the image processor makes them: Input image size (8*8) "
+        "doesn't match model (16*16). Give a model of that size (image_size in its configuration), or",
     ),
     ({"objective": {"name": "lgtm", "options": {"held_out": 1000}}}, "held_out is 1000.0, which is 1000 of 42"),
     ({"objective": {"name": "sparse-logits", "options": {"store": "{here}/none"}}}, "holds no teacher's outputs"),

@@ -29,6 +29,7 @@ from opdf.distill import checkpoint
 from opdf.distill.arguments import MUON, DistillationArguments, check_engine, check_loss, deciding
 from opdf.distill.attention import attention_kernel
 from opdf.distill.checkpointed import CheckpointedTrainer
+from opdf.distill.digests import rows_glance, weights_digest
 from opdf.distill.ensemble import Ensemble, members, softened
 from opdf.distill.methods import METHODS
 from opdf.distill.models import (
@@ -46,7 +47,6 @@ from opdf.distill.models import (
 from opdf.distill.muon import MuonWithAdamW, muon_groups, muon_options
 from opdf.distill.named import build, build_objective
 from opdf.distill.objective import Objective
-from opdf.distill.outputs import rows_glance, weights_digest
 from opdf.distill.planning import plan_student
 from opdf.distill.teachers import load_teacher
 from opdf.distill.unused import all_reached, may_vary

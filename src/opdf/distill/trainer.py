@@ -69,7 +69,8 @@ class TrainingDiverged(ArithmeticError):  # noqa: N818
         saved = f"the last checkpoint before it is {checkpoint}" if checkpoint else "no checkpoint was written before"
         super().__init__(
             f"training diverged: {what} in step {step}; {saved}. Resuming would repeat it: start anew with a lower "
-            "learning_rate, more warmup_steps, a max_grad_norm of 1, or bf16 instead of fp16, and look at the data"
+            "learning_rate, more warmup_steps, a max_grad_norm of 1, or bf16 instead of fp16; and look at the data "
+            "and for classes that a model rules out by logits of -inf"
         )
 
 

@@ -95,9 +95,15 @@ def owned(folder: Path) -> Iterator[None]:
         yield
 
 
-def is_empty(folder: Path) -> bool:
-    """Whether a folder holds nothing but the lock of an owner."""
-    return all(path.name == LOCK for path in folder.iterdir())
+def is_empty(folder: Path, *files: str) -> bool:
+    """Whether a folder holds nothing but the lock of an owner, and what a killed process left of some files."""
+    return all(path.name == LOCK or is_half_written(path, *files) for path in folder.iterdir())
+
+
+def is_half_written(path: Path, *files: str) -> bool:
+    """Whether a process that was killed in `replacing` left it: it was to become one of these files."""
+    name, _, process = path.name.rpartition(".")
+    return process.isdecimal() and name in [f".{file}" for file in files]
 
 
 def empty(folder: Path, last: str = "") -> None:

@@ -235,6 +235,13 @@ def test_images_by_folder_by_name_and_as_they_are(
         list(predict(models / "images", ["no.png"]))
 
 
+def test_a_model_of_another_size_than_its_image_processor_makes(models: Path, tmp_path: Path) -> None:
+    shutil.copytree(models / "images", tmp_path / "images")
+    ViTImageProcessorPil(size={"height": 4, "width": 4}).save_pretrained(tmp_path / "images")
+    with pytest.raises(UserError, match=r"the model cannot read images of shape \[3, 4, 4\], .* Give a model of"):
+        list(predict(tmp_path / "images", [Image.new("RGB", (9, 9))]))
+
+
 def test_an_image_in_memory_is_read_as_its_file(models: Path, tmp_path: Path) -> None:
     """Upright as its file says, without a name if it has none, and named by its row if it cannot be read."""
     pixels = np.random.default_rng(0).integers(0, 255, (9, 9, 3), np.uint8)

@@ -18,7 +18,7 @@ import yaml
 from datasets import ClassLabel, Dataset, Features, Value
 from PIL import Image
 
-from jobs import TEXTS, WORDS, bert, read_only_folder
+from jobs import TEXTS, VIT, WORDS, bert, read_only_folder
 from opdf.cli import main
 from opdf.job.options import merged
 
@@ -233,6 +233,12 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
         {"data": {"name": "digits"}, "teacher": {"model": None, "config": {"model_type": "vit", "image_size": 8}},
          "objective": {"name": "adkd"}},
         "objective.name is 'adkd' and the task of digits is 'image-classification'",
+    ),
+    (
+        {"data": {"name": "digits"}, "teacher": {"model": None, "config": VIT, "finetune": True},
+         "student": {"layers": None, "config": {"image_size": 16}}},
+        "the student cannot read images of shape [3, 8, 8], as the image processor makes them: Input image size (8*8) "
+        "doesn't match model (16*16). Give a model of that size (image_size in its configuration), or",
     ),
     ({"objective": {"name": "lgtm", "options": {"held_out": 1000}}}, "held_out is 1000.0, which is 1000 of 42"),
     ({"objective": {"name": "sparse-logits", "options": {"store": "{here}/none"}}}, "holds no teacher's outputs"),
@@ -465,6 +471,7 @@ LAUGHS = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
         (b"data: " + b"[" * 5000, "more than 50 mappings and lists inside each other"),
         (b"data: " + b"{a: " * 5000, "more than 50 mappings and lists inside each other"),
         (b"seed: 1\nseed: 2\n", "line 2, column 1: key 'seed' is given twice"),
+        (b"data: {class_weights: {1: 2, true: 3}}", "column 30: key 'true' is given twice, first as '1'; put quotes"),
         (b"seed: 1\n---\nseed: 2\n", "line 2, column 1: but found another document"),
         (b"? [a]\n: 2\n", "not valid YAML"),
         (b"output: 2020-13-45\n", "holds a value that YAML cannot read"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from PIL import Image
 from scipy.stats import pearsonr
 from transformers import AutoTokenizer, EvalPrediction, ViTImageProcessorPil
 
-from opdf.data import embedded_names, encode, load_data, minilm
+from opdf.data import class_weights, embedded_names, encode, load_data, minilm
 from opdf.data.embedded import snippets
 from opdf.data.load import own_splits
 from opdf.data.task import Task
@@ -202,6 +204,20 @@ def test_classes_of_a_csv_file_have_their_names_as_written(tmp_path: Path, words
     data, task = load_data(str(tmp_path / "train.csv"), test=str(tmp_path / "test.csv"))
     assert task.labels == (*words, "unknown")
     assert [task.labels[label] for label in data["test"]["label"]] == list(words) * 20
+
+
+def test_true_and_false_are_the_same_classes_in_json_and_csv(tmp_path: Path) -> None:
+    """JSON's were called True and False, so that a test file in csv had two classes more."""
+    rows = [(f"t {k}", k % 2 == 0) for k in range(40)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": t, "label": v}) + "\n" for t, v in rows))
+    (tmp_path / "rows.csv").write_text("text,label\n" + "".join(f"{t},{json.dumps(v)}\n" for t, v in rows))
+    data, task = load_data(str(tmp_path / "rows.jsonl"), test=str(tmp_path / "rows.csv"))
+    assert task.labels == ("false", "true")
+    for part in data.values():
+        assert all(row["label"] == (int(row["text"].split()[1]) % 2 == 0) for row in part)
+    for labels in (task.labels, ("False", "True")):
+        named = replace(task, labels=labels)
+        assert class_weights({True: 2.0}, data["train"], named) == [1.0, 2.0]
 
 
 @pytest.mark.parametrize(("no", "yes"), [("false", "true"), ("FALSE", "TRUE"), ("0", "1")])

@@ -17,6 +17,7 @@ from jobs import digits, read_only_folder
 from opdf.files import owned
 from opdf.job import run
 from opdf.job.output import check_free, claimed, save
+from opdf.job.resume import begun_with
 
 FORKS = multiprocessing.get_context("fork")
 
@@ -67,6 +68,18 @@ def test_the_lock_of_a_killed_process_keeps_nobody_out(owner: Any, tmp_path: Pat
     check_free(tmp_path / "out", overwrite=False, resume=False)
     with claimed(tmp_path / "out", overwrite=False, resume=False):
         assert (tmp_path / "out" / ".lock").read_text().startswith(f"process {os.getpid()} ")
+
+
+def test_a_run_that_was_killed_in_its_first_file_begins_again(tmp_path: Path) -> None:
+    """Neither a new run, nor overwrite, nor resume took what is left of config.yaml or begun.json then."""
+    (tmp_path / ".config.yaml.123").touch()
+    with claimed(tmp_path, overwrite=False, resume=False):
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    for name in ("config.yaml", ".begun.json.123"):
+        (tmp_path / name).touch()
+    assert begun_with(tmp_path) is None
+    with pytest.raises(FileExistsError, match="is not empty"):
+        check_free(tmp_path, overwrite=False, resume=False)
 
 
 def test_two_runs_of_one_process_do_not_share_a_folder(tmp_path: Path) -> None:

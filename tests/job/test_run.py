@@ -55,6 +55,7 @@ def test_a_script_written_by_hand(tmp_path: Path, capsys: Any) -> None:
     metrics = run(config)
     assert 0 <= metrics["student"]["test"]["accuracy"] <= 1
     assert metrics == json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert not (tmp_path / "out" / "checkpoints").exists()  # nothing was to be saved on the way
     printed = capsys.readouterr()
     assert "teacher       a vit built from a configuration" in printed.out
     assert all(line.partition(":")[0] in ("fine-tuning the teacher", "distilling") for line in printed.err.splitlines())

@@ -353,6 +353,21 @@ def test_resume_is_bit_exact(dtype: torch.dtype, inner: Any) -> None:
     assert_equal(weights(model), weights(resumed))
 
 
+@pytest.mark.parametrize(("saved", "loaded"), [(torch.bfloat16, torch.float32), (torch.float32, torch.float64)])
+def test_a_state_is_loaded_for_weights_of_more_precision(saved: torch.dtype, loaded: torch.dtype) -> None:
+    """The first step ended in torch's error about dtypes that differ."""
+    model, finer = net(saved), net(loaded)
+    optimizer, again = make(model), make(finer)
+    train(model, optimizer, 2)
+    finer.load_state_dict(model.state_dict())
+    with warnings.catch_warnings(action="ignore"):  # weights become the products of the cores, which were not rounded
+        again.load_state_dict(through_file(optimizer.state_dict()))
+    train(finer, again, 1, 2)
+    train(model, optimizer, 1, 2)
+    for a, b in zip(weights(model), weights(finer), strict=True):
+        torch.testing.assert_close(a, b.to(saved))
+
+
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_weights_may_be_loaded_after_the_state_and_be_rounded_otherwise(placement: str) -> None:
     config = replace(CONFIG, placement=placement)

@@ -96,6 +96,16 @@ def answers_of(folder: Path) -> np.ndarray:
     return right
 
 
+def test_a_bar_in_the_name_of_a_folder_begins_no_cell() -> None:
+    numbers = ("teacher", "before", "validation", "test", "parameters", "megabytes", "milliseconds",
+               "milliseconds_batch", "steps", "train_seconds")  # fmt: skip
+    row = dict.fromkeys(numbers, 1) | {"run": "a|b", "metric": "accuracy", "agreement": None, "against": None}
+    head, rule, line = table([row], 32).splitlines()
+    assert r"test, minus a\|b" in head
+    assert line.startswith(r"| a\|b ")
+    assert head.count("|") - 1 == line.count("|") - 1 == rule.count("|")
+
+
 def test_words_that_stand_at_other_places_are_not_paired() -> None:
     """Two tokenizers give the same rows as many tokens where texts are cut off, and the words' labels other places."""
     task: Any = SimpleNamespace(task=Task("token-classification", ("tokens",), "tags", ("no", "yes")))

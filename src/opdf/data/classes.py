@@ -122,7 +122,7 @@ def _named(row: Iterable[Any], names: list[str] | None) -> Iterable[Any]:
         if names and 0 <= value < len(names):
             yield names[value]
         elif isinstance(value, bool):
-            yield str(value)
+            yield str(value).lower()  # as JSON, and csv files of the same data, write it
         else:  # a whole number, or one outside the names, which is refused later
             yield int(value) if isinstance(value, float) else value
 
@@ -231,6 +231,12 @@ def class_counts(labels: pa.ChunkedArray, task: Task) -> dict[str, int]:
     return dict(zip(task.labels, counts.tolist(), strict=True))
 
 
+def _meant(name: Any, labels: Sequence[str]) -> str:
+    """The class that a key names; of true and false, which YAML reads as truth values, the one that is written so."""
+    said = [label for label in labels if isinstance(name, bool) and truth(label) is name]
+    return said[0] if said else str(name)
+
+
 def class_weights(
     asked: str | Mapping[Any, Any] | None, rows: Dataset, task: Task, *, where: str = ""
 ) -> list[float] | None:
@@ -257,7 +263,7 @@ def class_weights(
         counts = class_counts(values(rows, task.label), task)
         mean = sum(counts.values()) / sum(count > 0 for count in counts.values())
         return [mean / counts[name] if counts[name] else 1.0 for name in task.labels]
-    given = {str(name): value for name, value in asked.items()}
+    given = {_meant(name, task.labels): value for name, value in asked.items()}
     unknown = next((name for name in given if name not in task.labels), None)
     if unknown is not None:
         raise ValueError(f"{option} has {unknown!r}; the classes are {', '.join(task.labels[:10])}")

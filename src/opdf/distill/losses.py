@@ -22,22 +22,30 @@ def soft_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     T^2 keeps the size of the gradient independent of T.
 
     Args:
-        student, teacher: logits `[items, classes]`.
+        student, teacher: logits `[items, classes]`; -inf is a class that the teacher rules out, which adds nothing.
         temperature: T > 0.
     """
-    target = F.log_softmax(teacher / temperature, dim=-1)
     predicted = F.log_softmax(student / temperature, dim=-1)
-    return F.kl_div(predicted, target, reduction="sum", log_target=True) * temperature**2
+    return F.kl_div(predicted, _target(teacher, temperature), reduction="sum", log_target=True) * temperature**2
+
+
+def _target(teacher: Tensor, temperature: float) -> Tensor:
+    """log softmax(teacher / T), finite where the teacher's logit is -inf: 0 * -inf would make the loss NaN."""
+    return F.log_softmax((teacher / temperature).clamp_(min=torch.finfo(teacher.dtype).min), dim=-1)
 
 
 def reverse_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """T^2 KL( student || teacher ): the student keeps to what the teacher finds likely (MiniLLM: arXiv 2306.08543)."""
-    return soft_loss(teacher, student, temperature)
+    """T^2 KL( student || teacher ): the student keeps to what the teacher finds likely (MiniLLM: arXiv 2306.08543).
+
+    It is infinite where the teacher rules a class out by -inf.
+    """
+    target, predicted = (F.log_softmax(logits / temperature, dim=-1) for logits in (student, teacher))
+    return F.kl_div(predicted, target, reduction="sum", log_target=True) * temperature**2
 
 
 def jensen_shannon_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """T^2 (KL( teacher || m ) + KL( student || m )) / 2 with their mean m (GKD: arXiv 2306.13649, beta = 1/2)."""
-    target = F.log_softmax(teacher / temperature, dim=-1)
+    target = _target(teacher, temperature)
     predicted = F.log_softmax(student / temperature, dim=-1)
     middle = torch.logaddexp(target, predicted) - math.log(2)
     both = [F.kl_div(middle, side, reduction="sum", log_target=True) for side in (target, predicted)]

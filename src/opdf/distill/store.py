@@ -30,8 +30,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from opdf.data import EpochDataset
-from opdf.distill.outputs import Noise, noisy
-from opdf.files import replacing
+from opdf.files import is_empty, replacing
 
 FORMAT = 1
 SHARD_ROWS = 4096
@@ -39,6 +38,9 @@ SHARD_ROWS = 4096
 
 SHARD_TOKENS = 2**18
 """About how many tokens a shard holds, if outputs are of tokens."""
+
+Noise = Callable[[Any, np.random.Generator], Any]
+"""A noisy copy of an example."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ class LogitsStore:
         folder = Path(folder)
         if not (folder / "meta.json").is_file():
             folder.mkdir(parents=True, exist_ok=True)
-            if any(folder.iterdir()):
+            if not is_empty(folder, "meta.json"):
                 raise FileExistsError(f"{folder} is not empty and holds no teacher's outputs; choose another folder")
             with replacing(folder / "meta.json") as scratch:
                 scratch.write_text(json.dumps(dataclasses.asdict(info), indent=1))
@@ -228,6 +230,11 @@ class StoredDataset(EpochDataset):
         example = noisy(self.examples[row], int(stored.pop("seed")), self.noise)
         said = {name: value if value.dim() > 1 else value.tolist() for name, value in stored.items()}
         return self.encode(example) | {f"teacher_{name}": value for name, value in said.items()}
+
+
+def noisy(example: Any, seed: int, noise: Noise | None) -> Any:
+    """The example that a seed makes of another."""
+    return example if noise is None else noise(example, np.random.Generator(np.random.PCG64(seed)))
 
 
 def _read_info(meta: Path) -> StoreInfo:

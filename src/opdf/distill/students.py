@@ -91,9 +91,14 @@ def empty_model(teacher: Any, config: Any, dtype: torch.dtype, device: torch.dev
         model = type(teacher)._from_config(config, dtype=dtype)
     if getattr(teacher.base_model, "pooler", True) is None:
         model.base_model.pooler = None
-    if getattr(teacher, "generation_config", None) is not None:
-        model.generation_config = copy.deepcopy(teacher.generation_config)
+    generate_alike(model, teacher)
     return model
+
+
+def generate_alike(student: Any, teacher: Any) -> None:
+    """Have a student write texts as its teacher does: where they end, how the next token is drawn."""
+    if getattr(teacher, "generation_config", None) is not None:
+        student.generation_config = copy.deepcopy(teacher.generation_config)
 
 
 def chosen_layers(layers: int | Sequence[int], depth: int) -> list[int]:

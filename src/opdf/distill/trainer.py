@@ -29,6 +29,7 @@ from opdf.distill import checkpoint
 from opdf.distill.arguments import MUON, DistillationArguments, check_engine, check_loss, deciding
 from opdf.distill.attention import attention_kernel
 from opdf.distill.checkpointed import CheckpointedTrainer
+from opdf.distill.digests import rows_glance, weights_digest
 from opdf.distill.ensemble import Ensemble, members, softened
 from opdf.distill.methods import METHODS
 from opdf.distill.models import (
@@ -46,7 +47,6 @@ from opdf.distill.models import (
 from opdf.distill.muon import MuonWithAdamW, muon_groups, muon_options
 from opdf.distill.named import build, build_objective
 from opdf.distill.objective import Objective
-from opdf.distill.outputs import rows_glance, weights_digest
 from opdf.distill.planning import plan_student
 from opdf.distill.teachers import load_teacher
 from opdf.distill.unused import all_reached, may_vary
@@ -69,7 +69,8 @@ class TrainingDiverged(ArithmeticError):  # noqa: N818
         saved = f"the last checkpoint before it is {checkpoint}" if checkpoint else "no checkpoint was written before"
         super().__init__(
             f"training diverged: {what} in step {step}; {saved}. Resuming would repeat it: start anew with a lower "
-            "learning_rate, more warmup_steps, a max_grad_norm of 1, or bf16 instead of fp16, and look at the data"
+            "learning_rate, more warmup_steps, a max_grad_norm of 1, or bf16 instead of fp16; and look at the data "
+            "and for classes that a model rules out by logits of -inf"
         )
 
 
@@ -94,8 +95,8 @@ class DistillationTrainer(CheckpointedTrainer):
             `Objective`. Default "logits".
         overparam: how to over-parameterize the student, as `OverParamConfig` or its fields; None trains it as it is.
         constraint: pull auxiliary cores to the teacher's, as `Constraint` or its fields; needs `overparam` and a
-            teacher of the student's kind. A student that `shrink` has made is pulled to its own start, which is the
-            teacher in the student's coordinates.
+            teacher of the student's kind. A student that `shrink` has made in this process is pulled to its own start,
+            which is the teacher in the student's coordinates. One that was saved and loaded is pulled to the teacher.
         model_init: makes the student, in place of `model`. Every `train()` and every trial of `hyperparameter_search`
             begins with a new one, a new objective and the teacher as it was.
 

@@ -97,7 +97,7 @@ def write_card(
             {"who": who} | {part: f"{metrics[who][part][metrics['metric']]:.4f}" for part in ("validation", "test")}
             for who in ("teacher", "student before training", "student")
         ],
-        facts=facts(config, metrics, prepared),
+        facts=[(name, said.replace("|", r"\|")) for name, said in facts(config, metrics, prepared)],  # of a file's name
         shapes=metrics["shapes"],
         command=command,
         configuration=yaml_of(config).strip(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,7 @@ from opdf.job.arguments import optimizer_name
 from opdf.job.config import TeacherConfig
 from opdf.job.errors import UserError
 from opdf.job.job import Job
-from opdf.job.models import load_processor, load_tokenizer, places
+from opdf.job.models import load_processor, load_tokenizer, places, reading_images
 from opdf.job.options import suggest
 from opdf.job.student import Start, build_student, plan_start
 from opdf.overparam import OverParameterization
@@ -203,12 +204,17 @@ def check_read_alike(job: Job, prepared: Prepared, teacher: Any) -> None:
 
 
 def check_inputs(who: str, model: Any, prepared: Prepared) -> None:
-    """Refuse a model that is too small for the encoded texts.
+    """Refuse a model that is too small for the encoded texts, or made for images of another size.
 
     Raises:
-        UserError: it has fewer tokens than the tokenizer, or fewer positions than the longest text.
+        UserError: it has fewer tokens than the tokenizer, or fewer positions than the longest text; or cannot read the
+            images.
     """
     if prepared.task.is_image:
+        shape = np.shape(prepared.data["train"][0]["pixel_values"])
+        # Not by the size in its configuration, which many models do not insist on. Some look at values, and have none.
+        with reading_images(who, shape), suppress(RuntimeError), torch.no_grad(), torch.device("meta"):
+            like(model)(pixel_values=torch.empty(1, *shape))
         return
     tokens, positions = getattr(model.config, "vocab_size", None), places(model)
     if tokens is not None and len(prepared.processor) > tokens:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -199,6 +201,23 @@ def check_reads(name: str, cls: Any, config: Any) -> None:
     raise UserError(
         f"{name} is a {cls.__name__}, which reads {reads}; give a model of texts (input_ids) or images (pixel_values)"
     )
+
+
+@contextmanager
+def reading_images(who: str, shape: Sequence[int]) -> Iterator[None]:
+    """Inside, a model is given images of a shape.
+
+    Raises:
+        UserError: it is made for others, and says so in its own words, which name no remedy.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(
+            f"{who} cannot read images of shape {list(shape)}, as the image processor makes them: {error} Give a model "
+            "of that size (image_size in its configuration), or set size in the preprocessor_config.json of the model "
+            "that the images are prepared for"
+        ) from error
 
 
 def check_kind(who: str, config: type, task: Task) -> None:

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 DEEPEST = 50
 """Mappings and lists inside each other in a file; ours have four."""
 
+MERGE = "tag:yaml.org,2002:merge"
+"""What YAML takes the key << for, which stands for other keys."""
+
 
 def read_yaml(path: str) -> dict[str, Any]:
     """A YAML mapping of plain values, over the file that its key `base` names, if any.
@@ -111,11 +114,17 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        seen = set()
+        seen: dict[Any, str] = {}
         for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is given twice", key.start_mark)
-            seen.add(str(key.value))
+            if not isinstance(key, yaml.ScalarNode):
+                continue  # refused below, as no key of Python's
+            # Read, 1 and true are one key, which would lose a value; as text, 1 and '1' are.
+            forms = (key.value,) if key.tag == MERGE else (key.value, self.construct_object(key))
+            if (first := next((seen[form] for form in forms if form in seen), None)) is not None:
+                said = f"key {key.value!r} is given twice"
+                said += "" if first == key.value else f", first as {first!r}; put quotes around the names of both"
+                raise yaml.constructor.ConstructorError(None, None, said, key.start_mark)
+            seen |= dict.fromkeys(forms, key.value)
         return super().construct_mapping(node, deep)
 
 

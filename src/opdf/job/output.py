@@ -46,7 +46,7 @@ def _check_free(folder: Path, *, overwrite: bool, resume: bool, marker: str) -> 
         return
     with owned(folder) if (folder / LOCK).exists() else nullcontext():
         pass
-    if not is_empty(folder) and not resume:
+    if not is_empty(folder, marker) and not resume:
         if not overwrite:
             raise FileExistsError(f"output {folder} is not empty; choose another, or set resume or overwrite to true")
         if not (folder / marker).is_file():

@@ -31,7 +31,7 @@ from opdf.data import (
 from opdf.distill import has_no_head, mean_pooled
 from opdf.job.config import TeacherConfig
 from opdf.job.errors import UserError
-from opdf.job.models import load_processor, load_saved, places, settle_padding
+from opdf.job.models import load_processor, load_saved, places, reading_images, settle_padding
 from opdf.job.options import read_config
 from opdf.job.output import CONFIG
 from opdf.job.processes import tell
@@ -305,11 +305,12 @@ def _outputs(rows: Sequence[Row], asked: Asked) -> tuple[Any, Mapping[str, Tenso
     columns = {name: [row.values[name] for row in rows] for name in task.inputs}
     if task.is_image:
         columns[task.inputs[0]] = [_opened(row, task.inputs[0]) for row in rows]
-        pixels = encode_rows(columns, task, asked.processor)["pixel_values"]
-        batch = {"pixel_values": torch.from_numpy(np.asarray(pixels)).to(asked.model.device)}
-    else:
-        encoded = encode_rows(columns, task, asked.processor, max_length=asked.max_length)
-        batch = _batch(encoded, asked)
+        pixels = np.asarray(encode_rows(columns, task, asked.processor)["pixel_values"])
+        batch = {"pixel_values": torch.from_numpy(pixels).to(asked.model.device)}
+        with reading_images("the model", pixels.shape[1:]):
+            return asked.model(**batch), batch
+    encoded = encode_rows(columns, task, asked.processor, max_length=asked.max_length)
+    batch = _batch(encoded, asked)
     return asked.model(**batch), batch
 
 

@@ -21,7 +21,7 @@ from datasets import Dataset, DatasetDict
 
 import opdf
 from opdf.distill import DistillationArguments, examples_per_step, may_change, newest_whole
-from opdf.files import LOCK
+from opdf.files import LOCK, is_half_written
 from opdf.job.config import DataConfig, DistillConfig
 from opdf.job.errors import UserError
 from opdf.job.job import Job, located, resolved
@@ -239,7 +239,8 @@ def begun_with(folder: Path) -> Begun | None:
     Raises:
         UserError: the file is damaged, or missing beside what a run leaves.
     """
-    if not (folder / BEGUN).is_file() and all(path.name in (CONFIG, LOCK) for path in folder.iterdir()):
+    begins = (path.name in (CONFIG, LOCK) or is_half_written(path, CONFIG, BEGUN) for path in folder.iterdir())
+    if not (folder / BEGUN).is_file() and all(begins):
         return None
     content = read_json(folder / BEGUN, f"what the run read cannot be compared without it: {ANEW}")
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 from torch import nn
 
 from opdf.data import Prepared, Task
-from opdf.distill import blank_student, depth_fields, keep_layers, shrink
+from opdf.distill import blank_student, depth_fields, generate_alike, keep_layers, shrink
 from opdf.job.config import StudentConfig
 from opdf.job.errors import UserError
 from opdf.job.models import DECIDED, check_fields, from_config, load_model
@@ -128,6 +127,5 @@ def build_student(options: StudentConfig, teacher: nn.Module, task: Task) -> Any
     check_fields("student.config", fields["model_type"], options.config or {})
     known = {k: v for k, v in fields.items() if k not in DECIDED and not k.startswith("_")}
     student = from_config(known, task)
-    if getattr(teacher, "generation_config", None) is not None:
-        student.generation_config = copy.deepcopy(teacher.generation_config)
+    generate_alike(student, teacher)
     return student

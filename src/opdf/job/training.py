@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,4 +69,6 @@ def train(trainer: DistillationTrainer, who: str, *, resume: bool) -> float:
     as_made(trainer.model)  # scores and a teacher's answers are those of float32
     if stop.signal is not None:
         raise Stopped(stop.signal, f"stopped; step {trainer.state.global_step} of {who} is saved in {folder}")
+    with suppress(OSError):
+        folder.rmdir()  # the Trainer has made it, also for a training that saves nothing
     return clock.seconds

@@ -480,7 +480,8 @@ class OverParameterizedOptimizer(Optimizer):
         return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state dict. Cores and moments keep their saved precision; weights become the products of the cores.
+        """Load a state dict. Cores and moments keep their saved precision, or get that of the weights if it is finer;
+        weights become the products of the cores.
 
         Raises:
             ValueError: it was saved with other factors, parameters in another order or another format version, or by

@@ -62,6 +62,8 @@ def check(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], ma
 def restore_precision(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> set[Tensor]:
     """Give an optimizer its saved state in the saved precision: torch has cast it to that of the parameters.
 
+    Where theirs is finer, it stays so: a state of bf16 weights is loaded for float32 ones as torch does it.
+
     Returns:
         The parameters that have a state in `state_dict` and in the optimizer.
     """
@@ -74,18 +76,22 @@ def restore_precision(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> se
         counters_too = bool(group.get("fused") or group.get("capturable"))
         for p in group["params"]:
             if p in optimizer.state and theirs[p]:
-                optimizer.state[p] = moved(theirs[p], p.device, counters_too=counters_too)
+                optimizer.state[p] = moved(theirs[p], p.device, counters_too=counters_too, least=p.dtype)
                 held.add(p)
     return held
 
 
-def moved(value: Any, device: torch.device, *, counters_too: bool = False) -> Any:
-    """A copy of a state value on a device, in its own precision; step counters stay where they are unless asked."""
+def moved(value: Any, device: torch.device, *, counters_too: bool = False, least: torch.dtype | None = None) -> Any:
+    """A copy of a state value on a device; step counters stay where they are unless asked.
+
+    It has its own precision, or that of `least` if it is no counter and less precise.
+    """
     if isinstance(value, Tensor):
         there = device if value.dim() or counters_too else value.device
-        return value.detach().to(device=there, copy=True).contiguous()
+        coarse = least is not None and value.is_floating_point() and value.dim() and value.itemsize < least.itemsize
+        return value.detach().to(device=there, dtype=least if coarse else value.dtype, copy=True).contiguous()
     if isinstance(value, dict):
-        return {key: moved(item, device, counters_too=counters_too) for key, item in value.items()}
+        return {key: moved(item, device, counters_too=counters_too, least=least) for key, item in value.items()}
     return value
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tabulate import tabulate
 
 from opdf.data import Prepared
 from opdf.job import (
@@ -30,6 +29,7 @@ from opdf.job import (
     rows_digest,
     split_inputs,
 )
+from opdf.study import markdown
 from opdf.study.statistics import Effect, Pair, differences, effect
 
 
@@ -139,7 +139,7 @@ def table(rows: Sequence[dict[str, Any]], batch: int) -> str:
             f"{row['steps']:,}", f"{row['train_seconds']:.0f}",
         ))  # fmt: skip
     align = ("left", "left", *["right"] * (len(heads) - 2))
-    return tabulate(lines, heads, tablefmt="github", disable_numparse=True, colalign=align)
+    return markdown.table(lines, heads, align)
 
 
 def remarks(rows: Sequence[dict[str, Any]]) -> list[str]:

@@ -11,11 +11,11 @@ import pandas as pd
 import yaml
 from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
-from tabulate import tabulate
 
 from opdf.files import replacing
 from opdf.job import load_yaml
 from opdf.study.figures import Picture, Results, pictures, svg
+from opdf.study.markdown import table
 from opdf.study.results import DIVERGED, POOLED
 
 SIGNS = dict(zip("osD^vPX*<>", "●■◆▲▼✚✖★◀▶", strict=True)) | {"-": "━", "--": "╍", ":": "┈"}
@@ -137,7 +137,7 @@ def summary(results: dict[str, Any]) -> str:
         known = [score(s) for s in settings]
         if any(k is not None for k in known):
             rows.append((name, *("" if k is None else f"{100 * k:.1f}" for k in known), "", "", ""))
-    return tabulate(rows, heads, tablefmt="github", disable_numparse=True)
+    return table(rows, heads)
 
 
 def rates_table(results: dict[str, Any]) -> str:
@@ -150,7 +150,7 @@ def rates_table(results: dict[str, Any]) -> str:
             means = some[some.seed.isin(seen.seeds[setting])].groupby("rate")["validation"].mean()
             rows.append((setting, variant, *(f"{100 * means[rate]:.1f}" for rate in seen.plan["rates"])))
     heads = ("setting", "variant", *(f"{rate:g}" for rate in seen.plan["rates"]))
-    return tabulate(rows, heads, tablefmt="github", disable_numparse=True)
+    return table(rows, heads)
 
 
 def score_rows(seen: Results) -> list[dict[str, Any]]:

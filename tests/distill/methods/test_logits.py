@@ -81,6 +81,16 @@ def test_divergences_are_scipys(name: str, temperature: float) -> None:
     assert float(found) == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.parametrize("name", ["forward", "js"])  # the reverse is infinite
+def test_a_class_that_the_teacher_rules_out_adds_nothing(name: str) -> None:
+    """A teacher's logit of -inf made the loss NaN, which was told as a training that diverged."""
+    student, teacher = logits(0).requires_grad_(), logits(1)
+    teacher[:, 2] = -torch.inf
+    ours, theirs = (softmax(x.detach().numpy(), -1) for x in (student, teacher))
+    assert DIVERGENCES[name](student, teacher, 1.0).item() == pytest.approx(of_scipy(name, ours, theirs), rel=1e-12)
+    assert torch.autograd.gradcheck(lambda x: DIVERGENCES[name](x, teacher, 1.0), student)
+
+
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_gradients_of_divergences(name: str) -> None:
     student, teacher = logits(0).requires_grad_(), logits(1)

@@ -45,8 +45,8 @@ from opdf.distill import (
     chunks,
     store as module,
 )
+from opdf.distill.digests import fingerprint, weights_digest
 from opdf.distill.methods.sparse_logits import soft_labels
-from opdf.distill.outputs import fingerprint, weights_digest
 from opdf.distill.store import LogitsStore, StoredDataset, StoreInfo
 
 INFO = StoreInfo(rows=10, epochs=2, classes=6, top_k=3, data="d", teacher="t")

@@ -21,10 +21,11 @@ from scipy.special import log_ndtr
 from torch import Tensor, nn
 
 from opdf.data import ImageNoise, Prepared, TextNoise
+from opdf.distill.digests import fingerprint, weights_digest
 from opdf.distill.losses import Batch, check_alike, count_labelled, labels_of, precise, soft_loss, task_loss
 from opdf.distill.models import config_of, kind_of
 from opdf.distill.objective import Losses, Objective
-from opdf.distill.outputs import BeforeTraining, fingerprint, kept, teacher_logits, weights_digest, with_column
+from opdf.distill.outputs import BeforeTraining, kept, teacher_logits, with_column
 from opdf.mpo import Progress
 
 SOLVERS = ("root", "iterate")

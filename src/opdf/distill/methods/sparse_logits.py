@@ -14,23 +14,14 @@ from torch import Tensor, nn
 
 from opdf.data import ImageNoise, Prepared, count_tokens
 from opdf.distill.chunks import Heads, kept_places, kept_tokens
+from opdf.distill.digests import fingerprint, weights_digest
 from opdf.distill.ensemble import members, softened
 from opdf.distill.losses import Batch, labels_of, task_loss, token_labels
 from opdf.distill.methods.logits import TaskAndLogits
 from opdf.distill.models import check_same_outputs, config_of, is_causal, kind_of
 from opdf.distill.objective import Losses, Objective
-from opdf.distill.outputs import (
-    BATCH,
-    TEXTS,
-    BeforeTraining,
-    Noise,
-    fingerprint,
-    noisy,
-    teacher_logits,
-    token_logits,
-    weights_digest,
-)
-from opdf.distill.store import LogitsStore, StoredDataset, StoreInfo
+from opdf.distill.outputs import BATCH, TEXTS, BeforeTraining, teacher_logits, token_logits
+from opdf.distill.store import LogitsStore, Noise, StoredDataset, StoreInfo, noisy
 from opdf.mpo import Progress
 
 

@@ -22,6 +22,7 @@ from transformers import BatchEncoding
 
 from opdf.data import Prepared
 from opdf.distill.arguments import half_precision, planned_passes
+from opdf.distill.checkpoint import writing
 from opdf.distill.losses import precise
 from opdf.files import replacing
 from opdf.mpo import Progress
@@ -148,6 +149,9 @@ def kept(folder: Path, name: str, of: list[Any], make: Callable[[], np.ndarray])
         name: what it is called there.
         of: all that it depends on, as values with a `repr`: other values give another file.
         make: makes it.
+
+    Raises:
+        StorageError: the disk is full.
     """
     digest = hashlib.sha256(repr(of).encode()).hexdigest()[:16]
     path = folder / f"{name}-{digest}.safetensors"
@@ -158,13 +162,16 @@ def kept(folder: Path, name: str, of: list[Any], make: Callable[[], np.ndarray])
                 return found  # a damaged file is made again
         values = make()
         folder.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as scratch:
+        with writing(str(path)), replacing(path) as scratch:
             save_file({name: values}, scratch, {"sha256": array_digest(values)})
     return values
 
 
 def array_digest(values: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(values).data).hexdigest()
+    """A digest of an array's kind, shape and values: damage to a file's header can leave the bytes of the values."""
+    digest = hashlib.sha256(f"{values.dtype} {values.shape}".encode())
+    digest.update(np.ascontiguousarray(values).data)
+    return digest.hexdigest()
 
 
 def with_column(rows: Any, name: str, values: np.ndarray) -> Any:

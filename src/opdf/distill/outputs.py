@@ -119,10 +119,9 @@ def with_answers(run: BeforeTraining, name: str, answer: Callable[[list[dict[str
     def ask() -> np.ndarray:
         order, found = _longest_first(rows), []
         for start in range(0, len(rows), BATCH):
-            some = order[start : start + BATCH]
-            found.append(answer([rows[int(k)] for k in some]))
             if run.progress is not None:
-                run.progress(start + len(some), len(rows))
+                run.progress(start, len(rows))
+            found.append(answer([rows[int(k)] for k in order[start : start + BATCH]]))
         answers = torch.cat(found).numpy()
         return answers[np.argsort(order)]
 

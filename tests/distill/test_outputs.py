@@ -71,8 +71,10 @@ def test_a_full_disk_is_told_with_the_name_of_the_file(tmp_path: Path) -> None:
         (100, 2, {"num_train_epochs": 2}, False, True),
         (100, 2, {"num_train_epochs": 1}, False, False),
         (100, 2, {"num_train_epochs": 1}, True, True),
+        (10, 2, {"num_train_epochs": 1}, False, False),  # two steps, of 8 rows and of 2
         (100, 2, {"max_steps": 10}, False, False),  # 80 of the rows
-        (100, 2, {"max_steps": 10, "gradient_accumulation_steps": 2}, False, True),
+        (100, 2, {"max_steps": 10, "gradient_accumulation_steps": 2}, False, False),  # 148
+        (100, 2, {"max_steps": 11, "gradient_accumulation_steps": 2}, False, True),
         (1000, 1 + MOST_ASKED_AHEAD // 1000, {"num_train_epochs": 9}, True, False),
         (0, 2, {"num_train_epochs": 2}, False, False),
     ],

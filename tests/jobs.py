@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +68,14 @@ def read_only_folder() -> Path | None:
         if "ro" in options.split(",") and Path(place).is_dir():
             return Path(place)
     return None
+
+
+@contextmanager
+def full_disk(size: int) -> Iterator[None]:
+    """Inside, the system refuses files above so many bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
+from hypothesis import example, given, settings
+from tests.spoil import Spoiling, spoilings
 from torch import Tensor, nn
 from transformers import default_data_collator
 
+from jobs import full_disk
 from opdf import DistillationArguments
 from opdf.data import Prepared, Task
-from opdf.distill import BeforeTraining
-from opdf.distill.outputs import BATCH, MOST_ASKED_AHEAD, with_answers, worth_asking_ahead
+from opdf.distill import BeforeTraining, StorageError
+from opdf.distill.outputs import BATCH, MOST_ASKED_AHEAD, kept, with_answers, worth_asking_ahead
 
 
 def test_every_row_gets_its_own_answer_and_the_longest_are_asked_first(tmp_path: Path) -> None:
@@ -33,14 +38,43 @@ def test_every_row_gets_its_own_answer_and_the_longest_are_asked_first(tmp_path:
     assert asked == sorted(map(len, rows["input_ids"]), reverse=True)
 
 
+VALUES = np.linspace(-3, 3, 12, dtype=np.float32).reshape(6, 2)
+
+
+@settings(max_examples=60, deadline=None)
+@given(spoiling=spoilings)
+@example(spoiling=("[6,2]", "[2,6]"))
+@example(spoiling=('"F32"', '"I32"'))
+@example(spoiling=('"F32"', '"U32"'))
+def test_a_spoiled_file_is_read_as_it_was_or_made_again(spoiling: Spoiling | tuple[str, str]) -> None:
+    with TemporaryDirectory() as folder:
+        kept(Path(folder), "answers", [], lambda: VALUES)
+        (file,) = Path(folder).iterdir()
+        if isinstance(spoiling, Spoiling):
+            spoiling.apply(file)
+        else:
+            file.write_bytes(file.read_bytes().replace(*(text.encode() for text in spoiling)))
+        found = kept(Path(folder), "answers", [], lambda: VALUES)
+        assert found.dtype == VALUES.dtype
+        np.testing.assert_array_equal(found, VALUES)
+
+
+def test_a_full_disk_is_told_with_the_name_of_the_file(tmp_path: Path) -> None:
+    with full_disk(100), pytest.raises(StorageError, match=rf"{tmp_path}/answers-\w+.safetensors could not be written"):
+        kept(tmp_path, "answers", [], lambda: VALUES)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("rows", "outputs", "options", "shared", "worth"),
     [
         (100, 2, {"num_train_epochs": 2}, False, True),
         (100, 2, {"num_train_epochs": 1}, False, False),
         (100, 2, {"num_train_epochs": 1}, True, True),
+        (10, 2, {"num_train_epochs": 1}, False, False),  # two steps, of 8 rows and of 2
         (100, 2, {"max_steps": 10}, False, False),  # 80 of the rows
-        (100, 2, {"max_steps": 10, "gradient_accumulation_steps": 2}, False, True),
+        (100, 2, {"max_steps": 10, "gradient_accumulation_steps": 2}, False, False),  # 148
+        (100, 2, {"max_steps": 11, "gradient_accumulation_steps": 2}, False, True),
         (1000, 1 + MOST_ASKED_AHEAD // 1000, {"num_train_epochs": 9}, True, False),
         (0, 2, {"num_train_epochs": 2}, False, False),
     ],

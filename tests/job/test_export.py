@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +25,7 @@ from transformers import (
 )
 
 from families import FAMILIES, batch, build
+from jobs import full_disk
 from opdf import DistillationArguments, DistillationTrainer, OverParamConfig
 from opdf.distill import keep_layers
 from opdf.job import DataConfig, DistillConfig, UserError, export, run
@@ -175,17 +173,6 @@ def test_torch_export_runs_where_opdf_is_not_installed(tmp_path: Path) -> None:
 def test_a_model_without_a_head_gives_hidden_states(tmp_path: Path) -> None:
     AutoModel.from_config(build("bert").config).save_pretrained(tmp_path / "model")
     assert export(str(tmp_path / "model"), tmp_path / "out", format="torch")["output"] == "last_hidden_state"
-
-
-@contextmanager
-def full_disk(size: int) -> Iterator[None]:
-    """Inside, the system refuses files above so many bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_an_export_is_whole_or_absent(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from jobs import bert, digits, texts
 from opdf.data import describe
 from opdf.job import DistillConfig, UserError, preview, run
 from opdf.job.checks import check_fit
-from opdf.job.cost import step_cost
+from opdf.job.cost import StepCost, step_cost
 from opdf.job.job import Job
 from opdf.job.options import fill
 from opdf.job.overview import precision_of
@@ -95,7 +95,23 @@ def test_a_steps_operations_are_those_of_its_matrix_products(tmp_path: Path) -> 
     head = batch * (width * width + width * 2)
     assert cost.plain == 2 * (3 * 2 * (block + head) + 2 * (2 * block + head))
     assert cost.extra > 0
-    assert cost.seconds == pytest.approx((cost.plain + cost.extra) / cost.rate)
+    assert cost.asking == 0
+    assert cost.seconds(3) == pytest.approx(3 * (cost.plain + cost.extra) / cost.rate)
+
+
+def test_a_training_takes_the_time_in_which_its_teacher_is_asked(tmp_path: Path) -> None:
+    """The teacher's operations for every row once, where steps have none of it."""
+
+    def counted(**training: Any) -> StepCost:
+        job = Job(text_job(tmp_path, overparam=None, training={"per_device_train_batch_size": 8} | training))
+        prepared = prepare_data(job.config.data, job.config.teacher)
+        found = step_cost(job, prepared, check_fit(job, prepared, load_teacher(job, prepared.task)))
+        assert found is not None
+        return found
+
+    live, ahead = counted(num_train_epochs=1), counted(num_train_epochs=2)
+    assert ahead.asking == pytest.approx(42 / 8 * (live.plain - ahead.plain))  # 42 rows are trained on
+    assert ahead.seconds(12) == pytest.approx((ahead.asking + 12 * ahead.plain) / ahead.rate)
 
 
 def test_a_gpu_that_could_compute_in_half_precision_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,6 +120,16 @@ def test_a_run_that_a_signal_stops_has_the_evaluations_of_one_that_goes_on(
     assert [log["step"] for log in again.state.log_history if "eval_loss" in log] == [4, 8, 12]
 
 
+def test_a_bar_appears_with_the_first_numbers(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with counting("asking"):
+        pass
+    assert "asking" not in capsys.readouterr().err
+    with counting("asking") as progress:
+        progress(0, 8)
+    assert re.search(r"asking.*0/8", capsys.readouterr().err)
+
+
 def test_in_a_pipe_it_is_said_once_a_minute_how_much_is_done(clock: list[float], capsys: Any) -> None:
     with counting("runs") as progress:
         for done in range(10):

@@ -309,7 +309,7 @@ def test_a_teacher_that_would_answer_again_answers_ahead(
         assert shown.cost is not None
         costs.append(shown.cost.plain)
     assert (weights[0] - weights[1]).norm() < tolerance * weights[1].norm()
-    assert lines[0] == f"{lines[1]}; the teacher answers before the training"
+    assert lines[0] == f"{lines[1]}; the teacher is asked before the training, not in its steps"
     assert costs[0] < 0.8 * costs[1]
 
 

@@ -189,16 +189,19 @@ def examples_per_step(args: TrainingArguments, batch_size: int | None = None) ->
 
 def planned_steps(args: TrainingArguments, rows: int) -> int:
     """Optimizer steps of a training on so many rows."""
-    if args.max_steps > 0:
-        return int(args.max_steps)
-    batch = args.train_batch_size * args.world_size
-    batches = rows // batch if args.dataloader_drop_last else math.ceil(rows / batch)
-    return math.ceil(args.num_train_epochs * math.ceil(batches / args.gradient_accumulation_steps))
+    return int(args.max_steps) if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch(args, rows))
 
 
 def planned_passes(args: TrainingArguments, rows: int) -> float:
     """How often a training sees each of so many rows."""
-    return planned_steps(args, rows) * examples_per_step(args) / max(rows, 1)
+    return planned_steps(args, rows) / max(steps_per_epoch(args, rows), 1)
+
+
+def steps_per_epoch(args: TrainingArguments, rows: int) -> int:
+    """Optimizer steps in which a training sees so many rows once; the last one may have fewer examples."""
+    batch = args.train_batch_size * args.world_size
+    batches = rows // batch if args.dataloader_drop_last else math.ceil(rows / batch)
+    return math.ceil(batches / args.gradient_accumulation_steps)
 
 
 def half_precision(args: TrainingArguments) -> torch.dtype | None:

@@ -100,4 +100,7 @@ def _content(value: Any) -> bytes:
 
 
 def array_digest(values: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(values).data).hexdigest()
+    """A digest of an array's kind, shape and values: damage to a file's header can leave the bytes of the values."""
+    digest = hashlib.sha256(f"{values.dtype} {values.shape}".encode())
+    digest.update(np.ascontiguousarray(values).data)
+    return digest.hexdigest()

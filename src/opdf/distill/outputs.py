@@ -21,6 +21,7 @@ from transformers import BatchEncoding
 
 from opdf.data import Prepared
 from opdf.distill.arguments import half_precision, planned_passes
+from opdf.distill.checkpoint import writing
 from opdf.distill.digests import array_digest, fingerprint, weights_digest
 from opdf.distill.losses import precise
 from opdf.files import replacing
@@ -115,10 +116,9 @@ def with_answers(run: BeforeTraining, name: str, answer: Callable[[list[dict[str
     def ask() -> np.ndarray:
         order, found = _longest_first(rows), []
         for start in range(0, len(rows), BATCH):
-            some = order[start : start + BATCH]
-            found.append(answer([rows[int(k)] for k in some]))
             if run.progress is not None:
-                run.progress(start + len(some), len(rows))
+                run.progress(start, len(rows))
+            found.append(answer([rows[int(k)] for k in order[start : start + BATCH]]))
         answers = torch.cat(found).numpy()
         return answers[np.argsort(order)]
 
@@ -145,6 +145,9 @@ def kept(folder: Path, name: str, of: list[Any], make: Callable[[], np.ndarray])
         name: what it is called there.
         of: all that it depends on, as values with a `repr`: other values give another file.
         make: makes it.
+
+    Raises:
+        StorageError: the disk is full.
     """
     digest = hashlib.sha256(repr(of).encode()).hexdigest()[:16]
     path = folder / f"{name}-{digest}.safetensors"
@@ -155,7 +158,7 @@ def kept(folder: Path, name: str, of: list[Any], make: Callable[[], np.ndarray])
                 return found  # a damaged file is made again
         values = make()
         folder.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as scratch:
+        with writing(str(path)), replacing(path) as scratch:
             save_file({name: values}, scratch, {"sha256": array_digest(values)})
     return values
 

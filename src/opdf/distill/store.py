@@ -30,6 +30,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from opdf.data import EpochDataset
+from opdf.distill.checkpoint import writing
 from opdf.files import is_empty, replacing
 
 FORMAT = 1
@@ -151,7 +152,7 @@ class LogitsStore:
         tensors = {"seeds": torch.from_numpy(seeds), **joined}
         path = self._path(epoch, shard)
         path.parent.mkdir(exist_ok=True)
-        with replacing(path) as scratch:
+        with writing(str(path)), replacing(path) as scratch:
             save_file(tensors, scratch, {"sha256": _checksum(tensors)})
 
     def kept(self, logits: Tensor) -> dict[str, Tensor]:

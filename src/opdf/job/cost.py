@@ -21,18 +21,20 @@ from opdf.overparam import OverParamConfig, OverParameterization, overparameteri
 
 @dataclass(frozen=True)
 class StepCost:
-    """The cost of an optimizer step on this process.
+    """The cost of an optimizer step on this process, and of what comes before the first one.
 
     Attributes:
         plain: floating-point operations of plain distillation: forward passes of the student, and of a teacher that
             answers in every step, and the student's backward pass, which is counted as two forward passes.
         extra: those of over-parameterization, the products between cores.
+        asking: those of a teacher that is asked about every row before the first step.
         rate: operations a second of float32 matrix products on this machine, measured.
         megabytes: additional memory for cores, their two moments in AdamW, and a gradient, in float32.
     """
 
     plain: float
     extra: float
+    asking: float
     rate: float
     megabytes: float
 
@@ -41,10 +43,9 @@ class StepCost:
         """The step's operations over plain distillation's."""
         return 1 + self.extra / self.plain
 
-    @property
-    def seconds(self) -> float:
-        """The least time of a step."""
-        return (self.plain + self.extra) / self.rate
+    def seconds(self, steps: int) -> float:
+        """The least time of a training of so many steps."""
+        return (self.asking + steps * (self.plain + self.extra)) / self.rate
 
 
 def step_cost(job: Job, prepared: Prepared, fit: Fit) -> StepCost | None:
@@ -60,8 +61,10 @@ def step_cost(job: Job, prepared: Prepared, fit: Fit) -> StepCost | None:
         return None
     ahead = job.objective.asks_ahead(job.before_training(prepared, fit.teacher))
     plain = (3 * student + (0 if ahead else teacher)) * arguments.gradient_accumulation_steps
+    # A method that never has its teacher in training has its answers stored, or asks for more than one a row.
+    asking = teacher * len(rows) / len(first) if ahead and job.objective.needs_teacher else 0
     extra, megabytes = (extra_operations(fit.over), extra_megabytes(fit.over)) if fit.over else (0, 0)
-    return StepCost(plain, extra, _matmul_rate(), megabytes)
+    return StepCost(plain, extra, asking, _matmul_rate(), megabytes)
 
 
 def forward_operations(model: Any, batch: dict[str, Any]) -> int | None:

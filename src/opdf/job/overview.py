@@ -89,7 +89,7 @@ def _models(job: Job, prepared: Prepared, fit: Fit, info: StoreInfo | None) -> I
         yield "warning", f"the student is {made}, since it cannot start from its teacher: {fit.start.why_not}"
     options = ", ".join(f"{key} {value}" for key, value in config.objective.options.items() if value not in (None, ""))
     ahead = job.objective.asks_ahead(job.before_training(prepared, fit.teacher))
-    asked = "; the teacher answers before the training" if ahead else ""
+    asked = "; the teacher is asked before the training, not in its steps" if ahead else ""
     yield "objective", f"{config.objective.name}{f': {options}' if options else ''}{asked}"
     if info is not None:
         yield "store", stored_size(info)
@@ -121,7 +121,7 @@ def _training(job: Job, prepared: Prepared, cost: StepCost | None) -> Iterator[t
         yield (
             "cost",
             f"{(cost.plain + cost.extra) / 1e9:,.1f} GFLOP a step{ratio}{memory}; at the {cost.rate / 1e9:,.0f} "
-            f"GFLOP/s of this machine's matrix products at least {duration(steps * cost.seconds)}",
+            f"GFLOP/s of this machine's matrix products at least {duration(cost.seconds(steps))}",
         )
 
 

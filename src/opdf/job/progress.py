@@ -64,15 +64,26 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def counting(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar, or in a file or a pipe a line now and then; yields what gets the numbers done and in all."""
+    """A progress bar, or in a file or a pipe a line now and then; yields what gets the numbers done and in all.
+
+    The bar appears with the first numbers: there may be nothing to do.
+    """
     console = Console(file=sys.stderr)
     if not console.is_terminal:
         yield Spoken(title)
         return
     columns = TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(title, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+    bar = Progress(*columns, console=console, transient=True)
+    task = bar.add_task(title, total=None)
+
+    def count(done: int, total: int) -> None:
+        bar.update(task, completed=done, total=total)
+        bar.start()
+
+    try:
+        yield count
+    finally:
+        bar.stop()
 
 
 class Spoken:

@@ -33,7 +33,7 @@ from transformers import (
     default_data_collator,
 )
 
-from jobs import bert, texts
+from jobs import bert, full_disk, texts
 from opdf.data import ImageNoise, Prepared, encode, load_data
 from opdf.distill import (
     BeforeTraining,
@@ -42,6 +42,7 @@ from opdf.distill import (
     Ensemble,
     LogitsDistillation,
     SparseLogitsDistillation,
+    StorageError,
     chunks,
     store as module,
 )
@@ -121,6 +122,11 @@ def test_an_interrupted_writer_goes_on(tmp_path: Path, monkeypatch: pytest.Monke
             store.write(*second)
     assert list(LogitsStore.create(tmp_path, INFO).missing()) == todo[1:]
     filled(tmp_path).verify()
+
+
+def test_a_full_disk_is_told_with_the_name_of_the_shard(tmp_path: Path) -> None:
+    with full_disk(300), pytest.raises(StorageError, match=f"{tmp_path}/epoch-000/shard-00000.safetensors could not"):
+        filled(tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "altered", "missing"])

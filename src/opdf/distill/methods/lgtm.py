@@ -14,7 +14,8 @@ A teacher that follows -h lowers the held-out loss of the student that follows t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -159,11 +160,12 @@ class LGTM(TaskAndLogits):
         student, params = trainer.accelerator.unwrap_model(trainer.model), list(self._teacher.parameters())
         rate = self.teacher_learning_rate * _schedule(trainer)
         scale = rate if self.influence_scale is None else self.influence_scale
-        ours = self._own_gradients(trainer, student, batches, num_items, with_student=scale != 0)
-        if scale:
-            direction = self._direction(trainer, student)
-            influence = self._influence(trainer, student, direction, batches, num_items)
-            ours = [g - scale * h for g, h in zip(ours, influence, strict=True)]
+        with _same_buffers(student):
+            ours = self._own_gradients(trainer, student, batches, num_items, with_student=scale != 0)
+            if scale:
+                direction = self._direction(trainer, student)
+                influence = self._influence(trainer, student, direction, batches, num_items)
+                ours = [g - scale * h for g, h in zip(ours, influence, strict=True)]
         student.zero_grad()
         for p, g in zip(params, ours, strict=True):
             p.grad = trainer.accelerator.reduce(g, "sum")
@@ -302,6 +304,17 @@ class LGTM(TaskAndLogits):
                 _, index, key = name.split(".")
                 state.setdefault(int(index), {})[key] = value
         self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": state})
+
+
+@contextmanager
+def _same_buffers(model: nn.Module) -> Iterator[None]:
+    """Afterwards a model's buffers are as before: its running statistics are of its own steps, not of the teacher's."""
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, values in before:
+            buffer.copy_(values)
 
 
 def central_difference(

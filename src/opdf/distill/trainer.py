@@ -26,7 +26,14 @@ from transformers.trainer_utils import has_length
 
 from opdf.data import EpochDataset
 from opdf.distill import checkpoint
-from opdf.distill.arguments import MUON, DistillationArguments, check_engine, check_loss, deciding
+from opdf.distill.arguments import (
+    MUON,
+    DistillationArguments,
+    check_engine,
+    check_loss,
+    chooses_by_evaluation,
+    deciding,
+)
 from opdf.distill.attention import attention_kernel
 from opdf.distill.checkpointed import CheckpointedTrainer
 from opdf.distill.ensemble import Ensemble, members, softened
@@ -287,17 +294,23 @@ class DistillationTrainer(CheckpointedTrainer):
             self._teacher_record = {"config": configured(self.teacher), "weights": digest}
         found_size = self._train_batch_size if self.args.auto_find_batch_size else self.args.train_batch_size
         return {
-            "args": deciding(self.args, found_size),
+            "args": deciding(self.args, found_size) | self._judged_by(),
             "objective": {"name": name or type(self.method).__name__, **self._options},
             "overparam": overparam,
             "constraint": asdict(self.constraint) if self.constraint is not None else None,
             "teacher": self._teacher_record,
             "student": self._configured,
-            "train_dataset": {
-                "rows": len(self._given_rows) if hasattr(self._given_rows, "__len__") else None,
-                "content": self._rows_glance,
-            },
+            "train_dataset": _described(self._given_rows, self._rows_glance),
         }
+
+    def _judged_by(self) -> dict[str, Any]:
+        """The rows that the best checkpoint is chosen on, or that end the training, where there are such."""
+        if not chooses_by_evaluation(self.args):
+            return {}
+        rows = self.eval_dataset
+        if isinstance(rows, dict):
+            return {"eval_dataset": {name: _described(part, rows_glance(part)) for name, part in rows.items()}}
+        return {"eval_dataset": _described(rows, rows_glance(rows))}
 
     def extra_state(self) -> dict[str, Any]:
         return {"tensors": self.method.tensors(), "state": self.method.state_dict()}
@@ -570,6 +583,11 @@ class DistillationTrainer(CheckpointedTrainer):
             if self.overparameterization is not None:
                 logs.update(self.overparameterization.constraint_logs)
         super().log(logs, start_time)
+
+
+def _described(rows: Any, content: str | None) -> dict[str, Any]:
+    """How many rows there are, None where they have no number, and a digest of some."""
+    return {"rows": len(rows) if hasattr(rows, "__len__") else None, "content": content}
 
 
 def _epoch_datasets(rows: Any) -> Iterator[EpochDataset]:

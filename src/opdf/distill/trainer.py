@@ -457,16 +457,17 @@ class DistillationTrainer(CheckpointedTrainer):
         gradients would come on top of the next step's, so they are left out.
 
         Raises:
-            ValueError: all rows together are fewer than a step.
+            ValueError: all rows together are fewer than a step, or processes cannot share a stream.
         """
         if self.state.global_step >= self.state.max_steps:
             return [], None  # resumed after the last step: the Trainer would take one more
         samples = []
-        for _, sample in zip(range(num_batches), epoch_iterator, strict=False):
-            if device.type == "cpu" or not self._seen_batch:  # to look at values is to wait for a GPU
-                check_batch(self.model, sample, self.state.global_step + 1)
-                self._seen_batch = True
-            samples.append(sample)
+        with _telling_of_lengths():
+            for _, sample in zip(range(num_batches), epoch_iterator, strict=False):
+                if device.type == "cpu" or not self._seen_batch:  # to look at values is to wait for a GPU
+                    check_batch(self.model, sample, self.state.global_step + 1)
+                    self._seen_batch = True
+                samples.append(sample)
         if len(samples) < num_batches and not has_length(self.train_dataset):
             if samples and not self.state.global_step:
                 raise ValueError(
@@ -597,6 +598,24 @@ def _epoch_datasets(rows: Any) -> Iterator[EpochDataset]:
     held = [rows.dataset] if isinstance(rows, Subset) else rows.datasets if isinstance(rows, ConcatDataset) else []
     for inner in held:
         yield from _epoch_datasets(inner)
+
+
+@contextmanager
+def _telling_of_lengths() -> Iterator[None]:
+    """Inside, accelerate's refusal to share a stream's batches says what to do in words of our arguments.
+
+    It is raised in process 0 alone, for whose batches the others wait until it has ended.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "batches of different size" not in str(error):
+            raise
+        raise ValueError(
+            "train_dataset is a stream that process 0 reads for all, and its batches differ in length; set "
+            "accelerator_config={'dispatch_batches': False}, with which every process reads a stream of the same rows "
+            "and takes its part, or pad all rows to one length"
+        ) from error
 
 
 class _ObjectiveHooks(TrainerCallback):

@@ -164,6 +164,19 @@ def test_a_teacher_in_half_precision_has_the_maps_of_one_in_double(labels: int, 
     torch.testing.assert_close(found.double(), wanted, rtol=0, atol=0.05)
 
 
+@pytest.mark.parametrize("sure", [20, 40])
+def test_how_sure_a_teacher_is_changes_no_map(sure: float) -> None:
+    """Of two classes it depends on the difference of the logits alone, also where probabilities are 0 and 1."""
+    teacher, data = bert(dtype=torch.float32), batch()
+    data["labels"] = teacher(data["input_ids"]).logits.argmax(-1)
+    wanted = attribute(teacher, data, 1, create_graph=False)[1]
+    with torch.no_grad():
+        teacher.classifier.weight *= sure
+    logits, found = attribute(teacher, data, 1, create_graph=False)
+    assert (logits.softmax(-1) > 0.999999).any(-1).all()
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_teacher_without_a_doubt_tells_no_map_and_not_one_where_all_tokens_are_alike(dtype: torch.dtype) -> None:
     student, teacher, data = bert(seed=1), bert(), batch()

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -237,10 +238,17 @@ def _views(model: nn.Module, logits: Tensor, labels: Tensor) -> list[Tensor]:
         raise ValueError(f"AD-KD is for one class or value an example, and the model's outputs are {kind}")
     if kind == "regression":
         return [(logits - labels.reshape(logits.shape)).square().sum(-1)]
-    scores = logits.log_softmax(-1)
+    scores = _log_probabilities(logits)
     if logits.shape[-1] == 2:
         return [scores.gather(-1, labels.clamp(min=0)[:, None])[:, 0]]  # both classes have the same map
     return list(scores.unbind(-1))
+
+
+def _log_probabilities(logits: Tensor) -> Tensor:
+    """`[batch, classes]`, by each class's odds: slopes of `log_softmax` lose their digits where a probability is 1."""
+    own = torch.eye(logits.shape[-1], dtype=torch.bool, device=logits.device)
+    others = logits[:, None].masked_fill(own, -torch.inf).logsumexp(-1)
+    return F.logsigmoid(logits - others)
 
 
 def _normalised(attribution: Tensor, mask: Tensor, top_k: int | None) -> Tensor:

@@ -14,6 +14,8 @@ from transformers import (
     BertForSequenceClassification,
     ConvNextConfig,
     ConvNextForImageClassification,
+    FunnelConfig,
+    FunnelForSequenceClassification,
     SwinConfig,
     SwinForImageClassification,
     T5Config,
@@ -194,6 +196,13 @@ def test_stages_that_differ_in_width_are_paired_without_a_projection_or_at_the_l
         losses(swin(4), swin(8), data)
     with pytest.raises(ValueError, match="the teacher's stages differ in width, so that its state 0 cannot be"):
         losses(swin(4), swin(8), data, pairs=[(3, 0)])
+
+
+def test_states_of_pooled_tokens_are_refused_with_a_mask_of_all() -> None:
+    config = FunnelConfig(vocab_size=30, block_sizes=[1, 1], d_model=8, n_head=2, d_head=4, d_inner=8)
+    model = FunnelForSequenceClassification(config).eval()
+    with pytest.raises(ValueError, match=r"of 3 tokens, and attention_mask of shape \(3, 6\) does not tell which"):
+        losses(model, model, pairs="last")
 
 
 def test_models_without_one_list_of_hidden_states_are_refused() -> None:

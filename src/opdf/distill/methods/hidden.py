@@ -101,6 +101,12 @@ class HiddenDistillation(TaskAndLogits):
                     f"hidden state {s} of the student has shape {tuple(mine.shape)} and {t} of the teacher "
                     f"{tuple(target.shape)}; both must see the same tokens or patches"
                 )
+            if mask is not None and mask.shape != target.shape[:2]:
+                raise ValueError(
+                    f"hidden states {s} and {t} are of {target.shape[1]} tokens, and attention_mask of shape "
+                    f"{tuple(mask.shape)} does not tell which are real (a Funnel's are pools of tokens); use "
+                    "LogitsDistillation"
+                )
             errors.append(self._pair_error(mine.float(), target.float(), mask))
         return torch.stack(errors).mean(0)
 

@@ -20,6 +20,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import broadcast
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -173,6 +174,8 @@ class LGTM(TaskAndLogits):
         self._optimizer.step()
         self._optimizer.zero_grad()
         self._teacher.eval()
+        if trainer.accelerator.num_processes > 1:
+            _share_statistics(self._teacher)
 
     def _own_gradients(
         self, trainer: Any, student: Any, batches: Sequence[Batch], num_items: Tensor, with_student: bool
@@ -315,6 +318,13 @@ def _same_buffers(model: nn.Module) -> Iterator[None]:
     finally:
         for buffer, values in before:
             buffer.copy_(values)
+
+
+def _share_statistics(model: nn.Module) -> None:
+    """Give all processes the first one's running statistics, as DDP does for the student: each saw its own rows."""
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            buffer.copy_(broadcast(buffer))
 
 
 def central_difference(

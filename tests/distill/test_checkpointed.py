@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -525,6 +526,17 @@ def test_a_run_that_is_made_otherwise_is_not_resumed(
     with pytest.raises(ValueError, match=message):
         run.train(resume_from_checkpoint=str(begun))
     assert not list(tmp_path.glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("best", [True, False])
+def test_what_the_best_checkpoint_is_chosen_on_may_not_change(tmp_path: Path, best: bool) -> None:
+    training = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2,
+                "load_best_model_at_end": best}  # fmt: skip
+    small_run(tmp_path, training=training, eval_dataset=sentences(8)).train()
+    again = small_run(tmp_path, training=training, eval_dataset=sentences().select(range(8, 16)))
+    refused = pytest.raises(ValueError, match=r'args\.eval_dataset\.content was "\w+" and is "\w+"')
+    with refused if best else nullcontext():
+        again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
 def test_a_resumed_run_may_go_further_and_report_otherwise(begun: Path, tmp_path: Path) -> None:

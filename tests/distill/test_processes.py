@@ -33,6 +33,8 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
+    ResNetConfig,
+    ResNetForImageClassification,
     Trainer,
     TrainingArguments,
 )
@@ -310,6 +312,25 @@ def scored_before(rank: int, folder: str) -> list[float]:
 def test_a_student_that_was_scored_before_is_trained_by_all_together(tmp_path: Path, two: Pool) -> None:
     first, second = two.run(scored_before, str(tmp_path))
     assert first == second
+
+
+def taught(rank: int, folder: str) -> list[torch.Tensor]:
+    """What a teacher that LGTM trains beside its student is in the end."""
+    config = ResNetConfig(embedding_size=4, hidden_sizes=[4], depths=[1], layer_type="basic", num_labels=2)
+    torch.manual_seed(0)
+    student, teacher = (ResNetForImageClassification(config) for _ in range(2))
+    pixels = torch.randn(24, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    rows = Dataset.from_dict({"pixel_values": pixels.tolist(), "labels": [0, 1] * 12}).with_format("torch")
+    arguments = DistillationArguments(
+        folder, use_cpu=True, per_device_train_batch_size=4, disable_tqdm=True, max_steps=2, save_strategy="no",
+    )  # fmt: skip
+    DistillationTrainer(student, arguments, teacher=teacher, objective="lgtm", train_dataset=rows).train()
+    return list(teacher.state_dict().values())
+
+
+def test_a_teacher_that_is_trained_has_the_same_statistics_everywhere(tmp_path: Path, two: Pool) -> None:
+    first, second = two.run(taught, str(tmp_path))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 SAVING = {"save_strategy": "steps", "save_steps": 2}

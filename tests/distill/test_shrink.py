@@ -364,6 +364,13 @@ def test_size_order_and_padding_of_batches_change_nothing(family: str) -> None:
     assert error(again, once, given) < 1e-8
 
 
+def test_a_batch_of_padding_alone_may_come_first() -> None:
+    teacher, given = small("bert"), inputs("bert")
+    padding = {name: torch.zeros_like(values[:2]) for name, values in given.items()}
+    first, last = (shrink(teacher, batches, hidden_size=8) for batches in ([padding, given], [given, padding]))
+    assert error(first, last, given) < 1e-8
+
+
 def test_tokens_count_half_alike_and_half_as_the_outputs_depend_on_them() -> None:
     """After the last block a BERT's classifier reads the first token alone. Before it, differences tell the slopes."""
     teacher, given = small("bert"), inputs("bert", 3)

@@ -15,6 +15,8 @@ from typing import Any
 import optuna
 import pytest
 import torch
+from accelerate import PartialState
+from accelerate.data_loader import DataLoaderDispatcher
 from datasets import ClassLabel, Dataset
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -201,6 +203,18 @@ def test_a_stream_that_is_shorter_than_a_step_is_refused(tmp_path: Path) -> None
     training = {"gradient_accumulation_steps": 4}
     with pytest.raises(ValueError, match="train_dataset ends after 3 batches, and a step has 4"):
         train(tmp_path, training=training, train_dataset=sentences(24).to_iterable_dataset())
+
+
+def test_a_stream_whose_batches_cannot_be_shared_is_refused_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As accelerate's process 0 reads it for two: texts of several lengths, each batch padded by itself."""
+    run = DistillationTrainer(keep_layers(bert(), 2), arguments(tmp_path), teacher=bert(), train_dataset=sentences())
+    run.state.max_steps = 1
+    loader = DataLoaderDispatcher([{"input_ids": torch.ones(8 - k, dtype=torch.long)} for k in range(2)])
+    monkeypatch.setitem(PartialState._shared_state, "num_processes", 2)
+    with pytest.raises(ValueError, match=r"batches differ in length; set accelerator_config=\{'dispatch_batches': Fa"):
+        run.get_batch_samples(iter(loader), 1, torch.device("cpu"))
 
 
 @pytest.mark.timeout(1800)

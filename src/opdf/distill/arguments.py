@@ -222,10 +222,10 @@ def deciding(args: TrainingArguments, batch_size: int) -> dict[str, Any]:
 
 def may_change(name: str, args: TrainingArguments) -> bool:
     """Whether a run that goes on may have another value of an argument."""
-    return name in FREE or (name in SCHEDULES and not _chooses_by_evaluation(args))
+    return name in FREE or (name in SCHEDULES and not chooses_by_evaluation(args))
 
 
-def _chooses_by_evaluation(args: TrainingArguments) -> bool:
+def chooses_by_evaluation(args: TrainingArguments) -> bool:
     """Whether the result depends on the steps at which the student is evaluated and saved."""
     stops = getattr(args, "early_stopping_patience", None) is not None
     return stops or bool(args.load_best_model_at_end) or args.lr_scheduler_type == "reduce_lr_on_plateau"

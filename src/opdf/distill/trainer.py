@@ -26,7 +26,14 @@ from transformers.trainer_utils import has_length
 
 from opdf.data import EpochDataset
 from opdf.distill import checkpoint
-from opdf.distill.arguments import MUON, DistillationArguments, check_engine, check_loss, deciding
+from opdf.distill.arguments import (
+    MUON,
+    DistillationArguments,
+    check_engine,
+    check_loss,
+    chooses_by_evaluation,
+    deciding,
+)
 from opdf.distill.attention import attention_kernel
 from opdf.distill.checkpointed import CheckpointedTrainer
 from opdf.distill.digests import rows_glance, weights_digest
@@ -288,17 +295,23 @@ class DistillationTrainer(CheckpointedTrainer):
             self._teacher_record = {"config": configured(self.teacher), "weights": digest}
         found_size = self._train_batch_size if self.args.auto_find_batch_size else self.args.train_batch_size
         return {
-            "args": deciding(self.args, found_size),
+            "args": deciding(self.args, found_size) | self._judged_by(),
             "objective": {"name": name or type(self.method).__name__, **self._options},
             "overparam": overparam,
             "constraint": asdict(self.constraint) if self.constraint is not None else None,
             "teacher": self._teacher_record,
             "student": self._configured,
-            "train_dataset": {
-                "rows": len(self._given_rows) if hasattr(self._given_rows, "__len__") else None,
-                "content": self._rows_glance,
-            },
+            "train_dataset": _described(self._given_rows, self._rows_glance),
         }
+
+    def _judged_by(self) -> dict[str, Any]:
+        """The rows that the best checkpoint is chosen on, or that end the training, where there are such."""
+        if not chooses_by_evaluation(self.args):
+            return {}
+        rows = self.eval_dataset
+        if isinstance(rows, dict):
+            return {"eval_dataset": {name: _described(part, rows_glance(part)) for name, part in rows.items()}}
+        return {"eval_dataset": _described(rows, rows_glance(rows))}
 
     def extra_state(self) -> dict[str, Any]:
         return {"tensors": self.method.tensors(), "state": self.method.state_dict()}
@@ -445,16 +458,17 @@ class DistillationTrainer(CheckpointedTrainer):
         gradients would come on top of the next step's, so they are left out.
 
         Raises:
-            ValueError: all rows together are fewer than a step.
+            ValueError: all rows together are fewer than a step, or processes cannot share a stream.
         """
         if self.state.global_step >= self.state.max_steps:
             return [], None  # resumed after the last step: the Trainer would take one more
         samples = []
-        for _, sample in zip(range(num_batches), epoch_iterator, strict=False):
-            if device.type == "cpu" or not self._seen_batch:  # to look at values is to wait for a GPU
-                check_batch(self.model, sample, self.state.global_step + 1)
-                self._seen_batch = True
-            samples.append(sample)
+        with _telling_of_lengths():
+            for _, sample in zip(range(num_batches), epoch_iterator, strict=False):
+                if device.type == "cpu" or not self._seen_batch:  # to look at values is to wait for a GPU
+                    check_batch(self.model, sample, self.state.global_step + 1)
+                    self._seen_batch = True
+                samples.append(sample)
         if len(samples) < num_batches and not has_length(self.train_dataset):
             if samples and not self.state.global_step:
                 raise ValueError(
@@ -573,6 +587,11 @@ class DistillationTrainer(CheckpointedTrainer):
         super().log(logs, start_time)
 
 
+def _described(rows: Any, content: str | None) -> dict[str, Any]:
+    """How many rows there are, None where they have no number, and a digest of some."""
+    return {"rows": len(rows) if hasattr(rows, "__len__") else None, "content": content}
+
+
 def _epoch_datasets(rows: Any) -> Iterator[EpochDataset]:
     """What differs between epochs in some rows, also within torch's Subset and ConcatDataset."""
     if isinstance(rows, EpochDataset):
@@ -580,6 +599,24 @@ def _epoch_datasets(rows: Any) -> Iterator[EpochDataset]:
     held = [rows.dataset] if isinstance(rows, Subset) else rows.datasets if isinstance(rows, ConcatDataset) else []
     for inner in held:
         yield from _epoch_datasets(inner)
+
+
+@contextmanager
+def _telling_of_lengths() -> Iterator[None]:
+    """Inside, accelerate's refusal to share a stream's batches says what to do in words of our arguments.
+
+    It is raised in process 0 alone, for whose batches the others wait until it has ended.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "batches of different size" not in str(error):
+            raise
+        raise ValueError(
+            "train_dataset is a stream that process 0 reads for all, and its batches differ in length; set "
+            "accelerator_config={'dispatch_batches': False}, with which every process reads a stream of the same rows "
+            "and takes its part, or pad all rows to one length"
+        ) from error
 
 
 class _ObjectiveHooks(TrainerCallback):

@@ -13,7 +13,7 @@ from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassificat
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from opdf.distill import DistillationArguments, DistillationTrainer, keep_layers
-from opdf.distill.methods.adkd import AttributionDistillation, attribute, integrated_gradients
+from opdf.distill.methods.adkd import AttributionDistillation, _keys, attribute, integrated_gradients
 
 
 def bert(labels: int = 2, layers: int = 2, dtype: torch.dtype = torch.float64, seed: int = 0) -> Any:
@@ -150,16 +150,55 @@ def test_a_zero_attribution_gives_finite_gradients() -> None:
     assert all(p.grad.isfinite().all() for p in student.parameters() if p.grad is not None)
 
 
-def test_a_teacher_in_half_precision_has_the_maps_of_one_in_double() -> None:
+@pytest.mark.parametrize("sure", [8, 10])
+@pytest.mark.parametrize("labels", [2, 3])
+def test_a_teacher_in_half_precision_has_the_maps_of_one_in_double(labels: int, sure: float) -> None:
     """Where it is sure of itself, attributions are small, and their squares smaller than float16 knows."""
-    teacher = bert()
+    teacher = bert(labels)
     with torch.no_grad():
-        teacher.classifier.weight *= 8
+        teacher.classifier.weight *= sure
     data = batch()
     data["labels"] = teacher(data["input_ids"]).logits.argmax(-1)
     wanted = attribute(teacher, data, 1, create_graph=False)[1]
     found = attribute(teacher.half(), data, 1, create_graph=False)[1]
     torch.testing.assert_close(found.double(), wanted, rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("sure", [20, 40])
+def test_how_sure_a_teacher_is_changes_no_map(sure: float) -> None:
+    """Of two classes it depends on the difference of the logits alone, also where probabilities are 0 and 1."""
+    teacher, data = bert(dtype=torch.float32), batch()
+    data["labels"] = teacher(data["input_ids"]).logits.argmax(-1)
+    wanted = attribute(teacher, data, 1, create_graph=False)[1]
+    with torch.no_grad():
+        teacher.classifier.weight *= sure
+    logits, found = attribute(teacher, data, 1, create_graph=False)
+    assert (logits.softmax(-1) > 0.999999).any(-1).all()
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_teacher_without_a_doubt_tells_no_map_and_not_one_where_all_tokens_are_alike(dtype: torch.dtype) -> None:
+    student, teacher, data = bert(seed=1), bert(), batch()
+    with torch.no_grad():
+        teacher.classifier.weight *= 1000
+    data["labels"] = teacher(data["input_ids"]).logits.argmax(-1)
+    assert not attribute(teacher.to(dtype), data, 1, create_graph=False)[1].any()
+    losses = AttributionDistillation(alpha=0.0).losses(student, teacher, data, torch.tensor(3))
+    assert losses.parts["attribution"] == 0
+    losses.total.backward()
+    assert all(p.grad.isfinite().all() for p in student.parameters() if p.grad is not None)
+
+
+def test_labels_are_told_apart_where_there_are_as_many_as_tokens() -> None:
+    """Padding is left out of what an example is known by, and labels have none."""
+    data = batch(padding=2)
+    keys = []
+    for last in (1.0, 2.0):
+        data["labels"] = torch.ones(3, 7)
+        data["labels"][:, -1] = last
+        keys.append(_keys(data))
+    assert not {*keys[0]} & {*keys[1]}
 
 
 def test_training_and_exact_resume(tmp_path: Path) -> None:

@@ -12,6 +12,12 @@ from transformers import (
     BertConfig,
     BertForMultipleChoice,
     BertForSequenceClassification,
+    ConvNextConfig,
+    ConvNextForImageClassification,
+    FunnelConfig,
+    FunnelForSequenceClassification,
+    SwinConfig,
+    SwinForImageClassification,
     T5Config,
     T5ForConditionalGeneration,
     ViTConfig,
@@ -172,8 +178,38 @@ def test_bad_arguments(options: dict[str, Any], message: str) -> None:
         losses(bert(2), bert(4), **options)
 
 
+def swin(width: int) -> SwinForImageClassification:
+    config = SwinConfig(
+        image_size=16, patch_size=2, embed_dim=width, depths=[1, 1, 1], num_heads=[1, 1, 1], window_size=2
+    )
+    return SwinForImageClassification(config).eval()
+
+
+def test_stages_that_differ_in_width_are_paired_without_a_projection_or_at_the_last_ones() -> None:
+    data = {"pixel_values": torch.randn(3, 3, 16, 16), "labels": torch.tensor([0, 1, 1])}
+    _, found = losses(swin(8), swin(8), data)
+    assert found.total.isfinite()
+    objective, found = losses(swin(4), swin(8), data, pairs=[(2, 2), (3, 3)])
+    assert found.total.isfinite()
+    assert list(objective.projections) == ["2-2", "3-3"]
+    with pytest.raises(ValueError, match="the student's stages differ in width, so that its state 1 cannot be"):
+        losses(swin(4), swin(8), data)
+    with pytest.raises(ValueError, match="the teacher's stages differ in width, so that its state 0 cannot be"):
+        losses(swin(4), swin(8), data, pairs=[(3, 0)])
+
+
+def test_states_of_pooled_tokens_are_refused_with_a_mask_of_all() -> None:
+    config = FunnelConfig(vocab_size=30, block_sizes=[1, 1], d_model=8, n_head=2, d_head=4, d_inner=8)
+    model = FunnelForSequenceClassification(config).eval()
+    with pytest.raises(ValueError, match=r"of 3 tokens, and attention_mask of shape \(3, 6\) does not tell which"):
+        losses(model, model, pairs="last")
+
+
 def test_models_without_one_list_of_hidden_states_are_refused() -> None:
     config = T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=2, num_heads=2, decoder_start_token_id=0)
     model = T5ForConditionalGeneration(config)
     with pytest.raises(ValueError, match="the student does not have one list of hidden states"):
         HiddenDistillation().prepare(keep_layers(model, 1), model)
+    stages = ConvNextForImageClassification(ConvNextConfig(hidden_sizes=[4, 8], depths=[1, 1], num_stages=2))
+    with pytest.raises(ValueError, match=r"the student does not have one list .* or no width\); use LogitsDist"):
+        HiddenDistillation().prepare(stages, stages)

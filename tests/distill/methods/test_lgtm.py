@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.func import functional_call
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, ResNetConfig, ResNetForImageClassification
 
 from opdf.distill import LGTM, Constraint, DistillationArguments, DistillationTrainer
 from opdf.distill.losses import distillation_loss, task_loss
@@ -153,6 +153,30 @@ def test_a_trial_step_leaves_no_trace(over: bool) -> None:
     torch.testing.assert_close(after, before_, rtol=0, atol=0)
     step()  # the real step goes where the trial went: moments, decay and all
     assert all(torch.equal(p, tried[n]) for n, p in model.named_parameters())
+
+
+def test_running_statistics_of_the_student_are_of_its_own_steps(tmp_path: Path) -> None:
+    """The teacher's step, with its trial on held-out examples, runs the student too."""
+    counts = []
+    for scale in (0.0, 0.1):
+        student, teacher = (
+            ResNetForImageClassification(
+                ResNetConfig(embedding_size=4, hidden_sizes=[4], depths=[1], layer_type="basic", num_labels=2)
+            )
+            for _ in range(2)
+        )
+        data = {"pixel_values": torch.randn(24, 3, 8, 8).tolist(), "labels": [0, 1] * 12}
+        arguments = DistillationArguments(
+            str(tmp_path), max_steps=2, per_device_train_batch_size=4, save_strategy="no", disable_tqdm=True,
+            use_cpu=True,
+        )  # fmt: skip
+        DistillationTrainer(
+            student, arguments, teacher=teacher, objective=LGTM(influence_scale=scale),
+            train_dataset=Dataset.from_dict(data).with_format("torch"),
+        ).train()  # fmt: skip
+        counts += [m.num_batches_tracked for one in (student, teacher) for m in one.modules()
+                   if isinstance(m, nn.BatchNorm2d)]  # fmt: skip
+    assert set(map(int, counts)) == {2}
 
 
 @pytest.mark.parametrize("over", [False, True])

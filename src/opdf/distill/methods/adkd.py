@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -32,7 +33,7 @@ TWICE = ("sdpa", "eager")
 """Ways to compute attention that can be differentiated twice."""
 
 EPSILON = 1e-12
-"""Smallest norm to divide by, because a saturated example has no attribution at all."""
+"""Smallest norm to divide by, because a token may have no attribution at all, and a saturated example has none."""
 
 
 class AttributionDistillation(TaskAndLogits):
@@ -184,8 +185,8 @@ def attribute(
     """
     gradients, embedding, logits = integrated_gradients(model, batch, steps, create_graph=create_graph)
     mask = batch.get("attention_mask", torch.ones(embedding.shape[:2], device=embedding.device)).bool()
-    embedding = precise(embedding)  # in half precision, squares of small numbers are 0
-    maps = torch.stack([_normalised(precise(gradient) * embedding, mask, top_k) for gradient in gradients])
+    embedding = precise(embedding)
+    maps = torch.stack([_normalised(gradient * embedding, mask, top_k) for gradient in gradients])
     return logits, maps
 
 
@@ -200,37 +201,63 @@ def integrated_gradients(
             logits = precise(model(**model_inputs(model, batch)).logits)
             embedding, point = seen
             views = _views(model, logits, batch["labels"])
-            found = [
-                torch.autograd.grad(view, point, create_graph=create_graph, retain_graph=True)[0] for view in views
-            ]
+            found = [_gradients(view, logits, point, create_graph=create_graph) for view in views]
         sums = [a + b for a, b in zip(sums, found, strict=True)] if sums else found
     return [total / steps for total in sums], embedding, logits
 
 
+def _gradients(view: Tensor, logits: Tensor, point: Tensor, *, create_graph: bool) -> Tensor:
+    """`[batch, tokens, width]`, of each example's view `[batch]`, in float32 at least.
+
+    They go through the model at size 1, because a sure model's are as small as its doubt: half precision loses those.
+    """
+    (slopes,) = torch.autograd.grad(view.sum(), logits, retain_graph=True)
+    sizes = _power_of_two(slopes.abs().amax(-1))
+    (found,) = torch.autograd.grad(view, point, 1 / sizes, create_graph=create_graph, retain_graph=True)
+    return precise(found) * sizes[:, None, None]
+
+
+def _power_of_two(sizes: Tensor) -> Tensor:
+    """A power of two near each size, by which to divide without rounding; 1 for 0."""
+    return torch.ldexp(torch.ones_like(sizes), torch.frexp(sizes).exponent.clamp(min=-125))
+
+
 def map_distance(ours: Tensor, theirs: Tensor) -> Tensor:
-    """`[batch]`: squared difference of maps `[views, batch, tokens]` per entry of the teacher's, views summed."""
-    counts = theirs.ne(0).sum(-1).clamp(min=1)
-    return ((theirs - ours).square().sum(-1) / counts).sum(0)
+    """`[batch]`: squared difference of maps `[views, batch, tokens]` per entry of the teacher's, views summed.
+
+    A map of zeros, where the teacher is too sure to have an attribution, tells nothing: its distance is 0.
+    """
+    counts = theirs.ne(0).sum(-1)
+    return ((theirs - ours).square().sum(-1) / counts.clamp(min=1) * counts.ne(0)).sum(0)
 
 
 def _views(model: nn.Module, logits: Tensor, labels: Tensor) -> list[Tensor]:
-    """A scalar for each view: a sum over examples, so that one gradient holds those of all examples."""
+    """`[batch]` for each view."""
     kind = kind_of(model, logits, labels)
     if kind not in ("classes", "regression"):
         raise ValueError(f"AD-KD is for one class or value an example, and the model's outputs are {kind}")
     if kind == "regression":
-        return [(logits - labels.reshape(logits.shape)).square().sum()]
-    scores = logits.log_softmax(-1)
+        return [(logits - labels.reshape(logits.shape)).square().sum(-1)]
+    scores = _log_probabilities(logits)
     if logits.shape[-1] == 2:
-        return [scores.gather(-1, labels.clamp(min=0)[:, None]).sum()]  # both classes have the same map
-    return [scores[:, c].sum() for c in range(logits.shape[-1])]
+        return [scores.gather(-1, labels.clamp(min=0)[:, None])[:, 0]]  # both classes have the same map
+    return list(scores.unbind(-1))
+
+
+def _log_probabilities(logits: Tensor) -> Tensor:
+    """`[batch, classes]`, by each class's odds: slopes of `log_softmax` lose their digits where a probability is 1."""
+    own = torch.eye(logits.shape[-1], dtype=torch.bool, device=logits.device)
+    others = logits[:, None].masked_fill(own, -torch.inf).logsumexp(-1)
+    return F.logsigmoid(logits - others)
 
 
 def _normalised(attribution: Tensor, mask: Tensor, top_k: int | None) -> Tensor:
-    """`[batch, tokens, width]` -> `[batch, tokens]`."""
+    """`[batch, tokens, width]` -> `[batch, tokens]`; zeros of an example without any attribution."""
     if top_k is not None and top_k < attribution.shape[-1]:
         attribution = attribution.abs().topk(top_k, dim=-1).values
-    squares = attribution.square().sum(-1)
+    largest = attribution.detach().abs().amax((1, 2))
+    mask = mask & largest.ne(0)[:, None]
+    squares = (attribution / _power_of_two(largest)[:, None, None]).square().sum(-1)  # of small numbers they would be 0
     # Norms of exactly zero (padding) have no derivative: they are replaced before the root and masked after it.
     norms = torch.where(mask, squares, 1.0).clamp(min=EPSILON**2).sqrt() * mask
     return norms / norms.square().sum(-1, keepdim=True).clamp(min=EPSILON**2).sqrt()
@@ -269,7 +296,7 @@ def _keys(batch: Batch) -> list[bytes]:
         digest = hashlib.sha256()
         for name, values in here.items():
             value = values[row]
-            if mask is not None and value.shape[:1] == mask.shape[1:]:
+            if mask is not None and name != "labels" and value.shape[:1] == mask.shape[1:]:
                 value = value[mask[row].bool()]
             digest.update(name.encode() + value.contiguous().numpy().tobytes())
         keys.append(digest.digest())

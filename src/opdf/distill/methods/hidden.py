@@ -59,15 +59,18 @@ class HiddenDistillation(TaskAndLogits):
         super().prepare(student, teacher)
         ours, theirs = config_of(student), config_of(teacher)
         for who, config in (("student", ours), ("teacher", theirs)):
-            if getattr(config, "is_encoder_decoder", False) or not hasattr(config, "num_hidden_layers"):
+            known = hasattr(config, "num_hidden_layers") and hasattr(config, "hidden_size")
+            if getattr(config, "is_encoder_decoder", False) or not known:
                 raise ValueError(
-                    f"the {who} does not have one list of hidden states (it is an encoder-decoder, or has no depth); "
-                    "use LogitsDistillation"
+                    f"the {who} does not have one list of hidden states (it is an encoder-decoder, or has no depth or "
+                    "no width); use LogitsDistillation"
                 )
         self.projections = nn.ModuleDict()
         self._states = _resolve(self.pairs, ours.num_hidden_layers, theirs.num_hidden_layers)
         if ours.hidden_size != theirs.hidden_size:
             for s, t in self._states:
+                for who, config, state in (("student", ours, s), ("teacher", theirs, t)):
+                    _check_width(who, config, state)
                 self.projections[f"{s}-{t}"] = nn.Linear(ours.hidden_size, theirs.hidden_size, bias=False)
 
     def modules(self) -> dict[str, nn.Module]:
@@ -98,6 +101,12 @@ class HiddenDistillation(TaskAndLogits):
                     f"hidden state {s} of the student has shape {tuple(mine.shape)} and {t} of the teacher "
                     f"{tuple(target.shape)}; both must see the same tokens or patches"
                 )
+            if mask is not None and mask.shape != target.shape[:2]:
+                raise ValueError(
+                    f"hidden states {s} and {t} are of {target.shape[1]} tokens, and attention_mask of shape "
+                    f"{tuple(mask.shape)} does not tell which are real (a Funnel's are pools of tokens); use "
+                    "LogitsDistillation"
+                )
             errors.append(self._pair_error(mine.float(), target.float(), mask))
         return torch.stack(errors).mean(0)
 
@@ -106,6 +115,15 @@ class HiddenDistillation(TaskAndLogits):
             mine, target = (nn.functional.normalize(_first(h, mask), dim=-1) for h in (mine, target))
             return (mine - target).square().mean(-1)
         return _masked_mean((mine - target).square().mean(-1), mask)
+
+
+def _check_width(who: str, config: Any, state: int) -> None:
+    """Refuse to project a state that is not `hidden_size` wide: a Swin's grow to that, the last two have it."""
+    if hasattr(config, "depths") and state < config.num_hidden_layers - 1:
+        raise ValueError(
+            f"the {who}'s stages differ in width, so that its state {state} cannot be projected to another width; set "
+            "pairs to 'last', give a student of the teacher's width, or use LogitsDistillation"
+        )
 
 
 def _masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:

@@ -14,11 +14,13 @@ A teacher that follows -h lowers the held-out loss of the student that follows t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import broadcast
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -159,11 +161,12 @@ class LGTM(TaskAndLogits):
         student, params = trainer.accelerator.unwrap_model(trainer.model), list(self._teacher.parameters())
         rate = self.teacher_learning_rate * _schedule(trainer)
         scale = rate if self.influence_scale is None else self.influence_scale
-        ours = self._own_gradients(trainer, student, batches, num_items, with_student=scale != 0)
-        if scale:
-            direction = self._direction(trainer, student)
-            influence = self._influence(trainer, student, direction, batches, num_items)
-            ours = [g - scale * h for g, h in zip(ours, influence, strict=True)]
+        with _same_buffers(student):
+            ours = self._own_gradients(trainer, student, batches, num_items, with_student=scale != 0)
+            if scale:
+                direction = self._direction(trainer, student)
+                influence = self._influence(trainer, student, direction, batches, num_items)
+                ours = [g - scale * h for g, h in zip(ours, influence, strict=True)]
         student.zero_grad()
         for p, g in zip(params, ours, strict=True):
             p.grad = trainer.accelerator.reduce(g, "sum")
@@ -171,6 +174,8 @@ class LGTM(TaskAndLogits):
         self._optimizer.step()
         self._optimizer.zero_grad()
         self._teacher.eval()
+        if trainer.accelerator.num_processes > 1:
+            _share_statistics(self._teacher)
 
     def _own_gradients(
         self, trainer: Any, student: Any, batches: Sequence[Batch], num_items: Tensor, with_student: bool
@@ -302,6 +307,24 @@ class LGTM(TaskAndLogits):
                 _, index, key = name.split(".")
                 state.setdefault(int(index), {})[key] = value
         self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": state})
+
+
+@contextmanager
+def _same_buffers(model: nn.Module) -> Iterator[None]:
+    """Afterwards a model's buffers are as before: its running statistics are of its own steps, not of the teacher's."""
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, values in before:
+            buffer.copy_(values)
+
+
+def _share_statistics(model: nn.Module) -> None:
+    """Give all processes the first one's running statistics, as DDP does for the student: each saw its own rows."""
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            buffer.copy_(broadcast(buffer))
 
 
 def central_difference(

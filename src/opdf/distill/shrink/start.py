@@ -125,7 +125,8 @@ def _started(
         recorder = Recorder(teacher, family, towers, heads, _narrower(teacher, student, family, towers))
         for number, batch in enumerate(inputs):
             recorder.run(batch)
-            if not recorder.result.states.means()[0].isfinite().all():
+            states = recorder.result.states
+            if states.count and not states.means()[0].isfinite().all():  # none yet if all of it is padding
                 raise ValueError(f"the teacher makes NaN or infinite states of batch {number}; look at its inputs")
         bar.update()
         norm = teacher.base_model.get_submodule(towers[-1].final or towers[-1].entry)

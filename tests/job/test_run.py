@@ -15,6 +15,7 @@ import yaml
 from safetensors.torch import load_file
 from sklearn.metrics import log_loss
 from sklearn.utils.class_weight import compute_class_weight
+from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import AutoModel, AutoModelForImageClassification, AutoModelForSequenceClassification, BertModel
 
 from jobs import DIGITS, TEXTS, VIT, bert, digits, texts
@@ -98,6 +99,20 @@ def test_a_saved_student_has_the_scores_of_its_run(done: tuple[Path, dict[str, A
     assert evaluate(folder) == found
     # An untrained ViT's features tell digits apart far better than chance; its own head does not yet.
     assert 0.2 < probe["top1"] < probe["top5"] <= 1
+
+
+def test_no_model_gets_more_rows_at_a_time_than_training_says(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def look(module: torch.nn.Module, given: Any) -> None:
+        if isinstance(module, torch.nn.Conv2d):  # of the patches
+            seen.append(len(given[0]))
+
+    training = {"max_steps": 20, "per_device_eval_batch_size": 40}
+    changes = {"constraint": None, "overparam": None, "training": training}
+    with register_module_forward_pre_hook(look):
+        run(digits(tmp_path / "out", **changes))
+    assert max(seen) == 40  # of scoring, and of asking the teacher ahead: 64 rows
 
 
 def test_dictionaries_and_numbers_in_text_are_taken_as_in_yaml(tmp_path: Path) -> None:

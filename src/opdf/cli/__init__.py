@@ -44,8 +44,8 @@ USAGE = "usage: opdf [--version] COMMAND ...\n\nOver-parameterized knowledge dis
 
 NEEDS_LESS_MEMORY = (
     "out of memory; these need less: a smaller training.per_device_train_batch_size with more "
-    "training.gradient_accumulation_steps, a smaller data.max_length, fewer overparam.ones, "
-    "overparam.keep_products false, overparam.placement owner on several processes"
+    "training.gradient_accumulation_steps, a smaller training.per_device_eval_batch_size, a smaller data.max_length, "
+    "fewer overparam.ones, overparam.keep_products false, overparam.placement owner on several processes"
 )
 
 

@@ -112,13 +112,14 @@ def with_answers(run: BeforeTraining, name: str, answer: Callable[[list[dict[str
         answer: of the teacher to some rows, `[rows, outputs]` on the CPU.
     """
     rows = run.data.training_rows()
+    size = BATCH if run.arguments is None or run.shared else run.arguments.per_device_eval_batch_size
 
     def ask() -> np.ndarray:
         order, found = _longest_first(rows), []
-        for start in range(0, len(rows), BATCH):
+        for start in range(0, len(rows), size):
             if run.progress is not None:
                 run.progress(start, len(rows))
-            found.append(answer([rows[int(k)] for k in order[start : start + BATCH]]))
+            found.append(answer([rows[int(k)] for k in order[start : start + size]]))
         answers = torch.cat(found).numpy()
         return answers[np.argsort(order)]
 

@@ -149,7 +149,7 @@ def _run(job: Job, prepared: Prepared, teacher: Any, command: str | None) -> dic
         begun = begun.with_teacher(job)
         begun.write(job.folder)
     prepared = judged(prepared, teacher)
-    teacher_scores = scores(evaluator(teacher, prepared), prepared)
+    teacher_scores = scores(evaluator(teacher, prepared, job.training.per_device_eval_batch_size), prepared)
 
     def say(text: str) -> None:
         if is_main():
@@ -196,7 +196,7 @@ def train_student(
     if (report := find_report(student)) is not None:
         say(f"the student starts with these shares of the variance of its teacher's states:\n{report}")
     with torch.random.fork_rng():
-        untrained = scores(evaluator(student, prepared), prepared)
+        untrained = scores(evaluator(student, prepared, job.training.per_device_eval_batch_size), prepared)
     trainer = trainer_of(student, job, prepared, teacher, title)
     if last and trainer.teacher is None:
         teacher.to("meta")

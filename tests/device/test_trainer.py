@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from opdf.distill import (
 )
 from opdf.job import DistillConfig, cache_teacher, evaluate, run
 from opdf.job.options import fill
+from opdf.job.training import train
 
 pytestmark = pytest.mark.device
 
@@ -225,8 +227,15 @@ class Waits(TrainerCallback):
 @pytest.mark.parametrize("name", ["logits", "sparse-logits"])
 @pytest.mark.parametrize("kind", ["any", "single_only"])
 def test_a_run(
-    tmp_path: Path, device: torch.device, train_on: Choose, name: str, kind: str, request: pytest.FixtureRequest
-) -> None:
+    tmp_path: Path, device: torch.device, train_on: Choose, name: str, kind: str, request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def kept_off(trainer: DistillationTrainer, *args: Any, **options: Any) -> float:
+        assert trainer.teacher is not None
+        assert trainer.teacher.device == CPU  # it has been asked ahead
+        return train(trainer, *args, **options)
+
+    monkeypatch.setattr(sys.modules[run.__module__], "train", kept_off)
     train_on(device)
     if kind == "single_only":
         request.getfixturevalue(kind)

@@ -190,7 +190,8 @@ def train_student(
         job, prepared, teacher: of the run.
         title: stands before the bar.
         say: told how the student starts.
-        last: whether no other student follows; the teacher's weights are let go then if training does not read them.
+        last: whether no other student follows; the teacher's weights are let go then, or leave the device, if no step
+            reads them.
     """
     student = new_student(job, prepared, teacher)
     if (report := find_report(student)) is not None:
@@ -198,8 +199,8 @@ def train_student(
     with torch.random.fork_rng():
         untrained = scores(evaluator(student, prepared, job.training.per_device_eval_batch_size), prepared)
     trainer = trainer_of(student, job, prepared, teacher, title)
-    if last and trainer.teacher is None:
-        teacher.to("meta")
+    if last and job.objective.asks_ahead(job.before_training(prepared, teacher)):
+        teacher.to("meta" if trainer.teacher is None else "cpu")  # a checkpoint records a digest of its weights
     architecture = type(trainer.model).__name__  # which FSDP2 changes
     seconds = train(trainer, "the student", resume=job.config.resume)
     weights = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None  # by all together

@@ -181,10 +181,15 @@ def test_several_processes_equal_one(together: Any, tmp_path: Path, wrapper: str
     assert held == (sorted([*shapes, *[0] * (world - 2)]) if placement == "owner" else [sum(shapes)] * world)
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("savers", [pytest.param(2, marks=pytest.mark.slow), 1])
 @pytest.mark.parametrize("wrapper", ["ddp", "fsdp2"])
-def test_a_checkpoint_does_not_depend_on_the_number_of_processes(together: Any, tmp_path: Path, wrapper: str) -> None:
-    together(work, 2, "ddp", "owner", tmp_path, "save")
+def test_a_checkpoint_does_not_depend_on_the_number_of_processes(
+    together: Any, tmp_path: Path, wrapper: str, savers: int
+) -> None:
+    if savers == 1:
+        work(0, 1, "none", "replicate", tmp_path, "save")
+    else:
+        together(work, savers, "ddp", "owner", tmp_path, "save")
     check(together(work, 3, wrapper, "owner", tmp_path, "resume"))
     weights, _ = train("none", "replicate", 0, 1, saved=str(tmp_path / "saved.pt"))
     expected, _ = train("none", "replicate", 0, 1)

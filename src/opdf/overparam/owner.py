@@ -235,6 +235,9 @@ class OwnerOptimizer(OverParameterizedOptimizer):
             self._publish(turn)
             for p in restored:
                 self._writes.forget(p)  # as in one process
+            for stack in turn.values():
+                for p in stack.weights:
+                    self._seen.pop(p, None)  # its owner compares it in the next step, for which all have to gather it
 
     def _forget_others(self) -> None:
         owners = self.owners

@@ -221,9 +221,8 @@ class LogitsDistillation(TaskAndLogits):
 
     def asks_ahead(self, run: BeforeTraining) -> bool:
         task = run.data.task
-        if not self.alpha or task.kind in ("token-classification", "causal-lm"):
-            return False  # logits of all tokens are too many to keep
-        return worth_asking_ahead(run, task.num_labels)
+        by_token = task.kind in ("token-classification", "causal-lm")  # whose logits are too many to keep
+        return bool(self.alpha) and not by_token and worth_asking_ahead(run, task.num_labels)
 
     def prepare_data(self, run: BeforeTraining) -> Any:
         """The training rows, with a column "teacher_logits" if the teacher answers ahead."""

@@ -213,6 +213,11 @@ def plan_shape(rows: int, cols: int, *, ones: int | None = None, scale: float | 
     if ones is not None and scale is not None:
         raise ValueError(f"ones={ones} and scale={scale} were both given; give one of them")
     if scale is not None:
+        number = isinstance(scale, int | float) and not isinstance(scale, bool)
+        if not (number and math.isfinite(scale) and scale >= 1):
+            raise ValueError(
+                f"scale is {scale!r}; it must be a finite number of at least 1 (2.0 doubles the parameters)"
+            )
         return _plan_by_scale(rows, cols, scale)
     ones = DEFAULT_ONES if ones is None else ones
     if isinstance(ones, bool) or not isinstance(ones, int):
@@ -251,8 +256,6 @@ def _pairs(size: int) -> list[Pair]:
 
 @lru_cache(maxsize=1024)
 def _plan_by_scale(rows: int, cols: int, scale: float) -> MPOShape:
-    if not (isinstance(scale, int | float) and math.isfinite(scale) and scale >= 1):
-        raise ValueError(f"scale is {scale!r}; it must be a finite number of at least 1 (2.0 doubles the parameters)")
     target, default = scale * rows * cols, _default_outer(rows, cols)
 
     def distance(candidate: tuple[Pair, Pair, int]) -> tuple[float, bool, int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from opdf.overparam.shapes import Factors, MPOShape, check, explicit, plan_shape
@@ -62,14 +62,18 @@ class OverParamConfig:
         _one_of("placement", self.placement, PLACEMENTS)
         if isinstance(self.targets, str):
             _one_of("targets", self.targets, PRESETS, hint="or a list of name patterns")
-        if isinstance(self.exclude, str):
-            raise TypeError(f"exclude is the string {self.exclude!r}; give a list of name patterns")
+        else:
+            _names("targets", self.targets)
+        object.__setattr__(self, "exclude", _names("exclude", self.exclude))
+        if not isinstance(self.keep_products, bool | None):
+            raise TypeError(f"keep_products is {self.keep_products!r}; give True, False or None")
         if self.shapes is not None and not isinstance(self.shapes, Mapping):
             raise TypeError(f"shapes is {self.shapes!r}; give {{pattern: (row_factors, col_factors)}}")
-        object.__setattr__(self, "exclude", tuple(self.exclude))
         check(self.ones, self.scale)
-        for pattern, factors in (self.shapes or {}).items():
-            if isinstance(factors, str) or len(factors) != 2:
+        shapes = self.shapes or {}
+        _names("shapes", shapes)
+        for pattern, factors in shapes.items():
+            if not (_is_list(factors) and len(factors) == 2 and all(map(_is_list, factors))):
                 raise ValueError(f"shapes[{pattern!r}] is {factors!r}; give (row_factors, col_factors)")
             explicit(factors)
 
@@ -115,6 +119,21 @@ class Constraint:
                 f"layer_map is {self.layer_map!r}; expected 'last', 'first' or a mapping, of block numbers to block "
                 "numbers or of names to names"
             )
+
+
+def _names(field: str, patterns: object) -> tuple[str, ...]:
+    """Name patterns, which are in a list, or are the keys of a mapping."""
+    if isinstance(patterns, str) or not isinstance(patterns, Iterable):
+        raise TypeError(f"{field} is {patterns!r}; give a list of name patterns")
+    found = tuple(patterns)
+    for pattern in found:
+        if not isinstance(pattern, str):
+            raise TypeError(f"{field} holds {pattern!r}; give name patterns as strings")
+    return found
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
 
 
 def _is_map(value: object) -> bool:

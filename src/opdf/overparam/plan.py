@@ -69,6 +69,8 @@ class OverParameterization:
         """
         if self._optimizer is not None:
             raise RuntimeError("align() was called after optimizer(); call it before")
+        if not isinstance(teacher, nn.Module):
+            raise TypeError(f"teacher is {teacher!r}; give a torch.nn.Module")
         constraint = Constraint() if constraint is None else constraint
         if not isinstance(constraint, Constraint):
             raise TypeError(f"constraint is {constraint!r}; give Constraint(weight=..., layer_map=..., ...)")
@@ -217,6 +219,8 @@ def overparameterize(model: nn.Module, config: OverParamConfig | None = None) ->
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; give a torch.nn.Module")
     config = OverParamConfig() if config is None else config
+    if not isinstance(config, OverParamConfig):
+        raise TypeError(f"config is {config!r}; give OverParamConfig(ones=..., targets=..., ...)")
     found = find_matrices(model, config.targets, config.exclude)
     for pattern in config.shapes or {}:
         if not any(matches(matrix, pattern) for matrix in found):

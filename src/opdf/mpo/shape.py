@@ -33,7 +33,7 @@ class MPOShape:
 
     Raises:
         TypeError: a factor or bond dimension is not an integer.
-        ValueError: a factor is below 1, the lists differ in length, or a bond dimension cannot be reached.
+        ValueError: a factor is below 1, the lists are empty or differ in length, or a bond dimension cannot be reached.
     """
 
     row_factors: tuple[int, ...]
@@ -208,6 +208,11 @@ def plan_shape(rows: int, cols: int, *, ones: int | None = None, scale: float | 
     With neither, `ones=3`.
 
         plan_shape(3072, 768, ones=3)  # T(64,1,1,1,48 / 32,1,1,1,24)
+
+    Raises:
+        TypeError: a size or `ones` is no integer.
+        ValueError: a size is below 1, `ones` is not from 0 to 100, `scale` is no finite number of at least 1, or both
+            are given.
     """
     rows, cols = _int_tuple("rows, cols", (rows, cols))
     if ones is not None and scale is not None:

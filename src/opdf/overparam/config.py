@@ -29,13 +29,14 @@ class OverParamConfig:
         shapes: explicit factors by name pattern, `{pattern: (row_factors, col_factors)}`; other matrices follow
             `ones` or `scale`. Rows are output features.
         targets: "blocks" takes the attention and feed-forward matrices of transformer blocks; "all-linear" every
-            Linear and Conv1D that is not tied; or name patterns. A pattern is a module's full name with shell
-            wildcards, or the end of it after a dot: "query", "*.layer.0.*", "conv1".
+            Linear, Conv1D and attention input projection that is not tied; or name patterns. A pattern is a module's
+            full name with shell wildcards, or the end of it after a dot: "query", "*.layer.0.*", "conv1".
         exclude: name patterns to leave out.
         lr_scaling: "match-dense" scales the cores' learning rate so that a step moves every matrix about as far as the
             same optimizer would move it densely; "none" uses the group's rate on the cores, as the paper does.
-        keep_products: keep the products of a step's contraction for the next step's gradient. That saves a fifth to a
-            quarter of the matrix products and takes about the cores' size in memory. None keeps them on CPUs only.
+        keep_products: keep the products of a step's contraction for the next step's gradient. That saves a seventh of
+            the matrix products at L = 1 and a fifth at L = 3, and takes about the cores' size in memory. None keeps
+            them on CPUs only.
         precision: of the products between cores: "float32"; "tf32", on GPUs that have it; or "bf16". Each product is
             rounded, in tf32 to 2^-11 and in bf16 to 2^-9 of the weight. Cores, moments and weights stay in float32.
             Float64 weights are not affected.

@@ -64,7 +64,7 @@ class OverParameterization:
 
         Raises:
             ValueError: matrices cannot be paired.
-            TypeError: `constraint` is no `Constraint`.
+            TypeError: `teacher` is no module, one of its matrices is quantized, or `constraint` is no `Constraint`.
             RuntimeError: the optimizer exists already.
         """
         if self._optimizer is not None:
@@ -213,8 +213,9 @@ def overparameterize(model: nn.Module, config: OverParamConfig | None = None) ->
         config: default `OverParamConfig()`.
 
     Raises:
-        ValueError: the configuration matches nothing, or explicit factors do not multiply up to a matrix's size.
-        TypeError: a weight is quantized or not floating-point.
+        ValueError: the configuration matches nothing, explicit factors do not multiply up to a matrix's size, or a
+            weight is empty or holds NaN or infinity.
+        TypeError: a weight is quantized or not floating-point, `model` is no module, or `config` no `OverParamConfig`.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; give a torch.nn.Module")

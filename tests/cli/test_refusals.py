@@ -505,6 +505,7 @@ COMMANDS = [
     ),
     ("plan {world}/techer", "{world}/techer does not exist; did you mean {world}/teacher?"),
     ("distill {here}/config.yaml --seed x", "error: --seed is 'x'; expected an integer"),
+    ('distill {here}/config.yaml --overparam {"ones":1,"ones":3}', "error: key 'ones' is given twice, as 1 and as 3"),
     ("distill {here}/config.yaml --overparam.ones x", "error: --overparam.ones is 'x'; expected an integer or null"),
     ("distill {here}/config.yaml --data.lable x", "error: --data has no option 'lable'; did you mean 'label'?"),
     (

@@ -85,7 +85,7 @@ def load_processor(teacher: TeacherConfig, task: Task) -> Any:
 
 
 def load_tokenizer(model: str, **options: Any) -> Any:
-    with loading(model) as folder:
+    with loading(model, tokenizer=True) as folder:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # transformers makes up one where there is none
         raise UserError(f"{model} has no tokenizer; save the model's beside it")

@@ -177,7 +177,7 @@ def test_memory_is_that_of_cores_and_moments(device: torch.device, monkeypatch: 
     shares = {row["products in"]: row["(opdf - plain) / cores and moments"] for row in rows}
     assert shares.keys() == {"float32", "tf32", "bf16"}
     assert max(shares.values()) <= gpu.MEMORY_TARGET, shares
-    if device.type == "standin":  # the numbers of docs/performance.md
+    if device.type == "standin":
         assert {name: round(share, 2) for name, share in shares.items()} == {
             "float32": 1.05,
             "tf32": 1.05,

@@ -33,7 +33,7 @@ def test_is_frozen() -> None:
         ({"lr_scaling": "auto"}, ValueError, "lr_scaling is 'auto'"),
         ({"precision": "fp8"}, ValueError, "precision is 'fp8'; expected one of 'float32', 'tf32', 'bf16'"),
         ({"targets": "linear"}, ValueError, "targets is 'linear'.*list of name patterns"),
-        ({"exclude": "head"}, TypeError, "exclude is the string 'head'"),
+        ({"exclude": "head"}, TypeError, "exclude is 'head'; give a list"),
         ({"ones": 1, "scale": 2.0}, ValueError, "give one of them"),
         ({"ones": -1}, ValueError, "ones is -1"),
         ({"ones": 1.5}, TypeError, "ones is 1.5"),

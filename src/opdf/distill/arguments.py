@@ -25,6 +25,10 @@ class DistillationArguments(TrainingArguments):
 
     Weight decay (0 by default) acts on the cores of over-parameterized matrices, gradient clipping on dense gradients.
     A loss that is not finite ends the run (`TrainingDiverged`) instead of being left out of the log.
+
+    Raises:
+        TypeError: a number is something else.
+        ValueError: a number is out of range, a name is unknown, or options do not go together.
     """
 
     logging_nan_inf_filter: bool = field(

@@ -35,7 +35,7 @@ class Ensemble(nn.Module):
         temperature: at which distributions are averaged, float32, where nothing else is said.
 
     Raises:
-        ValueError: there are no models, or the number of weights is another.
+        ValueError: there are no models, the number of weights is another, or a weight is not above 0.
     """
 
     weights: Tensor

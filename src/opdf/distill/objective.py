@@ -112,7 +112,10 @@ class Objective:
         return not self.needs_teacher
 
     def prepare_data(self, run: BeforeTraining) -> Any:
-        """The rows to train on: the encoded training split, with the outputs of the teacher that the method needs."""
+        """The rows to train on: the encoded training split, with the outputs of the teacher that the method needs.
+
+        A run of `opdf distill` calls it. A trainer in Python takes the rows that it is given.
+        """
         return run.data.training_rows()
 
     @property

@@ -57,6 +57,9 @@ class StoreInfo:
         teacher: whatever names the teacher.
         seed: of the noise.
         tokens: of all examples, if outputs are of tokens; 0 if they are of examples.
+
+    Raises:
+        ValueError: a number is below 1, or `top_k` not from 0 to the number of classes.
     """
 
     rows: int
@@ -117,7 +120,12 @@ class LogitsStore:
 
     @classmethod
     def create(cls, folder: str | Path, info: StoreInfo) -> LogitsStore:
-        """A new store, or one of the same kind to go on with."""
+        """A new store, or one of the same kind to go on with.
+
+        Raises:
+            FileExistsError: the folder holds something else.
+            ValueError: it holds the outputs of something else; the message names what differs.
+        """
         folder = Path(folder)
         if not (folder / "meta.json").is_file():
             folder.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,8 @@ def shape_of(cores: Sequence[Tensor]) -> MPOShape:
     """The shape that a list of cores has.
 
     Raises:
-        ValueError: the list is empty, a core has fewer than four dimensions, or neighbours do not fit.
+        ValueError: the list is empty, a core has fewer than four dimensions, neighbours do not fit, or a bond is larger
+            than the factors on one of its sides.
     """
     if not cores:
         raise ValueError("cores is empty; give at least one tensor [..., d_left, i, j, d_right]")
@@ -46,6 +47,9 @@ def contract(cores: Sequence[Tensor]) -> Tensor:
 
     Returns:
         The matrix `[..., rows, cols]`, contiguous, of the cores' dtype.
+
+    Raises:
+        ValueError: as `shape_of`.
     """
     return contract_segments(cores, shape_of(cores))[0]
 
@@ -70,7 +74,7 @@ def pullback(cores: Sequence[Tensor], grad: Tensor, segments: Segments | None = 
         One tensor per core, of the core's shape.
 
     Raises:
-        ValueError: `grad` does not have the shape of the matrix.
+        ValueError: as `shape_of`, or `grad` does not have the shape of the matrix.
     """
     shape = shape_of(cores)
     lead = cores[0].shape[:-4]

@@ -60,22 +60,27 @@ def decompose(matrix: Tensor, shape: MPOShape) -> list[Tensor]:
         shape: factors and bond dimensions.
 
     Returns:
-        One contiguous tensor per site, `[..., d_{k-1}, i_k, j_k, d_k]`, in the symmetric gauge: both cores at a bond
-        carry the square roots of its singular values. In a direction of singular value 0 one of the two cores is zero
-        and the other is not, so that the direction can still be trained.
+        One contiguous tensor per site, `[..., d_{k-1}, i_k, j_k, d_k]`, float64 for float64 and float32 for all others.
+        They are in the symmetric gauge: both cores at a bond carry the square roots of its singular values. In a
+        direction of singular value 0 one of the two cores is zero and the other is not, so that the direction can still
+        be trained.
 
         The same matrix gives the same cores on every run, alone or in a batch, on any number of threads. Signs are
         fixed: the largest entry of every left singular vector is positive.
 
     Raises:
         TypeError: `matrix` is not a floating-point tensor.
-        ValueError: its size is not the shape's, or it holds NaN or infinity.
+        ValueError: its size is not the shape's, it holds NaN or infinity, or nothing (an empty batch, the meta device).
     """
     return decompose_with_errors(matrix, shape).cores
 
 
 def decompose_with_errors(matrix: Tensor, shape: MPOShape) -> Decomposition:
-    """`decompose` that also reports the truncation error per bond and its bound (S.5)."""
+    """`decompose` that also reports the truncation error per bond and its bound (S.5).
+
+    Raises:
+        TypeError, ValueError: as `decompose`.
+    """
     _check(matrix, shape)
     lead = matrix.shape[:-2]
     if not lead:
@@ -105,7 +110,8 @@ def decompose_many(
         progress: called with the number of matrices done and of all, at the start and whenever one is done.
 
     Raises:
-        TypeError, ValueError: as for `decompose`, before anything is computed; or the lists differ in length.
+        TypeError, ValueError: as `decompose`, before anything is computed; or the lists differ in length, or a matrix
+            has more than two dimensions.
     """
     if len(matrices) != len(shapes):
         raise ValueError(f"{len(matrices)} matrices came with {len(shapes)} shapes; give one shape a matrix")

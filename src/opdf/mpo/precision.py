@@ -24,6 +24,9 @@ def matmul_precision(precision: str = "ieee") -> Iterator[None]:
 
     The setting holds for the whole process, so enter it before you start threads. It is read from torch's backends:
     torch.get_float32_matmul_precision() raises once torch's newer setting was used, as transformers does.
+
+    Raises:
+        ValueError: `precision` is another one.
     """
     if precision not in ("ieee", "tf32"):
         raise ValueError(f"precision is {precision!r}; expected 'ieee' or 'tf32'")

@@ -33,7 +33,7 @@ class MPOShape:
 
     Raises:
         TypeError: a factor or bond dimension is not an integer.
-        ValueError: a factor is below 1, the lists differ in length, or a bond dimension cannot be reached.
+        ValueError: a factor is below 1, the lists are empty or differ in length, or a bond dimension cannot be reached.
     """
 
     row_factors: tuple[int, ...]
@@ -208,11 +208,21 @@ def plan_shape(rows: int, cols: int, *, ones: int | None = None, scale: float | 
     With neither, `ones=3`.
 
         plan_shape(3072, 768, ones=3)  # T(64,1,1,1,48 / 32,1,1,1,24)
+
+    Raises:
+        TypeError: a size or `ones` is no integer.
+        ValueError: a size is below 1, `ones` is not from 0 to 100, `scale` is no finite number of at least 1, or both
+            are given.
     """
     rows, cols = _int_tuple("rows, cols", (rows, cols))
     if ones is not None and scale is not None:
         raise ValueError(f"ones={ones} and scale={scale} were both given; give one of them")
     if scale is not None:
+        number = isinstance(scale, int | float) and not isinstance(scale, bool)
+        if not (number and math.isfinite(scale) and scale >= 1):
+            raise ValueError(
+                f"scale is {scale!r}; it must be a finite number of at least 1 (2.0 doubles the parameters)"
+            )
         return _plan_by_scale(rows, cols, scale)
     ones = DEFAULT_ONES if ones is None else ones
     if isinstance(ones, bool) or not isinstance(ones, int):
@@ -251,8 +261,6 @@ def _pairs(size: int) -> list[Pair]:
 
 @lru_cache(maxsize=1024)
 def _plan_by_scale(rows: int, cols: int, scale: float) -> MPOShape:
-    if not (isinstance(scale, int | float) and math.isfinite(scale) and scale >= 1):
-        raise ValueError(f"scale is {scale!r}; it must be a finite number of at least 1 (2.0 doubles the parameters)")
     target, default = scale * rows * cols, _default_outer(rows, cols)
 
     def distance(candidate: tuple[Pair, Pair, int]) -> tuple[float, bool, int, int]:

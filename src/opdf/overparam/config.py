@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from opdf.overparam.shapes import Factors, MPOShape, check, explicit, plan_shape
@@ -29,13 +29,14 @@ class OverParamConfig:
         shapes: explicit factors by name pattern, `{pattern: (row_factors, col_factors)}`; other matrices follow
             `ones` or `scale`. Rows are output features.
         targets: "blocks" takes the attention and feed-forward matrices of transformer blocks; "all-linear" every
-            Linear and Conv1D that is not tied; or name patterns. A pattern is a module's full name with shell
-            wildcards, or the end of it after a dot: "query", "*.layer.0.*", "conv1".
+            Linear, Conv1D and attention input projection that is not tied; or name patterns. A pattern is a module's
+            full name with shell wildcards, or the end of it after a dot: "query", "*.layer.0.*", "conv1".
         exclude: name patterns to leave out.
         lr_scaling: "match-dense" scales the cores' learning rate so that a step moves every matrix about as far as the
             same optimizer would move it densely; "none" uses the group's rate on the cores, as the paper does.
-        keep_products: keep the products of a step's contraction for the next step's gradient. That saves a fifth to a
-            quarter of the matrix products and takes about the cores' size in memory. None keeps them on CPUs only.
+        keep_products: keep the products of a step's contraction for the next step's gradient. That saves a seventh of
+            the matrix products at L = 1 and a fifth at L = 3, and takes about the cores' size in memory. None keeps
+            them on CPUs only.
         precision: of the products between cores: "float32"; "tf32", on GPUs that have it; or "bf16". Each product is
             rounded, in tf32 to 2^-11 and in bf16 to 2^-9 of the weight. Cores, moments and weights stay in float32.
             Float64 weights are not affected.
@@ -62,14 +63,18 @@ class OverParamConfig:
         _one_of("placement", self.placement, PLACEMENTS)
         if isinstance(self.targets, str):
             _one_of("targets", self.targets, PRESETS, hint="or a list of name patterns")
-        if isinstance(self.exclude, str):
-            raise TypeError(f"exclude is the string {self.exclude!r}; give a list of name patterns")
+        else:
+            _names("targets", self.targets)
+        object.__setattr__(self, "exclude", _names("exclude", self.exclude))
+        if not isinstance(self.keep_products, bool | None):
+            raise TypeError(f"keep_products is {self.keep_products!r}; give True, False or None")
         if self.shapes is not None and not isinstance(self.shapes, Mapping):
             raise TypeError(f"shapes is {self.shapes!r}; give {{pattern: (row_factors, col_factors)}}")
-        object.__setattr__(self, "exclude", tuple(self.exclude))
         check(self.ones, self.scale)
-        for pattern, factors in (self.shapes or {}).items():
-            if isinstance(factors, str) or len(factors) != 2:
+        shapes = self.shapes or {}
+        _names("shapes", shapes)
+        for pattern, factors in shapes.items():
+            if not (_is_list(factors) and len(factors) == 2 and all(map(_is_list, factors))):
                 raise ValueError(f"shapes[{pattern!r}] is {factors!r}; give (row_factors, col_factors)")
             explicit(factors)
 
@@ -115,6 +120,21 @@ class Constraint:
                 f"layer_map is {self.layer_map!r}; expected 'last', 'first' or a mapping, of block numbers to block "
                 "numbers or of names to names"
             )
+
+
+def _names(field: str, patterns: object) -> tuple[str, ...]:
+    """Name patterns, which are in a list, or are the keys of a mapping."""
+    if isinstance(patterns, str) or not isinstance(patterns, Iterable):
+        raise TypeError(f"{field} is {patterns!r}; give a list of name patterns")
+    found = tuple(patterns)
+    for pattern in found:
+        if not isinstance(pattern, str):
+            raise TypeError(f"{field} holds {pattern!r}; give name patterns as strings")
+    return found
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
 
 
 def _is_map(value: object) -> bool:

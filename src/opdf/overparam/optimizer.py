@@ -87,7 +87,7 @@ class OverParameterizedOptimizer(Optimizer):
         progress: called with the numbers of matrices done and in all while weights are decomposed; None at first.
 
     Raises:
-        TypeError: `inner` cannot step cores, or an option is not one of its own.
+        TypeError: `inner` cannot step cores, an option is not one of its own, or parameters come without names.
         ValueError: an over-parameterized parameter is in no group, or `inner` does not go with `config`.
     """
 
@@ -425,6 +425,9 @@ class OverParameterizedOptimizer(Optimizer):
         """The current cores of a weight, `[d_{k-1}, i_k, j_k, d_k]`; not copied.
 
         None before its first step, and after a change from outside. Sharded weights are taken to be unchanged.
+
+        Raises:
+            KeyError: there is no such weight.
         """
         p, matrix = self._weight(name)
         if self.state.get(p):
@@ -441,7 +444,11 @@ class OverParameterizedOptimizer(Optimizer):
 
     @torch.no_grad()
     def set_cores(self, name: str, cores: list[Tensor]) -> None:
-        """Take these cores for a weight, write their product into it, and forget its moments."""
+        """Take these cores for a weight, write their product into it, and forget its moments.
+
+        Raises:
+            KeyError: there is no such weight.
+        """
         p, matrix = self._weight(name)
         self.state.pop(p, None)
         self._set_cores(p, cores)

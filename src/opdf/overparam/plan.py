@@ -64,11 +64,13 @@ class OverParameterization:
 
         Raises:
             ValueError: matrices cannot be paired.
-            TypeError: `constraint` is no `Constraint`.
+            TypeError: `teacher` is no module, one of its matrices is quantized, or `constraint` is no `Constraint`.
             RuntimeError: the optimizer exists already.
         """
         if self._optimizer is not None:
             raise RuntimeError("align() was called after optimizer(); call it before")
+        if not isinstance(teacher, nn.Module):
+            raise TypeError(f"teacher is {teacher!r}; give a torch.nn.Module")
         constraint = Constraint() if constraint is None else constraint
         if not isinstance(constraint, Constraint):
             raise TypeError(f"constraint is {constraint!r}; give Constraint(weight=..., layer_map=..., ...)")
@@ -211,12 +213,15 @@ def overparameterize(model: nn.Module, config: OverParamConfig | None = None) ->
         config: default `OverParamConfig()`.
 
     Raises:
-        ValueError: the configuration matches nothing, or explicit factors do not multiply up to a matrix's size.
-        TypeError: a weight is quantized or not floating-point.
+        ValueError: the configuration matches nothing, explicit factors do not multiply up to a matrix's size, or a
+            weight is empty or holds NaN or infinity.
+        TypeError: a weight is quantized or not floating-point, `model` is no module, or `config` no `OverParamConfig`.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; give a torch.nn.Module")
     config = OverParamConfig() if config is None else config
+    if not isinstance(config, OverParamConfig):
+        raise TypeError(f"config is {config!r}; give OverParamConfig(ones=..., targets=..., ...)")
     found = find_matrices(model, config.targets, config.exclude)
     for pattern in config.shapes or {}:
         if not any(matches(matrix, pattern) for matrix in found):

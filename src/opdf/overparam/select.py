@@ -68,9 +68,9 @@ def find_matrices(
     """The matrices of `model` that `targets` names, in the model's order, tied ones once, frozen ones if asked.
 
     Raises:
-        ValueError: nothing matches, a pattern matches nothing, or an explicitly named weight is tied to one that is
-            not a target (an embedding, say).
-        TypeError: a matching weight is quantized or not floating-point.
+        ValueError: nothing matches, a pattern matches nothing, an explicitly named weight is tied to one that is not a
+            target (an embedding, say), or a weight is empty or holds NaN or infinity.
+        TypeError: a matching weight is quantized or not floating-point, or targets are no names.
     """
     if not targets or not isinstance(targets, Sequence):
         raise TypeError(f"targets is {targets!r}; give 'blocks', 'all-linear' or a list of name patterns")

@@ -194,7 +194,7 @@ def count_decisions(
         Counts `[examples, C]`, int64, rows summing to N.
 
     Raises:
-        ValueError: the teacher gave another number of answers, or a class out of range.
+        ValueError: the teacher gave another number of answers, or a class out of range; or `copies` is below 1.
     """
     if copies < 1:
         raise ValueError(f"copies is {copies}; ask about each example at least once")
@@ -234,6 +234,10 @@ def decision_logits(counts: np.ndarray, *, solver: str = "root", pseudo_count: f
 
     Returns:
         `[examples, C]`, float64.
+
+    Raises:
+        ValueError: counts have another shape, are negative or all 0 in a row, the solver is unknown, or `pseudo_count`
+            is not above 0.
     """
     if solver not in SOLVERS:
         raise ValueError(f"solver is {solver!r}; expected one of {', '.join(SOLVERS)}")

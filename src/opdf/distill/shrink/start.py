@@ -72,11 +72,12 @@ def shrink(teacher: nn.Module, batches: Iterable[Mapping[str, Tensor]], **sizes:
         the teacher's residual stream each of its blocks knows.
 
     Raises:
-        TypeError: the teacher is no transformers model or is quantized, or a size is no whole number, a rate no number.
+        TypeError: the teacher is no transformers model or is quantized, a size is no whole number, a rate no number, or
+            batches are no mappings of tensors.
         ValueError: the teacher's family or a part of it is not supported, its blocks share a module, its weights or
             activations are NaN or on the meta device; a size is not the family's, larger than the teacher's or does not
-            fit the others; batches hold embeddings, or masks that are not one number a token; different examples have
-            fewer tokens than the fits have unknowns.
+            fit the others; batches hold nothing, embeddings, tokens that the teacher does not know, or masks that are
+            not one number a token; different examples have fewer tokens than the fits have unknowns.
     """
     teacher = unwrapped(teacher)
     family = check_teacher(teacher)

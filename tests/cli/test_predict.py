@@ -38,8 +38,8 @@ from transformers import (
 from jobs import SIZES, TEXTS, WORDS, bert, texts
 from opdf.cli import main
 from opdf.job import predict
+from opdf.job.answer import note_cut
 from opdf.job.errors import UserError
-from opdf.job.predict import note_cut
 
 NAMES = {0: "bad", 1: "fair", 2: "good"}
 ROWS = [f"w{k % 9} w{k % 7} w{k % 5}" if k % 3 else f"w{k % 11}" for k in range(20)]

@@ -366,7 +366,7 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
     ({"output": ""}, "output is empty; name a folder"),
     ({"output": "{world}/notes.txt"}, "notes.txt is a file; choose another"),
     ({"output": "{world}/notes.txt/out"}, "notes.txt is a file; choose another"),
-    ({"output": "{world}/teacher"}, "is not empty"),
+    ({"output": "{world}/teacher"}, "is not empty and was not written by this command; choose another"),
     ({"output": "{world}/teacher", "overwrite": True}, "was not written by this command"),
     ({"output": "x" * 300}, "cannot be a folder: File name too long"),
     ({"resume": True}, "resume"),
@@ -505,6 +505,7 @@ COMMANDS = [
     ),
     ("plan {world}/techer", "{world}/techer does not exist; did you mean {world}/teacher?"),
     ("distill {here}/config.yaml --seed x", "error: --seed is 'x'; expected an integer"),
+    ('distill {here}/config.yaml --overparam {"ones":1,"ones":3}', "error: key 'ones' is given twice, as 1 and as 3"),
     ("distill {here}/config.yaml --overparam.ones x", "error: --overparam.ones is 'x'; expected an integer or null"),
     ("distill {here}/config.yaml --data.lable x", "error: --data has no option 'lable'; did you mean 'label'?"),
     (

@@ -270,3 +270,13 @@ def test_images_are_read_in_the_size_of_the_teachers_configuration() -> None:
         images = load_processor(teacher, Task("image-classification", ("image",), None))
         pixels = images([Image.new("RGB", (5, 5))], return_tensors="np")["pixel_values"]
         assert pixels.shape == (1, 3, height, width)
+
+
+def test_a_model_that_is_built_takes_a_tokenizer_alone(tmp_path: Path) -> None:
+    """Of a folder without weights; it was refused, although a model of `teacher.config` has weights of its own."""
+    bert(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    teacher = TeacherConfig(model=str(tmp_path), config={"model_type": "bert"})
+    assert load_processor(teacher, TASK)("a")["input_ids"]
+    with pytest.raises(ValueError, match="it has no weights"):
+        load_model(str(tmp_path), TASK)

@@ -11,6 +11,7 @@ import re
 import textwrap
 import typing
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import docstring_parser
@@ -89,15 +90,27 @@ def _override(given: dict[str, Any], argv: list[str]) -> None:
 
 
 def _value(text: str) -> Any:
-    for read in (json.loads, load_yaml):
+    for read in (partial(json.loads, object_pairs_hook=_keys_once), load_yaml):
         try:
             value = read(text)
+        except UserError:
+            raise
         except (ValueError, RecursionError, yaml.YAMLError):
             continue
         # YAML takes what follows a # for a comment; columns have names such as "#1 String".
         plain = "#" in text and text.lstrip()[:1] not in ("'", '"')
         return text if plain and isinstance(value, str | None) else value
     return text
+
+
+def _keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A mapping of JSON, which would keep the last value of a key that is given twice."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise UserError(f"key {key!r} is given twice, as {found[key]!r} and as {value!r}; give it once")
+        found[key] = value
+    return found
 
 
 def at_least_one(config: Any, *names: str) -> None:

@@ -19,14 +19,14 @@ MAPPINGS = ("config.json", "tokenizer.json", "tokenizer_config.json", "preproces
 
 
 @contextmanager
-def loading(model: str) -> Iterator[str]:
-    """Inside, a model or its tokenizer is loaded from the folder or hub name that this gives.
+def loading(model: str, *, tokenizer: bool = False) -> Iterator[str]:
+    """Inside, a model is loaded from the folder or hub name that this gives; or a `tokenizer`, which wants no weights.
 
     Raises:
         ValueError: it cannot be; the message says why in one line.
         FileNotFoundError, ConnectionError: there is no such folder, or the embedded model cannot be fetched.
     """
-    folder = local(model)
+    folder = local(model, tokenizer=tokenizer)
     try:
         with nullcontext() if Path(folder).is_dir() else hub(model):
             yield folder
@@ -59,11 +59,11 @@ def damaged_file(folder: Path) -> str | None:
     return None
 
 
-def local(model: str) -> str:
+def local(model: str, *, tokenizer: bool = False) -> str:
     """The folder of an embedded model; other names as they are.
 
     Raises:
-        ValueError: a folder without safetensors weights.
+        ValueError: a folder without safetensors weights; if a `tokenizer` is all that is wanted, without these and it.
     """
     if not model:
         raise ValueError("the model's name is empty; give a hub name, a folder, or minilm")
@@ -76,7 +76,8 @@ def local(model: str) -> str:
         raise ValueError(
             f"{model} holds adapters; merge them into their model (merge_and_unload), and save and name that"
         )
-    if folder.is_dir() and not list(folder.glob("*.safetensors")):
+    alone = tokenizer and (folder / "tokenizer_config.json").is_file()
+    if folder.is_dir() and not alone and not list(folder.glob("*.safetensors")):
         pickled = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth")]
         reason = f"it has {pickled[0]}, and pickled weights are not loaded" if pickled else "it has no weights"
         raise ValueError(f"{model} cannot be loaded: {reason}. Save the model as safetensors")

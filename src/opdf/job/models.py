@@ -6,7 +6,6 @@ import copy
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +17,16 @@ from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
     AutoImageProcessor,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForImageClassification,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
     AutoTokenizer,
 )
 from transformers.utils import cached_file
 
-from opdf.data import Task, loading, padding, plain_name, right_padded
+from opdf.data import Task, loading, padding, right_padded
 from opdf.distill import has_no_head
 from opdf.job.config import TeacherConfig
 from opdf.job.errors import UserError
+from opdf.job.heads import auto_class, check_head, has_other_head, head_of, note_head
 from opdf.job.options import suggest
-from opdf.job.processes import tell
 
 DTYPE = torch.float32
 """The dtype of all weights, whatever a file holds. training.bf16 and fp16 compute in half precision from them."""
@@ -91,7 +85,7 @@ def load_processor(teacher: TeacherConfig, task: Task) -> Any:
 
 
 def load_tokenizer(model: str, **options: Any) -> Any:
-    with loading(model) as folder:
+    with loading(model, tokenizer=True) as folder:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # transformers makes up one where there is none
         raise UserError(f"{model} has no tokenizer; save the model's beside it")
@@ -133,7 +127,7 @@ def load_model(name: str, task: Task, *, new_head: bool = False) -> tuple[Any, l
     if replaced:
         note_head(name, len(config.id2label), task.num_labels)
     else:
-        check_labels(name, config, task, trained=new_head)
+        check_head(name, config, task, trained=new_head)
     with loading(name) as folder, torch.device("cpu"):  # values are read, whatever surrounds this
         model, info = auto.from_pretrained(
             folder, dtype=DTYPE, use_safetensors=True, trust_remote_code=False, output_loading_info=True,
@@ -259,122 +253,8 @@ def check_causal(who: str, model: Any, task: Task) -> None:
         )
 
 
-def has_head(config: Any, task: Task) -> bool:
-    """Whether a model was saved with a head for classes or a number, and the task needs one."""
-    kinds = ("ForSequenceClassification", "ForImageClassification", "ForTokenClassification")
-    headed = any(str(architecture).endswith(kinds) for architecture in config.architectures or ())
-    return headed and task.kind not in ("similarity", "causal-lm")
-
-
-def has_other_head(config: Any, task: Task) -> bool:
-    """Whether a model's head has another number of outputs than the data need."""
-    known = bool(task.labels) or task.kind == "regression"
-    return known and has_head(config, task) and len(config.id2label) != task.num_labels
-
-
-@cache
-def note_head(model: str, theirs: int, ours: int) -> None:
-    """Say once that a model gets a new head."""
-    tell(f"note: the head of {model} has {theirs} outputs and the data need {ours}; a new one is trained in its place")
-
-
-def check_labels(name: str, config: Any, task: Task, *, trained: bool = False) -> None:
-    """Refuse a model whose head is for other classes than the data's, or for the same ones in another order.
-
-    A head that will be trained may have classes of which some are the data's, under other numbers.
-    """
-    if not has_head(config, task):
-        return
-    theirs = [str(config.id2label[k]) for k in sorted(config.id2label)]
-    if task.kind != "token-classification" and config.problem_type not in (None, problem_type(task)):
-        raise UserError(
-            f"model {name!r} was trained for {config.problem_type} and the task is {task.kind}; give a model of the "
-            "same task"
-        )
-    if not task.labels and task.kind != "regression":  # the model says which classes there are
-        if task.has_classes and len(theirs) == 1:
-            raise UserError(
-                f"model {name!r} has a head of one output, as for a regression, and the task is {task.kind}; give a "
-                "model of the same task, or another data.task"
-            )
-        return
-    if len(theirs) != task.num_labels:
-        names = [{plain_name(label) for label in labels} for labels in (task.labels, theirs)]
-        remedy = "give a model of the same classes (a teacher gets a new head with teacher.finetune: true)"
-        if task.labels and names[0] < names[1]:
-            remedy = f"name also the classes that no row has, by data.labels {theirs}"
-        raise UserError(
-            f"model {name!r} has a head of {len(theirs)} outputs ({', '.join(theirs[:4])}); the data "
-            f"{f'has {len(task.labels)} classes: ' + ', '.join(task.labels[:4]) if task.labels else 'is a regression'}"
-            f"; {remedy}"
-        )
-    ours, found = ([plain_name(label) for label in labels] for labels in (task.labels, theirs))
-    if ours != found and sorted(ours) == sorted(found):
-        order = [task.labels[ours.index(label)] for label in found]
-        raise UserError(
-            f"model {name!r} has the classes {', '.join(theirs)} and the data {', '.join(task.labels)}: "
-            f"give both the same order, by data.labels {order}"
-        )
-    moved = next((label for label in found if label in ours and ours.index(label) != found.index(label)), None)
-    if moved is not None and not trained:
-        raise UserError(
-            f"model {name!r} has the classes {', '.join(theirs)} and the data {', '.join(task.labels)}, and "
-            f"{theirs[found.index(moved)]!r} is number {found.index(moved)} of the one and {ours.index(moved)} of the "
-            "other; name in data.labels what each of the model's is in the data, in the model's order"
-        )
-    nameless = all(label.startswith("LABEL_") for label in theirs)
-    if task.labels and ours != found and not (nameless and ours == [str(k) for k in range(len(ours))]):
-        note_names(name, tuple(theirs), task.labels)
-
-
-@cache
-def note_names(model: str, theirs: tuple[str, ...], ours: tuple[str, ...]) -> None:
-    """Say once that classes of a model and of the data are taken for the same by their numbers alone."""
-    pairs = [f"{a} for {b}" for a, b in zip(theirs, ours, strict=True)]
-    more = f" and {len(pairs) - NAMED} more" if len(pairs) > NAMED else ""
-    tell(
-        f"note: the classes of {model} have other names than the data's, and are taken by their numbers: "
-        f"{', '.join(pairs[:NAMED])}{more}; to keep the model's names, or for another order, set data.labels"
-    )
-
-
-NAMED = 4
-"""Classes that a note names one by one."""
-
 DECIDED = ("transformers_version", "architectures", "id2label", "label2id", "problem_type", "num_labels")
 """Fields of a configuration that follow from the task."""
-
-
-CLASSES = {
-    "similarity": AutoModel,
-    "image-classification": AutoModelForImageClassification,
-    "token-classification": AutoModelForTokenClassification,
-    "causal-lm": AutoModelForCausalLM,
-}
-"""Loaders by task; the other tasks are for a text or a pair."""
-
-
-def auto_class(task: Task) -> Any:
-    """The class that loads a model for a task."""
-    return CLASSES.get(task.kind, AutoModelForSequenceClassification)
-
-
-def head_of(task: Task) -> dict[str, Any]:
-    """Configuration of the head that a task needs; nothing where the model has it, or knows the classes."""
-    if task.kind == "regression":
-        return {"num_labels": 1, "problem_type": problem_type(task)}
-    if not task.labels:
-        return {}
-    names = dict(enumerate(task.labels))
-    head = {"id2label": names, "label2id": {v: k for k, v in names.items()}}
-    return head if task.kind == "token-classification" else head | {"problem_type": problem_type(task)}
-
-
-def problem_type(task: Task) -> str:
-    """What transformers calls a task of classes of whole rows, or a regression."""
-    if task.kind == "regression":
-        return "regression"
-    return "multi_label_classification" if task.kind == "multi-label" else "single_label_classification"
 
 
 def from_config(fields: dict[str, Any], task: Task) -> Any:

@@ -72,26 +72,12 @@ def find_matrices(
             target (an embedding, say), or a weight is empty or holds NaN or infinity.
         TypeError: a matching weight is quantized or not floating-point, or targets are no names.
     """
-    candidates = list(_candidates(model))
-    chosen = [m for m in candidates if not _matches_any(m, exclude)]
     if not targets or not isinstance(targets, Sequence):
         raise TypeError(f"targets is {targets!r}; give 'blocks', 'all-linear' or a list of name patterns")
-    if targets == "blocks":
-        chosen = [m for m in chosen if m.blocks]
-        if trainable_only:
-            _warn_of_experts(model, {m.blocks for m in chosen})
-        if not chosen:
-            raise ValueError(
-                f"targets 'blocks' found no attention blocks in {type(model).__name__}; "
-                "set targets to 'all-linear' or to patterns of names, e.g. ['*.conv1', '*.conv2']"
-            )
-    elif targets == "all-linear":
-        chosen = [m for m in chosen if not isinstance(model.get_submodule(m.module), nn.modules.conv._ConvNd)]
-    else:
-        _check_patterns(targets, candidates)
-        chosen = [m for m in chosen if _matches_any(m, targets)]
-        for matrix in chosen:  # also where it is frozen, as quantized weights are: its name was given
-            _check_dtype(matrix.name, model.get_parameter(matrix.name))
+    candidates = list(_candidates(model))
+    chosen = _targeted(model, targets, candidates, [m for m in candidates if not _matches_any(m, exclude)])
+    if targets == "blocks" and trainable_only:
+        _warn_of_experts(model, {m.blocks for m in chosen})
     _check_patterns(exclude, candidates, "exclude")
     chosen = _untie(model, chosen, explicit=not isinstance(targets, str))
     trained = [m for m in chosen if model.get_parameter(m.name).requires_grad or not trainable_only]
@@ -102,6 +88,27 @@ def find_matrices(
     for matrix in trained:
         _check_weight(matrix.name, model.get_parameter(matrix.name))
     return trained
+
+
+def _targeted(
+    model: nn.Module, targets: str | Sequence[str], candidates: Sequence[Matrix], allowed: Sequence[Matrix]
+) -> list[Matrix]:
+    """Those of the `allowed` matrices that `targets` names. A pattern has to match one of all `candidates`."""
+    if targets == "blocks":
+        chosen = [m for m in allowed if m.blocks]
+        if not chosen:
+            raise ValueError(
+                f"targets 'blocks' found no attention blocks in {type(model).__name__}; "
+                "set targets to 'all-linear' or to patterns of names, e.g. ['*.conv1', '*.conv2']"
+            )
+        return chosen
+    if targets == "all-linear":
+        return [m for m in allowed if not isinstance(model.get_submodule(m.module), nn.modules.conv._ConvNd)]
+    _check_patterns(targets, candidates)
+    chosen = [m for m in allowed if _matches_any(m, targets)]
+    for matrix in chosen:  # also where it is frozen, as quantized weights are: its name was given
+        _check_dtype(matrix.name, model.get_parameter(matrix.name))
+    return chosen
 
 
 def _warn_of_experts(model: nn.Module, lists: Collection[str]) -> None:

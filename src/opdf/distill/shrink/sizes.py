@@ -47,7 +47,7 @@ def check_teacher(teacher: nn.Module) -> Family:
         if owner not in known and not added:
             raise ValueError(
                 f"teacher is a {type(teacher).__name__}, and shrink does not know its {owner}; give a plain model "
-                "(adapters merged), or use keep_layers, which makes a student with fewer blocks of any model"
+                "(adapters merged), or use keep_layers, which copies blocks"
             )
         if parameter.is_meta:
             raise ValueError(f"teacher's {name} is on the meta device and has no values; load the weights first")
@@ -74,7 +74,7 @@ def _check_outputs(teacher: Any, family: Family) -> None:
         if reads != width:
             raise ValueError(
                 f"teacher's {name} reads {reads} values, and shrink knows layers of heads that read as many as "
-                f"{family.width}, {width}; use keep_layers, which makes a student with fewer blocks of any model"
+                f"{family.width}, {width}; use keep_layers, which copies blocks"
             )
 
 
@@ -148,27 +148,44 @@ def student_config(teacher: Any, family: Family, changes: Mapping[str, float]) -
     """
     old = teacher.config
     config = copy.deepcopy(old)
-    names = size_fields(teacher, family)
+    for name, value in _changed(teacher, family, changes).items():
+        setattr(config, name, value)
+    _follow(config, teacher, family)
+    _check_heads(config, family, head_sizes(old, family).size)
+    last = towers_of(teacher, family)[-1]
+    width = getattr(config, family.width)
+    if subtracts_mean(teacher.base_model.get_submodule(last.final or str(last.entry))) and width < LEAST:
+        raise ValueError(
+            f"{family.width} is {width}; norms that subtract the mean leave less than {LEAST} entries no more than a "
+            f"sign: give {LEAST} or more"
+        )
+    return config
+
+
+def _changed(teacher: Any, family: Family, changes: Mapping[str, float]) -> dict[str, float]:
+    """What is asked for, by the names that the configuration has for it."""
+    old, names = teacher.config, size_fields(teacher, family)
     known: dict[str, str] = {}
+    result: dict[str, float] = {}
     for given, value in changes.items():
         name = old.attribute_map.get(given, given)
         if (other := known.setdefault(name, given)) != given:
             raise ValueError(f"{other} and {given} are one size of a {old.model_type}; give one")
         if DROPOUT.search(name) and hasattr(old, name):
-            setattr(config, name, _rate(given, value))
-            continue
-        if name not in names:
+            result[name] = _rate(given, value)
+        elif name in names:
+            result[name] = _size(given, value, inner_size(old, family) if name == family.inner else getattr(old, name))
+        else:
             raise ValueError(
                 f"{given} is no size of a {old.model_type}; a fitted student may change {', '.join(names)} and its "
                 "rates of dropout"
             )
-        if isinstance(value, bool) or not isinstance(value, SupportsIndex):
-            raise TypeError(f"{given} is {value!r}; give a whole number")
-        value = operator.index(value)  # of NumPy, say
-        largest = inner_size(old, family) if name == family.inner else getattr(old, name)
-        if not 1 <= value <= largest:
-            raise ValueError(f"{given} is {value}; the teacher's is {largest}, and a student's is 1 to that")
-        setattr(config, name, value)
+    return result
+
+
+def _follow(config: Any, teacher: Any, family: Family) -> None:
+    """Bring the fields that go with a size to what was asked for: a value for each block, the width's other names."""
+    old = teacher.config
     for tower in towers_of(teacher, family):
         depth, kept = getattr(old, tower.depth), chosen_layers(getattr(config, tower.depth), getattr(old, tower.depth))
         for field in ONE_A_BLOCK:
@@ -181,15 +198,15 @@ def student_config(teacher: Any, family: Family, changes: Mapping[str, float]) -
     size = head_sizes(old, family).size
     if family.rotary and family.head and head_sizes(config, family).size != size:
         setattr(config, family.head, size)  # the teacher's configuration left it to the width
-    _check_heads(config, family, size)
-    last = towers_of(teacher, family)[-1]
-    width = getattr(config, family.width)
-    if subtracts_mean(teacher.base_model.get_submodule(last.final or str(last.entry))) and width < LEAST:
-        raise ValueError(
-            f"{family.width} is {width}; norms that subtract the mean leave less than {LEAST} entries no more than a "
-            f"sign: give {LEAST} or more"
-        )
-    return config
+
+
+def _size(name: str, value: Any, largest: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+        raise TypeError(f"{name} is {value!r}; give a whole number")
+    size = operator.index(value)  # of NumPy, say
+    if not 1 <= size <= largest:
+        raise ValueError(f"{name} is {size}; the teacher's is {largest}, and a student's is 1 to that")
+    return size
 
 
 def _rate(name: str, value: Any) -> float:

@@ -89,10 +89,11 @@ def test_where_the_best_is_chosen_other_saving_is_another_configuration(tmp_path
 
 
 def test_what_no_result_depends_on_may_change(finished: Path, stopped: Path) -> None:
-    """Logging, saving, and as many examples a step in other portions."""
+    """Logging, saving, and as many examples a step in other portions; after memory ran out, what takes less of it."""
     training = {"logging_steps": 1, "save_steps": 1, "save_total_limit": 1, "learning_rate": "1e-3"}
-    portions = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
-    metrics = run(digits(stopped, resume=True, training=training | portions))
+    portions = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "per_device_eval_batch_size": 16}
+    less = {"overparam": {"keep_products": False}, "teacher": {"training": {"per_device_eval_batch_size": 16}}}
+    metrics = run(digits(stopped, resume=True, training=training | portions, **less))
     assert metrics["steps"] == 4
     expected, found = (load_file(folder / "student" / "model.safetensors") for folder in (finished, stopped))
     for name, value in expected.items():

@@ -33,10 +33,11 @@ from opdf.job.processes import tell
 ANEW = "start a new run in another folder, or this one anew with --overwrite true"
 
 MAY_CHANGE = (
-    "output", "overwrite", "resume", "push_to_hub", "json", "data.name",
+    "output", "overwrite", "resume", "push_to_hub", "json", "data.name", "overparam.keep_products",
     "training.log*", "training.report_to", "training.run_name", "training.project", "training.save_*",
+    "training.per_device_eval_batch_size",
     "teacher.training.log*", "teacher.training.report_to", "teacher.training.run_name", "teacher.training.project",
-    "teacher.training.save_*",
+    "teacher.training.save_*", "teacher.training.per_device_eval_batch_size",
 )  # fmt: skip
 """Options that no result depends on, as shell patterns. The data's file may move, because its rows are compared.
 

@@ -764,6 +764,12 @@ def test_a_batch_that_nothing_can_be_learned_from(tmp_path: Path, options: dict[
         train(tmp_path, **options)
 
 
+def test_a_batch_without_names_is_refused(tmp_path: Path) -> None:
+    """It was `'tuple' object has no attribute 'get'`."""
+    with pytest.raises(TypeError, match="the batch is a tuple; have the data collator return a mapping of names"):
+        train(tmp_path, data_collator=lambda rows: (torch.ones(8, 8, dtype=torch.int64), torch.zeros(8)))
+
+
 @pytest.mark.parametrize("rows", [5, 8, 11])
 def test_all_rows_are_scored_where_training_drops_the_last_batch(tmp_path: Path, rows: int) -> None:
     trainer, _ = train(

@@ -548,7 +548,7 @@ def test_every_method_has_a_name_and_tells_its_options(name: str) -> None:
         ({"objective": 3}, TypeError, "objective is 3; give a name, a mapping with"),
         ({"overparam": {"one": 1}}, TypeError, "overparam has no option 'one'; it has ones"),
         ({"constraint": {"weigth": 1}}, TypeError, "constraint has no option 'weigth'; it has weight"),
-        ({"overparam": 3}, TypeError, "overparam is 3; give an OverParamConfig, a mapping of its fields, or None"),
+        ({"overparam": 3}, TypeError, r"overparam is 3; give OverParamConfig\(...\), a mapping of its fields, or None"),
     ],
 )
 def test_what_names_nothing_is_refused(

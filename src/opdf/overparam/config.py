@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from opdf.overparam.shapes import Factors, MPOShape, check, explicit, plan_shape
@@ -64,12 +64,20 @@ class OverParamConfig:
             _one_of("targets", self.targets, PRESETS, hint="or a list of name patterns")
         if isinstance(self.exclude, str):
             raise TypeError(f"exclude is the string {self.exclude!r}; give a list of name patterns")
+        if not isinstance(self.exclude, Iterable):
+            raise TypeError(f"exclude is {self.exclude!r}; give a list of name patterns")
         if self.shapes is not None and not isinstance(self.shapes, Mapping):
             raise TypeError(f"shapes is {self.shapes!r}; give {{pattern: (row_factors, col_factors)}}")
+        if self.keep_products not in (True, False, None):
+            raise TypeError(f"keep_products is {self.keep_products!r}; give True, False or None")
         object.__setattr__(self, "exclude", tuple(self.exclude))
+        for name, patterns in (("exclude", self.exclude), ("shapes", self.shapes or {})):
+            wrong = next((pattern for pattern in patterns if not isinstance(pattern, str)), None)
+            if wrong is not None:
+                raise TypeError(f"{name} holds {wrong!r}; give name patterns as strings")
         check(self.ones, self.scale)
         for pattern, factors in (self.shapes or {}).items():
-            if isinstance(factors, str) or len(factors) != 2:
+            if isinstance(factors, str) or not isinstance(factors, Sequence) or len(factors) != 2:
                 raise ValueError(f"shapes[{pattern!r}] is {factors!r}; give (row_factors, col_factors)")
             explicit(factors)
 

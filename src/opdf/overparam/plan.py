@@ -64,7 +64,7 @@ class OverParameterization:
 
         Raises:
             ValueError: matrices cannot be paired.
-            TypeError: `constraint` is no `Constraint`.
+            TypeError: `teacher` is no module, or `constraint` no `Constraint`.
             RuntimeError: the optimizer exists already.
         """
         if self._optimizer is not None:
@@ -72,6 +72,8 @@ class OverParameterization:
         constraint = Constraint() if constraint is None else constraint
         if not isinstance(constraint, Constraint):
             raise TypeError(f"constraint is {constraint!r}; give Constraint(weight=..., layer_map=..., ...)")
+        if not isinstance(teacher, nn.Module):
+            raise TypeError(f"teacher is a {type(teacher).__name__}; give a torch.nn.Module")
         partners = pair(self.model, self.matrices, teacher, constraint.layer_map)
         self._alignment = Alignment.to(teacher, partners, constraint)
 
@@ -212,11 +214,13 @@ def overparameterize(model: nn.Module, config: OverParamConfig | None = None) ->
 
     Raises:
         ValueError: the configuration matches nothing, or explicit factors do not multiply up to a matrix's size.
-        TypeError: a weight is quantized or not floating-point.
+        TypeError: an argument is something else, or a weight is quantized or not floating-point.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; give a torch.nn.Module")
     config = OverParamConfig() if config is None else config
+    if not isinstance(config, OverParamConfig):
+        raise TypeError(f"config is {config!r}; give OverParamConfig(ones=..., targets=..., ...)")
     found = find_matrices(model, config.targets, config.exclude)
     for pattern in config.shapes or {}:
         if not any(matches(matrix, pattern) for matrix in found):

@@ -103,6 +103,7 @@ def test_a_published_checkpoint_is_whole_and_replaces_one_of_its_step(tmp_path: 
     assert damage(first) is None
     (first / "stray.txt").write_text("notes of a user do not matter")
     assert damage(first) is None
+    assert damage(tmp_path / "checkpoint-6") == "it does not exist"
     assert made(tmp_path, 5) == first
     assert not (first / "stray.txt").exists()
     assert damage(first) is None

@@ -114,25 +114,32 @@ def test_a_run_whose_callback_changes_the_objective_is_resumed(tmp_path: Path) -
 
 
 class Weighted(DistillationTrainer):
+    draws: torch.Generator | None = None
+
     def _get_train_sampler(self, *_: Any) -> Any:
-        return WeightedRandomSampler([1.0] * 24, 24, replacement=False)
+        return WeightedRandomSampler([1.0] * 24, 24, replacement=False, generator=self.draws)
 
 
-@pytest.mark.parametrize("sampler", ["a user's", "not seeded by accelerate"])
-def test_a_resumed_run_goes_on_with_the_order_of_any_sampler(tmp_path: Path, sampler: str) -> None:
-    save = {"save_strategy": "steps", "save_steps": 4, "max_steps": 6}
-    if sampler != "a user's":
+@pytest.mark.parametrize("step", [3, 4])
+@pytest.mark.parametrize("sampler", ["a user's", "a user's with a generator", "not seeded by accelerate"])
+def test_a_resumed_run_goes_on_with_the_order_of_any_sampler(tmp_path: Path, sampler: str, step: int) -> None:
+    """Stopped after the first epoch, which has three steps, and in the second."""
+    save = {"save_strategy": "steps", "save_steps": step, "max_steps": 6}
+    kind = Weighted if sampler.startswith("a user's") else DistillationTrainer
+    if kind is DistillationTrainer:
         save["accelerator_config"] = {"use_seedable_sampler": False}
     seen = []
     for folder in ("whole", "again"):
-        trainer = (Weighted if sampler == "a user's" else DistillationTrainer)(
+        trainer = kind(
             noisy_student(), arguments(tmp_path / folder, **save), teacher=bert(), objective=Seen(),
             train_dataset=sentences(),
         )  # fmt: skip
-        trainer.train(str(tmp_path / "whole" / "checkpoint-4") if folder == "again" else None)
+        if isinstance(trainer, Weighted) and "generator" in sampler:
+            trainer.draws = torch.Generator().manual_seed(7)
+        trainer.train(str(tmp_path / "whole" / f"checkpoint-{step}") if folder == "again" else None)
         seen.append(trainer.method.rows)
     whole, again = seen
-    assert again == whole[4:]
+    assert again == whole[step:]
     assert sorted(row for batch in whole[3:] for row in batch) == sorted(sentences()["input_ids"])
     assert whole[:3] != whole[3:]
 

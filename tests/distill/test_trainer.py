@@ -548,7 +548,7 @@ def test_every_method_has_a_name_and_tells_its_options(name: str) -> None:
         ({"objective": 3}, TypeError, "objective is 3; give a name, a mapping with"),
         ({"overparam": {"one": 1}}, TypeError, "overparam has no option 'one'; it has ones"),
         ({"constraint": {"weigth": 1}}, TypeError, "constraint has no option 'weigth'; it has weight"),
-        ({"overparam": 3}, TypeError, "overparam is 3; give an OverParamConfig, a mapping of its fields, or None"),
+        ({"overparam": 3}, TypeError, r"overparam is 3; give OverParamConfig\(...\), a mapping of its fields, or None"),
     ],
 )
 def test_what_names_nothing_is_refused(
@@ -762,6 +762,12 @@ def test_a_batch_that_nothing_can_be_learned_from(tmp_path: Path, options: dict[
     """Of rows that are no `datasets.Dataset`, or by a collator of the user's."""
     with pytest.raises(ValueError, match=message):
         train(tmp_path, **options)
+
+
+def test_a_batch_without_names_is_refused(tmp_path: Path) -> None:
+    """It was `'tuple' object has no attribute 'get'`."""
+    with pytest.raises(TypeError, match="the batch is a tuple; have the data collator return a mapping of names"):
+        train(tmp_path, data_collator=lambda rows: (torch.ones(8, 8, dtype=torch.int64), torch.zeros(8)))
 
 
 @pytest.mark.parametrize("rows", [5, 8, 11])

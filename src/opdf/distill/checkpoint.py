@@ -140,6 +140,8 @@ def damage(checkpoint: Path) -> str | None:
             if _digest(path) != expected["sha256"]:
                 return f"{name} is damaged: it is not what was written"
     except FileNotFoundError:
+        if not checkpoint.exists():
+            return "it does not exist"
         return f"it is incomplete: {MANIFEST} is missing"
     except (ValueError, TypeError, LookupError, OSError, RecursionError) as error:
         return f"{MANIFEST} is damaged ({type(error).__name__}: {error})"

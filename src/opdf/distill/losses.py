@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -141,7 +142,11 @@ def token_labels(model: nn.Module, batch: Batch) -> Tensor | None:
     Without labels a language model learns at every token that is not padding, an encoder-decoder of its decoder's. A
     causal one does not learn the first token of a text: where padding stands before it, that token would be predicted
     of nothing, or not at all, depending on the batch.
+
+    Raises:
+        TypeError: the batch has no names.
     """
+    _check_has_names(batch)
     config = config_of(model)
     if getattr(config, "problem_type", None) in ("multi_label_classification", "regression"):
         return None
@@ -193,6 +198,20 @@ def items_by_example(student: nn.Module, batch: Batch) -> Tensor:
 
 
 def main_input(model: nn.Module, batch: Batch) -> Tensor:
-    """The input of a model that has a row for each example: positions, say, may be one row for all."""
+    """The input of a model that has a row for each example: positions, say, may be one row for all.
+
+    Raises:
+        TypeError: the batch has no names.
+    """
+    _check_has_names(batch)
     name = getattr(unwrapped(model), "main_input_name", "")
     return batch[name] if name in batch else next(iter(batch.values()))
+
+
+def _check_has_names(batch: Any) -> None:
+    """Refuse what collators for loops of one's own make, such as pairs of inputs and labels."""
+    if not isinstance(batch, Mapping):
+        raise TypeError(
+            f"the batch is a {type(batch).__name__}; have the data collator return a mapping of names to tensors, with "
+            "the models' inputs and labels"
+        )

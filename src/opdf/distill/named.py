@@ -39,7 +39,7 @@ def build(kind: type[Config], given: Any, where: str) -> Config | None:
     if given is None or isinstance(given, kind):
         return given
     if not isinstance(given, Mapping):
-        raise TypeError(f"{where} is {given!r}; give an {kind.__name__}, a mapping of its fields, or None")
+        raise TypeError(f"{where} is {given!r}; give {kind.__name__}(...), a mapping of its fields, or None")
     return made(kind, given, where)
 
 

@@ -158,6 +158,9 @@ class DistillationTrainer(CheckpointedTrainer):
         self._is_made = False
         self._seen_batch = False
         self._order: torch.Generator | None = None
+        self._own_order: torch.Generator | None = None
+        self._order_of_epoch: Tensor | None = None
+        self._order_before: Tensor | None = None
         self._parts: dict[str, Tensor] = {}
         self._parts_since = 0
         self._window: tuple[list[Any], Any] = [], None
@@ -314,11 +317,12 @@ class DistillationTrainer(CheckpointedTrainer):
         return {"eval_dataset": _described(rows, rows_glance(rows))}
 
     def extra_state(self) -> dict[str, Any]:
-        return {"tensors": self.method.tensors(), "state": self.method.state_dict()}
+        return {"tensors": self.method.tensors(), "state": self.method.state_dict(), "order": self._next_order()}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         self.method.load_tensors(state["tensors"])
         self.method.load_state_dict(state["state"])
+        self._order_before = state.get("order")
 
     def check_before_saving(self, model: nn.Module) -> None:
         """Refuse weights that are not finite: no loss has seen what the last step before a checkpoint made of them."""
@@ -429,13 +433,17 @@ class DistillationTrainer(CheckpointedTrainer):
 
         A sampler without a generator (one that groups rows by length, or a user's) would take the order from the state
         of torch's own, which differs in a resumed run and on other processes: some rows were seen twice and others not
-        at all. accelerate sees to RandomSampler by itself, unless it is told not to.
+        at all. A generator of its own goes on from epoch to epoch, so that its state is in the checkpoints. accelerate
+        sees to RandomSampler by itself, unless it is told not to.
         """
 
         def ordered(rows: Any) -> Any:
             sampler = sampler_fn(rows)
             seeded = isinstance(sampler, RandomSampler) and self.args.accelerator_config.use_seedable_sampler
-            if getattr(sampler, "generator", self) is None and not seeded:
+            own = None if seeded else getattr(sampler, "generator", self)
+            self._own_order = own if isinstance(own, torch.Generator) and own is not self._order else None
+            self._order_before = None  # of the best checkpoint of an earlier training
+            if own is None and not seeded:
                 sampler.generator = self._order = torch.Generator()
             return sampler
 
@@ -446,8 +454,19 @@ class DistillationTrainer(CheckpointedTrainer):
         """Called before the first batch of an epoch is drawn."""
         if self._order is not None:
             self._order.manual_seed((self.args.seed if self.args.data_seed is None else self.args.data_seed) + epoch)
+        if self._own_order is not None:
+            if self._order_before is not None:
+                self._own_order.set_state(self._order_before)
+            self._order_of_epoch, self._order_before = self._own_order.get_state(), None
         for rows in _epoch_datasets(self.train_dataset):
             rows.set_epoch(epoch)
+
+    def _next_order(self) -> Tensor | None:
+        """State of a sampler's own generator before it draws the epoch with which a run goes on from here."""
+        if self._own_order is None:
+            return None
+        has_ended = float(self.state.epoch or 0).is_integer()  # an epoch: its checkpoint is written after all rows
+        return self._own_order.get_state() if has_ended else self._order_of_epoch
 
     # A step.
 

@@ -120,7 +120,7 @@ class DistillConfig:
         overparam: over-parameterization; null trains the student as it is.
         constraint: pull the student's auxiliary cores to the teacher's; null leaves it out.
         training: options of transformers.TrainingArguments (learning_rate, num_train_epochs, bf16, ...). Unless set:
-            3 epochs, batches of 32, no checkpoints; a rate of 5e-5, which rises for a tenth of the steps and then falls.
+            3 epochs, batches of 32, no checkpoints; a rate of 5e-5, which rises over a tenth of the steps, then falls.
         output: folder for student, metrics.json, config.yaml and train.log.
         overwrite: replace what an earlier run left in the output folder.
         resume: continue from the last checkpoint in the output folder.

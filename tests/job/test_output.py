@@ -92,7 +92,7 @@ def test_a_run_that_was_killed_in_its_first_file_begins_again(tmp_path: Path) ->
 def test_what_is_said_of_a_folder_that_is_not_empty_can_be_done(marker: str, remedy: str, tmp_path: Path) -> None:
     """Of a folder that the command did not write, overwrite and resume were offered and then refused."""
     (tmp_path / "thesis.txt").touch()
-    with pytest.raises(FileExistsError, match="is not empty and was not written by this command; choose another$"):
+    with pytest.raises(FileExistsError, match=r"is not empty and was not written by this command; choose another$"):
         check_free(tmp_path, overwrite=False, resume=False, marker=marker)
     (tmp_path / marker).touch()
     with pytest.raises(FileExistsError, match=f"{remedy}$"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +13,6 @@ import pytest
 import torch
 from tests.study.example import STUDY
 
-from opdf.cli import main
 from opdf.data import Task
 from opdf.job import DataConfig, DistillConfig, StudentConfig, TeacherConfig, run
 from opdf.job.options import fill
@@ -119,18 +117,15 @@ def test_words_that_stand_at_other_places_are_not_paired() -> None:
     assert found.mean == 0
 
 
-def test_what_cannot_be_compared(runs: Path, tmp_path: Path, capsys: Any) -> None:
+def test_what_cannot_be_compared(runs: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="give two or more"):
         compare([runs / "one"])
     with pytest.raises(FileNotFoundError, match="holds no run"):
         compare([runs / "one", tmp_path])
     unfinished = shutil.copytree(runs / "one", tmp_path / "unfinished")
     (unfinished / "metrics.json").unlink()
-    with pytest.raises(ValueError, match="is not finished; ") as refused:
+    with pytest.raises(ValueError, match=r"is not finished; opdf distill .* --resume true"):
         compare([runs / "one", unfinished])
-    command = str(refused.value).partition("; opdf ")[2].removesuffix(" goes on with it")
-    assert main([*shlex.split(command), "--dry-run"]) == 0
-    assert str(unfinished) in capsys.readouterr().out  # not where it was begun, as its config.yaml says
     changed = shutil.copytree(runs / "one", tmp_path / "changed")
     begun: dict[str, Any] = json.loads((changed / "begun.json").read_text())
     begun["rows"]["test"] = "0" * 32

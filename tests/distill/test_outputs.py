@@ -41,7 +41,7 @@ def test_every_row_gets_its_own_answer_and_the_longest_are_asked_first(tmp_path:
 VALUES = np.linspace(-3, 3, 12, dtype=np.float32).reshape(6, 2)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(spoiling=spoilings)
 @example(spoiling=("[6,2]", "[2,6]"))
 @example(spoiling=('"F32"', '"I32"'))

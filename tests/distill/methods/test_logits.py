@@ -475,8 +475,9 @@ def test_with_alpha_zero_examples_without_a_label_are_passed_over_as_transformer
     objective = LogitsDistillation(alpha=0.0)
     items = objective.count_items(model, batch)
     assert items.tolist() == [8, labelled]
+    teacher = bert(num_labels=3)  # is not asked: in training mode it would be refused
     (ours,) = torch.autograd.grad(
-        objective.losses(model, None, batch, items.clamp(min=1)).total, model.classifier.weight
+        objective.losses(model, teacher, batch, items.clamp(min=1)).total, model.classifier.weight
     )
     if labelled:
         (theirs,) = torch.autograd.grad(model(**batch).loss, model.classifier.weight)

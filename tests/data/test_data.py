@@ -14,7 +14,7 @@ from PIL import Image
 from scipy.stats import pearsonr
 from transformers import AutoTokenizer, EvalPrediction, ViTImageProcessorPil
 
-from opdf.data import class_weights, embedded_names, encode, load_data, minilm
+from opdf.data import class_weights, embedded_names, encode, load_data, minilm, token_agreement
 from opdf.data.embedded import snippets
 from opdf.data.load import own_splits
 from opdf.data.task import Task
@@ -372,6 +372,10 @@ def test_metrics_against_formulas() -> None:
     found = Task("regression", ("t",), "l", ()).compute_metrics()(EvalPrediction(x, y))
     assert found["pearson"] == pytest.approx(pearsonr(x[:, 0], y)[0])
     assert found["spearman"] == pytest.approx(0.5)
+    assert found["pearson_spearman"] == pytest.approx((found["pearson"] + 0.5) / 2)
+    found = Task("classification", ("t",), "l", ("a", "b", "c")).metrics(np.array([0, 0, 1, 2]), np.array([0, 1, 1, 2]))
+    assert found["f1"] == pytest.approx((2 / 3 + 2 / 3 + 1) / 3)
+    assert token_agreement(np.array([[1, 2, 3]]), np.array([[0, 2, 0]]), np.array([[5, -100, 6, 7]])) == 0.5
 
 
 def test_whole_numbers_are_classes_where_that_is_asked(tmp_path: Path) -> None:

@@ -188,7 +188,7 @@ def test_bad_files(tmp_path: Path, name: str, content: bytes, message: str) -> N
         read_file(tmp_path / name)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     ending=st.sampled_from(sorted(READERS)),
     content=st.binary(max_size=60) | st.text('{}[]",:ab1\n\t\\').map(str.encode),

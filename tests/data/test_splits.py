@@ -43,7 +43,7 @@ def test_sets_without_copies_are_cut_as_before() -> None:
     assert found["train"]["text"] == [f"t{k}" for k in kept]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     texts=st.lists(st.sampled_from("abcdefghijklmnop"), min_size=20, max_size=60).filter(lambda t: len(set(t)) > 5),
     documents=st.none() | st.just(range(8)),

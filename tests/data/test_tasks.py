@@ -11,9 +11,12 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from sklearn.metrics import multilabel_confusion_matrix
-from transformers import AutoTokenizer, EvalPrediction
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoTokenizer, EvalPrediction, PreTrainedTokenizerFast
 
 from opdf.data import Prepared, Task, describe, encode, load_data, minilm
+from opdf.data.encode import encode_rows
 
 TEXTS = [f"text {k}" for k in range(60)]
 KINDS = ("rude", "spam", "threat")
@@ -32,7 +35,9 @@ def forms(folder: Path) -> dict[str, tuple[str, dict[str, Any]]]:
     features = Features({"text": Value("string"), "labels": List(ClassLabel(names=list(KINDS)))})
     numbers = [[KINDS.index(name) for name in names] for names in SEVERAL]
     Dataset.from_dict({"text": TEXTS, "labels": numbers}, features=features).to_parquet(folder / "numbers.parquet")
-    Dataset.from_dict({"text": TEXTS, "labels": [" | ".join(s) for s in SEVERAL]}).to_csv(folder / "bars.csv")
+    Dataset.from_dict({"text": TEXTS, "labels": [" | ".join([*s, *s[:1]]) for s in SEVERAL]}).to_csv(
+        folder / "bars.csv"
+    )
     columns = {name: [row[k] for row in MARKS] for k, name in enumerate(KINDS)}
     Dataset.from_dict({"text": TEXTS, **columns}).to_csv(folder / "columns.csv")
     Dataset.from_dict({"text": TEXTS, **{k: [bool(v) for v in c] for k, c in columns.items()}}).to_json(
@@ -63,6 +68,15 @@ def test_labels_with_bars_are_told_of_where_they_are_taken_as_one_class(tmp_path
     note = "'rude|spam' in 'label' is taken as one class; if bars separate labels, set data.task to multi-label"
     assert (task.kind, task.notes) == ("classification", (note,))
     assert load_data(str(tmp_path / "bars.csv"), task="classification")[1].notes == ()
+
+
+def test_a_class_number_outside_the_names_is_no_other_class(tmp_path: Path) -> None:
+    """-1, which often stands for no label, would be the last name."""
+    features = Features({"text": Value("string"), "labels": List(ClassLabel(names=list(KINDS)))})
+    labels = [[0], [2], [-1]] * 20
+    Dataset.from_dict({"text": TEXTS, "labels": labels}, features=features).to_parquet(tmp_path / "outside.parquet")
+    with pytest.raises(ValueError, match=r"has labels \[-1\]; expected one of rude, spam, threat, or 0 to 2"):
+        load_data(str(tmp_path / "outside.parquet"))
 
 
 def test_several_labels_are_encoded_as_numbers_of_their_own(tmp_path: Path, tokenizer: Any) -> None:
@@ -151,6 +165,14 @@ def test_tags_of_words(tmp_path: Path, tokenizer: Any, name: str) -> None:
     assert f"O ({found.classes['train']['O']} words)" in str(found)
 
 
+def test_tags_of_words_for_a_tokenizer_without_marks() -> None:
+    words = Tokenizer(WordLevel({"a": 0, "b": 1}, unk_token="a"))
+    tokenizer, task = PreTrainedTokenizerFast(tokenizer_object=words), Task("token-classification", ("w",), "t", KINDS)
+    rows = {"w": [["a", "b", "b"], ["b"]], "t": [[2, 0, 1], [1]]}
+    assert encode_rows(rows, task, tokenizer)["labels"] == [[2, 0, 1], [1]]
+    assert encode_rows(rows, task, tokenizer, max_length=2)["labels"] == [[2, 0], [1]]
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
@@ -210,9 +232,10 @@ def test_entities_against_spans_found_by_hand() -> None:
     right, said = rng.integers(0, 5, (40, 12)), rng.integers(0, 5, (40, 12))
     said = np.where(rng.random((40, 12)) < 0.6, right, said)
     hits = sum(len(spans(a) & spans(b)) for a, b in zip(right, said, strict=True))
-    total = sum(len(spans(a)) + len(spans(b)) for a, b in zip(right, said, strict=True))
+    there, told = (sum(len(spans(row)) for row in rows) for rows in (right, said))
     found = Task("token-classification", ("w",), "t", NAMES).metrics(said, right)
-    assert found["f1"] == pytest.approx(2 * hits / total)
+    del found["accuracy"]
+    assert found == pytest.approx({"f1": 2 * hits / (there + told), "precision": hits / told, "recall": hits / there})
 
 
 def test_tags_that_mark_no_entities_are_scored_one_by_one() -> None:

@@ -47,7 +47,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 @given(st.lists(st.dictionaries(st.integers(0, 3), STATES, max_size=3), min_size=1, max_size=3))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_state_comes_back_as_it_was(tmp_path_factory: pytest.TempPathFactory, parts: list[dict[Any, Any]]) -> None:
     folder = tmp_path_factory.mktemp("state")
     for process, part in enumerate(parts):
@@ -136,7 +136,7 @@ def test_every_alteration_is_noticed_and_named(tmp_path: Path, name: str) -> Non
 @given(
     st.binary(max_size=40) | st.sampled_from([b"[]", b"3", b'{"format":1}', b'{"format":1,"files":[]}', b"[" * 9999])
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_no_manifest_makes_the_reader_fail(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     folder = tmp_path_factory.mktemp("checkpoint")
     (folder / MANIFEST).write_bytes(content)
@@ -160,7 +160,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(draw=st.integers(0, 1000), spoiling=spoilings)
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_spoiled_checkpoint_is_named_or_reads_as_it_was(real: Path, draw: int, spoiling: Spoiling) -> None:
     assert damage(real) is None
     with TemporaryDirectory() as folder:

@@ -20,6 +20,7 @@ from opdf.distill import (
     chunks,
     keep_layers,
 )
+from opdf.distill.ensemble import softened
 
 WEIGHTS = [3.0, 1.0]
 """Of two teachers: 0.75 and 0.25 once they are of sum 1."""
@@ -93,6 +94,13 @@ def test_teachers_that_make_their_decoders_inputs_from_labels() -> None:
         for one in (teacher, first, second)
     )
     torch.testing.assert_close(list(found), [(a + b) / 2 for a, b in zip(*each, strict=True)])
+    with torch.no_grad():
+        own, *said = (model(**batch).logits for model in (teacher, first, second))
+    expected = sum((logits / 2).softmax(-1) for logits in said) / 2
+    torch.testing.assert_close((own / 2).softmax(-1), expected)
+    with softened(teacher, 5.0):
+        assert teacher.temperature == 5
+    assert teacher.temperature == 2  # as before
     teacher.temperature.fill_(1.0)
     expected = (first(**batch).logits.softmax(-1) + second(**batch).logits.softmax(-1)) / 2
     torch.testing.assert_close(teacher(**batch).logits.softmax(-1), expected)

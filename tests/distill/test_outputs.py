@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -11,15 +12,16 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict
 from hypothesis import example, given, settings
+from tests.distill.small import bert
 from tests.spoil import Spoiling, spoilings
 from torch import Tensor, nn
 from transformers import default_data_collator
 
 from jobs import full_disk
 from opdf import DistillationArguments
-from opdf.data import Prepared, Task
-from opdf.distill import BeforeTraining, StorageError
-from opdf.distill.outputs import BATCH, MOST_ASKED_AHEAD, kept, with_answers, worth_asking_ahead
+from opdf.data import ImageNoise, Prepared, Task
+from opdf.distill import BeforeTraining, LogitsDistillation, StorageError
+from opdf.distill.outputs import BATCH, MOST_ASKED_AHEAD, kept, teacher_logits, with_answers, worth_asking_ahead
 
 
 def test_every_row_gets_its_own_answer_and_the_longest_are_asked_first(tmp_path: Path) -> None:
@@ -38,10 +40,32 @@ def test_every_row_gets_its_own_answer_and_the_longest_are_asked_first(tmp_path:
     assert asked == sorted(map(len, rows["input_ids"]), reverse=True)
 
 
+def test_answers_are_in_the_precision_of_the_training_unless_other_runs_share_them(tmp_path: Path) -> None:
+    rows, teacher, halves = Dataset.from_dict({"input_ids": [[1], [2]]}), nn.Linear(1, 1), list[bool]()
+
+    def answer(some: list[dict[str, Any]]) -> Tensor:
+        halves.append(torch.is_autocast_enabled("cpu"))
+        return torch.zeros(len(some), 1)
+
+    for bf16, shared in ((True, True), (False, False), (True, False), (True, True)):
+        arguments = DistillationArguments(str(tmp_path), use_cpu=True, bf16=bf16)
+        with_answers(before(rows, teacher, tmp_path, arguments=arguments, shared=shared), "answers", answer)
+    assert halves == [False, True]  # the others are read: a shared answer is that of float32
+
+
+def test_a_teacher_answers_in_eval_mode_and_stays_in_its_own(tmp_path: Path) -> None:
+    teacher = bert(1, hidden_dropout_prob=0.5).train()
+    rows = [{"input_ids": [1, 2, 3]}, {"input_ids": [4, 5, 6]}]
+    found = teacher_logits(teacher, before(Dataset.from_list(rows), teacher, tmp_path).data, rows)
+    assert teacher.training
+    with torch.no_grad():
+        torch.testing.assert_close(found, teacher.eval()(torch.tensor([[1, 2, 3], [4, 5, 6]])).logits)
+
+
 VALUES = np.linspace(-3, 3, 12, dtype=np.float32).reshape(6, 2)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(spoiling=spoilings)
 @example(spoiling=("[6,2]", "[2,6]"))
 @example(spoiling=('"F32"', '"I32"'))
@@ -86,6 +110,9 @@ def test_a_teacher_answers_ahead_where_it_would_answer_again(
     data = Dataset.from_dict({"input_ids": [[0]] * rows})
     run = before(data, nn.Linear(1, 1), tmp_path, arguments=arguments, shared=shared)
     assert worth_asking_ahead(run, outputs) == worth
+    noisy = replace(run, data=replace(run.data, noise=ImageNoise()))  # another image every time
+    assert not worth_asking_ahead(noisy, outputs)
+    assert not LogitsDistillation(alpha=0.0).asks_ahead(run)
 
 
 def before(rows: Dataset, teacher: nn.Module, folder: Path, **options: Any) -> BeforeTraining:

@@ -21,7 +21,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassif
 from families import batch, build
 from opdf import Constraint, DistillationArguments, DistillationTrainer, OverParamConfig, overparameterize
 from opdf.distill import blank_student, shrink, shrink_report
-from opdf.distill.shrink import calibration
+from opdf.distill.shrink import basis, calibration
 from opdf.distill.shrink.basis import OUTPUTS, leading_axes
 from opdf.distill.shrink.families import family_of
 from opdf.distill.shrink.moments import Moments
@@ -39,6 +39,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         "norm_bias": True, "mlp_bias": True, "attention_bias": True, "classifier_bias": True,
         "classifier_activation": "tanh", "classifier_pooling": "mean",
     }),
+    "modernbert-shifts": ("modernbert", {"norm_bias": True}),
     "vit": ("vit", {}), "deit": ("deit", {}), "gpt2": ("gpt2", {"n_inner": 24}), "llama": ("llama", {"head_dim": 8}),
     "mistral": ("llama", {"model_type": "mistral", "head_dim": 8, "sliding_window": 4}),
     "qwen2": ("llama", {"model_type": "qwen2"}),
@@ -246,6 +247,20 @@ def test_a_norm_of_scale_zero_comes_back(kind: str, dtype: torch.dtype) -> None:
     assert largest[0] < 3 * largest[1]
 
 
+def test_a_matrix_without_a_bias_is_fitted_as_one() -> None:
+    """What it leaves over has a mean, and nothing in common with what it reads but the small pull to the guess."""
+    teacher, given, seen = small("llama"), inputs("llama"), dict[Any, tuple[Tensor, Tensor]]()
+    student = shrink(teacher, [given], intermediate_size=10)
+    real = given["attention_mask"].bool()
+    for model in (teacher, student):
+        model.model.layers[0].mlp.down_proj.register_forward_hook(
+            lambda _, read, told, m=model: seen.update({m: (read[0][real], told[real])})
+        )
+        outputs(model, given)
+    (read, told), wanted = seen[student], seen[teacher][1]
+    assert (read.mT @ (wanted - told)).norm() < 0.01 * (read.mT @ wanted).norm()
+
+
 def test_keys_that_are_zero_stay_so_in_larger_heads() -> None:
     """Two of four heads do nothing. Rows of these are for the dimensions that the others have not."""
     teacher = noisy(build("bert", hidden_size=32, num_attention_heads=4))
@@ -256,6 +271,10 @@ def test_keys_that_are_zero_stay_so_in_larger_heads() -> None:
                 values[::4] = 0
     student = shrink(teacher, [inputs("bert", 128)], num_attention_heads=2)
     assert error(student, teacher, inputs("bert", 80)) < 1e-5
+    for block in student.bert.encoder.layer:
+        for name in ("key", "value"):
+            added = getattr(block.attention.self, name).weight.view(2, 16, 32)[:, 8:]
+            assert added.norm(dim=(1, 2)).gt(0).all()  # or they would never get a gradient
 
 
 CLASSES = {
@@ -391,6 +410,58 @@ def test_tokens_count_half_alike_and_half_as_the_outputs_depend_on_them() -> Non
     torch.testing.assert_close(weights[2], wanted[real], rtol=1e-4, atol=1e-4)
 
 
+def test_tokens_before_a_norm_count_by_their_direction_alone() -> None:
+    """Their size is the norm's to take away: slopes are to the states at size 1, here by autograd."""
+    teacher, given, turned = small("vit"), inputs("vit", 3), list[Tensor]()
+    (stream,) = recorded(teacher, given).result.streams.values()
+
+    def turn(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        size = args[0].detach().square().mean(-1, keepdim=True).sqrt()
+        turned.append((args[0].detach() / size).requires_grad_())
+        return (size * turned[0], *args[1:])
+
+    handle = teacher.base_model.get_submodule(family_of(teacher).towers[0].blocks)[1].register_forward_pre_hook(turn)
+    top = teacher(**given).logits.topk(2).values
+    handle.remove()
+    (slopes,) = torch.autograd.grad((top[:, 0] - top[:, 1]).sum(), turned)
+    sizes = slopes.norm(dim=2)
+    wanted = 0.5 + 0.5 * sizes / sizes.mean(1, keepdim=True)
+    torch.testing.assert_close(stream.weights[0][2], wanted.flatten())
+
+
+@pytest.mark.parametrize("kept", [calibration.KEPT, 0])
+@pytest.mark.parametrize(("kind", "sizes"), [
+    ("bert", {"hidden_size": 8, "intermediate_size": 10, "num_hidden_layers": 1}),
+    ("vit", {"hidden_size": 8, "intermediate_size": 10, "num_attention_heads": 1}),
+])  # fmt: skip
+def test_examples_that_count_twice_are_as_good_as_two_of_each(
+    kind: str, sizes: dict[str, int], kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "KEPT", kept)
+    monkeypatch.setattr(basis, "OUTPUTS", 0.0)  # slopes have no weights
+    teacher, (some, others), blocks = small(kind), parts(inputs(kind), [40, 24]), []
+    for times in (1, 2):
+        monkeypatch.setattr(
+            calibration,
+            "_shares",
+            lambda rows, real, t=times: rows.new_full((len(rows),), 2 / t if len(real) == 24 else 1),
+        )
+        student = shrink(teacher, [some, *[others] * times], **sizes)
+        blocks.append(student.base_model.get_submodule(family_of(teacher).towers[0].blocks).state_dict())
+    torch.testing.assert_close(*blocks, rtol=1e-6, atol=1e-8)
+
+
+def test_a_constant_of_all_keys_changes_no_student() -> None:
+    """Nor any attention: a softmax does not see it. So it does not decide which directions of a head are kept."""
+    teacher, students = small("bert"), []
+    for constant in (0.0, 10.0):
+        with torch.no_grad():
+            for block in teacher.bert.encoder.layer:
+                block.attention.self.key.bias.copy_(constant * torch.linspace(-1, 1, 16))
+        students.append(shrink(teacher, [inputs("bert")], hidden_size=8))
+    assert error(*students, inputs("bert")) < 1e-6
+
+
 def recorded(teacher: Any, given: dict[str, Tensor]) -> calibration.Recorder:
     family = family_of(teacher)
     recorder = calibration.Recorder(teacher, family, family.towers, ())
@@ -435,6 +506,9 @@ def test_axes_tell_most_of_what_the_outputs_depend_on(centred: bool) -> None:
     assert least < 0.99 * lost(leading_axes(stream, 5, centred=centred).project)
     if centred:  # the fifth is the mean, which is none of these streams' directions
         found = torch.linalg.svd(found - found.mean(0)).U[:, :4]
+    for useless in (torch.zeros_like(gradients), torch.full_like(gradients, torch.inf)):
+        plain, same = (leading_axes(stream, 5, centred=centred, gradients=given) for given in (None, useless))
+        assert torch.equal(plain.project, same.project)
     for scale in (1e-3, 1e-2, 0.1, 1.0):
         for _ in range(20):
             assert lost(found + scale * torch.randn(found.shape, generator=generator, dtype=torch.float64)) > least
@@ -597,6 +671,14 @@ def test_hooks_of_the_teacher_are_seen_alike_with_and_without_kept_states(monkey
     monkeypatch.setattr(calibration, "KEPT", 0)
     assert error(shrink(teacher, given), once, given[0]) == 0
     assert error(once, teacher, given[0]) < 1e-4
+
+
+def test_blocks_keep_their_kinds() -> None:
+    teacher = small("modernbert", num_hidden_layers=4)
+    assert len(set(kinds := teacher.config.layer_types)) == 2
+    for depth, kept in ((2, [1, 3]), (3, [0, 1, 3])):
+        student = blank_student(teacher, num_hidden_layers=depth)
+        assert student.config.layer_types == [kinds[k] for k in kept]
 
 
 def test_a_size_of_numpy_is_a_number() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import quimb.tensor as qtn
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 from tensorly.decomposition import tensor_train_matrix
 from tensorly.tt_matrix import TTMatrix, tt_matrix_to_matrix
 from torch import Tensor
@@ -62,7 +62,6 @@ class TestContract:
         torch.testing.assert_close(matrix, by_definition(cores), rtol=1e-12, atol=1e-12)
 
     @given(SITES, st.integers(1, 20), st.integers(0, 2**20))
-    @settings(deadline=None)
     def test_any_shape(self, sites, most, seed):
         shape = truncated(MPOShape(tuple(i for i, _ in sites), tuple(j for _, j in sites)), most)
         cores = random_cores(shape, seed=seed)
@@ -136,7 +135,6 @@ class TestPullback:
             torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
 
     @given(SITES, st.integers(1, 20), st.integers(0, 2**20))
-    @settings(deadline=None)
     def test_any_shape(self, sites, most, seed):
         shape = truncated(MPOShape(tuple(i for i, _ in sites), tuple(j for _, j in sites)), most)
         leaves = [core.requires_grad_() for core in random_cores(shape, seed=seed)]

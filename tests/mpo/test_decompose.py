@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 from safetensors import safe_open
 from torch import Tensor
 
@@ -117,7 +117,6 @@ class TestExact:
             cores = decompose(matrix.to(dtype), shape)
             assert relative_error(matrix.to(dtype), cores) <= threshold(dtype, shape.sites)
 
-    @settings(deadline=None)
     @given(
         st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=1, max_size=5),
         st.sampled_from(DTYPES),
@@ -186,7 +185,6 @@ class TestExact:
 
 
 class TestTruncated:
-    @settings(deadline=None)
     @given(
         st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=2, max_size=5),
         st.integers(1, 12),

@@ -61,7 +61,7 @@ def test_many_and_batches_and_truncation() -> None:
         assert error(matrix, matched) <= 2e-6
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     sites=st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=2, max_size=3),
     seed=st.integers(0, 2**20),

@@ -194,6 +194,9 @@ def test_logs_are_the_loss_and_the_ratio_of_gradient_norms() -> None:
     distillation = sum(float(g.square().sum()) for g in grads) ** 0.5
     assert optimizer.constraint_logs["constraint_loss"] == pytest.approx(loss, rel=1e-4)
     assert optimizer.constraint_logs["constraint_grad_ratio"] == pytest.approx(gradient / distillation, rel=1e-4)
+    optimizer.zero_grad()
+    optimizer.step()  # of no matrix, and so without a constraint
+    assert optimizer.constraint_logs == {}
 
 
 @pytest.mark.parametrize("maximize", [False, True])

@@ -308,6 +308,7 @@ def test_external_change_is_decomposed_anew(write: str) -> None:
     assert_equal(weights(model), list(changed.values()))
     product = contract([optimizer.state[model[0].weight][f"core{k}"] for k in range(4)])
     torch.testing.assert_close(product, changed["0.weight"])
+    assert optimizer.state[model[0].weight]["moves"] == 2  # what is known about the rate stays
 
 
 def test_swapping_weights_out_and_back_is_no_change() -> None:

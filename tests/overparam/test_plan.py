@@ -78,9 +78,11 @@ def test_loading_cores_sets_the_weights_and_training_goes_on_from_them(started: 
     if not started:
         stepper = again.optimizer(torch.optim.SGD, lr=0.1)
     assert all(torch.equal(core, state[f"0.weight.core{k}"]) for k, core in enumerate(again.cores(again.matrices[0])))
+    given = {name: core.clone() for name, core in state.items()}
     step(model, optimizer)
     step(other, stepper)
     torch.testing.assert_close(other[0].weight, model[0].weight)
+    assert all(torch.equal(core, given[name]) for name, core in state.items())  # it is the user's
 
 
 @pytest.mark.parametrize("started", [False, True])

@@ -150,6 +150,20 @@ def test_projections_take_states_of_any_precision(dtype: torch.dtype) -> None:
     torch.testing.assert_close(found, expected, rtol=2e-2, atol=0)
 
 
+def test_states_in_half_precision_are_compared_in_float32() -> None:
+    student, teacher = bert(2).bfloat16(), bert(4).bfloat16()
+    _, found = losses(student, teacher, pairs="last")
+    ours, theirs = (m(**batch(), output_hidden_states=True).hidden_states[-1].float() for m in (student, teacher))
+    torch.testing.assert_close(found.parts["hidden"], (ours - theirs).square().mean().detach())
+
+
+def test_an_objective_that_is_used_again_has_no_projections_of_other_widths() -> None:
+    objective = HiddenDistillation()
+    for width, count in ((8, 2), (16, 0)):
+        objective.prepare(bert(2, width), bert(4))
+        assert len(objective.projections) == count
+
+
 def test_different_patch_grids_are_refused_with_both() -> None:
     models = [
         ViTForImageClassification(

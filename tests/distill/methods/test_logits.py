@@ -97,6 +97,37 @@ def test_gradients_of_divergences(name: str) -> None:
     assert torch.autograd.gradcheck(lambda x: DIVERGENCES[name](x, teacher, 2.0), student)
 
 
+class Says(nn.Module):
+    """Always the same logits."""
+
+    def __init__(self, said: torch.Tensor, **config: Any) -> None:
+        super().__init__()
+        self.said, self.config = nn.Parameter(said), SimpleNamespace(**config)
+
+    def forward(self, **_: Any) -> SimpleNamespace:
+        return SimpleNamespace(logits=self.said)
+
+
+@pytest.mark.parametrize(
+    ("problem", "shape", "labels"),
+    [
+        (None, (40, 5), torch.arange(40) % 5),
+        (None, (8, 5, 5), torch.arange(40).reshape(8, 5) % 5),
+        ("regression", (40, 1), torch.linspace(-1, 1, 40)),
+        ("multi_label_classification", (40, 5), torch.arange(200).reshape(40, 5) % 2),
+    ],
+)
+def test_losses_of_logits_in_half_precision_are_those_in_float32(problem: Any, shape: Any, labels: Any) -> None:
+    said = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)).bfloat16() for seed in (0, 1)]
+    weights, totals = [1.1, 0.7, 1.3, 0.9, 1.7] if problem is None and len(shape) == 2 else None, []
+    for dtype in (torch.bfloat16, torch.float32):
+        student = Says(said[0].to(dtype), problem_type=problem)
+        objective = LogitsDistillation(alpha=0.5, class_weights=weights)
+        batch = {"teacher_logits": said[1].to(dtype), "labels": labels}
+        totals.append(objective.losses(student, None, batch, torch.tensor(40)).total)
+    assert torch.equal(*totals)
+
+
 def test_the_divergence_is_an_option_of_logits() -> None:
     batch = {"input_ids": torch.arange(16).reshape(4, 4), "labels": torch.tensor([0, 1, 1, 0])}
     student, teacher = bert(), bert(initializer_range=1.0).eval()
@@ -104,6 +135,10 @@ def test_the_divergence_is_an_option_of_logits() -> None:
     found = [float(each.parts["distillation"]) for each in losses]
     ours, theirs = (softmax(m(batch["input_ids"]).logits.detach().numpy() / 2, -1) for m in (student, teacher))
     assert found == pytest.approx([of_scipy(name, ours, theirs) for name in DIVERGENCES], rel=1e-4)
+    several = Says(logits(0), problem_type="multi_label_classification"), {"teacher_logits": logits(1)}
+    soft = [LogitsDistillation(2.0, 1.0, d).losses(several[0], None, several[1], torch.tensor(6)) for d in DIVERGENCES]
+    expected = [soft_binary_loss(logits(0), logits(1), 2.0, loss) / 6 for loss in DIVERGENCES.values()]
+    torch.testing.assert_close(torch.stack([each.total for each in soft]), torch.stack(expected))
     with pytest.raises(ValueError, match="divergence is 'backward'; expected one of forward, reverse, js"):
         LogitsDistillation(divergence="backward")
     with pytest.raises(ValueError, match="divergence is 'js' and a regression has no distributions; leave it out"):
@@ -128,6 +163,7 @@ def test_gradient_at_high_temperature_is_the_centred_difference() -> None:
 
 def test_regression_loss() -> None:
     assert float(squared_loss(torch.tensor([[1.0], [3.0]]), torch.tensor([0.0, 1.0]))) == 5.0
+    assert float(squared_loss(torch.tensor([[1.0, 3.0], [2.0, 2.0]]), torch.tensor([[0.0, 1.0], [2.0, 0.0]]))) == 4.5
 
 
 @pytest.mark.parametrize("options", [{"temperature": 0.0}, {"alpha": -0.1}, {"alpha": 1.1}])
@@ -439,8 +475,9 @@ def test_with_alpha_zero_examples_without_a_label_are_passed_over_as_transformer
     objective = LogitsDistillation(alpha=0.0)
     items = objective.count_items(model, batch)
     assert items.tolist() == [8, labelled]
+    teacher = bert(num_labels=3)  # is not asked: in training mode it would be refused
     (ours,) = torch.autograd.grad(
-        objective.losses(model, None, batch, items.clamp(min=1)).total, model.classifier.weight
+        objective.losses(model, teacher, batch, items.clamp(min=1)).total, model.classifier.weight
     )
     if labelled:
         (theirs,) = torch.autograd.grad(model(**batch).loss, model.classifier.weight)

@@ -112,6 +112,8 @@ def test_draws_follow_the_rate_independently_of_each_other() -> None:
     deviation = (0.3 * 0.7 / 10_000) ** 0.5
     assert ((draws.mean(0) - 0.3).abs() < 4 * deviation).all()
     assert abs(float((draws[:, 0] * draws[:, 1]).mean()) - 0.09) < 4 * (0.09 * 0.91 / 10_000) ** 0.5
+    objective.seed, objective.draws = 1, 0
+    assert [objective._draw() for _ in range(50)] != draws[:50].bool().tolist()
 
 
 def run(
@@ -175,9 +177,12 @@ def test_misfits() -> None:
         Theseus().prepare(bert(2), None)
     with pytest.raises(ValueError, match="3 student blocks do not divide the teacher's 4"):
         Theseus().prepare(keep_layers(bert(), [0, 1, 2]), bert())
+    narrow = BertForSequenceClassification(BertConfig(**(bert().config.to_dict() | {"hidden_size": 8})))
+    with pytest.raises(ValueError, match=r"has no bert.embeddings.* of shape \(30, 8\); use a student of its width"):
+        Theseus().prepare(narrow, bert())
 
 
-@pytest.mark.parametrize("kinds", ["near far near far", "far far far far"])
+@pytest.mark.parametrize("kinds", ["near far near far", "far far far far", "far far near near"])
 def test_teacher_blocks_of_another_kind_than_the_students_are_refused(kinds: str) -> None:
     """The model gives a mask by the kind of the place, so that the teacher would answer wrongly."""
     names = {"near": "sliding_attention", "far": "full_attention"}
@@ -188,7 +193,7 @@ def test_teacher_blocks_of_another_kind_than_the_students_are_refused(kinds: str
     )  # fmt: skip
     teacher = Gemma2ForSequenceClassification(config).eval()
     student, objective = keep_layers(teacher, 2).eval(), Theseus()
-    if "near" in kinds:
+    if kinds.startswith("near"):
         with pytest.raises(ValueError, match="teacher's block 0 has sliding_attention and the student's block 0"):
             objective.prepare(student, teacher)
         return
@@ -207,12 +212,13 @@ def test_models_may_ask_blocks_of_which_kind_they_are() -> None:
 
 
 def test_a_second_training_begins_at_the_first_rate(tmp_path: Path) -> None:
-    objective, rates = Theseus(0.3, slope=0.1), list[float]()
+    objective, seen = Theseus(0.3, slope=0.1), list[tuple[float, int]]()
     draw = objective._draw
-    objective._draw = lambda: (rates.append(objective.replacement_rate()), draw())[1]  # type: ignore[method-assign,func-returns-value]
+    objective._draw = lambda: (seen.append((objective.replacement_rate(), objective.draws)), draw())[1]  # type: ignore[method-assign,func-returns-value]
     trainer, _ = train(tmp_path, objective=objective, training={"max_steps": 2})
     trainer.train()
-    assert rates == pytest.approx([0.3, 0.4, 0.3, 0.4])
+    assert [rate for rate, _ in seen] == pytest.approx([0.3, 0.4, 0.3, 0.4])
+    assert [number for _, number in seen] == [0, 1, 0, 1]
 
 
 def test_decoders_run_without_a_cache() -> None:

@@ -41,8 +41,7 @@ def choose_groups(covariances: Sequence[Tensor], outgoing: Sequence[Tensor], siz
     Returns:
         `[count]` rising indices of groups.
     """
-    left = [c.clone() for c in covariances]
-    groups = len(left[0]) // size
+    left = list(covariances)
     chosen: list[int] = []
     while len(chosen) < count:
         gains = torch.stack([_gains(c, o, size) for c, o in zip(left, outgoing, strict=True)]).sum(0)
@@ -51,7 +50,6 @@ def choose_groups(covariances: Sequence[Tensor], outgoing: Sequence[Tensor], siz
         best = int((gains >= gains.max() - 1e-9 * gains.max().abs()).nonzero()[0])
         chosen.append(best)
         left = [_without(c, slice(best * size, (best + 1) * size)) for c in left]
-    assert len(chosen) <= groups
     return torch.tensor(sorted(chosen), device=left[0].device)
 
 

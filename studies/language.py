@@ -33,7 +33,13 @@ from opdf.job.scoring import evaluator, scores
 from opdf.job.teacher import ready_teacher
 
 TASKS = {"glosses": "supersenses.csv", "news": "r8-train.csv"}
-ROWS, SEEDS, RATES = 24_000, (0, 1, 2), (5e-4, 1.5e-3, 4.5e-3)
+ROWS, SEEDS = 24_000, (0, 1, 2)
+RATES = {
+    "untrained": (1.5e-3, 4.5e-3, 1.35e-2),
+    "shrink": (5e-4, 1.5e-3, 4.5e-3),
+    "copied blocks": (5e-4, 1.5e-3, 4.5e-3),
+}
+"""What begins with nothing wants higher rates."""
 TEACHER = {
     "model_type": "llama", "vocab_size": 4096, "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4,
     "intermediate_size": 384, "max_position_embeddings": 64, "tie_word_embeddings": True, "pad_token_id": 0,
@@ -78,7 +84,7 @@ def runs(folder: Path, task: str, seed: int) -> Found:
     (table, tokenizer), place, found = texts(folder, task), folder / f"{task}, seed {seed}", Found()
     ready: Any = None
     for (size, start), student in STUDENTS.items():
-        for rate in RATES:
+        for rate in RATES[start]:
             file = place / f"{size}, {start}, {rate}.json"
             if not file.is_file():
                 given = {
@@ -106,7 +112,7 @@ def lines(task: str, found: list[Found]) -> Iterator[list[str]]:
         return fmean(of_seed[key][who][part]["perplexity"] for of_seed in found)
 
     for size, start in STUDENTS:
-        keys = [(size, start, rate) for rate in RATES]
+        keys = [(size, start, rate) for rate in RATES[start]]
         best = min(keys, key=lambda key: mean("student", "validation", key))
         after = [of_seed[best]["student"]["test"]["perplexity"] for of_seed in found]
         yield [

@@ -63,7 +63,7 @@ def local(model: str, *, tokenizer: bool = False) -> str:
     """The folder of an embedded model; other names as they are.
 
     Raises:
-        ValueError: a folder without safetensors weights; if a `tokenizer` is all that is wanted, without these and it.
+        ValueError: a folder without safetensors weights, or, where a `tokenizer` is enough, without either.
     """
     if not model:
         raise ValueError("the model's name is empty; give a hub name, a folder, or minilm")

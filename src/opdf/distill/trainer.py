@@ -58,7 +58,14 @@ from opdf.distill.objective import Objective
 from opdf.distill.planning import plan_student
 from opdf.distill.teachers import load_teacher
 from opdf.distill.unused import all_reached, may_vary
-from opdf.overparam import Constraint, OverParamConfig, OverParameterization, local, whole
+from opdf.overparam import (
+    Constraint,
+    OverParamConfig,
+    OverParameterization,
+    OverParameterizedOptimizer,
+    local,
+    whole,
+)
 
 HOPELESS_SCALE = 2.0**-20
 """A gradient scaler starts at 2^16 and halves at each overflow. Below this it has seen no finite gradient for long."""
@@ -553,6 +560,19 @@ class DistillationTrainer(CheckpointedTrainer):
                     p.grad = self.accelerator.reduce(p.grad, "mean")
         return loss
 
+    def _check_optimizer(self) -> None:
+        """Refuse an optimizer that a subclass or a user has put in the place of the one that trains all of it."""
+        optimizer: Any = self.optimizer
+        while hasattr(optimizer, "optimizer"):  # accelerate's holds it
+            optimizer = optimizer.optimizer
+        stepped = {p for group in optimizer.param_groups for p in group["params"]}
+        has_cores = self.overparameterization is None or isinstance(optimizer, OverParameterizedOptimizer)
+        if not (has_cores and stepped.issuperset(self._own_parameters())):
+            raise ValueError(
+                f"the optimizer is a {type(optimizer).__name__} of your own, which steps the student's weights and not "
+                "their cores or what the objective trains; give optimizer_cls_and_kwargs=(class, options) in its place"
+            )
+
     def _own_parameters(self) -> list[nn.Parameter]:
         """Parameters of the objective, whose gradients no model wrapper averages."""
         return [p for module in self.method.modules().values() for p in module.parameters()]
@@ -655,6 +675,7 @@ class _ObjectiveHooks(TrainerCallback):
         if self.trainer.accelerator.num_processes > 1:
             for p in self.trainer._own_parameters():
                 p.data.copy_(broadcast(p.data))
+        self.trainer._check_optimizer()
         self.trainer._check_prepared()
         self.trainer._check_aligned()
         self.trainer.check_length(state.max_steps)

@@ -92,6 +92,24 @@ def test_eval_scores_a_run_from_any_folder(
         assert (scored["test"] == metrics["student"]["test"]) == (not data)
 
 
+def test_a_file_to_test_on_leaves_the_other_rows_where_the_run_had_them(tmp_path: Path, capsys: Any) -> None:
+    """They were cut anew, in two: the validation rows were the run's test rows, and its training rows all the rest."""
+    bert(tmp_path / "teacher")
+    run, rows = str(tmp_path / "out"), str(texts(tmp_path / "rows.jsonl"))
+    argv = ["--data.name", rows, "--teacher.model", str(tmp_path / "teacher"), "--student.layers", "1",
+            "--training.max_steps", "1", "--output", run]  # fmt: skip
+    assert main(["distill", *argv]) == 0
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    capsys.readouterr()
+    assert main(["eval", run, "--data.test", rows, "--json"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["validation"] == metrics["student"]["validation"]
+    assert json.loads(printed.out)["test"]["examples"] == 60
+    assert "42 of 60 rows of test are training rows too" in printed.err
+    assert main(["eval", run, "--data.seed", "3"]) == 0
+    assert f"{rows} is cut otherwise than for {run}" in capsys.readouterr().err
+
+
 def test_a_run_finds_its_files_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir()

@@ -197,6 +197,23 @@ def test_data_in_place_of_a_configuration_is_told_where_to_go(tmp_path: Path, mo
         read_yaml("photos")
 
 
+@pytest.mark.parametrize(
+    ("command", "content", "message"),
+    [
+        ("distill", {"common": {}, "tasks": {}}, "is a file for opdf sweep, and opdf distill has no common, tasks"),
+        ("plan", {"tasks": {}}, "is a file for opdf sweep, and opdf plan has no tasks"),
+        ("sweep", {"data": {}, "output": "out"}, "is a file for opdf distill, and opdf sweep has no data"),
+    ],
+)
+def test_a_file_of_another_command_is_called_that(
+    tmp_path: Path, command: str, content: dict[str, Any], message: str, capsys: Any
+) -> None:
+    file = tmp_path / "file.yaml"
+    file.write_text(yaml.safe_dump(content))
+    assert main([command, str(file)]) == 2
+    assert f"{file} {message}" in capsys.readouterr().err
+
+
 def test_several_teachers() -> None:
     words = ["--teacher.models", '["a", "b"]', "--teacher.weights", "[2, 1]"]
     teacher = parse(words, DistillConfig, "opdf distill", "").teacher

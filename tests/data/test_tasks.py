@@ -255,6 +255,16 @@ def test_embedded_sets_without_their_labels(name: str) -> None:
     assert len(data["test"]) == len(labelled["test"])
 
 
+def test_a_similarity_is_not_offered_to_go_without_labels(tmp_path: Path) -> None:
+    """It was, and was refused without them."""
+    name = str(tmp_path / "pairs.csv")
+    Dataset.from_dict({"left": TEXTS, "right": TEXTS, "score": list(range(60))}).to_csv(name)
+    with pytest.raises(ValueError, match=r"set label to one of left, right, score$"):
+        load_data(name, task="similarity")
+    with pytest.raises(ValueError, match="label is null; a similarity is scored by its labels"):
+        load_data(name, task="similarity", label=None)
+
+
 def test_texts_without_labels(tmp_path: Path, tokenizer: Any) -> None:
     (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
     with pytest.raises(ValueError, match=r"the one column 'text' and so no labels; set task to causal-lm"):

@@ -15,7 +15,7 @@ from datasets import Dataset
 from safetensors.torch import load_file
 from tests.distill.small import arguments, bert, noisy_student, sentences, train
 from torch import nn
-from torch.utils.data import WeightedRandomSampler
+from torch.utils.data import DataLoader, WeightedRandomSampler
 from transformers import (
     EarlyStoppingCallback,
     Trainer,
@@ -114,18 +114,31 @@ def test_a_run_whose_callback_changes_the_objective_is_resumed(tmp_path: Path) -
 
 
 class Weighted(DistillationTrainer):
-    draws: torch.Generator | None = None
-
     def _get_train_sampler(self, *_: Any) -> Any:
-        return WeightedRandomSampler([1.0] * 24, 24, replacement=False, generator=self.draws)
+        return WeightedRandomSampler([1.0] * 24, 24, replacement=False)
+
+
+class Drawn(DistillationTrainer):
+    def _get_train_sampler(self, *_: Any) -> Any:
+        draws = torch.Generator().manual_seed(7)
+        return WeightedRandomSampler([1.0] * 24, 24, replacement=False, generator=draws)
+
+
+class Loads(DistillationTrainer):
+    def get_train_dataloader(self) -> Any:
+        draws = torch.Generator().manual_seed(7)
+        return DataLoader(
+            self.train_dataset, batch_size=8, shuffle=True, generator=draws, collate_fn=self.data_collator
+        )
 
 
 @pytest.mark.parametrize("step", [3, 4])
-@pytest.mark.parametrize("sampler", ["a user's", "a user's with a generator", "not seeded by accelerate"])
-def test_a_resumed_run_goes_on_with_the_order_of_any_sampler(tmp_path: Path, sampler: str, step: int) -> None:
+@pytest.mark.parametrize("kind", [Weighted, Drawn, Loads, DistillationTrainer])
+def test_a_resumed_run_goes_on_with_the_order_of_any_sampler(
+    tmp_path: Path, kind: type[DistillationTrainer], step: int
+) -> None:
     """Stopped after the first epoch, which has three steps, and in the second."""
     save = {"save_strategy": "steps", "save_steps": step, "max_steps": 6}
-    kind = Weighted if sampler.startswith("a user's") else DistillationTrainer
     if kind is DistillationTrainer:
         save["accelerator_config"] = {"use_seedable_sampler": False}
     seen = []
@@ -134,8 +147,6 @@ def test_a_resumed_run_goes_on_with_the_order_of_any_sampler(tmp_path: Path, sam
             noisy_student(), arguments(tmp_path / folder, **save), teacher=bert(), objective=Seen(),
             train_dataset=sentences(),
         )  # fmt: skip
-        if isinstance(trainer, Weighted) and "generator" in sampler:
-            trainer.draws = torch.Generator().manual_seed(7)
         trainer.train(str(tmp_path / "whole" / f"checkpoint-{step}") if folder == "again" else None)
         seen.append(trainer.method.rows)
     whole, again = seen

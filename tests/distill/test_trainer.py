@@ -8,7 +8,7 @@ import json
 import os
 import sqlite3
 import warnings
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -395,6 +395,26 @@ def test_evaluation_reports_the_models_own_loss(tmp_path: Path) -> None:
 def test_misfits_are_refused_before_training(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DistillationTrainer(keep_layers(bert(), 2), arguments(tmp_path), **({"teacher": bert()} | options))
+
+
+class OwnOptimizer(DistillationTrainer):
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        assert self.model is not None
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3)
+        return self.optimizer
+
+
+@pytest.mark.parametrize(
+    "options", [{"overparam": {"ones": 1}}, {"objective": "hidden", "model": bert(2, 8)}, {}], ids=["cores", "map", ""]
+)
+def test_an_optimizer_of_a_subclass_that_leaves_something_out_is_refused(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """The student was trained as it is, without its cores, and a map between two widths not at all."""
+    given = {"model": keep_layers(bert(), 2), "teacher": bert(), "train_dataset": sentences(8)} | options
+    trainer = OwnOptimizer(args=arguments(tmp_path, max_steps=1), **given)
+    with pytest.raises(ValueError, match="the optimizer is a SGD of your own") if options else nullcontext():
+        trainer.train()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

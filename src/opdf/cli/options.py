@@ -21,6 +21,9 @@ from opdf.job import UserError, dataclass_of, fill, hints_of, load_yaml, read_ya
 
 Config = TypeVar("Config")
 
+FILES = {"opdf distill": {"data", "teacher", "student"}, "opdf sweep": {"common", "tasks", "variants"}}
+"""Commands that read files of their own, and keys by which such a file is known."""
+
 
 def parse(argv: list[str], cls: type[Config], prog: str, description: str, positional: str = "") -> Config:
     """Options of a command as a dataclass. The first bare argument is the YAML file, or a field of `positional`.
@@ -46,6 +49,7 @@ def parse(argv: list[str], cls: type[Config], prog: str, description: str, posit
         given[names[-1]] = bare[len(names) - 1 :]
     elif bare and not names:
         given = read_yaml(bare[0])
+        _check_command(given, cls, bare[0], prog)
     before = copy.deepcopy(given)
     _override(given, argv[len(bare) :])
     file = bare[0] if bare and not names else None
@@ -56,6 +60,14 @@ def parse(argv: list[str], cls: type[Config], prog: str, description: str, posit
             fill(cls, before, file)  # what is wrong may be the file's
         raise UserError(_as_option(str(error), prog)) from error
     return found
+
+
+def _check_command(given: dict[str, Any], cls: type, file: str, prog: str) -> None:
+    """Refuse the file of another command by that command's name; its keys would be unknown one by one."""
+    for command, keys in FILES.items():
+        found = sorted(keys & given.keys())
+        if found and not keys & hints_of(cls).keys():
+            raise UserError(f"{file} is a file for {command}, and {prog} has no {', '.join(found)}")
 
 
 def _as_option(message: str, prog: str) -> str:

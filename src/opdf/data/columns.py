@@ -127,9 +127,10 @@ def _label(data: Dataset, asked: Asked) -> str | tuple[str, ...] | None:
             f"causal-lm to learn the texts, or {asked.option('label')} to null to learn what the teacher says of them"
         )
     if found is None:
+        without = "" if asked.task in ("similarity", "token-classification") else ", or to null if there are no labels"
         raise ValueError(
             f"no column of {asked.name} is called 'label'; set {asked.option('label')} to one of "
-            f"{', '.join(data.column_names)}, or to null if there are no labels"
+            f"{', '.join(data.column_names)}{without}"
         )
     return found
 

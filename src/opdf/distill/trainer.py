@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import DataLoaderShard
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, RandomSampler, Subset
@@ -57,7 +58,14 @@ from opdf.distill.objective import Objective
 from opdf.distill.planning import plan_student
 from opdf.distill.teachers import load_teacher
 from opdf.distill.unused import all_reached, may_vary
-from opdf.overparam import Constraint, OverParamConfig, OverParameterization, local, whole
+from opdf.overparam import (
+    Constraint,
+    OverParamConfig,
+    OverParameterization,
+    OverParameterizedOptimizer,
+    local,
+    whole,
+)
 
 HOPELESS_SCALE = 2.0**-20
 """A gradient scaler starts at 2^16 and halves at each overflow. Below this it has seen no finite gradient for long."""
@@ -158,9 +166,9 @@ class DistillationTrainer(CheckpointedTrainer):
         self._is_made = False
         self._seen_batch = False
         self._order: torch.Generator | None = None
-        self._own_order: torch.Generator | None = None
-        self._order_of_epoch: Tensor | None = None
-        self._order_before: Tensor | None = None
+        self._draws: list[torch.Generator] = []
+        self._draws_of_epoch: list[Tensor] = []
+        self._draws_before: list[Tensor] = []
         self._parts: dict[str, Tensor] = {}
         self._parts_since = 0
         self._window: tuple[list[Any], Any] = [], None
@@ -317,12 +325,12 @@ class DistillationTrainer(CheckpointedTrainer):
         return {"eval_dataset": _described(rows, rows_glance(rows))}
 
     def extra_state(self) -> dict[str, Any]:
-        return {"tensors": self.method.tensors(), "state": self.method.state_dict(), "order": self._next_order()}
+        return {"tensors": self.method.tensors(), "state": self.method.state_dict(), "draws": self._next_draws()}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         self.method.load_tensors(state["tensors"])
         self.method.load_state_dict(state["state"])
-        self._order_before = state.get("order")
+        self._draws_before = state.get("draws", [])
 
     def check_before_saving(self, model: nn.Module) -> None:
         """Refuse weights that are not finite: no loss has seen what the last step before a checkpoint made of them."""
@@ -433,40 +441,39 @@ class DistillationTrainer(CheckpointedTrainer):
 
         A sampler without a generator (one that groups rows by length, or a user's) would take the order from the state
         of torch's own, which differs in a resumed run and on other processes: some rows were seen twice and others not
-        at all. A generator of its own goes on from epoch to epoch, so that its state is in the checkpoints. accelerate
-        sees to RandomSampler by itself, unless it is told not to.
+        at all. accelerate sees to RandomSampler by itself, unless it is told not to.
         """
 
         def ordered(rows: Any) -> Any:
             sampler = sampler_fn(rows)
             seeded = isinstance(sampler, RandomSampler) and self.args.accelerator_config.use_seedable_sampler
-            own = None if seeded else getattr(sampler, "generator", self)
-            self._own_order = own if isinstance(own, torch.Generator) and own is not self._order else None
-            self._order_before = None  # of the best checkpoint of an earlier training
-            if own is None and not seeded:
+            if getattr(sampler, "generator", self) is None and not seeded:
                 sampler.generator = self._order = torch.Generator()
             return sampler
 
         make = ordered if is_training and sampler_fn is not None else sampler_fn
         return super()._get_dataloader(*args, sampler_fn=make, is_training=is_training, **options)
 
-    def _begin_epoch(self, epoch: int) -> None:
-        """Called before the first batch of an epoch is drawn."""
+    def _begin_epoch(self, epoch: int, loader: Any) -> None:
+        """Called before the first batch of an epoch is drawn.
+
+        A user's generators go on from epoch to epoch, so that a resumed run needs their states. Loaders that accelerate
+        has not made may have others on every process, of which a checkpoint has no state.
+        """
         if self._order is not None:
             self._order.manual_seed((self.args.seed if self.args.data_seed is None else self.args.data_seed) + epoch)
-        if self._own_order is not None:
-            if self._order_before is not None:
-                self._own_order.set_state(self._order_before)
-            self._order_of_epoch, self._order_before = self._own_order.get_state(), None
+        alike = self.accelerator.num_processes == 1 or isinstance(loader, DataLoaderShard)
+        self._draws = [one for one in _generators(loader) if one is not self._order] if alike else []
+        for generator, state in zip(self._draws, self._draws_before, strict=False):
+            generator.set_state(state)
+        self._draws_of_epoch, self._draws_before = [generator.get_state() for generator in self._draws], []
         for rows in _epoch_datasets(self.train_dataset):
             rows.set_epoch(epoch)
 
-    def _next_order(self) -> Tensor | None:
-        """State of a sampler's own generator before it draws the epoch with which a run goes on from here."""
-        if self._own_order is None:
-            return None
+    def _next_draws(self) -> list[Tensor]:
+        """States of the user's generators before they draw the epoch with which a run goes on from here."""
         has_ended = float(self.state.epoch or 0).is_integer()  # an epoch: its checkpoint is written after all rows
-        return self._own_order.get_state() if has_ended else self._order_of_epoch
+        return [generator.get_state() for generator in self._draws] if has_ended else self._draws_of_epoch
 
     # A step.
 
@@ -553,6 +560,19 @@ class DistillationTrainer(CheckpointedTrainer):
                     p.grad = self.accelerator.reduce(p.grad, "mean")
         return loss
 
+    def _check_optimizer(self) -> None:
+        """Refuse an optimizer that a subclass or a user has put in the place of the one that trains all of it."""
+        optimizer: Any = self.optimizer
+        while hasattr(optimizer, "optimizer"):  # accelerate's holds it
+            optimizer = optimizer.optimizer
+        stepped = {p for group in optimizer.param_groups for p in group["params"]}
+        has_cores = self.overparameterization is None or isinstance(optimizer, OverParameterizedOptimizer)
+        if not (has_cores and stepped.issuperset(self._own_parameters())):
+            raise ValueError(
+                f"the optimizer is a {type(optimizer).__name__} of your own, which steps the student's weights and not "
+                "their cores or what the objective trains; give optimizer_cls_and_kwargs=(class, options) in its place"
+            )
+
     def _own_parameters(self) -> list[nn.Parameter]:
         """Parameters of the objective, whose gradients no model wrapper averages."""
         return [p for module in self.method.modules().values() for p in module.parameters()]
@@ -620,6 +640,13 @@ def _epoch_datasets(rows: Any) -> Iterator[EpochDataset]:
         yield from _epoch_datasets(inner)
 
 
+def _generators(loader: Any) -> list[torch.Generator]:
+    """What the order of some rows is drawn from: those of a loader, its samplers and theirs."""
+    own = [found] if isinstance(found := getattr(loader, "generator", None), torch.Generator) else []
+    held = [inner for name in ("batch_sampler", "sampler") if (inner := getattr(loader, name, None)) is not None]
+    return list(dict.fromkeys([*own, *(generator for inner in held for generator in _generators(inner))]))
+
+
 @contextmanager
 def _telling_of_lengths() -> Iterator[None]:
     """Inside, accelerate's refusal to share a stream's batches says what to do in words of our arguments.
@@ -648,6 +675,7 @@ class _ObjectiveHooks(TrainerCallback):
         if self.trainer.accelerator.num_processes > 1:
             for p in self.trainer._own_parameters():
                 p.data.copy_(broadcast(p.data))
+        self.trainer._check_optimizer()
         self.trainer._check_prepared()
         self.trainer._check_aligned()
         self.trainer.check_length(state.max_steps)
@@ -660,8 +688,10 @@ class _ObjectiveHooks(TrainerCallback):
             p.grad = None  # of a step that auto_find_batch_size has given up
         self.trainer.method.on_train_begin(self.trainer)
 
-    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.trainer._begin_epoch(int(state.epoch or 0))
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, train_dataloader: Any, **_: Any
+    ) -> None:
+        self.trainer._begin_epoch(int(state.epoch or 0), train_dataloader)
         self.trainer.method.on_epoch_begin(self.trainer)
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -676,4 +706,5 @@ class _ObjectiveHooks(TrainerCallback):
             p.grad = None
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.trainer._draws_before = []  # of the best checkpoint
         self.trainer.method.on_train_end(self.trainer)

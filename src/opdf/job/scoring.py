@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from datasets import DatasetDict
 from torch import Tensor, nn
 from transformers import Trainer
 
@@ -20,12 +22,12 @@ from opdf.job.checks import check_inputs
 from opdf.job.config import DataConfig, TeacherConfig
 from opdf.job.errors import UserError
 from opdf.job.models import load_model
-from opdf.job.options import read_config
+from opdf.job.options import plain, read_config
 from opdf.job.output import CONFIG
 from opdf.job.prepared import prepare_data
 from opdf.job.probe import linear_probe
 from opdf.job.processes import tell
-from opdf.job.resume import check_rows_of_run
+from opdf.job.resume import begun_config, check_rows_of_run
 from opdf.job.saved import find_saved
 
 
@@ -69,7 +71,7 @@ def evaluate(
             raise UserError(f"{name} comes without data; give data, or the output folder of a run")
         data = read_config(str(saved.run / CONFIG)).data
     name = saved.model
-    prepared = prepare_data(data, TeacherConfig(model=name))
+    prepared = _prepared(data, name, saved.run)
     if probe and not prepared.task.has_classes:
         raise UserError(
             f"probe is true and {data.name} is for {prepared.task.kind}; a linear classifier needs one class an "
@@ -88,6 +90,33 @@ def evaluate(
     if probe:
         result["linear probe"] = linear_probe(model, prepared.data, prepared.collator, batch=batch)
     return result
+
+
+def _prepared(data: DataConfig, model: str, run: Path | None) -> Prepared:
+    """The data to score a model on.
+
+    A file for a run's validation or test rows leaves the other splits as the run had them. Cut anew without one,
+    the validation rows would be some of the run's test rows, or of its training rows where they are more.
+    """
+    prepared = prepare_data(data, TeacherConfig(model=model))
+    own = data if run is None else begun_config(run).data
+    if run is None or plain(own) == plain(data):
+        return prepared
+    files = {part: file for part in ("validation", "test") if isinstance(file := getattr(data, part), str)}
+    if plain(replace(own, **files)) != plain(data):
+        if data.name == own.name and any(getattr(data, k) != getattr(own, k) for k in ("validation", "test", "seed")):
+            tell(f"warning: {data.name} is cut otherwise than for {run}; its student may be scored on rows it has seen")
+        return prepared
+    mine = prepare_data(own, TeacherConfig(model=model))
+    try:
+        check_rows_of_run(run, own, mine.raw)
+    except UserError as error:  # the file can be scored all the same
+        tell(f"warning: {error}")
+    raw, encoded = (
+        DatasetDict({part: (theirs if part in files else ours)[part] for part in ours})
+        for ours, theirs in ((mine.raw, prepared.raw), (mine.data, prepared.data))
+    )
+    return replace(prepared, raw=raw, data=encoded)
 
 
 def tell_of(prepared: Prepared, name: str) -> None:

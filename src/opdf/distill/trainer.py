@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.data_loader import DataLoaderShard
 from accelerate.utils import broadcast
 from torch import Tensor, nn
-from torch.utils.data import ConcatDataset, RandomSampler, Subset
+from torch.utils.data import RandomSampler
 from transformers import (
     EarlyStoppingCallback,
     TrainerCallback,
@@ -25,7 +24,6 @@ from transformers import (
 )
 from transformers.trainer_utils import has_length
 
-from opdf.data import EpochDataset
 from opdf.distill import checkpoint
 from opdf.distill.arguments import (
     MUON,
@@ -55,6 +53,7 @@ from opdf.distill.models import (
 from opdf.distill.muon import MuonWithAdamW, muon_groups, muon_options
 from opdf.distill.named import build, build_objective
 from opdf.distill.objective import Objective
+from opdf.distill.order import RowOrder, alike
 from opdf.distill.planning import plan_student
 from opdf.distill.teachers import load_teacher
 from opdf.distill.unused import all_reached, may_vary
@@ -165,10 +164,7 @@ class DistillationTrainer(CheckpointedTrainer):
         self._configured: dict[str, Any] | None = None
         self._is_made = False
         self._seen_batch = False
-        self._order: torch.Generator | None = None
-        self._draws: list[torch.Generator] = []
-        self._draws_of_epoch: list[Tensor] = []
-        self._draws_before: list[Tensor] = []
+        self._order = RowOrder()
         self._parts: dict[str, Tensor] = {}
         self._parts_since = 0
         self._window: tuple[list[Any], Any] = [], None
@@ -325,12 +321,13 @@ class DistillationTrainer(CheckpointedTrainer):
         return {"eval_dataset": _described(rows, rows_glance(rows))}
 
     def extra_state(self) -> dict[str, Any]:
-        return {"tensors": self.method.tensors(), "state": self.method.state_dict(), "draws": self._next_draws()}
+        draws = self._order.next_states(has_ended=float(self.state.epoch or 0).is_integer())
+        return {"tensors": self.method.tensors(), "state": self.method.state_dict(), "draws": draws}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         self.method.load_tensors(state["tensors"])
         self.method.load_state_dict(state["state"])
-        self._draws_before = state.get("draws", [])
+        self._order.go_on_from(state.get("draws", []))
 
     def check_before_saving(self, model: nn.Module) -> None:
         """Refuse weights that are not finite: no loss has seen what the last step before a checkpoint made of them."""
@@ -437,43 +434,23 @@ class DistillationTrainer(CheckpointedTrainer):
     # The order of the rows.
 
     def _get_dataloader(self, *args: Any, sampler_fn: Any = None, is_training: bool = False, **options: Any) -> Any:
-        """The Trainer's, with an order of the training rows that epoch and seed decide alone.
+        """The Trainer's, with an order of the training rows that a resumed run and all processes share.
 
-        A sampler without a generator (one that groups rows by length, or a user's) would take the order from the state
-        of torch's own, which differs in a resumed run and on other processes: some rows were seen twice and others not
-        at all. accelerate sees to RandomSampler by itself, unless it is told not to.
+        accelerate sees to RandomSampler by itself, unless it is told not to.
         """
 
         def ordered(rows: Any) -> Any:
             sampler = sampler_fn(rows)
-            seeded = isinstance(sampler, RandomSampler) and self.args.accelerator_config.use_seedable_sampler
-            if getattr(sampler, "generator", self) is None and not seeded:
-                sampler.generator = self._order = torch.Generator()
+            if not (isinstance(sampler, RandomSampler) and self.args.accelerator_config.use_seedable_sampler):
+                self._order.settle(sampler)
             return sampler
 
         make = ordered if is_training and sampler_fn is not None else sampler_fn
         return super()._get_dataloader(*args, sampler_fn=make, is_training=is_training, **options)
 
     def _begin_epoch(self, epoch: int, loader: Any) -> None:
-        """Called before the first batch of an epoch is drawn.
-
-        A user's generators go on from epoch to epoch, so that a resumed run needs their states. Loaders that accelerate
-        has not made may have others on every process, of which a checkpoint has no state.
-        """
-        if self._order is not None:
-            self._order.manual_seed((self.args.seed if self.args.data_seed is None else self.args.data_seed) + epoch)
-        alike = self.accelerator.num_processes == 1 or isinstance(loader, DataLoaderShard)
-        self._draws = [one for one in _generators(loader) if one is not self._order] if alike else []
-        for generator, state in zip(self._draws, self._draws_before, strict=False):
-            generator.set_state(state)
-        self._draws_of_epoch, self._draws_before = [generator.get_state() for generator in self._draws], []
-        for rows in _epoch_datasets(self.train_dataset):
-            rows.set_epoch(epoch)
-
-    def _next_draws(self) -> list[Tensor]:
-        """States of the user's generators before they draw the epoch with which a run goes on from here."""
-        has_ended = float(self.state.epoch or 0).is_integer()  # an epoch: its checkpoint is written after all rows
-        return [generator.get_state() for generator in self._draws] if has_ended else self._draws_of_epoch
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        self._order.begin_epoch(epoch, seed, self.train_dataset, alike(loader, self.accelerator.num_processes))
 
     # A step.
 
@@ -631,22 +608,6 @@ def _described(rows: Any, content: str | None) -> dict[str, Any]:
     return {"rows": len(rows) if hasattr(rows, "__len__") else None, "content": content}
 
 
-def _epoch_datasets(rows: Any) -> Iterator[EpochDataset]:
-    """What differs between epochs in some rows, also within torch's Subset and ConcatDataset."""
-    if isinstance(rows, EpochDataset):
-        yield rows
-    held = [rows.dataset] if isinstance(rows, Subset) else rows.datasets if isinstance(rows, ConcatDataset) else []
-    for inner in held:
-        yield from _epoch_datasets(inner)
-
-
-def _generators(loader: Any) -> list[torch.Generator]:
-    """What the order of some rows is drawn from: those of a loader, its samplers and theirs."""
-    own = [found] if isinstance(found := getattr(loader, "generator", None), torch.Generator) else []
-    held = [inner for name in ("batch_sampler", "sampler") if (inner := getattr(loader, name, None)) is not None]
-    return list(dict.fromkeys([*own, *(generator for inner in held for generator in _generators(inner))]))
-
-
 @contextmanager
 def _telling_of_lengths() -> Iterator[None]:
     """Inside, accelerate's refusal to share a stream's batches says what to do in words of our arguments.
@@ -706,5 +667,5 @@ class _ObjectiveHooks(TrainerCallback):
             p.grad = None
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.trainer._draws_before = []  # of the best checkpoint
+        self.trainer._order.go_on_from([])  # not from the best checkpoint
         self.trainer.method.on_train_end(self.trainer)

@@ -324,6 +324,8 @@ def test_image_folder(tmp_path: Path) -> None:
         (GOOD | {"label": [0.5, 1, 2] * 3}, {"task": "classification"}, ValueError, "set task to 'regression'"),
         (GOOD, {"validation": 0.9, "test": 0.2}, ValueError, "validation is 0.9"),
         (GOOD, {"train_limit": 0}, ValueError, "train_limit is 0"),
+        (GOOD, {"labels": ["a", "a"]}, ValueError, r"labels is \['a', 'a'\]; name every class once"),
+        (GOOD, {"labels": ["no", "yes"]}, ValueError, r"also holds 0 \(3 times\), 1 .*, 2"),
     ],
 )  # fmt: skip
 def test_bad_data(tmp_path: Path, columns: Any, options: Any, error: type[Exception], message: str) -> None:
@@ -376,6 +378,12 @@ def test_metrics_against_formulas() -> None:
     found = Task("classification", ("t",), "l", ("a", "b", "c")).metrics(np.array([0, 0, 1, 2]), np.array([0, 1, 1, 2]))
     assert found["f1"] == pytest.approx((2 / 3 + 2 / 3 + 1) / 3)
     assert token_agreement(np.array([[1, 2, 3]]), np.array([[0, 2, 0]]), np.array([[5, -100, 6, 7]])) == 0.5
+
+
+def test_balanced_weights_leave_out_a_class_without_rows() -> None:
+    """As scikit-learn's of the classes that there are: their mean over the rows is 1."""
+    task, rows = Task("classification", ("t",), "l", ("a", "b", "c")), Dataset.from_dict({"l": [0, 0, 0, 1]})
+    assert class_weights("balanced", rows, task) == pytest.approx([4 / 6, 4 / 2, 1.0])
 
 
 def test_whole_numbers_are_classes_where_that_is_asked(tmp_path: Path) -> None:

@@ -102,7 +102,9 @@ def _prepared(data: DataConfig, model: str, run: Path | None) -> Prepared:
     own = data if run is None else begun_config(run).data
     if run is None or plain(own) == plain(data):
         return prepared
-    files = {part: file for part in ("validation", "test") if isinstance(file := getattr(data, part), str)}
+    files: dict[str, Any] = {
+        part: file for part in ("validation", "test") if isinstance(file := getattr(data, part), str)
+    }
     if plain(replace(own, **files)) != plain(data):
         if data.name == own.name and any(getattr(data, k) != getattr(own, k) for k in ("validation", "test", "seed")):
             tell(f"warning: {data.name} is cut otherwise than for {run}; its student may be scored on rows it has seen")

@@ -290,6 +290,7 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
     ({"data": {"name": "amazon-sentiment", "test": 0.3}}, "test is 0.3; amazon-sentiment has its own columns"),
     # data
     ({"data": {"name": ""}}, "'' is no embedded set, file or folder"),
+    ({"data": {"name": "photos/"}}, "'photos/' is no embedded set, file or folder"),
     ({"data": {"name": "{world}/none.csv"}}, "none.csv does not exist"),
     ({"data": {"name": "{world}/notes.md"}}, "is no data file that can be read; give one of .csv"),
     ({"data": {"name": "{world}/notes.txt"}}, "has the one column 'text' and so no labels; set data.task to causal-lm"),
@@ -492,6 +493,7 @@ def test_hostile_files(text: bytes, message: str, tmp_path: Path, world: Path, c
 COMMANDS = [
     ("eval", "opdf eval needs MODEL as its first argument"),
     ("eval {world}/teacher", "teacher comes without data; say what to score it on with --data.name"),
+    ("eval {world}/notes.md", "notes.md is a file; give an output folder of opdf distill, or a model with --data.name"),
     ("eval {world}/teacher --data.max_length 64", "say what to score it on with --data.name"),
     ('eval {world}/teacher --data {"max_length":64}', "say what to score it on with --data.name"),
     ("export {world}/teacher --data.max_length 64 --format torch", "name what to score it on in data.name"),

@@ -98,6 +98,10 @@ def main(argv: list[str]) -> None:
         raise FileNotFoundError(
             f"{config.model} does not exist; give an output folder of opdf distill, or a model with --data.name DATA"
         )
+    if Path(config.model).is_file():
+        raise UserError(
+            f"{config.model} is a file; give an output folder of opdf distill, or a model with --data.name DATA"
+        )
     if not config.data.name:
         raise UserError(
             f"{config.model} comes without data; say what to score it on with --data.name, or give an output folder of "

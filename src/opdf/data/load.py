@@ -149,7 +149,7 @@ def _read(name: str) -> tuple[DatasetDict, dict[str, Path]]:
         return DatasetDict(train=read_file(path)), {"train": path}
     if path.is_file():
         raise ValueError(f"{name} is no data file that can be read; give one of {', '.join(READERS)}")
-    if "/" not in name or name.startswith((".", "/", "~")):
+    if "/" not in name or name.startswith((".", "/", "~")) or name.endswith("/"):
         close = difflib.get_close_matches(name, embedded.names(), n=1)
         meant = f"; did you mean {close[0]!r}?" if close else ""
         raise FileNotFoundError(f"{name!r} is no embedded set, file or folder{meant} ({', '.join(embedded.names())})")

@@ -366,7 +366,7 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
     ({"output": ""}, "output is empty; name a folder"),
     ({"output": "{world}/notes.txt"}, "notes.txt is a file; choose another"),
     ({"output": "{world}/notes.txt/out"}, "notes.txt is a file; choose another"),
-    ({"output": "{world}/teacher"}, "is not empty"),
+    ({"output": "{world}/teacher"}, "is not empty and was not written by this command; choose another"),
     ({"output": "{world}/teacher", "overwrite": True}, "was not written by this command"),
     ({"output": "x" * 300}, "cannot be a folder: File name too long"),
     ({"resume": True}, "resume"),

@@ -82,6 +82,23 @@ def test_a_run_that_was_killed_in_its_first_file_begins_again(tmp_path: Path) ->
         check_free(tmp_path, overwrite=False, resume=False)
 
 
+@pytest.mark.parametrize(
+    ("marker", "remedy"),
+    [
+        ("config.yaml", "is not empty; choose another, or set resume or overwrite to true"),
+        ("demo.yaml", "is not empty; choose another, or set overwrite to true"),  # opdf demo has no option resume
+    ],
+)
+def test_what_is_said_of_a_folder_that_is_not_empty_can_be_done(marker: str, remedy: str, tmp_path: Path) -> None:
+    """Of a folder that the command did not write, overwrite and resume were offered and then refused."""
+    (tmp_path / "thesis.txt").touch()
+    with pytest.raises(FileExistsError, match=r"is not empty and was not written by this command; choose another$"):
+        check_free(tmp_path, overwrite=False, resume=False, marker=marker)
+    (tmp_path / marker).touch()
+    with pytest.raises(FileExistsError, match=f"{remedy}$"):
+        check_free(tmp_path, overwrite=False, resume=False, marker=marker)
+
+
 def test_two_runs_of_one_process_do_not_share_a_folder(tmp_path: Path) -> None:
     with (
         claimed(tmp_path / "out", overwrite=False, resume=False),

@@ -47,12 +47,11 @@ def _check_free(folder: Path, *, overwrite: bool, resume: bool, marker: str) -> 
     with owned(folder) if (folder / LOCK).exists() else nullcontext():
         pass
     if not is_empty(folder, marker) and not resume:
-        if not overwrite:
-            raise FileExistsError(f"output {folder} is not empty; choose another, or set resume or overwrite to true")
         if not (folder / marker).is_file():
-            raise FileExistsError(
-                f"output {folder} was not written by this command and is not overwritten; choose another"
-            )
+            raise FileExistsError(f"output {folder} is not empty and was not written by this command; choose another")
+        if not overwrite:
+            again = "resume or overwrite" if marker == CONFIG else "overwrite"  # a demo goes on by itself
+            raise FileExistsError(f"output {folder} is not empty; choose another, or set {again} to true")
         if folder.is_symlink():
             raise FileExistsError(f"output {folder} is a link and is not overwritten; name the folder itself")
 

@@ -714,7 +714,7 @@ def spoiled(family: str, value: float) -> Any:
 
 REFUSED: dict[str, tuple[Callable[[], Any], dict[str, Any], type[Exception], str]] = {
     "no model": (lambda: nn.Linear(2, 2), {}, TypeError, "Linear; shrink needs a transformers model"),
-    "another family": (lambda: build("swin"), {}, ValueError, "swin.*knows bert, .*keep_layers"),
+    "another family": (lambda: build("swin"), {}, ValueError, "swin.*knows bert, .*with one list of them"),
     "another head": (lambda: masked_bert(), {}, ValueError, "BertForMaskedLM.*does not know its cls.predictions"),
     "a head of two states": (lambda: Doubled(small("bert").config), {}, ValueError,
                              "classifier reads 32 values.*as many as hidden_size, 16; use keep_layers"),

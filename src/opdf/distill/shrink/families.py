@@ -389,7 +389,7 @@ def family_of(model: nn.Module) -> Family:
         return FAMILIES[config.model_type]
     raise ValueError(
         f"teacher is a {config.model_type} ({type(model).__name__}), whose blocks shrink does not know; it knows "
-        f"{', '.join([*FAMILIES, *MADE])}. keep_layers makes a student with fewer blocks of any model"
+        f"{', '.join([*FAMILIES, *MADE])}. keep_layers copies blocks of any model with one list of them"
     )
 
 

@@ -47,7 +47,7 @@ def check_teacher(teacher: nn.Module) -> Family:
         if owner not in known and not added:
             raise ValueError(
                 f"teacher is a {type(teacher).__name__}, and shrink does not know its {owner}; give a plain model "
-                "(adapters merged), or use keep_layers, which makes a student with fewer blocks of any model"
+                "(adapters merged), or use keep_layers, which copies blocks"
             )
         if parameter.is_meta:
             raise ValueError(f"teacher's {name} is on the meta device and has no values; load the weights first")
@@ -74,7 +74,7 @@ def _check_outputs(teacher: Any, family: Family) -> None:
         if reads != width:
             raise ValueError(
                 f"teacher's {name} reads {reads} values, and shrink knows layers of heads that read as many as "
-                f"{family.width}, {width}; use keep_layers, which makes a student with fewer blocks of any model"
+                f"{family.width}, {width}; use keep_layers, which copies blocks"
             )
 
 

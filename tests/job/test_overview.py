@@ -102,8 +102,9 @@ def test_a_steps_operations_are_those_of_its_matrix_products(tmp_path: Path) -> 
 def test_a_training_takes_the_time_in_which_its_teacher_is_asked(tmp_path: Path) -> None:
     """The teacher's operations for every row once, where steps have none of it."""
 
-    def counted(**training: Any) -> StepCost:
-        job = Job(text_job(tmp_path, overparam=None, training={"per_device_train_batch_size": 8} | training))
+    def counted(objective: str = "logits", **training: Any) -> StepCost:
+        training = {"per_device_train_batch_size": 8} | training
+        job = Job(text_job(tmp_path, overparam=None, training=training, objective={"name": objective}))
         prepared = prepare_data(job.config.data, job.config.teacher)
         found = step_cost(job, prepared, check_fit(job, prepared, load_teacher(job, prepared.task)))
         assert found is not None
@@ -112,6 +113,7 @@ def test_a_training_takes_the_time_in_which_its_teacher_is_asked(tmp_path: Path)
     live, ahead = counted(num_train_epochs=1), counted(num_train_epochs=2)
     assert ahead.asking == pytest.approx(42 / 8 * (live.plain - ahead.plain))  # 42 rows are trained on
     assert ahead.seconds(12) == pytest.approx((ahead.asking + 12 * ahead.plain) / ahead.rate)
+    assert counted("dbkd", num_train_epochs=1).plain == ahead.plain  # its teacher decides before the training
 
 
 def test_a_gpu_that_could_compute_in_half_precision_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:

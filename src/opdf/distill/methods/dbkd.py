@@ -64,6 +64,7 @@ class DecisionDistillation(Objective):
 
     tasks = ("classification", "image-classification")
     columns = ("decision_logits",)
+    needs_teacher = False
     decisions_only = True
     needs_whole_rows = True
 

@@ -46,7 +46,7 @@ data: $(READY) ## Fetch the data and the pretrained model (once, into the cache)
 	@$(RUN) -m opdf.data
 
 .PHONY: demo
-demo: data ## Distill on real text: plain, SVD and OPDF side by side
+demo: data ## Make students of half their teacher's size on real text, and compare them
 	@$(VENV)/bin/opdf demo
 
 .PHONY: demo-images

@@ -42,7 +42,7 @@ def load_data(
     Args:
         name: an embedded set ("movie-sentiment"), a file (csv, tsv, json, jsonl, parquet, conll, txt), a folder of
             images with one subfolder a class, or a hub name, with a configuration after a colon ("nyu-mll/glue:sst2").
-        task: a kind of `Task`; inferred from the columns when None. "causal-lm" is never inferred.
+        task: a kind of `Task`; inferred from the columns when None, but for "similarity" and "causal-lm".
         inputs: one or two text columns, the image column, a column of words (token-classification), or a column of a
             conversation's messages (causal-lm); inferred when None. Embedded sets have their own.
         label: the label column, or several of 0 and 1 (multi-label); "auto" takes "label" or "labels", or "tags" or

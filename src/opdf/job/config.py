@@ -16,7 +16,7 @@ class DataConfig:
         name: embedded set, file (csv, tsv, json, jsonl, parquet, conll, txt), image folder, or hub
             name[:configuration].
         task: classification, multi-label, regression, image-classification, token-classification, similarity or
-            causal-lm; inferred when null.
+            causal-lm; inferred when null, but for the last two.
         inputs: one text column or two, an image column, a column of words or one of messages; inferred when null.
         label: the label column, or several of 0 and 1 (multi-label); auto takes "label", "labels" or "tags"; null if
             there are no labels, and the student learns from the teacher alone.
@@ -56,7 +56,8 @@ class TeacherConfig:
     """The teacher.
 
     Args:
-        model: hub name, local folder (safetensors), or "minilm", the embedded all-MiniLM-L6-v2; null with `config`.
+        model: hub name, local folder (safetensors), or "minilm", the embedded all-MiniLM-L6-v2. With `config` only
+            its tokenizer or image processor is taken.
         models: several fine-tuned teachers in place of `model`, whose distributions are averaged; tokenizer and student
             are made from the first.
         weights: of `models`; all the same when null.
@@ -119,9 +120,9 @@ class DistillConfig:
         overparam: over-parameterization; null trains the student as it is.
         constraint: pull the student's auxiliary cores to the teacher's; null leaves it out.
         training: options of transformers.TrainingArguments (learning_rate, num_train_epochs, bf16, ...). Unless set:
-            batches of 32, rate 5e-5, linear schedule after a tenth of the steps, 3 epochs, no checkpoints.
+            3 epochs, batches of 32, no checkpoints; a rate of 5e-5, which rises over a tenth of the steps, then falls.
         output: folder for student, metrics.json, config.yaml and train.log.
-        overwrite: replace an output folder that is not empty.
+        overwrite: replace what an earlier run left in the output folder.
         resume: continue from the last checkpoint in the output folder.
         seed: of initialisation and data order.
         push_to_hub: name of a repository on the hub for the finished student and its card, private if it is a new one;

@@ -51,9 +51,9 @@ def with_run(argv: list[str]) -> list[str]:
             raise UserError(f"{file} is missing; give {run / 'student'} with --data.name and what else the data need")
         return argv
     if not (run / "student").is_dir():
-        raise UserError(
-            f"{run} has no folder student: if it is not finished, opdf distill {file} --resume true goes on"
-        )
+        from opdf.job import going_on  # loads torch, which the help does without
+
+        raise UserError(f"{run} has no folder student: if it is not finished, {going_on(run)} goes on with it")
     try:
         data = fill(DataConfig, read_yaml(file).get("data", {}), f"{file}: data")
     except ValueError as error:

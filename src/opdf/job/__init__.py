@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         CONFIG as CONFIG,
         METRICS as METRICS,
         STUDENT as STUDENT,
+        going_on as going_on,
         read_metrics as read_metrics,
         write_json as write_json,
     )

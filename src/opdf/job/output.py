@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -98,6 +99,11 @@ def _caching(config: Any) -> Iterator[None]:
             config.use_cache = False
 
 
+def going_on(folder: Path) -> str:
+    """The command by which a run goes on where it is now: its configuration says where it was begun."""
+    return shlex.join(["opdf", "distill", str(folder / CONFIG), "--resume", "true", "--output", str(folder)])
+
+
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
     """What `write_json` wrote; `remedy` ends the message if it cannot be read.
 
@@ -121,7 +127,7 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: the file is missing or damaged.
     """
-    path, remedy = folder / METRICS, f"delete it, and opdf distill {folder / CONFIG} --resume true makes it again"
+    path, remedy = folder / METRICS, f"delete it, and {going_on(folder)} makes it again"
     metrics = read_json(path, remedy)
     try:
         for who in ("teacher", "student before training", "student"):

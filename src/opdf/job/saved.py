@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from opdf.job.errors import UserError
-from opdf.job.output import CONFIG, METRICS, STUDENT, read_metrics
+from opdf.job.output import CONFIG, METRICS, STUDENT, going_on, read_metrics
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,7 @@ def find_saved(name: str) -> Saved:
     folder = Path(name)
     if (folder / CONFIG).is_file():
         if not (folder / STUDENT).is_dir():
-            raise UserError(
-                f"{name} is a run without a student yet; opdf distill {folder / CONFIG} --resume true goes on with it"
-            )
+            raise UserError(f"{name} is a run without a student yet; {going_on(folder)} goes on with it")
         return Saved(str(folder / STUDENT), folder)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise FileNotFoundError(

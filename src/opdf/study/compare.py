@@ -21,6 +21,7 @@ from opdf.job import (
     check_student,
     embedder,
     evaluator,
+    going_on,
     latencies,
     load_model,
     pair_cosines,
@@ -91,7 +92,7 @@ def load(folder: Path) -> Finished:
     if not (folder / CONFIG).is_file():
         raise FileNotFoundError(f"{folder} holds no run: {CONFIG} is missing; give output folders of opdf distill")
     if not (folder / METRICS).is_file():
-        raise UserError(f"{folder} is not finished; opdf distill {folder / CONFIG} --resume true goes on with it")
+        raise UserError(f"{folder} is not finished; {going_on(folder)} goes on with it")
     check_student(folder)
     metrics, begun, config = read_metrics(folder), begun_with(folder), begun_config(folder)
     student = str(folder / STUDENT)

@@ -125,7 +125,9 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if not (folder / "export.json").is_file():
-            raise FileExistsError(f"output {folder} was not written by opdf export and is not overwritten")
+            raise FileExistsError(
+                f"output {folder} was not written by opdf export and is not overwritten; choose another"
+            )
         if not overwrite:
             raise FileExistsError(f"output {folder} is not empty; choose another, or set overwrite to true")
     check_writable(folder)

@@ -333,9 +333,8 @@ def arms() -> tuple[Figure, str]:
             for s in settings
         ]
         times, scores = (fmeans([w[k] for w in ways]) for k in (0, 1))
-        dashes = ":" if variant == "OPDF" else "-"
         axes.plot(
-            times, scores, dashes, marker="o", markersize=4, color=colour, label=variant
+            times, scores, marker="o", markersize=4, color=colour, label=variant
         )
         told.append(
             f"{variant}: {scores[0]:.1f} before training, {scores[-1]:.1f} after "

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -105,21 +104,23 @@ def runs(folder: Path, task: str, seed: int) -> Found:
     return found
 
 
-def lines(task: str, found: list[Found]) -> Iterator[list[str]]:
-    """Rows of the table: means over seeds of perplexities, each way to start at the rate that is best on validation."""
+def row(task: str, size: str, found: list[Found]) -> dict[str, str]:
+    """Perplexities on the test split, means over seeds: each way to start at the rate that is best on validation."""
 
     def mean(who: str, part: str, key: tuple[str, str, float]) -> float:
         return fmean(of_seed[key][who][part]["perplexity"] for of_seed in found)
 
-    for size, start in STUDENTS:
+    told = {"": f"{task}, {size}"}
+    for start in (start for of_size, start in STUDENTS if of_size == size):
         keys = [(size, start, rate) for rate in RATES[start]]
         best = min(keys, key=lambda key: mean("student", "validation", key))
+        told |= {"teacher": f"{mean('teacher', 'test', best):.1f}"}
+        told |= (
+            {f"{start}, before": f"{mean('student before training', 'test', best):.1f}"} if start == "shrink" else {}
+        )
         after = [of_seed[best]["student"]["test"]["perplexity"] for of_seed in found]
-        yield [
-            f"{task}, {size}", start, f"{mean('teacher', 'test', best):.1f}",
-            f"{mean('student before training', 'test', best):.1f}",
-            f"{fmean(after):.1f} ({min(after):.1f} to {max(after):.1f})", f"{best[-1]:g}",
-        ]  # fmt: skip
+        told |= {start: f"{fmean(after):.1f}, {min(after):.1f} to {max(after):.1f} ({best[-1]:g})"}
+    return told
 
 
 def main() -> None:
@@ -129,9 +130,9 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
     asked = parser.parse_args()
     asked.folder.mkdir(parents=True, exist_ok=True)
-    rows = [line for t in asked.tasks for line in lines(t, [runs(asked.folder, t, seed) for seed in asked.seeds])]
-    heads = ("perplexity on the test split", "start", "teacher", "before", "after (of the seeds)", "rate")
-    print(tabulate(rows, heads, tablefmt="github", disable_numparse=True))
+    found = {task: [runs(asked.folder, task, seed) for seed in asked.seeds] for task in asked.tasks}
+    print("perplexity on the test split; after training its mean, the range of the seeds and the rate")
+    print(tabulate([row(t, size, f) for t, f in found.items() for size in SIZES], "keys", "github", missingval=""))
 
 
 if __name__ == "__main__":

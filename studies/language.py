@@ -114,12 +114,11 @@ def row(task: str, size: str, found: list[Found]) -> dict[str, str]:
     for start in (start for of_size, start in STUDENTS if of_size == size):
         keys = [(size, start, rate) for rate in RATES[start]]
         best = min(keys, key=lambda key: mean("student", "validation", key))
-        told |= {"teacher": f"{mean('teacher', 'test', best):.1f}"}
-        told |= (
-            {f"{start}, before": f"{mean('student before training', 'test', best):.1f}"} if start == "shrink" else {}
-        )
+        told["teacher"] = f"{mean('teacher', 'test', best):.1f}"
+        if start == "shrink":  # the others begin at chance, or beyond it
+            told["shrink, before"] = f"{mean('student before training', 'test', best):.1f}"
         after = [of_seed[best]["student"]["test"]["perplexity"] for of_seed in found]
-        told |= {start: f"{fmean(after):.1f}, {min(after):.1f} to {max(after):.1f} ({best[-1]:g})"}
+        told[start] = f"{fmean(after):.1f}, {min(after):.1f} to {max(after):.1f} ({best[-1]:g})"
     return told
 
 

@@ -107,7 +107,10 @@ def test_a_file_to_test_on_leaves_the_other_rows_where_the_run_had_them(tmp_path
     assert json.loads(printed.out)["test"]["examples"] == 60
     assert "42 of 60 rows of test are training rows too" in printed.err
     assert main(["eval", run, "--data.seed", "3"]) == 0
-    assert f"{rows} is cut otherwise than for {run}" in capsys.readouterr().err
+    said = f"{rows} is cut otherwise than for {run}"
+    assert said in capsys.readouterr().err
+    assert main(["export", run, "--format", "torch", "--data.name", rows, "--data.test", "0.4"]) == 0
+    assert said in capsys.readouterr().err
 
 
 def test_a_run_finds_its_files_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -26,13 +26,12 @@ from opdf.data import Prepared, loading
 from opdf.distill import has_no_head, mean_pooled
 from opdf.files import check_writable, replacing_folder
 from opdf.job.arguments import VOCABULARIES
-from opdf.job.config import DataConfig, TeacherConfig
+from opdf.job.config import DataConfig
 from opdf.job.errors import UserError, not_installed
 from opdf.job.models import load_saved
-from opdf.job.prepared import prepare_data
 from opdf.job.resume import check_rows_of_run, versions
 from opdf.job.saved import find_saved
-from opdf.job.scoring import pair_cosines, similarity_metrics, tell_of
+from opdf.job.scoring import data_to_score, pair_cosines, similarity_metrics, tell_of
 
 FORMATS = ("onnx", "torch")
 NEEDED = ("onnx", "onnxruntime", "onnxscript")
@@ -78,7 +77,8 @@ def export(
     folder = Path(output)
     check_options(format, int8=int8, batch=batch, data=data)
     check_folder(folder, overwrite=overwrite)
-    name = find_saved(str(name)).model
+    saved = find_saved(str(name))
+    name = saved.model
     model = load_saved(name)
     model.config.use_cache = False
     if format == "torch" and reads_ends(model):
@@ -88,8 +88,9 @@ def export(
         )
     prepared = None
     if data is not None:
-        prepared = prepare_data(data, TeacherConfig(model=name))
-        check_rows_of_run(Path(name).parent, data, prepared.raw)
+        prepared = data_to_score(data, saved)
+        if saved.run is not None:
+            check_rows_of_run(saved.run, data, prepared.raw)
         tell_of(prepared, data.name)
     with replacing_folder(folder) as scratch:
         report = write(model, name, scratch, format=format, int8=int8, prepared=prepared, batch=batch)

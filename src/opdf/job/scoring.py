@@ -28,7 +28,7 @@ from opdf.job.prepared import prepare_data
 from opdf.job.probe import linear_probe
 from opdf.job.processes import tell
 from opdf.job.resume import begun_config, check_rows_of_run
-from opdf.job.saved import find_saved
+from opdf.job.saved import Saved, find_saved
 
 
 def evaluator(model: Any, prepared: Prepared, batch: int = 128) -> Trainer:
@@ -71,7 +71,7 @@ def evaluate(
             raise UserError(f"{name} comes without data; give data, or the output folder of a run")
         data = read_config(str(saved.run / CONFIG)).data
     name = saved.model
-    prepared = _prepared(data, name, saved.run)
+    prepared = data_to_score(data, saved)
     if probe and not prepared.task.has_classes:
         raise UserError(
             f"probe is true and {data.name} is for {prepared.task.kind}; a linear classifier needs one class an "
@@ -92,13 +92,14 @@ def evaluate(
     return result
 
 
-def _prepared(data: DataConfig, model: str, run: Path | None) -> Prepared:
+def data_to_score(data: DataConfig, saved: Saved) -> Prepared:
     """The data to score a model on.
 
     A file for a run's validation or test rows leaves the other splits as the run had them. Cut anew without one,
     the validation rows would be some of the run's test rows, or of its training rows where they are more.
     """
-    prepared = prepare_data(data, TeacherConfig(model=model))
+    run, teacher = saved.run, TeacherConfig(model=saved.model)
+    prepared = prepare_data(data, teacher)
     own = data if run is None else begun_config(run).data
     if run is None or plain(own) == plain(data):
         return prepared
@@ -109,7 +110,7 @@ def _prepared(data: DataConfig, model: str, run: Path | None) -> Prepared:
         if data.name == own.name and any(getattr(data, k) != getattr(own, k) for k in ("validation", "test", "seed")):
             tell(f"warning: {data.name} is cut otherwise than for {run}; its student may be scored on rows it has seen")
         return prepared
-    mine = prepare_data(own, TeacherConfig(model=model))
+    mine = prepare_data(own, teacher)
     try:
         check_rows_of_run(run, own, mine.raw)
     except UserError as error:  # the file can be scored all the same

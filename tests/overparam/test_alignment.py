@@ -176,6 +176,16 @@ def test_gradient_is_autograds_and_spares_the_central_core(normalize: str) -> No
         torch.testing.assert_close(gradients[k], exact[k])
 
 
+def test_a_teacher_of_zeros_pulls_to_zero() -> None:
+    """A relative distance to it would be infinite, and is the plain one."""
+    shape = plan_shape(12, 18, ones=1)
+    cores = decompose(torch.randn(12, 18, generator=torch.Generator().manual_seed(0)), shape)
+    targets = {k: torch.zeros_like(cores[k]) for k in shape.auxiliary}
+    loss, gradients = Alignment(Constraint(), {}, {}).gradients(shape, cores, targets)
+    assert float(loss) == pytest.approx(sum(float(cores[k].square().sum()) for k in shape.auxiliary))
+    assert all(torch.equal(gradients[k], 2 * cores[k]) for k in shape.auxiliary)
+
+
 def test_logs_are_the_loss_and_the_ratio_of_gradient_norms() -> None:
     student, teacher = bert(1), bert(1, seed=1)
     overparam = overparameterize(student, OverParamConfig(ones=1, targets=["query"]))

@@ -18,7 +18,7 @@ from opdf.mpo import decompose, plan_shape
 from opdf.overparam import Alignment, Constraint, Matrix, OverParamConfig, OverParameterizedOptimizer, overparameterize
 from opdf.overparam.alignment import compared_sites
 from opdf.overparam.cores import match
-from opdf.overparam.pairing import pair
+from opdf.overparam.pairing import _pair_lists, pair
 from opdf.overparam.shapes import teacher_shape
 
 
@@ -58,6 +58,12 @@ def test_pairs_by_block_and_role(layer_map: Any, expected: list[int]) -> None:
 
 def test_a_partial_map_leaves_the_rest_free() -> None:
     assert all(".layer.1." in name for name in pairs(bert(2), bert(4), layer_map={1: 0}))
+
+
+def test_lists_of_blocks_are_paired_by_the_end_of_their_names_and_else_in_order() -> None:
+    ours, theirs = {"decoder.block": 1, "layers": 2}, {"model.layers": 4, "decoder.block": 3}
+    assert _pair_lists(ours, theirs) == {"decoder.block": ("decoder.block", 1, 3), "layers": ("model.layers", 2, 4)}
+    assert _pair_lists({"blocks": 2}, {"layers": 4}) == {"blocks": ("layers", 2, 4)}
 
 
 def test_explicit_names() -> None:

@@ -645,8 +645,8 @@ def test_a_student_made_in_inference_mode_can_train(family: str) -> None:
         shrink(made, [inputs(family)], hidden_size=8, intermediate_size=12)
 
 
-NARROW_AND_SHALLOW = {
-    "bert": {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1},
+NARROW_OR_SHALLOW = {
+    "bert": {"hidden_size": 8, "intermediate_size": 12},  # before the last block weights change with every branch
     "distilbert": {"dim": 8, "n_layers": 1},
     "vit": {"hidden_size": 8, "num_hidden_layers": 1}, "gpt2": {"n_embd": 8, "n_inner": 20, "n_layer": 1},
     "qwen3": {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1},
@@ -654,14 +654,14 @@ NARROW_AND_SHALLOW = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("family", NARROW_AND_SHALLOW)
+@pytest.mark.parametrize("family", NARROW_OR_SHALLOW)
 def test_what_is_not_kept_is_made_again(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Large models and many examples leave no room, or room for some batches, for the states after every branch."""
     teacher, given = small(family), parts(inputs(family), [8] * 8)
-    once = shrink(teacher, given, **NARROW_AND_SHALLOW[family])
+    once = shrink(teacher, given, **NARROW_OR_SHALLOW[family])
     for kept in (0, 2000, 6000, 18000):
         monkeypatch.setattr(calibration, "KEPT", kept)
-        assert error(shrink(teacher, given, **NARROW_AND_SHALLOW[family]), once, given[0]) < 1e-8
+        assert error(shrink(teacher, given, **NARROW_OR_SHALLOW[family]), once, given[0]) < 1e-8
 
 
 def test_hooks_of_the_teacher_are_seen_alike_with_and_without_kept_states(monkeypatch: pytest.MonkeyPatch) -> None:

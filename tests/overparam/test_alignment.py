@@ -18,7 +18,7 @@ from opdf.mpo import decompose, plan_shape
 from opdf.overparam import Alignment, Constraint, Matrix, OverParamConfig, OverParameterizedOptimizer, overparameterize
 from opdf.overparam.alignment import compared_sites
 from opdf.overparam.cores import match
-from opdf.overparam.pairing import pair
+from opdf.overparam.pairing import _pair_lists, pair
 from opdf.overparam.shapes import teacher_shape
 
 
@@ -58,6 +58,12 @@ def test_pairs_by_block_and_role(layer_map: Any, expected: list[int]) -> None:
 
 def test_a_partial_map_leaves_the_rest_free() -> None:
     assert all(".layer.1." in name for name in pairs(bert(2), bert(4), layer_map={1: 0}))
+
+
+def test_lists_of_blocks_are_paired_by_the_end_of_their_names_and_else_in_order() -> None:
+    ours, theirs = {"decoder.block": 1, "layers": 2}, {"model.layers": 4, "decoder.block": 3}
+    assert _pair_lists(ours, theirs) == {"decoder.block": ("decoder.block", 1, 3), "layers": ("model.layers", 2, 4)}
+    assert _pair_lists({"blocks": 2}, {"layers": 4}) == {"blocks": ("layers", 2, 4)}
 
 
 def test_explicit_names() -> None:
@@ -174,6 +180,16 @@ def test_gradient_is_autograds_and_spares_the_central_core(normalize: str) -> No
     assert shape.center not in gradients
     for k in shape.auxiliary:
         torch.testing.assert_close(gradients[k], exact[k])
+
+
+def test_a_teacher_of_zeros_pulls_to_zero() -> None:
+    """A relative distance to it would be infinite, and is the plain one."""
+    shape = plan_shape(12, 18, ones=1)
+    cores = decompose(torch.randn(12, 18, generator=torch.Generator().manual_seed(0)), shape)
+    targets = {k: torch.zeros_like(cores[k]) for k in shape.auxiliary}
+    loss, gradients = Alignment(Constraint(), {}, {}).gradients(shape, cores, targets)
+    assert float(loss) == pytest.approx(sum(float(cores[k].square().sum()) for k in shape.auxiliary))
+    assert all(torch.equal(gradients[k], 2 * cores[k]) for k in shape.auxiliary)
 
 
 def test_logs_are_the_loss_and_the_ratio_of_gradient_norms() -> None:

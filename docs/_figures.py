@@ -333,9 +333,7 @@ def arms() -> tuple[Figure, str]:
             for s in settings
         ]
         times, scores = (fmeans([w[k] for w in ways]) for k in (0, 1))
-        axes.plot(
-            times, scores, marker="o", markersize=4, color=colour, label=variant
-        )
+        axes.plot(times, scores, marker="o", markersize=4, color=colour, label=variant)
         told.append(
             f"{variant}: {scores[0]:.1f} before training, {scores[-1]:.1f} after "
             f"{times[-1]:.2f} of the time"

@@ -109,7 +109,8 @@ def test_a_file_to_test_on_leaves_the_other_rows_where_the_run_had_them(tmp_path
     assert main(["eval", run, "--data.seed", "3"]) == 0
     said = f"{rows} is cut otherwise than for {run}"
     assert said in capsys.readouterr().err
-    assert main(["export", run, "--format", "torch", "--data.name", rows, "--data.test", "0.4"]) == 0
+    exported = ["--format", "torch", "--output", str(tmp_path / "export")]
+    assert main(["export", run, *exported, "--data.name", rows, "--data.test", "0.4"]) == 0
     assert said in capsys.readouterr().err
 
 

@@ -131,7 +131,15 @@ def main() -> None:
     asked.folder.mkdir(parents=True, exist_ok=True)
     found = {task: [runs(asked.folder, task, seed) for seed in asked.seeds] for task in asked.tasks}
     print("perplexity on the test split; after training its mean, the range of the seeds and the rate")
-    print(tabulate([row(t, size, f) for t, f in found.items() for size in SIZES], "keys", "github", missingval=""))
+    print(
+        tabulate(
+            [row(t, size, f) for t, f in found.items() for size in SIZES],
+            "keys",
+            "github",
+            missingval="",
+            disable_numparse=True,
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def evaluate(
     if prepared.task.is_unlabelled:
         raise UserError(f"{data.name} has no labels to score {name} against; name the label column in data.label")
     model, missing = load_model(name, prepared.task)
-    if saved.run is not None:
+    if saved.run is not None:  # not before: it would warn of files that the model could not be loaded from
         check_rows_of_run(saved.run, data, prepared.raw)
     if missing:
         raise UserError(f"{name} is not trained for this task ({missing[0]} is missing); give a fine-tuned model")

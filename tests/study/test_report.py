@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import io
-import itertools
 import json
+import math
 import re
 import shutil
 from collections.abc import Iterator
@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from sklearn.metrics import f1_score
 
+from opdf.data import Task
 from opdf.job.options import yaml_of
 from opdf.study import Cell, Outcome, Plan, conclude
 from opdf.study.figures import Results, pictures, svg
+from opdf.study.judge import Judge
 from opdf.study.report import (
     cautions,
     conclusions,
@@ -32,7 +33,7 @@ from opdf.study.report import (
     summary,
     write_report,
 )
-from opdf.study.results import DIVERGED, POOLED, chance
+from opdf.study.results import DIVERGED, POOLED
 
 PLAN = Plan(("films", "goods"), ("KD", "SVD", "OPDF"), (1e-4, 2e-4, 4e-4), (0, 1, 2), "KD")
 SKILL = {"KD": 0.80, "SVD": 0.80, "OPDF": 0.90}
@@ -72,18 +73,14 @@ def outcome(cell: Cell) -> Outcome:
 @cache
 def concluded() -> dict[str, Any]:
     outcomes = {cell: outcome(cell) for cell in PLAN.cells()}
-    metrics = dict.fromkeys(PLAN.settings, accuracy)
+    judge = Judge(Task("classification", ("text",), "label", ("no", "yes")))
     return {
         "plan": {"settings": list(PLAN.settings), "variants": list(PLAN.variants), "rates": list(PLAN.rates),
                  "seeds": list(PLAN.seeds), "baseline": PLAN.baseline},
         "metrics": dict.fromkeys(PLAN.settings, "accuracy"),
         "versions": {"opdf": "test"},
-        **conclude(PLAN, outcomes, labels, metrics),
+        **conclude(PLAN, outcomes, labels, dict.fromkeys(PLAN.settings, judge)),
     }  # fmt: skip
-
-
-def accuracy(answers: np.ndarray, truth: np.ndarray) -> float:
-    return float((answers == truth).mean())
 
 
 def results() -> dict[str, Any]:
@@ -207,19 +204,37 @@ def test_results_are_superseded_when_a_sweep_of_another_study_has_begun(tmp_path
         assert is_superseded(found, tmp_path) == changed
 
 
-def test_chance_is_the_best_constant_answer() -> None:
-    assert chance(accuracy, np.array([3, 3, 5, 7])) == 0.5
-    assert chance(lambda answers, truth: float(np.ptp(answers)), np.array([0.5, 1.5])) == 0.0
+def of_perplexity() -> dict[str, Any]:
+    """The same study with perplexities: the score 0.9 is one of exp(-0.9) = 0.407."""
+    found = results() | {"metrics": {"films": "accuracy", "goods": "perplexity"}}
+    for run in found["runs"]:
+        if run["setting"] == "goods":
+            run["facts"]["teacher"] |= {part: {"perplexity": math.exp(-TEACHER)} for part in ("validation", "test")}
+    return found
 
 
-@pytest.mark.parametrize("average", ["micro", "macro"])
-def test_chance_of_any_number_of_classes_is_that_of_the_best_set_of_them(average: str) -> None:
-    def metric(answers: np.ndarray, truth: np.ndarray) -> float:
-        return float(f1_score(truth, answers, average=average, zero_division=0))
+def test_perplexities_are_shown_as_they_are() -> None:
+    found = of_perplexity()
+    before, after = ([line.split("|") for line in summary(some).splitlines()] for some in (results(), found))
+    shown = {line[1].strip(): (float(line[3].split()[0]), float(old[3].split()[0]))
+             for line, old in zip(after[2:], before[2:], strict=True)}  # fmt: skip
+    assert shown.pop("teacher")[0] == pytest.approx(math.exp(-TEACHER), abs=0.05)
+    for perplexity, percent in shown.values():
+        assert perplexity == pytest.approx(math.exp(-percent / 100), abs=0.05)
+    assert [line[2] for line in after] == [line[2] for line in before]
+    assert "hundredth of its logarithm" in cautions(found)[-2]
+    assert not any("hundredth" in line for line in cautions(results()))
+    assert near_rows(Results(found))[1]["rows"] == near_rows(Results(results()))[1]["rows"]
 
-    truth = np.random.default_rng(0).random((40, 4)) < (0.8, 0.05, 0.4, 0.1)
-    every = [np.tile(answer, (40, 1)) for answer in itertools.product((0, 1), repeat=4)]
-    assert chance(metric, truth.astype(int)) == max(metric(answers, truth) for answers in every)
+
+def test_lower_perplexities_are_further_on_the_bars() -> None:
+    drawn = next(p for p in pictures(of_perplexity()) if p.name == "scores")
+    (films,), (goods,) = (drawn.panel(name).axes for name in ("films", "goods"))
+    assert films.get_xlim()[0] < films.get_xlim()[1]
+    assert goods.get_xlim()[0] > goods.get_xlim()[1]
+    assert goods.get_xlabel().startswith("test perplexity\n")
+    ends = {name: bar.get_x() + bar.get_width() for name, bar in zip(PLAN.variants, goods.patches, strict=True)}
+    assert ends["OPDF"] == pytest.approx(math.exp(-SKILL["OPDF"]), abs=0.02)
 
 
 def test_when_students_were_near_their_teacher() -> None:
@@ -356,4 +371,4 @@ def test_cautions_name_edges_divergence_and_chance() -> None:
     assert any("comparisons were made" in line for line in lines)
     assert not any("diverged" in line for line in lines)
     next(run for run in found["runs"] if run["variant"] == "SVD")["facts"][DIVERGED] = 3
-    assert any(line.endswith("runs of SVD diverged; they count as answering 0.") for line in cautions(found))
+    assert any(line.endswith("runs of SVD diverged; they count as knowing nothing.") for line in cautions(found))

@@ -8,21 +8,26 @@ from typing import Any
 import numpy as np
 import pytest
 
+from opdf.data import Task
 from opdf.study import Outcome, Plan, conclude
+from opdf.study.judge import Judge
 from opdf.study.results import POOLED, conclude_again
 
 PLAN = Plan(("shared", "own"), ("KD", "OPDF"), (1e-3, 2e-3), (0, 1, 2), "KD")
 
 
-def accuracy(answers: np.ndarray, truth: np.ndarray) -> float:
-    return float((answers == truth).mean())
+JUDGE = Judge(Task("classification", ("text",), "label", ("no", "yes")))
+
+
+class Logarithmic(Judge):
+    unit = "logarithm"
 
 
 def labels(setting: str, seed: int) -> np.ndarray:
     return np.random.default_rng(seed if setting == "own" else 9).integers(2, size=120)
 
 
-def concluded(seeds: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+def concluded(seeds: dict[str, tuple[int, ...]], **judges: Judge) -> dict[str, Any]:
     """The content of results.json, read back, of a study whose settings have run with these seeds."""
     outcomes = {}
     for k, cell in enumerate(PLAN.cells()):
@@ -30,8 +35,7 @@ def concluded(seeds: dict[str, tuple[int, ...]]) -> dict[str, Any]:
             rng, truth = np.random.default_rng(k), labels(cell.setting, cell.seed)
             answers = np.where(rng.random(120) < (0.8 if cell.variant == "OPDF" else 0.7), truth, 1 - truth)
             outcomes[cell] = Outcome(rng.random(), answers.tolist(), 1.0, 2, 1)
-    metrics = dict.fromkeys(PLAN.settings, accuracy)
-    found = conclude(PLAN, outcomes, labels, metrics)
+    found = conclude(PLAN, outcomes, labels, dict.fromkeys(PLAN.settings, JUDGE) | judges)
     return json.loads(json.dumps({"plan": {"baseline": PLAN.baseline}, **found}))
 
 
@@ -50,6 +54,11 @@ def test_settings_with_other_seeds_are_not_pooled(own: tuple[int, ...]) -> None:
     pooled = [e for e in results["effects"] if e["setting"] == POOLED]
     assert bool(pooled) == (own == (0, 1))
     assert len(conclude_again(results)) == len(results["effects"])
+
+
+def test_perplexities_are_not_pooled_with_shares() -> None:
+    results = concluded(dict.fromkeys(PLAN.settings, PLAN.seeds), own=Logarithmic(JUDGE.task))
+    assert {e["setting"] for e in results["effects"]} == {"shared", "own"}
 
 
 def test_the_scores_are_of_the_runs_that_were_compared() -> None:

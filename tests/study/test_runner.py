@@ -6,14 +6,11 @@ import gc
 import weakref
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 from tests.study.example import OPDF, STUDY, config
 
-from opdf.data import Task
 from opdf.job import UserError
 from opdf.job.job import Job
 from opdf.job.prepared import prepare_data
@@ -22,7 +19,7 @@ from opdf.job.student import build_student
 from opdf.job.teacher import load_teacher
 from opdf.study import Cell, Outcome, Study, runner as runner_module
 from opdf.study.pace import Pace
-from opdf.study.runner import Runner, no_answers
+from opdf.study.runner import Runner
 from opdf.study.store import InUseError, held
 
 
@@ -80,12 +77,6 @@ def test_of_a_regression_that_diverged_nothing_is_correlated(tmp_path: Path) -> 
     task["student"] = {"start": "copy"}
     outcome = run()
     assert (outcome.validation, set(outcome.predictions)) == (0.0, {0})
-
-
-def test_of_several_labels_a_diverged_student_says_none() -> None:
-    task = Task("multi-label", ("text",), "tags", ("films", "books"))
-    said = no_answers(SimpleNamespace(task=task, data={"test": range(3)}), "test")
-    assert task.score(said, np.array([[0, 1], [1, 1], [0, 0]])) == 0.0
 
 
 def test_a_run_leaves_no_student_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

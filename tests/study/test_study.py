@@ -227,13 +227,6 @@ def test_a_run_for_anothers_time_depends_on_that_one(tmp_path: Path) -> None:
         ({"sizes": [3]}, "no option 'sizes'"),
         ({"tasks": {"file": {"data": {"name": "none.csv"}}}}, "none.csv does not exist"),
         ({"tasks": PAIRS}, "objective.name is 'logits' and the task of nyt-pairs is 'similarity'"),
-        (
-            {
-                "tasks": {"pairs": PAIRS["pairs"]},
-                "common": {"student": {"layers": 1}, "objective": {"name": "embedding"}},
-            },
-            "nyt-pairs is for similarity, which studies do not know; use opdf distill",
-        ),
         ({"variants": {"KD": {}, "odd": {"overparam": {"targets": ["nothing"]}}}}, "matches no matrix"),
         ({"variants": {"KD": {}, "odd": {"student": {"layers": 5}}}}, "layers is 5"),
     ],

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from opdf.data.encode import TextCollator as TextCollator, count_tokens, encode, encode_rows, longest_text
     from opdf.data.language import encode_language, padding, right_padded
     from opdf.data.load import load_data, located
-    from opdf.data.metrics import LOWER_IS_BETTER, token_agreement
+    from opdf.data.metrics import IGNORED as IGNORED, LOWER_IS_BETTER, token_agreement
     from opdf.data.packages import minilm
     from opdf.data.prepared import Prepared
     from opdf.data.pretrained import damaged_file, loading

@@ -19,18 +19,16 @@ from opdf.job import (
     begun_config,
     begun_with,
     check_student,
-    embedder,
-    evaluator,
     going_on,
     latencies,
     load_model,
-    pair_cosines,
     prepare_data,
     read_metrics,
     rows_digest,
     split_inputs,
 )
 from opdf.study import markdown
+from opdf.study.judge import Judge, answers_of, labels_of
 from opdf.study.statistics import Effect, Pair, differences, effect
 
 
@@ -43,7 +41,7 @@ class Finished:
         metrics: what its metrics.json holds.
         student: the saved student.
         prepared: the data that it was distilled with.
-        answers, labels: of the test split `[examples]`.
+        answers, labels: of the test split, see `answers_of` and `labels_of`.
         split: a digest of the test split's rows.
     """
 
@@ -104,20 +102,20 @@ def load(folder: Path) -> Finished:
             "back, or leave this run out"
         )
     model, _ = load_model(student, prepared.task)
-    return Finished(folder, metrics, model, prepared, *_answers(model, prepared), split)
+    labels = np.zeros(0) if prepared.task.is_unlabelled else labels_of(prepared, "test")
+    return Finished(folder, metrics, model, prepared, answers_of(model, prepared, "test"), labels, split)
 
 
 def against(run: Finished, first: Finished) -> Effect | None:
     """How much more a run scores than another on the same test examples; None if they cannot be compared.
 
-    That is so if the test examples differ, or the places of their words' labels, as with another tokenizer; for
-    language models, and without labels: an answer is not right or wrong then.
+    That is so if the test examples differ, or their tokens, as with another tokenizer, and without labels.
     """
     task, other = run.prepared.task, first.prepared.task
     same = (run.split, task.metric) == (first.split, other.metric) and np.array_equal(run.labels, first.labels)
-    if run is first or not same or task.kind == "causal-lm" or task.is_unlabelled:
+    if run is first or not same or task.is_unlabelled:
         return None
-    return effect([differences([Pair(run.answers, first.answers, run.labels)], run.prepared.task.score)])
+    return effect([differences([Pair(run.answers, first.answers, run.labels)], Judge(task).score)])
 
 
 def table(rows: Sequence[dict[str, Any]], batch: int) -> str:
@@ -150,6 +148,8 @@ def remarks(rows: Sequence[dict[str, Any]]) -> list[str]:
     if others:
         first, them = rows[0]["run"], " and ".join(others)
         found.append(f"Other test examples than {first}'s: {them}. Their scores cannot be compared with its.")
+    if any(row["against"] and row["metric"] == "perplexity" for row in rows):
+        found.append("A point of perplexity is a hundredth of its logarithm: +5.0 is 4.9 % less of it.")
     if any(row["against"] for row in rows):
         found.append("The intervals are of the test examples. With another seed the differences can move further.")
     return found
@@ -177,13 +177,3 @@ def _percent(score: float | None) -> str:
 def _shown(row: dict[str, Any], part: str) -> str:
     """A score in percent; perplexity as it is."""
     return f"{row[part]:.2f}" if row["metric"] == "perplexity" else _percent(row[part])
-
-
-def _answers(model: Any, prepared: Prepared) -> tuple[np.ndarray, np.ndarray]:
-    """A student's answers for the test split, and the labels."""
-    task, rows = prepared.task, prepared.data["test"]
-    if task.kind == "similarity":
-        labels = prepared.raw["test"].with_format("numpy")[task.label][:]
-        return pair_cosines(embedder(model), rows, prepared.collator).numpy(), labels
-    found = evaluator(model, prepared).predict(rows)
-    return task.answers(found.predictions), np.asarray(found.label_ids)

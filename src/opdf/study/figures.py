@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from opdf.study.results import POOLED
+from opdf.study.scale import Scale
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
@@ -147,13 +148,17 @@ class Results:
         runs = self.chosen if chosen else self.runs
         return runs[(runs.setting == setting) & (runs.variant == variant)]
 
+    def scale(self, setting: str) -> Scale:
+        """How a setting's scores are shown."""
+        return Scale(self.metrics[setting])
+
     def teachers(self, setting: str, part: str = "test") -> list[set[float]]:
         """The scores of all variants' teachers, as far as they are known, a set a seed."""
         found: dict[int, set[float]] = {}
         for run in self.chosen[self.chosen.setting == setting].itertuples():
             score = run.facts.get("teacher", {}).get(part, {}).get(self.metrics[setting])
             if score is not None:
-                found.setdefault(run.seed, set()).add(score)
+                found.setdefault(run.seed, set()).add(self.scale(setting).score(score))
         return list(found.values())
 
     def teacher(self, setting: str, part: str = "test") -> float | None:
@@ -214,20 +219,24 @@ def scores(seen: Results) -> Picture:
     """Bars of test scores (figure 2c of arXiv 2411.06448) that begin at chance."""
 
     def draw(axis: Axes, setting: str) -> None:
-        base, teacher = 100 * (seen.chance(setting) or 0.0), seen.teacher(setting)
-        reach = [base] + ([100 * teacher] if teacher is not None else [])
+        base, teacher, scale = seen.chance(setting) or 0.0, seen.teacher(setting), seen.scale(setting)
+        reach, begins = [base] + ([teacher] if teacher is not None else []), scale.shown(base)
         for place, variant in enumerate(seen.variants):
-            test = 100 * seen.of(setting, variant)["test"].to_numpy(float)
-            axis.barh(place, test.mean() - base, left=base, color=seen.colour(variant), height=0.7)
-            axis.plot(test, [place] * len(test), "o", markersize=3, markerfacecolor="white", markeredgecolor="#777777")
-            axis.annotate(f"{test.mean():.1f}", (max(*test, base), place), (5, 0), textcoords="offset points",
+            test = seen.of(setting, variant)["test"].to_numpy(float)
+            mean, best = scale.shown(test.mean()), scale.shown(max(*test, base))
+            axis.barh(place, mean - begins, left=begins, color=seen.colour(variant), height=0.7)
+            axis.plot(scale.shown(test), [place] * len(test), "o", markersize=3, markerfacecolor="white",
+                      markeredgecolor="#777777")  # fmt: skip
+            axis.annotate(f"{mean:.1f}", (best, place), (5, 0), textcoords="offset points",
                           va="center", fontsize=9, bbox={"color": "white", "pad": 0.5, "alpha": 0.8})  # fmt: skip
             reach += [*test]
-        axis.set_xlim(min(reach), max(reach) + 0.14 * (np.ptp(reach) or 1.0))  # room for a number
-        _teacher(axis.axvline, teacher)
+        room = 0.14 * (np.ptp(reach) or 0.01)  # for a number
+        axis.set_xlim(*map(scale.shown, (min(reach), max(reach) + room)))
+        scale.mark(axis, "x")
+        _teacher(axis.axvline, scale, teacher)
         known = (("chance", seen.chance(setting)), ("teacher", teacher))
-        beside = ", ".join(f"{name} {100 * score:.1f}" for name, score in known if score is not None)
-        axis.set(xlabel=f"test {seen.metrics[setting]}, %" + (f"\n{beside}" if beside else ""))
+        beside = ", ".join(f"{name} {scale.shown(score):.1f}" for name, score in known if score is not None)
+        axis.set(xlabel=f"test {scale.label}" + (f"\n{beside}" if beside else ""))
         axis.set_yticks(range(len(seen.variants)), [_wrapped(v) for v in seen.variants])
         axis.invert_yaxis()
 
@@ -243,19 +252,19 @@ def way(seen: Results) -> Picture:
     """Validation score against time of training."""
 
     def draw(axis: Axes, setting: str) -> None:
-        times = []
+        times, scale = [], seen.scale(setting)
         for variant in seen.variants:
             points = pd.DataFrame([p for run in seen.of(setting, variant).itertuples() for p in seen.way(run)])
             if len(points):
                 mean = points.groupby("step")[["seconds", "validation"]].mean()
                 times += [t for t in mean["seconds"] if t > 0]
-                axis.plot(mean["seconds"], 100 * mean["validation"], marker=seen.marker(variant), markersize=4,
+                axis.plot(mean["seconds"], scale.shown(mean["validation"]), marker=seen.marker(variant), markersize=4,
                           color=seen.colour(variant), linewidth=1.2)  # fmt: skip
         axis.set_xscale("symlog", linthresh=min(times, default=1.0))
         axis.xaxis.set_major_formatter("{x:g}")
-        _teacher(axis.axhline, seen.teacher(setting, "validation"))
-        _at_least(axis)
-        axis.set(xlabel="seconds of training", ylabel=f"validation {seen.metrics[setting]}, %")
+        _teacher(axis.axhline, scale, seen.teacher(setting, "validation"))
+        _at_least(axis, scale)
+        axis.set(xlabel="seconds of training", ylabel=f"validation {scale.label}")
 
     caption = (
         "Validation score against time of training at each variant's chosen rate, mean over seeds; 0 is before it."
@@ -267,15 +276,16 @@ def rates(seen: Results) -> Picture:
     """Validation score against the learning rate (figure 2b)."""
 
     def draw(axis: Axes, setting: str) -> None:
+        scale = seen.scale(setting)
         for variant in seen.variants:
             some = seen.of(setting, variant, chosen=False).groupby("rate")["validation"]
-            mean, low, high = 100 * some.mean(), 100 * some.min(), 100 * some.max()
+            mean, low, high = map(scale.shown, (some.mean(), some.min(), some.max()))
             colour = seen.colour(variant)
             axis.plot(mean.index, mean, marker=seen.marker(variant), color=colour, markersize=4)
             axis.fill_between(mean.index, low, high, color=colour, alpha=0.08, linewidth=0)
-        _teacher(axis.axhline, seen.teacher(setting, "validation"))
-        _at_least(axis)
-        axis.set(xlabel="learning rate", ylabel=f"validation {seen.metrics[setting]}, %")
+        _teacher(axis.axhline, scale, seen.teacher(setting, "validation"))
+        _at_least(axis, scale)
+        axis.set(xlabel="learning rate", ylabel=f"validation {scale.label}")
         axis.set_xscale("log")
         axis.set_xticks(tried := seen.plan["rates"], [f"{rate:g}" for rate in tried], rotation=30)
         axis.minorticks_off()
@@ -288,15 +298,16 @@ def scale(seen: Results) -> Picture:
     """Test score against the scale (figure 2a)."""
 
     def draw(axis: Axes, setting: str) -> None:
+        scale = seen.scale(setting)
         for variant in seen.variants:
             some = seen.of(setting, variant)
-            test = 100 * some["test"].to_numpy(float)
+            test = scale.shown(some["test"].to_numpy(float))
             error = test.std(ddof=1) if len(test) > 1 else 0.0
             axis.errorbar(some["scale"].mean(), test.mean(), yerr=error, capsize=3,
                           fmt=seen.marker(variant), color=seen.colour(variant))  # fmt: skip
-        _teacher(axis.axhline, seen.teacher(setting))
-        _at_least(axis)
-        axis.set(xlabel="parameters in training / at inference", ylabel=f"test {seen.metrics[setting]}, %")
+        _teacher(axis.axhline, scale, seen.teacher(setting))
+        _at_least(axis, scale)
+        axis.set(xlabel="parameters in training / at inference", ylabel=f"test {scale.label}")
 
     caption = "Test score against parameters in training over parameters at inference, with one standard deviation."
     return Picture("scale", caption, seen.settings, 3.2, draw, seen.legend(teacher=True))
@@ -351,16 +362,17 @@ def _with_spectra(seen: Results) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _teacher(draw: Callable[..., Any], score: float | None) -> None:
+def _teacher(draw: Callable[..., Any], scale: Scale, score: float | None) -> None:
     if score is not None:
-        draw(100 * score, linestyle="--", color="#444444", linewidth=1.2, zorder=1)
+        draw(scale.shown(score), linestyle="--", color="#444444", linewidth=1.2, zorder=1)
 
 
-def _at_least(axis: Axes) -> None:
-    """Show `LEAST` of the scores on the vertical axis, which is in percent."""
-    low, high = axis.get_ylim()
-    more = max(0.0, 100 * LEAST - (high - low)) / 2
-    axis.set_ylim(low - more, high + more)
+def _at_least(axis: Axes, scale: Scale) -> None:
+    """Show `LEAST` of the scores on the vertical axis."""
+    scale.mark(axis, "y")
+    low, high = sorted(map(scale.seen, axis.get_ylim()))
+    more = max(0.0, LEAST - (high - low)) / 2
+    axis.set_ylim(*sorted(map(scale.shown, (low - more, high + more))))
 
 
 def _wrapped(name: str) -> str:

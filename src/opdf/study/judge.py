@@ -23,6 +23,9 @@ class Judge:
     """Scores answers against labels; higher is better.
 
     A language model's score is the mean logarithm of a token's probability: minus the logarithm of perplexity.
+
+    Args:
+        task: of the data.
     """
 
     task: Task

@@ -45,15 +45,15 @@ class Outcome:
 
     Attributes:
         validation: score on the validation split, by which rates are chosen.
-        predictions: on the test split, class numbers or values. They are compared with the labels only if this run's
-            rate is chosen, so that the test split decides nothing.
+        predictions: on the test split: class numbers, values, or the losses of a language model's texts. They are
+            compared with the labels only if this run's rate is chosen, so that the test split decides nothing.
         seconds: of training.
         train_params, inference_params: of the student.
         facts: anything else worth keeping: curves, spectra, the teacher's scores. JSON.
     """
 
     validation: float
-    predictions: list[float]
+    predictions: list[Any]
     seconds: float
     train_params: int
     inference_params: int

@@ -17,16 +17,19 @@ from opdf.data.packages import minilm
 MAPPINGS = ("config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
 """Files of a model that hold JSON objects; others may hold lists."""
 
+PROCESSORS = ("tokenizer_config.json", "preprocessor_config.json")
+"""Those of a tokenizer, and of what reads images."""
+
 
 @contextmanager
-def loading(model: str, *, tokenizer: bool = False) -> Iterator[str]:
-    """Inside, a model is loaded from the folder or hub name that this gives; or a `tokenizer`, which wants no weights.
+def loading(model: str, *, processor: bool = False) -> Iterator[str]:
+    """Inside, a model is loaded from the folder or hub name that this gives; or a `processor`, which wants no weights.
 
     Raises:
         ValueError: it cannot be; the message says why in one line.
         FileNotFoundError, ConnectionError: there is no such folder, or the embedded model cannot be fetched.
     """
-    folder = local(model, tokenizer=tokenizer)
+    folder = local(model, processor=processor)
     try:
         with nullcontext() if Path(folder).is_dir() else hub(model):
             yield folder
@@ -59,11 +62,12 @@ def damaged_file(folder: Path) -> str | None:
     return None
 
 
-def local(model: str, *, tokenizer: bool = False) -> str:
+def local(model: str, *, processor: bool = False) -> str:
     """The folder of an embedded model; other names as they are.
 
     Raises:
-        ValueError: a folder without safetensors weights, or, where a `tokenizer` is enough, without either.
+        ValueError: a folder without safetensors weights, or, where a `processor` is enough (a tokenizer, or what reads
+            images), without either.
     """
     if not model:
         raise ValueError("the model's name is empty; give a hub name, a folder, or minilm")
@@ -76,7 +80,7 @@ def local(model: str, *, tokenizer: bool = False) -> str:
         raise ValueError(
             f"{model} holds adapters; merge them into their model (merge_and_unload), and save and name that"
         )
-    alone = tokenizer and (folder / "tokenizer_config.json").is_file()
+    alone = processor and any((folder / name).is_file() for name in PROCESSORS)
     if folder.is_dir() and not alone and not list(folder.glob("*.safetensors")):
         pickled = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth")]
         reason = f"it has {pickled[0]}, and pickled weights are not loaded" if pickled else "it has no weights"

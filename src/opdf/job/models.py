@@ -44,7 +44,7 @@ def files_of(name: str) -> dict[str, str]:
     Raises:
         ValueError: the model cannot be found.
     """
-    with loading(name) as place:
+    with loading(name, processor=True) as place:  # beside teacher.config there may be no weights
         folder = Path(place)
         if not folder.is_dir():
             return {"revision": Path(str(cached_file(place, "config.json"))).parent.name}
@@ -73,7 +73,7 @@ def load_processor(teacher: TeacherConfig, task: Task) -> Any:
     if name is None:
         raise UserError("teacher.config needs a tokenizer as well; give teacher.model for text")
     if task.is_image:
-        with loading(name) as folder:
+        with loading(name, processor=True) as folder:
             return AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
     tokenizer = load_tokenizer(name)
     if task.kind == "token-classification" and getattr(tokenizer, "add_prefix_space", None) is False:
@@ -85,7 +85,7 @@ def load_processor(teacher: TeacherConfig, task: Task) -> Any:
 
 
 def load_tokenizer(model: str, **options: Any) -> Any:
-    with loading(model, tokenizer=True) as folder:
+    with loading(model, processor=True) as folder:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # transformers makes up one where there is none
         raise UserError(f"{model} has no tokenizer; save the model's beside it")

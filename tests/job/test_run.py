@@ -16,9 +16,15 @@ from safetensors.torch import load_file
 from sklearn.metrics import log_loss
 from sklearn.utils.class_weight import compute_class_weight
 from torch.nn.modules.module import register_module_forward_pre_hook
-from transformers import AutoModel, AutoModelForImageClassification, AutoModelForSequenceClassification, BertModel
+from transformers import (
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    BertModel,
+    ViTImageProcessor,
+)
 
-from jobs import DIGITS, TEXTS, VIT, bert, digits, texts
+from jobs import DIGITS, SIZES, TEXTS, VIT, WORDS, bert, digits, texts
 from opdf.distill import keep_layers, outputs
 from opdf.job import (
     DataConfig,
@@ -241,6 +247,24 @@ def text_job(folder: Path, world: Path, **changes: Any) -> DistillConfig:
     }  # fmt: skip
     made: DistillConfig = fill(DistillConfig, merged(config, changes), "config")
     return made
+
+
+@pytest.mark.parametrize("kind", ["words", "images"])
+def test_a_teacher_that_is_built_needs_no_weights_beside_its_processor(kind: str, tmp_path: Path) -> None:
+    """The folder is read for the tokenizer or the image processor, and once more for what a resumed run compares."""
+    folder, short = tmp_path / "processor", {"training": {"max_steps": 1, "use_cpu": True}}
+    if kind == "words":
+        bert(folder)
+        (folder / "model.safetensors").unlink()
+        config = {"model_type": "bert", "vocab_size": len(WORDS), **SIZES}
+        data: dict[str, Any] = {"name": str(texts(tmp_path / "texts.jsonl"))}
+    else:
+        ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(folder)
+        config, data = VIT, {"name": "digits", "train_limit": 64}
+    teacher = {"model": str(folder), "config": config, "finetune": True, **short}
+    given = {"data": data, "teacher": teacher, "student": {"layers": 1, "start": "copy"}, **short}
+    metrics = run(fill(DistillConfig, given | {"output": str(tmp_path / "out")}, "config"))
+    assert metrics["steps"] == 1
 
 
 @pytest.mark.parametrize("method", ["hidden", "theseus", "lgtm", "dbkd", "adkd", "sparse-logits"])

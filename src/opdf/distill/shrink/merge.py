@@ -94,7 +94,8 @@ def _keep(branch: Branch, made: Sequence[Sequence[Affine]], covariance: Tensor, 
         chosen = choose_groups([covariance], [guess], size, count)
 
     def kept(parts: Sequence[Tensor]) -> Tensor:
-        return torch.cat(list(parts)).unflatten(0, (units, -1))[chosen].flatten(0, 1)
+        whole = torch.cat(list(parts))
+        return whole.view(units, -1, *whole.shape[1:])[chosen].flatten(0, 1)
 
     matrices = zip(*made, strict=True)  # of one kind, from every source
     _write(branch, [Affine(kept([a.weight for a in some]), kept([a.bias for a in some])) for some in matrices])

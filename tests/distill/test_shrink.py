@@ -233,7 +233,7 @@ def test_one_block_keeps_what_two_of_the_teachers_do(kind: str, monkeypatch: pyt
     found = error(shrink(teacher, [given], **depth), model, inputs(kind, 80))
     assert found < (0.2 if kind in POST_NORM else 1e-3)  # one norm behind both is not a norm behind each
     monkeypatch.setattr(merge, "MOST", 1)  # of the last block alone
-    assert error(shrink(teacher, [given], **depth), model, inputs(kind, 80)) > 2 * found
+    assert error(shrink(teacher, [given], **depth), model, inputs(kind, 80)) > 1.5 * found
 
 
 @pytest.mark.parametrize("kind", ["bert", "distilbert", "roberta"])

@@ -38,7 +38,7 @@ from transformers import (
 from benchmarks.measure import RESULTS, machine
 from opdf.data import encode, load_data, minilm
 from opdf.distill import keep_layers, shrink
-from opdf.distill.shrink import calibration, start
+from opdf.distill.shrink import calibration, merge, start
 from opdf.distill.shrink.basis import Basis, leading_axes
 from opdf.distill.shrink.choose import choose_units, retold
 from opdf.distill.shrink.families import Attention, family_of
@@ -260,7 +260,13 @@ def with_basis(make: Callable[..., Basis]) -> Way:
 
 def without_gradients(teacher: Any, batches: Batches, sizes: Mapping[str, int]) -> Any:
     """All tokens and directions count alike, however much the outputs depend on them."""
-    with patch.object(calibration, "leads", lambda name, values, real: values.detach()[..., 0]):
+    with patch.object(calibration.Recorder, "_leads", lambda *_: ()):
+        return shrink(teacher, batches, **sizes)
+
+
+def of_last_blocks(teacher: Any, batches: Batches, sizes: Mapping[str, int]) -> Any:
+    """With heads and neurons of the last of the blocks alone that a student's block stands for."""
+    with patch.object(merge, "MOST", 1):
         return shrink(teacher, batches, **sizes)
 
 
@@ -282,9 +288,10 @@ WAYS: dict[str, Way] = {
     "plain axes": with_basis(plain_axes),
     "entries": with_basis(entries),
     "two steps": in_two_steps,
+    "last blocks": of_last_blocks,
 }
 OTHERS = ("entries by activations", "entries by weights", "blocks copied", "untrained")
-PARTS = ("shrink", "no gradients", "plain axes", "entries", "two steps")
+PARTS = ("shrink", "no gradients", "plain axes", "entries", "two steps", "last blocks")
 NUMBERS = (64, 128, 256, 512, 1024)
 
 
@@ -311,7 +318,8 @@ def trials(task: str) -> Iterator[Trial]:
     narrow = [given for given in sizes if "hidden_size" in given]
     for way in ("shrink", *OTHERS):
         yield from (Trial(task, given, way) for given in sizes if way != "blocks copied" or [*given] == [DEPTH])
-    yield from (Trial(task, given, way) for given in narrow for way in PARTS[1:])
+    yield from (Trial(task, given, way) for given in narrow for way in PARTS[1:-1])
+    yield from (Trial(task, given, PARTS[-1]) for given in sizes if DEPTH in given)
     yield from (Trial(task, given, "no gradients") for given in sizes if given not in narrow)
     others = [number for number in NUMBERS if number != EXAMPLES]
     yield from (Trial(task, given, "shrink", number) for number in others for given in narrow[1:])

@@ -21,9 +21,9 @@ from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassif
 from families import batch, build
 from opdf import Constraint, DistillationArguments, DistillationTrainer, OverParamConfig, overparameterize
 from opdf.distill import blank_student, shrink, shrink_report
-from opdf.distill.shrink import basis, calibration
+from opdf.distill.shrink import basis, calibration, merge
 from opdf.distill.shrink.basis import OUTPUTS, leading_axes
-from opdf.distill.shrink.families import family_of
+from opdf.distill.shrink.families import Attention, family_of
 from opdf.distill.shrink.moments import Moments
 
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -188,6 +188,52 @@ def test_a_widened_and_rotated_teacher_comes_back(kind: str) -> None:
 def test_the_same_sizes_give_the_teacher_back(kind: str) -> None:
     teacher = small(kind)
     assert error(shrink(teacher, [inputs(kind)]), teacher, inputs(kind, 80)) < 1e-4
+
+
+def split(model: Any) -> Any:
+    """A model of the same function with twice as many blocks: in turn attention alone and feed-forward alone.
+
+    What is not used reads noise and writes nothing. Norms that stand behind a branch that writes nothing are plain.
+    """
+    family = family_of(model)
+    (tower,) = family.towers
+    options = model.config.to_dict() | {tower.depth: 2 * getattr(model.config, tower.depth), "layer_types": None}
+    long = type(model)(type(model.config)(**options)).double().eval()
+    ours, theirs = (m.base_model.get_submodule(tower.blocks) for m in (model, long))
+    long.load_state_dict({k: v for k, v in model.state_dict().items() if f"{tower.blocks}." not in k}, strict=False)
+    for number, block in enumerate(theirs):
+        block.load_state_dict(ours[number // 2].state_dict())
+        unused = tower.branches[1 - number % 2]
+        reads = unused.reads if isinstance(unused, Attention) else (unused.up, unused.gate)
+        for part in filter(None, reads):
+            block.get_submodule(part.name).weight.data.normal_(generator=torch.Generator().manual_seed(number))
+        for parameter in block.get_submodule(unused.output.name).parameters():
+            parameter.data.zero_()
+        if not family.pre_norm and number % 2 == 0:
+            plain_norm(block.get_submodule(unused.norm))
+    return long
+
+
+def plain_norm(norm: Any) -> None:
+    norm.weight.data.fill_(1.0)
+    norm.bias.data.zero_()
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert", "deberta-v2", "vit", "gpt2", "llama", "mistral", "qwen2"])
+def test_one_block_keeps_what_two_of_the_teachers_do(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block of the student has the heads of one of its teacher's blocks and the neurons of the next."""
+    model, given = small(kind), inputs(kind)
+    tower = family_of(model).towers[0]
+    if kind in POST_NORM:
+        for block in model.base_model.get_submodule(tower.blocks):
+            plain_norm(block.get_submodule(tower.branches[0].norm))
+    teacher = split(model)
+    assert error(teacher, model, inputs(kind, 80)) < 1e-6
+    depth = {tower.depth: getattr(model.config, tower.depth)}
+    found = error(shrink(teacher, [given], **depth), model, inputs(kind, 80))
+    assert found < (0.2 if kind in POST_NORM else 1e-3)  # one norm behind both is not a norm behind each
+    monkeypatch.setattr(merge, "MOST", 1)  # of the last block alone
+    assert error(shrink(teacher, [given], **depth), model, inputs(kind, 80)) > 1.5 * found
 
 
 @pytest.mark.parametrize("kind", ["bert", "distilbert", "roberta"])

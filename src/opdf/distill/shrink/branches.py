@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,11 +24,15 @@ class Branch(Protocol):
     Attributes:
         teacher, student: the output matrices.
         narrower: whether the student has fewer inner values, so that `start` needs the teacher's second moments.
+        reading: the student's matrices that read its states.
+        unit: inner values that stay together: those of the heads that share keys and values, or a neuron's one.
     """
 
     teacher: Matrix
     student: Matrix
+    reading: Sequence[Matrix]
     narrower: bool
+    unit: int
 
     def teacher_inner(self, batch: int, states: Tensor) -> Tensor:
         """`[rows, inner]` of a batch, from its states `[rows, width]` after the norm."""
@@ -64,6 +68,8 @@ class FeedForwardBranch:
         self._names, self._blocks = names, (teacher, student)
         self.teacher, self.student = (Matrix(block, names.output) for block in self._blocks)
         self.narrower = self.student.weight.shape[1] < self.teacher.weight.shape[1]
+        self.unit = 1
+        self.reading: Sequence[Matrix] = [Matrix(student, part) for part in (names.up, names.gate) if part is not None]
 
     def teacher_inner(self, batch: int, states: Tensor) -> Tensor:
         return self._inner(self._blocks[0], states)
@@ -130,6 +136,8 @@ class AttentionBranch:
         self._relative = relative
         self.teacher, self.student = (Matrix(b, names.output) for b in self._blocks)
         self.narrower = sizes[0] != sizes[1]
+        self.unit = sizes[1].heads // sizes[1].groups * sizes[1].size
+        self.reading: Sequence[Matrix] = [Matrix(student, part) for part in names.reads]
 
     def teacher_inner(self, batch: int, states: Tensor) -> Tensor:
         memory = None if self._memory is None else self._memory[0].teacher[batch]

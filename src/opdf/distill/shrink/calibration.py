@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_map
 
 from opdf.distill.models import has_no_head
 from opdf.distill.shrink.families import Family, Head, Tower, attentions
@@ -28,6 +28,12 @@ Place = tuple[str, int, str]
 def has_room(values: int) -> bool:
     """Whether so many values may be kept."""
     return values <= KEPT
+
+
+def _alike(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.equal(one, other)
+    return one is other or bool(one == other)
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,11 @@ class Call:
             return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
         return Call(*tree_map(cast, (self.args, self.kwargs)))
+
+    def same(self, other: Call) -> bool:
+        """Whether an attention sees alike with both."""
+        mine, theirs = (tree_flatten((call.args, call.kwargs)) for call in (self, other))
+        return mine[1] == theirs[1] and all(map(_alike, mine[0], theirs[0]))
 
     def detached(self) -> Call:
         """Without the graph."""

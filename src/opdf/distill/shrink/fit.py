@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,12 +17,16 @@ from opdf.distill.shrink.calibration import Calibration, Chosen, Stream, has_roo
 from opdf.distill.shrink.choose import choose_groups, choose_units, retold
 from opdf.distill.shrink.families import Attention, Family, Head, Tower, attentions
 from opdf.distill.shrink.matrices import Matrix, Reader
+from opdf.distill.shrink.merge import Source, start_from
 from opdf.distill.shrink.moments import Moments, exact
 from opdf.distill.shrink.norms import fit_norm, has_shift, is_norm, plain, set_norm
 from opdf.distill.shrink.report import BlockReport, ShrinkReport
 from opdf.distill.shrink.ridge import STRENGTH_OF_HEADS, Affine, explained, ridge
 from opdf.distill.shrink.sizes import has_part, head_sizes
 from opdf.distill.students import chosen_layers
+
+Passed = dict[Any, list[tuple[int, list[Tensor]]]]
+"""What branches of the teacher's blocks have read, by the branch's names: the block, and its states for each batch."""
 
 
 class Fit:
@@ -73,14 +77,22 @@ class Fit:
         self._kept, self._relative = self._shared_heads(tower), self._distances(tower)
         start = 0
         for index, last in enumerate(chosen_layers(len(ours), len(theirs))):
+            passed: Passed = {names: [] for names in tower.branches}
             for block in range(start, last):
-                self._advance(tower, stream, block)
+                self._advance(tower, stream, block, passed)
             kept = {}
             for names in tower.branches:
-                branch = self._branch(tower, names, theirs[last], ours[index], last)
-                norms = theirs[last].get_submodule(names.norm), ours[index].get_submodule(names.norm)
-                inner = self.calibration.inner.get((tower.blocks, last, names.output.name))
-                kept[_title(names)] = self._fit(branch, norms, stream, inner)
+                norm = ours[index].get_submodule(names.norm)
+                if self.family.pre_norm:
+                    plain(norm, theirs[last].get_submodule(names.norm), self.basis.expand)
+                sources = [
+                    self._source(tower, names, block, index, states)
+                    for block, states in passed[names]
+                    if self._can_give(tower, names, block, last)
+                ]
+                sources.append(self._source(tower, names, last, index))
+                norms = theirs[last].get_submodule(names.norm), norm
+                kept[_title(names)] = self._fit(sources, norms, stream)
             self.report.blocks.append(BlockReport(tower.blocks, index, (start, last), kept))
             start = last + 1
             told()
@@ -159,64 +171,83 @@ class Fit:
         own, sizes = streams[tower.blocks], self._sizes()
         return AttentionBranch(names, theirs, ours, sizes, own, block, memory, kept, self._relative)
 
-    def _fit(self, branch: Branch, norms: tuple[Any, Any], stream: Stream, inner: Moments | None) -> float:
-        """Fit one branch of a block and put both streams through.
+    def _can_give(self, tower: Tower, names: Any, block: int, last: int) -> bool:
+        """Whether heads or neurons of a block can stand in a branch that is made like the last one's.
+
+        Heads cannot that come with a norm or a table of their block's, or that see other tokens.
+        """
+        if not isinstance(names, Attention):
+            return True
+        calls = self.calibration.streams[tower.blocks].calls[0]
+        alike = calls[block, names.module].same(calls[last, names.module])
+        return alike and not names.head_norms and not tower.shares_heads(names)
+
+    def _source(
+        self, tower: Tower, names: Any, block: int, index: int, states: Sequence[Tensor] | None = None
+    ) -> Source:
+        """What a branch of the teacher's gives to the student's: a reader of its inputs from the student's states.
 
         Args:
-            branch: of the teacher's block and the student's.
-            norms: of both, before the branch or after it.
+            tower, names: of the branch.
+            block: of the teacher; index: of the student.
+            states: what the teacher's branch reads, before the norm, for each batch. Without them it reads the stream,
+                and the stream is put through it.
+        """
+        theirs, ours = (m.base_model.get_submodule(tower.blocks) for m in (self.teacher, self.student))
+        branch = self._branch(tower, names, theirs[block], ours[index], block)
+        norm, own_norm = theirs[block].get_submodule(names.norm), ours[index].get_submodule(names.norm)
+        before = (norm, own_norm) if self.family.pre_norm else (nn.Identity(), nn.Identity())
+        stream = self.calibration.streams[tower.blocks]
+        known = self.calibration.inner.get((tower.blocks, block, names.output.name))
+        reads = self._moments(*self.basis.project.shape[::-1])
+        own = self._moments(branch.teacher.weight.shape[1], 0) if branch.narrower and known is None else None
+        for batch, some in enumerate(stream.teacher if states is None else states):
+            normed = before[0](some)
+            reads.add(before[1](stream.student[batch]), normed, stream.weights[batch][0])
+            output = partial(_output, branch, batch, normed)
+            if own is not None:
+                values = branch.teacher_inner(batch, normed)
+                own.add(values, values[:, :0], stream.weights[batch][1])
+                output = partial(branch.teacher.module, values)
+            if states is None:
+                stream.advance(batch, output)
+        inner = known or own
+        covariance = None if inner is None else inner.covariances(branch.teacher.bias is not None)[0]
+        outgoing = self.basis.project.mT @ branch.teacher.weight
+        return Source(branch, Reader(reads, self._guess(reads, norm)), covariance, outgoing)
+
+    def _fit(self, sources: Sequence[Source], norms: tuple[Any, Any], stream: Stream) -> float:
+        """Fit one branch of a block and put the student's stream through.
+
+        Args:
+            sources: the teacher's branches that it stands for; the stream is behind the last one.
+            norms: of the teacher's last block and the student's, before the branch or after it.
             stream: that the branch adds to.
-            inner: of the teacher's branch, where `Calibration` has them.
 
         Returns:
             The share of the variance that the branch reads.
         """
-        reader, covariance = self._teacher_through(branch, norms, stream, inner)
-        outgoing = self.basis.project.mT @ branch.teacher.weight
-        guess = branch.start(reader, covariance, outgoing)
-        before = norms if self.family.pre_norm else (nn.Identity(), nn.Identity())
+        branch = sources[-1].branch
         constant = branch.student.bias is not None
+        read = [norms[1](states) for states in stream.student] if self.family.pre_norm else stream.student
+        guess = start_from(sources, read, [weights[0] for weights in stream.weights], constant)
         moments = self._moments(guess.shape[1], guess.shape[0])
         project = self.basis.project.to(stream.student[0])
         keep = has_room(guess.shape[1] * sum(map(len, stream.student)))
         kept: list[Tensor] = []
         for batch, states in enumerate(stream.student):
             missing = stream.teacher[batch].to(project.dtype) @ project - states
-            values = branch.student_inner(batch, before[1](states))
+            values = branch.student_inner(batch, read[batch])
             moments.add(values, missing, stream.weights[batch][0])
             if keep:
                 kept.append(values)
         branch.student.set(ridge(moments, guess, constant=constant))
         for batch, states in enumerate(stream.student):
-            values = kept[batch] if keep else branch.student_inner(batch, before[1](states))
+            values = kept[batch] if keep else branch.student_inner(batch, read[batch])
             stream.student[batch] = states + branch.student.module(values)
         if not self.family.pre_norm:
             self._normalize(*norms, stream)
-        return explained(reader.moments)
-
-    def _teacher_through(
-        self, branch: Branch, norms: Any, stream: Stream, known: Moments | None
-    ) -> tuple[Reader, Tensor | None]:
-        """Add the teacher's branch to its stream; returns the reader of its inputs from the student's states."""
-        theirs, ours = norms
-        if self.family.pre_norm:
-            plain(ours, theirs, self.basis.expand)
-        else:
-            theirs = ours = nn.Identity()
-        reads = self._moments(*self.basis.project.shape[::-1])
-        own = self._moments(branch.teacher.weight.shape[1], 0) if branch.narrower and known is None else None
-        for batch, states in enumerate(stream.teacher):
-            normed = theirs(states)
-            reads.add(ours(stream.student[batch]), normed, stream.weights[batch][0])
-            if own is None:
-                stream.advance(batch, partial(_output, branch, batch, normed))
-            else:
-                values = branch.teacher_inner(batch, normed)
-                own.add(values, values[:, :0], stream.weights[batch][1])
-                stream.advance(batch, partial(branch.teacher.module, values))
-        inner = known or own
-        covariance = None if inner is None else inner.covariances(branch.teacher.bias is not None)[0]
-        return Reader(reads, self._guess(reads, norms[0])), covariance
+        return explained(sources[-1].reader.moments)
 
     def _guess(self, reads: Moments, norm: Any) -> Tensor:
         """The teacher's states from the student's, if the basis were all that is lost."""
@@ -228,14 +259,19 @@ class Fit:
         told = ((guess @ xx) * guess).sum()
         return guess * ((guess.mT * xy).sum() / told) if told > 0 else guess  # a norm of scale 0 tells nothing
 
-    def _advance(self, tower: Tower, stream: Stream, block: int) -> None:
-        """Put the teacher's stream through a block that has no block of the student to itself."""
+    def _advance(self, tower: Tower, stream: Stream, block: int, passed: Passed) -> None:
+        """Put the teacher's stream through a block that has no block of the student to itself.
+
+        Args:
+            passed: what its branches read is added here.
+        """
         module = self.teacher.base_model.get_submodule(tower.blocks)[block]
         for names in tower.branches:
             branch = self._branch(tower, names, module, module, block)
             before, after = module.get_submodule(names.norm), nn.Identity()
             if not self.family.pre_norm:
                 before, after = after, before
+            passed[names].append((block, list(stream.teacher)))
             for batch, states in enumerate(stream.teacher):
                 stream.advance(batch, partial(_output, branch, batch, before(states)))
                 stream.teacher[batch] = after(stream.teacher[batch])

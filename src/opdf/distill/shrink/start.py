@@ -49,8 +49,9 @@ def shrink(teacher: nn.Module, batches: Iterable[Mapping[str, Tensor]], **sizes:
         student = shrink(teacher, batches, num_hidden_layers=3, hidden_size=192)
 
     Nothing is trained. Every part of the student is fitted in closed form to the teacher's states on some examples. The
-    parts are fitted in order, each on what the fitted parts before it give. Tokens and directions count more if the
-    teacher's outputs depend on them, as their gradients say. Without a head, and for a language model, all count alike.
+    parts are fitted in order, each on what the fitted parts before it give. A block that stands for several of the
+    teacher's has heads and neurons of all of them. Tokens and directions count more if the teacher's outputs depend on
+    them, as their gradients say. Without a head, and for a language model, all count alike.
 
     The teacher goes once over the examples, or twice if its states after every branch take more than half a GB; the
     student goes once or twice. Memory holds the residual streams of both models, and what going back over one batch

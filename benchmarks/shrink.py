@@ -59,7 +59,13 @@ TEXT_SIZES: tuple[dict[str, int], ...] = (
     {"num_hidden_layers": 3},
     {"num_hidden_layers": 3, "hidden_size": 192},
 )
-IMAGE_SIZES: tuple[dict[str, int], ...] = ({"hidden_size": 48}, {"hidden_size": 24}, {"hidden_size": 12})
+IMAGE_SIZES: tuple[dict[str, int], ...] = (
+    {"hidden_size": 48},
+    {"hidden_size": 24},
+    {"hidden_size": 12},
+    {"num_hidden_layers": 2},
+    {"num_hidden_layers": 2, "hidden_size": 48},
+)
 
 
 def text(examples: int) -> tuple[Any, Batches, Batches]:

@@ -191,18 +191,25 @@ def test_the_same_sizes_give_the_teacher_back(kind: str) -> None:
 
 
 def split(model: Any) -> Any:
-    """A model of the same function with twice as many blocks: in turn attention alone and feed-forward alone.
+    """A model of the same function with two blocks for each: one of attention alone, one of feed-forward alone.
 
     What is not used reads noise and writes nothing. Norms that stand behind a branch that writes nothing are plain.
+    Where norms stand before, the first block stays whole, as `shrink` leaves it.
     """
     family = family_of(model)
     (tower,) = family.towers
-    options = model.config.to_dict() | {tower.depth: 2 * getattr(model.config, tower.depth), "layer_types": None}
+    whole = int(family.pre_norm)
+    options = model.config.to_dict() | {
+        tower.depth: 2 * getattr(model.config, tower.depth) - whole,
+        "layer_types": None,
+    }
     long = type(model)(type(model.config)(**options)).double().eval()
     ours, theirs = (m.base_model.get_submodule(tower.blocks) for m in (model, long))
     long.load_state_dict({k: v for k, v in model.state_dict().items() if f"{tower.blocks}." not in k}, strict=False)
-    for number, block in enumerate(theirs):
+    for number, block in enumerate(theirs, whole):
         block.load_state_dict(ours[number // 2].state_dict())
+        if number == whole == 1:
+            continue
         unused = tower.branches[1 - number % 2]
         reads = unused.reads if isinstance(unused, Attention) else (unused.up, unused.gate)
         for part in filter(None, reads):
@@ -722,7 +729,7 @@ def test_hooks_of_the_teacher_are_seen_alike_with_and_without_kept_states(monkey
 def test_blocks_keep_their_kinds() -> None:
     teacher = small("modernbert", num_hidden_layers=4)
     assert len(set(kinds := teacher.config.layer_types)) == 2
-    for depth, kept in ((2, [1, 3]), (3, [0, 1, 3])):
+    for depth, kept in ((2, [0, 3]), (3, [0, 1, 3])):
         student = blank_student(teacher, num_hidden_layers=depth)
         assert student.config.layer_types == [kinds[k] for k in kept]
 
@@ -819,9 +826,9 @@ def test_dropout_may_be_another(kind: str) -> None:
 def test_the_report_says_what_is_kept() -> None:
     teacher = small("vit", num_hidden_layers=4)
     report = shrink_report(shrink(teacher, [inputs("vit")], num_hidden_layers=2, hidden_size=8))
-    assert [block.teacher_blocks for block in report.blocks] == [(0, 1), (2, 3)]
+    assert [block.teacher_blocks for block in report.blocks] == [(0, 0), (1, 3)]
     assert all(0.3 < share < 1 for block in report.blocks for share in block.kept.values())
-    assert "| layers.1 | 2 to 3 " in str(report)
+    assert "| layers.1 | 1 to 3 " in str(report)
     with pytest.raises(KeyError, match="was not made by shrink"):
         shrink_report(teacher)
 

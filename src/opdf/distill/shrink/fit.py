@@ -22,8 +22,7 @@ from opdf.distill.shrink.moments import Moments, exact
 from opdf.distill.shrink.norms import fit_norm, has_shift, is_norm, plain, set_norm
 from opdf.distill.shrink.report import BlockReport, ShrinkReport
 from opdf.distill.shrink.ridge import STRENGTH_OF_HEADS, Affine, explained, ridge
-from opdf.distill.shrink.sizes import has_part, head_sizes
-from opdf.distill.students import chosen_layers
+from opdf.distill.shrink.sizes import has_part, head_sizes, last_blocks
 
 Passed = dict[Any, list[tuple[int, list[Tensor]]]]
 """What branches of the teacher's blocks have read, by the branch's names: the block, and its states for each batch."""
@@ -76,7 +75,7 @@ class Fit:
         self._enter(tower, stream)
         self._kept, self._relative = self._shared_heads(tower), self._distances(tower)
         start = 0
-        for index, last in enumerate(chosen_layers(len(ours), len(theirs))):
+        for index, last in enumerate(last_blocks(self.family, len(ours), len(theirs))):
             passed: Passed = {names: [] for names in tower.branches}
             for block in range(start, last):
                 self._advance(tower, stream, block, passed)

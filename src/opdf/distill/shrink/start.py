@@ -27,11 +27,12 @@ from opdf.distill.shrink.sizes import (
     check_teacher,
     head_sizes,
     inner_size,
+    last_blocks,
     outputs_of,
     student_config,
     towers_of,
 )
-from opdf.distill.students import chosen_layers, empty_model
+from opdf.distill.students import empty_model
 from opdf.mpo import matmul_precision
 
 logger = logging.getLogger(__name__)
@@ -155,7 +156,7 @@ def _narrower(teacher: Any, student: Any, family: Family, towers: Sequence[Tower
     }
     for tower in towers:
         ours, theirs = (len(model.base_model.get_submodule(tower.blocks)) for model in (student, teacher))
-        fitted = chosen_layers(ours, theirs)
+        fitted = last_blocks(family, ours, theirs)
         for branch in tower.branches:
             read = range(theirs) if tower.shares_heads(branch) else fitted
             room = isinstance(branch, Attention) or has_room(len(fitted) * inner**2)

@@ -16,6 +16,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -38,11 +39,12 @@ from transformers import (
 from benchmarks.measure import RESULTS, machine
 from opdf.data import encode, load_data, minilm
 from opdf.distill import keep_layers, shrink
-from opdf.distill.shrink import calibration, merge, start
+from opdf.distill.shrink import calibration, fit, merge, sizes as sizes_of_students, start
 from opdf.distill.shrink.basis import Basis, leading_axes
 from opdf.distill.shrink.choose import choose_units, retold
 from opdf.distill.shrink.families import Attention, family_of
 from opdf.distill.shrink.sizes import student_config
+from opdf.distill.students import chosen_layers
 
 KEPT = Path("runs/benchmark-shrink")
 RUNS = RESULTS / "shrink.jsonl"
@@ -276,6 +278,18 @@ def of_last_blocks(teacher: Any, batches: Batches, sizes: Mapping[str, int]) -> 
         return shrink(teacher, batches, **sizes)
 
 
+def of_alike_groups(teacher: Any, batches: Batches, sizes: Mapping[str, int]) -> Any:
+    """Without a block of its own for the first block, so that all groups of blocks are alike."""
+
+    def alike(_: Any, count: int, depth: int) -> list[int]:
+        return chosen_layers(count, depth)
+
+    with ExitStack() as patched:
+        for module in (fit, sizes_of_students, start):
+            patched.enter_context(patch.object(module, "last_blocks", alike))
+        return shrink(teacher, batches, **sizes)
+
+
 def in_two_steps(teacher: Any, batches: Batches, sizes: Mapping[str, int]) -> Any:
     """To the middle between the teacher's sizes and the student's, and from there."""
     half = {name: (getattr(teacher.config, name) + size) // 2 for name, size in sizes.items()}
@@ -295,9 +309,10 @@ WAYS: dict[str, Way] = {
     "entries": with_basis(entries),
     "two steps": in_two_steps,
     "last blocks": of_last_blocks,
+    "alike groups": of_alike_groups,
 }
 OTHERS = ("entries by activations", "entries by weights", "blocks copied", "untrained")
-PARTS = ("shrink", "no gradients", "plain axes", "entries", "two steps", "last blocks")
+PARTS = ("shrink", "no gradients", "plain axes", "entries", "two steps", "last blocks", "alike groups")
 NUMBERS = (64, 128, 256, 512, 1024)
 
 
@@ -324,8 +339,8 @@ def trials(task: str) -> Iterator[Trial]:
     narrow = [given for given in sizes if "hidden_size" in given]
     for way in ("shrink", *OTHERS):
         yield from (Trial(task, given, way) for given in sizes if way != "blocks copied" or [*given] == [DEPTH])
-    yield from (Trial(task, given, way) for given in narrow for way in PARTS[1:-1])
-    yield from (Trial(task, given, PARTS[-1]) for given in sizes if DEPTH in given)
+    yield from (Trial(task, given, way) for given in narrow for way in PARTS[1:-2])
+    yield from (Trial(task, given, way) for given in sizes if DEPTH in given for way in PARTS[-2:])
     yield from (Trial(task, given, "no gradients") for given in sizes if given not in narrow)
     others = [number for number in NUMBERS if number != EXAMPLES]
     yield from (Trial(task, given, "shrink", number) for number in others for given in narrow[1:])

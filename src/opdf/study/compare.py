@@ -28,7 +28,7 @@ from opdf.job import (
     split_inputs,
 )
 from opdf.study import markdown
-from opdf.study.judge import Judge, answers_of, labels_of
+from opdf.study.judge import POINT, Judge, answers_of, labels_of
 from opdf.study.statistics import Effect, Pair, differences, effect
 
 
@@ -149,7 +149,7 @@ def remarks(rows: Sequence[dict[str, Any]]) -> list[str]:
         first, them = rows[0]["run"], " and ".join(others)
         found.append(f"Other test examples than {first}'s: {them}. Their scores cannot be compared with its.")
     if any(row["against"] and row["metric"] == "perplexity" for row in rows):
-        found.append("A point of perplexity is a hundredth of its logarithm: +5.0 is 4.9 % less of it.")
+        found.append(POINT)
     if any(row["against"] for row in rows):
         found.append("The intervals are of the test examples. With another seed the differences can move further.")
     return found

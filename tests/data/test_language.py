@@ -163,8 +163,16 @@ def test_prompts_and_answers(tmp_path: Path, tokenizer: Any) -> None:
     assert row["input_ids"] == tokenizer(raw["prompt"] + raw["answer"])["input_ids"]
     learned = [label for label in row["labels"] if label != -100]
     assert tokenizer.decode(learned) == f"{raw['answer'].strip()} [SEP]"
-    with pytest.raises(ValueError, match="no token of an answer is left in the train split; raise max_length"):
+    with pytest.raises(ValueError, match=r"no token is left to predict in the train split, .* raise max_length"):
         encode(data, task, tokenizer, pack=False, answers_only=True, max_length=5)
+
+
+def test_texts_of_one_token_have_none_to_predict(tmp_path: Path) -> None:
+    bare = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"[UNK]": 0}, "[UNK]")), unk_token="[UNK]")
+    data, task = training(lines(tmp_path / "words.jsonl", [{"text": f"word{k}"} for k in range(40)]))
+    with pytest.raises(ValueError, match="cut at 128 tokens and the first of each is not predicted"):
+        encode(data, task, bare, pack=False)
+    assert len(encode(data, task, bare)[0]["train"]) == 1
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from opdf.job import DataConfig, DistillConfig, StudentConfig, TeacherConfig, ru
 from opdf.job.options import fill
 from opdf.job.prepared import prepare_data
 from opdf.study.compare import Finished, against, compare, load, remarks, table
+from opdf.study.judge import POINT
 
 TRAINING = {"max_steps": 20, "learning_rate": 1e-2}
 
@@ -79,6 +80,9 @@ def test_language_models_beside_their_teachers(tmp_path: Path) -> None:
     metrics = run(fill(DistillConfig, config, "config"))
     rows = compare([tmp_path / "run", tmp_path / "run"])
     assert [row["agreement"] for row in rows] == [metrics["student"]["test"]["agreement"]] * 2
+    assert remarks(rows)[0] == POINT
+    other = rows[1] | {"run": "other", "against": None}  # as with another tokenizer
+    assert [line.split(" than ")[0] for line in remarks([rows[0], other])] == ["Other tokens"]
     head, _, first, _ = ([cell.strip() for cell in line.split("|")] for line in table(rows, 32).splitlines())
     assert first[head.index("agreement")] == f"{100 * rows[0]['agreement']:.1f}"
     assert first[head.index("test")] == f"{metrics['student']['test']['perplexity']:.2f}"

@@ -15,7 +15,8 @@ import pytest
 import torch
 from sklearn.metrics import f1_score
 from tests.study.example import config
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from opdf.data import Task, minilm
 from opdf.job import DataConfig, TeacherConfig, UserError, run
@@ -156,10 +157,19 @@ def test_variants_are_judged_on_the_same_tokens(tmp_path: Path, option: dict[str
         Study(config(tmp_path, **study)).check()
 
 
-def test_variants_with_teachers_of_other_tokens_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", ["words", "end"])
+def test_variants_with_teachers_of_other_tokens_are_refused(tmp_path: Path, change: str) -> None:
+    """Also if they have one vocabulary, and one of them ends its texts with a token more."""
     study = of_kind("causal-lm", tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(minilm())
-    tokenizer.train_new_from_iterator(["a film of words"], 100).save_pretrained(tmp_path / "tokenizer")
+    if change == "words":
+        tokenizer = tokenizer.train_new_from_iterator(["a film of words"], 100)
+    else:
+        backend = tokenizer.backend_tokenizer
+        backend.post_processor = TemplateProcessing("[CLS] $A", special_tokens=[("[CLS]", 101)])
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]")
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    study["variants"]["same"] = {"teacher": {"training": {"max_steps": 3}}}
     study["variants"]["other"] = {"teacher": {"model": str(tmp_path / "tokenizer")}}
     with pytest.raises(UserError, match=r"'other' of 'one': its teacher .*tokenizer has another tokenizer than minilm"):
         Study(config(tmp_path, **study)).check()

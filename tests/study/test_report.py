@@ -21,19 +21,22 @@ from opdf.data import Task
 from opdf.job.options import yaml_of
 from opdf.study import Cell, Outcome, Plan, conclude
 from opdf.study.figures import Results, pictures, svg
-from opdf.study.judge import Judge
+from opdf.study.judge import POINT, Judge
 from opdf.study.report import (
     cautions,
     conclusions,
     cost_rows,
     is_superseded,
     near_rows,
+    notes,
     rates_table,
     read_results,
     summary,
+    units,
     write_report,
 )
 from opdf.study.results import DIVERGED, POOLED
+from opdf.study.scale import WORST, Scale
 
 PLAN = Plan(("films", "goods"), ("KD", "SVD", "OPDF"), (1e-4, 2e-4, 4e-4), (0, 1, 2), "KD")
 SKILL = {"KD": 0.80, "SVD": 0.80, "OPDF": 0.90}
@@ -207,6 +210,7 @@ def test_results_are_superseded_when_a_sweep_of_another_study_has_begun(tmp_path
 def of_perplexity() -> dict[str, Any]:
     """The same study with perplexities: the score 0.9 is one of exp(-0.9) = 0.407."""
     found = results() | {"metrics": {"films": "accuracy", "goods": "perplexity"}}
+    found["effects"] = [e for e in found["effects"] if e["setting"] != POOLED]
     for run in found["runs"]:
         if run["setting"] == "goods":
             run["facts"]["teacher"] |= {part: {"perplexity": math.exp(-TEACHER)} for part in ("validation", "test")}
@@ -222,9 +226,19 @@ def test_perplexities_are_shown_as_they_are() -> None:
     for perplexity, percent in shown.values():
         assert perplexity == pytest.approx(math.exp(-percent / 100), abs=0.05)
     assert [line[2] for line in after] == [line[2] for line in before]
+    assert after[0][3].strip() == "goods, perplexity"
+    alone = summary(found | {"metrics": dict.fromkeys(PLAN.settings, "perplexity")}).splitlines()[0].split("|")
+    assert [cell.strip() for cell in alone[1:4]] == ["perplexity", *PLAN.settings]
+    assert rates_table(found).splitlines()[-1].startswith("| goods, perplexity | OPDF")
     assert "hundredth of its logarithm" in cautions(found)[-2]
     assert not any("hundredth" in line for line in cautions(results()))
     assert near_rows(Results(found))[1]["rows"] == near_rows(Results(results()))[1]["rows"]
+
+
+def test_perplexities_near_one_another_are_told_apart() -> None:
+    shown = [Scale("perplexity").text(-math.log(perplexity)) for perplexity in (1.04, 9.96, 20.04, 1e7)]
+    assert shown == ["1.04", "9.96", "20.0", "> 1,000,000"]
+    assert Scale("accuracy").text(0.0512) == "5.1"
 
 
 def test_lower_perplexities_are_further_on_the_bars() -> None:
@@ -235,6 +249,36 @@ def test_lower_perplexities_are_further_on_the_bars() -> None:
     assert goods.get_xlabel().startswith("test perplexity\n")
     ends = {name: bar.get_x() + bar.get_width() for name, bar in zip(PLAN.variants, goods.patches, strict=True)}
     assert ends["OPDF"] == pytest.approx(math.exp(-SKILL["OPDF"]), abs=0.02)
+
+
+def test_units_are_told_apart() -> None:
+    found = of_perplexity()
+    for effect in found["effects"]:
+        if effect["setting"] == "goods":
+            effect |= {key: 50 * effect[key] for key in ("low", "mean", "high")}
+    (drawn,) = (picture for picture in pictures(found) if picture.name == "gains")
+    films, goods = (drawn.panel(name).axes[0] for name in ("films", "goods"))
+    assert max(map(abs, films.get_xlim())) < 30 < max(map(abs, goods.get_xlim()))
+    assert (films.get_xlabel(), goods.get_xlabel()) == ("points", "points of perplexity")
+    assert (units(found), units(results())) == ("% or perplexity", "%")
+    assert notes(found) == [*conclusions(found), POINT]  # the table has no difference over both
+    assert notes(results()) == []
+
+
+def test_perplexities_far_apart_are_drawn() -> None:
+    """Untrained ones, and those of students that know less than nothing."""
+    found = of_perplexity()
+    for run in found["runs"]:
+        run["facts"]["scores"][0]["validation"] = -9.0
+        if run["rate"] == 4e-4:
+            run["validation"] = -5000.0
+    drawn = {p.name: p.panel("goods").axes[0] for p in pictures(found) if "goods" in p.panels}
+    for name, most in (("way", math.exp(9)), ("rates", WORST)):
+        low, high = drawn[name].get_ylim()
+        assert low < math.exp(-TEACHER) < most == pytest.approx(high, rel=2)
+        assert sum(low < tick < high for tick in drawn[name].get_yticks()) >= 3
+    cells = [cell.strip() for cell in rates_table(found).splitlines()[-1].split("|")]
+    assert cells[-3:-1] == ["0.41", "> 1,000,000"]
 
 
 def test_when_students_were_near_their_teacher() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -249,7 +251,8 @@ def test_settings_with_other_numbers_of_seeds_are_not_pooled() -> None:
         (Effect(-0.001, -0.006, 0.004, 5), "no difference found (-0.1 ± 0.5)"),
         (Effect(0.05, 0.03, 0.07, 1), "no verdict from one seed (+5.0 ± 2.0 by its test examples)"),
         (Effect(-0.05, -0.051, -0.049, 2), "no verdict from two seeds (-5.0 ± 0.1)"),
-        (Effect(0.5, float("nan"), float("nan"), 5), "no verdict: the metric is not defined on these answers"),
+        (Effect(math.nan, math.nan, math.nan, 5), "no verdict: the metric is not defined on these answers"),
+        (Effect(0.5, math.nan, math.nan, 5), "no verdict: too few test examples for an interval (+50.0)"),
     ],
 )
 def test_verdicts(found: Effect, words: str) -> None:

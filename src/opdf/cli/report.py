@@ -34,7 +34,7 @@ OPTIONS = ReportConfig
 
 def main(argv: list[str]) -> None:
     options = parse(argv, ReportConfig, "opdf report", DESCRIPTION, positional="folder")
-    from opdf.study import is_superseded, rates_table, read_results, summary, write_report
+    from opdf.study import is_superseded, notes, rates_table, read_results, summary, units, write_report
 
     folder = Path(options.folder)
     results = read_results(folder)
@@ -42,5 +42,6 @@ def main(argv: list[str]) -> None:
         note = "is another study than that of these results; opdf sweep has not ended since"
         print(f"opdf: note: {folder}/study.yaml {note}", file=sys.stderr)
     path = write_report(results, folder, options.title or folder.resolve().name)
-    print(f"{summary(results)}\n\nvalidation by learning rate, %\n\n{rates_table(results)}\n")
+    print(summary(results), *notes(results), f"validation by learning rate, {units(results)}", sep="\n\n")
+    print(f"\n{rates_table(results)}\n")
     print(f"saved: {path}, {folder}/figures")

@@ -20,8 +20,12 @@ OPTIONS = StudyConfig
 def main(argv: list[str]) -> None:
     config = parse(argv, StudyConfig, "opdf sweep", DESCRIPTION)
     from opdf.study import sweep
+    from opdf.study.judge import POINT
 
-    for entry in sweep(config)["effects"]:
+    results = sweep(config)
+    for entry in results["effects"]:
         if entry["at"] == "best":
             print(f"{entry['variant']} on {entry['setting']}: {entry['verdict']}")
+    if "perplexity" in results["metrics"].values():
+        print(POINT)
     print(f"saved: {config.output}/results.json; make a page of it with opdf report {config.output}")

@@ -67,7 +67,7 @@ def encode(
     if task.kind == "causal-lm":
         if pack:
             encoded = encoded.map(packed, fn_kwargs={"size": max_length}, batched=True, desc="packing")
-        _check_answers(encoded, max_length, where)
+        _check_predicted(encoded, max_length, where)
         # On the left, a text's first token would be predicted of padding, too.
         return encoded, TokenCollator(right_padded(padding(processor)))
     if task.kind == "token-classification":
@@ -123,13 +123,14 @@ def _check_options(
             )
 
 
-def _check_answers(encoded: DatasetDict, max_length: int, where: str) -> None:
-    """Refuse a split in which no token is left to learn or to score."""
+def _check_predicted(encoded: DatasetDict, max_length: int, where: str) -> None:
+    """Refuse a split in which no token is left to learn or to score. The first of a row has nothing before it."""
     for part, rows in encoded.items():
-        labels = pc.list_flatten(rows.select_columns("labels").with_format("arrow")[:]["labels"])
-        if not pc.any(pc.not_equal(labels, IGNORED)).as_py():
+        labels = pc.list_slice(rows.select_columns("labels").with_format("arrow")[:]["labels"], 1)
+        if not pc.any(pc.not_equal(pc.list_flatten(labels), IGNORED)).as_py():
             raise ValueError(
-                f"no token of an answer is left in the {part} split; raise {where}max_length, which is {max_length}"
+                f"no token is left to predict in the {part} split, where texts are cut at {max_length} tokens and the "
+                f"first of each is not predicted; raise {where}max_length, or set {where}pack to true"
             )
 
 

@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from opdf.study.compare import remarks as remarks, table as table
     from opdf.study.report import (
         is_superseded as is_superseded,
+        notes as notes,
         rates_table as rates_table,
         read_results as read_results,
         summary as summary,
+        units as units,
         write_report as write_report,
     )
     from opdf.study.results import conclude_again as conclude_again

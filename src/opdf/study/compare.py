@@ -28,7 +28,7 @@ from opdf.job import (
     split_inputs,
 )
 from opdf.study import markdown
-from opdf.study.judge import Judge, answers_of, labels_of
+from opdf.study.judge import POINT, Judge, answers_of, labels_of
 from opdf.study.statistics import Effect, Pair, differences, effect
 
 
@@ -148,8 +148,13 @@ def remarks(rows: Sequence[dict[str, Any]]) -> list[str]:
     if others:
         first, them = rows[0]["run"], " and ".join(others)
         found.append(f"Other test examples than {first}'s: {them}. Their scores cannot be compared with its.")
+    if other := [row["run"] for row in rows[1:] if _of_other_tokens(row)]:
+        found.append(
+            f"Other tokens than {rows[0]['run']}'s, or texts that are cut elsewhere: {' and '.join(other)}. Their "
+            "perplexities cannot be compared with its."
+        )
     if any(row["against"] and row["metric"] == "perplexity" for row in rows):
-        found.append("A point of perplexity is a hundredth of its logarithm: +5.0 is 4.9 % less of it.")
+        found.append(POINT)
     if any(row["against"] for row in rows):
         found.append("The intervals are of the test examples. With another seed the differences can move further.")
     return found
@@ -168,6 +173,11 @@ def _row(run: Finished, first: Finished, one: float, many: float) -> dict[str, A
         "parameters": metrics["inference_params"], "megabytes": weights / 1e6, "milliseconds": 1000 * one,
         "milliseconds_batch": 1000 * many, "steps": metrics["steps"], "train_seconds": metrics["train_seconds"],
     }  # fmt: skip
+
+
+def _of_other_tokens(row: dict[str, Any]) -> bool:
+    """Of a row but the first: its test examples are the first's, and the tokens that are scored are not."""
+    return row["metric"] == "perplexity" and row["same_examples"] and row["against"] is None
 
 
 def _percent(score: float | None) -> str:

@@ -149,8 +149,8 @@ class Results:
         return runs[(runs.setting == setting) & (runs.variant == variant)]
 
     def scale(self, setting: str) -> Scale:
-        """How a setting's scores are shown."""
-        return Scale(self.metrics[setting])
+        """How a setting's scores are shown; those of all settings as the first's, since they have one unit."""
+        return Scale(self.metrics[self.settings[0] if setting == POOLED else setting])
 
     def teachers(self, setting: str, part: str = "test") -> list[set[float]]:
         """The scores of all variants' teachers, as far as they are known, a set a seed."""
@@ -193,18 +193,20 @@ class Results:
 
 def gains(seen: Results, entries: list[dict[str, Any]]) -> Picture:
     """Differences from the baseline with their intervals, one row a variant, one panel a setting."""
-    reach = 100 * np.array([(e["low"], e["high"]) for e in entries])
-    edge = 0.05 * (np.ptp(reach) or 1.0)  # all differences may be zero
 
     def draw(axis: Axes, setting: str) -> None:
         rows = [e for e in entries if e["setting"] == setting][::-1]
+        scale = seen.scale(setting)
+        alike = [e for e in entries if seen.scale(e["setting"]).of_perplexity == scale.of_perplexity]
+        reach = 100 * np.array([(e["low"], e["high"]) for e in alike])
+        edge = 0.05 * (np.ptp(reach) or 1.0)  # all differences may be zero
         for place, entry in enumerate(rows):
             low, mean, high = (100 * entry[k] for k in ("low", "mean", "high"))
             axis.errorbar(mean, place, xerr=[[mean - low], [high - mean]], fmt="o", capsize=3,
                           color=seen.colour(entry["variant"]))  # fmt: skip
         axis.axvline(0, color="#444444", linewidth=1)
-        axis.set(xlabel="points", ylim=(-0.6, len(rows) - 0.4))
-        axis.set_xlim(min(0, reach.min()) - edge, max(0, reach.max()) + edge)  # the same for all settings
+        axis.set(xlabel="points of perplexity" if scale.of_perplexity else "points", ylim=(-0.6, len(rows) - 0.4))
+        axis.set_xlim(min(0, reach.min()) - edge, max(0, reach.max()) + edge)  # the same for all settings of a unit
         axis.set_yticks(range(len(rows)), [_wrapped(e["variant"]) for e in rows])
 
     settings = [s for s in [*seen.plan["settings"], POOLED] if any(e["setting"] == s for e in entries)]
@@ -227,15 +229,16 @@ def scores(seen: Results) -> Picture:
             axis.barh(place, mean - begins, left=begins, color=seen.colour(variant), height=0.7)
             axis.plot(scale.shown(test), [place] * len(test), "o", markersize=3, markerfacecolor="white",
                       markeredgecolor="#777777")  # fmt: skip
-            axis.annotate(f"{mean:.1f}", (best, place), (5, 0), textcoords="offset points",
+            axis.annotate(scale.text(test.mean()), (best, place), (5, 0), textcoords="offset points",
                           va="center", fontsize=9, bbox={"color": "white", "pad": 0.5, "alpha": 0.8})  # fmt: skip
             reach += [*test]
-        room = 0.14 * (np.ptp(reach) or 0.01)  # for a number
-        axis.set_xlim(*map(scale.shown, (min(reach), max(reach) + room)))
+        low, high = scale.visible(min(reach), max(reach))
+        room = 0.14 * ((high - low) or 0.01)  # for a number
+        axis.set_xlim(*map(scale.shown, (low, high + room)))
         scale.mark(axis, "x")
         _teacher(axis.axvline, scale, teacher)
         known = (("chance", seen.chance(setting)), ("teacher", teacher))
-        beside = ", ".join(f"{name} {scale.shown(score):.1f}" for name, score in known if score is not None)
+        beside = ", ".join(f"{name} {scale.text(score)}" for name, score in known if score is not None)
         axis.set(xlabel=f"test {scale.label}" + (f"\n{beside}" if beside else ""))
         axis.set_yticks(range(len(seen.variants)), [_wrapped(v) for v in seen.variants])
         axis.invert_yaxis()
@@ -370,7 +373,7 @@ def _teacher(draw: Callable[..., Any], scale: Scale, score: float | None) -> Non
 def _at_least(axis: Axes, scale: Scale) -> None:
     """Show `LEAST` of the scores on the vertical axis."""
     scale.mark(axis, "y")
-    low, high = sorted(map(scale.seen, axis.get_ylim()))
+    low, high = scale.visible(*sorted(map(scale.seen, axis.get_ylim())))
     more = max(0.0, LEAST - (high - low)) / 2
     axis.set_ylim(*sorted(map(scale.shown, (low - more, high + more))))
 

@@ -15,6 +15,7 @@ from markupsafe import Markup
 from opdf.files import replacing
 from opdf.job import load_yaml
 from opdf.study.figures import Picture, Results, pictures, svg
+from opdf.study.judge import POINT
 from opdf.study.markdown import table
 from opdf.study.results import DIVERGED, POOLED
 
@@ -74,7 +75,7 @@ def write_report(results: dict[str, Any], folder: Path, title: str) -> Path:
         scores=score_rows(seen), effects=effect_rows(results), near=near_rows(seen), costs=cost_rows(seen),
         conclusions=conclusions(results), cautions=cautions(results), versions=results.get("versions", {}),
         study=yaml.safe_dump(results.get("study", results["plan"]), sort_keys=False, allow_unicode=True),
-        seeds=results["seeds"],
+        seeds=results["seeds"], units=units(results).replace("%", "percent"),
     )  # fmt: skip
     path = folder / "report.html"
     with replacing(path) as scratch:
@@ -82,11 +83,25 @@ def write_report(results: dict[str, Any], folder: Path, title: str) -> Path:
     return path
 
 
+def units(results: dict[str, Any]) -> str:
+    """What scores are shown in."""
+    seen = Results(results)
+    return " or ".join(sorted({"perplexity" if seen.scale(s).of_perplexity else "%" for s in seen.settings}))
+
+
 def conclusions(results: dict[str, Any]) -> list[str]:
     """One sentence a variant over all settings; where these were not pooled, one on each."""
     best = [e for e in results["effects"] if e["at"] == "best"]
     found = [e for e in best if e["setting"] == POOLED] or best
     return [f"{e['variant']} against {results['plan']['baseline']}, {e['setting']}: {e['verdict']}." for e in found]
+
+
+def notes(results: dict[str, Any]) -> list[str]:
+    """Lines below the table of `summary`: the conclusions where it has no difference over all settings, and what a
+    point of perplexity is.
+    """
+    apart = len(results["rates"]) > 1 and all(e["setting"] != POOLED for e in results["effects"])
+    return (conclusions(results) if apart else []) + ([POINT] if "perplexity" in units(results) else [])
 
 
 def cautions(results: dict[str, Any]) -> list[str]:
@@ -106,8 +121,8 @@ def cautions(results: dict[str, Any]) -> list[str]:
         some = [DIVERGED in run["facts"] for run in results["runs"] if run["variant"] == variant]
         if any(some):
             found.append(f"{sum(some)} of {len(some)} runs of {variant} diverged; they count as knowing nothing.")
-    if any(seen.scale(setting).of_perplexity for setting in seen.settings):
-        found.append("A point of perplexity is a hundredth of its logarithm: +5.0 is 4.9 % less of it.")
+    if "perplexity" in units(results):
+        found.append(POINT)
     if len(results["effects"]) > 2:
         found.append(
             f"{len(results['effects'])} comparisons were made. Where nothing differs, one interval in twenty excludes "
@@ -125,20 +140,24 @@ def summary(results: dict[str, Any]) -> str:
     """
     seen = Results(results)
     baseline, settings = results["plan"]["baseline"], seen.settings
-    heads = ("", *settings, "difference, best rates", f"difference, {baseline}'s rate", "time")
+    corner = "perplexity" if units(results) == "perplexity" else ""
+    names = (_head(seen, s) for s in settings)
+    heads = (corner, *names, "difference, best rates", f"difference, {baseline}'s rate", "time")
     effects = {(e["setting"], e["variant"], e["at"]): e for e in results["effects"]}
     where = POOLED if len(settings) > 1 else settings[0]
     rows = []
     for cost in cost_rows(seen):
         variant = cost["variant"]
-        at = [f"{seen.scale(s).mean(seen.of(s, variant)['test'])} ({seen.rates[s][variant]:g})" for s in settings]
+        at = [
+            f"{seen.scale(s).text(seen.of(s, variant)['test'].mean())} ({seen.rates[s][variant]:g})" for s in settings
+        ]
         found = [effects.get((where, variant, rate)) for rate in ("best", "equal")]
         against = ["" if e is None else f"{100 * e['mean']:+.1f} [{_interval(e, ', ')}]" for e in found]
         rows.append((variant, *at, *against, cost["ratio"]))
     for name, score in (("teacher", seen.teacher), ("chance", seen.chance)):
         known = [score(s) for s in settings]
         if any(k is not None for k in known):
-            shown = ("" if k is None else f"{seen.scale(s).shown(k):.1f}" for s, k in zip(settings, known, strict=True))
+            shown = ("" if k is None else seen.scale(s).text(k) for s, k in zip(settings, known, strict=True))
             rows.append((name, *shown, "", "", ""))
     return table(rows, heads)
 
@@ -152,7 +171,7 @@ def rates_table(results: dict[str, Any]) -> str:
         for variant in seen.variants:
             some = seen.of(setting, variant, chosen=False)
             means = some[some.seed.isin(seen.seeds[setting])].groupby("rate")["validation"].mean()
-            rows.append((setting, variant, *(f"{scale.shown(means[rate]):.1f}" for rate in seen.plan["rates"])))
+            rows.append((_head(seen, setting), variant, *(scale.text(means[rate]) for rate in seen.plan["rates"])))
     heads = ("setting", "variant", *(f"{rate:g}" for rate in seen.plan["rates"]))
     return table(rows, heads)
 
@@ -169,8 +188,8 @@ def score_rows(seen: Results) -> list[dict[str, Any]]:
                 "validation": scale.mean_and_spread(some["validation"]), "test": scale.mean_and_spread(some["test"]),
             })  # fmt: skip
         known = {"teacher": seen.teacher(setting), "chance": seen.chance(setting)}
-        beside = ", ".join(f"{name} {scale.shown(score):.1f}" for name, score in known.items() if score is not None)
-        groups.append({"setting": setting, "beside": beside, "rows": rows})
+        beside = ", ".join(f"{name} {scale.text(score)}" for name, score in known.items() if score is not None)
+        groups.append({"setting": _head(seen, setting), "beside": beside, "rows": rows})
     return groups
 
 
@@ -227,6 +246,12 @@ def cost_rows(seen: Results) -> list[dict[str, Any]]:
             **{key: _seconds(facts, key) for key in ("decompose_seconds", "contract_seconds")},
         })  # fmt: skip
     return rows
+
+
+def _head(seen: Results, setting: str) -> str:
+    """A setting's name in a table, with what its scores are if those of others are percent."""
+    mixed = len({seen.scale(s).of_perplexity for s in seen.settings}) > 1
+    return f"{setting}, perplexity" if mixed and seen.scale(setting).of_perplexity else setting
 
 
 def _first_near(seen: Results, run: Any) -> dict[str, Any] | None:

@@ -12,6 +12,12 @@ from matplotlib.ticker import LogLocator, NullLocator
 WIDE = 3.0
 """Ratio of perplexities from which an axis is logarithmic."""
 
+MANY = 1000.0
+"""Ratio from which such an axis has numbers at powers of ten alone."""
+
+WORST = 1e6
+"""Perplexity at which axes end. No vocabulary is as large, so that all tokens alike would be a better guess."""
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -35,27 +41,39 @@ class Scale:
         return -float(np.log(value)) if self.of_perplexity else value
 
     def shown(self, score: Any) -> Any:
-        """Percent or perplexity, of a score or an array of scores."""
-        return np.exp(-score) if self.of_perplexity else 100 * score
+        """Percent or perplexity, of a score or an array of scores; beyond `WORST` all perplexities are the same."""
+        return np.exp(np.minimum(-score, np.log(10 * WORST))) if self.of_perplexity else 100 * score
 
     def seen(self, shown: float) -> float:
         """The score of what is shown."""
         return -float(np.log(shown)) if self.of_perplexity else shown / 100
 
-    def mean(self, scores: Any) -> str:
-        return f"{self.shown(scores.mean()):.1f}"
+    def text(self, score: float) -> str:
+        """What is shown, with one digit behind the point; of perplexities below 10, which differ by little, two."""
+        shown = self.shown(score)
+        if self.of_perplexity and shown > WORST:
+            return f"> {WORST:,.0f}"
+        return f"{shown:.2f}" if self.of_perplexity and shown < 10 else f"{shown:.1f}"
 
     def mean_and_spread(self, scores: Any) -> str:
         """With the standard deviation of what is shown."""
+        shown = self.shown(scores.mean())
+        if self.of_perplexity and shown > WORST:
+            return self.text(scores.mean())
         spread = f" ± {np.std(self.shown(scores), ddof=1):.2f}" if len(scores) > 1 else ""
-        return f"{self.shown(scores.mean()):.2f}{spread}"
+        return f"{shown:.2f}{spread}"
+
+    def visible(self, low: float, high: float) -> tuple[float, float]:
+        """The part of a range of scores that an axis shows: without those beyond `WORST`, if any are better."""
+        return (max(low, min(high, -float(np.log(WORST)))), high) if self.of_perplexity else (low, high)
 
     def mark(self, axes: Axes, side: str) -> None:
         """Make the axis "x" or "y" logarithmic if perplexities on it are far apart."""
         axis = axes.xaxis if side == "x" else axes.yaxis
         low, high = sorted(axis.get_view_interval())
-        if self.of_perplexity and low > 0 and high / low > WIDE:
+        if self.of_perplexity and high > WIDE * low:  # far apart, a margin reaches below 0
             axes.set(**{f"{side}scale": "log"})
-            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            low, high = sorted(axis.get_view_interval())
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < MANY * low else (1,)))
             axis.set_minor_locator(NullLocator())
             axis.set_major_formatter("{x:g}")

@@ -45,8 +45,10 @@ class Effect:
     def verdict(self) -> str:
         """In words, in points (hundredths of the metric), with half the width of the interval."""
         points, half = 100 * self.mean, 50 * (self.high - self.low)
-        if np.isnan(half):
+        if np.isnan(points):
             return "no verdict: the metric is not defined on these answers"
+        if np.isnan(half):  # or is not where some are left out
+            return f"no verdict: too few test examples for an interval ({points:+.1f})"
         if self.seeds == 1:  # others may differ by any amount
             return f"no verdict from one seed ({points:+.1f} ± {half:.1f} by its test examples)"
         if self.seeds == 2:  # their distance, and so the interval, is mostly chance

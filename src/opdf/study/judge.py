@@ -53,14 +53,17 @@ class Judge:
             return -float(entropy(np.unique(tokens[tokens != IGNORED], return_counts=True)[1]))
         return max(self.score(np.broadcast_to(same, labels.shape), labels) for same in self._constants(labels))
 
-    def no_answers(self, labels: np.ndarray) -> np.ndarray:
+    def no_answers(self, labels: np.ndarray, processor: Any) -> np.ndarray:
         """The answers that count for a student that diverged: class 0, no label, the value 0, all tokens alike.
 
         Its own outputs are NaN, to which no probe can be fitted and which have no correlation.
+
+        Args:
+            labels: of the examples.
+            processor: a language model's tokenizer, which tells how many tokens there are; not used for other tasks.
         """
         if self.task.kind == "causal-lm":
-            scored = labels[:, 1:] != IGNORED
-            return scored.sum(axis=1) * np.log(len(np.unique(labels[:, 1:][scored])))
+            return (labels[:, 1:] != IGNORED).sum(axis=1) * np.log(len(processor))
         return np.zeros(labels.shape, int)
 
     def _constants(self, labels: np.ndarray) -> Iterator[np.ndarray]:

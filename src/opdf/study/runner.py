@@ -103,7 +103,9 @@ class Runner:
             except TrainingDiverged as stop:  # a rate that is too high is a result too
                 facts[DIVERGED] = stop.step
         said = {
-            part: judge.no_answers(labels[part]) if DIVERGED in facts else self._answers(trainer.model, prepared, part)
+            part: judge.no_answers(labels[part], prepared.processor)
+            if DIVERGED in facts
+            else self._answers(trainer.model, prepared, part)
             for part in JUDGED
         }
         return Outcome(

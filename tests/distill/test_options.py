@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tests.distill.small import bert
 
-from opdf.distill import METHODS, Ensemble
+from opdf.distill import METHODS, DistillationArguments, Ensemble
 from opdf.distill.methods.dbkd import count_decisions, decision_logits
 from opdf.distill.named import build_objective
 from opdf.distill.options import LARGEST, POSITIVE, number, whole
@@ -91,6 +91,9 @@ def test_others_that_take_such_options() -> None:
         (lambda: build_objective({"name": ["logits"]}), ValueError, "objective is ['logits']; expected one of logits"),
         (lambda: count_decisions(len, [], 2, lambda x, r: x, copies=1.5), TypeError, "copies is 1.5; give an integer"),
         (lambda: decision_logits([[1, 2]], pseudo_count="1"), TypeError, "pseudo_count is '1'; give a number"),
+        (lambda: DistillationArguments("x", adam_beta1="0.9"), TypeError, "adam_beta1 is '0.9'; give a number"),
+        (lambda: DistillationArguments("x", adam_epsilon="1e-8"), TypeError, "adam_epsilon is '1e-8'; give a number"),
     ):
         with pytest.raises(error, match=re.escape(message)):
             act()
+    assert type(DistillationArguments("x", seed=np.int64(3), use_cpu=True).seed) is int

@@ -120,6 +120,20 @@ def test_loaded_cores_do_not_outlive_the_weights_that_they_made() -> None:
         step(model, overparam.optimizer(torch.optim.SGD, lr=1e-9))
 
 
+def test_cores_are_those_of_a_weight_that_was_changed_before_a_checkpoint() -> None:
+    """Saving the optimizer drops cores that no longer hold, and keeps what is known about their rate."""
+    model = net()
+    overparam = overparameterize(model, replace(CONFIG, lr_scaling="match-dense"))
+    optimizer = overparam.optimizer(torch.optim.SGD, lr=0.1)
+    step(model, optimizer)
+    with torch.no_grad():
+        model[0].weight *= 0.5
+    with pytest.warns(UserWarning, match="changed outside the optimizer"):
+        optimizer.state_dict()
+    assert optimizer.cores("0.weight") is None
+    torch.testing.assert_close(contract(overparam.cores(overparam.matrices[0])), model[0].weight.detach())
+
+
 def test_cores_are_those_of_a_weight_that_was_changed_from_outside() -> None:
     model = net()
     overparam = overparameterize(model, CONFIG)

@@ -430,7 +430,7 @@ class OverParameterizedOptimizer(Optimizer):
             KeyError: there is no such weight.
         """
         p, matrix = self._weight(name)
-        if self.state.get(p):
+        if "core0" in self.state.get(p, {}):
             cores = cores_in(self.state[p], matrix.shape)
             same = self._writes.compare([p])[p]
         else:

@@ -89,6 +89,8 @@ def test_loading_cores_sets_the_weights_and_training_goes_on_from_them(started: 
 def test_after_loading_cores_the_first_step_still_moves_as_far_as_a_dense_one(started: bool) -> None:
     config = replace(CONFIG, lr_scaling="match-dense")
     state = overparameterize(net(), config).state_dict()
+    state["0.weight.core0"] *= 64  # another gauge: what was measured of the old cores does not hold
+    state["0.weight.core3"] /= 64
     model = net()
     overparam = overparameterize(model, config)
     if started:
@@ -118,6 +120,20 @@ def test_loaded_cores_do_not_outlive_the_weights_that_they_made() -> None:
     overparam.load_state_dict(overparam.state_dict())
     with warnings.catch_warnings(action="error"):
         step(model, overparam.optimizer(torch.optim.SGD, lr=1e-9))
+
+
+def test_loaded_cores_are_begun_from_once() -> None:
+    model = net()
+    overparam = overparameterize(model, CONFIG)
+    overparam.load_state_dict(overparam.state_dict())
+    optimizer = overparam.optimizer(torch.optim.SGD, lr=1e-9)
+    step(model, optimizer)
+    with torch.no_grad():
+        model[0].weight += 1.0
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        step(model, optimizer)
+    assert ["changed outside the optimizer" in str(one.message) for one in said] == [True]
 
 
 def test_cores_are_those_of_a_weight_that_was_changed_before_a_checkpoint() -> None:

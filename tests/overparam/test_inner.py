@@ -89,6 +89,21 @@ class EstimatesIfAsked(Estimates):
         (Estimates if any(group["joint"] for group in self.param_groups) else Counts).step(self)
 
 
+class TakesTurns(Counts):
+    """It steps every other time: what it keeps in its groups becomes again what the user has there."""
+
+    def __init__(self, params: Any, lr: float = 1e-2, on: bool = False) -> None:
+        Optimizer.__init__(self, params, {"lr": lr, "on": on})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            group["on"] = not group["on"]
+            for p in group["params"]:
+                if p.grad is not None and group["on"]:
+                    p.sub_(p.grad, alpha=group["lr"])
+
+
 class KeepsBits(Counts):
     """Its state is in eight bits, as that of quantized optimizers is."""
 
@@ -132,7 +147,7 @@ class BeginsAtOnce(Counts):
                     p.sub_(p.grad / self.state[p]["sum"].sqrt(), alpha=group["lr"])
 
 
-TOYS = [Counts, CountsOnTheDevice, CountsItself, Estimates, SkipsFrozen, BeginsAtOnce]
+TOYS = [Counts, CountsOnTheDevice, CountsItself, Estimates, SkipsFrozen, BeginsAtOnce, TakesTurns]
 
 
 def net() -> nn.Sequential:
@@ -242,6 +257,19 @@ def test_steps_that_are_tried_before_the_first_one_leave_no_trace(inner: Any) ->
             with rolled_back(optimizer):
                 train(model, optimizer, range(7, 9))
         train(model, optimizer, range(3))
+    assert_same(*models)
+
+
+def test_a_state_that_was_cleared_begins_anew() -> None:
+    """As users of torch's optimizers clear moments."""
+    models = [net()]
+    optimizers = [plan(models[0]).optimizer(torch.optim.AdamW)]
+    train(models[0], optimizers[0], range(3))
+    models.append(copy.deepcopy(models[0]))
+    optimizers.append(plan(models[1]).optimizer(torch.optim.AdamW))
+    optimizers[0].state.clear()
+    for model, optimizer in zip(models, optimizers, strict=True):
+        train(model, optimizer, range(3, 5))
     assert_same(*models)
 
 

@@ -180,6 +180,14 @@ def test_a_group_may_hold_one_parameter() -> None:
     assert names == [[name] for name, _ in model.named_parameters()]
 
 
+def test_frozen_parameters_are_left_out_and_those_of_others_are_numbered() -> None:
+    model = net()
+    model[0].bias.requires_grad_(False)
+    extra = [nn.Parameter(torch.ones(3)) for _ in range(2)]
+    optimizer = overparameterize(model, CONFIG).optimizer(torch.optim.SGD, [*model.parameters(), *extra], lr=0.1)
+    assert optimizer.param_groups[0]["param_names"] == ["0.weight", "2.weight", "2.bias", "extra.0", "extra.1"]
+
+
 def test_loading_wrong_cores_is_refused() -> None:
     state = overparameterize(net(), CONFIG).state_dict()
     with pytest.raises(KeyError, match="misses 2 cores"):
@@ -197,9 +205,9 @@ def test_explicit_shapes_by_pattern() -> None:
     config = OverParamConfig(ones=1, targets="all-linear", shapes={"0": ((4, 6), (3, 4))})
     shapes = [str(t.shape) for t in overparameterize(net(), config).matrices]
     assert shapes == ["T(4,6 / 3,4)", "T(3,1,2 / 6,1,4)"]
-    wrong = OverParamConfig(targets="all-linear", shapes={"0": ((4, 5), (3, 4))})
-    with pytest.raises(ValueError, match=r"shapes\['0'\] gives a 20x12 matrix; 0\.weight is 24x12"):
-        overparameterize(net(), wrong)
+    for wrong, size in ((((4, 5), (3, 4)), "20x12"), (((4, 6), (3, 5)), "24x15")):
+        with pytest.raises(ValueError, match=rf"shapes\['0'\] gives a {size} matrix; 0\.weight is 24x12"):
+            overparameterize(net(), OverParamConfig(targets="all-linear", shapes={"0": wrong}))
 
 
 def test_not_a_module_is_refused() -> None:

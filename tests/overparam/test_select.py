@@ -131,6 +131,12 @@ def test_blocks_with_names_of_their_own_are_counted_in_order() -> None:
     assert [(m.blocks, m.block, m.role) for m in found] == [("layers", k, role) for k in (0, 1) for role in roles]
 
 
+def test_a_list_with_other_parts_is_no_list_of_blocks() -> None:
+    """Else the Linear would be a block, and every block after it the partner of another."""
+    with pytest.raises(ValueError, match="found no attention blocks"):
+        names("blocks", model=nn.ModuleDict({"parts": nn.Sequential(nn.Linear(4, 4), SelfAttention())}))
+
+
 def test_weights_that_are_computed_are_no_candidates() -> None:
     model = Small()
     nn.utils.parametrizations.weight_norm(model.mix)

@@ -112,6 +112,26 @@ def test_half_precision(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> 
     assert float((gradients[0] - gradients[1]).norm() / gradients[0].norm()) < 0.05
 
 
+def test_what_is_summed_of_halves_is_summed_in_float32() -> None:
+    """One token of a bf16 model at a time; sums in bf16 would lose what is small beside them."""
+    halves = [random(*shape, seed=k).bfloat16() for k, shape in enumerate([(300, 4), (30, 4), (30,)])]
+    labels = torch.arange(300) % 30
+
+    def loss(logits: torch.Tensor, rows: slice) -> dict[str, torch.Tensor]:
+        assert logits.dtype != torch.bfloat16
+        return {"task": F.cross_entropy(logits, labels[rows], reduction="sum")}
+
+    leaves = [x.requires_grad_() for x in halves]
+    total, _ = over_chunks(loss, Tokens(*leaves), {"task": 1.0}, 1)
+    exact = [x.detach().double().requires_grad_() for x in leaves]
+    expected = loss(F.linear(*exact), slice(None))["task"]
+    assert float(total.detach()) == pytest.approx(float(expected.detach()), rel=1e-3)
+    found = torch.autograd.grad(total, leaves), torch.autograd.grad(expected, exact)
+    for ours, theirs in zip(*found, strict=True):
+        assert ours.dtype == torch.bfloat16
+        assert float((ours - theirs).norm() / theirs.norm()) < 2.0**-8
+
+
 def test_a_model_that_caps_its_logits_is_not_divided_and_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunks, "CHUNK", 120)
     capped = Gemma2ForCausalLM(Gemma2Config(**SIZES, num_key_value_heads=1, head_dim=4, final_logit_softcapping=0.1))

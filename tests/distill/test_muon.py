@@ -13,7 +13,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from opdf.distill import DistillationArguments, DistillationTrainer, HiddenDistillation
-from opdf.distill.muon import MuonWithAdamW
+from opdf.distill.muon import MuonWithAdamW, muon_groups
 
 MATRICES = ("query.weight", "key.weight", "value.weight", "dense.weight")
 
@@ -23,7 +23,9 @@ def is_muons(name: str) -> bool:
     return ".layer." in name and name.endswith(MATRICES)
 
 
-def by_hand(student: nn.Module, rate: float, decay: float, **muon: Any) -> tuple[torch.optim.Optimizer, ...]:
+def by_hand(
+    student: nn.Module, rate: float, decay: float, adam: dict[str, Any], **muon: Any
+) -> tuple[torch.optim.Optimizer, ...]:
     named = list(student.named_parameters())
     decayed = {n for n, p in named if p.dim() == 2}  # norms and biases are not
     rest = [(n, p) for n, p in named if not is_muons(n)]
@@ -34,7 +36,7 @@ def by_hand(student: nn.Module, rate: float, decay: float, **muon: Any) -> tuple
     chosen = [p for n, p in named if is_muons(n)]
     return (
         torch.optim.Muon(chosen, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw", **muon),
-        torch.optim.AdamW(groups, lr=rate),
+        torch.optim.AdamW(groups, lr=rate, **adam),
     )
 
 
@@ -48,16 +50,29 @@ class Gradients(TrainerCallback):
         self.seen.append({name: p.grad.clone() for name, p in model.named_parameters()})
 
 
-@pytest.mark.parametrize("schedule", ["constant", "linear"])
-def test_a_run_is_that_of_the_two_optimizers_stepped_by_hand(tmp_path: Path, schedule: str) -> None:
-    training = {"optim": "muon", "optim_args": "momentum=0.9, ns_steps=3", "weight_decay": 0.1, "learning_rate": 1e-2,
-                "lr_scheduler_type": schedule}  # fmt: skip
+OPTIONS: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = [
+    ({}, {}, {}),
+    (
+        {"optim_args": "momentum=0.9, ns_steps=3, nesterov=false",
+         "adam_beta1": 0.7, "adam_beta2": 0.8, "adam_epsilon": 1e-3},
+        {"momentum": 0.9, "ns_steps": 3, "nesterov": False}, {"betas": (0.7, 0.8), "eps": 1e-3},
+    ),
+]  # fmt: skip
+"""Of a run, of torch's Muon and of torch's AdamW."""
+
+
+@pytest.mark.parametrize(("schedule", "options"), [("constant", OPTIONS[0]), ("linear", OPTIONS[1])])
+def test_a_run_is_that_of_the_two_optimizers_stepped_by_hand(
+    tmp_path: Path, schedule: str, options: tuple[dict[str, Any], ...]
+) -> None:
+    given, muon, adam = options
+    training = {"optim": "muon", "weight_decay": 0.1, "learning_rate": 1e-2, "lr_scheduler_type": schedule} | given
     gradients = Gradients()
     trainer, student = train(
         tmp_path, student=bert(2), objective={"alpha": 0.0}, training=training, callbacks=[gradients]
     )
     other = bert(2)
-    pair = by_hand(other, 1e-2, 0.1, momentum=0.9, ns_steps=3)
+    pair = by_hand(other, 1e-2, 0.1, adam, **muon)
     assert len(gradients.seen) == 4
     for step, seen in enumerate(gradients.seen):
         for name, p in other.named_parameters():
@@ -84,6 +99,21 @@ def test_a_resumed_run_is_exact(tmp_path: Path) -> None:
     groups = runs[0][0].optimizer.param_groups
     projections = set(runs[0][0].method.modules()["projections"].parameters())
     assert {p for group in groups if not group["muon"] for p in group["params"]} >= projections
+
+
+def test_convolutions_of_blocks_are_adamws() -> None:
+    """Muon makes matrices orthogonal; over-parameterization would take these too."""
+
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.query, self.mix = nn.Linear(4, 4), nn.Conv1d(4, 4, 3)
+
+    model = nn.ModuleDict({"blocks": nn.ModuleList([Attention()]), "head": nn.Linear(4, 4)})
+    groups = muon_groups(model, [{"params": list(model.parameters())}])
+    (muons,) = (group["params"] for group in groups if group["muon"])
+    assert [name for name, p in model.named_parameters() if any(p is q for q in muons)] == ["blocks.0.query.weight"]
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
 
 
 def test_it_is_copied_and_pickled_with_its_state() -> None:

@@ -103,6 +103,31 @@ def test_no_rotation_brings_the_cores_nearer(shape, apart, weigh):
             assert loss(turned(matched, tied(shape, rotations)), reference, weights) >= least * (1 - slack)
 
 
+def test_no_bond_alone_brings_the_cores_nearer():
+    """Where several are free: each by the closed form for one whose neighbours are held (orthogonal Procrustes).
+
+    The matrix is in a batch, beside one that is matched from the beginning.
+    """
+    shape = MPOShape((2, 2, 2, 2, 2, 3), (2, 2, 2, 2, 3, 2))
+    reference, cores = decompose(random_matrix(shape), shape), decompose(random_matrix(shape, seed=1), shape)
+    both = match_gauge([torch.stack(pair) for pair in zip(reference, cores, strict=True)],
+                       [torch.stack([core, core]) for core in reference])  # fmt: skip
+    matched, weights = [core[1] for core in both], relative(cores)
+    least = loss(matched, reference, weights)
+    for bond in range(1, shape.sites):
+        left, right = weights.get(bond - 1, 0.0), weights.get(bond, 0.0)
+        overlap = left * matched[bond - 1].flatten(0, 2).T @ reference[bond - 1].flatten(0, 2)
+        overlap += right * matched[bond].flatten(1) @ reference[bond].flatten(1).T
+        rotations = [torch.eye(d, dtype=torch.float64) for d in shape.bond_dims]
+        rotations[bond] = orthogonal_factor(overlap)
+        assert loss(turned(matched, rotations), reference, weights) >= least * (1 - 1e-4)
+
+
+def orthogonal_factor(square: Tensor) -> Tensor:
+    u, _, vh = torch.linalg.svd(square)
+    return u @ vh
+
+
 @pytest.mark.parametrize("weigh", [relative, mean_squares])
 @pytest.mark.parametrize("shape", [MPOShape((2, 2), (2, 1)), MPOShape((2, 1, 2, 2), (1, 2, 1, 2))], ids=str)
 def test_brute_force_finds_nothing_better(shape, weigh):

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from transformers import Trainer, TrainingArguments
 from transformers.training_args import OptimizerNames
 
-from opdf.overparam import OverParamConfig, OverParameterizedOptimizer, overparameterize
+from opdf.overparam import OverParamConfig, OverParameterizedOptimizer, overparameterize, rolled_back
 
 STEPS = 12
 
@@ -78,6 +78,46 @@ class Estimates(Counts):
             p.sub_(p.grad, alpha=self.param_groups[0]["lr"] / size)
 
 
+class EstimatesIfAsked(Estimates):
+    """It estimates one rate from all tensors if any of its groups asks for that."""
+
+    def __init__(self, params: Any, lr: float = 1e-2, joint: bool = False) -> None:
+        Optimizer.__init__(self, params, {"lr": lr, "joint": joint})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        (Estimates if any(group["joint"] for group in self.param_groups) else Counts).step(self)
+
+
+class TakesTurns(Counts):
+    """It steps every other time: what it keeps in its groups becomes again what the user has there."""
+
+    def __init__(self, params: Any, lr: float = 1e-2, on: bool = False) -> None:
+        Optimizer.__init__(self, params, {"lr": lr, "on": on})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            group["on"] = not group["on"]
+            for p in group["params"]:
+                if p.grad is not None and group["on"]:
+                    p.sub_(p.grad, alpha=group["lr"])
+
+
+class KeepsBits(Counts):
+    """Its state is in eight bits, as that of quantized optimizers is."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    state, sign = self.state[p], (p.grad > 0).to(torch.uint8)
+                    state["changed"] = sign ^ state.get("sign", sign)  # of floats there is none
+                    state["sign"] = sign
+                    p.sub_(p.grad.sign() * (1 - 0.5 * state["changed"]), alpha=group["lr"])
+
+
 class SkipsFrozen(Counts):
     """It passes over tensors that do not require gradients."""
 
@@ -107,7 +147,7 @@ class BeginsAtOnce(Counts):
                     p.sub_(p.grad / self.state[p]["sum"].sqrt(), alpha=group["lr"])
 
 
-TOYS = [Counts, CountsOnTheDevice, CountsItself, Estimates, SkipsFrozen, BeginsAtOnce]
+TOYS = [Counts, CountsOnTheDevice, CountsItself, Estimates, SkipsFrozen, BeginsAtOnce, TakesTurns]
 
 
 def net() -> nn.Sequential:
@@ -173,7 +213,7 @@ def test_parameters_without_cores_are_stepped_as_alone(inner: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("inner", [Counts, CountsOnTheDevice, Estimates, torch.optim.NAdam])
+@pytest.mark.parametrize("inner", [Counts, CountsOnTheDevice, Estimates, KeepsBits, torch.optim.NAdam])
 def test_resuming_goes_on_with_counters_and_estimates(inner: Any, dtype: torch.dtype) -> None:
     model = net().to(dtype)
     optimizer = plan(model).optimizer(inner)
@@ -200,6 +240,37 @@ def test_copies_go_on_with_counters_and_estimates(inner: Any, copied: Any) -> No
     train(model, optimizer, range(3, 6))
     train(other, again, range(3, 6))
     assert_same(model, other)
+
+
+@pytest.mark.parametrize("inner", [Counts, CountsOnTheDevice, Estimates, torch.optim.AdamW])
+def test_steps_that_are_tried_before_the_first_one_leave_no_trace(inner: Any) -> None:
+    """Neither counters nor moments; and training begins from the cores that were loaded, in a gauge of their own."""
+    models = [net(), net()]
+    for model in models:
+        over = plan(model)
+        state = over.state_dict()
+        state["0.weight.core0"] *= 2
+        state["0.weight.core2"] /= 2
+        over.load_state_dict(state)
+        optimizer = over.optimizer(inner)
+        if model is models[0]:
+            with rolled_back(optimizer):
+                train(model, optimizer, range(7, 9))
+        train(model, optimizer, range(3))
+    assert_same(*models)
+
+
+def test_a_state_that_was_cleared_begins_anew() -> None:
+    """As users of torch's optimizers clear moments."""
+    models = [net()]
+    optimizers = [plan(models[0]).optimizer(torch.optim.AdamW)]
+    train(models[0], optimizers[0], range(3))
+    models.append(copy.deepcopy(models[0]))
+    optimizers.append(plan(models[1]).optimizer(torch.optim.AdamW))
+    optimizers[0].state.clear()
+    for model, optimizer in zip(models, optimizers, strict=True):
+        train(model, optimizer, range(3, 5))
+    assert_same(*models)
 
 
 def assert_same(left: nn.Module, right: nn.Module) -> None:
@@ -364,6 +435,26 @@ def test_state_of_a_counter_is_saved_once_a_weight() -> None:
     kept = [optimizer.state[p]["kept"] for p in optimizer.weights()]
     assert kept == [{"step": 4}, {"step": 4}]
     assert optimizer.param_groups[0]["kept"] == {"step": 4}
+
+
+def test_one_group_that_needs_all_tensors_has_all_stepped_together() -> None:
+    models = [net(), net()]
+    for model, joint in zip(models, (False, True), strict=True):
+        groups = [{"params": model[0].parameters(), "joint": joint}, {"params": model[2].parameters(), "joint": True}]
+        train(model, plan(model).optimizer(EstimatesIfAsked, groups), range(3))
+    assert_same(*models)
+
+
+def test_one_group_that_begins_otherwise_has_all_measured_by_how_they_go_on() -> None:
+    """With such betas RAdam is plain gradient descent in all of its steps; with its own ones in the first five."""
+    factors = []
+    for betas in ((0.9, 0.5), (0.9, 0.999)):
+        model = net()
+        groups = [{"params": model[0].parameters(), "betas": betas}, {"params": model[2].parameters()}]
+        optimizer = plan(model, lr_scaling="match-dense").optimizer(torch.optim.RAdam, groups)
+        train(model, optimizer, range(1))
+        factors.append(optimizer.state[model[2].weight]["lr_scale"])
+    assert factors[0] == factors[1] > 0
 
 
 @pytest.mark.parametrize("inner", [torch.optim.SGD, torch.optim.Adagrad, torch.optim.AdamW])

@@ -458,6 +458,22 @@ def test_other_factors_are_refused_with_both() -> None:
         make(net(), OverParamConfig(ones=1, targets=["0", "2"])).load_state_dict(optimizer.state_dict())
 
 
+@pytest.mark.parametrize(
+    ("saved", "loaded", "message"),
+    [
+        (["0"], ["0", "2"], r"has 2\.weight as dense, this run as T\(3,1,1,2 / 6,1,1,4\)"),
+        (["0", "2"], ["0"], r"has 2\.weight as T\(3,1,1,2 / 6,1,1,4\), this run as dense"),
+    ],
+)
+def test_other_targets_are_refused(saved: list[str], loaded: list[str], message: str) -> None:
+    """Else moments would start over, or cores be forgotten, without a word."""
+    model = net()
+    optimizer = make(model, replace(CONFIG, targets=saved))
+    train(model, optimizer, 1)
+    with pytest.raises(ValueError, match=message):
+        make(net(), replace(CONFIG, targets=loaded)).load_state_dict(optimizer.state_dict())
+
+
 def two_alike(order: tuple[str, ...]) -> tuple[nn.Module, OverParameterizedOptimizer]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(12, 12, bias=False), nn.Linear(12, 12, bias=False))
@@ -472,6 +488,19 @@ def test_parameters_in_another_order_are_refused() -> None:
     _, other = two_alike(("1.weight", "0.weight"))
     with pytest.raises(ValueError, match=r"has 0\.weight where this optimizer has 1\.weight"):
         other.load_state_dict(optimizer.state_dict())
+
+
+def test_names_may_be_others_than_when_the_state_was_saved() -> None:
+    """As those in a wrapper are: then parameters are known by their order."""
+    model = net()
+    optimizer = make(model)
+    train(model, optimizer, 2)
+    wrapped = nn.Sequential(copy.deepcopy(model))
+    again = make(wrapped)
+    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    train(model, optimizer, 1, 2)
+    train(wrapped, again, 1, 2)
+    assert_equal(weights(model), weights(wrapped))
 
 
 def test_a_distributed_checkpoint_finds_parameters_in_another_order_by_name() -> None:

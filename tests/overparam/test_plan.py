@@ -89,6 +89,8 @@ def test_loading_cores_sets_the_weights_and_training_goes_on_from_them(started: 
 def test_after_loading_cores_the_first_step_still_moves_as_far_as_a_dense_one(started: bool) -> None:
     config = replace(CONFIG, lr_scaling="match-dense")
     state = overparameterize(net(), config).state_dict()
+    state["0.weight.core0"] *= 64  # another gauge: what was measured of the old cores does not hold
+    state["0.weight.core3"] /= 64
     model = net()
     overparam = overparameterize(model, config)
     if started:
@@ -118,6 +120,34 @@ def test_loaded_cores_do_not_outlive_the_weights_that_they_made() -> None:
     overparam.load_state_dict(overparam.state_dict())
     with warnings.catch_warnings(action="error"):
         step(model, overparam.optimizer(torch.optim.SGD, lr=1e-9))
+
+
+def test_loaded_cores_are_begun_from_once() -> None:
+    model = net()
+    overparam = overparameterize(model, CONFIG)
+    overparam.load_state_dict(overparam.state_dict())
+    optimizer = overparam.optimizer(torch.optim.SGD, lr=1e-9)
+    step(model, optimizer)
+    with torch.no_grad():
+        model[0].weight += 1.0
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        step(model, optimizer)
+    assert ["changed outside the optimizer" in str(one.message) for one in said] == [True]
+
+
+def test_cores_are_those_of_a_weight_that_was_changed_before_a_checkpoint() -> None:
+    """Saving the optimizer drops cores that no longer hold, and keeps what is known about their rate."""
+    model = net()
+    overparam = overparameterize(model, replace(CONFIG, lr_scaling="match-dense"))
+    optimizer = overparam.optimizer(torch.optim.SGD, lr=0.1)
+    step(model, optimizer)
+    with torch.no_grad():
+        model[0].weight *= 0.5
+    with pytest.warns(UserWarning, match="changed outside the optimizer"):
+        optimizer.state_dict()
+    assert optimizer.cores("0.weight") is None
+    torch.testing.assert_close(contract(overparam.cores(overparam.matrices[0])), model[0].weight.detach())
 
 
 def test_cores_are_those_of_a_weight_that_was_changed_from_outside() -> None:
@@ -150,6 +180,14 @@ def test_a_group_may_hold_one_parameter() -> None:
     assert names == [[name] for name, _ in model.named_parameters()]
 
 
+def test_frozen_parameters_are_left_out_and_those_of_others_are_numbered() -> None:
+    model = net()
+    model[0].bias.requires_grad_(False)
+    extra = [nn.Parameter(torch.ones(3)) for _ in range(2)]
+    optimizer = overparameterize(model, CONFIG).optimizer(torch.optim.SGD, [*model.parameters(), *extra], lr=0.1)
+    assert optimizer.param_groups[0]["param_names"] == ["0.weight", "2.weight", "2.bias", "extra.0", "extra.1"]
+
+
 def test_loading_wrong_cores_is_refused() -> None:
     state = overparameterize(net(), CONFIG).state_dict()
     with pytest.raises(KeyError, match="misses 2 cores"):
@@ -167,9 +205,9 @@ def test_explicit_shapes_by_pattern() -> None:
     config = OverParamConfig(ones=1, targets="all-linear", shapes={"0": ((4, 6), (3, 4))})
     shapes = [str(t.shape) for t in overparameterize(net(), config).matrices]
     assert shapes == ["T(4,6 / 3,4)", "T(3,1,2 / 6,1,4)"]
-    wrong = OverParamConfig(targets="all-linear", shapes={"0": ((4, 5), (3, 4))})
-    with pytest.raises(ValueError, match=r"shapes\['0'\] gives a 20x12 matrix; 0\.weight is 24x12"):
-        overparameterize(net(), wrong)
+    for wrong, size in ((((4, 5), (3, 4)), "20x12"), (((4, 6), (3, 5)), "24x15")):
+        with pytest.raises(ValueError, match=rf"shapes\['0'\] gives a {size} matrix; 0\.weight is 24x12"):
+            overparameterize(net(), OverParamConfig(targets="all-linear", shapes={"0": wrong}))
 
 
 def test_not_a_module_is_refused() -> None:

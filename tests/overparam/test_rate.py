@@ -70,19 +70,23 @@ def test_weights_far_smaller_than_the_rate_take_steps_like_dense_ones(size: floa
     assert all(0.4 < ratio < 8 for ratio in found)
 
 
-def test_decay_counts_as_a_part_of_the_first_step() -> None:
-    """A gradient of almost nothing beside a large decay: the step is as the cores' optimizer has it."""
+@pytest.mark.parametrize("value", [1.0, 0.05])
+def test_decay_counts_as_a_part_of_the_first_step(value: float) -> None:
+    """A gradient of almost nothing beside a large decay: the step is as the cores' optimizer has it.
+
+    The smaller weight's cores have a rate of 1.5: they may go three times as far as the decay of one tensor.
+    """
     tiny = [gradient * 1e-9 for gradient in gradients(1)]
     found = []
     for scaling in ("match-dense", "none"):
         model = nn.Linear(COLS, ROWS, bias=False)
-        nn.init.constant_(model.weight, 1.0)
+        nn.init.constant_(model.weight, value)
         config = OverParamConfig(targets=["weight"], ones=1, lr_scaling=scaling)
         optimizer = overparameterize(model, config).optimizer(torch.optim.SGD, lr=1e-3, weight_decay=1.0)
         model.weight.grad = tiny[0].clone()
         optimizer.step()
         state = optimizer.state[model.weight]
-        found.append((1 - float(model.weight[0, 0].detach())) / state.get("lr_scale", 1.0))
+        found.append((value - float(model.weight[0, 0].detach())) / state.get("lr_scale", 1.0))
     assert found[0] == pytest.approx(found[1], rel=0.02)
 
 
@@ -119,6 +123,17 @@ def test_decay_moves_a_weight_by_the_factor_for_every_core(ones: int) -> None:
         found.append(model.weight.detach())
     moved = float((found[1] - found[0]).norm() / (rate * weight_decay * start.norm()))
     assert moved == pytest.approx((ones + 2) * optimizer.state[model.weight]["lr_scale"], rel=0.01)
+
+
+def test_a_weight_that_has_had_no_gradient_yet_decays() -> None:
+    """Its factor is not measured yet, and is one."""
+    model = nn.Linear(COLS, ROWS, bias=False).double()
+    start = model.weight.detach().clone()
+    over = overparameterize(model, OverParamConfig(targets=["weight"], ones=1))
+    optimizer = over.optimizer(torch.optim.AdamW, lr=1e-2, weight_decay=0.1)
+    model.weight.grad = torch.zeros_like(model.weight)
+    optimizer.step()
+    torch.testing.assert_close(model.weight.detach(), start * (1 - 1e-2 * 0.1) ** 3)
 
 
 def test_the_factor_is_saved_with_what_it_was_measured_from() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
 
 import pytest
@@ -60,6 +61,13 @@ def test_matrix_view_round_trip(module: nn.Module) -> None:
     assert view.shape == (matrix.rows, matrix.cols)
     assert matrix.rows == 4
     assert torch.equal(matrix.weight(view), weight)
+
+
+def test_attention_with_keys_of_another_width_has_three_inputs() -> None:
+    model = nn.ModuleDict({"a": nn.MultiheadAttention(8, 2, kdim=6, vdim=4)})
+    inputs = [f"a.{kind}_proj_weight" for kind in "qkv"]
+    assert names("all-linear", model=model) == [*inputs, "a.out_proj.weight"]
+    assert [(m.rows, m.cols) for m in find_matrices(model, "all-linear", ())] == [(8, 8), (8, 6), (8, 4), (8, 8)]
 
 
 def test_tied_to_an_embedding_is_left_alone_or_refused_when_named() -> None:
@@ -123,10 +131,26 @@ def test_blocks_with_names_of_their_own_are_counted_in_order() -> None:
     assert [(m.blocks, m.block, m.role) for m in found] == [("layers", k, role) for k in (0, 1) for role in roles]
 
 
+def test_a_list_with_other_parts_is_no_list_of_blocks() -> None:
+    """Else the Linear would be a block, and every block after it the partner of another."""
+    with pytest.raises(ValueError, match="found no attention blocks"):
+        names("blocks", model=nn.ModuleDict({"parts": nn.Sequential(nn.Linear(4, 4), SelfAttention())}))
+
+
 def test_weights_that_are_computed_are_no_candidates() -> None:
     model = Small()
     nn.utils.parametrizations.weight_norm(model.mix)
     assert "mix.weight" not in names("all-linear", model=model)
+
+
+def test_kernels_and_tokens_of_blocks_are_not_taken_for_experts() -> None:
+    attention = SelfAttention()
+    attention.mix, attention.token = nn.Conv1d(4, 4, 3), nn.Parameter(torch.zeros(1, 1, 4))
+    with warnings.catch_warnings(action="error"):
+        assert names("blocks", model=nn.ModuleDict({"layer": nn.ModuleList([attention])})) == [
+            "layer.0.q.weight",
+            "layer.0.mix.weight",
+        ]
 
 
 def test_experts_in_one_tensor_are_named() -> None:

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from opdf.overparam import OverParamConfig, OverParameterizedOptimizer, overparameterize
+from opdf.overparam import OverParamConfig, OverParameterizedOptimizer, overparameterize, owner
+from opdf.overparam.owner import OwnerOptimizer
 from opdf.overparam.writes import Writes, entries
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
@@ -171,13 +172,28 @@ def test_a_write_that_was_not_seen_in_time_is_an_error_later() -> None:
     writes.raise_if_lost()
 
 
-def test_a_write_just_before_a_checkpoint_is_in_it() -> None:
-    """A pruning mask after the last step: the run that goes on from the checkpoint keeps it, as the live run does."""
+def bring_together(optimizer: OverParameterizedOptimizer) -> None:
+    optimizer.consolidate_state_dict() if isinstance(optimizer, OwnerOptimizer) else optimizer.state_dict()
+
+
+def state_of_several(optimizer: OverParameterizedOptimizer, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The state dict as on one of several processes, which has brought the cores of all together."""
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, "_processes", lambda: 2)
+        return optimizer.state_dict()
+
+
+@pytest.mark.parametrize("placement", ["replicate", "owner"])
+def test_a_write_just_before_a_checkpoint_is_in_it(placement: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pruning mask after the last step: the run that goes on from the checkpoint keeps it, as the live run does.
+
+    With owners, the cores that are saved are those that were brought together.
+    """
 
     def made() -> tuple[nn.Linear, OverParameterizedOptimizer]:
         torch.manual_seed(0)
         model = nn.Linear(8, 12)
-        over = overparameterize(nn.Sequential(model), OverParamConfig(ones=1, targets=["0"]))
+        over = overparameterize(nn.Sequential(model), OverParamConfig(ones=1, targets=["0"], placement=placement))
         return model, over.optimizer(torch.optim.AdamW, lr=1e-2)
 
     def step(model: nn.Linear, optimizer: OverParameterizedOptimizer) -> None:
@@ -190,7 +206,8 @@ def test_a_write_just_before_a_checkpoint_is_in_it() -> None:
     with torch.no_grad():
         live.weight[:, ::2] = 0
     with pytest.warns(UserWarning, match="changed outside the optimizer"):
-        saved = copy.deepcopy((live.state_dict(), optimizer.state_dict()))
+        bring_together(optimizer)
+    saved = copy.deepcopy((live.state_dict(), state_of_several(optimizer, monkeypatch)))
     resumed, other = made()
     resumed.load_state_dict(saved[0])
     other.load_state_dict(saved[1])
@@ -198,3 +215,20 @@ def test_a_write_just_before_a_checkpoint_is_in_it() -> None:
     step(live, optimizer)
     step(resumed, other)
     assert torch.equal(live.weight, resumed.weight)
+
+
+def test_cores_that_are_set_after_they_were_brought_together_are_not_saved_as_they_were(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = OverParamConfig(ones=1, targets=["weight"], placement="owner")
+    optimizer = overparameterize(nn.Linear(8, 12), config).optimizer(torch.optim.AdamW, lr=1e-2)
+    assert isinstance(optimizer, OwnerOptimizer)
+    optimizer.make_cores()
+    cores = [core.clone() for core in optimizer.cores("weight") or ()]
+    changes: list[Callable[[], None]] = [optimizer.make_cores, lambda: optimizer.set_cores("weight", cores)]
+    for change in changes:
+        optimizer.consolidate_state_dict()
+        assert "core0" in state_of_several(optimizer, monkeypatch)["state"][0]
+        change()
+        with pytest.raises(RuntimeError, match="call consolidate_state_dict"):
+            state_of_several(optimizer, monkeypatch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -14,6 +15,8 @@ from accelerate.utils import DistributedType
 from transformers import TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.training_args import OptimizerNames
+
+from opdf.distill.options import POSITIVE, number, whole
 
 MUON = "muon"
 """The value of `optim` for Muon on the matrices of the blocks and AdamW on everything else."""
@@ -57,11 +60,11 @@ class DistillationArguments(TrainingArguments):
     fsdp: bool | None = field(default=None, metadata={"help": "true for FSDP2"})  # transformers declares text
 
     def __post_init__(self) -> None:
-        for names, kind, least in _RANGES:
+        for names, checked, least in _RANGES:
             for name in names:
-                _check_number(name, getattr(self, name), kind, least)
+                setattr(self, name, checked(name, getattr(self, name), least))
         if self.max_steps != -1:
-            _check_number("max_steps", self.max_steps, int, 1)
+            self.max_steps: int = whole("max_steps", self.max_steps, 1)
         elif not self.num_train_epochs > 0:
             raise ValueError(f"num_train_epochs is {self.num_train_epochs}; it must be above 0")
         for item in fields(self):
@@ -71,7 +74,7 @@ class DistillationArguments(TrainingArguments):
         if self.seed >= 2**32:
             raise ValueError(f"seed is {self.seed}; it must be below 2**32")
         for name in ("adam_beta1", "adam_beta2"):
-            if not 0 <= getattr(self, name) < 1:
+            if getattr(self, name) >= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more, and below 1")
         self._check_early_stopping()
         _refuse("DeepSpeed", bool(self.deepspeed) or _launched_with("DEEPSPEED"))  # before its package is looked for
@@ -90,7 +93,7 @@ class DistillationArguments(TrainingArguments):
                     "early_stopping_patience"
                 )
             return
-        _check_number("early_stopping_patience", self.early_stopping_patience, int, 1)
+        self.early_stopping_patience = whole("early_stopping_patience", self.early_stopping_patience, 1)
         if getattr(self.eval_strategy, "value", self.eval_strategy) == "no":
             raise ValueError(
                 f"early_stopping_patience is {self.early_stopping_patience} and eval_strategy is no, so that nothing "
@@ -100,22 +103,14 @@ class DistillationArguments(TrainingArguments):
             self.metric_for_best_model: str | None = "loss"
 
 
-_POSITIVE = torch.finfo(torch.float64).tiny
-_RANGES: tuple[tuple[tuple[str, ...], type, float], ...] = (
-    (("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), int, 1),
-    (("learning_rate", "logging_steps", "save_steps"), float, _POSITIVE),
-    (("num_train_epochs", "weight_decay", "max_grad_norm", "warmup_steps", "early_stopping_threshold"), float, 0),
-    (("dataloader_num_workers", "seed"), int, 0),
+_RANGES: tuple[tuple[tuple[str, ...], Callable[[str, Any, float], float], float], ...] = (
+    (("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), whole, 1),
+    (("learning_rate", "logging_steps", "save_steps"), number, POSITIVE),
+    (("num_train_epochs", "weight_decay", "max_grad_norm", "warmup_steps", "early_stopping_threshold"), number, 0),
+    (("adam_beta1", "adam_beta2", "adam_epsilon"), number, 0),
+    (("dataloader_num_workers", "seed"), whole, 0),
 )
-"""Arguments that the Trainer does not check, with their type and least value."""
-
-
-def _check_number(name: str, value: Any, kind: type, least: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not isinstance(value, int | kind):
-        raise TypeError(f"{name} is {value!r}; give {'an integer' if kind is int else 'a number'}")
-    if not (least <= value and math.isfinite(value)):
-        bound = "a finite number above 0" if least == _POSITIVE else f"{least:g} or more"
-        raise ValueError(f"{name} is {value}; it must be {bound}")
+"""Arguments that the Trainer does not check, with what they are and their least value."""
 
 
 def check_engine(args: TrainingArguments, accelerator: Accelerator | None = None) -> None:

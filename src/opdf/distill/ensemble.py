@@ -15,6 +15,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from opdf.distill.losses import count_labelled, labels_of, precise, task_loss
 from opdf.distill.models import kind_of
+from opdf.distill.options import numbers
 
 
 class Ensemble(nn.Module):
@@ -35,6 +36,7 @@ class Ensemble(nn.Module):
         temperature: at which distributions are averaged, float32, where nothing else is said.
 
     Raises:
+        TypeError: the weights are no list of numbers.
         ValueError: there are no models, the number of weights is another, or a weight is not above 0.
     """
 
@@ -43,8 +45,7 @@ class Ensemble(nn.Module):
 
     def __init__(self, models: Sequence[nn.Module], weights: Sequence[float] | None = None) -> None:
         super().__init__()
-        given = [1.0] * len(models) if weights is None else [float(w) for w in weights]
-        check_weights(given, len(models))
+        given = check_weights([1.0] * len(models) if weights is None else weights, len(models))
         self.models = nn.ModuleList(models)
         # In float32, which every device has.
         self.register_buffer("weights", torch.tensor([weight / sum(given) for weight in given], dtype=torch.float32))
@@ -98,16 +99,19 @@ class Ensemble(nn.Module):
         return at * torch.logsumexp((found / at).log_softmax(-1) + weights.log(), 0)
 
 
-def check_weights(weights: Sequence[float], models: int, where: str = "") -> None:
-    """Refuse weights that do not fit several teachers.
+def check_weights(weights: Sequence[float], models: int, where: str = "") -> list[float]:
+    """Weights that fit several teachers.
 
     Raises:
+        TypeError: they are no list of numbers.
         ValueError: there are no models, the number of weights is another, or a weight is not above 0.
     """
     if not models:
         raise ValueError(f"{where}models is empty; give one teacher or more")
-    if len(weights) != models or not all(0 < weight < math.inf for weight in weights):
-        raise ValueError(f"{where}weights is {list(weights)}; give {models} numbers above 0, one for each teacher")
+    found = numbers(f"{where}weights", weights)
+    if len(found) != models or not all(0 < weight < math.inf for weight in found):
+        raise ValueError(f"{where}weights is {found}; give {models} numbers above 0, one for each teacher")
+    return found
 
 
 def members(teacher: nn.Module) -> list[Any]:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from opdf.distill.methods import METHODS
 from opdf.distill.objective import Objective
+from opdf.distill.options import one_of
 
 Config = TypeVar("Config")
 
@@ -25,9 +26,7 @@ def build_objective(given: Objective | str | Mapping[str, Any] | None) -> Object
         raise TypeError(f"objective is {given!r}; give a name, a mapping with a name and options, or an Objective")
     options = dict(given) if isinstance(given, Mapping) else {"name": given or "logits"}
     name = options.pop("name", "logits")
-    if name not in METHODS:
-        raise ValueError(f"objective is {name!r}; expected one of {', '.join(METHODS)}")
-    return made(METHODS[name], options, f"objective {name}")
+    return made(METHODS[one_of("objective", name, METHODS)], options, f"objective {name}")
 
 
 def build(kind: type[Config], given: Any, where: str) -> Config | None:

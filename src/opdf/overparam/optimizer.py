@@ -405,6 +405,11 @@ class OverParameterizedOptimizer(Optimizer):
                 )
                 self.state[p] = {key: value for key, value in self.state[p].items() if key in RATE}
 
+    def _drop_overwritten_here(self) -> None:
+        """The same for all weights that need not be gathered, before they are saved."""
+        here = {p: matrix for p, matrix in self.weights().items() if not isinstance(p, DTensor) and self.state.get(p)}
+        self._drop_overwritten(here)
+
     def _given_cores(self, p: Tensor, matrix: Matrix) -> list[Tensor] | None:
         """Cores to start from, if there are any and the weight is still their product."""
         cores = self._recipe.initial_cores.pop(matrix.name, None)
@@ -430,7 +435,7 @@ class OverParameterizedOptimizer(Optimizer):
             KeyError: there is no such weight.
         """
         p, matrix = self._weight(name)
-        if self.state.get(p):
+        if "core0" in self.state.get(p, {}):
             cores = cores_in(self.state[p], matrix.shape)
             same = self._writes.compare([p])[p]
         else:
@@ -482,8 +487,7 @@ class OverParameterizedOptimizer(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """The state, without the cores of weights that someone has written since the last step: a step drops them."""
         self._writes.raise_if_lost()
-        here = {p: matrix for p, matrix in self.weights().items() if not isinstance(p, DTensor) and self.state.get(p)}
-        self._drop_overwritten(here)
+        self._drop_overwritten_here()
         return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -165,11 +165,13 @@ class OwnerOptimizer(OverParameterizedOptimizer):
         return super().cores(name)
 
     def set_cores(self, name: str, cores: list[Tensor]) -> None:
+        self._consolidated = None
         super().set_cores(name, cores)
         self._forget_others()
 
     @torch.no_grad()
     def make_cores(self) -> None:
+        self._consolidated = None
         turns = self._turns(self.weights())
         self._make_cores_together(turns)
         for turn in turns:
@@ -179,6 +181,7 @@ class OwnerOptimizer(OverParameterizedOptimizer):
 
     def consolidate_state_dict(self, to: int = 0) -> None:
         """Copy all cores and moments to the memory of process `to`, whose `state_dict` is then whole. Collective."""
+        self._drop_overwritten_here()
         cpu, weights = torch.device("cpu"), self.weights()
         owned = {m.name: saved.moved(self.state[p], cpu) for p, m in weights.items() if self.state.get(p)}
         parts: list[Any] | None = [None] * _processes() if _process() == to else None
@@ -192,7 +195,7 @@ class OwnerOptimizer(OverParameterizedOptimizer):
         """The whole state.
 
         Raises:
-            RuntimeError: `consolidate_state_dict` was not called for this process after the last step.
+            RuntimeError: `consolidate_state_dict` was not called for this process after the last change of cores.
         """
         found = super().state_dict()
         if _processes() == 1 or not (self._seen or self.state):  # nothing is kept elsewhere yet

@@ -9,7 +9,6 @@ e (hidden state 0), from a baseline of zero:
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,7 @@ from opdf.distill.losses import Batch, labels_of, precise, task_loss
 from opdf.distill.methods.logits import TaskAndLogits
 from opdf.distill.models import config_of, is_language_model, kind_of, unwrapped
 from opdf.distill.objective import Losses, model_inputs
+from opdf.distill.options import flag, number, whole
 from opdf.distill.teachers import check_frozen
 
 if TYPE_CHECKING:
@@ -68,13 +68,10 @@ class AttributionDistillation(TaskAndLogits):
         anneal: bool = False,
     ) -> None:
         super().__init__(temperature, alpha)
-        if not 0 <= attribution_weight < math.inf:
-            raise ValueError(f"attribution_weight is {attribution_weight}; it must be a finite number of 0 or more")
-        if steps < 1:
-            raise ValueError(f"steps is {steps}; integrated gradients need at least 1")
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k is {top_k}; keep at least 1 entry, or None for all")
-        self.attribution_weight, self.steps, self.top_k, self.anneal = attribution_weight, steps, top_k, anneal
+        self.attribution_weight = number("attribution_weight", attribution_weight, 0)
+        self.steps = whole("steps", steps, 1)
+        self.top_k = None if top_k is None else whole("top_k", top_k, 1)
+        self.anneal = flag("anneal", anneal)
         self._progress: Any = None
         self._known: dict[bytes, tuple[Tensor, Tensor]] = {}
 

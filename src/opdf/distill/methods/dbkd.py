@@ -10,7 +10,6 @@ The z whose P(z) equals the counted shares are the soft targets of an ordinary l
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -25,6 +24,7 @@ from opdf.distill.digests import fingerprint, weights_digest
 from opdf.distill.losses import Batch, check_alike, count_labelled, labels_of, precise, soft_loss, task_loss
 from opdf.distill.models import config_of, kind_of
 from opdf.distill.objective import Losses, Objective
+from opdf.distill.options import POSITIVE, number, one_of, whole
 from opdf.distill.outputs import BeforeTraining, kept, teacher_logits, with_column
 from opdf.mpo import Progress
 
@@ -78,21 +78,13 @@ class DecisionDistillation(Objective):
         solver: str = "root",
         seed: int = 0,
     ) -> None:
-        for name, value in (("temperature", temperature), ("scale", scale)):
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name} is {value}; it must be a finite number above 0")
-        if not 0 <= alpha < math.inf:
-            raise ValueError(f"alpha is {alpha}; it must be a finite number of 0 or more")
-        if copies < 1:
-            raise ValueError(f"copies is {copies}; ask about each example at least once")
-        if not 0 <= noise <= 1:
-            raise ValueError(f"noise is {noise}; it is a share of the words, from 0 to 1")
-        if solver not in SOLVERS:
-            raise ValueError(f"solver is {solver!r}; expected one of {', '.join(SOLVERS)}")
-        if seed < 0:
-            raise ValueError(f"seed is {seed}; it must be 0 or more")
-        self.temperature, self.alpha, self.scale = temperature, alpha, scale
-        self.copies, self.noise, self.solver, self.seed = copies, noise, solver, seed
+        self.temperature = number("temperature", temperature, POSITIVE)
+        self.alpha = number("alpha", alpha, 0)
+        self.scale = None if scale is None else number("scale", scale, POSITIVE)
+        self.copies = whole("copies", copies, 1)
+        self.noise = number("noise", noise, 0, 1)
+        self.solver = one_of("solver", solver, SOLVERS)
+        self.seed = whole("seed", seed, 0)
 
     def prepare(self, student: nn.Module, teacher: nn.Module | None) -> None:
         config = config_of(student)
@@ -197,8 +189,7 @@ def count_decisions(
     Raises:
         ValueError: the teacher gave another number of answers, or a class out of range; or `copies` is below 1.
     """
-    if copies < 1:
-        raise ValueError(f"copies is {copies}; ask about each example at least once")
+    copies = whole("copies", copies, 1)
     counts = np.zeros((len(examples), classes), dtype=np.int64)
     group = max(1, batch // copies)
     tell = progress or (lambda done, total: None)
@@ -240,10 +231,8 @@ def decision_logits(counts: np.ndarray, *, solver: str = "root", pseudo_count: f
         ValueError: counts have another shape, are negative or all 0 in a row, the solver is unknown, or `pseudo_count`
             is not above 0.
     """
-    if solver not in SOLVERS:
-        raise ValueError(f"solver is {solver!r}; expected one of {', '.join(SOLVERS)}")
-    if not pseudo_count > 0:
-        raise ValueError(f"pseudo_count is {pseudo_count}; it must be above 0, or counts of 0 have no logits")
+    one_of("solver", solver, SOLVERS)
+    number("pseudo_count", pseudo_count, POSITIVE)
     counts = np.asarray(counts)
     if counts.ndim != 2 or counts.shape[1] < 2 or (counts < 0).any() or (counts.sum(1) == 0).any():
         raise ValueError(f"counts of shape {counts.shape}: expected [examples, classes of 2 or more], rows not all 0")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from opdf.distill.losses import Batch, main_input
 from opdf.distill.models import config_of, has_no_head
 from opdf.distill.objective import Losses, Objective
+from opdf.distill.options import number
 from opdf.distill.outputs import BeforeTraining, said, with_answers, worth_asking_ahead
 from opdf.distill.shrink import find_report
 
@@ -34,12 +34,10 @@ class EmbeddingDistillation(Objective):
     columns = ("teacher_embeddings",)
 
     def __init__(self, cosine_weight: float = 1.0, mse_weight: float = 0.0) -> None:
-        for name, value in (("cosine_weight", cosine_weight), ("mse_weight", mse_weight)):
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name} is {value}; it must be a finite number of 0 or more")
+        self.cosine_weight = number("cosine_weight", cosine_weight, 0)
+        self.mse_weight = number("mse_weight", mse_weight, 0)
         if not cosine_weight and not mse_weight:
             raise ValueError("cosine_weight and mse_weight are both 0; set one of them above 0")
-        self.cosine_weight, self.mse_weight = cosine_weight, mse_weight
         self._projection: Tensor | None = None
 
     @property

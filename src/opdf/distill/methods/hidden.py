@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from opdf.distill.losses import Batch, items_by_example
 from opdf.distill.methods.logits import TaskAndLogits
 from opdf.distill.models import config_of
 from opdf.distill.objective import Losses
+from opdf.distill.options import number
 
 Pairs = Sequence[tuple[int, int]]
 
@@ -41,13 +42,12 @@ class HiddenDistillation(TaskAndLogits):
         normalize: str | None = None,
     ) -> None:
         super().__init__(temperature, alpha)
-        if not 0 <= hidden_weight < math.inf:
-            raise ValueError(f"hidden_weight is {hidden_weight}; it must be a finite number of 0 or more")
-        if isinstance(pairs, str) and pairs not in ("uniform", "last"):
-            raise ValueError(f"pairs is {pairs!r}; expected 'uniform', 'last' or a list of (student, teacher) indices")
+        if not (pairs in ("uniform", "last") if isinstance(pairs, str) else _are_pairs(pairs)):
+            error = ValueError if isinstance(pairs, str) else TypeError
+            raise error(f"pairs is {pairs!r}; expected 'uniform', 'last' or a list of (student, teacher) indices")
         if normalize not in (None, "cls"):
             raise ValueError(f"normalize is {normalize!r}; expected 'cls' or None")
-        self.hidden_weight = hidden_weight
+        self.hidden_weight = number("hidden_weight", hidden_weight, 0)
         self.pairs = pairs
         self.normalize = normalize
         self.projections = nn.ModuleDict()
@@ -139,6 +139,14 @@ def _first(hidden: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return hidden[:, 0]
     return hidden[torch.arange(len(hidden), device=hidden.device), mask.ne(0).long().argmax(-1)]
+
+
+def _are_pairs(pairs: Any) -> bool:
+    """Whether it is a list of pairs of integers."""
+    lists = isinstance(pairs, Sequence) and all(isinstance(pair, Sequence) and len(pair) == 2 for pair in pairs)
+    return lists and all(
+        isinstance(state, Integral) and not isinstance(state, bool) for pair in pairs for state in pair
+    )
 
 
 def _resolve(pairs: str | Pairs, ours: int, theirs: int) -> list[tuple[int, int]]:

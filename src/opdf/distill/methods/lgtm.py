@@ -13,7 +13,6 @@ A teacher that follows -h lowers the held-out loss of the student that follows t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -31,6 +30,7 @@ from opdf.distill.losses import Batch, distillation_loss, labels_of, task_loss
 from opdf.distill.methods.logits import TaskAndLogits
 from opdf.distill.models import output_layer
 from opdf.distill.objective import Losses, model_inputs
+from opdf.distill.options import POSITIVE, flag, number, whole
 from opdf.overparam import rolled_back
 
 if TYPE_CHECKING:
@@ -74,20 +74,13 @@ class LGTM(TaskAndLogits):
         seed: int = 0,
     ) -> None:
         super().__init__(temperature, alpha)
-        if not 0 <= teacher_alpha <= 1:
-            raise ValueError(f"teacher_alpha is {teacher_alpha}; it must be from 0 to 1")
-        for name, value in (
-            ("teacher_learning_rate", teacher_learning_rate),
-            ("radius", radius),
-            ("held_out", held_out),
-        ):
-            if not 0 < value < math.inf:
-                raise ValueError(f"{name} is {value}; it must be a finite number above 0")
-        if influence_scale is not None and not math.isfinite(influence_scale):
-            raise ValueError(f"influence_scale is {influence_scale}; it must be a finite number, or None")
-        self.teacher_alpha, self.teacher_learning_rate = teacher_alpha, teacher_learning_rate
-        self.held_out, self.radius, self.influence_scale = held_out, radius, influence_scale
-        self.zero_heads, self.seed = zero_heads, seed
+        self.teacher_alpha = number("teacher_alpha", teacher_alpha, 0, 1)
+        self.teacher_learning_rate = number("teacher_learning_rate", teacher_learning_rate, POSITIVE)
+        self.held_out = number("held_out", held_out, POSITIVE)
+        self.radius = number("radius", radius, POSITIVE)
+        self.influence_scale = None if influence_scale is None else number("influence_scale", influence_scale)
+        self.zero_heads = flag("zero_heads", zero_heads)
+        self.seed = whole("seed", seed)
         self.step = 0
         self._held_out: Dataset | None = None
         self._teacher: nn.Module | None = None

@@ -16,6 +16,7 @@ from opdf.distill.ensemble import Ensemble, members, soften
 from opdf.distill.losses import DIVERGENCES, Batch, count_labelled, distillation_loss, labels_of, precise, task_loss
 from opdf.distill.models import check_same_outputs, config_of, is_causal, is_language_model
 from opdf.distill.objective import Losses, Objective
+from opdf.distill.options import POSITIVE, number, numbers, one_of
 from opdf.distill.outputs import BeforeTraining, teacher_logits, with_answers, worth_asking_ahead
 
 
@@ -35,12 +36,8 @@ class TaskAndLogits(Objective):
     class_weights: list[float] | None = None
 
     def __init__(self, temperature: float = 2.0, alpha: float = 0.9) -> None:
-        if not 0 < temperature < math.inf:
-            raise ValueError(f"temperature is {temperature}; it must be a finite number above 0")
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha is {alpha}; it must be from 0 (labels only) to 1 (teacher only)")
-        self.temperature = temperature
-        self.alpha = alpha
+        self.temperature = number("temperature", temperature, POSITIVE)
+        self.alpha = number("alpha", alpha, 0, 1)
 
     @property
     def needs_labels(self) -> bool:
@@ -149,12 +146,10 @@ class LogitsDistillation(TaskAndLogits):
         class_weights: list[float] | None = None,
     ) -> None:
         super().__init__(temperature, alpha)
-        if class_weights is not None and not all(0 < weight < math.inf for weight in class_weights):
+        self.class_weights = None if class_weights is None else numbers("class_weights", class_weights)
+        if not all(0 < weight < math.inf for weight in self.class_weights or ()):
             raise ValueError(f"class_weights is {class_weights}; give finite numbers above 0")
-        self.class_weights = class_weights
-        if divergence not in DIVERGENCES:
-            raise ValueError(f"divergence is {divergence!r}; expected one of {', '.join(DIVERGENCES)}")
-        self.divergence = divergence
+        self.divergence = one_of("divergence", divergence, DIVERGENCES)
         self._heads = Heads()
 
     def prepare(self, student: nn.Module, teacher: nn.Module | None) -> None:

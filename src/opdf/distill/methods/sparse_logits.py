@@ -20,6 +20,7 @@ from opdf.distill.losses import Batch, labels_of, task_loss, token_labels
 from opdf.distill.methods.logits import TaskAndLogits
 from opdf.distill.models import check_same_outputs, config_of, is_causal, kind_of
 from opdf.distill.objective import Losses, Objective
+from opdf.distill.options import flag, whole
 from opdf.distill.outputs import BATCH, TEXTS, BeforeTraining, teacher_logits, token_logits
 from opdf.distill.store import LogitsStore, Noise, StoredDataset, StoreInfo, noisy
 from opdf.mpo import Progress
@@ -59,15 +60,15 @@ class SparseLogitsDistillation(TaskAndLogits):
         seed: int = 0,
     ) -> None:
         super().__init__(temperature, alpha)
-        if top_k < 0 or epochs < 1:
-            raise ValueError(f"top_k is {top_k} and epochs {epochs}; top_k is 0 or more, epochs 1 or more")
+        self.store = store
+        self.top_k = whole("top_k", top_k, 0)
+        self.epochs = whole("epochs", epochs, 1)
+        self.noise = flag("noise", noise)
+        self.seed = whole("seed", seed, 0)
         if epochs > 1 and not noise:
             raise ValueError(
                 f"epochs is {epochs} without noise: every epoch would hold the same; set noise, or epochs to 1"
             )
-        if seed < 0:
-            raise ValueError(f"seed is {seed}; it must be 0 or more")
-        self.store, self.top_k, self.epochs, self.noise, self.seed = store, top_k, epochs, noise, seed
         self._heads = Heads()
         if noise:
             self.tasks = ("image-classification",)

@@ -7,7 +7,6 @@ from then on the student is fine-tuned alone, with the same optimizer and schedu
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from opdf.distill.losses import Batch, count_labelled, labels_of, task_loss
 from opdf.distill.models import check_same_outputs, config_of, unwrapped
 from opdf.distill.objective import Losses, Objective
+from opdf.distill.options import POSITIVE, number, one_of, whole
 from opdf.overparam import block_lists
 
 if TYPE_CHECKING:
@@ -52,16 +52,14 @@ class Theseus(Objective):
         steps: int = 2500,
         seed: int = 0,
     ) -> None:
-        if not 0 < rate <= 1:
-            raise ValueError(f"rate is {rate}; a replacement rate is above 0 and at most 1")
-        if schedule not in SCHEDULES:
-            raise ValueError(f"schedule is {schedule!r}; expected one of {', '.join(SCHEDULES)}")
-        if not ((slope is None or 0 <= slope < math.inf) and 0 <= steps < math.inf):
-            raise ValueError(f"slope is {slope} and steps {steps}; they are finite numbers of 0 or more")
-        self.rate, self.schedule, self.slope, self.steps, self.seed = rate, schedule, slope, steps, seed
+        self.rate = number("rate", rate, POSITIVE, 1)
+        self.schedule = one_of("schedule", schedule, SCHEDULES)
+        self.slope = None if slope is None else number("slope", slope, 0)
+        self.steps = whole("steps", steps, 0)
+        self.seed = whole("seed", seed)
         self.step = 0
         self.draws = 0
-        self._slope = slope or 0.0  # None is known once training begins
+        self._slope = self.slope or 0.0  # None is known once training begins
         self._tower = ""
         self._predecessors: list[list[nn.Module]] = []
 

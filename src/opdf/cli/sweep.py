@@ -19,8 +19,7 @@ OPTIONS = StudyConfig
 
 def main(argv: list[str]) -> None:
     config = parse(argv, StudyConfig, "opdf sweep", DESCRIPTION)
-    from opdf.study import sweep
-    from opdf.study.judge import POINT
+    from opdf.study import POINT, sweep
 
     results = sweep(config)
     for entry in results["effects"]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # What the command line and scripts need beyond the reference.
 if TYPE_CHECKING:
     from opdf.study.compare import remarks as remarks, table as table
+    from opdf.study.judge import POINT as POINT
     from opdf.study.report import (
         is_superseded as is_superseded,
         notes as notes,

@@ -55,10 +55,10 @@ def start_from(
     Returns:
         `[student width, student inner]`, a guess of the student's output matrix.
     """
-    guess = sources[-1].start()
-    sources = sources[-(MOST // guess.shape[1] or 1) :]
+    room = MOST // sources[-1].branch.student.weight.shape[1] or 1
+    sources = sources[-room:]
     if len(sources) == 1:
-        return guess
+        return sources[0].start()
     made = [_made(source) for source in sources]
     guess = torch.cat([guess for guess, _ in made], 1)
     moments = Moments(guess.shape[1], 0, states[0].device)

@@ -39,7 +39,7 @@ from transformers import (
 from benchmarks.measure import RESULTS, machine
 from opdf.data import encode, load_data, minilm
 from opdf.distill import keep_layers, shrink
-from opdf.distill.shrink import calibration, fit, merge, sizes as sizes_of_students, start
+from opdf.distill.shrink import calibration, merge, sizes as sizes_of_students, start
 from opdf.distill.shrink.basis import Basis, leading_axes
 from opdf.distill.shrink.choose import choose_units, retold
 from opdf.distill.shrink.families import Attention, family_of
@@ -285,7 +285,7 @@ def of_alike_groups(teacher: Any, batches: Batches, sizes: Mapping[str, int]) ->
         return chosen_layers(count, depth)
 
     with ExitStack() as patched:
-        for module in (fit, sizes_of_students, start):
+        for module in (sizes_of_students, start):
             patched.enter_context(patch.object(module, "last_blocks", alike))
         return shrink(teacher, batches, **sizes)
 

@@ -829,6 +829,8 @@ def test_the_report_says_what_is_kept() -> None:
     assert [block.teacher_blocks for block in report.blocks] == [(0, 0), (1, 3)]
     assert all(0.3 < share < 1 for block in report.blocks for share in block.kept.values())
     assert "| layers.1 | 1 to 3 " in str(report)
+    blank = shrink_report(blank_student(teacher, num_hidden_layers=2, hidden_size=8))
+    assert [block.teacher_blocks for block in blank.blocks] == [(0, 0), (1, 3)]
     with pytest.raises(KeyError, match="was not made by shrink"):
         shrink_report(teacher)
 

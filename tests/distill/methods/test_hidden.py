@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from opdf import DistillationArguments, DistillationTrainer
-from opdf.distill import HiddenDistillation, keep_layers
+from opdf.distill import HiddenDistillation, keep_layers, shrink
 
 
 def bert(layers: int = 4, width: int = 16) -> BertForSequenceClassification:
@@ -63,6 +63,22 @@ def test_equals_the_plain_formula() -> None:
     states = [m(**batch(), output_hidden_states=True).hidden_states for m in (student, teacher)]
     expected = sum((states[0][s] - states[1][t]).square().mean() for s, t in ((1, 2), (2, 4))) / 2
     torch.testing.assert_close(found.parts["hidden"], expected.detach())
+
+
+def test_a_fitted_student_is_compared_with_the_blocks_that_it_was_fitted_to() -> None:
+    """A ViT's first block has a group to itself, so that they are no groups of one size; 3 do not divide 4 either."""
+    sizes = {"image_size": 8, "patch_size": 4, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
+    teacher = ViTForImageClassification(ViTConfig(num_hidden_layers=4, **sizes)).eval()
+    pixels = torch.randn(8, 3, 8, 8)
+    for blocks, pairs in ((2, [(1, 1), (2, 4)]), (3, [(1, 1), (2, 2), (3, 4)])):
+        student = shrink(teacher, [{"pixel_values": pixels}], num_hidden_layers=blocks)
+        data = {"pixel_values": pixels, "labels": torch.zeros(8, dtype=torch.long)}
+        ours, theirs = (m(pixels, output_hidden_states=True).hidden_states for m in (student, teacher))
+        expected = sum((ours[s] - theirs[t]).square().mean() for s, t in pairs) / blocks
+        objective = HiddenDistillation()
+        objective.prepare(student, teacher)
+        found = objective.losses(student, teacher, data, torch.tensor(8)).parts["hidden"]
+        torch.testing.assert_close(found, expected.detach())
 
 
 def test_padding_does_not_change_the_loss() -> None:

@@ -22,7 +22,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from opdf.distill import Constraint, DistillationArguments, DistillationTrainer, keep_layers
+from opdf.distill import Constraint, DistillationArguments, DistillationTrainer, keep_layers, shrink
 from opdf.distill.methods.theseus import Theseus, hybrid
 from opdf.overparam import OverParamConfig
 
@@ -71,6 +71,19 @@ def test_vision_models_too() -> None:
     pixels = torch.randn(2, 3, 8, 8)
     with hybrid(student.get_submodule(objective._tower), objective._predecessors, [False]):
         assert torch.equal(student.eval()(pixel_values=pixels).logits, teacher(pixel_values=pixels).logits)
+
+
+def test_a_fitted_student_takes_the_places_of_the_blocks_that_it_was_fitted_to() -> None:
+    config = ViTConfig(image_size=8, patch_size=4, hidden_size=8, num_hidden_layers=4, num_attention_heads=1,
+                       intermediate_size=8)  # fmt: skip
+    teacher, objective = ViTForImageClassification(config).eval(), Theseus()
+    objective.prepare(shrink(teacher, [{"pixel_values": torch.randn(8, 3, 8, 8)}], num_hidden_layers=2), teacher)
+    blocks = list(teacher.get_submodule(objective._tower).children())
+    assert objective._predecessors == [blocks[:1], blocks[1:]]
+    other = ViTForImageClassification(ViTConfig(**(config.to_dict() | {"num_hidden_layers": 6})))
+    student = shrink(teacher, [{"pixel_values": torch.randn(8, 3, 8, 8)}], num_hidden_layers=2)
+    objective.prepare(student, other)
+    assert [len(group) for group in objective._predecessors] == [3, 3]  # fitted to another teacher
 
 
 def test_only_the_chosen_branch_gets_gradients() -> None:

@@ -14,6 +14,7 @@ from opdf.distill.methods.logits import TaskAndLogits
 from opdf.distill.models import config_of
 from opdf.distill.objective import Losses
 from opdf.distill.options import number
+from opdf.distill.shrink import groups_of_blocks
 
 Pairs = Sequence[tuple[int, int]]
 
@@ -28,8 +29,9 @@ class HiddenDistillation(TaskAndLogits):
     Args:
         temperature, alpha: see `LogitsDistillation`.
         hidden_weight: factor of the hidden loss, 0 or more.
-        pairs: "uniform" (student block s with teacher block (s+1) T/S - 1), "last", or `(student, teacher)` hidden
-            state indices, where 0 is the embedding output and k the output of block k-1.
+        pairs: "uniform" (a student's block with the last of the teacher's that it stands for: as `shrink` has fitted
+            it, else block s with block (s+1) T/S - 1), "last", or `(student, teacher)` hidden state indices, where 0
+            is the embedding output and k the output of block k-1.
         normalize: "cls" compares the first token's states after scaling them to unit length, as PKD does.
     """
 
@@ -66,12 +68,32 @@ class HiddenDistillation(TaskAndLogits):
                     "no width); use LogitsDistillation"
                 )
         self.projections = nn.ModuleDict()
-        self._states = _resolve(self.pairs, ours.num_hidden_layers, theirs.num_hidden_layers)
+        self._states = self._resolve(student, ours.num_hidden_layers, theirs.num_hidden_layers)
         if ours.hidden_size != theirs.hidden_size:
             for s, t in self._states:
                 for who, config, state in (("student", ours, s), ("teacher", theirs, t)):
                     _check_width(who, config, state)
                 self.projections[f"{s}-{t}"] = nn.Linear(ours.hidden_size, theirs.hidden_size, bias=False)
+
+    def _resolve(self, student: nn.Module, ours: int, theirs: int) -> list[tuple[int, int]]:
+        if self.pairs == "last":
+            return [(ours, theirs)]
+        if self.pairs == "uniform":
+            try:
+                groups = groups_of_blocks(student, ours, theirs)
+            except ValueError as error:
+                raise ValueError(f"{error}; give pairs=[(student, teacher)]") from None
+            return [(k + 1, group[-1] + 1) for k, group in enumerate(groups)]
+        assert not isinstance(self.pairs, str)
+        resolved = [(int(s), int(t)) for s, t in self.pairs]
+        for s, t in resolved:
+            if not (0 <= s <= ours and 0 <= t <= theirs):
+                raise ValueError(
+                    f"pairs holds ({s}, {t}); the student has states 0 to {ours}, the teacher 0 to {theirs}"
+                )
+        if not resolved:
+            raise ValueError("pairs is empty; give at least one (student, teacher) pair")
+        return resolved
 
     def modules(self) -> dict[str, nn.Module]:
         return {"projections": self.projections} if len(self.projections) else {}
@@ -147,22 +169,3 @@ def _are_pairs(pairs: Any) -> bool:
     return lists and all(
         isinstance(state, Integral) and not isinstance(state, bool) for pair in pairs for state in pair
     )
-
-
-def _resolve(pairs: str | Pairs, ours: int, theirs: int) -> list[tuple[int, int]]:
-    if pairs == "last":
-        return [(ours, theirs)]
-    if pairs == "uniform":
-        if theirs % ours:
-            raise ValueError(
-                f"{ours} student blocks do not divide the teacher's {theirs}; give pairs=[(student, teacher)]"
-            )
-        return [(s + 1, (s + 1) * theirs // ours) for s in range(ours)]
-    assert not isinstance(pairs, str)
-    resolved = [(int(s), int(t)) for s, t in pairs]
-    for s, t in resolved:
-        if not (0 <= s <= ours and 0 <= t <= theirs):
-            raise ValueError(f"pairs holds ({s}, {t}); the student has states 0 to {ours}, the teacher 0 to {theirs}")
-    if not resolved:
-        raise ValueError("pairs is empty; give at least one (student, teacher) pair")
-    return resolved

@@ -7,7 +7,7 @@ from then on the student is fine-tuned alone, with the same optimizer and schedu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from opdf.distill.losses import Batch, count_labelled, labels_of, task_loss
 from opdf.distill.models import check_same_outputs, config_of, unwrapped
 from opdf.distill.objective import Losses, Objective
 from opdf.distill.options import POSITIVE, number, one_of, whole
+from opdf.distill.shrink import groups_of_blocks
 from opdf.overparam import block_lists
 
 if TYPE_CHECKING:
@@ -82,11 +83,12 @@ class Theseus(Objective):
         self._tower = towers[0]
         blocks = list(teacher.get_submodule(self._tower).children())
         size = len(list(student.get_submodule(self._tower).children()))
-        if len(blocks) % size:
-            raise ValueError(f"{size} student blocks do not divide the teacher's {len(blocks)}; choose a divisor")
-        group = len(blocks) // size
-        _check_kinds(config_of(student), config_of(teacher), group)
-        self._predecessors = [blocks[s * group : (s + 1) * group] for s in range(size)]
+        try:
+            groups = groups_of_blocks(student, size, len(blocks))
+        except ValueError as error:
+            raise ValueError(f"{error}; choose a divisor, or start the student from its teacher (shrink)") from None
+        _check_kinds(config_of(student), config_of(teacher), groups)
+        self._predecessors = [[blocks[k] for k in group] for group in groups]
         self._share_the_rest(student, teacher)
 
     def _share_the_rest(self, student: nn.Module, teacher: nn.Module) -> None:
@@ -165,7 +167,7 @@ class Theseus(Objective):
         self.step, self.draws = state["step"], state["draws"]
 
 
-def _check_kinds(ours: Any, theirs: Any, group: int) -> None:
+def _check_kinds(ours: Any, theirs: Any, groups: Sequence[Iterable[int]]) -> None:
     """Refuse teacher blocks of another kind than the student's in whose place they run.
 
     Decoders such as Gemma's attend to all tokens in some blocks and to near ones in others. A model makes the mask and
@@ -173,7 +175,7 @@ def _check_kinds(ours: Any, theirs: Any, group: int) -> None:
 
     Args:
         ours, theirs: configurations.
-        group: teacher blocks in the place of one of the student's.
+        groups: for each of the student's blocks, those of the teacher's in whose place it runs.
 
     Raises:
         ValueError: there is such a block.
@@ -181,12 +183,13 @@ def _check_kinds(ours: Any, theirs: Any, group: int) -> None:
     mine, wanted = (getattr(config, "layer_types", None) for config in (ours, theirs))
     if mine is None or wanted is None:
         return
-    for place, kind in enumerate(wanted):
-        if kind != mine[place // group]:
-            raise ValueError(
-                f"the teacher's block {place} has {kind} and the student's block {place // group}, in whose place it "
-                f"would run, {mine[place // group]}; BERT-of-Theseus needs blocks of one kind: use LogitsDistillation"
-            )
+    for block, group in enumerate(groups):
+        for place in group:
+            if wanted[place] != mine[block]:
+                raise ValueError(
+                    f"the teacher's block {place} has {wanted[place]} and the student's block {block}, in whose place "
+                    f"it would run, {mine[block]}; BERT-of-Theseus needs blocks of one kind: use LogitsDistillation"
+                )
 
 
 @contextmanager

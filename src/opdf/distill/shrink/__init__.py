@@ -1,7 +1,16 @@
 """A student of any size that starts from its teacher, in closed form."""
 
-from opdf.distill.shrink.report import BlockReport, ShrinkReport, find_report, shrink_report
+from opdf.distill.shrink.report import BlockReport, ShrinkReport, find_report, groups_of_blocks, shrink_report
 from opdf.distill.shrink.sizes import depth_fields
 from opdf.distill.shrink.start import blank_student, shrink
 
-__all__ = ["BlockReport", "ShrinkReport", "blank_student", "depth_fields", "find_report", "shrink", "shrink_report"]
+__all__ = [
+    "BlockReport",
+    "ShrinkReport",
+    "blank_student",
+    "depth_fields",
+    "find_report",
+    "groups_of_blocks",
+    "shrink",
+    "shrink_report",
+]

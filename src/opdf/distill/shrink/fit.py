@@ -22,7 +22,7 @@ from opdf.distill.shrink.moments import Moments, exact
 from opdf.distill.shrink.norms import fit_norm, has_shift, is_norm, plain, set_norm
 from opdf.distill.shrink.report import BlockReport, ShrinkReport
 from opdf.distill.shrink.ridge import STRENGTH_OF_HEADS, Affine, explained, ridge
-from opdf.distill.shrink.sizes import has_part, head_sizes, last_blocks
+from opdf.distill.shrink.sizes import block_groups, has_part, head_sizes
 
 Passed = dict[Any, list[tuple[int, list[Tensor]]]]
 """What branches of the teacher's blocks have read, by the branch's names: the block, and its states for each batch."""
@@ -74,10 +74,9 @@ class Fit:
         stream = self.calibration.streams[tower.blocks]
         self._enter(tower, stream)
         self._kept, self._relative = self._shared_heads(tower), self._distances(tower)
-        start = 0
-        for index, last in enumerate(last_blocks(self.family, len(ours), len(theirs))):
+        for index, (first, last) in enumerate(block_groups(self.family, len(ours), len(theirs))):
             passed: Passed = {names: [] for names in tower.branches}
-            for block in range(start, last):
+            for block in range(first, last):
                 self._advance(tower, stream, block, passed)
             kept = {}
             for names in tower.branches:
@@ -92,8 +91,7 @@ class Fit:
                 sources.append(self._source(tower, names, last, index))
                 norms = theirs[last].get_submodule(names.norm), norm
                 kept[_title(names)] = self._fit(sources, norms, stream)
-            self.report.blocks.append(BlockReport(tower.blocks, index, (start, last), kept))
-            start = last + 1
+            self.report.blocks.append(BlockReport(tower.blocks, index, (first, last), kept))
             told()
         self._finish(tower, stream)
 

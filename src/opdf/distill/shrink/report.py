@@ -75,7 +75,7 @@ def keep_report(student: nn.Module, report: ShrinkReport) -> None:
 def find_report(student: nn.Module) -> ShrinkReport | None:
     """The report of a student or of what it is a copy of, None if `shrink` did not make it in this process.
 
-    Of a student without values, the report has no blocks and a projection without values.
+    Of a student without values, the report says no shares and has a projection without values.
     """
     mark = vars(unwrapped(student)).get("_shrink_mark")
     return None if mark is None else mark.report
@@ -91,3 +91,24 @@ def shrink_report(student: nn.Module) -> ShrinkReport:
     if report is None:
         raise KeyError(f"this {type(student).__name__} was not made by shrink in this process")
     return report
+
+
+def groups_of_blocks(student: nn.Module, ours: int, theirs: int) -> list[range]:
+    """The teacher's blocks that each of a student's stands for: those that it was fitted to, else as many for each.
+
+    Args:
+        student: with one list of blocks.
+        ours, theirs: how many blocks the student and the teacher have.
+
+    Raises:
+        ValueError: the student was not fitted to so many blocks, and its own do not divide them.
+    """
+    report = find_report(student)
+    blocks = [] if report is None else report.blocks
+    fitted = [range(first, last + 1) for first, last in (block.teacher_blocks for block in blocks)]
+    if fitted and fitted[-1].stop == theirs:
+        return fitted
+    if theirs % ours:
+        raise ValueError(f"{ours} student blocks do not divide the teacher's {theirs}")
+    group = theirs // ours
+    return [range(k * group, (k + 1) * group) for k in range(ours)]

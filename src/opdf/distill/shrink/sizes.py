@@ -195,6 +195,12 @@ def last_blocks(family: Family, count: int, depth: int) -> list[int]:
     return chosen_layers(count, depth)
 
 
+def block_groups(family: Family, count: int, depth: int) -> list[tuple[int, int]]:
+    """For each of a student's blocks the first and the last of the teacher's that it stands for."""
+    last = last_blocks(family, count, depth)
+    return list(zip([0, *(k + 1 for k in last[:-1])], last, strict=True))
+
+
 def _follow(config: Any, teacher: Any, family: Family) -> None:
     """Bring the fields that go with a size to what was asked for: a value for each block, the width's other names."""
     old = teacher.config

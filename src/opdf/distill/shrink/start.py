@@ -22,8 +22,9 @@ from opdf.distill.shrink.calibration import Place, Recorder, has_room, input_of,
 from opdf.distill.shrink.families import Attention, Family, FeedForward, Tower
 from opdf.distill.shrink.fit import Fit
 from opdf.distill.shrink.norms import subtracts_mean
-from opdf.distill.shrink.report import ShrinkReport, keep_report
+from opdf.distill.shrink.report import BlockReport, ShrinkReport, keep_report
 from opdf.distill.shrink.sizes import (
+    block_groups,
     check_teacher,
     head_sizes,
     inner_size,
@@ -114,7 +115,12 @@ def blank_student(teacher: Any, batches: Iterable[Mapping[str, Tensor]] = (), **
             _check_count(teacher, family, config, inputs)
     student = _blank(teacher, config, torch.device("meta"))
     shape = getattr(teacher.config, family.width), getattr(config, family.width)
-    keep_report(student, ShrinkReport(torch.empty(shape, device="meta")))
+    blocks = [
+        BlockReport(tower.blocks, index, group, {})
+        for tower in towers_of(teacher, family)
+        for index, group in enumerate(block_groups(family, *_depths(tower, student, teacher)))
+    ]
+    keep_report(student, ShrinkReport(torch.empty(shape, device="meta"), blocks))
     return student
 
 
@@ -155,7 +161,7 @@ def _narrower(teacher: Any, student: Any, family: Family, towers: Sequence[Tower
         FeedForward: inner_size(student.config, family) < inner,
     }
     for tower in towers:
-        ours, theirs = (len(model.base_model.get_submodule(tower.blocks)) for model in (student, teacher))
+        ours, theirs = _depths(tower, student, teacher)
         fitted = last_blocks(family, ours, theirs)
         for branch in tower.branches:
             read = range(theirs) if tower.shares_heads(branch) else fitted
@@ -163,6 +169,11 @@ def _narrower(teacher: Any, student: Any, family: Family, towers: Sequence[Tower
             if narrow[type(branch)] and room:
                 fewer |= {(tower.blocks, k, branch.output.name) for k in read}
     return fewer
+
+
+def _depths(tower: Tower, student: Any, teacher: Any) -> tuple[int, int]:
+    ours, theirs = (len(model.base_model.get_submodule(tower.blocks)) for model in (student, teacher))
+    return ours, theirs
 
 
 def _on_device(teacher: Any, batches: Iterable[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:

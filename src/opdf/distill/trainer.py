@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -556,7 +557,15 @@ class DistillationTrainer(CheckpointedTrainer):
 
     # Whether training diverges.
 
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        """The Trainer's; what the objective trains counts and is clipped along with the student."""
+        if not (own := self._own_parameters()):
+            return super()._clip_grad_norm(model)
+        return self.accelerator.clip_grad_norm_([*model.parameters(), *own], self.args.max_grad_norm)
+
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        if grad_norm is None and (own := self._own_parameters()):
+            grad_norm = self.accelerator.clip_grad_norm_([*model.parameters(), *own], math.inf)
         norm = super()._get_grad_norm(model, grad_norm)
         self._watch(torch.as_tensor(norm, device=self.args.device))
         return norm

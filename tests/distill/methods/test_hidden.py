@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.distill.small import arguments as small_arguments, sentences
 from transformers import (
     BertConfig,
     BertForMultipleChoice,
@@ -30,7 +31,7 @@ from opdf.distill import HiddenDistillation, keep_layers, shrink
 
 def bert(layers: int = 4, width: int = 16) -> BertForSequenceClassification:
     torch.manual_seed(width)
-    config = BertConfig(vocab_size=30, hidden_size=width, num_hidden_layers=layers, num_attention_heads=2,
+    config = BertConfig(vocab_size=50, hidden_size=width, num_hidden_layers=layers, num_attention_heads=2,
                         intermediate_size=16, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)  # fmt: skip
     return BertForSequenceClassification._from_config(config, attn_implementation="eager").eval()
 
@@ -156,6 +157,23 @@ def test_projections_begin_as_the_trainers_seed_says(tmp_path: Path) -> None:
         found.append(next(trainer.method.modules()["projections"].parameters()))
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[1], found[2])
+
+
+def test_projections_are_clipped_along_with_the_student(tmp_path: Path) -> None:
+    """A step of SGD is as long as the clipped gradient of all that it moves."""
+    norms = []
+    for most in (0.01, 0.0):
+        student = bert(2, 8)
+        training = {"optim": "sgd", "learning_rate": 1.0, "lr_scheduler_type": "constant", "max_steps": 1}
+        arguments = small_arguments(tmp_path, max_grad_norm=most, **training)
+        trainer = DistillationTrainer(student, arguments, teacher=bert(), objective="hidden", train_dataset=sentences())
+        trained = [*student.parameters(), *trainer.method.modules()["projections"].parameters()]
+        before = [p.detach().clone() for p in trained]
+        trainer.train()
+        moved = torch.stack([(p.detach() - q).norm() for p, q in zip(trained, before, strict=True)]).norm()
+        norms.append(trainer.state.log_history[0]["grad_norm"])
+        assert float(moved) == pytest.approx(most or norms[-1], rel=1e-3)
+    assert norms[0] == pytest.approx(norms[1])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import typing
 from typing import Any
 
 import numpy as np
@@ -81,6 +82,24 @@ def test_a_range_is_told() -> None:
             number("x", value, least, most)
     assert [number("x", value, 0, 1) for value in (0, 1)] == [0, 1]
     assert whole("x", 10**30) == 10**30
+
+
+def test_every_number_of_the_trainer_is_one() -> None:
+    """The launcher sets local_rank."""
+    found = []
+    for name, kind in typing.get_type_hints(DistillationArguments).items():
+        kinds = set(typing.get_args(kind)) or {kind}
+        if kinds & {int, float} and str not in kinds and name != "local_rank":
+            found.append(name)
+            for value in ("4", True, [1]):
+                with pytest.raises(TypeError, match=rf"^{name} is {re.escape(repr(value))}; give a"):
+                    DistillationArguments("x", **{"eval_strategy": "epoch", name: value})
+            if type(None) not in kinds:
+                with pytest.raises(TypeError, match=f"^{name} is None; give a"):
+                    DistillationArguments("x", **{name: None})
+    assert {"eval_steps", "data_seed", "early_stopping_patience"} < set(found)
+    with pytest.raises(ValueError, match="data_seed is 4294967296; it must be below"):
+        DistillationArguments("x", data_seed=2**32)
 
 
 def test_others_that_take_such_options() -> None:

@@ -62,7 +62,8 @@ class DistillationArguments(TrainingArguments):
     def __post_init__(self) -> None:
         for names, checked, least in _RANGES:
             for name in names:
-                setattr(self, name, checked(name, getattr(self, name), least))
+                if (value := getattr(self, name)) is not None or self.__dataclass_fields__[name].default is not None:
+                    setattr(self, name, checked(name, value, least))
         if self.max_steps != -1:
             self.max_steps: int = whole("max_steps", self.max_steps, 1)
         elif not self.num_train_epochs > 0:
@@ -71,8 +72,9 @@ class DistillationArguments(TrainingArguments):
             value = getattr(self, item.name)
             if isinstance(value, str) and value not in (known := item.metadata.get("choices", [value])):
                 raise ValueError(f"{item.name} is {value!r}; expected one of {', '.join(known)}")
-        if self.seed >= 2**32:
-            raise ValueError(f"seed is {self.seed}; it must be below 2**32")
+        for name in ("seed", "data_seed"):
+            if (getattr(self, name) or 0) >= 2**32:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be below 2**32")
         for name in ("adam_beta1", "adam_beta2"):
             if getattr(self, name) >= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more, and below 1")
@@ -105,12 +107,14 @@ class DistillationArguments(TrainingArguments):
 
 _RANGES: tuple[tuple[tuple[str, ...], Callable[[str, Any, float], float], float], ...] = (
     (("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), whole, 1),
-    (("learning_rate", "logging_steps", "save_steps"), number, POSITIVE),
+    (("eval_accumulation_steps", "torch_empty_cache_steps", "dataloader_prefetch_factor", "ddp_timeout"), whole, 1),
+    (("learning_rate", "logging_steps", "save_steps", "eval_steps"), number, POSITIVE),
     (("num_train_epochs", "weight_decay", "max_grad_norm", "warmup_steps", "early_stopping_threshold"), number, 0),
-    (("adam_beta1", "adam_beta2", "adam_epsilon"), number, 0),
-    (("dataloader_num_workers", "seed"), whole, 0),
+    (("adam_beta1", "adam_beta2", "adam_epsilon", "eval_delay", "neftune_noise_alpha"), number, 0),
+    (("label_smoothing_factor",), number, 0),
+    (("dataloader_num_workers", "seed", "data_seed", "save_total_limit", "ddp_bucket_cap_mb"), whole, 0),
 )
-"""Arguments that the Trainer does not check, with what they are and their least value."""
+"""Arguments that the Trainer does not check, with what they are and their least value; some may be None."""
 
 
 def check_engine(args: TrainingArguments, accelerator: Accelerator | None = None) -> None:

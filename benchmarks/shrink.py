@@ -1,8 +1,8 @@
 """Students that start from their teacher, untrained: what `shrink` is worth on real data, and what matters to it.
 
-Beside `shrink` there is what one would do otherwise: entries of the stream chosen by activations or by weights, blocks
-copied, no start at all. And there is `shrink` with other bases for the stream, other numbers of examples, and in two
-steps.
+Beside `shrink` there is what one would do otherwise: entries of the stream chosen by activations or by weights, a
+library that prunes (Torch-Pruning, 2301.12900), blocks copied, no start at all. And there is `shrink` with other bases
+for the stream, other numbers of examples, and in two steps.
 
 The teachers are a MiniLM fine-tuned on movie snippets and a small ViT trained on Fashion-MNIST; they are kept under
 `runs/benchmark-shrink`, since training them takes most of the time (about 10 minutes on 2 cores). Trials are appended
@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
+import torch_pruning
 from tabulate import tabulate
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -60,6 +61,8 @@ TEXT_SIZES: tuple[dict[str, int], ...] = (
     {"hidden_size": 96},
     {"num_hidden_layers": 3},
     {"num_hidden_layers": 3, "hidden_size": 192},
+    {"hidden_size": 192, "intermediate_size": 768},
+    {"hidden_size": 96, "intermediate_size": 384},
 )
 IMAGE_SIZES: tuple[dict[str, int], ...] = (
     {"hidden_size": 48},
@@ -67,6 +70,8 @@ IMAGE_SIZES: tuple[dict[str, int], ...] = (
     {"hidden_size": 12},
     {"num_hidden_layers": 2},
     {"num_hidden_layers": 2, "hidden_size": 48},
+    {"hidden_size": 48, "intermediate_size": 192},
+    {"hidden_size": 24, "intermediate_size": 96},
 )
 
 
@@ -209,6 +214,40 @@ def _largest(scores: Tensor, config: Any) -> Tensor:
     return (best + torch.arange(heads)[:, None] * (len(scores) // heads)).flatten()
 
 
+def pruned(importance: str) -> Way:
+    """What Torch-Pruning makes of the teacher in one go, by an importance of its own; all widths are cut alike.
+
+    "Taylor" is weights times gradients, here of the teacher's own answers to the examples; "Magnitude" is weights.
+    """
+
+    def way(teacher: Any, batches: Batches, sizes: Mapping[str, int]) -> Any:
+        config = student_config(teacher, family_of(teacher), sizes)
+        model = keep_layers(teacher, config.num_hidden_layers).eval()
+        tower = family_of(teacher).towers[0]
+        reads = next(branch for branch in tower.branches if isinstance(branch, Attention)).reads
+        blocks = list(model.base_model.get_submodule(tower.blocks))
+        projections = [block.get_submodule(part.name) for block in blocks for part in reads]
+        pruner = torch_pruning.pruner.BasePruner(
+            model,
+            {name: value[:2] for name, value in batches[0].items()},
+            getattr(torch_pruning.importance, f"Group{importance}Importance")(),
+            pruning_ratio=1 - config.hidden_size / teacher.config.hidden_size,
+            ignored_layers=[model.classifier],
+            num_heads=dict.fromkeys(projections, config.num_attention_heads),
+            prune_head_dims=True,
+            output_transform=lambda outputs: outputs.logits.sum(),
+        )
+        for batch in batches:
+            logits = model(**batch).logits
+            nn.functional.cross_entropy(logits, logits.argmax(-1), reduction="sum").backward()
+        pruner.step()
+        student = type(teacher)._from_config(config).eval()
+        student.load_state_dict(model.state_dict())
+        return student
+
+    return way
+
+
 def copied(teacher: Any, batches: Batches, sizes: Mapping[str, int]) -> Any:
     return keep_layers(teacher, sizes["num_hidden_layers"]).eval()
 
@@ -302,6 +341,8 @@ WAYS: dict[str, Way] = {
     "shrink": lambda teacher, batches, sizes: shrink(teacher, batches, **sizes),
     "entries by activations": by_activations,
     "entries by weights": by_weights,
+    "Torch-Pruning, Taylor": pruned("Taylor"),
+    "Torch-Pruning, magnitude": pruned("Magnitude"),
     "blocks copied": copied,
     "untrained": untrained,
     "no gradients": without_gradients,
@@ -311,7 +352,8 @@ WAYS: dict[str, Way] = {
     "last blocks": of_last_blocks,
     "alike groups": of_alike_groups,
 }
-OTHERS = ("entries by activations", "entries by weights", "blocks copied", "untrained")
+LIBRARY = ("Torch-Pruning, Taylor", "Torch-Pruning, magnitude")
+OTHERS = ("entries by activations", "entries by weights", *LIBRARY, "blocks copied", "untrained")
 PARTS = ("shrink", "no gradients", "plain axes", "entries", "two steps", "last blocks", "alike groups")
 NUMBERS = (64, 128, 256, 512, 1024)
 
@@ -328,17 +370,23 @@ class Trial(NamedTuple):
 
 
 def said(sizes: Mapping[str, int]) -> str:
-    short = {"hidden_size": "width", "num_hidden_layers": "blocks"}
+    short = {"hidden_size": "width", "num_hidden_layers": "blocks", "intermediate_size": "neurons"}
     return ", ".join(f"{size} {name}" if name == "blocks" else f"{name} {size}" for name, size in
                      ((short[field], size) for field, size in sizes.items()))  # fmt: skip
 
 
 def trials(task: str) -> Iterator[Trial]:
     """Of a task, what says most first."""
-    sizes = SIZES[task]
-    narrow = [given for given in sizes if "hidden_size" in given]
+    alike = [given for given in SIZES[task] if NEURONS in given]
+    sizes = [given for given in SIZES[task] if given not in alike]
+    narrow = [given for given in sizes if WIDTH in given]
+    asked = {
+        "shrink": SIZES[task],
+        "untrained": SIZES[task],
+        "blocks copied": [given for given in sizes if given not in narrow],
+    } | dict.fromkeys(LIBRARY, alike)
     for way in ("shrink", *OTHERS):
-        yield from (Trial(task, given, way) for given in sizes if way != "blocks copied" or [*given] == [DEPTH])
+        yield from (Trial(task, given, way) for given in asked.get(way, sizes))
     yield from (Trial(task, given, way) for given in narrow for way in PARTS[1:-2])
     yield from (Trial(task, given, way) for given in sizes if DEPTH in given for way in PARTS[-2:])
     yield from (Trial(task, given, "no gradients") for given in sizes if given not in narrow)
@@ -405,7 +453,7 @@ def report(rows: Mapping[tuple[str, str, str, int], Mapping[str, Any]]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-WIDTH, DEPTH = "hidden_size", "num_hidden_layers"
+WIDTH, DEPTH, NEURONS = "hidden_size", "num_hidden_layers", "intermediate_size"
 TASKS = {"images": images, "text": text}
 SIZES = {"images": IMAGE_SIZES, "text": TEXT_SIZES}
 

@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from benchmarks.shrink import EXAMPLES, SIZES, TASKS, accuracy, report, said, trials
+from benchmarks.shrink import EXAMPLES, SIZES, TASKS, WAYS, accuracy, report, said, trials
 
 from benchmarks import shrink as benchmark
+from families import batch, build
 from opdf.distill import shrink
 
 FLOORS = {
@@ -29,6 +30,21 @@ def test_students_are_near_their_teachers_without_training(task: str) -> None:
     for sizes in SIZES[task]:
         if (task, said(sizes)) in FLOORS:
             assert whole - accuracy(shrink(teacher, examples, **sizes), test) <= FLOORS[task, said(sizes)], sizes
+
+
+@pytest.mark.parametrize(("task", "kind"), [("images", "vit"), ("text", "bert")])
+def test_every_trial_runs(task: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher, rows = build(kind).eval(), batch(kind, 1024)
+    batches = [{name: value[k : k + 64] for name, value in rows.items()} for k in range(0, 1024, 64)]
+    without = [{name: value for name, value in some.items() if name != "labels"} for some in batches]
+    neurons = {"hidden_size": 8, "intermediate_size": teacher.config.intermediate_size // 2}
+    sizes = ({"hidden_size": 8}, {"num_hidden_layers": 1}, {"num_hidden_layers": 1, "hidden_size": 8}, neurons)
+    monkeypatch.setattr(benchmark, "RUNS", tmp_path / "shrink.jsonl")
+    monkeypatch.setitem(benchmark.SIZES, task, sizes)
+    monkeypatch.setitem(benchmark.TASKS, task, lambda _: (teacher, without, batches))
+    found = list(benchmark.measure(task))
+    assert {row["way"] for row in found} == set(WAYS)
+    assert all(-100 <= row["behind"] <= 100 for row in found)
 
 
 def test_trials_go_on_where_they_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

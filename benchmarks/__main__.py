@@ -15,6 +15,7 @@ from benchmarks import (
     measure,
     memory,
     profile_step,
+    pruned,
     rate,
     shrink,
     shrink_time,
@@ -41,6 +42,7 @@ BENCHMARKS: dict[str, Callable[[], None]] = {
     "tokens": tokens.main,
     "shrink": shrink.main,
     "shrink-time": shrink_time.main,
+    "pruned": pruned.main,
     "simulation": simulation.main,
 }
 

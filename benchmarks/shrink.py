@@ -75,8 +75,27 @@ IMAGE_SIZES: tuple[dict[str, int], ...] = (
 )
 
 
-def text(examples: int) -> tuple[Any, Batches, Batches]:
-    """A fine-tuned MiniLM, calibration and test batches."""
+class Task(NamedTuple):
+    """A trained teacher, its rows by split, and what makes batches of them."""
+
+    teacher: Any
+    rows: Any
+    collate: Any
+
+    def calibration(self, examples: int) -> Batches:
+        """Of the training split, without labels."""
+        loader = DataLoader(self.rows["train"].select(range(examples)), 64, collate_fn=self.collate)
+        return [{k: v for k, v in batch.items() if k != "labels"} for batch in loader]
+
+    def held_out(self, split: str = "test") -> Batches:
+        rows = self.rows[split]
+        if "input_ids" in rows.column_names:  # texts of like length together, which saves padding
+            rows = rows.select(sorted(range(len(rows)), key=[len(ids) for ids in rows["input_ids"]].__getitem__))
+        return [dict(batch) for batch in DataLoader(rows, 128, collate_fn=self.collate)]
+
+
+def text() -> Task:
+    """MiniLM, fine-tuned on film reviews."""
     data, task = load_data("movie-sentiment", train_limit=4000, seed=0)
     encoded, collate = encode(data, task, AutoTokenizer.from_pretrained(minilm()), max_length=48)
     folder = KEPT / "text"
@@ -84,12 +103,11 @@ def text(examples: int) -> tuple[Any, Batches, Batches]:
         set_seed(0)
         teacher = AutoModelForSequenceClassification.from_pretrained(minilm(), num_labels=2)
         train(teacher, encoded["train"], collate, epochs=2, rate=1e-4).save_pretrained(folder)
-    teacher = AutoModelForSequenceClassification.from_pretrained(folder)
-    return teacher, *_batches(encoded, collate, examples)
+    return Task(AutoModelForSequenceClassification.from_pretrained(folder), encoded, collate)
 
 
-def images(examples: int) -> tuple[Any, Batches, Batches]:
-    """A ViT of 4 blocks and width 96, calibration and test batches."""
+def images() -> Task:
+    """A ViT of 4 blocks and width 96."""
     data, task = load_data("fashion-mnist", train_limit=6000, seed=0)
     for part, rows in (("test", 4000), ("validation", 500)):
         data[part] = data[part].select(range(rows))
@@ -102,8 +120,7 @@ def images(examples: int) -> tuple[Any, Batches, Batches]:
         sizes = {"hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 384}
         vit = ViTForImageClassification(ViTConfig(image_size=28, patch_size=7, num_labels=10, **sizes))
         train(vit, encoded["train"], collate, epochs=8, rate=1e-3).save_pretrained(folder)
-    teacher = AutoModelForImageClassification.from_pretrained(folder)
-    return teacher, *_batches(encoded, collate, examples)
+    return Task(AutoModelForImageClassification.from_pretrained(folder), encoded, collate)
 
 
 def train(model: Any, rows: Any, collate: Any, *, epochs: int, rate: float, batch: int = 32) -> Any:
@@ -126,15 +143,6 @@ def train(model: Any, rows: Any, collate: Any, *, epochs: int, rate: float, batc
             schedule.step()
             optimizer.zero_grad()
     return model.eval()
-
-
-def _batches(encoded: Any, collate: Any, examples: int) -> tuple[Batches, Batches]:
-    calibration = DataLoader(encoded["train"].select(range(examples)), 64, collate_fn=collate)
-    without = [{k: v for k, v in batch.items() if k != "labels"} for batch in calibration]
-    rows = encoded["test"]
-    if "input_ids" in rows.column_names:  # texts of like length together, which saves padding
-        rows = rows.select(sorted(range(len(rows)), key=[len(ids) for ids in rows["input_ids"]].__getitem__))
-    return without, [dict(batch) for batch in DataLoader(rows, 128, collate_fn=collate)]
 
 
 @torch.no_grad()
@@ -404,7 +412,8 @@ def measure(task: str, ways: Collection[str] = tuple(WAYS)) -> Iterator[dict[str
     missing = [trial for trial in trials(task) if trial.way in ways and trial.key not in done()]
     if not missing:
         return
-    teacher, most, test = TASKS[task](max(NUMBERS))
+    given = TASKS[task]()
+    teacher, most, test = given.teacher, given.calibration(max(NUMBERS)), given.held_out()
     whole = accuracy(teacher.eval(), test)
     for trial in missing:
         row: dict[str, Any] = dict(zip(("task", "sizes", "way", "examples"), trial.key, strict=True))

@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-from benchmarks.shrink import EXAMPLES, SIZES, TASKS, WAYS, accuracy, report, said, trials
+import torch
+from benchmarks.shrink import EXAMPLES, SIZES, TASKS, WAYS, Task, accuracy, report, said, trials
+from datasets import Dataset
+from transformers import default_data_collator
 
-from benchmarks import shrink as benchmark
+from benchmarks import pruned, shrink as benchmark
 from families import batch, build
 from opdf.distill import shrink
 
@@ -25,26 +28,51 @@ FLOORS = {
 @pytest.mark.parametrize("task", TASKS)
 def test_students_are_near_their_teachers_without_training(task: str) -> None:
     """Ten minutes where the teachers are still to be trained; they are kept under runs/."""
-    teacher, examples, test = TASKS[task](EXAMPLES)
-    whole = accuracy(teacher.eval(), test)
+    given = TASKS[task]()
+    teacher, examples, test = given.teacher.eval(), given.calibration(EXAMPLES), given.held_out()
+    whole = accuracy(teacher, test)
     for sizes in SIZES[task]:
         if (task, said(sizes)) in FLOORS:
             assert whole - accuracy(shrink(teacher, examples, **sizes), test) <= FLOORS[task, said(sizes)], sizes
 
 
-@pytest.mark.parametrize(("task", "kind"), [("images", "vit"), ("text", "bert")])
+TOY = [("images", "vit"), ("text", "bert")]
+
+
+def toy(kind: str) -> Task:
+    torch.manual_seed(0)
+    rows = {name: value.tolist() for name, value in batch(kind, 1024).items()}
+    return Task(
+        build(kind).eval(),
+        dict.fromkeys(("train", "validation", "test"), Dataset.from_dict(rows)),
+        default_data_collator,
+    )
+
+
+@pytest.mark.parametrize(("task", "kind"), TOY)
 def test_every_trial_runs(task: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    teacher, rows = build(kind).eval(), batch(kind, 1024)
-    batches = [{name: value[k : k + 64] for name, value in rows.items()} for k in range(0, 1024, 64)]
-    without = [{name: value for name, value in some.items() if name != "labels"} for some in batches]
-    neurons = {"hidden_size": 8, "intermediate_size": teacher.config.intermediate_size // 2}
+    given = toy(kind)
+    neurons = {"hidden_size": 8, "intermediate_size": given.teacher.config.intermediate_size // 2}
     sizes = ({"hidden_size": 8}, {"num_hidden_layers": 1}, {"num_hidden_layers": 1, "hidden_size": 8}, neurons)
     monkeypatch.setattr(benchmark, "RUNS", tmp_path / "shrink.jsonl")
     monkeypatch.setitem(benchmark.SIZES, task, sizes)
-    monkeypatch.setitem(benchmark.TASKS, task, lambda _: (teacher, without, batches))
+    monkeypatch.setitem(benchmark.TASKS, task, lambda: given)
     found = list(benchmark.measure(task))
     assert {row["way"] for row in found} == set(WAYS)
     assert all(-100 <= row["behind"] <= 100 for row in found)
+
+
+@pytest.mark.parametrize(("task", "kind"), TOY)
+def test_pruned_students_are_trained(task: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = toy(kind)
+    sizes = {"hidden_size": 8, "intermediate_size": given.teacher.config.intermediate_size // 2}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(benchmark.TASKS, task, lambda: given)
+    monkeypatch.setitem(pruned.SIZES, task, sizes)
+    monkeypatch.setattr(pruned, "STEPS", 3)
+    rows = list(pruned.measure(task, ways=["shrink", "Torch-Pruning, Taylor"], seeds=[0, 1]))
+    assert [row["start"] for row in rows] == ["shrink", "Torch-Pruning, Taylor"]
+    assert all(0 <= row[part] <= 100 for row in rows for part in ("before", "after", "teacher"))
 
 
 def test_trials_go_on_where_they_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

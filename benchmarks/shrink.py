@@ -63,6 +63,7 @@ TEXT_SIZES: tuple[dict[str, int], ...] = (
     {"num_hidden_layers": 3, "hidden_size": 192},
     {"hidden_size": 192, "intermediate_size": 768},
     {"hidden_size": 96, "intermediate_size": 384},
+    {"num_hidden_layers": 3, "hidden_size": 192, "intermediate_size": 768},
 )
 IMAGE_SIZES: tuple[dict[str, int], ...] = (
     {"hidden_size": 48},

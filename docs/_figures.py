@@ -256,7 +256,7 @@ def shrunk() -> tuple[Figure, str]:
     ways = {
         "shrink": ("started by shrink", BLUE, "o"),
         "blocks copied": ("blocks copied", GREEN, "D"),
-        "entries by activations": ("the strongest entries copied", ORANGE, "s"),
+        "pruned": ("pruned by Torch-Pruning", ORANGE, "s"),
         "untrained": ("untrained", GREY, "X"),
     }
     found = {
@@ -266,19 +266,18 @@ def shrunk() -> tuple[Figure, str]:
     }
     teacher = next(t["teacher"] for t in lines("shrink") if t["task"] == "text")
     students = {
-        "width 192": "half the width",
-        "width 96": "a quarter of the width",
+        "width 192, neurons 768": "half the width and neurons",
+        "width 96, neurons 384": "a quarter of both",
         "3 blocks": "half the blocks",
-        "3 blocks, width 192": "half the width and blocks",
+        "3 blocks, width 192, neurons 768": "half of all three",
     }
+    for (sizes, way), score in list(found.items()):
+        if way.startswith("Torch-Pruning"):  # the better of its importances
+            found[sizes, "pruned"] = max(score, found.get((sizes, "pruned"), 0.0))
     figure, axes = panel(height=2.8)
     told = []
     for way, (label, colour, marker) in ways.items():
         scores = {s: found[s, way] for s in students if (s, way) in found}
-        if way == "entries by activations":
-            del scores[
-                "3 blocks"
-            ]  # where all entries are kept, these are the copied blocks
         places = [list(students).index(s) for s in scores]
         axes.plot(list(scores.values()), places, marker, color=colour, label=label)
         each = ", ".join(f"{students[s]} {score:.1f}" for s, score in scores.items())

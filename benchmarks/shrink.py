@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
-import torch_pruning
 from tabulate import tabulate
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -230,6 +229,8 @@ def pruned(importance: str) -> Way:
     """
 
     def way(teacher: Any, batches: Batches, sizes: Mapping[str, int]) -> Any:
+        import torch_pruning  # which a GPU node has no need of
+
         config = student_config(teacher, family_of(teacher), sizes)
         model = keep_layers(teacher, config.num_hidden_layers).eval()
         tower = family_of(teacher).towers[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import shutil
 import subprocess
@@ -142,6 +143,18 @@ def test_a_bundle_holds_what_its_packages_need() -> None:
         for needed in map(Requirement, metadata.requires(name) or ()):
             if needed.marker is None or needed.marker.evaluate({"extra": ""}):
                 assert canonicalize_name(needed.name) in brought | bundled, f"{name} needs {needed}"
+
+
+def test_benchmarks_import_no_more_than_a_node_has() -> None:
+    """What the development environment has beside it is imported where it is used."""
+    known = {"benchmarks", "opdf", *sys.stdlib_module_names}
+    has = {canonicalize_name(name) for name in (*bundle.WHEELS, *bundle.COMPANY, "torch")}
+    for path in Path(bundle.__file__).parent.glob("*.py"):
+        for statement in ast.parse(path.read_text()).body:
+            names = [a.name for a in statement.names] if isinstance(statement, ast.Import) else []
+            names += [str(statement.module)] if isinstance(statement, ast.ImportFrom) else []
+            for root in {name.partition(".")[0] for name in names} - known:
+                assert canonicalize_name(root) in has, f"{path.name} imports {root}"
 
 
 def test_all_goes_on_after_what_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -25,7 +25,7 @@ SIZES = {
     "images": {"hidden_size": 48, "intermediate_size": 192},
     "text": {"hidden_size": 192, "intermediate_size": 768},
 }
-RATES = {"images": (5e-4, 1.5e-3, 4e-3, 1e-2), "text": (3e-5, 1e-4, 3e-4, 1e-3)}
+RATES = {"images": (1.5e-4, 5e-4, 1.5e-3, 4e-3), "text": (3e-5, 1e-4, 3e-4, 1e-3)}
 
 
 def answered(task: shrink.Task, folder: str) -> Any:

@@ -23,6 +23,9 @@ from transformers import (
     BertLMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    ModernBertConfig,
+    ModernBertForSequenceClassification,
+    ModernBertForTokenClassification,
 )
 
 from jobs import bert, texts
@@ -193,6 +196,26 @@ def test_a_teacher_of_another_task_is_refused_for_data_without_labels(
     with pytest.raises(UserError, match=message):
         load_model(str(tmp_path), Task(kind, ("text",), None))
     load_model(str(tmp_path), Task("similarity", ("text", "other"), "label"))
+
+
+@pytest.mark.parametrize(
+    ("cls", "kind"),
+    [
+        (ModernBertForTokenClassification, "classification"),
+        (ModernBertForSequenceClassification, "token-classification"),
+    ],
+)
+def test_a_head_for_words_is_none_for_texts_and_the_other_way(tmp_path: Path, cls: Any, kind: str) -> None:
+    """ModernBERT's have the same names and sizes, so that the one was loaded as the other without a word."""
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    marks = dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "pad_token_id"), 1)
+    names = {"id2label": {0: "a", 1: "b"}, "label2id": {"a": 0, "b": 1}}
+    cls(ModernBertConfig(vocab_size=9, **sizes, **marks, **names)).save_pretrained(tmp_path)
+    task = Task(kind, ("text",), "label", ("a", "b"))
+    message = rf"was saved as a {cls.__name__} and the task is {kind}; give a model of the same task .* data\.task"
+    with pytest.raises(UserError, match=message):
+        load_model(str(tmp_path), task)
+    load_model(str(tmp_path), task, new_head=True)  # training will make it right
 
 
 @pytest.mark.parametrize(

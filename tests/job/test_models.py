@@ -218,6 +218,14 @@ def test_a_head_for_words_is_none_for_texts_and_the_other_way(tmp_path: Path, cl
     load_model(str(tmp_path), task, new_head=True)  # training will make it right
 
 
+def test_classes_beside_the_models_are_named(tmp_path: Path) -> None:
+    """One file's labels were written otherwise; the message named the classes that were right, and another model."""
+    bert(tmp_path, id2label={0: "a", 1: "b"})
+    task = Task("classification", ("text",), "label", ("A", "a", "b", "b "))
+    with pytest.raises(UserError, match=r"4 classes: A, a, b, b , 'A', 'b ' beside the model's; correct these if"):
+        load_model(str(tmp_path), task)
+
+
 @pytest.mark.parametrize(
     ("kind", "options"),
     [

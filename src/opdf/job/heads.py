@@ -126,6 +126,10 @@ def _other_number(model: str, theirs: list[str], task: Task) -> str:
     remedy = "give a model of the same classes (a teacher gets a new head with teacher.finetune: true)"
     if task.labels:
         data = f"has {len(task.labels)} classes: {', '.join(task.labels[:NAMED])}"
+        if {*theirs} < {*task.labels}:
+            added = [repr(label) for label in task.labels if label not in theirs]
+            data += f", {', '.join(added[:NAMED])} beside the model's"
+            remedy = f"correct these if they are misspelt, in a file of test rows say, or {remedy}"
         if set(map(plain_name, task.labels)) < set(map(plain_name, theirs)):
             remedy = f"name also the classes that no row has, by data.labels {theirs}"
     head = f"a head of {len(theirs)} outputs ({', '.join(theirs[:NAMED])})"

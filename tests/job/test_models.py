@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -311,3 +312,12 @@ def test_a_model_that_is_built_takes_a_tokenizer_alone(tmp_path: Path) -> None:
     assert load_processor(teacher, TASK)("a")["input_ids"]
     with pytest.raises(ValueError, match="it has no weights"):
         load_model(str(tmp_path), TASK)
+
+
+def test_a_run_in_the_place_of_a_model_is_told_from_its_student(tmp_path: Path) -> None:
+    """Other commands take a run for its student. A teacher may be either of two, and the remedy was to save one."""
+    for name in ("student", "teacher"):
+        bert(tmp_path / "run" / name)
+    found = " or ".join(re.escape(str(tmp_path / "run" / name)) for name in ("student", "teacher"))
+    with pytest.raises(ValueError, match=rf"it has no weights\. Name {found}, which has some$"):
+        load_model(str(tmp_path / "run"), TASK)

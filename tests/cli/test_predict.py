@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -339,6 +340,30 @@ def test_refusals(command: str, message: str, models: Path, tmp_path: Path, caps
     assert message.format(**places) in printed.err
     assert printed.out == ""
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(("name", "trained", "given", "message"), [
+    ("classes", ["a", "b"], "a", "inputs is a, and RUN was trained on a and b; name as many columns"),
+    ("number", ["text"], ["a", "b"], "inputs is a, b, and RUN was trained on text; name as many columns"),
+    ("body", ["a", "b"], "a", None),
+])  # fmt: skip
+def test_a_run_of_pairs_is_given_pairs(
+    models: Path, tmp_path: Path, name: str, trained: list[str], given: Any, message: str | None
+) -> None:
+    """Half of a pair was answered for, without a word; a sentence model embeds each by itself."""
+    (tmp_path / "config.yaml").write_text("data: {name: rows.csv}\n")
+    scores = {part: {"accuracy": 1.0} for part in ("validation", "test")}
+    metrics: dict[str, Any] = {"inputs": trained, "metric": "accuracy"}
+    metrics |= dict.fromkeys(("teacher", "student before training", "student"), scores)
+    metrics |= dict.fromkeys(("train_params", "inference_params", "steps", "train_seconds"), 1)
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    shutil.copytree(models / name, tmp_path / "student")
+    row = {"a": "w1", "b": "w2"}
+    if message is None:
+        assert len(list(predict(tmp_path, [row], inputs=given))) == 1
+        return
+    with pytest.raises(UserError, match=re.escape(message.replace("RUN", str(tmp_path)))):
+        predict(tmp_path, [row], inputs=given)
 
 
 def test_python_takes_options_that_fit_alone(models: Path) -> None:

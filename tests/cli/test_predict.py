@@ -309,6 +309,7 @@ REFUSED = [
     ("{models}/classes {here}/rows.csv --to xml", "to is 'xml'; expected one of jsonl, csv"),
     ("{models}/classes {here}/rows.csv --output {here}/no/x.csv", "there is no folder {here}/no; make it first"),
     ("{models}/classes {here}/rows.csv --output {here}/../{here.name}/rows.csv", "is the file that is read and would"),
+    ("{models}/classes {here}/rows.csv --output {here}/x.tsv", "x.tsv, which ends like no format that is written"),
     ("{models}/classes {here}/rows.csv --max_length 99", "max_length is 99; {models}/classes reads 1 to 32 tokens"),
     ("{models}/classes {here}/rows.csv --batch 0", "batch is 0"),
     ("{models}/classes", "opdf predict needs MODEL FILE as its first arguments"),

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -308,6 +309,7 @@ REFUSED = [
     ("{models}/classes {here}/rows.csv --to xml", "to is 'xml'; expected one of jsonl, csv"),
     ("{models}/classes {here}/rows.csv --output {here}/no/x.csv", "there is no folder {here}/no; make it first"),
     ("{models}/classes {here}/rows.csv --output {here}/../{here.name}/rows.csv", "is the file that is read and would"),
+    ("{models}/classes {here}/rows.csv --output {here}/x.tsv", "x.tsv, which ends like no format that is written"),
     ("{models}/classes {here}/rows.csv --max_length 99", "max_length is 99; {models}/classes reads 1 to 32 tokens"),
     ("{models}/classes {here}/rows.csv --batch 0", "batch is 0"),
     ("{models}/classes", "opdf predict needs MODEL FILE as its first arguments"),
@@ -339,6 +341,30 @@ def test_refusals(command: str, message: str, models: Path, tmp_path: Path, caps
     assert message.format(**places) in printed.err
     assert printed.out == ""
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(("name", "trained", "given", "message"), [
+    ("classes", ["a", "b"], "a", "inputs is a, and RUN was trained on a and b; name as many columns"),
+    ("number", ["text"], ["a", "b"], "inputs is a, b, and RUN was trained on text; name as many columns"),
+    ("body", ["a", "b"], "a", None),
+])  # fmt: skip
+def test_a_run_of_pairs_is_given_pairs(
+    models: Path, tmp_path: Path, name: str, trained: list[str], given: Any, message: str | None
+) -> None:
+    """Half of a pair was answered for, without a word; a sentence model embeds each by itself."""
+    (tmp_path / "config.yaml").write_text("data: {name: rows.csv}\n")
+    scores = {part: {"accuracy": 1.0} for part in ("validation", "test")}
+    metrics: dict[str, Any] = {"inputs": trained, "metric": "accuracy"}
+    metrics |= dict.fromkeys(("teacher", "student before training", "student"), scores)
+    metrics |= dict.fromkeys(("train_params", "inference_params", "steps", "train_seconds"), 1)
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    shutil.copytree(models / name, tmp_path / "student")
+    row = {"a": "w1", "b": "w2"}
+    if message is None:
+        assert len(list(predict(tmp_path, [row], inputs=given))) == 1
+        return
+    with pytest.raises(UserError, match=re.escape(message.replace("RUN", str(tmp_path)))):
+        predict(tmp_path, [row], inputs=given)
 
 
 def test_python_takes_options_that_fit_alone(models: Path) -> None:

@@ -127,7 +127,7 @@ def placed(value: Any, places: dict[str, Path]) -> Any:
     return value
 
 
-PYTHON = re.compile(r"\w\((\w+=|\))|\w=(None|True|False|'|\")")
+PYTHON = re.compile(r"\w\((\w+=|\))|\w=(None|True|False|'|\"|\[)")
 """What nobody types who uses the command line."""
 
 
@@ -229,6 +229,11 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
     ({"objective": {"options": {"temperature": float("inf")}}}, "temperature is inf"),
     ({"objective": {"options": {"alpha": 2}}}, "alpha is 2.0; it must be from 0"),
     ({"objective": {"name": "hidden", "options": {"pairs": [[0, 99]]}}}, "pairs holds (0, 99)"),
+    (
+        {"student": {"layers": None, "config": {"num_hidden_layers": 3}, "start": "random"},
+         "objective": {"name": "hidden"}},
+        "3 student blocks do not divide the teacher's 2; give pairs as a list of (student, teacher) states",
+    ),
     (
         {"data": {"name": "digits"}, "teacher": {"model": None, "config": {"model_type": "vit", "image_size": 8}},
          "objective": {"name": "adkd"}},

@@ -9,8 +9,9 @@ import pytest
 import torch
 from tests.distill.small import arguments, bert, sentences, train
 from torch import nn
-from transformers import AutoModel
+from transformers import AutoModel, ModernBertForTokenClassification
 
+from families import build
 from opdf.data import minilm
 from opdf.distill import DistillationTrainer, LogitsDistillation, keep_layers
 from opdf.distill.teachers import check_apart, check_frozen, load_teacher
@@ -95,6 +96,17 @@ def test_teachers_that_cannot_be_found_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="it has no weights"):
         load_teacher(tmp_path / "empty", bert())
+
+
+def test_a_teacher_with_a_head_for_words_is_none_for_texts(tmp_path: Path) -> None:
+    """ModernBERT's heads have the same names and sizes, so that the one was loaded as the other without a word."""
+    student: Any = build("modernbert")
+    ModernBertForTokenClassification(student.config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="saved as a ModernBertForTokenClassification and is not trained for a Mod"):
+        load_teacher(tmp_path, student)
+    load_teacher(tmp_path, student, trained=False)
+    student.save_pretrained(tmp_path)
+    load_teacher(tmp_path, student)
 
 
 def test_a_teacher_in_half_precision_is_read_in_float32(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -23,6 +24,9 @@ from transformers import (
     BertLMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    ModernBertConfig,
+    ModernBertForSequenceClassification,
+    ModernBertForTokenClassification,
 )
 
 from jobs import bert, texts
@@ -196,6 +200,34 @@ def test_a_teacher_of_another_task_is_refused_for_data_without_labels(
 
 
 @pytest.mark.parametrize(
+    ("cls", "kind"),
+    [
+        (ModernBertForTokenClassification, "classification"),
+        (ModernBertForSequenceClassification, "token-classification"),
+    ],
+)
+def test_a_head_for_words_is_none_for_texts_and_the_other_way(tmp_path: Path, cls: Any, kind: str) -> None:
+    """ModernBERT's have the same names and sizes, so that the one was loaded as the other without a word."""
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    marks = dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "pad_token_id"), 1)
+    names = {"id2label": {0: "a", 1: "b"}, "label2id": {"a": 0, "b": 1}}
+    cls(ModernBertConfig(vocab_size=9, **sizes, **marks, **names)).save_pretrained(tmp_path)
+    task = Task(kind, ("text",), "label", ("a", "b"))
+    message = rf"was saved as a {cls.__name__} and the task is {kind}; give a model of the same task .* data\.task"
+    with pytest.raises(UserError, match=message):
+        load_model(str(tmp_path), task)
+    load_model(str(tmp_path), task, new_head=True)  # training will make it right
+
+
+def test_classes_beside_the_models_are_named(tmp_path: Path) -> None:
+    """One file's labels were written otherwise; the message named the classes that were right, and another model."""
+    bert(tmp_path, id2label={0: "a", 1: "b"})
+    task = Task("classification", ("text",), "label", ("A", "a", "b", "b "))
+    with pytest.raises(UserError, match=r"4 classes: A, a, b, b , 'A', 'b ' beside the model's; correct these if"):
+        load_model(str(tmp_path), task)
+
+
+@pytest.mark.parametrize(
     ("kind", "options"),
     [
         ("bert", {}), ("distilbert", {}), ("roberta", {"pad_token_id": 1}), ("xlm-roberta", {"pad_token_id": 1}),
@@ -280,3 +312,12 @@ def test_a_model_that_is_built_takes_a_tokenizer_alone(tmp_path: Path) -> None:
     assert load_processor(teacher, TASK)("a")["input_ids"]
     with pytest.raises(ValueError, match="it has no weights"):
         load_model(str(tmp_path), TASK)
+
+
+def test_a_run_in_the_place_of_a_model_is_told_from_its_student(tmp_path: Path) -> None:
+    """Other commands take a run for its student. A teacher may be either of two, and the remedy was to save one."""
+    for name in ("student", "teacher"):
+        bert(tmp_path / "run" / name)
+    found = " or ".join(re.escape(str(tmp_path / "run" / name)) for name in ("student", "teacher"))
+    with pytest.raises(ValueError, match=rf"it has no weights\. Name {found}, which has some$"):
+        load_model(str(tmp_path / "run"), TASK)

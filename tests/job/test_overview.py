@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 
 from jobs import bert, digits, texts
 from opdf.data import describe
-from opdf.job import DistillConfig, UserError, preview, run
+from opdf.job import DistillConfig, StudentConfig, UserError, preview, run
 from opdf.job.checks import check_fit
 from opdf.job.cost import StepCost, step_cost
 from opdf.job.job import Job
@@ -126,6 +127,23 @@ def test_a_gpu_that_could_compute_in_half_precision_is_told_of(monkeypatch: pyte
     ):
         arguments: Any = SimpleNamespace(device=device, bf16=bf16, fp16=False)
         assert precision_of(arguments) == said
+
+
+def test_a_student_that_is_larger_than_its_teacher_is_told_of(tmp_path: Path) -> None:
+    """The two were given the other way round, and trained without a word."""
+    config = text_job(tmp_path, overparam=None)
+    bert(tmp_path / "large", num_hidden_layers=3)
+    swapped = replace(config, student=StudentConfig(model=str(tmp_path / "large")))
+    told = "the student is larger than its teacher; if that is not meant, give them the other way round"
+    assert told in dict(preview(swapped).lines).values()
+    assert told not in dict(preview(config).lines).values()
+
+
+def test_a_step_has_no_more_examples_than_there_are(tmp_path: Path) -> None:
+    config = text_job(tmp_path, overparam=None, training={"max_steps": 1, "use_cpu": True})
+    for rows, said in ((5, "1 step of 5 examples, "), (None, "1 step of 32 examples, ")):
+        found = dict(preview(replace(config, data=replace(config.data, train_limit=rows))).lines)
+        assert found["training"].startswith(said)
 
 
 def test_optimizers_are_made_before_any_work(tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -128,6 +130,25 @@ def test_a_bar_appears_with_the_first_numbers(monkeypatch: pytest.MonkeyPatch, c
     with counting("asking") as progress:
         progress(0, 8)
     assert re.search(r"asking.*0/8", capsys.readouterr().err)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_run_shows_how_far_the_start_of_the_student_and_the_scores_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both can take minutes, in which nothing was seen to happen."""
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    metrics = run(digits(tmp_path / "out", overparam=None, constraint=None))
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue())
+    assert re.search(r"starting the student: 100%\S* 3/3", shown)
+    scored = sum(metrics["student"][part]["examples"] for part in ("validation", "test"))
+    assert len(re.findall(rf"scoring +\S+ +{scored}/{scored}", shown)) >= 3  # the teacher, the student before and after
+    assert "Loading weights" not in shown
 
 
 def test_in_a_pipe_it_is_said_once_a_minute_how_much_is_done(clock: list[float], capsys: Any) -> None:

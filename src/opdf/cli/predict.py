@@ -81,10 +81,14 @@ def _written_as(config: PredictConfig) -> str:
     Raises:
         UserError: it is another one, or the output cannot be written there.
     """
-    ending = Path(config.output or "").suffix.lower().removeprefix(".")
-    form = config.to or (ending if ending in WRITERS else "jsonl")
-    if form not in WRITERS:
+    form = config.to or Path(config.output or "").suffix.lower().removeprefix(".") or "jsonl"
+    if config.to and form not in WRITERS:
         raise UserError(f"to is {form!r}; expected one of {', '.join(WRITERS)}")
+    if form not in WRITERS:  # else JSON lines would be called .tsv or .xlsx
+        raise UserError(
+            f"output is {config.output}, which ends like no format that is written; name a .jsonl or .csv file, or say "
+            f"in --to which it is to be, {' or '.join(WRITERS)}"
+        )
     if config.output and Path(config.output).is_dir():
         raise UserError(f"output {config.output} is a folder; name a file")
     if config.output and not Path(config.output).parent.is_dir():

@@ -84,7 +84,9 @@ def local(model: str, *, processor: bool = False) -> str:
     if folder.is_dir() and not alone and not list(folder.glob("*.safetensors")):
         pickled = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth")]
         reason = f"it has {pickled[0]}, and pickled weights are not loaded" if pickled else "it has no weights"
-        raise ValueError(f"{model} cannot be loaded: {reason}. Save the model as safetensors")
+        inner = sorted({path.parent for path in folder.glob("*/*.safetensors")})  # of a run, say
+        named = f"Name {' or '.join(map(str, inner[:2]))}, which has some"
+        raise ValueError(f"{model} cannot be loaded: {reason}. {named if inner else 'Save the model as safetensors'}")
     if not folder.exists() and (model.startswith((".", "/", "~")) or model.count("/") > 1):
         raise FileNotFoundError(f"model folder {model} does not exist{_meant(folder)}")
     if not folder.exists() and "/" in model and (meant := _meant(folder)):

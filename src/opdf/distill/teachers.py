@@ -31,6 +31,9 @@ LOADERS: tuple[tuple[Any, Any], ...] = (
 )
 """Loaders of a teacher of the student's kind, by the classes that they make."""
 
+CLASSIFIERS = [names for names, _ in LOADERS[:3]]
+"""The classes with a head for classes or a number."""
+
 
 def load_teacher(name: str | Path, student: nn.Module, *, trained: bool = True) -> Any:
     """A teacher of the student's kind (a classifier for a classifier), in float32.
@@ -42,7 +45,7 @@ def load_teacher(name: str | Path, student: nn.Module, *, trained: bool = True) 
 
     Raises:
         TypeError: the student is no model of transformers, whose kind is known.
-        ValueError: there is no such model, or it has no head for the task.
+        ValueError: there is no such model, or it has no head for the task or one for another.
     """
     kind = type(student).__name__
     loader = next((loader for names, loader in LOADERS if kind in _flat(names.values())), None)
@@ -53,6 +56,12 @@ def load_teacher(name: str | Path, student: nn.Module, *, trained: bool = True) 
     with loading(str(name)) as folder, torch.device("cpu"):
         teacher, info = loader.from_pretrained(
             folder, use_safetensors=True, trust_remote_code=False, output_loading_info=True, dtype=torch.float32
+        )
+    saved = next(iter(teacher.config.architectures or ()), type(teacher).__name__)
+    if trained and saved != type(teacher).__name__ and any(saved in _flat(names.values()) for names in CLASSIFIERS):
+        # Its head can have the names of the student's all the same: of words and of whole texts, as ModernBERT's.
+        raise ValueError(
+            f"teacher {str(name)!r} was saved as a {saved} and is not trained for a {kind}'s task; give one that is"
         )
     if trained and info["missing_keys"]:
         raise ValueError(

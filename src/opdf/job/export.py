@@ -29,6 +29,7 @@ from opdf.job.arguments import VOCABULARIES
 from opdf.job.config import DataConfig
 from opdf.job.errors import UserError, not_installed
 from opdf.job.models import load_saved
+from opdf.job.progress import counting
 from opdf.job.resume import check_rows_of_run, versions
 from opdf.job.saved import find_saved
 from opdf.job.scoring import data_to_score, pair_cosines, similarity_metrics, tell_of
@@ -324,12 +325,14 @@ def score(outputs: Outputs, prepared: Prepared, batch: int) -> dict[str, Any]:
         return similarity_metrics(prepared, "test", pair_cosines(pooled, data, prepared.collator, batch))
     size = min(batch, VOCABULARIES) if task.kind == "causal-lm" else batch
     found, labels = None, None
-    for some in DataLoader(data, batch_size=size, collate_fn=prepared.collator):
-        right = some.pop("labels")
-        said = task.kept_outputs(outputs(some), right)
-        # As the Trainer joins batches: those of shorter texts are padded with -100.
-        found = said if found is None else nested_concat(found, said)
-        labels = right if labels is None else nested_concat(labels, right)
+    with counting("scoring") as progress:
+        for number, some in enumerate(DataLoader(data, batch_size=size, collate_fn=prepared.collator), 1):
+            right = some.pop("labels")
+            said = task.kept_outputs(outputs(some), right)
+            # As the Trainer joins batches: those of shorter texts are padded with -100.
+            found = said if found is None else nested_concat(found, said)
+            labels = right if labels is None else nested_concat(labels, right)
+            progress(min(number * size, len(data)), len(data))
     judge = task.compute_metrics()
     assert judge is not None
     return {**judge(EvalPrediction(nested_numpify(found), nested_numpify(labels))), "examples": len(data)}

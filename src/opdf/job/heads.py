@@ -28,6 +28,10 @@ CLASSES = {
 }
 """Loaders by task; the other tasks are for a text or a pair."""
 
+SEQUENCES = "ForSequenceClassification"
+HEADS = {"image-classification": "ForImageClassification", "token-classification": "ForTokenClassification"}
+"""Endings of the classes that models with a head are saved from, by task; the other tasks' is `SEQUENCES`."""
+
 
 def auto_class(task: Task) -> Any:
     """The class that loads a model for a task."""
@@ -54,7 +58,7 @@ def problem_type(task: Task) -> str:
 
 def has_head(config: Any, task: Task) -> bool:
     """Whether a model was saved with a head for classes or a number, and the task needs one."""
-    kinds = ("ForSequenceClassification", "ForImageClassification", "ForTokenClassification")
+    kinds = (SEQUENCES, *HEADS.values())
     headed = any(str(architecture).endswith(kinds) for architecture in config.architectures or ())
     return headed and task.kind not in ("similarity", "causal-lm")
 
@@ -79,6 +83,8 @@ def check_head(name: str, config: Any, task: Task, *, trained: bool = False) -> 
     if not has_head(config, task):
         return
     theirs = [str(config.id2label[k]) for k in sorted(config.id2label)]
+    if not trained:
+        _check_class(name, config, task)
     _check_kind(name, config, task, len(theirs))
     if not task.labels and task.kind != "regression":
         return  # the model says which classes there are
@@ -88,11 +94,24 @@ def check_head(name: str, config: Any, task: Task, *, trained: bool = False) -> 
         _check_order(name, theirs, task.labels, trained=trained)
 
 
+def _check_class(name: str, config: Any, task: Task) -> None:
+    """Refuse a head for words where one for whole texts is needed, and the other way: their weights can have one name.
+
+    ModernBERT's have. A class of the one would be loaded from weights of the other, and answer at random.
+    """
+    saved, wanted = [str(architecture) for architecture in config.architectures], HEADS.get(task.kind, SEQUENCES)
+    if not any(architecture.endswith(wanted) for architecture in saved):
+        raise UserError(
+            f"model {name!r} was saved as a {saved[0]} and the task is {task.kind}; give a model of the same task (a "
+            "teacher gets a new head with teacher.finetune: true), or another data.task"
+        )
+
+
 def _check_kind(name: str, config: Any, task: Task, outputs: int) -> None:
     if task.kind != "token-classification" and config.problem_type not in (None, problem_type(task)):
         raise UserError(
             f"model {name!r} was trained for {config.problem_type} and the task is {task.kind}; give a model of the "
-            "same task"
+            "same task, or another data.task"
         )
     if outputs == 1 and task.has_classes and not task.labels:
         raise UserError(
@@ -107,6 +126,10 @@ def _other_number(model: str, theirs: list[str], task: Task) -> str:
     remedy = "give a model of the same classes (a teacher gets a new head with teacher.finetune: true)"
     if task.labels:
         data = f"has {len(task.labels)} classes: {', '.join(task.labels[:NAMED])}"
+        if {*theirs} < {*task.labels}:
+            added = [repr(label) for label in task.labels if label not in theirs]
+            data += f", {', '.join(added[:NAMED])} beside the model's"
+            remedy = f"correct these if they are misspelt, in a file of test rows say, or {remedy}"
         if set(map(plain_name, task.labels)) < set(map(plain_name, theirs)):
             remedy = f"name also the classes that no row has, by data.labels {theirs}"
     head = f"a head of {len(theirs)} outputs ({', '.join(theirs[:NAMED])})"

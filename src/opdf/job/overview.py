@@ -84,6 +84,8 @@ def _models(job: Job, prepared: Prepared, fit: Fit, info: StoreInfo | None) -> I
     config = job.config
     yield "teacher", f"{teacher_of(config)}; {size_of(fit.teacher)}"
     yield "student", f"{student_of(job, fit.start)}; {size_of(fit.student)}"
+    if parameters_of(fit.student) > parameters_of(fit.teacher):
+        yield "note", "the student is larger than its teacher; if that is not meant, give them the other way round"
     if fit.start.why_not:
         made = "copied, not fitted" if config.student.layers is not None else "untrained"
         yield "warning", f"the student is {made}, since it cannot start from its teacher: {fit.start.why_not}"
@@ -109,11 +111,11 @@ def _models(job: Job, prepared: Prepared, fit: Fit, info: StoreInfo | None) -> I
 def _training(job: Job, prepared: Prepared, cost: StepCost | None) -> Iterator[tuple[str, str]]:
     arguments = job.training
     rows = len(copy.deepcopy(job.objective).training_data(prepared.data["train"]))  # some methods hold some out
-    steps = planned_steps(arguments, rows)
+    steps, examples = planned_steps(arguments, rows), min(rows, examples_per_step(arguments))
     yield (
         "training",
-        f"{steps:,} steps of {examples_per_step(arguments):,} examples, {optimizer_name(arguments)}, learning rate "
-        f"{arguments.learning_rate:g}, {precision_of(arguments)}",
+        f"{steps:,} step{'' if steps == 1 else 's'} of {examples:,} examples, {optimizer_name(arguments)}, learning "
+        f"rate {arguments.learning_rate:g}, {precision_of(arguments)}",
     )
     if cost is not None:
         ratio = f", {cost.ratio:.2f} times plain distillation's" if cost.extra else ""
@@ -157,5 +159,8 @@ def student_of(job: Job, start: Start) -> str:
 
 def size_of(model: Any) -> str:
     """A model's class, parameters and megabytes."""
-    parameters = sum(p.numel() for p in model.parameters())
-    return f"{type(model).__name__} of {parameters:,} parameters, {megabytes(model):,.1f} MB"
+    return f"{type(model).__name__} of {parameters_of(model):,} parameters, {megabytes(model):,.1f} MB"
+
+
+def parameters_of(model: Any) -> int:
+    return sum(p.numel() for p in model.parameters())

@@ -124,6 +124,7 @@ def _asked(
     kind = _kind(saved.model, model)
     _check_options(saved.model, kind, scores, max_length)
     names = (inputs,) if isinstance(inputs, str) else tuple(inputs or saved.metrics.get("inputs", ()))
+    _check_number(saved, kind, names)
     labels = tuple(str(model.config.id2label[k]) for k in sorted(model.config.id2label))
     task = Task(kind, names or _usual(first, kind), None, () if kind in ("regression", "causal-lm") else labels)
     processor = load_processor(TeacherConfig(model=saved.model), task)
@@ -144,6 +145,19 @@ def _check_options(name: str, kind: str, scores: bool, max_length: int | None) -
         raise UserError(f"scores is true and {name} is for {kind}; it is for classes of whole rows: leave it out")
     if max_length is not None and kind in ("image-classification", "causal-lm"):
         raise UserError(f"max_length is {max_length} and {name} is for {kind}, of which nothing is cut: leave it out")
+
+
+def _check_number(saved: Saved, kind: str, names: Sequence[str]) -> None:
+    """Refuse one column of a run that was trained on pairs, and two of one that was not.
+
+    A pair of sentences may be embedded one by one, and a prompt has no answer yet.
+    """
+    trained = saved.metrics.get("inputs", ())
+    if trained and len(names) != len(trained) and kind not in ("similarity", "causal-lm"):
+        raise UserError(
+            f"inputs is {', '.join(names)}, and {saved.run} was trained on {' and '.join(trained)}; name as many "
+            "columns"
+        )
 
 
 def _kind(name: str, model: Any) -> str:

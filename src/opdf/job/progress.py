@@ -63,6 +63,19 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
+def loud() -> Iterator[None]:
+    """Inside of `quiet`, transformers' bars are shown again: `shrink`'s, which is ours."""
+    chatter = transformers.utils.logging
+    shown = chatter.is_progress_bar_enabled()
+    chatter.enable_progress_bar()
+    try:
+        yield
+    finally:
+        if not shown:
+            chatter.disable_progress_bar()
+
+
+@contextmanager
 def counting(title: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar, or in a file or a pipe a line now and then; yields what gets the numbers done and in all.
 
@@ -96,6 +109,27 @@ class Spoken:
         if time.monotonic() - self.last >= PAUSE and is_main():
             self.last = time.monotonic()
             print(f"{self.title}: {done:,} of {total:,}", file=sys.stderr, flush=True)
+
+
+class Scored(TrainerCallback):
+    """Tells how many of some examples a Trainer has scored, one split after the other.
+
+    Args:
+        progress: gets the numbers done and in all.
+        total: of all splits.
+    """
+
+    def __init__(self, progress: Callable[[int, int], None], total: int) -> None:
+        self.progress, self.total, self.done, self.end = progress, total, 0, 0
+
+    def begin(self, examples: int) -> None:
+        """A split of so many examples is next."""
+        self.done = self.end
+        self.end += examples
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.done = min(self.done + args.eval_batch_size * args.world_size, self.end)
+        self.progress(self.done, self.total)
 
 
 class Bar(TrainerCallback):

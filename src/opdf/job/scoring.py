@@ -27,8 +27,12 @@ from opdf.job.output import CONFIG
 from opdf.job.prepared import prepare_data
 from opdf.job.probe import linear_probe
 from opdf.job.processes import tell
+from opdf.job.progress import Scored, counting
 from opdf.job.resume import begun_config, check_rows_of_run
 from opdf.job.saved import Saved, find_saved
+
+SCORED = ("validation", "test")
+"""Splits that models are scored on."""
 
 
 def evaluator(model: Any, prepared: Prepared, batch: int = 128) -> Trainer:
@@ -143,8 +147,19 @@ def judged(prepared: Prepared, teacher: Any) -> Prepared:
 
 def scores(trainer: Trainer, prepared: Prepared) -> dict[str, Any]:
     """Metrics on validation and test, with the number of examples."""
+    with counting("scoring") as progress:
+        scored = Scored(progress, sum(len(prepared.data[part]) for part in SCORED))
+        trainer.add_callback(scored)
+        try:
+            return _scores(trainer, prepared, scored)
+        finally:
+            trainer.remove_callback(scored)
+
+
+def _scores(trainer: Trainer, prepared: Prepared, scored: Scored) -> dict[str, Any]:
     result: dict[str, Any] = {}
-    for part in ("validation", "test"):
+    for part in SCORED:
+        scored.begin(len(prepared.data[part]))
         if prepared.task.kind == "similarity":
             cosines = pair_cosines(embedder(trainer.model), prepared.data[part], prepared.collator)
             result[part] = similarity_metrics(prepared, part, cosines)

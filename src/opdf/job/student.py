@@ -13,6 +13,7 @@ from opdf.distill import blank_student, depth_fields, generate_alike, keep_layer
 from opdf.job.config import StudentConfig
 from opdf.job.errors import UserError
 from opdf.job.models import DECIDED, check_fields, from_config, load_model
+from opdf.job.progress import loud
 
 STARTS = ("teacher", "copy", "random")
 GIVEN = (["layers"], ["model"], ["config"], ["layers", "model"], ["layers", "config"])
@@ -109,7 +110,8 @@ def calibration(options: StudentConfig, prepared: Prepared) -> list[dict[str, An
 
 def started_student(options: StudentConfig, start: Start, teacher: Any, prepared: Prepared) -> Any:
     """A student that is fitted to its teacher."""
-    return shrink(teacher, calibration(options, prepared), **(start.sizes or {}))
+    with loud():
+        return shrink(teacher, calibration(options, prepared), **(start.sizes or {}))
 
 
 def build_student(options: StudentConfig, teacher: nn.Module, task: Task) -> Any:

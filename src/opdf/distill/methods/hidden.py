@@ -82,7 +82,7 @@ class HiddenDistillation(TaskAndLogits):
             try:
                 groups = groups_of_blocks(student, ours, theirs)
             except ValueError as error:
-                raise ValueError(f"{error}; give pairs=[(student, teacher)]") from None
+                raise ValueError(f"{error}; give pairs as a list of (student, teacher) states") from None
             return [(k + 1, group[-1] + 1) for k, group in enumerate(groups)]
         assert not isinstance(self.pairs, str)
         resolved = [(int(s), int(t)) for s, t in self.pairs]

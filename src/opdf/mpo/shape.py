@@ -113,9 +113,9 @@ class MPOShape:
 
     @property
     def square_sites(self) -> tuple[int, ...]:
-        """Inner 1x1 sites between two equal bonds: the same singular vectors on both sides, so an identity will do."""
+        """Inner 1x1 sites. Their bonds are equal and have the same singular vectors, so an identity will do."""
         inner = list(enumerate(self.core_shapes))[1:-1]
-        return tuple(k for k, (d_left, i, j, d_right) in inner if i * j == 1 and d_left == d_right)
+        return tuple(k for k, (_, i, j, _) in inner if i * j == 1)
 
     @property
     def contract_flops(self) -> int:

@@ -73,6 +73,21 @@ def test_value_and_gradients_are_those_of_whole_logits(divergence: str, size: in
     torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("trained", [[0], [1], [2], [0, 2]], ids=["states", "weight", "bias", "states and bias"])
+def test_what_is_frozen_keeps_no_gradient_from_the_rest(trained: list[int]) -> None:
+    """A student of which only the head is trained, or all but its head."""
+    leaves = [random(*shape, seed=k).requires_grad_(k in trained) for k, shape in enumerate([(7, 4), (9, 4), (9,)])]
+    labels = torch.arange(7)
+
+    def loss(logits: torch.Tensor, rows: slice) -> dict[str, torch.Tensor]:
+        return {"task": F.cross_entropy(logits, labels[rows], reduction="sum")}
+
+    total, _ = over_chunks(loss, Tokens(*leaves), {"task": 1.0}, 3)
+    wanted = [leaves[k] for k in trained]
+    expected = torch.autograd.grad(loss(F.linear(*leaves), slice(None))["task"], wanted)
+    torch.testing.assert_close(torch.autograd.grad(total, wanted), expected, rtol=1e-12, atol=1e-12)
+
+
 def model_of(kind: str, seed: int) -> Any:
     torch.manual_seed(seed)
     if kind == "gpt2":
@@ -108,8 +123,51 @@ def test_half_precision(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> 
         with torch.autocast("cpu", dtype=dtype, enabled=half):
             loss = LogitsDistillation().losses(student, teacher, texts(), torch.tensor(2 * 10**7)).total
         (loss * 2.0**16).backward()
-        gradients.append(student.lm_head.weight.grad)
-    assert float((gradients[0] - gradients[1]).norm() / gradients[0].norm()) < 0.05
+        gradients.append([student.lm_head.weight.grad, student.model.embed_tokens.weight.grad])
+    for exact, found in zip(*gradients, strict=True):
+        assert float((exact - found).norm() / exact.norm()) < 0.05
+
+
+def test_products_of_chunks_are_in_autocasts_precision() -> None:
+    leaves = [random(*shape, seed=k).float() for k, shape in enumerate([(7, 4), (9, 4), (9,)])]
+    with torch.autocast("cpu", torch.bfloat16):
+        tokens = Tokens(*leaves).cast()
+    assert all(x is not None and x.dtype == torch.bfloat16 for x in (tokens.states, tokens.weight, tokens.bias))
+
+
+def test_small_gradients_of_fp16_are_scaled_before_they_are_rounded() -> None:
+    """As where the head's inputs are fp16, of a model whose last layer is a Linear."""
+    leaves = [random(*shape, seed=k).half().requires_grad_() for k, shape in enumerate([(7, 4), (9, 4), (9,)])]
+    exact = [x.detach().double().requires_grad_() for x in leaves]
+    labels = torch.arange(7)
+
+    def loss(logits: torch.Tensor, rows: slice) -> dict[str, torch.Tensor]:
+        return {"task": F.cross_entropy(logits, labels[rows], reduction="sum") / 1e9}
+
+    total, _ = over_chunks(loss, Tokens(*leaves), {"task": 1.0}, 3)
+    expected = torch.autograd.grad(loss(F.linear(*exact), slice(None))["task"] * 2.0**16, exact)
+    for ours, theirs in zip(torch.autograd.grad(total * 2.0**16, leaves), expected, strict=True):
+        assert ours.dtype == torch.float16
+        assert float((ours - theirs).norm() / theirs.norm()) < 0.01
+
+
+@pytest.mark.parametrize("way", ["weights", "forward"])
+def test_a_loss_in_half_precision_is_that_of_whole_logits(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights in bf16; or a model that accelerate has prepared, whose head gets bf16 and has float32 weights."""
+    models = [model_of("masked", seed).eval() for seed in (0, 1)]
+    for model in models:
+        for weight in model.parameters():  # far apart, so that a target's rounding shows
+            weight.data.mul_(8)
+        if way == "weights":
+            model.bfloat16()
+        else:
+            model.forward = torch.autocast("cpu", torch.bfloat16)(model.forward)
+    found = []
+    for size in (2**24, 120):
+        monkeypatch.setattr(chunks, "CHUNK", size)
+        losses = LogitsDistillation(alpha=0.6, divergence="reverse").losses(*models, texts(), torch.tensor(20))
+        found.append(torch.stack([losses.parts["task"], losses.parts["distillation"]]))
+    torch.testing.assert_close(*found, rtol=1e-5 if way == "weights" else 1e-2, atol=0)
 
 
 def test_what_is_summed_of_halves_is_summed_in_float32() -> None:
@@ -132,17 +190,36 @@ def test_what_is_summed_of_halves_is_summed_in_float32() -> None:
         assert float((ours - theirs).norm() / theirs.norm()) < 2.0**-8
 
 
-def test_a_model_that_caps_its_logits_is_not_divided_and_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("who", ["student", "teacher"])
+def test_a_model_that_caps_its_logits_is_not_divided_and_says_so_once(
+    who: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(chunks, "CHUNK", 120)
     capped = Gemma2ForCausalLM(Gemma2Config(**SIZES, num_key_value_heads=1, head_dim=4, final_logit_softcapping=0.1))
-    objective, teacher = LogitsDistillation(), llama(1).eval()
+    student, teacher = (capped.eval(), llama(1).eval())[:: 1 if who == "student" else -1]
+    objective = LogitsDistillation()
     with pytest.warns(
         UserWarning, match="Gemma2ForCausalLM are not divided into chunks, because its head alone"
     ) as seen:
-        found = [objective.losses(capped.eval(), teacher, texts(), torch.tensor(20)).total for _ in range(2)]
+        found = [objective.losses(student, teacher, texts(), torch.tensor(20)).total for _ in range(2)]
     assert len(seen) == 1
     monkeypatch.setattr(chunks, "CHUNK", 2**24)
-    assert found[1] == LogitsDistillation().losses(capped, teacher, texts(), torch.tensor(20)).total
+    assert found[1] == LogitsDistillation().losses(student, teacher, texts(), torch.tensor(20)).total
+
+
+def test_logits_of_a_whole_batch_are_never_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its head is given one position of each of the 3 texts, and then 2 tokens at a time."""
+    monkeypatch.setattr(chunks, "CHUNK", 120)
+    made, linear = [], F.linear
+
+    def watched(*given: torch.Tensor) -> torch.Tensor:
+        out = linear(*given)
+        made.extend([out.shape[:-1].numel()] if out.shape[-1] == 50 else [])
+        return out
+
+    monkeypatch.setattr(F, "linear", watched)
+    LogitsDistillation().losses(llama(0), llama(1).eval(), texts(), torch.tensor(20))
+    assert max(made) == 3
 
 
 def test_looking_at_the_head_leaves_random_numbers_and_hooks_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,14 +250,17 @@ def test_a_training_in_chunks_ends_where_one_of_whole_logits_does(
     torch.testing.assert_close(ends[0], ends[1], rtol=1e-4, atol=1e-5)
 
 
-def test_a_compiled_student_is_not_divided(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("way", ["in place", "wrapped"])
+def test_a_compiled_student_is_not_divided(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A graph that was compiled with the narrow head would be used for all that comes after."""
     monkeypatch.setattr(chunks, "CHUNK", 120)
     student, objective = llama(0), LogitsDistillation(alpha=0)
     before = objective.losses(student, None, texts(), torch.tensor(20)).total
-    student.compile(backend="eager")
+    compiled: Any = torch.compile(student, backend="eager") if way == "wrapped" else student
+    if way == "in place":
+        student.compile(backend="eager")
     with pytest.warns(UserWarning, match="LlamaForCausalLM are not divided into chunks"):
-        whole = objective.losses(student, None, texts(), torch.tensor(20)).total
+        whole = objective.losses(compiled, None, texts(), torch.tensor(20)).total
     torch.testing.assert_close(whole, before)
 
 

@@ -59,6 +59,7 @@ def test_the_gradient_is_the_sum_of_those_of_each_teacher(chunk: int, monkeypatc
     several = Ensemble(teachers, WEIGHTS).eval()
     parameters, objective = list(student.parameters()), LogitsDistillation(temperature=2.0, alpha=1.0)
     objective.prepare(student, several)
+    several.temperature.fill_(8.0)  # by another objective that follows them too
     found = torch.autograd.grad(objective.losses(student, several, batch, items).total, parameters)
     each = [torch.autograd.grad(objective.losses(student, one, batch, items).total, parameters) for one in teachers]
     expected = [0.75 * a + 0.25 * b for a, b in zip(*each, strict=True)]
@@ -81,7 +82,9 @@ def test_labels_say_what_outputs_mean_where_configurations_leave_it_open() -> No
     assert torch.equal(*losses)
 
 
-def test_teachers_that_make_their_decoders_inputs_from_labels() -> None:
+@pytest.mark.parametrize("chunk", [2**24, 40])
+def test_teachers_that_make_their_decoders_inputs_from_labels(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunks, "CHUNK", chunk)
     ids = torch.arange(8).reshape(2, 4)
     batch, items = {"input_ids": ids, "labels": ids}, torch.tensor(8)
     config = T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, decoder_start_token_id=0)

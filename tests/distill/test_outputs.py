@@ -20,7 +20,7 @@ from transformers import default_data_collator
 from jobs import full_disk
 from opdf import DistillationArguments
 from opdf.data import ImageNoise, Prepared, Task
-from opdf.distill import BeforeTraining, LogitsDistillation, StorageError
+from opdf.distill import BeforeTraining, Ensemble, LogitsDistillation, StorageError
 from opdf.distill.outputs import BATCH, MOST_ASKED_AHEAD, kept, teacher_logits, with_answers, worth_asking_ahead
 
 
@@ -60,6 +60,15 @@ def test_a_teacher_answers_in_eval_mode_and_stays_in_its_own(tmp_path: Path) -> 
     assert teacher.training
     with torch.no_grad():
         torch.testing.assert_close(found, teacher.eval()(torch.tensor([[1, 2, 3], [4, 5, 6]])).logits)
+
+
+def test_several_teachers_answer_at_the_temperature_at_which_they_are_followed(tmp_path: Path) -> None:
+    ids = [[1, 2, 3], [4, 5, 6]]
+    models = [bert(1, initializer_range=spread).eval() for spread in (0.5, 1.0)]
+    run = before(Dataset.from_dict({"input_ids": ids}), Ensemble(models).eval(), tmp_path, shared=True)
+    told = LogitsDistillation(temperature=4.0).prepare_data(run)["teacher_logits"][:]
+    expected = sum((model(torch.tensor(ids)).logits.detach() / 4).softmax(-1) for model in models) / 2
+    torch.testing.assert_close((torch.tensor(told) / 4).softmax(-1), expected)
 
 
 VALUES = np.linspace(-3, 3, 12, dtype=np.float32).reshape(6, 2)
@@ -113,9 +122,14 @@ def test_a_teacher_answers_ahead_where_it_would_answer_again(
     noisy = replace(run, data=replace(run.data, noise=ImageNoise()))  # another image every time
     assert not worth_asking_ahead(noisy, outputs)
     assert not LogitsDistillation(alpha=0.0).asks_ahead(run)
+    for kind in ("token-classification", "causal-lm"):  # whose answers are of every token
+        assert not LogitsDistillation().asks_ahead(replace(run, data=replace(run.data, task=replace(TASK, kind=kind))))
+
+
+TASK = Task("classification", ("text",), None, ("no", "yes"))
 
 
 def before(rows: Dataset, teacher: nn.Module, folder: Path, **options: Any) -> BeforeTraining:
     splits = DatasetDict(train=rows)
-    data = Prepared(splits, splits, Task("classification", ("text",), None, ("no", "yes")), None, default_data_collator)
+    data = Prepared(splits, splits, TASK, None, default_data_collator)
     return BeforeTraining(data, teacher, folder, **options)

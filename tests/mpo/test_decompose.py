@@ -20,6 +20,7 @@ from torch import Tensor
 from chains import truncated
 from opdf.data import minilm
 from opdf.mpo import MPOShape, contract, decompose, decompose_many, decompose_with_errors, plan_shape
+from opdf.mpo.decompose import _orthogonalize
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 DTYPES = [torch.float32, torch.float64]
@@ -391,6 +392,20 @@ class TestCondition:
         ):
             torch.testing.assert_close(gram, exact.diag(), rtol=0, atol=1e-5)
 
+    def test_eigenvectors_are_orthogonal_to_rounding(self):
+        """As the eigensolver leaves them, they are off by 9e-7."""
+        cores = decompose(random_matrix(300, 200, dtype=torch.float32), plan_shape(300, 200, ones=0))
+        rows = torch.nn.functional.normalize(cores[-1].double().flatten(1))
+        assert float((rows @ rows.T - torch.eye(len(rows))).norm()) <= 4e-7 * len(rows) ** 0.5
+
+    def test_nearly_orthogonal_columns_become_those_of_a_ql_decomposition(self):
+        """More columns than are multiplied at a time; what is left is of second order."""
+        near = torch.linalg.qr(random_matrix(300, 300)).Q + 1e-6 * random_matrix(300, 300, seed=1)
+        q, r = torch.linalg.qr(near.flip(1))
+        exact, found = (q * r.diagonal().sign()).flip(1), near.clone()
+        _orthogonalize(found)
+        assert float((found - exact).norm()) < 1e-3 * float((near - exact).norm())
+
 
 class TestGauge:
     @staticmethod
@@ -411,6 +426,7 @@ class TestGauge:
             plan_shape(48, 60, ones=0),
             plan_shape(48, 60, ones=3),
             MPOShape((4, 2, 1, 6), (2, 5, 1, 6)),
+            MPOShape((1, 4, 12, 1), (1, 6, 10, 1)),
             plan_shape(97, 7),
         ],
         ids=str,
@@ -460,6 +476,7 @@ class TestErrors:
             (torch.full((8, 6), torch.nan), ValueError, "NaN or infinite entries"),
             (torch.full((8, 6), -torch.inf), ValueError, "NaN or infinite entries"),
             (torch.ones(8, 6, device="meta"), ValueError, "meta device"),
+            (torch.ones(0, 8, 6), ValueError, r"matrix has shape \(0, 8, 6\); give a batch of at least one matrix"),
         ],
     )
     def test_matrix(self, matrix, error, message):

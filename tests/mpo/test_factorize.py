@@ -47,6 +47,15 @@ def test_structured_matrices_are_decomposed(pattern: str, size: int, dtype: torc
         assert error(matrix, decompose(matrix, shape)) <= tolerance(dtype)
 
 
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+def test_the_largest_and_the_smallest_numbers(dtype: torch.dtype) -> None:
+    signs = torch.randn(24, 18, generator=torch.Generator().manual_seed(0)).sign().to(dtype)
+    # Halfway, products of cores are larger, and rounding is not: they are put together nearer to 1.
+    for value, nearer in ((0.75 * torch.finfo(dtype).max, 2.0**-9), (torch.finfo(dtype).tiny, 2.0**9)):
+        first, *others = decompose(signs * value, plan_shape(24, 18))
+        assert error(signs * (value * nearer), [first * nearer, *others]) <= tolerance(dtype)
+
+
 def test_many_and_batches_and_truncation() -> None:
     matrices = [make(256) for make in PATTERNS.values()]
     shape = plan_shape(256, 256, ones=3)

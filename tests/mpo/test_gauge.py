@@ -240,6 +240,15 @@ def test_the_same_matrix_keeps_its_cores(dtype, scale):
         torch.testing.assert_close(before, after, rtol=0, atol=1e-5 * float(before.abs().max()))
 
 
+@pytest.mark.parametrize("weight", [1e-42, 3e38])
+def test_the_size_of_the_weights_does_not_matter(weight):
+    """Nor where products with it have no place in float32, in which rotations are found."""
+    shape = plan_shape(48, 60, ones=1)
+    cores, reference = (decompose(random_matrix(shape, seed=seed).float(), shape) for seed in (0, 1))
+    found = match_gauge(cores, reference, dict.fromkeys(shape.auxiliary, weight))
+    torch.testing.assert_close(found, match_gauge(cores, reference), rtol=0, atol=1e-4)
+
+
 def test_all_zero_matrices():
     shape = plan_shape(24, 18)
     cores = match_gauge(decompose(torch.zeros(24, 18), shape), decompose(torch.ones(24, 18), shape))

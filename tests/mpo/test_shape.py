@@ -66,6 +66,11 @@ class TestMPOShape:
         assert shape.scale == params / (shape.rows * shape.cols)
         assert shape.added_params >= 0  # at full bond dimensions the chain never has fewer parameters
 
+    def test_a_chain_with_any_smaller_bond_is_not_exact(self):
+        assert MPOShape((4, 6, 2), (2, 3, 2), (1, 8, 4, 1)).is_exact
+        assert not MPOShape((4, 6, 2), (2, 3, 2), (1, 7, 4, 1)).is_exact
+        assert not MPOShape((4, 6, 2), (2, 3, 2), (1, 8, 3, 1)).is_exact
+
     def test_equal_shapes_are_equal_and_hash_alike(self):
         first, second = MPOShape([4, 6], [2, 3]), MPOShape((4, 6), (2, 3), (1, 8, 1))
         assert first == second
@@ -88,6 +93,7 @@ class TestMPOShape:
             (((2, 3), (2, 3), (1, 0, 1)), ValueError, "bond_dims holds 0"),
             (((2, 3), (2, 3), (1, 2.0, 1)), TypeError, "bond_dims holds 2.0"),
             (((4, 1, 4), (4, 1, 4), (1, 2, 3, 1)), ValueError, "bonds 1 and 2 .* lower the larger one"),
+            (((4, 1, 4), (4, 1, 4), (1, 3, 2, 1)), ValueError, "bonds 1 and 2 .* lower the larger one"),
         ],
     )
     def test_errors(self, args, error, message):
@@ -161,9 +167,10 @@ class TestPlanByOnes:
         assert more.num_params == fewer.num_params + bond * bond
 
     @pytest.mark.parametrize(("rows", "cols"), [(97, 89), (2, 3), (7, 768), (768, 7), (7, 7)])
-    def test_prime_sizes_keep_a_bond(self, rows, cols):
+    def test_prime_sizes_get_the_wider_bond(self, rows, cols):
         """All of a prime sits on one site; were both sizes' weight on the same one, the bond would be 1."""
-        assert plan_shape(rows, cols, ones=1).bond_dims[1] > 1
+        shape = plan_shape(rows, cols, ones=1)
+        assert shape.bond_dims[1] >= MPOShape(shape.row_factors, shape.col_factors[::-1]).bond_dims[1]
 
     @pytest.mark.parametrize(
         ("args", "options", "error", "message"),
@@ -212,11 +219,18 @@ class TestPlanByScale:
         paper = plan_shape(3072, 768, ones=ones)
         assert plan_shape(3072, 768, scale=paper.scale) == paper
 
+    @given(st.integers(1, 48), st.integers(1, 48), st.integers(0, MAX_PLANNED_ONES))
+    def test_the_scale_of_a_shape_by_ones_gives_that_shape(self, rows, cols, ones):
+        """Others may have as many parameters."""
+        shape = plan_shape(rows, cols, ones=ones)
+        assert plan_shape(rows, cols, scale=shape.scale) == shape
+
     def test_out_of_reach_says_which_is_nearest(self):
-        with pytest.warns(
-            UserWarning, match=r"scale 50 is out of reach for a 4x4 matrix; the nearest is 12\.00 with T"
-        ):
-            assert plan_shape(4, 4, scale=50).scale == 12
+        for _ in range(2):  # the second time, the shape is in a cache
+            with pytest.warns(
+                UserWarning, match=r"scale 50 is out of reach for a 4x4 matrix; the nearest is 12\.00 with T"
+            ):
+                assert plan_shape(4, 4, scale=50).scale == 12
 
     @pytest.mark.parametrize("scale", [0.5, -1, math.nan, math.inf, "2"])
     def test_errors(self, scale):

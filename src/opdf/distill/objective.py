@@ -228,10 +228,10 @@ class Objective:
         """After the last step."""
 
 
-def model_inputs(model: nn.Module, batch: Batch, columns: Sequence[str] = ()) -> dict[str, Tensor]:
-    """The part of a batch that goes into a model: neither the objective's columns nor the labels.
+def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    """The part of a batch that goes into a model: all but the labels.
 
     An encoder-decoder gets the labels too, because it makes its decoder's inputs from them.
     """
     needs_labels = getattr(config_of(model), "is_encoder_decoder", False)
-    return {k: v for k, v in batch.items() if k not in columns and (needs_labels or k != "labels")}
+    return {k: v for k, v in batch.items() if needs_labels or k != "labels"}

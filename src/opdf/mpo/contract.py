@@ -7,7 +7,6 @@ a copy, and digits are sorted into rows and columns once, at the end.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -118,5 +117,4 @@ def _leaves(cores: Sequence[Tensor]) -> Segments:
 
 def _join(left: Tensor, right: Tensor) -> Tensor:
     product = left.flatten(-3, -2) @ right.flatten(-2)
-    lead, d_left, p_left = left.shape[:-3], left.shape[-3], left.shape[-2]
-    return product.reshape(*lead, d_left, math.prod((p_left, right.shape[-2])), right.shape[-1])
+    return product.reshape(*left.shape[:-2], left.shape[-2] * right.shape[-2], right.shape[-1])

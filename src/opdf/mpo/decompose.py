@@ -145,7 +145,7 @@ def _on_threads(
 @torch.no_grad()
 def _decompose(matrix: Tensor, shape: MPOShape) -> Decomposition:
     """One matrix `[rows, cols]` that has been checked."""
-    work = matrix.detach() if matrix.dtype in (torch.float32, torch.float64) else matrix.detach().float()
+    work = matrix if matrix.dtype in (torch.float32, torch.float64) else matrix.float()
     scale = _power_of_four(work)
     # One factorization in float32 is as exact as the result can be stored; the errors of several add up.
     single = shape.is_exact and sum(i * j > 1 for _, i, j, _ in shape.core_shapes) == 2 and work.device.type == "cpu"
@@ -213,7 +213,7 @@ def _split_gram(rest: Tensor, bond: int) -> Split:
 def _orthogonalize(columns: Tensor) -> None:
     """Make nearly orthogonal columns orthogonal to rounding, in place. Eigensolvers leave ten times as much.
 
-    V <- V (I + T) with T lower triangular and T + T' = I - V'V: to first order V's QR decomposition.
+    V <- V (I + T) with T lower triangular and T + T' = I - V'V: to first order V's QL decomposition.
     """
     change = _gram(columns.mT).tril_().neg_()
     change.diagonal().add_(1).mul_(0.5)

@@ -113,9 +113,9 @@ class MPOShape:
 
     @property
     def square_sites(self) -> tuple[int, ...]:
-        """Inner 1x1 sites between two equal bonds: the same singular vectors on both sides, so an identity will do."""
+        """Inner 1x1 sites. Their bonds are equal and have the same singular vectors, so an identity will do."""
         inner = list(enumerate(self.core_shapes))[1:-1]
-        return tuple(k for k, (d_left, i, j, d_right) in inner if i * j == 1 and d_left == d_right)
+        return tuple(k for k, (_, i, j, _) in inner if i * j == 1)
 
     @property
     def contract_flops(self) -> int:
@@ -223,7 +223,14 @@ def plan_shape(rows: int, cols: int, *, ones: int | None = None, scale: float | 
             raise ValueError(
                 f"scale is {scale!r}; it must be a finite number of at least 1 (2.0 doubles the parameters)"
             )
-        return _plan_by_scale(rows, cols, scale)
+        shape = _plan_by_scale(rows, cols, scale)
+        if abs(shape.scale - scale) > 0.1 * scale:
+            warnings.warn(
+                f"scale {scale:g} is out of reach for a {rows}x{cols} matrix; "
+                f"the nearest is {shape.scale:.2f} with {shape}",
+                stacklevel=2,
+            )
+        return shape
     ones = DEFAULT_ONES if ones is None else ones
     if isinstance(ones, bool) or not isinstance(ones, int):
         raise TypeError(f"ones is {ones!r}; give the number of 1x1 sites as an integer")
@@ -276,11 +283,4 @@ def _plan_by_scale(rows: int, cols: int, scale: float) -> MPOShape:
         for col_pair in _pairs(cols)
         for ones in range(MAX_PLANNED_ONES + 1)
     )
-    shape = _with_ones(*min(candidates, key=distance))
-    if abs(shape.scale - scale) > 0.1 * scale:
-        warnings.warn(
-            f"scale {scale:g} is out of reach for a {rows}x{cols} matrix; "
-            f"the nearest is {shape.scale:.2f} with {shape}",
-            stacklevel=3,
-        )
-    return shape
+    return _with_ones(*min(candidates, key=distance))

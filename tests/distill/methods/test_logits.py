@@ -23,6 +23,7 @@ from transformers import (
     BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
+    BertForTokenClassification,
     CLIPConfig,
     CLIPForImageClassification,
     DataCollatorWithFlattening,
@@ -39,7 +40,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutput
 
-from opdf.distill import DistillationTrainer, EmbeddingDistillation, LogitsDistillation, chunks
+from opdf.distill import DistillationTrainer, EmbeddingDistillation, LogitsDistillation, Objective, chunks
 from opdf.distill.losses import DIVERGENCES, soft_binary_loss, soft_loss, squared_loss
 from opdf.distill.models import check_same_outputs
 
@@ -72,6 +73,7 @@ def test_divergences_are_scipys(name: str, temperature: float) -> None:
     ours, theirs = (softmax(x.numpy() / temperature, -1) for x in (student, teacher))
     expected = of_scipy(name, ours, theirs) * temperature**2
     assert float(DIVERGENCES[name](student, teacher, temperature)) == pytest.approx(expected, rel=1e-12)
+    assert float(DIVERGENCES[name](student, teacher - 1e3, temperature)) == pytest.approx(expected, rel=1e-9)
     # Several labels at once are that many choices of two.
     ours, theirs = (
         np.stack([p, 1 - p], -1).reshape(-1, 2) for p in (expit(x.numpy() / temperature) for x in (student, teacher))
@@ -86,9 +88,11 @@ def test_a_class_that_the_teacher_rules_out_adds_nothing(name: str) -> None:
     """A teacher's logit of -inf made the loss NaN, which was told as a training that diverged."""
     student, teacher = logits(0).requires_grad_(), logits(1)
     teacher[:, 2] = -torch.inf
-    ours, theirs = (softmax(x.detach().numpy(), -1) for x in (student, teacher))
-    assert DIVERGENCES[name](student, teacher, 1.0).item() == pytest.approx(of_scipy(name, ours, theirs), rel=1e-12)
-    assert torch.autograd.gradcheck(lambda x: DIVERGENCES[name](x, teacher, 1.0), student)
+    ours, theirs = (softmax(x.detach().numpy() / 0.5, -1) for x in (student, teacher))
+    expected = of_scipy(name, ours, theirs) * 0.5**2
+    assert DIVERGENCES[name](student, teacher, 0.5).item() == pytest.approx(expected, rel=1e-12)
+    assert torch.autograd.gradcheck(lambda x: DIVERGENCES[name](x, teacher, 0.5), student)
+    assert teacher[:, 2].isneginf().all()
 
 
 @pytest.mark.parametrize("name", DIVERGENCES)
@@ -184,6 +188,7 @@ def bert(**options: object) -> BertForSequenceClassification:
     [
         ({"num_labels": 3}, torch.tensor([0, 2, 1, 1])),
         ({"num_labels": 1}, torch.tensor([0.5, -1.0, 2.0, 0.0])),
+        ({"num_labels": 3, "problem_type": "regression"}, torch.arange(12).reshape(4, 3)),
         ({"num_labels": 3, "problem_type": "multi_label_classification"}, torch.eye(4, 3)),
         ({"num_labels": 3, "problem_type": "multi_label_classification"}, torch.eye(4, 3, dtype=torch.int64)),
         ({"num_labels": 3}, torch.eye(4, 3)),  # their head says so of itself only once it has computed a loss
@@ -209,6 +214,7 @@ def test_token_loss_is_the_models_own_and_masks_padding() -> None:
     objective = LogitsDistillation(alpha=0.5)
     items = objective.count_items(model, batch)
     assert items.tolist() == [8, 8]
+    assert Objective().count_items(model, batch) == 8
     teacher = GPT2LMHeadModel(GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=1, n_positions=8)).eval()
     losses = objective.losses(model, teacher, batch, items)
     torch.testing.assert_close(losses.parts["task"], model(**batch).loss.detach())
@@ -257,7 +263,8 @@ def test_labels_of_masked_tokens_are_not_shifted() -> None:
     model = BertForMaskedLM(bert().config).eval()
     labels = torch.full((2, 6), -100)
     labels[0, 0], labels[1, 3:5] = 7, 8  # the first token counts, which a decoder could not predict
-    batch = {"input_ids": torch.arange(12).reshape(2, 6), "labels": labels}
+    ids = torch.arange(12).reshape(2, 6)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
     objective = LogitsDistillation(alpha=0.0)
     items = objective.count_items(model, batch)
     assert items.tolist() == [3, 3]
@@ -302,10 +309,14 @@ def test_an_encoder_decoder_without_labels_learns_at_its_decoders_tokens() -> No
     torch.testing.assert_close(total, soft_loss(ours, theirs, 2.0) / 5)
 
 
-def test_missing_labels_need_alpha_one() -> None:
+def test_missing_labels_need_alpha_one(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = {"input_ids": torch.arange(16).reshape(4, 4)}
     with pytest.raises(ValueError, match="set alpha to 1"):
         LogitsDistillation().losses(bert(), bert().eval(), batch, torch.tensor(4))
+    monkeypatch.setattr(chunks, "CHUNK", 40)
+    student, teacher = (BertForMaskedLM(bert().config).eval() for _ in range(2))
+    with pytest.raises(ValueError, match="set alpha to 1"):
+        LogitsDistillation().losses(student, teacher, batch, torch.tensor(16))
     assert LogitsDistillation(alpha=1.0).losses(bert(), bert().eval(), batch, torch.tensor(4)).parts.keys() == {
         "distillation"
     }
@@ -315,6 +326,13 @@ def test_a_columns_one_number_is_not_taken_for_all_classes() -> None:
     batch = {"input_ids": torch.arange(16).reshape(4, 4), "teacher_logits": torch.randn(4, 1)}
     with pytest.raises(ValueError, match=r"are of shape \(4, 2\) and the teacher's \(4, 1\)"):
         LogitsDistillation(alpha=1.0).losses(bert(), None, batch, torch.tensor(4))
+
+
+def test_a_teacher_is_not_asked_where_the_data_bring_its_logits() -> None:
+    """This one is in training mode, and would be refused."""
+    batch = {"input_ids": torch.arange(16).reshape(4, 4), "teacher_logits": torch.randn(4, 2)}
+    objective = LogitsDistillation(alpha=1.0)
+    assert torch.equal(*(objective.losses(bert(), teacher, batch, torch.tensor(4)).total for teacher in (None, bert())))
 
 
 def test_classes_in_another_place_than_the_last_are_refused() -> None:
@@ -403,6 +421,18 @@ def test_a_text_is_learned_alike_wherever_its_padding_stands(
         torch.testing.assert_close(LogitsDistillation(alpha=0.0).losses(student, None, batch, items).total, own)
     for loss in losses[1:]:
         torch.testing.assert_close(loss, losses[0])
+
+
+def test_a_mask_of_pairs_of_tokens_says_nothing_of_padding() -> None:
+    """A decoder may be given one `[batch, 1, tokens, tokens]`."""
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+                         initializer_range=0.5)  # fmt: skip
+    student, ids = LlamaForCausalLM(config).eval(), torch.arange(12).reshape(2, 6)
+    pairs = torch.ones(6, 6, dtype=torch.bool).tril().expand(2, 1, 6, 6)
+    batch, objective = {"input_ids": ids, "attention_mask": pairs, "labels": ids}, LogitsDistillation(alpha=0.0)
+    found = objective.losses(student, None, batch, objective.count_items(student, batch)).total
+    torch.testing.assert_close(found, student(**batch).loss)
 
 
 @pytest.mark.parametrize("chunk", [2**24, 40])
@@ -515,17 +545,30 @@ def test_class_weights_are_torchs_and_a_mean_over_the_labelled_examples(labels: 
 
 
 @pytest.mark.parametrize(
-    ("options", "labels", "message"),
+    ("weights", "alpha", "student", "message"),
     [
-        ({"class_weights": [1.0, 2.0, 3.0], "alpha": 0.5}, 2, "class_weights has 3 numbers and the student 2 classes"),
-        ({"class_weights": [1.0], "alpha": 0.5}, 1, "are for one class an example or word; leave them out"),
-        ({"class_weights": [1.0, 2.0], "alpha": 1.0}, 2, "which alpha=1 does not use"),
+        ([1.0, 2.0, 3.0], 0.5, lambda: bert(), "class_weights has 3 numbers and the student 2 classes"),
+        ([1.0], 0.5, lambda: bert(num_labels=1), "are for one class an example or word; leave them out"),
+        ([1.0, 2.0], 0.5, lambda: bert(problem_type="multi_label_classification"), "are for one class an example"),
+        ([1.0, 2.0], 0.5, lambda: BertForMaskedLM(bert().config), "are for one class an example or word"),
+        ([1.0, 2.0], 1.0, lambda: bert(), "which alpha=1 does not use"),
     ],
 )
-def test_class_weights_that_mean_nothing(options: dict[str, object], labels: int, message: str) -> None:
-    student = bert(num_labels=labels)
+def test_class_weights_that_mean_nothing(weights: list[float], alpha: float, student: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        LogitsDistillation(**options).prepare(student, student)  # type: ignore[arg-type]
+        LogitsDistillation(alpha=alpha, class_weights=weights).prepare(student(), student())
+
+
+def test_class_weights_of_words_are_torchs_and_a_mean_over_the_labelled_words() -> None:
+    weights, labels = [2.0, 0.5], torch.tensor([[0, 1, -100], [1, 1, -100], [0, -100, -100]])
+    student = BertForTokenClassification(bert().config)
+    objective = LogitsDistillation(alpha=0, class_weights=weights)
+    objective.prepare(student, None)
+    batch = {"input_ids": torch.arange(9).reshape(3, 3), "labels": labels}
+    found = objective.losses(student, None, batch, objective.count_items(student, batch)).total
+    said = student(input_ids=batch["input_ids"]).logits.flatten(0, 1)
+    expected = F.cross_entropy(said, labels.flatten(), torch.tensor(weights), reduction="sum") / 5
+    torch.testing.assert_close(found, expected)
 
 
 def test_class_weights_are_refused_where_labels_turn_out_to_be_several(tmp_path: Path) -> None:

@@ -501,6 +501,15 @@ def test_stored_tokens_teach_what_a_live_teacher_does(
     torch.testing.assert_close(*gradients, atol=2e-3, rtol=2e-2)
 
 
+def test_tokens_of_a_student_in_half_precision_have_their_loss_in_float32() -> None:
+    student, ids = llama(1).bfloat16(), torch.arange(12).reshape(2, 6)
+    batch = {"input_ids": ids, "labels": ids, "teacher_classes": (ids * 7 % 22)[..., None],
+             "teacher_probabilities": torch.ones(2, 6, 1)}  # fmt: skip
+    found = SparseLogitsDistillation(top_k=1).losses(student, None, batch, torch.tensor(10)).total
+    said = student(input_ids=ids).logits[:, :-1].float().flatten(0, 1)
+    torch.testing.assert_close(found, torch.nn.functional.cross_entropy(said, (ids * 7 % 22)[:, :-1].flatten()))
+
+
 @pytest.mark.parametrize("top_k", [0, 2])
 def test_several_teachers_are_stored_at_the_temperature_at_which_they_are_followed(tmp_path: Path, top_k: int) -> None:
     """Plain logits at the objective's, probabilities at 1."""

@@ -127,7 +127,7 @@ def placed(value: Any, places: dict[str, Path]) -> Any:
     return value
 
 
-PYTHON = re.compile(r"\w\((\w+=|\))|\w=(None|True|False|'|\"|\[)")
+PYTHON = re.compile(r"\w\((\w+=|\))|\w=(None|True|False|'|\"|\[)|[a-z]Distillation\b")
 """What nobody types who uses the command line."""
 
 

@@ -261,7 +261,7 @@ def test_bad_arguments(options: dict[str, Any]) -> None:
 
 def test_what_has_no_one_class_an_example_is_refused() -> None:
     masked = BertForMaskedLM(bert().config).double().eval()
-    with pytest.raises(ValueError, match="the student is a BertForMaskedLM; use LogitsDistillation"):
+    with pytest.raises(ValueError, match="the student is a BertForMaskedLM; use the objective 'logits'"):
         AttributionDistillation().prepare(masked, masked)
     several = bert(3)
     with pytest.raises(ValueError, match="the model's outputs are multi-label"):

@@ -87,7 +87,7 @@ class AttributionDistillation(TaskAndLogits):
         if is_language_model(student):
             raise ValueError(
                 f"AD-KD is for one class or value an example, and the student is a {type(student).__name__}; use "
-                "LogitsDistillation"
+                "the objective 'logits'"
             )
         for who, model in (("student", student), ("teacher", teacher)):
             if not isinstance(getattr(getattr(model, "base_model", None), "embeddings", None), nn.Module):

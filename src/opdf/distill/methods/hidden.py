@@ -65,7 +65,7 @@ class HiddenDistillation(TaskAndLogits):
             if getattr(config, "is_encoder_decoder", False) or not known:
                 raise ValueError(
                     f"the {who} does not have one list of hidden states (it is an encoder-decoder, or has no depth or "
-                    "no width); use LogitsDistillation"
+                    "no width); use the objective 'logits'"
                 )
         self.projections = nn.ModuleDict()
         self._states = self._resolve(student, ours.num_hidden_layers, theirs.num_hidden_layers)
@@ -127,7 +127,7 @@ class HiddenDistillation(TaskAndLogits):
                 raise ValueError(
                     f"hidden states {s} and {t} are of {target.shape[1]} tokens, and attention_mask of shape "
                     f"{tuple(mask.shape)} does not tell which are real (a Funnel's are pools of tokens); use "
-                    "LogitsDistillation"
+                    "the objective 'logits'"
                 )
             errors.append(self._pair_error(mine.float(), target.float(), mask))
         return torch.stack(errors).mean(0)
@@ -144,7 +144,7 @@ def _check_width(who: str, config: Any, state: int) -> None:
     if hasattr(config, "depths") and state < config.num_hidden_layers - 1:
         raise ValueError(
             f"the {who}'s stages differ in width, so that its state {state} cannot be projected to another width; set "
-            "pairs to 'last', give a student of the teacher's width, or use LogitsDistillation"
+            "pairs to 'last', give a student of the teacher's width, or use the objective 'logits'"
         )
 
 

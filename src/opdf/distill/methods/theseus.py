@@ -188,7 +188,7 @@ def _check_kinds(ours: Any, theirs: Any, groups: Sequence[Iterable[int]]) -> Non
             if wanted[place] != mine[block]:
                 raise ValueError(
                     f"the teacher's block {place} has {wanted[place]} and the student's block {block}, in whose place "
-                    f"it would run, {mine[block]}; BERT-of-Theseus needs blocks of one kind: use LogitsDistillation"
+                    f"it would run, {mine[block]}; BERT-of-Theseus needs blocks of one kind: use 'logits'"
                 )
 
 

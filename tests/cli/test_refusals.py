@@ -269,7 +269,7 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
     (
         {"teacher": {"model": None, "models": ["{world}/teacher"] * 2}, "objective": {"name": "hidden"},
          "constraint": None},
-        "HiddenDistillation reads one teacher from within and there are several",
+        "the objective hidden reads one teacher from within and there are several",
     ),
     (
         {"teacher": {"model": None, "models": ["{world}/teacher"] * 2}, "constraint": {"weight": 1.0}},

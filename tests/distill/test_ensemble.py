@@ -151,7 +151,7 @@ def test_what_needs_one_teacher_and_teachers_that_do_not_fit(tmp_path: Path) -> 
     student, run = keep_layers(bert(2), 1), arguments(tmp_path)
     both = [bert(2), bert(2)]
     with pytest.raises(
-        ValueError, match=r"HiddenDistillation reads one teacher from within .* take one of logits, spa"
+        ValueError, match=r"the objective hidden reads one teacher from within .* take one of logits, spa"
     ):
         DistillationTrainer(student, run, teacher=both, objective=HiddenDistillation())
     with pytest.raises(ValueError, match=r"constraint pulls the student to one teacher's weights .*; leave it out"):

@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 
 from opdf.distill.arguments import MUON
 from opdf.distill.ensemble import Ensemble, members
-from opdf.distill.methods import METHODS
+from opdf.distill.methods import METHODS, name_of
 from opdf.distill.models import names_of_labels, settle_kind
 from opdf.distill.muon import check_muon
 from opdf.distill.objective import Objective
@@ -66,8 +66,8 @@ def _check_several(teachers: Ensemble, objective: Objective, constraint: Constra
     if not objective.several_teachers:
         known = ", ".join(name for name, method in METHODS.items() if method.several_teachers)
         raise ValueError(
-            f"{type(objective).__name__} reads one teacher from within and there are several; take one of {known}, or "
-            "give one teacher"
+            f"the objective {name_of(objective)} reads one teacher from within and there are several; take one of "
+            f"{known}, or give one teacher"
         )
     if constraint is not None:
         raise ValueError("constraint pulls the student to one teacher's weights and there are several; leave it out")

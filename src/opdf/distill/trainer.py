@@ -38,7 +38,7 @@ from opdf.distill.attention import attention_kernel
 from opdf.distill.checkpointed import CheckpointedTrainer
 from opdf.distill.digests import rows_glance, weights_digest
 from opdf.distill.ensemble import Ensemble, members, softened
-from opdf.distill.methods import METHODS
+from opdf.distill.methods import name_of
 from opdf.distill.models import (
     as_made,
     check_batch,
@@ -293,7 +293,6 @@ class DistillationTrainer(CheckpointedTrainer):
     # What a checkpoint records, and what else it holds.
 
     def record(self) -> dict[str, Any]:
-        name = next((name for name, kind in METHODS.items() if kind is type(self.method)), None)
         overparam = asdict(self.overparam) if self.overparam is not None else None
         if overparam is not None:
             overparam.pop("keep_products")  # it changes memory and time
@@ -304,7 +303,7 @@ class DistillationTrainer(CheckpointedTrainer):
         found_size = self._train_batch_size if self.args.auto_find_batch_size else self.args.train_batch_size
         return {
             "args": deciding(self.args, found_size) | self._judged_by(),
-            "objective": {"name": name or type(self.method).__name__, **self._options},
+            "objective": {"name": name_of(self.method), **self._options},
             "overparam": overparam,
             "constraint": asdict(self.constraint) if self.constraint is not None else None,
             "teacher": self._teacher_record,

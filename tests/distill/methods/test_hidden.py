@@ -259,5 +259,7 @@ def test_models_without_one_list_of_hidden_states_are_refused() -> None:
     with pytest.raises(ValueError, match="the student does not have one list of hidden states"):
         HiddenDistillation().prepare(keep_layers(model, 1), model)
     stages = ConvNextForImageClassification(ConvNextConfig(hidden_sizes=[4, 8], depths=[1, 1], num_stages=2))
-    with pytest.raises(ValueError, match=r"the student does not have one list .* or no width\); use LogitsDist"):
+    with pytest.raises(
+        ValueError, match=r"the student does not have one list .* or no width\); use the objective 'logits'"
+    ):
         HiddenDistillation().prepare(stages, stages)

@@ -22,6 +22,12 @@ METHODS: dict[str, type[Objective]] = {
 }
 """Classes by the name that a configuration gives them. A new method is a file beside these and a line here."""
 
+
+def name_of(objective: Objective) -> str:
+    """Its name in `METHODS`, or that of its class."""
+    return next((name for name, kind in METHODS.items() if kind is type(objective)), type(objective).__name__)
+
+
 __all__ = [
     "LGTM",
     "METHODS",
@@ -35,4 +41,5 @@ __all__ = [
     "count_decisions",
     "decision_logits",
     "mean_pooled",
+    "name_of",
 ]

@@ -1,7 +1,7 @@
 """Students of half the width and neurons, from `shrink` or pruned by Torch-Pruning, before and after a short training.
 
 All are trained alike, by plain distillation from the teachers of the benchmark shrink, with three seeds. Each start has
-the rate that is best on validation; the test split chooses nothing. It takes 20 minutes on one core.
+the rate that is best on validation; the test split chooses nothing. It takes half an hour on one core.
 """
 
 from __future__ import annotations

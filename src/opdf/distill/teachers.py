@@ -32,7 +32,7 @@ LOADERS: tuple[tuple[Any, Any], ...] = (
 """Loaders of a teacher of the student's kind, by the classes that they make."""
 
 CLASSIFIERS = [names for names, _ in LOADERS[:3]]
-"""The classes with a head for classes or a number."""
+"""The classes with a head for classes or a number: the first of these loaders'."""
 
 
 def load_teacher(name: str | Path, student: nn.Module, *, trained: bool = True) -> Any:

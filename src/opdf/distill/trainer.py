@@ -332,7 +332,8 @@ class DistillationTrainer(CheckpointedTrainer):
     def check_before_saving(self, model: nn.Module) -> None:
         """Refuse weights that are not finite: no loss has seen what the last step before a checkpoint made of them."""
         self._check_finite()
-        broken = torch.stack([~local(p).isfinite().all() for p in model.parameters()]).any()
+        trained = [*model.parameters(), *self._own_parameters()]
+        broken = torch.stack([~local(p).isfinite().all() for p in trained]).any()
         if self.accelerator.reduce(broken.float(), "sum") > 0:
             self._give_up("a weight is infinite or not a number", self.state.global_step)
 

@@ -21,12 +21,13 @@ from transformers import (
     SwinForImageClassification,
     T5Config,
     T5ForConditionalGeneration,
+    TrainerCallback,
     ViTConfig,
     ViTForImageClassification,
 )
 
 from opdf import DistillationArguments, DistillationTrainer
-from opdf.distill import HiddenDistillation, keep_layers, shrink
+from opdf.distill import HiddenDistillation, TrainingDiverged, keep_layers, shrink
 
 
 def bert(layers: int = 4, width: int = 16) -> BertForSequenceClassification:
@@ -174,6 +175,21 @@ def test_projections_are_clipped_along_with_the_student(tmp_path: Path) -> None:
         norms.append(trainer.state.log_history[0]["grad_norm"])
         assert float(moved) == pytest.approx(most or norms[-1], rel=1e-3)
     assert norms[0] == pytest.approx(norms[1])
+
+
+def test_a_checkpoint_with_broken_projections_is_not_written(tmp_path: Path) -> None:
+    class Poison(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            if trainer.state.global_step == 2:
+                next(iter(trainer.method.modules()["projections"].parameters())).data[:] = torch.inf
+
+    trainer = DistillationTrainer(
+        bert(2, 8), small_arguments(tmp_path, save_strategy="steps", save_steps=1), teacher=bert(), objective="hidden",
+        train_dataset=sentences(), callbacks=[Poison()],
+    )  # fmt: skip
+    with pytest.raises(TrainingDiverged, match="a weight is infinite or not a number in step 2"):
+        trainer.train()
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-1"]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])

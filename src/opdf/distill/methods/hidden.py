@@ -14,7 +14,7 @@ from opdf.distill.methods.logits import TaskAndLogits
 from opdf.distill.models import config_of
 from opdf.distill.objective import Losses
 from opdf.distill.options import number
-from opdf.distill.shrink import groups_of_blocks
+from opdf.distill.shrink import paired_blocks
 
 Pairs = Sequence[tuple[int, int]]
 
@@ -80,7 +80,7 @@ class HiddenDistillation(TaskAndLogits):
             return [(ours, theirs)]
         if self.pairs == "uniform":
             try:
-                groups = groups_of_blocks(student, ours, theirs)
+                groups = paired_blocks(student, ours, theirs)
             except ValueError as error:
                 raise ValueError(f"{error}; give pairs as a list of (student, teacher) states") from None
             return [(k + 1, group[-1] + 1) for k, group in enumerate(groups)]

@@ -18,7 +18,7 @@ from opdf.distill.losses import Batch, count_labelled, labels_of, task_loss
 from opdf.distill.models import check_same_outputs, config_of, unwrapped
 from opdf.distill.objective import Losses, Objective
 from opdf.distill.options import POSITIVE, number, one_of, whole
-from opdf.distill.shrink import groups_of_blocks
+from opdf.distill.shrink import paired_blocks
 from opdf.overparam import block_lists
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class Theseus(Objective):
         blocks = list(teacher.get_submodule(self._tower).children())
         size = len(list(student.get_submodule(self._tower).children()))
         try:
-            groups = groups_of_blocks(student, size, len(blocks))
+            groups = paired_blocks(student, size, len(blocks))
         except ValueError as error:
             raise ValueError(f"{error}; choose a divisor, or start the student from its teacher (shrink)") from None
         _check_kinds(config_of(student), config_of(teacher), groups)

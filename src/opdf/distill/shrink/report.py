@@ -93,7 +93,7 @@ def shrink_report(student: nn.Module) -> ShrinkReport:
     return report
 
 
-def groups_of_blocks(student: nn.Module, ours: int, theirs: int) -> list[range]:
+def paired_blocks(student: nn.Module, ours: int, theirs: int) -> list[range]:
     """The teacher's blocks that each of a student's stands for: those that it was fitted to, else as many for each.
 
     Args:

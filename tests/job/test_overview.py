@@ -13,6 +13,7 @@ import torch
 
 from jobs import bert, digits, texts
 from opdf.data import describe
+from opdf.distill import precision
 from opdf.job import DistillConfig, StudentConfig, UserError, preview, run
 from opdf.job.checks import check_fit
 from opdf.job.cost import StepCost, step_cost
@@ -117,13 +118,16 @@ def test_a_training_takes_the_time_in_which_its_teacher_is_asked(tmp_path: Path)
     assert counted("dbkd", num_train_epochs=1).plain == ahead.plain  # its teacher decides before the training
 
 
-def test_a_gpu_that_could_compute_in_half_precision_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_faster_precision_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    rates = {torch.float32: 6e10, torch.bfloat16: 1.2e9}
+    monkeypatch.setattr(precision, "product_rate", lambda device, dtype=torch.float32: rates[dtype])
     gpu, cpu = torch.device("cuda", 0), torch.device("cpu")
     for device, bf16, said in (
         (gpu, False, "float32, on cuda:0, which computes faster with training.bf16: true"),
         (gpu, True, "bf16, on cuda:0"),
         (cpu, False, "float32, on cpu"),
+        (cpu, True, "bf16, on cpu, whose matrix products take 50 times as long in it as in float32"),
     ):
         arguments: Any = SimpleNamespace(device=device, bf16=bf16, fp16=False)
         assert precision_of(arguments) == said

@@ -37,11 +37,16 @@ if TYPE_CHECKING:
 if TYPE_CHECKING:
     from opdf.distill.arguments import (
         examples_per_step as examples_per_step,
-        half_precision as half_precision,
         may_change as may_change,
         planned_steps as planned_steps,
     )
     from opdf.distill.models import as_made as as_made
+    from opdf.distill.precision import (
+        SLOWER as SLOWER,
+        half_precision as half_precision,
+        product_rate as product_rate,
+        slowdown as slowdown,
+    )
     from opdf.distill.shrink import depth_fields as depth_fields, find_report as find_report
     from opdf.distill.students import generate_alike as generate_alike
 

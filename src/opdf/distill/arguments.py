@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from transformers import TrainingArguments
@@ -205,11 +204,6 @@ def steps_per_epoch(args: TrainingArguments, rows: int) -> int:
     batch = args.train_batch_size * args.world_size
     batches = rows // batch if args.dataloader_drop_last else math.ceil(rows / batch)
     return math.ceil(batches / args.gradient_accumulation_steps)
-
-
-def half_precision(args: TrainingArguments) -> torch.dtype | None:
-    """The dtype that matrix products of a training have, None for that of the weights."""
-    return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
 
 
 def deciding(args: TrainingArguments, batch_size: int) -> dict[str, Any]:

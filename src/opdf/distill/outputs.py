@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from transformers import BatchEncoding
 
 from opdf.data import Prepared
-from opdf.distill.arguments import half_precision, planned_passes
+from opdf.distill.arguments import planned_passes
 from opdf.distill.checkpoint import writing
 from opdf.distill.digests import array_digest, fingerprint, weights_digest
 from opdf.distill.losses import precise
+from opdf.distill.precision import half_precision
 from opdf.files import replacing
 from opdf.mpo import Progress
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel
 
 from opdf.data import Prepared, loading
-from opdf.distill import keep_layers
+from opdf.distill import half_precision, keep_layers, product_rate
 from opdf.job.checks import Fit
 from opdf.job.job import Job
 from opdf.job.latency import blank_inputs, planned_latencies
@@ -28,7 +27,8 @@ class StepCost:
             answers in every step, and the student's backward pass, which is counted as two forward passes.
         extra: those of over-parameterization, the products between cores.
         asking: those of a teacher that is asked about every row before the first step.
-        rate: operations a second of float32 matrix products on this machine, measured.
+        rate: operations a second of matrix products in the training's precision, measured on its device.
+        core_rate: the same of products between cores, at most.
         megabytes: additional memory for cores, their two moments in AdamW, and a gradient, in float32.
     """
 
@@ -36,6 +36,7 @@ class StepCost:
     extra: float
     asking: float
     rate: float
+    core_rate: float
     megabytes: float
 
     @property
@@ -45,7 +46,7 @@ class StepCost:
 
     def seconds(self, steps: int) -> float:
         """The least time of a training of so many steps."""
-        return (self.asking + steps * (self.plain + self.extra)) / self.rate
+        return (self.asking + steps * self.plain) / self.rate + steps * self.extra / self.core_rate
 
 
 def step_cost(job: Job, prepared: Prepared, fit: Fit) -> StepCost | None:
@@ -64,7 +65,9 @@ def step_cost(job: Job, prepared: Prepared, fit: Fit) -> StepCost | None:
     # A method that never has its teacher in training has its answers stored, or asks for more than one a row.
     asking = teacher * len(rows) / len(first) if ahead and job.objective.needs_teacher else 0
     extra, megabytes = (extra_operations(fit.over), extra_megabytes(fit.over)) if fit.over else (0, 0)
-    return StepCost(plain, extra, asking, _matmul_rate(), megabytes)
+    device = arguments.device.type
+    rate = product_rate(device, half_precision(arguments) or torch.float32)
+    return StepCost(plain, extra, asking, rate, max(rate, product_rate(device)), megabytes)
 
 
 def forward_operations(model: Any, batch: dict[str, Any]) -> int | None:
@@ -141,7 +144,7 @@ def summarize(
     matrices, the teacher 2 for each of its `teacher` entries (0 if unknown). A matrix's memory is its cores and two
     moments in float32; the total has one gradient of the largest too.
     """
-    rate = _matmul_rate()
+    rate = product_rate("cuda" if torch.cuda.is_available() else "cpu")
     matrices = [
         {"name": t.name, "rows": t.shape.rows, "cols": t.shape.cols, "shape": str(t.shape),
          "bonds": list(t.shape.bond_dims or ()), "params": t.shape.num_params, "scale": round(t.shape.scale, 3),
@@ -174,18 +177,3 @@ def _meta_model(name: str) -> Any:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     with torch.device("meta"):
         return AutoModel.from_config(config)
-
-
-def _matmul_rate() -> float:
-    """Floating-point operations per second of float32 matrix products here, measured in about 0.1 s."""
-    # With one small product at a time, a GPU would mostly wait.
-    device, size, products = ("cuda", 4096, 4) if torch.cuda.is_available() else ("cpu", 768, 1)
-    a = torch.randn(size, size, device=device)
-    best = 0.0
-    for _ in range(5):
-        start = time.perf_counter()
-        for _ in range(products):
-            found = a @ a
-        float(found[0, 0])
-        best = max(best, products * 2 * size**3 / (time.perf_counter() - start))
-    return best

@@ -13,7 +13,7 @@ import torch
 from transformers import TrainingArguments
 
 from opdf.data import Prepared, describe
-from opdf.distill import StoreInfo, examples_per_step, half_precision, planned_steps
+from opdf.distill import SLOWER, StoreInfo, examples_per_step, half_precision, planned_steps, slowdown
 from opdf.job.arguments import optimizer_name
 from opdf.job.card import teacher_of
 from opdf.job.checks import Fit
@@ -122,7 +122,7 @@ def _training(job: Job, prepared: Prepared, cost: StepCost | None) -> Iterator[t
         memory = f" and {cost.megabytes:,.0f} MB more for cores and moments" if cost.extra else ""
         yield (
             "cost",
-            f"{(cost.plain + cost.extra) / 1e9:,.1f} GFLOP a step{ratio}{memory}; at the {cost.rate / 1e9:,.0f} "
+            f"{(cost.plain + cost.extra) / 1e9:,.1f} GFLOP a step{ratio}{memory}; at the {cost.rate / 1e9:,.3g} "
             f"GFLOP/s of this machine's matrix products at least {duration(cost.seconds(steps))}",
         )
 
@@ -133,6 +133,9 @@ def precision_of(arguments: TrainingArguments) -> str:
     said = f"{precision}, on {arguments.device}"
     if precision == "float32" and arguments.device.type == "cuda" and torch.cuda.is_bf16_supported(False):
         return f"{said}, which computes faster with training.bf16: true"
+    times = slowdown(arguments, half_precision(arguments))
+    if times >= SLOWER:
+        return f"{said}, whose matrix products take {times:.3g} times as long in it as in float32"
     return said
 
 

@@ -1,0 +1,70 @@
+"""The precision of a training's matrix products, and how fast a machine multiplies in it."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from functools import lru_cache
+
+import torch
+from torch import nn
+from transformers import TrainingArguments
+
+from opdf.distill.models import HALF
+from opdf.overparam import OverParamConfig
+
+SLOWER = 1.5
+"""From so many times the time of float32 on, a user is told. Smaller differences are noise, or smaller than it."""
+
+
+def half_precision(args: TrainingArguments) -> torch.dtype | None:
+    """The dtype that matrix products of a training have, None for that of the weights."""
+    return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+
+
+@lru_cache
+def product_rate(device: str, dtype: torch.dtype = torch.float32) -> float:
+    """Floating-point operations a second of matrix products, measured once a process in about 0.1 s.
+
+    Args:
+        device: its type: "cpu", "cuda".
+        dtype: of the factors.
+    """
+    # With one small product at a time, a GPU would mostly wait.
+    size, products = (4096, 4) if device == "cuda" else (768, 1)
+    a = torch.randn(size, size, device=device).to(dtype)
+    best, began = 0.0, time.perf_counter()
+    for _ in range(5):
+        start = time.perf_counter()
+        for _ in range(products):
+            found = a @ a
+        float(found[0, 0])
+        end = time.perf_counter()
+        best = max(best, products * 2 * size**3 / (end - start))
+        if end - began > 0.5:  # a processor that has no instructions for a dtype takes a second for one product
+            break
+    return best
+
+
+def slowdown(args: TrainingArguments, dtype: torch.dtype | None) -> float:
+    """How many times as long a product of a dtype takes as one in float32, on a CPU; 1 elsewhere and for None."""
+    if dtype is None or args.device.type != "cpu":
+        return 1.0
+    return product_rate("cpu") / product_rate("cpu", dtype)
+
+
+def warn_of_slow_products(
+    args: TrainingArguments, overparam: OverParamConfig | None, teacher: nn.Module | None
+) -> None:
+    """Warn of half precision on a CPU without instructions for it: many have none, and take 50 times as long."""
+    weights = {p.dtype for p in teacher.parameters() if p.dtype in HALF} if teacher is not None else set()
+    asked = [(half_precision(args), "leave bf16 out of the arguments")]
+    if overparam is not None and overparam.precision == "bf16":
+        asked.append((torch.bfloat16, "leave precision out of overparam"))
+    asked += [(dtype, "which the teacher's weights have; give teacher.float()") for dtype in weights]
+    for dtype, remedy in asked:
+        if (times := slowdown(args, dtype)) >= SLOWER:
+            warnings.warn(
+                f"matrix products in {dtype} take {times:.3g} times as long on this CPU as in float32; {remedy}",
+                stacklevel=4,
+            )

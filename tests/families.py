@@ -46,6 +46,10 @@ FAMILIES = {
     "vit": Family(AutoModelForImageClassification, IMAGE, "num_hidden_layers", 2 * 6),
     "deit": Family(AutoModelForImageClassification, IMAGE | {"architectures": ["DeiTForImageClassification"]},
                    "num_hidden_layers", 2 * 6),
+    "dinov2": Family(AutoModelForImageClassification, {
+        "image_size": 16, "patch_size": 4, "hidden_size": 16, "mlp_ratio": 2, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "layerscale_value": 0.5,
+    }, "num_hidden_layers", 2 * 6),
     "swin": Family(AutoModelForImageClassification, {
         "image_size": 16, "patch_size": 2, "embed_dim": 8, "depths": [1, 2], "num_heads": [2, 2], "window_size": 4,
     }, "depths", 3 * 6),

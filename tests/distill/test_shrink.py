@@ -40,11 +40,13 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         "classifier_activation": "tanh", "classifier_pooling": "mean",
     }),
     "modernbert-shifts": ("modernbert", {"norm_bias": True}),
-    "vit": ("vit", {}), "deit": ("deit", {}), "gpt2": ("gpt2", {"n_inner": 24}), "llama": ("llama", {"head_dim": 8}),
+    "vit": ("vit", {}), "deit": ("deit", {}), "dinov2": ("dinov2", {}),
+    "dinov2-registers": ("dinov2", {"model_type": "dinov2_with_registers", "num_register_tokens": 2}),
+    "gpt2": ("gpt2", {"n_inner": 24}), "llama": ("llama", {"head_dim": 8}),
     "mistral": ("llama", {"model_type": "mistral", "head_dim": 8, "sliding_window": 4}),
     "qwen2": ("llama", {"model_type": "qwen2"}),
     "qwen3": ("qwen3", {}), "qwen3-tied": ("qwen3", {"tie_word_embeddings": True}), "t5": ("t5", {}),
-    "t5-gated": ("t5", {"feed_forward_proj": "gated-gelu"}),
+    "t5-gated": ("t5", {"feed_forward_proj": "gated-gelu"}), "mt5": ("t5", {"model_type": "mt5"}),
 }  # fmt: skip
 POST_NORM = {
     "bert",
@@ -63,6 +65,8 @@ DOUBLED = (
 )  # fmt: skip
 SIDE_BY_SIDE = {"c_attn": (3, -1), "Wqkv": (3, 0), "Wi": (2, 0)}
 """Matrices that are several: how many, and in which dimension."""
+TWO_STATES = ("dinov2", "dinov2_with_registers")
+"""Types whose classifier reads two states side by side."""
 
 
 def small(kind: str, **options: Any) -> Any:
@@ -82,7 +86,7 @@ def noisy(model: Any) -> Any:
 
 def inputs(kind: str, examples: int = 64) -> dict[str, Tensor]:
     found = batch(KINDS[kind][0], examples)
-    if not kind.startswith("t5"):
+    if KINDS[kind][0] != "t5":
         del found["labels"]
     return {k: v.double() if v.is_floating_point() else v for k, v in found.items()}
 
@@ -124,6 +128,8 @@ def widened(model: Any) -> Any:
             for fused, (parts, dim) in SIDE_BY_SIDE.items():
                 if fused in name:
                     value = torch.cat([torch.cat([part, part], dim) for part in value.chunk(parts, dim)], dim)
+            if name == "classifier.weight" and model.config.model_type in TWO_STATES:
+                value = torch.cat([part for state in value.chunk(2, 1) for part in (state, state)], 1) / 2
             for dim in range(value.dim()):
                 if theirs[name].shape[dim] == 2 * value.shape[dim]:
                     reads = dim == (0 if type(owner).__name__ == "Conv1D" else 1) and value.dim() == 2
@@ -132,9 +138,10 @@ def widened(model: Any) -> Any:
             theirs[name].copy_(value)
         head = wide.get_output_embeddings()
         if head is not None and head.weight is wide.get_input_embeddings().weight:
-            last = {"gpt2": "transformer.ln_f", "t5": "decoder.final_layer_norm", "qwen3": "model.norm"}
-            for parameter in wide.get_submodule(last[config.model_type]).parameters():
-                parameter.mul_(0.5**0.5 if config.model_type == "t5" else 0.5)  # T5 divides by the root of the width
+            scaled = getattr(config, "scale_decoder_outputs", False)
+            last = {"gpt2": "transformer.ln_f", "qwen3": "model.norm"}
+            for parameter in wide.get_submodule(last.get(config.model_type, "decoder.final_layer_norm")).parameters():
+                parameter.mul_(0.5**0.5 if scaled else 0.5)  # T5 divides by the root of the width
     return wide
 
 
@@ -226,7 +233,9 @@ def plain_norm(norm: Any) -> None:
     norm.bias.data.zero_()
 
 
-@pytest.mark.parametrize("kind", ["bert", "distilbert", "deberta-v2", "vit", "gpt2", "llama", "mistral", "qwen2"])
+@pytest.mark.parametrize(
+    "kind", ["bert", "distilbert", "deberta-v2", "vit", "dinov2", "gpt2", "llama", "mistral", "qwen2"]
+)
 def test_one_block_keeps_what_two_of_the_teachers_do(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A block of the student has the heads of one of its teacher's blocks and the neurons of the next."""
     model, given = small(kind), inputs(kind)
@@ -387,6 +396,7 @@ ALONE: dict[str, list[dict[str, int]]] = {
     "deberta-v2": [{"hidden_size": 8}, {"num_attention_heads": 1}, {"num_hidden_layers": 1}],
     "modernbert": [{"hidden_size": 8, "num_attention_heads": 1}, {"intermediate_size": 10}, {"num_hidden_layers": 1}],
     "vit": [{"hidden_size": 8}, {"intermediate_size": 10}, {"num_attention_heads": 1}, {"num_hidden_layers": 1}],
+    "dinov2": [{"hidden_size": 8}, {"mlp_ratio": 1}, {"num_attention_heads": 1}, {"num_hidden_layers": 1}],
     "gpt2": [{"n_embd": 8, "n_inner": 20}, {"n_inner": 10}, {"n_head": 1}, {"n_layer": 1}],
     "llama": [{"hidden_size": 8}, {"intermediate_size": 10}, {"num_attention_heads": 2}, {"num_hidden_layers": 1},
               {"num_key_value_heads": 1}, {"num_key_value_heads": 1, "num_attention_heads": 2, "hidden_size": 10}],
@@ -701,7 +711,8 @@ def test_a_student_made_in_inference_mode_can_train(family: str) -> None:
 NARROW_OR_SHALLOW = {
     "bert": {"hidden_size": 8, "intermediate_size": 12},  # before the last block weights change with every branch
     "distilbert": {"dim": 8, "n_layers": 1},
-    "vit": {"hidden_size": 8, "num_hidden_layers": 1}, "gpt2": {"n_embd": 8, "n_inner": 20, "n_layer": 1},
+    "vit": {"hidden_size": 8, "num_hidden_layers": 1}, "dinov2": {"hidden_size": 8, "num_hidden_layers": 1},
+    "gpt2": {"n_embd": 8, "n_inner": 20, "n_layer": 1},
     "qwen3": {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1},
     "t5": {"d_model": 8, "d_ff": 12, "num_layers": 1},
 }  # fmt: skip

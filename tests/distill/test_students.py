@@ -119,6 +119,20 @@ def test_rates_that_grow_with_the_depth_do_not_matter() -> None:
     assert len(student.beit.layers) == 3
 
 
+@pytest.mark.parametrize(
+    ("layers", "stages"), [([1, 3], ["stage1", "stage2"]), ([0, 1], ["stage2"]), ([0, 2], ["stage2"])]
+)
+def test_a_backbone_of_fewer_blocks_names_its_stages_and_loads_again(
+    layers: list[int], stages: list[str], tmp_path: Path
+) -> None:
+    """It gives the states after the blocks that are left of those that its teacher gives, or the last ones."""
+    config = BeitConfig(**IMAGE | {"num_hidden_layers": 4, "out_features": ["stage2", "stage4"]})
+    student = keep_layers(BeitForImageClassification(config), layers)
+    student.save_pretrained(tmp_path)
+    for found in (student.config, BeitForImageClassification.from_pretrained(tmp_path).config):
+        assert (found.stage_names, found.out_features) == (["stem", "stage1", "stage2"], stages)
+
+
 def test_a_student_made_in_inference_mode_can_train() -> None:
     teacher = build("bert")
     with torch.inference_mode():

@@ -15,6 +15,7 @@ from families import build
 from jobs import digits
 from opdf.data import Task
 from opdf.distill import find_report, keep_layers
+from opdf.distill.shrink.families import family_of
 from opdf.job import DistillConfig, StudentConfig, UserError, preview, run
 from opdf.job.job import Job
 from opdf.job.prepared import prepare_data
@@ -131,6 +132,21 @@ def test_an_untrained_student_ends_its_texts_where_its_teacher_does() -> None:
     student = build_student(options, teacher, Task("causal-lm", ("text",), None))
     assert student.generation_config.eos_token_id == [2, 7]
     assert student.generation_config is not teacher.generation_config
+
+
+@pytest.mark.parametrize(("family", "kind", "field", "kept"), [
+    ("modernbert", "classification", "layer_types", ["sliding_attention", "full_attention"]),
+    ("dinov2", "image-classification", "out_features", ["stage2"]),
+])  # fmt: skip
+def test_an_untrained_student_of_fewer_blocks_needs_no_more_than_their_number(
+    family: str, kind: str, field: str, kept: list[str]
+) -> None:
+    """What a configuration says of every block is cut to the blocks that would be kept."""
+    options = StudentConfig(config={"num_hidden_layers": 2}, start="random")
+    task = Task(kind, ("image" if field == "out_features" else "text",), "label", ("a", "b"))
+    student = build_student(options, build(family, 4), task)
+    assert getattr(student.config, field) == kept
+    assert len(list(student.base_model.get_submodule(family_of(student).towers[0].blocks))) == 2
 
 
 @pytest.mark.parametrize("options", [{"layers": 1}, {"config": {"hidden_size": 8}}])

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
         slowdown as slowdown,
     )
     from opdf.distill.shrink import depth_fields as depth_fields, find_report as find_report
-    from opdf.distill.students import generate_alike as generate_alike
+    from opdf.distill.students import fields_of_fewer as fields_of_fewer, generate_alike as generate_alike
 
 __all__ = [
     "LGTM",

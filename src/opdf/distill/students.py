@@ -125,12 +125,39 @@ def _set_depth(config: Any, tower: str, depth: int, kept: Sequence[int]) -> None
             f"{type(config).__name__}.{attribute} is not the {depth} blocks of {tower}; cannot change depth"
         )
     setattr(config, attribute, len(kept))
+    follow_depth(config, depth, kept)
+    if hasattr(config, "attention_types"):  # GPT-Neo's shorter way to write attention_layers, from which it is loaded
+        config.attention_types = [[[kind], 1] for kind in config.attention_layers]
+
+
+def follow_depth(config: Any, depth: int, kept: Sequence[int]) -> None:
+    """Bring all fields of a configuration that have an entry for each of `depth` blocks to the blocks that are kept."""
     for name in ONE_A_BLOCK:
         value = getattr(config, name, None)
         if isinstance(value, list) and len(value) == depth:
             setattr(config, name, [value[k] for k in kept])
-    if hasattr(config, "attention_types"):  # GPT-Neo's shorter way to write attention_layers, from which it is loaded
-        config.attention_types = [[[kind], 1] for kind in config.attention_layers]
+    stages = getattr(config, "stage_names", None)
+    if stages is not None and len(stages) == depth + 1:  # of backbones: the first state, and one after each block
+        after = {0: 0, **{block + 1: place + 1 for place, block in enumerate(kept)}}
+        given = [after[k] for k in config.out_indices if k in after]
+        config.stage_names = stages[: len(kept) + 1]
+        config.set_output_features_output_indices(None, given or [len(kept)])
+
+
+def fields_of_fewer(config: Any, sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """A teacher's fields for an untrained student of some sizes.
+
+    Args:
+        config: the teacher's. Of its fields with an entry for each block those of fewer blocks are left.
+        sizes: of the student, by the configuration's names.
+    """
+    depth = config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
+    theirs, ours = getattr(config, depth, None), sizes.get(depth, sizes.get("num_hidden_layers"))
+    config = copy.deepcopy(config)
+    if isinstance(theirs, int) and isinstance(ours, int) and 1 <= ours < theirs:
+        follow_depth(config, theirs, chosen_layers(ours, theirs))
+    fields: dict[str, Any] = config.to_dict()
+    return fields
 
 
 ONE_A_BLOCK = ("layer_types", "mlp_layer_types", "no_rope_layers", "attention_layers", "attention_window")

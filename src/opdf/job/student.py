@@ -9,7 +9,7 @@ import numpy as np
 from torch import nn
 
 from opdf.data import Prepared, Task
-from opdf.distill import blank_student, depth_fields, generate_alike, keep_layers, shrink
+from opdf.distill import blank_student, depth_fields, fields_of_fewer, generate_alike, keep_layers, shrink
 from opdf.job.config import StudentConfig
 from opdf.job.errors import UserError
 from opdf.job.models import DECIDED, check_fields, from_config, load_model
@@ -121,11 +121,11 @@ def build_student(options: StudentConfig, teacher: nn.Module, task: Task) -> Any
         return keep_layers(whole, options.layers)
     if options.model is not None:
         return load_model(options.model, task, new_head=True)[0]
-    theirs = teacher.config.to_dict()  # type: ignore[union-attr,operator]
     try:
-        fields = theirs | _sizes(options, teacher)
+        sizes = _sizes(options, teacher)
     except (TypeError, ValueError) as error:
         raise UserError(f"the student's blocks cannot be counted: {error}") from error
+    fields = fields_of_fewer(teacher.config, sizes) | sizes
     check_fields("student.config", fields["model_type"], options.config or {})
     known = {k: v for k, v in fields.items() if k not in DECIDED and not k.startswith("_")}
     student = from_config(known, task)

@@ -10,11 +10,19 @@ from torch import Tensor, nn
 
 
 class Part(NamedTuple):
-    """A matrix in a block: all outputs of a module, or the `share`-th of `of` equal shares (GPT-2's q, k and v)."""
+    """A matrix in a block: all outputs of a module, or the `share`-th of `of` equal shares (GPT-2's q, k and v).
+
+    Its outputs may be scaled by a module behind it (LayerScale), whose one parameter has a factor for each of them.
+    """
 
     name: str
     share: int = 0
     of: int = 1
+    scale: str | None = None
+
+    def weights(self) -> list[str]:
+        """Names of the modules that hold weights."""
+        return [name for name in (self.name, self.scale) if name]
 
     def outputs(self, block: nn.Module, states: Tensor) -> Tensor:
         """`[..., outputs]` of a block's matrix."""
@@ -43,7 +51,7 @@ class Attention:
 
     def weights(self) -> list[str]:
         """Names of the modules that hold weights."""
-        return [self.norm, self.output.name, *(part.name for part in self.reads), *self.head_norms]
+        return [self.norm, *self.output.weights(), *(part.name for part in self.reads), *self.head_norms]
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,7 @@ class FeedForward:
 
     def weights(self) -> list[str]:
         """Names of the modules that hold weights."""
-        return [self.norm, self.up.name, self.output.name, *([self.gate.name] if self.gate else [])]
+        return [self.norm, self.up.name, *self.output.weights(), *([self.gate.name] if self.gate else [])]
 
 
 @dataclass(frozen=True)
@@ -112,12 +120,14 @@ class Head:
         activation: what follows a `first` of the model's width: a pooler, or a classifier's hidden layer.
         second: what reads that, where there is something.
         norm: between the activation and `second`, where there is one.
+        states: how many states `first` reads side by side (DINOv2's reads the first token and the mean of the patches).
     """
 
     first: str
     activation: str | None = None
     second: str | None = None
     norm: str | None = None
+    states: int = 1
 
     def weights(self) -> list[str]:
         """Names of the modules that hold weights."""
@@ -133,6 +143,7 @@ class Family:
         pre_norm: whether norms stand before attention and feed-forward, and not after these are added.
         outputs: what may stand outside of the base model, most particular first; the first that a model has count.
         width, inner, heads: fields of the configuration: of the hidden and feed-forward size and the number of heads.
+        inner_times_width: whether `inner` is the feed-forward size over the hidden size.
         groups: the field with the number of key-value heads, where these can be fewer.
         head: the field with the size of a head; without it, and where a model has none, it is the hidden size over the
             number of heads.
@@ -146,6 +157,7 @@ class Family:
     width: str = "hidden_size"
     inner: str = "intermediate_size"
     heads: str = "num_attention_heads"
+    inner_times_width: bool = False
     groups: str | None = None
     head: str | None = None
     rotary: bool = False
@@ -262,6 +274,30 @@ _vit = Family(
         Head("cls_classifier"),
         Head("distillation_classifier"),
     ),
+)
+
+_dinov2 = Family(
+    embeddings=("embeddings",),
+    towers=(
+        Tower(
+            "encoder.layer",
+            "num_hidden_layers",
+            (
+                Attention(
+                    "norm1",
+                    "attention",
+                    _parts("attention.{}_proj", "q", "k", "v"),
+                    Part("attention.o_proj", scale="layer_scale1"),
+                ),
+                FeedForward("norm2", Part("mlp.fc1"), "mlp.activation_fn", Part("mlp.fc2", scale="layer_scale2")),
+            ),
+            final="layernorm",
+        ),
+    ),
+    pre_norm=True,
+    outputs=(Head("classifier", states=2),),
+    inner="mlp_ratio",
+    inner_times_width=True,
 )
 
 _gpt2 = Family(
@@ -399,13 +435,14 @@ FAMILIES = {
     "mpnet": _mpnet,
     "distilbert": _distilbert,
     **dict.fromkeys(("vit", "deit"), _vit),
+    **dict.fromkeys(("dinov2", "dinov2_with_registers"), _dinov2),
     "gpt2": _gpt2,
     **dict.fromkeys(("llama", "mistral", "qwen2"), _rotary()),
     "qwen3": _rotary("self_attn.q_norm", "self_attn.k_norm"),
 }
 
 MADE: dict[str, Callable[[Any], Family]] = {
-    "t5": lambda config: _t5(config.is_gated_act),
+    **dict.fromkeys(("t5", "mt5"), lambda config: _t5(config.is_gated_act)),
     "modernbert": lambda config: _modernbert(config.classifier_activation),
     "deberta-v2": lambda config: _deberta(config.pooler_hidden_act),
 }

@@ -205,7 +205,7 @@ class Fit:
             if own is not None:
                 values = branch.teacher_inner(batch, normed)
                 own.add(values, values[:, :0], stream.weights[batch][1])
-                output = partial(branch.teacher.module, values)
+                output = partial(branch.teacher, values)
             if states is None:
                 stream.advance(batch, output)
         inner = known or own
@@ -241,7 +241,7 @@ class Fit:
         branch.student.set(ridge(moments, guess, constant=constant))
         for batch, states in enumerate(stream.student):
             values = kept[batch] if keep else branch.student_inner(batch, read[batch])
-            stream.student[batch] = states + branch.student.module(values)
+            stream.student[batch] = states + branch.student(values)
         if not self.family.pre_norm:
             self._normalize(*norms, stream)
         return explained(sources[-1].reader.moments)
@@ -325,7 +325,7 @@ class Fit:
             return ours.set(first)
         batches = range(len(self.calibration.inputs))
         read = [self._read(head.first, batch) for batch in batches]
-        told = (theirs.module(self._chosen(head.first, batch).states) for batch in batches)
+        told = (theirs(self._chosen(head.first, batch).states) for batch in batches)
         if head.activation is None:
             return ours.set(self._refit(read, told, first.weight, ours))
         return self._two_layers(head, first, read, list(told))
@@ -379,8 +379,8 @@ class Fit:
                 parameter.copy_(value[kept])
         if head.second:
             theirs, second = Matrix(self.teacher, head.second), Matrix(self.student, head.second)
-            units = [_normed(self.student, head, activation(ours.module(states))) for states in read]
-            outputs = [theirs.module(_normed(self.teacher, head, values)) for values in hidden]
+            units = [_normed(self.student, head, activation(ours(states))) for states in read]
+            outputs = [theirs(_normed(self.teacher, head, values)) for values in hidden]
             second.set(self._refit(units, outputs, outgoing @ retold(inner, kept), second))
 
     def _refit(self, read: list[Tensor], told: Iterable[Tensor], guess: Tensor, matrix: Matrix) -> Affine:
@@ -406,7 +406,7 @@ def is_tied(model: Any, head: Any) -> bool:
 
 def _output(branch: Branch, batch: int, normed: Tensor) -> Tensor:
     """What the teacher's branch adds to its stream."""
-    output: Tensor = branch.teacher.module(branch.teacher_inner(batch, normed))
+    output: Tensor = branch.teacher(branch.teacher_inner(batch, normed))
     return output
 
 

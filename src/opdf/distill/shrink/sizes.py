@@ -16,7 +16,7 @@ from torch import nn
 from opdf.distill.shrink.branches import HeadSizes
 from opdf.distill.shrink.families import Family, Head, Tower, family_of
 from opdf.distill.shrink.norms import subtracts_mean
-from opdf.distill.students import ONE_A_BLOCK, check_made, chosen_layers
+from opdf.distill.students import check_made, chosen_layers, follow_depth
 
 DROPOUT = re.compile("drop(out)?(_|$)")
 """In the name of a field that matters in training alone: hidden_dropout_prob, attn_pdrop, dropout_rate."""
@@ -67,14 +67,17 @@ def check_teacher(teacher: nn.Module) -> Family:
 
 
 def _check_outputs(teacher: Any, family: Family) -> None:
-    """Refuse a head that reads other states than one of the model's width: several side by side, say."""
+    """Refuse a head that reads other states than its family's, of the model's width: several side by side, say."""
     width = getattr(teacher.config, family.width)
-    for name in {name for head in outputs_of(teacher, family) for name in (head.first, head.second) if name}:
+    states = {name: 1 for head in outputs_of(teacher, family) for name in (head.first, head.second) if name}
+    states |= {head.first: head.states for head in outputs_of(teacher, family)}
+    for name, count in states.items():
         reads = getattr(teacher.get_submodule(name), "in_features", None)
-        if reads != width:
+        if reads != count * width:
+            known = family.width if count == 1 else f"{count} times {family.width}"
             raise ValueError(
                 f"teacher's {name} reads {reads} values, and shrink knows layers of heads that read as many as "
-                f"{family.width}, {width}; use keep_layers, which copies blocks"
+                f"{known}, {count * width}; use keep_layers, which copies blocks"
             )
 
 
@@ -174,7 +177,8 @@ def _changed(teacher: Any, family: Family, changes: Mapping[str, float]) -> dict
         if DROPOUT.search(name) and hasattr(old, name):
             result[name] = _rate(given, value)
         elif name in names:
-            result[name] = _size(given, value, inner_size(old, family) if name == family.inner else getattr(old, name))
+            largest = getattr(old, name)
+            result[name] = _size(given, value, inner_size(old, family) if largest is None else largest)
         else:
             raise ValueError(
                 f"{given} is no size of a {old.model_type}; a fitted student may change {', '.join(names)} and its "
@@ -207,10 +211,7 @@ def _follow(config: Any, teacher: Any, family: Family) -> None:
     for tower in towers_of(teacher, family):
         depth = getattr(old, tower.depth)
         kept = last_blocks(family, getattr(config, tower.depth), depth)
-        for field in ONE_A_BLOCK:
-            values = getattr(config, field, None)
-            if isinstance(values, list) and len(values) == depth:
-                setattr(config, field, [values[k] for k in kept])
+        follow_depth(config, depth, kept)
     for name in WIDTHS:
         if getattr(old, name, None) == getattr(old, family.width):
             setattr(config, name, getattr(config, family.width))
@@ -255,7 +256,8 @@ def depth_fields(teacher: Any) -> list[str]:
 
 def inner_size(config: Any, family: Family) -> int:
     """The feed-forward size; four times the width where the configuration leaves it open (GPT-2)."""
-    return int(getattr(config, family.inner) or 4 * getattr(config, family.width))
+    inner, width = getattr(config, family.inner), getattr(config, family.width)
+    return int(inner * width if family.inner_times_width else inner or 4 * width)
 
 
 def head_sizes(config: Any, family: Family) -> HeadSizes:

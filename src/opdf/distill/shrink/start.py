@@ -61,8 +61,8 @@ def shrink(teacher: nn.Module, batches: Iterable[Mapping[str, Tensor]], **sizes:
 
     Args:
         teacher: a BERT (MiniLM), RoBERTa, XLM-RoBERTa, CamemBERT, ELECTRA, MPNet, DistilBERT, DeBERTa v2 or v3,
-            ModernBERT, ViT, DeiT, GPT-2, LLaMA, Mistral, Qwen2, Qwen3 or T5 of transformers, on any device; it is not
-            changed.
+            ModernBERT, ViT, DeiT, DINOv2, GPT-2, LLaMA, Mistral, Qwen2, Qwen3, T5 or mT5 of transformers, on any
+            device; it is not changed.
         batches: examples as the model takes them, `{name: tensor}`; a DataLoader, say. 256 to 1,000 examples will do.
             Only an encoder-decoder uses labels: it makes its decoder's inputs from them. Sizes of batches, their order
             and their padding do not matter. Pad on the right if the model counts positions from the left (BERT, GPT-2).

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.multiprocessing as mp
+
+from opdf.study.workers import forks
 
 
 class Pool:
@@ -38,7 +39,7 @@ def pool(size: int = 2) -> Iterator[Pool]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = mp.get_context("spawn")
+    context = forks()
     pairs = [context.Pipe() for _ in range(size)]
     processes = [
         context.Process(target=_serve, args=(rank, size, port, theirs), daemon=True)

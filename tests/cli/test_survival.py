@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import multiprocessing
 import os
 import random
 import resource
@@ -24,6 +23,7 @@ from safetensors.torch import load_file
 
 from opdf.cli import main
 from opdf.distill.checkpoint import damage
+from opdf.study.workers import forks
 
 VIT = {
     "model_type": "vit", "image_size": 8, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 4,
@@ -45,11 +45,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "hidden": {"objective": {"name": "hidden"}, "constraint": None},
     "constraint": {},
 }
-# One server imports everything once; every run is a process forked from it.
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(
-    ["opdf.job.run", "opdf.cli.distill", "transformers.models.vit.modeling_vit", "sklearn.metrics"]
-)
+SERVER = forks()
 
 
 def configuration(folder: Path, **changes: Any) -> str:

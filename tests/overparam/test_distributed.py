@@ -14,7 +14,6 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
@@ -26,6 +25,7 @@ from opdf.mpo import plan_shape
 from opdf.overparam import Constraint, OverParamConfig, cores as cores_module, overparameterize, owner
 from opdf.overparam.owner import balance
 from opdf.overparam.sharding import scattered
+from opdf.study.workers import forks
 
 STEPS, ROWS = 4, 12
 SAME = {"0.weight": "0.weight", "2.weight": "2.weight"}
@@ -77,7 +77,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
     Two and three processes of one group stay for all tests of this file: to start one takes longer than what is tested.
     """
-    context, pools = mp.get_context("spawn"), {}
+    context, pools = forks(), {}
 
     def run(task: Any, world: int, *args: Any) -> list[Any]:
         if world not in pools:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import time
@@ -13,6 +12,7 @@ import pytest
 
 from opdf.study.plan import Cell, Plan
 from opdf.study.store import InUseError, Outcome, Store, held
+from opdf.study.workers import forks
 
 PLAN = Plan(("a", "b"), ("KD", "OPDF"), (1e-4, 1e-3), (0, 1), "KD")
 CELLS = tuple(PLAN.cells())
@@ -34,8 +34,7 @@ def logging_run(cell: Cell, log: Path, seconds: float = 0.0) -> Outcome:
 
 
 # Not forks of this process: a child that inherits a lock from one of its many threads waits for it forever.
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["opdf.study.store"])
+SERVER = forks()
 PATIENCE = 120
 """Seconds for what takes three on a quiet machine."""
 

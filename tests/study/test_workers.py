@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 from tests.study.example import OPDF, STUDY, config
 
 from opdf.job.errors import UserError
@@ -144,3 +145,13 @@ def test_workers_end_with_the_sweep(tmp_path: Path, sent: signal.Signals, status
     assert not psutil.wait_procs(processes, timeout=30)[1], "a worker goes on alone"
     missing = Study(config(tmp_path, common=endless)).store.missing()
     assert len(missing) == 8
+
+
+def test_processes_start_anew_where_a_fork_would_break_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    for accelerated, method in ((False, "forkserver"), (True, "spawn")):
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda found=accelerated: found)
+        assert workers.forks().get_start_method() == method
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert workers.forks().get_start_method() == "spawn"

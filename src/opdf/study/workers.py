@@ -25,15 +25,16 @@ LOOK = 2.0
 """Seconds between two looks at the runs."""
 
 IMPORTED = ["opdf.study.runner", "opdf.job.run", "opdf.cli.distill", "transformers.trainer", "sklearn.metrics"]
-"""What every run needs, in the order of its size: five to twelve seconds of imports."""
+"""What every run needs. To import it takes five to twelve seconds."""
 
 
 def forks() -> Any:
     """Processes that are forked from a server, which imports everything once for all of them.
 
-    Elsewhere than on Linux they start anew: a fork may crash there in libraries of the system.
+    They start anew with an accelerator, which an import may have begun to use and a fork may not, and elsewhere than on
+    Linux, where libraries of the system do not survive a fork.
     """
-    if sys.platform != "linux":
+    if sys.platform != "linux" or torch.accelerator.is_available():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTED)

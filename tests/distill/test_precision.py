@@ -12,7 +12,7 @@ import pytest
 import torch
 from tests.distill.small import arguments, bert, sentences
 
-from opdf.distill import DistillationTrainer, precision
+from opdf.distill import DistillationTrainer, precision, shrink
 from opdf.distill.precision import product_rate
 
 
@@ -32,8 +32,18 @@ def test_a_cpu_without_bf16_is_told_of_before_the_training(
 ) -> None:
     cpu_of(monkeypatch, float32=60e9, bfloat16=1.2e9)
     told = f"matrix products in torch.bfloat16 take 50 times as long on this CPU as in float32; {said}"
-    with pytest.warns(UserWarning, match=re.escape(told)):
+    with pytest.warns(UserWarning, match=re.escape(told)) as warned:
         trainer(tmp_path, training, **options)
+    assert __file__ in [warning.filename for warning in warned]
+
+
+def test_a_teacher_that_is_shrunk_is_told_of_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu_of(monkeypatch, float32=60e9, bfloat16=1.2e9)
+    with pytest.warns(
+        UserWarning, match=r"50 times as long.* the teacher's weights have; give teacher.float\(\)"
+    ) as told:
+        shrink(bert().bfloat16(), [{"input_ids": torch.randint(1, 50, (32, 8))}], num_hidden_layers=2)
+    assert told[0].filename == __file__
 
 
 @pytest.mark.parametrize(("bf16", "rate"), [(False, 1e9), (True, 60e9), (True, 300e9)])
@@ -58,7 +68,10 @@ def test_the_rate_is_that_of_products_here() -> None:
     a = torch.randn(512, 512)
     a @ a
     seconds = min(_seconds(a) for _ in range(5))
+    drawn = torch.get_rng_state()
+    product_rate.cache_clear()
     rate = product_rate("cpu")
+    assert torch.equal(torch.get_rng_state(), drawn)  # a training's random numbers are not taken
     assert rate / 10 < 2 * 512**3 / seconds < 10 * rate
     assert product_rate("cpu") == rate
 

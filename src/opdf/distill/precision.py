@@ -14,7 +14,7 @@ from opdf.distill.models import HALF
 from opdf.overparam import OverParamConfig
 
 SLOWER = 1.5
-"""From so many times the time of float32 on, a user is told. Smaller differences are noise, or smaller than it."""
+"""From so many times the time of float32 on, a user is told. Less may be noise."""
 
 
 def half_precision(args: TrainingArguments) -> torch.dtype | None:
@@ -32,7 +32,7 @@ def product_rate(device: str, dtype: torch.dtype = torch.float32) -> float:
     """
     # With one small product at a time, a GPU would mostly wait.
     size, products = (4096, 4) if device == "cuda" else (768, 1)
-    a = torch.randn(size, size, device=device).to(dtype)
+    a = torch.ones(size, size, device=device, dtype=dtype)  # no random numbers: the next ones are a training's
     best, began = 0.0, time.perf_counter()
     for _ in range(5):
         start = time.perf_counter()
@@ -46,25 +46,36 @@ def product_rate(device: str, dtype: torch.dtype = torch.float32) -> float:
     return best
 
 
-def slowdown(args: TrainingArguments, dtype: torch.dtype | None) -> float:
+def slowdown(device: torch.device, dtype: torch.dtype | None) -> float:
     """How many times as long a product of a dtype takes as one in float32, on a CPU; 1 elsewhere and for None."""
-    if dtype is None or args.device.type != "cpu":
+    if dtype is None or device.type != "cpu":
         return 1.0
     return product_rate("cpu") / product_rate("cpu", dtype)
 
 
-def warn_of_slow_products(
+def warn_of_slow_training(
     args: TrainingArguments, overparam: OverParamConfig | None, teacher: nn.Module | None
 ) -> None:
-    """Warn of half precision on a CPU without instructions for it: many have none, and take 50 times as long."""
-    weights = {p.dtype for p in teacher.parameters() if p.dtype in HALF} if teacher is not None else set()
+    """Warn of half precision on a CPU without instructions for it: many have none, and take 25 to 50 times as long."""
     asked = [(half_precision(args), "leave bf16 out of the arguments")]
     if overparam is not None and overparam.precision == "bf16":
         asked.append((torch.bfloat16, "leave precision out of overparam"))
-    asked += [(dtype, "which the teacher's weights have; give teacher.float()") for dtype in weights]
     for dtype, remedy in asked:
-        if (times := slowdown(args, dtype)) >= SLOWER:
-            warnings.warn(
-                f"matrix products in {dtype} take {times:.3g} times as long on this CPU as in float32; {remedy}",
-                stacklevel=4,
-            )
+        warn_of_slow_products(args.device, dtype, remedy, stacklevel=5)
+    if teacher is not None:
+        warn_of_slow_weights(args.device, teacher, stacklevel=5)
+
+
+def warn_of_slow_weights(device: torch.device, teacher: nn.Module, stacklevel: int = 3) -> None:
+    """Warn of the same where a teacher's weights are half-precision, as those of many files are."""
+    for dtype in {p.dtype for p in teacher.parameters() if p.dtype in HALF}:
+        remedy = "which the teacher's weights have; give teacher.float()"
+        warn_of_slow_products(device, dtype, remedy, stacklevel=stacklevel + 1)
+
+
+def warn_of_slow_products(device: torch.device, dtype: torch.dtype | None, remedy: str, stacklevel: int) -> None:
+    if (times := slowdown(device, dtype)) >= SLOWER:
+        warnings.warn(
+            f"matrix products in {dtype} take {times:.3g} times as long on this CPU as in float32; {remedy}",
+            stacklevel=stacklevel,
+        )

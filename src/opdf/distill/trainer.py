@@ -56,7 +56,7 @@ from opdf.distill.named import build, build_objective
 from opdf.distill.objective import Objective
 from opdf.distill.order import RowOrder, alike
 from opdf.distill.planning import plan_student
-from opdf.distill.precision import warn_of_slow_products
+from opdf.distill.precision import warn_of_slow_training
 from opdf.distill.teachers import load_teacher
 from opdf.distill.unused import all_reached, may_vary
 from opdf.overparam import (
@@ -235,7 +235,7 @@ class DistillationTrainer(CheckpointedTrainer):
         warn_of_rounding("student", (p for p in student.parameters() if p.requires_grad))
         if self.teacher is not None and self.method.trains_teacher:
             warn_of_rounding("teacher", self.teacher.parameters())
-        warn_of_slow_products(args, self.overparam, self.teacher)
+        warn_of_slow_training(args, self.overparam, self.teacher)
         if self.teacher is not None:
             self.teacher.eval().requires_grad_(False)
 

@@ -133,7 +133,7 @@ def precision_of(arguments: TrainingArguments) -> str:
     said = f"{precision}, on {arguments.device}"
     if precision == "float32" and arguments.device.type == "cuda" and torch.cuda.is_bf16_supported(False):
         return f"{said}, which computes faster with training.bf16: true"
-    times = slowdown(arguments, half_precision(arguments))
+    times = slowdown(arguments.device, half_precision(arguments))
     if times >= SLOWER:
         return f"{said}, whose matrix products take {times:.3g} times as long in it as in float32"
     return said

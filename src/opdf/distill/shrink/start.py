@@ -17,6 +17,7 @@ from transformers.utils.logging import tqdm
 from opdf.distill.losses import main_input
 from opdf.distill.models import unprepared, unwrapped
 from opdf.distill.objective import model_inputs
+from opdf.distill.precision import warn_of_slow_weights
 from opdf.distill.shrink.basis import leading_axes
 from opdf.distill.shrink.calibration import Place, Recorder, has_room, input_of, real_tokens
 from opdf.distill.shrink.families import Attention, Family, FeedForward, Tower
@@ -85,6 +86,7 @@ def shrink(teacher: nn.Module, batches: Iterable[Mapping[str, Tensor]], **sizes:
     teacher = unwrapped(teacher)
     family = check_teacher(teacher)
     config = student_config(teacher, family, sizes)
+    warn_of_slow_weights(next(teacher.parameters()).device, teacher)
     inputs = _on_device(teacher, batches)
     with torch.inference_mode(False), _evaluating(teacher), torch.no_grad(), matmul_precision():
         _warn_of_few(*_check_count(teacher, family, config, inputs))

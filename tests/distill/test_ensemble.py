@@ -164,5 +164,7 @@ def test_what_needs_one_teacher_and_teachers_that_do_not_fit(tmp_path: Path) -> 
     for weights in ([1.0], [1.0, 0.0], [1.0, float("nan")]):
         with pytest.raises(ValueError, match=r"weights is .*; give 2 numbers above 0, one for each teacher"):
             Ensemble(both, weights)
+    with pytest.raises(TypeError, match="models is a BertForSequenceClassification; give a list of models"):
+        Ensemble(both[0])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="models is empty"):
         Ensemble([])

@@ -36,7 +36,7 @@ class Ensemble(nn.Module):
         temperature: at which distributions are averaged, float32, where nothing else is said.
 
     Raises:
-        TypeError: the weights are no list of numbers.
+        TypeError: the models are no list, or the weights no list of numbers.
         ValueError: there are no models, the number of weights is another, or a weight is not above 0.
     """
 
@@ -45,6 +45,8 @@ class Ensemble(nn.Module):
 
     def __init__(self, models: Sequence[nn.Module], weights: Sequence[float] | None = None) -> None:
         super().__init__()
+        if not isinstance(models, Sequence | nn.ModuleList):
+            raise TypeError(f"models is a {type(models).__name__}; give a list of models")
         given = check_weights([1.0] * len(models) if weights is None else weights, len(models))
         self.models = nn.ModuleList(models)
         # In float32, which every device has.

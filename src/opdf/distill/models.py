@@ -218,9 +218,10 @@ def check_same_outputs(student: nn.Module, teacher: nn.Module) -> None:
         return
     check_same_marks(student, teacher)
     if is_language_model(student):
-        if ours.vocab_size != theirs.vocab_size:
+        mine, other = vocabulary(ours), vocabulary(theirs)
+        if mine != other:
             raise ValueError(
-                f"the student's vocabulary has {ours.vocab_size} tokens and the teacher's {theirs.vocab_size}; "
+                f"the student's vocabulary has {mine} tokens and the teacher's {other}; "
                 "token-level distillation needs the same tokenizer"
             )
         return
@@ -235,6 +236,12 @@ def check_same_outputs(student: nn.Module, teacher: nn.Module) -> None:
     names = [names_of_labels(model) for model in (student, teacher)]
     if None not in names and names[0] != names[1]:
         raise ValueError(f"the student's labels are {names[0]}, the teacher's {names[1]}; give both in the same order")
+
+
+def vocabulary(config: Any) -> int:
+    """How many tokens a language model writes. A model of two has that of the one that writes."""
+    writes = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+    return int(writes.vocab_size)
 
 
 def names_of_labels(model: nn.Module) -> list[str] | None:

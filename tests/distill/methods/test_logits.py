@@ -27,6 +27,8 @@ from transformers import (
     CLIPConfig,
     CLIPForImageClassification,
     DataCollatorWithFlattening,
+    EncoderDecoderConfig,
+    EncoderDecoderModel,
     GPT2Config,
     GPT2ForSequenceClassification,
     GPT2LMHeadModel,
@@ -354,6 +356,34 @@ def test_outputs_that_mean_different_things_are_refused() -> None:
     small, large = (GPT2LMHeadModel(GPT2Config(vocab_size=v, n_embd=8, n_layer=1, n_head=1)) for v in (20, 21))
     with pytest.raises(ValueError, match="20 tokens and the teacher's 21"):
         check_same_outputs(small, large)
+
+
+@pytest.mark.parametrize("chunk", [2**24, 40])
+def test_a_language_model_of_two_learns_from_its_like(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The vocabulary stands in the configuration of the part that writes: it was an AttributeError."""
+    monkeypatch.setattr(chunks, "CHUNK", chunk)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+
+    def translator(words: int) -> EncoderDecoderModel:
+        both = [BertConfig(vocab_size=v, **sizes, **more) for v, more in ((20, {}), (words, {"is_decoder": True}))]
+        both[1].add_cross_attention = True
+        config = EncoderDecoderConfig.from_encoder_decoder_configs(*both)
+        config.decoder_start_token_id, config.pad_token_id = 1, 0
+        return EncoderDecoderModel(config).eval()
+
+    student, teacher = translator(20), translator(20)
+    labels = torch.tensor([[3, 4, -100], [5, 6, 7]])
+    batch = {"input_ids": torch.arange(12).reshape(2, 6), "labels": labels}
+    objective = LogitsDistillation(alpha=0.5)
+    objective.prepare(student, teacher)
+    items = objective.count_items(student, batch)
+    losses = objective.losses(student, teacher, batch, items)
+    ours, theirs = (model(**batch).logits[labels != -100] for model in (student, teacher))
+    expected = (F.cross_entropy(ours, labels[labels != -100]) + soft_loss(ours, theirs, 2.0) / 5) / 2
+    torch.testing.assert_close(losses.total, expected)
+    with pytest.raises(ValueError, match="20 tokens and the teacher's 21"):
+        objective.prepare(student, translator(21))
 
 
 def gpt2(pad: int | None) -> GPT2ForSequenceClassification:

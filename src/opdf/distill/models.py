@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     MODEL_MAPPING_NAMES,
 )
@@ -33,6 +34,8 @@ CLASSIFIERS = {
 }
 """Classes of transformers with one output for an example."""
 
+MASKED = frozenset(MODEL_FOR_MASKED_LM_MAPPING_NAMES.values())
+"""Classes of transformers that are masked language models."""
 
 SEVERAL = "multi_label_classification"
 """What transformers calls several labels an example."""
@@ -94,14 +97,17 @@ def config_of(model: nn.Module) -> Any:
 
 def inputs_of(model: nn.Module) -> frozenset[str] | None:
     """The names of a model's inputs; None for a module, not of transformers, that takes any."""
-    inner = unwrapped(model)
-    if hasattr(inner, "get_base_model"):  # peft's
-        inner = inner.get_base_model()
+    inner = _without_adapters(unwrapped(model))
     is_known = isinstance(inner, PreTrainedModel)
     found = inspect.signature(type(inner).forward if is_known else inner.forward).parameters
     if not is_known and any(parameter.kind == parameter.VAR_KEYWORD for parameter in found.values()):
         return None
     return frozenset(found)
+
+
+def _without_adapters(model: Any) -> Any:
+    """The model that peft has put adapters into, of one of its own."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def unshared_inputs(models: Iterable[nn.Module]) -> frozenset[str]:
@@ -139,11 +145,14 @@ def is_causal(model: nn.Module) -> bool:
     """Whether logits at one position predict the label of the next, so that both have to be shifted.
 
     Decoders of transformers do, and so do classes of the user's own whose name gives them transformers' loss of one
-    (MineForCausalLM). Encoder-decoders get their inputs shifted; masked language models and taggers label in place. So
-    do modules of other libraries: whoever trains one shifts its labels if need be.
+    (MineForCausalLM). Encoder-decoders get their inputs shifted; masked language models and taggers label in place,
+    also those that can generate (XLM, FlauBERT), unless their configuration says that they are causal. So do modules of
+    other libraries: whoever trains one shifts its labels if need be.
     """
-    inner = unwrapped(model)
-    if getattr(config_of(inner), "is_encoder_decoder", False):
+    inner, config = unwrapped(model), config_of(model)
+    if getattr(config, "is_encoder_decoder", False):
+        return False
+    if type(_without_adapters(inner)).__name__ in MASKED and not getattr(config, "causal", False):
         return False
     if hasattr(inner, "can_generate") and inner.can_generate():
         return True

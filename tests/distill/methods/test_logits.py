@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from scipy.spatial.distance import jensenshannon
 from scipy.special import expit, rel_entr, softmax
 from tests.distill.small import arguments, labelled, train
@@ -39,6 +40,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
+    XLMConfig,
+    XLMWithLMHeadModel,
 )
 from transformers.modeling_outputs import CausalLMOutput
 
@@ -261,8 +264,16 @@ def test_examples_are_counted_where_each_has_a_row() -> None:
     assert EmbeddingDistillation().count_items(bert().bert, batch) == 3
 
 
-def test_labels_of_masked_tokens_are_not_shifted() -> None:
-    model = BertForMaskedLM(bert().config).eval()
+@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize("kind", ["bert", "xlm"])
+def test_labels_of_masked_tokens_are_not_shifted(kind: str, adapted: bool) -> None:
+    """An XLM and a FlauBERT can generate too: each hidden token was learned where the one before it stands."""
+    torch.manual_seed(0)
+    xlm = XLMConfig(vocab_size=20, emb_dim=8, n_layers=1, n_heads=2)
+    model: Any = BertForMaskedLM(bert().config) if kind == "bert" else XLMWithLMHeadModel(xlm)
+    if adapted:
+        model = get_peft_model(model, LoraConfig(target_modules=["query" if kind == "bert" else "q_lin"]))
+    model.eval()
     labels = torch.full((2, 6), -100)
     labels[0, 0], labels[1, 3:5] = 7, 8  # the first token counts, which a decoder could not predict
     ids = torch.arange(12).reshape(2, 6)

@@ -124,7 +124,22 @@ def check_alike(ours: Tensor, theirs: Tensor) -> None:
         )
 
 
+def check_one_each(outputs: Tensor, labels: Tensor) -> None:
+    """Refuse outputs `[batch, tokens, ...]` of more tokens or fewer than there are labels `[batch, tokens]` for.
+
+    Raises:
+        ValueError: they are.
+    """
+    if outputs.shape[:2] != labels.shape:
+        raise ValueError(
+            f"a model's outputs are of {outputs.shape[1]} tokens and the labels of {labels.shape[1]} (prompt tuning "
+            "adds tokens, speech models have frames); give models with one output for each label (LoRA or prefix "
+            "tuning in place of prompts), or write an Objective"
+        )
+
+
 def _kept_tokens(model: nn.Module, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    check_one_each(logits, labels)
     if is_causal(model):
         logits, labels = logits[:, :-1], labels[:, 1:]
     kept = labels != IGNORED

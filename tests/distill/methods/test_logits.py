@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from scipy.spatial.distance import jensenshannon
 from scipy.special import expit, rel_entr, softmax
 from tests.distill.small import arguments, labelled, train
@@ -333,6 +333,22 @@ def test_missing_labels_need_alpha_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert LogitsDistillation(alpha=1.0).losses(bert(), bert().eval(), batch, torch.tensor(4)).parts.keys() == {
         "distillation"
     }
+
+
+@pytest.mark.parametrize("chunk", [2**24, 40])
+def test_outputs_of_other_tokens_than_have_labels_are_refused(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was an IndexError about a mask. Tokens of a prompt that is tuned stand before those of the text."""
+    monkeypatch.setattr(chunks, "CHUNK", chunk)
+    config = LlamaConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    plain = LlamaForCausalLM(config).eval()
+    prompted = get_peft_model(
+        LlamaForCausalLM(config), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    ).eval()
+    ids = torch.arange(12).reshape(2, 6)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+    for student, teacher in ((prompted, plain), (plain, prompted)):
+        with pytest.raises(ValueError, match="outputs are of 9 tokens and the labels of 6"):
+            LogitsDistillation().losses(student, teacher, batch, torch.tensor(10))
 
 
 def test_a_columns_one_number_is_not_taken_for_all_classes() -> None:

@@ -298,6 +298,26 @@ def test_labels_of_other_libraries_modules_are_not_shifted() -> None:
     torch.testing.assert_close(objective.losses(Tagger(), None, batch, items).total, expected)
 
 
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_several_labels_and_numbers_are_not_taken_for_shares_of_classes(alpha: float) -> None:
+    """A module without a configuration learned them with a softmax over all outputs, of numbers without end."""
+
+    class Scorer(nn.Linear):
+        def forward(self, values: torch.Tensor) -> SimpleNamespace:  # type: ignore[override]
+            return SimpleNamespace(logits=super().forward(values))
+
+    torch.manual_seed(0)
+    student, teacher, objective = Scorer(4, 3), Scorer(4, 3).eval(), LogitsDistillation(alpha=alpha)
+    batch = {"values": torch.randn(2, 4), "labels": torch.tensor([[0.2, 0.3, 0.5], [0.0, 1.0, 0.0]])}
+    ours, theirs = (model(batch["values"]).logits for model in (student, teacher))
+    expected = soft_loss(ours, theirs, 2.0) / 2 if alpha else F.cross_entropy(ours, batch["labels"])
+    torch.testing.assert_close(objective.losses(student, teacher, batch, torch.tensor(2)).total, expected)
+    for labels in ([1.0, 0.0, 1.0], [3.0, -1.0, 2.0], [0.5, -0.5, 0.0]):
+        batch["labels"][1] = torch.tensor(labels)
+        with pytest.raises(ValueError, match=r"labels \[.*\], which are no shares of classes.*whose problem_type"):
+            objective.losses(student, teacher, batch, torch.tensor(2))
+
+
 def test_classifiers_that_are_their_own_base_model_have_a_head() -> None:
     vision = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
               "image_size": 8, "patch_size": 4}  # fmt: skip

@@ -28,6 +28,8 @@ from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
     HfArgumentParser,
+    LlamaConfig,
+    LlamaForSequenceClassification,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -355,6 +357,36 @@ def test_a_teacher_that_was_trained_in_bf16_answers_as_one_that_is_loaded(tmp_pa
     given = [scored_in_bf16(bert(), tmp_path / "teacher"), bert()]
     students = [train(tmp_path, teacher=teacher)[1] for teacher in given]
     assert all(torch.equal(a, b) for a, b in zip(*(one.parameters() for one in students), strict=True))
+
+
+@pytest.mark.parametrize("overparam", [None, OverParamConfig(ones=1)])
+def test_a_student_that_was_scored_in_half_precision_is_trained_in_its_own(
+    tmp_path: Path, overparam: OverParamConfig | None
+) -> None:
+    """`bf16_full_eval` left it in bfloat16, positions too, where small steps are lost; cores had no step at all."""
+
+    def llama() -> LlamaForSequenceClassification:
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+        return LlamaForSequenceClassification(LlamaConfig(vocab_size=50, pad_token_id=0, **sizes))
+
+    students, data = [], sentences(8)
+    for scored in (False, True):
+        student = keep_layers(llama(), 1)
+        trainer = DistillationTrainer(
+            student, arguments(tmp_path, bf16_full_eval=True, learning_rate=1e-5), teacher=llama(), overparam=overparam,
+            train_dataset=sentences(), eval_dataset=data,
+        )  # fmt: skip
+        for _ in range(2):
+            if scored:
+                halved = copy.deepcopy(student).bfloat16().eval()
+                with torch.no_grad():
+                    loss = halved(**{k: torch.tensor(data[k]) for k in data.column_names}).loss
+                assert trainer.evaluate()["eval_loss"] == float(loss)
+            trainer.train()
+        students.append(student)
+    for values in (nn.Module.parameters, nn.Module.buffers):
+        assert all(torch.equal(a, b) for a, b in zip(*map(values, students), strict=True))
 
 
 def test_evaluation_reports_the_models_own_loss(tmp_path: Path) -> None:

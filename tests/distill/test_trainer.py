@@ -18,6 +18,7 @@ import torch
 from accelerate import PartialState
 from accelerate.data_loader import DataLoaderDispatcher
 from datasets import ClassLabel, Dataset
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tests.distill.small import arguments, bert, labelled, scored_in_bf16, sentences, train
@@ -791,6 +792,14 @@ def test_the_teacher_is_followed_on_examples_without_a_label(tmp_path: Path) -> 
     assert losses[0] == losses[1] > 0
 
 
+def several() -> BertForSequenceClassification:
+    return bert(problem_type="multi_label_classification")
+
+
+def adapted() -> Any:
+    return get_peft_model(keep_layers(several(), 2), LoraConfig(target_modules=["query"]))
+
+
 def empty(rows: list[Any]) -> dict[str, Tensor]:
     return {name: torch.empty((0, 8), dtype=torch.int64) for name in ("input_ids", "attention_mask")}
 
@@ -808,6 +817,10 @@ def empty(rows: list[Any]) -> dict[str, Tensor]:
          "labels are 2 integers an example, and the student takes one class for each; give floats, or a student with"),
         ({"train_dataset": [dict(row, labels=[0]) for row in sentences(8)]},
          r"labels have the shape \[8, 1\], and the student takes one class for each example; flatten them"),
+        ({"train_dataset": [dict(row, labels=[1.0, -100.0]) for row in sentences(8)]},
+         r"example 0 \(from 0\) of a batch of step 1 has the labels \[1\.0, -100\.0\]; with several labels each is 0"),
+        ({"train_dataset": [dict(row, labels=[0.0, 2.5]) for row in sentences(8)], "student": adapted(),
+          "teacher": several()}, r"has the labels \[0\.0, 2\.5\]; .*; numbers to come near want problem_type='regr"),
     ],
 )  # fmt: skip
 def test_a_batch_that_nothing_can_be_learned_from(tmp_path: Path, options: dict[str, Any], message: str) -> None:

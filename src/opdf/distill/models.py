@@ -322,7 +322,7 @@ def check_labels(student: Any, data: Any) -> None:
         ValueError: a class is below 0, other than -100, or not below `config.num_labels`; or one of several labels is
             not from 0 to 1.
     """
-    if not isinstance(data, Dataset) or type(student).__name__ not in CLASSIFIERS:
+    if not isinstance(data, Dataset) or type(_without_adapters(student)).__name__ not in CLASSIFIERS:
         return
     classes, problem = student.config.num_labels, student.config.problem_type
     if classes == 1 or problem == "regression":
@@ -345,13 +345,18 @@ def check_labels(student: Any, data: Any) -> None:
                 )
 
 
+_SEVERAL_LABELS = (
+    f"with several labels each is 0 or 1, and {IGNORED} does not mean none: leave those rows out, or set 0; numbers to "
+    "come near want problem_type='regression'"
+)
+
+
 def _check_several(data: Dataset, column: str) -> None:
     rows = data.select_columns([column]).with_format("numpy")[:][column]
     wrong = [row.tolist() for row in rows if ((row < 0) | (row > 1)).any()]
     if wrong:
         raise ValueError(
-            f"{len(wrong)} rows of train_dataset have {column!r} outside 0 to 1, e.g. {wrong[0]}; with several labels "
-            f"each is 0 or 1, and {IGNORED} does not mean none: leave those rows out, or set 0"
+            f"{len(wrong)} rows of train_dataset have {column!r} outside 0 to 1, e.g. {wrong[0]}; {_SEVERAL_LABELS}"
         )
 
 
@@ -372,10 +377,18 @@ def check_batch(student: nn.Module, batch: Any, step: int) -> None:
             f"a batch of step {step} is empty; the data collator, or the batch sampler, makes batches without rows"
         )
     labels, config = (batch.get("labels") if tensors else None), config_of(student)
-    if type(unwrapped(student)).__name__ not in CLASSIFIERS or labels is None:
+    if type(_without_adapters(unwrapped(student))).__name__ not in CLASSIFIERS or labels is None:
         return
-    classes = config.num_labels
-    if classes == 1 or config.problem_type not in (None, "single_label_classification"):
+    classes, problem = config.num_labels, config.problem_type
+    floats = problem is None and classes > 1 and labels.is_floating_point()
+    if (problem == SEVERAL or floats) and labels.dim() == 2:
+        (outside,) = ((labels < 0) | (labels > 1)).any(1).nonzero(as_tuple=True)
+        if len(outside):
+            raise ValueError(
+                f"example {int(outside[0])} (from 0) of a batch of step {step} has the labels "
+                f"{labels[outside[0]].tolist()}; {_SEVERAL_LABELS}"
+            )
+    if classes == 1 or problem not in (None, "single_label_classification"):
         return
     if labels.dim() == 2 and labels.shape[1] > 1 and not labels.is_floating_point():
         raise ValueError(

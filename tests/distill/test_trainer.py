@@ -18,6 +18,7 @@ import torch
 from accelerate import PartialState
 from accelerate.data_loader import DataLoaderDispatcher
 from datasets import ClassLabel, Dataset
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tests.distill.small import arguments, bert, labelled, scored_in_bf16, sentences, train
@@ -28,6 +29,8 @@ from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
     HfArgumentParser,
+    LlamaConfig,
+    LlamaForSequenceClassification,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -355,6 +358,36 @@ def test_a_teacher_that_was_trained_in_bf16_answers_as_one_that_is_loaded(tmp_pa
     given = [scored_in_bf16(bert(), tmp_path / "teacher"), bert()]
     students = [train(tmp_path, teacher=teacher)[1] for teacher in given]
     assert all(torch.equal(a, b) for a, b in zip(*(one.parameters() for one in students), strict=True))
+
+
+@pytest.mark.parametrize("overparam", [None, OverParamConfig(ones=1)])
+def test_a_student_that_was_scored_in_half_precision_is_trained_in_its_own(
+    tmp_path: Path, overparam: OverParamConfig | None
+) -> None:
+    """`bf16_full_eval` left it in bfloat16, positions too, where small steps are lost; cores had no step at all."""
+
+    def llama() -> LlamaForSequenceClassification:
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+        return LlamaForSequenceClassification(LlamaConfig(vocab_size=50, pad_token_id=0, **sizes))
+
+    students, data = [], sentences(8)
+    for scored in (False, True):
+        student = keep_layers(llama(), 1)
+        trainer = DistillationTrainer(
+            student, arguments(tmp_path, bf16_full_eval=True, learning_rate=1e-5), teacher=llama(), overparam=overparam,
+            train_dataset=sentences(), eval_dataset=data,
+        )  # fmt: skip
+        for _ in range(2):
+            if scored:
+                halved = copy.deepcopy(student).bfloat16().eval()
+                with torch.no_grad():
+                    loss = halved(**{k: torch.tensor(data[k]) for k in data.column_names}).loss
+                assert trainer.evaluate()["eval_loss"] == float(loss)
+            trainer.train()
+        students.append(student)
+    for values in (nn.Module.parameters, nn.Module.buffers):
+        assert all(torch.equal(a, b) for a, b in zip(*map(values, students), strict=True))
 
 
 def test_evaluation_reports_the_models_own_loss(tmp_path: Path) -> None:
@@ -759,6 +792,14 @@ def test_the_teacher_is_followed_on_examples_without_a_label(tmp_path: Path) -> 
     assert losses[0] == losses[1] > 0
 
 
+def several() -> BertForSequenceClassification:
+    return bert(problem_type="multi_label_classification")
+
+
+def adapted() -> Any:
+    return get_peft_model(keep_layers(several(), 2), LoraConfig(target_modules=["query"]))
+
+
 def empty(rows: list[Any]) -> dict[str, Tensor]:
     return {name: torch.empty((0, 8), dtype=torch.int64) for name in ("input_ids", "attention_mask")}
 
@@ -776,6 +817,10 @@ def empty(rows: list[Any]) -> dict[str, Tensor]:
          "labels are 2 integers an example, and the student takes one class for each; give floats, or a student with"),
         ({"train_dataset": [dict(row, labels=[0]) for row in sentences(8)]},
          r"labels have the shape \[8, 1\], and the student takes one class for each example; flatten them"),
+        ({"train_dataset": [dict(row, labels=[1.0, -100.0]) for row in sentences(8)]},
+         r"example 0 \(from 0\) of a batch of step 1 has the labels \[1\.0, -100\.0\]; with several labels each is 0"),
+        ({"train_dataset": [dict(row, labels=[0.0, 2.5]) for row in sentences(8)], "student": adapted(),
+          "teacher": several()}, r"has the labels \[0\.0, 2\.5\]; .*; numbers to come near want problem_type='regr"),
     ],
 )  # fmt: skip
 def test_a_batch_that_nothing_can_be_learned_from(tmp_path: Path, options: dict[str, Any], message: str) -> None:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from opdf.distill.losses import Batch, token_labels
+from opdf.distill.losses import Batch, check_one_each, token_labels
 from opdf.distill.models import IGNORED, config_of, is_causal, unwrapped
 
 CHUNK = 2**24
@@ -157,6 +157,7 @@ def kept_tokens(model: nn.Module, batch: Batch, labels: Tensor, forward: Forward
     """The tokens of a batch whose labels are not -100, shifted as the student does."""
     states, head = narrowed(model, batch, forward)[1][0], plain_head(model)
     assert head is not None
+    check_one_each(states, labels)
     states, labels = (states[:, :-1], labels[:, 1:]) if shifted else (states, labels)
     return Tokens(states[(labels != IGNORED).to(states.device)], head.weight, head.bias)
 

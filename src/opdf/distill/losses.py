@@ -88,8 +88,25 @@ def task_loss(student: nn.Module, logits: Tensor, labels: Tensor, weights: Tenso
     if kind == "multi-label":
         target = labels.to(logits.dtype)
         return F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(-1).sum()
+    _check_shares(labels)
     weights = None if weights is None else weights.to(logits.dtype)
     return F.cross_entropy(logits, labels, weights, reduction="sum")
+
+
+def _check_shares(labels: Tensor) -> None:
+    """Refuse labels that are no shares of classes where an example has one: several labels, or numbers to come near.
+
+    Raises:
+        ValueError: a share is below 0, or those of an example are more than 1 together.
+    """
+    if labels.is_floating_point() and labels.dim() == 2:
+        wrong = labels[(labels < 0).any(-1) | (labels.sum(-1) > 1.01)]  # rounding in bf16 may add so much
+        if len(wrong):
+            raise ValueError(
+                f"an example has the labels {wrong[0].tolist()}, which are no shares of classes, and an example has "
+                "one class; for several labels or numbers an example give a model of transformers whose problem_type "
+                "says so, or write an Objective"
+            )
 
 
 def distillation_loss(
@@ -98,7 +115,8 @@ def distillation_loss(
     """The loss against the teacher's logits, summed over items; one of `DIVERGENCES`, or squares in a regression.
 
     Raises:
-        ValueError: the teacher has outputs of another shape; one alone would be taken for all classes.
+        ValueError: the teacher has outputs of another shape, of which one alone would be taken for all classes; or
+            labels say that outputs are no classes.
     """
     kind = kind_of(student, ours, batch.get("labels"))
     if kind == "tokens":
@@ -110,6 +128,8 @@ def distillation_loss(
     if kind == "regression":
         return squared_loss(ours, theirs)
     check_alike(ours, theirs)
+    if kind == "classes" and (given := batch.get("labels")) is not None:
+        _check_shares(given)
     if kind == "multi-label":
         return soft_binary_loss(ours, theirs, temperature, DIVERGENCES[divergence])
     return DIVERGENCES[divergence](ours, theirs, temperature)
@@ -124,7 +144,22 @@ def check_alike(ours: Tensor, theirs: Tensor) -> None:
         )
 
 
+def check_one_each(outputs: Tensor, labels: Tensor) -> None:
+    """Refuse outputs `[batch, tokens, ...]` of more tokens or fewer than there are labels `[batch, tokens]` for.
+
+    Raises:
+        ValueError: they are.
+    """
+    if outputs.shape[:2] != labels.shape:
+        raise ValueError(
+            f"a model's outputs are of {outputs.shape[1]} tokens and the labels of {labels.shape[1]} (prompt tuning "
+            "adds tokens, speech models have frames); give models with one output for each label (LoRA or prefix "
+            "tuning in place of prompts), or write an Objective"
+        )
+
+
 def _kept_tokens(model: nn.Module, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    check_one_each(logits, labels)
     if is_causal(model):
         logits, labels = logits[:, :-1], labels[:, 1:]
     kept = labels != IGNORED

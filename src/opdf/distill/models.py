@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     MODEL_MAPPING_NAMES,
 )
@@ -33,6 +34,8 @@ CLASSIFIERS = {
 }
 """Classes of transformers with one output for an example."""
 
+MASKED = frozenset(MODEL_FOR_MASKED_LM_MAPPING_NAMES.values())
+"""Classes of transformers that are masked language models."""
 
 SEVERAL = "multi_label_classification"
 """What transformers calls several labels an example."""
@@ -94,14 +97,17 @@ def config_of(model: nn.Module) -> Any:
 
 def inputs_of(model: nn.Module) -> frozenset[str] | None:
     """The names of a model's inputs; None for a module, not of transformers, that takes any."""
-    inner = unwrapped(model)
-    if hasattr(inner, "get_base_model"):  # peft's
-        inner = inner.get_base_model()
+    inner = _without_adapters(unwrapped(model))
     is_known = isinstance(inner, PreTrainedModel)
     found = inspect.signature(type(inner).forward if is_known else inner.forward).parameters
     if not is_known and any(parameter.kind == parameter.VAR_KEYWORD for parameter in found.values()):
         return None
     return frozenset(found)
+
+
+def _without_adapters(model: Any) -> Any:
+    """The model that peft has put adapters into, of one of its own."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def unshared_inputs(models: Iterable[nn.Module]) -> frozenset[str]:
@@ -139,11 +145,14 @@ def is_causal(model: nn.Module) -> bool:
     """Whether logits at one position predict the label of the next, so that both have to be shifted.
 
     Decoders of transformers do, and so do classes of the user's own whose name gives them transformers' loss of one
-    (MineForCausalLM). Encoder-decoders get their inputs shifted; masked language models and taggers label in place. So
-    do modules of other libraries: whoever trains one shifts its labels if need be.
+    (MineForCausalLM). Encoder-decoders get their inputs shifted; masked language models and taggers label in place,
+    also those that can generate (XLM, FlauBERT), unless their configuration says that they are causal. So do modules of
+    other libraries: whoever trains one shifts its labels if need be.
     """
-    inner = unwrapped(model)
-    if getattr(config_of(inner), "is_encoder_decoder", False):
+    inner, config = unwrapped(model), config_of(model)
+    if getattr(config, "is_encoder_decoder", False):
+        return False
+    if type(_without_adapters(inner)).__name__ in MASKED and not getattr(config, "causal", False):
         return False
     if hasattr(inner, "can_generate") and inner.can_generate():
         return True
@@ -218,9 +227,10 @@ def check_same_outputs(student: nn.Module, teacher: nn.Module) -> None:
         return
     check_same_marks(student, teacher)
     if is_language_model(student):
-        if ours.vocab_size != theirs.vocab_size:
+        mine, other = vocabulary(ours), vocabulary(theirs)
+        if mine != other:
             raise ValueError(
-                f"the student's vocabulary has {ours.vocab_size} tokens and the teacher's {theirs.vocab_size}; "
+                f"the student's vocabulary has {mine} tokens and the teacher's {other}; "
                 "token-level distillation needs the same tokenizer"
             )
         return
@@ -235,6 +245,12 @@ def check_same_outputs(student: nn.Module, teacher: nn.Module) -> None:
     names = [names_of_labels(model) for model in (student, teacher)]
     if None not in names and names[0] != names[1]:
         raise ValueError(f"the student's labels are {names[0]}, the teacher's {names[1]}; give both in the same order")
+
+
+def vocabulary(config: Any) -> int:
+    """How many tokens a language model writes. A model of two has that of the one that writes."""
+    writes = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+    return int(writes.vocab_size)
 
 
 def names_of_labels(model: nn.Module) -> list[str] | None:
@@ -306,7 +322,7 @@ def check_labels(student: Any, data: Any) -> None:
         ValueError: a class is below 0, other than -100, or not below `config.num_labels`; or one of several labels is
             not from 0 to 1.
     """
-    if not isinstance(data, Dataset) or type(student).__name__ not in CLASSIFIERS:
+    if not isinstance(data, Dataset) or type(_without_adapters(student)).__name__ not in CLASSIFIERS:
         return
     classes, problem = student.config.num_labels, student.config.problem_type
     if classes == 1 or problem == "regression":
@@ -329,13 +345,18 @@ def check_labels(student: Any, data: Any) -> None:
                 )
 
 
+_SEVERAL_LABELS = (
+    f"with several labels each is 0 or 1, and {IGNORED} does not mean none: leave those rows out, or set 0; numbers to "
+    "come near want problem_type='regression'"
+)
+
+
 def _check_several(data: Dataset, column: str) -> None:
     rows = data.select_columns([column]).with_format("numpy")[:][column]
     wrong = [row.tolist() for row in rows if ((row < 0) | (row > 1)).any()]
     if wrong:
         raise ValueError(
-            f"{len(wrong)} rows of train_dataset have {column!r} outside 0 to 1, e.g. {wrong[0]}; with several labels "
-            f"each is 0 or 1, and {IGNORED} does not mean none: leave those rows out, or set 0"
+            f"{len(wrong)} rows of train_dataset have {column!r} outside 0 to 1, e.g. {wrong[0]}; {_SEVERAL_LABELS}"
         )
 
 
@@ -356,10 +377,18 @@ def check_batch(student: nn.Module, batch: Any, step: int) -> None:
             f"a batch of step {step} is empty; the data collator, or the batch sampler, makes batches without rows"
         )
     labels, config = (batch.get("labels") if tensors else None), config_of(student)
-    if type(unwrapped(student)).__name__ not in CLASSIFIERS or labels is None:
+    if type(_without_adapters(unwrapped(student))).__name__ not in CLASSIFIERS or labels is None:
         return
-    classes = config.num_labels
-    if classes == 1 or config.problem_type not in (None, "single_label_classification"):
+    classes, problem = config.num_labels, config.problem_type
+    floats = problem is None and classes > 1 and labels.is_floating_point()
+    if (problem == SEVERAL or floats) and labels.dim() == 2:
+        (outside,) = ((labels < 0) | (labels > 1)).any(1).nonzero(as_tuple=True)
+        if len(outside):
+            raise ValueError(
+                f"example {int(outside[0])} (from 0) of a batch of step {step} has the labels "
+                f"{labels[outside[0]].tolist()}; {_SEVERAL_LABELS}"
+            )
+    if classes == 1 or problem not in (None, "single_label_classification"):
         return
     if labels.dim() == 2 and labels.shape[1] > 1 and not labels.is_floating_point():
         raise ValueError(

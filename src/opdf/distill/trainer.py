@@ -400,6 +400,14 @@ class DistillationTrainer(CheckpointedTrainer):
         finally:
             self.args.dataloader_drop_last = asked
 
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's; a student that was scored in half precision has its own weights again, which are trained."""
+        halved = self.args.bf16_full_eval or self.args.fp16_full_eval
+        if self.is_in_train or not halved or self.is_fsdp_enabled:
+            return super().evaluation_loop(*args, **kwargs)
+        with _restored(self.model):
+            return super().evaluation_loop(*args, **kwargs)
+
     # The optimizer.
 
     @staticmethod
@@ -617,6 +625,20 @@ class DistillationTrainer(CheckpointedTrainer):
 def _described(rows: Any, content: str | None) -> dict[str, Any]:
     """How many rows there are, None where they have no number, and a digest of some."""
     return {"rows": len(rows) if hasattr(rows, "__len__") else None, "content": content}
+
+
+@contextmanager
+def _restored(model: nn.Module) -> Iterator[None]:
+    """Afterwards a model has the values that it had before, bit for bit, if it was cast or moved inside."""
+    weights = [(p, p.data) for p in model.parameters()]
+    buffers = [(module._buffers, dict(module._buffers)) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for p, values in weights:
+            p.data = values
+        for held, before in buffers:
+            held.update(before)
 
 
 @contextmanager

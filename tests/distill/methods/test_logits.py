@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from scipy.spatial.distance import jensenshannon
 from scipy.special import expit, rel_entr, softmax
 from tests.distill.small import arguments, labelled, train
@@ -27,6 +28,8 @@ from transformers import (
     CLIPConfig,
     CLIPForImageClassification,
     DataCollatorWithFlattening,
+    EncoderDecoderConfig,
+    EncoderDecoderModel,
     GPT2Config,
     GPT2ForSequenceClassification,
     GPT2LMHeadModel,
@@ -37,6 +40,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
+    XLMConfig,
+    XLMWithLMHeadModel,
 )
 from transformers.modeling_outputs import CausalLMOutput
 
@@ -259,8 +264,16 @@ def test_examples_are_counted_where_each_has_a_row() -> None:
     assert EmbeddingDistillation().count_items(bert().bert, batch) == 3
 
 
-def test_labels_of_masked_tokens_are_not_shifted() -> None:
-    model = BertForMaskedLM(bert().config).eval()
+@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize("kind", ["bert", "xlm"])
+def test_labels_of_masked_tokens_are_not_shifted(kind: str, adapted: bool) -> None:
+    """An XLM and a FlauBERT can generate too: each hidden token was learned where the one before it stands."""
+    torch.manual_seed(0)
+    xlm = XLMConfig(vocab_size=20, emb_dim=8, n_layers=1, n_heads=2)
+    model: Any = BertForMaskedLM(bert().config) if kind == "bert" else XLMWithLMHeadModel(xlm)
+    if adapted:
+        model = get_peft_model(model, LoraConfig(target_modules=["query" if kind == "bert" else "q_lin"]))
+    model.eval()
     labels = torch.full((2, 6), -100)
     labels[0, 0], labels[1, 3:5] = 7, 8  # the first token counts, which a decoder could not predict
     ids = torch.arange(12).reshape(2, 6)
@@ -283,6 +296,26 @@ def test_labels_of_other_libraries_modules_are_not_shifted() -> None:
     assert items.tolist() == [3, 3]
     expected = F.cross_entropy(torch.eye(3), torch.arange(3))
     torch.testing.assert_close(objective.losses(Tagger(), None, batch, items).total, expected)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_several_labels_and_numbers_are_not_taken_for_shares_of_classes(alpha: float) -> None:
+    """A module without a configuration learned them with a softmax over all outputs, of numbers without end."""
+
+    class Scorer(nn.Linear):
+        def forward(self, values: torch.Tensor) -> SimpleNamespace:  # type: ignore[override]
+            return SimpleNamespace(logits=super().forward(values))
+
+    torch.manual_seed(0)
+    student, teacher, objective = Scorer(4, 3), Scorer(4, 3).eval(), LogitsDistillation(alpha=alpha)
+    batch = {"values": torch.randn(2, 4), "labels": torch.tensor([[0.2, 0.3, 0.5], [0.0, 1.0, 0.0]])}
+    ours, theirs = (model(batch["values"]).logits for model in (student, teacher))
+    expected = soft_loss(ours, theirs, 2.0) / 2 if alpha else F.cross_entropy(ours, batch["labels"])
+    torch.testing.assert_close(objective.losses(student, teacher, batch, torch.tensor(2)).total, expected)
+    for labels in ([1.0, 0.0, 1.0], [3.0, -1.0, 2.0], [0.5, -0.5, 0.0]):
+        batch["labels"][1] = torch.tensor(labels)
+        with pytest.raises(ValueError, match=r"labels \[.*\], which are no shares of classes.*whose problem_type"):
+            objective.losses(student, teacher, batch, torch.tensor(2))
 
 
 def test_classifiers_that_are_their_own_base_model_have_a_head() -> None:
@@ -322,6 +355,22 @@ def test_missing_labels_need_alpha_one(monkeypatch: pytest.MonkeyPatch) -> None:
     }
 
 
+@pytest.mark.parametrize("chunk", [2**24, 40])
+def test_outputs_of_other_tokens_than_have_labels_are_refused(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was an IndexError about a mask. Tokens of a prompt that is tuned stand before those of the text."""
+    monkeypatch.setattr(chunks, "CHUNK", chunk)
+    config = LlamaConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    plain = LlamaForCausalLM(config).eval()
+    prompted = get_peft_model(
+        LlamaForCausalLM(config), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    ).eval()
+    ids = torch.arange(12).reshape(2, 6)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+    for student, teacher in ((prompted, plain), (plain, prompted)):
+        with pytest.raises(ValueError, match="outputs are of 9 tokens and the labels of 6"):
+            LogitsDistillation().losses(student, teacher, batch, torch.tensor(10))
+
+
 def test_a_columns_one_number_is_not_taken_for_all_classes() -> None:
     batch = {"input_ids": torch.arange(16).reshape(4, 4), "teacher_logits": torch.randn(4, 1)}
     with pytest.raises(ValueError, match=r"are of shape \(4, 2\) and the teacher's \(4, 1\)"):
@@ -354,6 +403,34 @@ def test_outputs_that_mean_different_things_are_refused() -> None:
     small, large = (GPT2LMHeadModel(GPT2Config(vocab_size=v, n_embd=8, n_layer=1, n_head=1)) for v in (20, 21))
     with pytest.raises(ValueError, match="20 tokens and the teacher's 21"):
         check_same_outputs(small, large)
+
+
+@pytest.mark.parametrize("chunk", [2**24, 40])
+def test_a_language_model_of_two_learns_from_its_like(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The vocabulary stands in the configuration of the part that writes: it was an AttributeError."""
+    monkeypatch.setattr(chunks, "CHUNK", chunk)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+
+    def translator(words: int) -> EncoderDecoderModel:
+        both = [BertConfig(vocab_size=v, **sizes, **more) for v, more in ((20, {}), (words, {"is_decoder": True}))]
+        both[1].add_cross_attention = True
+        config = EncoderDecoderConfig.from_encoder_decoder_configs(*both)
+        config.decoder_start_token_id, config.pad_token_id = 1, 0
+        return EncoderDecoderModel(config).eval()
+
+    student, teacher = translator(20), translator(20)
+    labels = torch.tensor([[3, 4, -100], [5, 6, 7]])
+    batch = {"input_ids": torch.arange(12).reshape(2, 6), "labels": labels}
+    objective = LogitsDistillation(alpha=0.5)
+    objective.prepare(student, teacher)
+    items = objective.count_items(student, batch)
+    losses = objective.losses(student, teacher, batch, items)
+    ours, theirs = (model(**batch).logits[labels != -100] for model in (student, teacher))
+    expected = (F.cross_entropy(ours, labels[labels != -100]) + soft_loss(ours, theirs, 2.0) / 5) / 2
+    torch.testing.assert_close(losses.total, expected)
+    with pytest.raises(ValueError, match="20 tokens and the teacher's 21"):
+        objective.prepare(student, translator(21))
 
 
 def gpt2(pad: int | None) -> GPT2ForSequenceClassification:

@@ -18,6 +18,8 @@ from transformers import (
     Gemma2ForSequenceClassification,
     GPT2Config,
     GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
     ViTConfig,
     ViTForImageClassification,
 )
@@ -193,6 +195,21 @@ def test_misfits() -> None:
     narrow = BertForSequenceClassification(BertConfig(**(bert().config.to_dict() | {"hidden_size": 8})))
     with pytest.raises(ValueError, match=r"has no bert.embeddings.* of shape \(30, 8\); use a student of its width"):
         Theseus().prepare(narrow, bert())
+
+
+def test_a_student_whose_head_cannot_be_the_teachers_is_refused() -> None:
+    """Its head stayed the table of the teacher's embeddings, frozen."""
+
+    def llama(blocks: int, *, tied: bool) -> LlamaForCausalLM:
+        sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": blocks, "num_attention_heads": 1}
+        return LlamaForCausalLM(LlamaConfig(vocab_size=20, tie_word_embeddings=tied, **sizes))
+
+    with pytest.raises(ValueError, match=r"the teacher has a lm_head\.weight and the student none of its own"):
+        Theseus().prepare(llama(1, tied=True), llama(2, tied=False))
+    for ours, theirs in ((False, False), (True, True), (False, True)):
+        student, teacher = llama(1, tied=ours), llama(2, tied=theirs)
+        Theseus().prepare(student, teacher)
+        assert torch.equal(student.lm_head.weight, teacher.lm_head.weight)
 
 
 @pytest.mark.parametrize("kinds", ["near far near far", "far far far far", "far far near near"])

@@ -92,8 +92,16 @@ class Theseus(Objective):
         self._share_the_rest(student, teacher)
 
     def _share_the_rest(self, student: nn.Module, teacher: nn.Module) -> None:
-        theirs = dict(teacher.named_parameters())
-        for name, p in student.named_parameters():
+        theirs = dict(teacher.named_parameters(remove_duplicate=False))  # what is tied may not be in the student
+        ours = dict(student.named_parameters())
+        for name, _ in teacher.named_parameters():
+            if name not in ours and not name.startswith(f"{self._tower}."):
+                raise ValueError(
+                    f"the teacher has a {name} and the student none of its own (it ties that to another weight, say), "
+                    "and all but blocks are the teacher's; make the student with keep_layers, or of the teacher's "
+                    "configuration with another depth"
+                )
+        for name, p in ours.items():
             if name.startswith(f"{self._tower}."):
                 continue
             if name not in theirs or theirs[name].shape != p.shape:

@@ -283,6 +283,31 @@ def test_folders_of_splits(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "names", [("train", "valid", "test"), ("Train", "Val", "Test"), ("Training", "dev", "Testing")]
+)
+def test_splits_are_no_classes_by_any_of_their_names(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for k, name in enumerate(names):
+        images(tmp_path / name, "cat", "dog", start=50 * k)
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    (tmp_path / "__MACOSX" / "train").mkdir(parents=True)
+    (tmp_path / "__MACOSX" / "train" / "._0.png").write_bytes(b"")
+    data, task = load_data(str(tmp_path))
+    assert task.labels == ("cat", "dog")
+    assert {part: len(rows) for part, rows in data.items()} == dict.fromkeys(("train", "validation", "test"), 20)
+
+
+def test_folders_beside_splits_are_no_classes(tmp_path: Path) -> None:
+    for k, name in enumerate(("train", "test", "unsorted")):
+        images(tmp_path / name, "cat", "dog", start=50 * k)
+    with pytest.raises(ValueError, match="has the splits test, train, and beside them unsorted; move"):
+        load_data(str(tmp_path))
+
+
+def test_a_class_can_be_called_train(tmp_path: Path) -> None:
+    assert load_data(str(images(tmp_path, "bus", "train")))[1].labels == ("bus", "train")
+
+
 def test_classes_are_those_of_the_folder_that_is_named_now(tmp_path: Path) -> None:
     photos = images(tmp_path / "mine" / "photos", "cat", "dog")
     with pytest.raises(ValueError, match="the one class 'photos'"):

@@ -26,8 +26,12 @@ from datasets import Dataset, DatasetDict, Image
 from opdf.files import replacing
 
 PICTURES = {end for end, kind in PIL.Image.registered_extensions().items() if kind in PIL.Image.OPEN}
-SPLITS = {"train": "train", "validation": "validation", "val": "validation", "dev": "validation", "test": "test"}
-"""Folders that are splits, not classes, if one of them is called train."""
+SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "val", "valid", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+"""Folders that are splits, not classes, if one of them is called train; in capitals too."""
 
 METADATA = ("metadata.csv", "metadata.jsonl")
 """Files in a folder of images with a column `file_name`, as datasets has them."""
@@ -112,16 +116,29 @@ def read_folder(folder: Path) -> DatasetDict:
     `metadata.jsonl`, whose column `file_name` says which image a row is about.
 
     Raises:
-        ValueError: there are no images, or some lie beside the folders of the classes.
+        ValueError: there are no images, or some lie beside the folders of the classes or splits.
     """
     _check_folder(folder)
-    inside = {child.name: child for child in folder.iterdir() if child.is_dir()}
-    if "train" in inside and inside.keys() <= SPLITS.keys():
-        parts = {SPLITS[name]: _images(child) for name, child in inside.items()}
-        if len(parts) < len(inside):
-            raise ValueError(f"folder {folder} has {', '.join(inside)}; keep one folder for validation")
-        return DatasetDict({name: parts[name] for name in ("train", "validation", "test") if name in parts})
-    return DatasetDict(train=_images(folder))
+    inside = sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+    splits = {child: SPLITS[child.name.lower()] for child in inside if child.name.lower() in SPLITS}
+    others = [child.name for child in inside if child not in splits and _has_images(child)]
+    found = sorted({*splits.values()})
+    if "train" not in found or (others and len(found) < 2):
+        return DatasetDict(train=_images(folder))
+    names = ", ".join(child.name for child in splits)
+    if others:
+        raise ValueError(
+            f"folder {folder} has the splits {names}, and beside them {', '.join(others)}; move what is no split away"
+        )
+    if len(found) < len(splits):
+        raise ValueError(f"folder {folder} has {names}; keep one folder for each of {', '.join(found)}")
+    parts = {part: _images(child) for child, part in splits.items()}
+    return DatasetDict({name: parts[name] for name in ("train", "validation", "test") if name in parts})
+
+
+def _has_images(folder: Path) -> bool:
+    shown = (p for p in folder.rglob("*") if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+    return any(path.suffix.lower() in PICTURES for path in shown)
 
 
 def _check_folder(folder: Path) -> None:

@@ -69,9 +69,9 @@ def encode(
             encoded = encoded.map(packed, fn_kwargs={"size": max_length}, batched=True, desc="packing")
         _check_predicted(encoded, max_length, where)
         # On the left, a text's first token would be predicted of padding, too.
-        return encoded, TokenCollator(right_padded(padding(processor)))
+        return encoded, TokenCollator(right_padded(padding(processor), marked=False))
     if task.kind == "token-classification":
-        return encoded, TokenCollator(right_padded(processor))
+        return encoded, TokenCollator(right_padded(processor, marked=False))
     return encoded, TextCollator(right_padded(processor))
 
 

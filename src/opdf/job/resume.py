@@ -24,7 +24,7 @@ from opdf.distill import DistillationArguments, examples_per_step, may_change, n
 from opdf.files import LOCK, is_half_written
 from opdf.job.config import DataConfig, DistillConfig
 from opdf.job.errors import UserError
-from opdf.job.job import Job, located, resolved
+from opdf.job.job import Job, located, located_data, resolved
 from opdf.job.models import file_digests, files_of
 from opdf.job.options import clipped, plain, read_config
 from opdf.job.output import BEGUN, CONFIG, METRICS, STUDENT, read_json, write_json
@@ -218,7 +218,7 @@ def check_rows_of_run(folder: Path, data: DataConfig, splits: DatasetDict) -> No
     Raises:
         UserError: they have changed, or the run's files cannot be read.
     """
-    if not (folder / CONFIG).is_file() or plain(begun_config(folder).data) != plain(data):
+    if not (folder / CONFIG).is_file() or plain(begun_config(folder).data) != plain(located_data(data)):
         return
     if not (folder / BEGUN).is_file():
         tell(f"warning: {folder / BEGUN} is missing; the student may have been trained on rows that it is scored on")

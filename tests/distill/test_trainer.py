@@ -790,6 +790,16 @@ def test_a_batch_without_names_is_refused(tmp_path: Path) -> None:
         train(tmp_path, data_collator=lambda rows: (torch.ones(8, 8, dtype=torch.int64), torch.zeros(8)))
 
 
+def test_rows_are_scored_in_their_order_where_training_groups_them_by_length(tmp_path: Path) -> None:
+    """A language model's answers were compared with its teacher's for other texts."""
+    trainer, _ = train(tmp_path, training={"train_sampling_strategy": "group_by_length"})
+    rows = sentences(40)
+    trainer.eval_dataset = rows
+    assert list(trainer.predict(rows).label_ids) == list(rows["labels"])
+    assert [int(label) for batch in trainer.get_eval_dataloader() for label in batch["labels"]] == list(rows["labels"])
+    assert trainer.args.train_sampling_strategy == "group_by_length"
+
+
 @pytest.mark.parametrize("rows", [5, 8, 11])
 def test_all_rows_are_scored_where_training_drops_the_last_batch(tmp_path: Path, rows: int) -> None:
     trainer, _ = train(

@@ -381,22 +381,23 @@ class DistillationTrainer(CheckpointedTrainer):
         )
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """The Trainer's, with all rows: `dataloader_drop_last` is for training."""
+        """The Trainer's, with all rows in their order: `dataloader_drop_last` and lengths are for training."""
         with self._all_rows():
             return super().get_eval_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset: Any) -> Any:
-        """The Trainer's, with all rows."""
+        """The Trainer's, with all rows in their order, by which answers are compared with a teacher's."""
         with self._all_rows():
             return super().get_test_dataloader(test_dataset)
 
     @contextmanager
     def _all_rows(self) -> Iterator[None]:
-        asked, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        drop, order = self.args.dataloader_drop_last, self.args.train_sampling_strategy
+        self.args.dataloader_drop_last, self.args.train_sampling_strategy = False, "sequential"
         try:
             yield
         finally:
-            self.args.dataloader_drop_last = asked
+            self.args.dataloader_drop_last, self.args.train_sampling_strategy = drop, order
 
     # The optimizer.
 

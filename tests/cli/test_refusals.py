@@ -379,6 +379,7 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
     ({"training": {"output_dir": "{here}/elsewhere"}}, "training.output_dir is set by the option output"),
     ({"teacher": {"training": {"output_dir": "{here}/elsewhere"}}}, "teacher.training.output_dir is set by the option"),
     ({"training": {"resume_from_checkpoint": "{here}/x"}}, "is set by the option resume"),
+    ({"training": {"seed": 7}}, "training.seed is set by the option seed"),
     ({"data": {"class_weights": "even"}}, "data.class_weights is 'even'; expected balanced or a mapping"),
     ({"data": {"class_weights": {"good": 2}}}, "data.class_weights has 'good'; the classes are 0, 1"),
     ({"data": {"class_weights": {0: -1}}}, "data.class_weights has -1 for '0'; give a finite number above 0"),

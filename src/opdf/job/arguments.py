@@ -21,6 +21,7 @@ UPLOAD = "opdf publishes the finished student and its card alone, with the optio
 OURS = {
     "output_dir": "is set by the option output",
     "resume_from_checkpoint": "is set by the option resume",
+    "seed": "is set by the option seed",
     "push_to_hub": f"would publish checkpoints, and {UPLOAD}",
     **dict.fromkeys(
         ("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers.integrations import get_reporting_integration_callbacks
 
-from opdf.data import LOWER_IS_BETTER, Task
+from opdf.data import Task
 from opdf.distill import DistillationArguments, DistillationTrainer
 from opdf.job.errors import UserError
 from opdf.job.options import typed
@@ -65,8 +65,6 @@ def training_arguments(
         "output_dir": str(folder), "seed": seed, "disable_tqdm": True,
         "dataloader_pin_memory": torch.cuda.is_available(),
     }  # fmt: skip
-    if str(options.get("metric_for_best_model")).removeprefix("eval_") in LOWER_IS_BETTER:
-        machine["greater_is_better"] = False  # the Trainer assumes it for losses only
     given = TRAINING | machine | typed(DistillationArguments, options, where)
     try:
         return DistillationArguments(**given)

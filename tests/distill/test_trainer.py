@@ -815,6 +815,17 @@ def test_a_rate_is_lowered_where_its_metric_gets_worse(
     assert rate_after(worse) < 1e-3
 
 
+def test_the_rows_that_are_named_are_scored_where_workers_live_on(tmp_path: Path) -> None:
+    """A student's test score was that of the validation rows, which were scored before."""
+    trainer, _ = train(
+        tmp_path, eval_dataset=sentences(8), compute_metrics=lambda found: {"rows": len(found.label_ids)},
+        training={"dataloader_num_workers": 1, "dataloader_persistent_workers": True, "eval_strategy": "epoch"},
+    )  # fmt: skip
+    assert trainer.evaluate()["eval_rows"] == 8
+    assert trainer.evaluate(sentences(5))["eval_rows"] == 5
+    assert trainer.args.dataloader_persistent_workers
+
+
 def test_rows_are_scored_in_their_order_where_training_groups_them_by_length(tmp_path: Path) -> None:
     """A language model's answers were compared with its teacher's for other texts."""
     trainer, _ = train(tmp_path, training={"train_sampling_strategy": "group_by_length"})

@@ -392,12 +392,16 @@ class DistillationTrainer(CheckpointedTrainer):
 
     @contextmanager
     def _all_rows(self) -> Iterator[None]:
-        drop, order = self.args.dataloader_drop_last, self.args.train_sampling_strategy
-        self.args.dataloader_drop_last, self.args.train_sampling_strategy = False, "sequential"
+        scoring = {
+            "dataloader_drop_last": False, "train_sampling_strategy": "sequential",
+            "dataloader_persistent_workers": False,  # else the Trainer would give the rows that it was first asked for
+        }  # fmt: skip
+        asked = {name: getattr(self.args, name) for name in scoring}
+        vars(self.args).update(scoring)
         try:
             yield
         finally:
-            self.args.dataloader_drop_last, self.args.train_sampling_strategy = drop, order
+            vars(self.args).update(asked)
 
     # The optimizer.
 

@@ -30,9 +30,16 @@ OURS = {
     **dict.fromkeys(
         ("bf16_full_eval", "fp16_full_eval"), "would score the student in another precision than its teacher"
     ),
+    **dict.fromkeys(
+        ("prediction_loss_only", "eval_do_concat_batches", "batch_eval_metrics", "label_names"),
+        "would leave the student without its scores",
+    ),
     "hub_token": f"would be readable in config.yaml and in the model card, and {UPLOAD}",
 }
-"""Options of the Trainer that a run refuses: it writes into one folder and nothing secret, and scores models alike."""
+"""Options of the Trainer that a run refuses: it writes into one folder and nothing secret, and scores models alike.
+
+Without its scores it would end in an error, after all of the training.
+"""
 
 
 TRAINING: dict[str, Any] = {

@@ -407,6 +407,24 @@ def test_a_name_that_two_columns_have_is_refused(tmp_path: Path) -> None:
     """pandas would call the second one label.1, and it would be an input."""
     with pytest.raises(ValueError, match="two columns are called 'label'; rename one"):
         load_data(table(tmp_path / "twice.csv", [(text, kind, kind) for text, kind in ROWS], "text,label,label"))
+    columns = [pa.array([f"text {k}" for k in range(40)]), *[pa.array([k % 2 for k in range(40)])] * 2]
+    pq.write_table(pa.Table.from_arrays(columns, names=["text", "label", "label"]), tmp_path / "twice.parquet")
+    with pytest.raises(ValueError, match="two columns are called 'label'; rename one"):
+        load_data(str(tmp_path / "twice.parquet"))
+
+
+@pytest.mark.parametrize("name", ["twice.jsonl", "twice.json"])
+def test_a_key_that_an_object_has_twice_is_refused(tmp_path: Path, name: str) -> None:
+    """The last value was taken without a word."""
+    lines = [f'{{"text": "text {k}", "label": {k % 2}}}' for k in range(40)]
+    lines[7] = '{"text": "text 7", "label": 1, "label": 0}'
+    (tmp_path / name).write_text("\n".join(lines) if name.endswith("l") else f"[{', '.join(lines)}]")
+    place = "line 8: " if name.endswith("l") else ""
+    with pytest.raises(ValueError, match=f"as json.*: {place}an object has the key 'label' twice; rename one"):
+        load_data(str(tmp_path / name))
+    if name.endswith("l"):
+        with pytest.raises(ValueError, match=r"line 8 of .* cannot be read: an object has the key 'label' twice"):
+            list(read_rows(tmp_path / name))
 
 
 def test_a_number_too_large_is_a_value_error(tmp_path: Path) -> None:

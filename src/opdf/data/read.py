@@ -290,8 +290,7 @@ def _is_whole(column: Any) -> bool:
 def _check_names(path: Path, options: Mapping[str, Any]) -> None:
     """Refuse two columns of one name: pandas would rename the second, and a label could become an input."""
     first = pd.read_csv(path, header=None, nrows=1, dtype=str, **options)
-    names = [name for name in first.iloc[0].tolist() if pd.notna(name)]
-    twice = next((name for name in names if names.count(name) > 1), None)
+    twice = _twice([name for name in first.iloc[0].tolist() if pd.notna(name)])
     if twice is not None:
         raise ValueError(f"two columns are called {twice!r}; rename one")
 
@@ -350,7 +349,7 @@ def _json(path: Path) -> pa.Table:
     """A list of objects, or lines as in a jsonl file."""
     text = path.read_text(encoding="utf-8-sig")
     try:
-        rows = json.loads(text)
+        rows = json.loads(text, object_pairs_hook=keys_once)
     except json.JSONDecodeError as error:
         if error.msg != "Extra data":
             raise
@@ -367,9 +366,23 @@ def _parsed_lines(path: Path) -> Iterator[tuple[int, Any]]:
         for number, line in enumerate(file, 1):
             if line.strip(BLANK):
                 try:
-                    yield number, json.loads(line)
+                    yield number, json.loads(line, object_pairs_hook=keys_once)
                 except json.JSONDecodeError as error:
                     raise ValueError(f"line {number}, column {error.colno}: {error.msg}") from error
+                except ValueError as error:
+                    raise ValueError(f"line {number}: {error}") from error
+
+
+def keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; of a key that it has twice, json would keep the last value without a word."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"an object has the key {_twice([key for key, _ in pairs])!r} twice; rename one")
+    return found
+
+
+def _twice(names: Sequence[str]) -> str | None:
+    return next((name for name in names if names.count(name) > 1), None)
 
 
 def _table(rows: Iterable[tuple[int, Any]], what: str) -> pa.Table:
@@ -407,6 +420,8 @@ KINDS = {str: "a text", int: "a number", float: "a number", bool: "true or false
 def _parquet(path: Path) -> pa.Table:
     """Without the columns in which pandas keeps an index of names; a model of texts would read them."""
     table = pq.ParquetFile(path).read()
+    if (twice := _twice(table.column_names)) is not None:
+        raise ValueError(f"two columns are called {twice!r}; rename one")
     return table.drop_columns([name for name in table.column_names if INDEX.fullmatch(name)])
 
 

@@ -397,11 +397,13 @@ class DistillationTrainer(CheckpointedTrainer):
             "dataloader_persistent_workers": False,  # else the Trainer would give the rows that it was first asked for
         }  # fmt: skip
         asked = {name: getattr(self.args, name) for name in scoring}
-        vars(self.args).update(scoring)
+        for name, value in scoring.items():
+            setattr(self.args, name, value)
         try:
             yield
         finally:
-            vars(self.args).update(asked)
+            for name, value in asked.items():
+                setattr(self.args, name, value)
 
     # The optimizer.
 

@@ -92,7 +92,9 @@ def test_eval_scores_a_run_from_any_folder(
         assert (scored["test"] == metrics["student"]["test"]) == (not data)
 
 
-def test_a_file_to_test_on_leaves_the_other_rows_where_the_run_had_them(tmp_path: Path, capsys: Any) -> None:
+def test_a_file_to_test_on_leaves_the_other_rows_where_the_run_had_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
     """They were cut anew, in two: the validation rows were the run's test rows, and its training rows all the rest."""
     bert(tmp_path / "teacher")
     run, rows = str(tmp_path / "out"), str(texts(tmp_path / "rows.jsonl"))
@@ -112,6 +114,12 @@ def test_a_file_to_test_on_leaves_the_other_rows_where_the_run_had_them(tmp_path
     exported = ["--format", "torch", "--output", str(tmp_path / "export")]
     assert main(["export", run, *exported, "--data.name", rows, "--data.test", "0.4"]) == 0
     assert said in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    assert main(["eval", "out/student", "--data.name", "rows.jsonl", "--data.seed", "3"]) == 0
+    assert f"{rows} is cut otherwise than for out" in capsys.readouterr().err
+    texts(tmp_path / "rows.jsonl", [(k + 1) % 2 for k in range(60)])
+    assert main(["eval", "out/student", "--data.name", "rows.jsonl"]) == 2
+    assert "holds other rows than out was trained with" in capsys.readouterr().err
 
 
 def test_a_run_finds_its_files_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

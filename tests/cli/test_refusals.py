@@ -379,6 +379,7 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
     ({"training": {"output_dir": "{here}/elsewhere"}}, "training.output_dir is set by the option output"),
     ({"teacher": {"training": {"output_dir": "{here}/elsewhere"}}}, "teacher.training.output_dir is set by the option"),
     ({"training": {"resume_from_checkpoint": "{here}/x"}}, "is set by the option resume"),
+    ({"training": {"seed": 7}}, "training.seed is set by the option seed"),
     ({"data": {"class_weights": "even"}}, "data.class_weights is 'even'; expected balanced or a mapping"),
     ({"data": {"class_weights": {"good": 2}}}, "data.class_weights has 'good'; the classes are 0, 1"),
     ({"data": {"class_weights": {0: -1}}}, "data.class_weights has -1 for '0'; give a finite number above 0"),
@@ -409,6 +410,10 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
         "training.metric_for_best_model is 'f2', which evaluation does not give; did you mean 'f1'?",
     ),
     ({"training": {"push_to_hub": True}}, "training.push_to_hub would publish checkpoints, and opdf publishes the fin"),
+    *[({"training": {name: value}}, f"training.{name} would leave the student without its scores") for name, value in (
+        ("prediction_loss_only", True), ("eval_do_concat_batches", False), ("batch_eval_metrics", True),
+        ("label_names", ["label"]),
+    )],
     ({"training": {"bf16_full_eval": True}}, "training.bf16_full_eval would score the student in another precision"),
     ({"teacher": {"training": {"hub_token": "hf_secret"}}}, "teacher.training.hub_token would be readable in config"),
 ]  # fmt: skip

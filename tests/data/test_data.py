@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -364,6 +365,21 @@ def test_tokens_are_padded_to_the_longest_of_a_batch() -> None:
     assert batch["input_ids"].shape == (4, max(len(r["input_ids"]) for r in rows))
     assert batch["input_ids"].shape[1] <= 32
     assert set(batch) >= {"input_ids", "attention_mask", "labels"}
+
+
+def test_rows_that_another_version_encoded_are_encoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = (json.dumps({"text": f"word {k}", "label": k % 2}) + "\n" for k in range(40))
+    (tmp_path / "rows.jsonl").write_text("".join(lines))
+    tokenizer = AutoTokenizer.from_pretrained(minilm())
+
+    def kept() -> Any:
+        return encode(*load_data(str(tmp_path / "rows.jsonl")), tokenizer)[0]["train"].cache_files
+
+    first = kept()
+    assert first
+    assert kept() == first
+    monkeypatch.setattr(sys.modules[encode.__module__], "ENCODED_BY", "another", raising=False)
+    assert kept() != first
 
 
 def test_metrics_against_formulas() -> None:

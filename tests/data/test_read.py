@@ -283,6 +283,31 @@ def test_folders_of_splits(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "names", [("train", "valid", "test"), ("Train", "Val", "Test"), ("Training", "dev", "Testing")]
+)
+def test_splits_are_no_classes_by_any_of_their_names(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for k, name in enumerate(names):
+        images(tmp_path / name, "cat", "dog", start=50 * k)
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    (tmp_path / "__MACOSX" / "train").mkdir(parents=True)
+    (tmp_path / "__MACOSX" / "train" / "._0.png").write_bytes(b"")
+    data, task = load_data(str(tmp_path))
+    assert task.labels == ("cat", "dog")
+    assert {part: len(rows) for part, rows in data.items()} == dict.fromkeys(("train", "validation", "test"), 20)
+
+
+def test_folders_beside_splits_are_no_classes(tmp_path: Path) -> None:
+    for k, name in enumerate(("train", "test", "unsorted")):
+        images(tmp_path / name, "cat", "dog", start=50 * k)
+    with pytest.raises(ValueError, match="has the splits test, train, and beside them unsorted; move"):
+        load_data(str(tmp_path))
+
+
+def test_a_class_can_be_called_train(tmp_path: Path) -> None:
+    assert load_data(str(images(tmp_path, "bus", "train")))[1].labels == ("bus", "train")
+
+
 def test_classes_are_those_of_the_folder_that_is_named_now(tmp_path: Path) -> None:
     photos = images(tmp_path / "mine" / "photos", "cat", "dog")
     with pytest.raises(ValueError, match="the one class 'photos'"):
@@ -382,6 +407,24 @@ def test_a_name_that_two_columns_have_is_refused(tmp_path: Path) -> None:
     """pandas would call the second one label.1, and it would be an input."""
     with pytest.raises(ValueError, match="two columns are called 'label'; rename one"):
         load_data(table(tmp_path / "twice.csv", [(text, kind, kind) for text, kind in ROWS], "text,label,label"))
+    columns = [pa.array([f"text {k}" for k in range(40)]), *[pa.array([k % 2 for k in range(40)])] * 2]
+    pq.write_table(pa.Table.from_arrays(columns, names=["text", "label", "label"]), tmp_path / "twice.parquet")
+    with pytest.raises(ValueError, match="two columns are called 'label'; rename one"):
+        load_data(str(tmp_path / "twice.parquet"))
+
+
+@pytest.mark.parametrize("name", ["twice.jsonl", "twice.json"])
+def test_a_key_that_an_object_has_twice_is_refused(tmp_path: Path, name: str) -> None:
+    """The last value was taken without a word."""
+    lines = [f'{{"text": "text {k}", "label": {k % 2}}}' for k in range(40)]
+    lines[7] = '{"text": "text 7", "label": 1, "label": 0}'
+    (tmp_path / name).write_text("\n".join(lines) if name.endswith("l") else f"[{', '.join(lines)}]")
+    place = "line 8: " if name.endswith("l") else ""
+    with pytest.raises(ValueError, match=f"as json.*: {place}an object has the key 'label' twice; rename one"):
+        load_data(str(tmp_path / name))
+    if name.endswith("l"):
+        with pytest.raises(ValueError, match=r"line 8 of .* cannot be read: an object has the key 'label' twice"):
+            list(read_rows(tmp_path / name))
 
 
 def test_a_number_too_large_is_a_value_error(tmp_path: Path) -> None:

@@ -238,6 +238,17 @@ def test_entities_against_spans_found_by_hand() -> None:
     assert found == pytest.approx({"f1": 2 * hits / (there + told), "precision": hits / told, "recall": hits / there})
 
 
+@pytest.mark.parametrize("names", ["BILUO", "BIESO"])
+def test_entities_end_where_their_tags_say(names: str) -> None:
+    begin, inside, last, only, outside = range(5)
+    task = Task("token-classification", ("w",), "t", tuple(name if name == "O" else f"{name}-PER" for name in names))
+    right = np.array([[begin, last, begin, last, only, only, outside]])
+    one = np.array([[begin, inside, inside, last, only, only, outside]])  # the first two taken for one
+    assert task.metrics(one, right)["f1"] == pytest.approx(2 * 2 / (3 + 4))
+    joined = np.array([[begin, last, begin, last, begin, last, outside]])  # the last two taken for one
+    assert task.metrics(joined, right)["f1"] == pytest.approx(2 * 2 / (3 + 4))
+
+
 def test_tags_that_mark_no_entities_are_scored_one_by_one() -> None:
     task = Task("token-classification", ("w",), "t", ("NOUN", "VERB"))
     found = task.metrics(np.array([[0, 1, 0], [1, 1, 0]]), np.array([[0, 1, -100], [0, 1, -100]]))

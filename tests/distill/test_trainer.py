@@ -835,6 +835,52 @@ def test_a_batch_without_names_is_refused(tmp_path: Path) -> None:
         train(tmp_path, data_collator=lambda rows: (torch.ones(8, 8, dtype=torch.int64), torch.zeros(8)))
 
 
+@pytest.mark.parametrize("schedule", ["reduce_lr_on_plateau", "greedy"])
+@pytest.mark.parametrize(("metric", "better", "worse"), [("accuracy", 1, -1), ("loss", -1, 1), ("perplexity", -1, 1)])
+def test_a_rate_is_lowered_where_its_metric_gets_worse(
+    tmp_path: Path, schedule: str, metric: str, better: int, worse: int
+) -> None:
+    """It was lowered while accuracy rose."""
+    options: dict[str, Any] = {"patience": 0, "factor": 0.5} | ({"min_lr": 0.0} if schedule == "greedy" else {})
+    given = {
+        "lr_scheduler_type": schedule, "lr_scheduler_kwargs": options, "metric_for_best_model": metric,
+        "eval_strategy": "epoch", "learning_rate": 1e-3,
+    }  # fmt: skip
+    trainer, _ = train(tmp_path, eval_dataset=sentences(8), training=given, compute_metrics=lambda _: {metric: 0.0})
+
+    def rate_after(direction: int) -> float:
+        scheduler = trainer.create_scheduler(10, torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1e-3))
+        for k in range(4):
+            scheduler.step(float(10 + direction * k))
+        return float(scheduler.optimizer.param_groups[0]["lr"])
+
+    trainer.lr_scheduler = None
+    assert rate_after(better) >= 1e-3
+    trainer.lr_scheduler = None
+    assert rate_after(worse) < 1e-3
+
+
+def test_the_rows_that_are_named_are_scored_where_workers_live_on(tmp_path: Path) -> None:
+    """A student's test score was that of the validation rows, which were scored before."""
+    trainer, _ = train(
+        tmp_path, eval_dataset=sentences(8), compute_metrics=lambda found: {"rows": len(found.label_ids)},
+        training={"dataloader_num_workers": 1, "dataloader_persistent_workers": True, "eval_strategy": "epoch"},
+    )  # fmt: skip
+    assert trainer.evaluate()["eval_rows"] == 8
+    assert trainer.evaluate(sentences(5))["eval_rows"] == 5
+    assert trainer.args.dataloader_persistent_workers
+
+
+def test_rows_are_scored_in_their_order_where_training_groups_them_by_length(tmp_path: Path) -> None:
+    """A language model's answers were compared with its teacher's for other texts."""
+    trainer, _ = train(tmp_path, training={"train_sampling_strategy": "group_by_length"})
+    rows = sentences(40)
+    trainer.eval_dataset = rows
+    assert list(trainer.predict(rows).label_ids) == list(rows["labels"])
+    assert [int(label) for batch in trainer.get_eval_dataloader() for label in batch["labels"]] == list(rows["labels"])
+    assert trainer.args.train_sampling_strategy == "group_by_length"
+
+
 @pytest.mark.parametrize("rows", [5, 8, 11])
 def test_all_rows_are_scored_where_training_drops_the_last_batch(tmp_path: Path, rows: int) -> None:
     trainer, _ = train(

@@ -13,9 +13,9 @@ import pytest
 from transformers import AutoConfig
 
 from families import build
-from jobs import digits, read_only_folder
+from jobs import bert, digits, read_only_folder, texts
 from opdf.files import owned
-from opdf.job import run
+from opdf.job import UserError, run
 from opdf.job.output import check_free, claimed, save
 from opdf.job.resume import begun_with
 
@@ -50,6 +50,30 @@ def test_a_folder_in_use_is_refused_and_the_message_says_by_whom(owner: Any, tmp
     with pytest.raises(FileExistsError, match=said):
         run(digits(folder, overwrite=True))
     assert (folder / "config.yaml").read_text() == "seed: 0\n"
+
+
+def test_a_folder_is_not_emptied_of_what_a_run_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A teacher in the output folder was deleted, and the run ended as it was missing; data were deleted too."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "config.yaml").write_text("seed: 0\n")
+    bert(tmp_path / "out" / "teacher")
+    rows = texts(tmp_path / "out" / "rows.jsonl").read_text()
+    for option, name, changes in (
+        ("teacher.model", "teacher", {"teacher": {"model": "out/teacher", "config": None}}),
+        ("student.model", "teacher", {"student": {"model": "out/teacher", "layers": None}}),
+        ("data.name", "rows.jsonl", {"data": {"name": "out/rows.jsonl"}}),
+        ("data.test", "rows.jsonl", {"data": {"test": "out/rows.jsonl"}}),
+        (
+            "objective.options.store",
+            "teacher",
+            {"objective": {"name": "sparse-logits", "options": {"store": "out/teacher"}}},
+        ),
+    ):
+        with pytest.raises(UserError, match=f"{option} .*/out/{name} is in out, which overwrite empties; move it"):
+            run(digits(Path("out"), overwrite=True, **changes))
+    assert (tmp_path / "out" / "rows.jsonl").read_text() == rows
+    assert (tmp_path / "out" / "teacher" / "model.safetensors").is_file()
 
 
 def test_a_saved_decoder_keeps_what_it_has_computed(tmp_path: Path) -> None:

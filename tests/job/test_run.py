@@ -380,6 +380,33 @@ def test_students_learn_from_a_stored_teacher(tmp_path: Path) -> None:
         run(digits(tmp_path / "out", data={"train_limit": 48, "seed": 3}, objective=objective, overwrite=True))
 
 
+def test_a_stored_teacher_is_the_one_that_is_asked_for(tmp_path: Path, world: Path) -> None:
+    """The one beside its outputs was taken, whatever the configuration said of the teacher."""
+    shutil.copytree(world / "teacher", tmp_path / "teacher")
+
+    def job(steps: int = 3, name: str = "teacher", **teacher: Any) -> DistillConfig:
+        training = {"max_steps": steps, "learning_rate": 1e-3, "use_cpu": True}
+        made = {"model": str(tmp_path / name), "finetune": True, "training": training} | teacher
+        objective = {"name": "sparse-logits", "options": {"store": str(tmp_path / "store")}}
+        return text_job(tmp_path / "out", world, teacher=made, objective=objective, overwrite=True)
+
+    cache_teacher(job())
+    (tmp_path / "teacher").rename(tmp_path / "moved")
+    run(job(name="moved"))
+    for changed, message in (
+        (job(name="moved", steps=4), "teacher.training.max_steps was 3 and is 4"),
+        (job(name="moved", finetune=False), "teacher.finetune was True and is False"),
+        (job(name="moved", model="minilm"), "teacher.model was .* and is 'minilm'"),
+    ):
+        for command in (run, cache_teacher):
+            with pytest.raises(UserError, match=f"store was made otherwise: {message}. Give what it was made with"):
+                command(changed)
+    edited = tmp_path / "moved" / "config.json"
+    edited.write_text(edited.read_text() + "\n")
+    with pytest.raises(UserError, match=r"store was made otherwise: teacher\.model is another"):
+        run(job(name="moved"))
+
+
 def test_decisions_are_counted_once_for_a_run(tmp_path: Path) -> None:
     config = digits(tmp_path, data={"train_limit": 16}, objective={"name": "dbkd"}, constraint=None)
     run(config)

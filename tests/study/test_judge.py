@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,11 +16,20 @@ import pytest
 import torch
 from sklearn.metrics import f1_score
 from tests.study.example import config
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+    XLNetConfig,
+    XLNetForTokenClassification,
+)
 
 from opdf.data import Task, minilm
-from opdf.job import DataConfig, TeacherConfig, UserError, run
+from opdf.job import DataConfig, TeacherConfig, UserError, predict, run
 from opdf.job.prepared import prepare_data
 from opdf.job.scoring import evaluator, scores
 from opdf.study import Cell, Study, sweep
@@ -135,6 +145,35 @@ def test_a_study_of_tokens_and_pairs(tmp_path: Path, kind: str) -> None:
     assert test == pytest.approx(Scale(metrics["metric"]).score(expected), rel=1e-5, abs=1e-6)
     (effect,) = (entry for entry in results["effects"] if entry["at"] == "best")
     assert effect["low"] <= effect["mean"] <= effect["high"]
+
+
+def test_tags_are_judged_and_predicted_alike_for_a_tokenizer_that_pads_on_the_left(tmp_path: Path) -> None:
+    """XLNet's does, and puts its mark for classes behind a text; each text had answers of other places."""
+    words = ["<pad>", "<unk>", "<cls>", *(f"w{k}" for k in range(9))]
+    plain = Tokenizer(WordLevel({word: k for k, word in enumerate(words)}, unk_token="<unk>"))
+    plain.post_processor = TemplateProcessing(single="$A <cls>:2", special_tokens=[("<cls>", 2)])
+    marks = {"pad_token": "<pad>", "unk_token": "<unk>", "cls_token": "<cls>", "padding_side": "left"}
+    PreTrainedTokenizerFast(tokenizer_object=plain, **marks).save_pretrained(tmp_path / "xlnet")
+    torch.manual_seed(0)
+    sizes = {"d_model": 8, "n_layer": 1, "n_head": 1, "d_inner": 8, "pad_token_id": 0}
+    names = {"id2label": {0: "A", 1: "B"}, "label2id": {"A": 0, "B": 1}}
+    model = XLNetForTokenClassification(XLNetConfig(vocab_size=len(words), **sizes, **names))
+    model.save_pretrained(tmp_path / "xlnet")
+    texts = [[f"w{(k + i) % 9}" for i in range(1 + k % 5)] for k in range(40)]
+    lines = (json.dumps({"tokens": text, "tags": ["AB"[int(word[1]) % 2] for word in text]}) + "\n" for text in texts)
+    (tmp_path / "words.jsonl").write_text("".join(lines))
+
+    prepared = prepare_data(
+        DataConfig(name=str(tmp_path / "words.jsonl")), TeacherConfig(model=str(tmp_path / "xlnet"))
+    )
+    found = Judge(prepared.task).score(answers_of(model, prepared, "test"), labels_of(prepared, "test"))
+    assert found == pytest.approx(scores(evaluator(model, prepared), prepared)["test"]["accuracy"])
+
+    together = list(predict(tmp_path / "xlnet", [{"tokens": text} for text in texts]))
+    alone = list(predict(tmp_path / "xlnet", [{"tokens": text} for text in texts], batch=1))
+    for one, other in zip(together, alone, strict=True):
+        assert one["prediction"] == other["prediction"]
+        assert one["score"] == pytest.approx(other["score"], rel=1e-5)
 
 
 def test_data_without_labels_are_refused() -> None:

@@ -245,3 +245,17 @@ def test_committed_studies_are_as_large_as_their_first_lines_say(path: Path) -> 
     said = re.search(r"(\d+) runs", path.read_text())
     assert said is not None
     assert len(study.store.keys) == int(said[1])
+
+
+@pytest.mark.parametrize("order", [("KD", "LGTM"), ("LGTM", "KD")])
+def test_an_untrained_teacher_is_for_the_method_that_trains_it_alone(tmp_path: Path, order: tuple[str, str]) -> None:
+    bert(tmp_path / "bert").bert.save_pretrained(tmp_path / "bert")  # without its head
+    methods: dict[str, Any] = {"KD": {}, "LGTM": {"objective": {"name": "lgtm"}}}
+    common = {
+        "data": {"name": str(texts(tmp_path / "data.jsonl"))}, "student": {"layers": 1, "start": "copy"},
+        "teacher": {"model": str(tmp_path / "bert")},
+    }  # fmt: skip
+    study = {"common": common, "tasks": {"texts": {}}, "train_sizes": None}
+    with pytest.raises(UserError, match="bert is not trained for this task"):
+        Study(config(tmp_path, variants={name: methods[name] for name in order}, **study)).check()
+    Study(config(tmp_path, variants={"LGTM": methods["LGTM"]}, **study)).check()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
 import torch
+import transformers
 from datasets import Array3D, Dataset, DatasetDict, Image
 from transformers import DataCollatorForTokenClassification, DataCollatorWithPadding, default_data_collator
 
@@ -18,6 +21,10 @@ from opdf.data.metrics import IGNORED
 from opdf.data.task import Task
 
 Collator = Callable[[list[Any]], dict[str, Any]]
+
+CODE = b"".join(Path(__file__).with_name(f"{name}.py").read_bytes() for name in ("encode", "language", "augment"))
+ENCODED_BY = f"{hashlib.sha256(CODE).hexdigest()[:8]} {transformers.__version__}"
+"""The version of what encodes rows. datasets keeps encoded rows, and would not see that another one makes others."""
 
 
 def encode(
@@ -54,8 +61,9 @@ def encode(
     names = {column: f"raw {column}" for column in task.columns}
     try:
         encoded = data.select_columns(list(names)).rename_columns(names).map(
-            lambda rows: rows_encoded({column: rows[name] for column, name in names.items()}),
-            batched=True, batch_size=256, remove_columns=list(names.values()), desc="encoding",
+            lambda rows, by: rows_encoded({column: rows[name] for column, name in names.items()}),
+            fn_kwargs={"by": ENCODED_BY}, batched=True, batch_size=256, remove_columns=list(names.values()),
+            desc="encoding",
         )  # fmt: skip
     except Exception as error:
         problem = _unreadable_row(data, task, rows_encoded)
@@ -69,9 +77,9 @@ def encode(
             encoded = encoded.map(packed, fn_kwargs={"size": max_length}, batched=True, desc="packing")
         _check_predicted(encoded, max_length, where)
         # On the left, a text's first token would be predicted of padding, too.
-        return encoded, TokenCollator(right_padded(padding(processor)))
+        return encoded, TokenCollator(right_padded(padding(processor), marked=False))
     if task.kind == "token-classification":
-        return encoded, TokenCollator(right_padded(processor))
+        return encoded, TokenCollator(right_padded(processor, marked=False))
     return encoded, TextCollator(right_padded(processor))
 
 

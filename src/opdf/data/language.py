@@ -117,14 +117,18 @@ def padding(tokenizer: Any) -> Any:
     return tokenizer
 
 
-def right_padded(tokenizer: Any) -> Any:
+def right_padded(tokenizer: Any, *, marked: bool = True) -> Any:
     """The tokenizer, or a copy that pads on the right.
 
     On the left, places that count from the beginning of a row (GPT-2's) would depend on the longest text of a batch,
     and answers with them. A tokenizer that puts its mark for classes behind a text keeps its side: XLNet looks for the
     mark at the last place.
+
+    Args:
+        tokenizer: that pads.
+        marked: whether that mark is looked for. A model with answers for every token needs none.
     """
-    ends_with_mark = tokenizer("a")["input_ids"][-1:] == [tokenizer.cls_token_id]
+    ends_with_mark = marked and tokenizer("a")["input_ids"][-1:] == [tokenizer.cls_token_id]
     if tokenizer.padding_side == "right" or ends_with_mark:
         return tokenizer
     tokenizer = copy.deepcopy(tokenizer)

@@ -58,12 +58,16 @@ def correlation(*coefficients: Callable[..., tuple[float, float]]) -> Score:
     return score
 
 
+SEQEVAL = {"L-": "E-", "U-": "S-"}
+"""What seqeval calls the last word of an entity and the only one. It would not see where those called L and U end."""
+
+
 def entities(metric: Callable[..., float]) -> Score:
     """A metric of seqeval's of whole entities: type, beginning and end must be right (CoNLL's rules)."""
 
     def score(answers: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> float:
         scored = [row != IGNORED for row in labels]
-        tags = np.asarray(names, object)
+        tags = np.asarray([SEQEVAL.get(name[:2], name[:2]) + name[2:] for name in names], object)
         said, right = ([list(tags[row[k]]) for row, k in zip(some, scored, strict=True)] for some in (answers, labels))
         with warnings.catch_warnings(action="ignore"):  # of no entities at all, which scores 0
             return float(metric(right, said, zero_division=0))

@@ -26,8 +26,12 @@ from datasets import Dataset, DatasetDict, Image
 from opdf.files import replacing
 
 PICTURES = {end for end, kind in PIL.Image.registered_extensions().items() if kind in PIL.Image.OPEN}
-SPLITS = {"train": "train", "validation": "validation", "val": "validation", "dev": "validation", "test": "test"}
-"""Folders that are splits, not classes, if one of them is called train."""
+SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "val", "valid", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+"""Folders that are splits, not classes, if one of them is called train; in capitals too."""
 
 METADATA = ("metadata.csv", "metadata.jsonl")
 """Files in a folder of images with a column `file_name`, as datasets has them."""
@@ -112,16 +116,29 @@ def read_folder(folder: Path) -> DatasetDict:
     `metadata.jsonl`, whose column `file_name` says which image a row is about.
 
     Raises:
-        ValueError: there are no images, or some lie beside the folders of the classes.
+        ValueError: there are no images, or some lie beside the folders of the classes or splits.
     """
     _check_folder(folder)
-    inside = {child.name: child for child in folder.iterdir() if child.is_dir()}
-    if "train" in inside and inside.keys() <= SPLITS.keys():
-        parts = {SPLITS[name]: _images(child) for name, child in inside.items()}
-        if len(parts) < len(inside):
-            raise ValueError(f"folder {folder} has {', '.join(inside)}; keep one folder for validation")
-        return DatasetDict({name: parts[name] for name in ("train", "validation", "test") if name in parts})
-    return DatasetDict(train=_images(folder))
+    inside = sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+    splits = {child: SPLITS[child.name.lower()] for child in inside if child.name.lower() in SPLITS}
+    others = [child.name for child in inside if child not in splits and _has_images(child)]
+    found = sorted({*splits.values()})
+    if "train" not in found or (others and len(found) < 2):
+        return DatasetDict(train=_images(folder))
+    names = ", ".join(child.name for child in splits)
+    if others:
+        raise ValueError(
+            f"folder {folder} has the splits {names}, and beside them {', '.join(others)}; move what is no split away"
+        )
+    if len(found) < len(splits):
+        raise ValueError(f"folder {folder} has {names}; keep one folder for each of {', '.join(found)}")
+    parts = {part: _images(child) for child, part in splits.items()}
+    return DatasetDict({name: parts[name] for name in ("train", "validation", "test") if name in parts})
+
+
+def _has_images(folder: Path) -> bool:
+    shown = (p for p in folder.rglob("*") if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+    return any(path.suffix.lower() in PICTURES for path in shown)
 
 
 def _check_folder(folder: Path) -> None:
@@ -273,8 +290,7 @@ def _is_whole(column: Any) -> bool:
 def _check_names(path: Path, options: Mapping[str, Any]) -> None:
     """Refuse two columns of one name: pandas would rename the second, and a label could become an input."""
     first = pd.read_csv(path, header=None, nrows=1, dtype=str, **options)
-    names = [name for name in first.iloc[0].tolist() if pd.notna(name)]
-    twice = next((name for name in names if names.count(name) > 1), None)
+    twice = _twice([name for name in first.iloc[0].tolist() if pd.notna(name)])
     if twice is not None:
         raise ValueError(f"two columns are called {twice!r}; rename one")
 
@@ -333,7 +349,7 @@ def _json(path: Path) -> pa.Table:
     """A list of objects, or lines as in a jsonl file."""
     text = path.read_text(encoding="utf-8-sig")
     try:
-        rows = json.loads(text)
+        rows = json.loads(text, object_pairs_hook=keys_once)
     except json.JSONDecodeError as error:
         if error.msg != "Extra data":
             raise
@@ -350,9 +366,23 @@ def _parsed_lines(path: Path) -> Iterator[tuple[int, Any]]:
         for number, line in enumerate(file, 1):
             if line.strip(BLANK):
                 try:
-                    yield number, json.loads(line)
+                    yield number, json.loads(line, object_pairs_hook=keys_once)
                 except json.JSONDecodeError as error:
                     raise ValueError(f"line {number}, column {error.colno}: {error.msg}") from error
+                except ValueError as error:
+                    raise ValueError(f"line {number}: {error}") from error
+
+
+def keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; of a key that it has twice, json would keep the last value without a word."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"an object has the key {_twice([key for key, _ in pairs])!r} twice; rename one")
+    return found
+
+
+def _twice(names: Sequence[str]) -> str | None:
+    return next((name for name in names if names.count(name) > 1), None)
 
 
 def _table(rows: Iterable[tuple[int, Any]], what: str) -> pa.Table:
@@ -390,6 +420,8 @@ KINDS = {str: "a text", int: "a number", float: "a number", bool: "true or false
 def _parquet(path: Path) -> pa.Table:
     """Without the columns in which pandas keeps an index of names; a model of texts would read them."""
     table = pq.ParquetFile(path).read()
+    if (twice := _twice(table.column_names)) is not None:
+        raise ValueError(f"two columns are called {twice!r}; rename one")
     return table.drop_columns([name for name in table.column_names if INDEX.fullmatch(name)])
 
 

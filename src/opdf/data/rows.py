@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from opdf.data.read import BLANK, PICTURES, READERS, dialect, path_of, pictures, read_file, records
+from opdf.data.read import BLANK, PICTURES, READERS, dialect, keys_once, path_of, pictures, read_file, records
 
 ROW_FORMATS = ("lines", "csv", "tsv", "jsonl")
 """Formats of text: one value a line, a table with a header, or an object a line."""
@@ -108,9 +108,11 @@ def _lines(stream: IO[bytes], name: str) -> Iterator[str]:
 
 def _object(text: str, where: str) -> dict[str, Any]:
     try:
-        found = json.loads(text)
+        found = json.loads(text, object_pairs_hook=keys_once)
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{where} is no JSON: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{where} cannot be read: {error}") from error
     if not isinstance(found, dict):
         raise ValueError(f'{where} is no object like {{"text": "..."}}')
     return found

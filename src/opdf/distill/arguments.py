@@ -15,6 +15,7 @@ from transformers import TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.training_args import OptimizerNames
 
+from opdf.data import LOWER_IS_BETTER
 from opdf.distill.options import POSITIVE, number, whole
 
 MUON = "muon"
@@ -79,9 +80,14 @@ class DistillationArguments(TrainingArguments):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more, and below 1")
         self._check_early_stopping()
         _refuse("DeepSpeed", bool(self.deepspeed) or _launched_with("DEEPSPEED"))  # before its package is looked for
+        if str(self.metric_for_best_model).removeprefix("eval_") in LOWER_IS_BETTER and self.greater_is_better is None:
+            self.greater_is_better: bool | None = False  # the Trainer assumes it for losses only
         wanted, self.optim = self.optim, OptimizerNames.ADAMW_TORCH if self.optim == MUON else self.optim
         super().__post_init__()
         self.optim = MUON if wanted == MUON else self.optim
+        if self.lr_scheduler_type in BY_METRIC and self.greater_is_better:
+            # They take a metric for a loss, and would lower the rate while it gets better.
+            self.lr_scheduler_kwargs: Any = {"mode": "max"} | dict(self.lr_scheduler_kwargs or {})
         check_engine(self)
         check_loss(self)
         get_reporting_integration_callbacks(self.report_to)  # refuses names that it does not know
@@ -225,8 +231,11 @@ def may_change(name: str, args: TrainingArguments) -> bool:
 def chooses_by_evaluation(args: TrainingArguments) -> bool:
     """Whether the result depends on the steps at which the student is evaluated and saved."""
     stops = getattr(args, "early_stopping_patience", None) is not None
-    return stops or bool(args.load_best_model_at_end) or args.lr_scheduler_type == "reduce_lr_on_plateau"
+    return stops or bool(args.load_best_model_at_end) or args.lr_scheduler_type in BY_METRIC
 
+
+BY_METRIC = ("reduce_lr_on_plateau", "greedy")
+"""Schedules of the rate that follow `metric_for_best_model`."""
 
 SCHEDULES = frozenset({"eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "save_strategy", "save_steps"})
 

@@ -383,22 +383,29 @@ class DistillationTrainer(CheckpointedTrainer):
         )
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """The Trainer's, with all rows: `dataloader_drop_last` is for training."""
+        """The Trainer's, with all rows in their order: `dataloader_drop_last` and lengths are for training."""
         with self._all_rows():
             return super().get_eval_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset: Any) -> Any:
-        """The Trainer's, with all rows."""
+        """The Trainer's, with all rows in their order, by which answers are compared with a teacher's."""
         with self._all_rows():
             return super().get_test_dataloader(test_dataset)
 
     @contextmanager
     def _all_rows(self) -> Iterator[None]:
-        asked, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        scoring = {
+            "dataloader_drop_last": False, "train_sampling_strategy": "sequential",
+            "dataloader_persistent_workers": False,  # else the Trainer would give the rows that it was first asked for
+        }  # fmt: skip
+        asked = {name: getattr(self.args, name) for name in scoring}
+        for name, value in scoring.items():
+            setattr(self.args, name, value)
         try:
             yield
         finally:
-            self.args.dataloader_drop_last = asked
+            for name, value in asked.items():
+                setattr(self.args, name, value)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """The Trainer's; a student that was scored in half precision has its own weights again, which are trained."""

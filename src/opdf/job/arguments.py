@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers.integrations import get_reporting_integration_callbacks
 
-from opdf.data import LOWER_IS_BETTER, Task
+from opdf.data import Task
 from opdf.distill import DistillationArguments, DistillationTrainer
 from opdf.job.errors import UserError
 from opdf.job.options import typed
@@ -21,6 +21,7 @@ UPLOAD = "opdf publishes the finished student and its card alone, with the optio
 OURS = {
     "output_dir": "is set by the option output",
     "resume_from_checkpoint": "is set by the option resume",
+    "seed": "is set by the option seed",
     "push_to_hub": f"would publish checkpoints, and {UPLOAD}",
     **dict.fromkeys(
         ("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
@@ -29,9 +30,16 @@ OURS = {
     **dict.fromkeys(
         ("bf16_full_eval", "fp16_full_eval"), "would score the student in another precision than its teacher"
     ),
+    **dict.fromkeys(
+        ("prediction_loss_only", "eval_do_concat_batches", "batch_eval_metrics", "label_names"),
+        "would leave the student without its scores",
+    ),
     "hub_token": f"would be readable in config.yaml and in the model card, and {UPLOAD}",
 }
-"""Options of the Trainer that a run refuses: it writes into one folder and nothing secret, and scores models alike."""
+"""Options of the Trainer that a run refuses: it writes into one folder and nothing secret, and scores models alike.
+
+Without its scores it would end in an error, after all of the training.
+"""
 
 
 TRAINING: dict[str, Any] = {
@@ -64,8 +72,6 @@ def training_arguments(
         "output_dir": str(folder), "seed": seed, "disable_tqdm": True,
         "dataloader_pin_memory": torch.cuda.is_available(),
     }  # fmt: skip
-    if str(options.get("metric_for_best_model")).removeprefix("eval_") in LOWER_IS_BETTER:
-        machine["greater_is_better"] = False  # the Trainer assumes it for losses only
     given = TRAINING | machine | typed(DistillationArguments, options, where)
     try:
         return DistillationArguments(**given)

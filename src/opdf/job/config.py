@@ -122,7 +122,7 @@ class DistillConfig:
         training: options of transformers.TrainingArguments (learning_rate, num_train_epochs, bf16, ...). Unless set:
             3 epochs, batches of 32, no checkpoints; a rate of 5e-5 that rises for a tenth of the steps, then falls.
         output: folder for student, metrics.json, config.yaml and train.log.
-        overwrite: replace what an earlier run left in the output folder.
+        overwrite: empty the output folder of an earlier run first.
         resume: continue from the last checkpoint in the output folder.
         seed: of initialisation and data order.
         push_to_hub: name of a repository on the hub for the finished student and its card, private if it is a new one;

@@ -12,7 +12,7 @@ from opdf import data as datasets
 from opdf.data import Prepared
 from opdf.distill import METHODS, BeforeTraining, DistillationArguments, Objective, check_weights
 from opdf.job.arguments import TRAINING, check_packages, training_arguments
-from opdf.job.config import DistillConfig, TeacherConfig
+from opdf.job.config import DataConfig, DistillConfig, TeacherConfig
 from opdf.job.errors import UserError
 from opdf.job.options import fill, plain, typed
 from opdf.job.student import check_student
@@ -117,13 +117,12 @@ def check_teachers(options: TeacherConfig) -> None:
 
 def located(config: DistillConfig) -> DistillConfig:
     """The configuration with absolute paths in place of relative ones."""
-    data, objective = config.data, config.objective
-    validation, test = (datasets.located(v) if isinstance(v, str) else v for v in (data.validation, data.test))
+    objective = config.objective
     if store := objective.options.get("store"):
         objective = replace(objective, options=objective.options | {"store": os.path.abspath(store)})
     return replace(
         config,
-        data=replace(data, name=datasets.located(data.name), validation=validation, test=test),
+        data=located_data(config.data),
         teacher=replace(
             config.teacher,
             model=_located_model(config.teacher.model),
@@ -132,6 +131,12 @@ def located(config: DistillConfig) -> DistillConfig:
         student=replace(config.student, model=_located_model(config.student.model)),
         objective=objective,
     )
+
+
+def located_data(data: DataConfig) -> DataConfig:
+    """The same of data."""
+    validation, test = (datasets.located(v) if isinstance(v, str) else v for v in (data.validation, data.test))
+    return replace(data, name=datasets.located(data.name), validation=validation, test=test)
 
 
 def _located_model(name: str | None) -> str | None:

@@ -81,7 +81,7 @@ def load_processor(teacher: TeacherConfig, task: Task) -> Any:
         tokenizer = load_tokenizer(name, add_prefix_space=True)
     if task.kind == "causal-lm":
         return tokenizer  # its texts are packed, and to continue them it may have to pad on the left
-    return right_padded(padding(tokenizer))
+    return right_padded(padding(tokenizer), marked=task.kind != "token-classification")
 
 
 def load_tokenizer(model: str, **options: Any) -> Any:
@@ -179,7 +179,7 @@ def places(model: Any) -> int | None:
         held = isinstance(table, nn.Embedding) and table.num_embeddings == most and table.padding_idx is not None
         if held and name.endswith("position_embeddings"):
             return int(table.num_embeddings - table.padding_idx - 1)
-    return most
+    return None if most == -1 else most  # XLNet's word for no end
 
 
 def check_reads(name: str, cls: Any, config: Any) -> None:

@@ -24,7 +24,7 @@ from opdf.distill import DistillationArguments, examples_per_step, may_change, n
 from opdf.files import LOCK, is_half_written
 from opdf.job.config import DataConfig, DistillConfig
 from opdf.job.errors import UserError
-from opdf.job.job import Job, located, resolved
+from opdf.job.job import Job, located, located_data, resolved
 from opdf.job.models import file_digests, files_of
 from opdf.job.options import clipped, plain, read_config
 from opdf.job.output import BEGUN, CONFIG, METRICS, STUDENT, read_json, write_json
@@ -127,6 +127,39 @@ def kept_files(job: Job) -> dict[str, dict[str, str]]:
     return {name: files_of(folder) for name, folder in kept.items() if (Path(folder) / "config.json").is_file()}
 
 
+def teacher_made_of(job: Job) -> dict[str, Any]:
+    """What a fine-tuned teacher is made of; a model in a folder by its files, so that it may move."""
+    made: dict[str, Any] = plain(job.config.teacher)
+    name = made["model"]
+    return made | {"model": file_digests(Path(name)) if name and Path(name).is_dir() else name}
+
+
+def check_stored_teacher(job: Job, made: dict[str, Any]) -> None:
+    """Refuse a teacher that was fine-tuned for a store, and is another than a configuration asks for now.
+
+    Args:
+        job: what is asked for.
+        made: what that teacher was made of, see `teacher_made_of`.
+
+    Raises:
+        UserError: something differs that it depends on; the message names it and both values.
+    """
+    given = differences(made, teacher_made_of(job), "teacher.")
+    changed = {
+        key: f"{key} was {clipped(then)} and is {clipped(now)}"
+        for key, then, now in given
+        if not _may_change(job, key, then, now)
+    }
+    files = [key for key in changed if key.startswith("teacher.model.")]
+    if files:
+        changed = {"": "teacher.model is another"} | {k: said for k, said in changed.items() if k not in files}
+    if changed:
+        raise UserError(
+            f"the teacher in {job.objective.cache} was made otherwise: {'; '.join(list(changed.values())[:3])}. Give "
+            "what it was made with, or another folder in objective.options.store"
+        )
+
+
 def rows_digest(rows: Dataset) -> str:
     """A digest of all rows in their order, with the bytes of images."""
     digest = hashlib.sha256(repr(sorted(rows.column_names)).encode())
@@ -218,7 +251,7 @@ def check_rows_of_run(folder: Path, data: DataConfig, splits: DatasetDict) -> No
     Raises:
         UserError: they have changed, or the run's files cannot be read.
     """
-    if not (folder / CONFIG).is_file() or plain(begun_config(folder).data) != plain(data):
+    if not (folder / CONFIG).is_file() or plain(begun_config(folder).data) != plain(located_data(data)):
         return
     if not (folder / BEGUN).is_file():
         tell(f"warning: {folder / BEGUN} is missing; the student may have been trained on rows that it is scored on")

@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from opdf.job.arguments import renewed
 from opdf.job.card import write_card
 from opdf.job.checks import check_fit, check_task
 from opdf.job.config import DistillConfig
+from opdf.job.errors import UserError
 from opdf.job.job import Job, located
 from opdf.job.options import write_yaml
 from opdf.job.output import CONFIG, METRICS, STUDENT, check_free, claimed, read_metrics, save, write_json
@@ -25,7 +27,15 @@ from opdf.job.prepared import prepare_data
 from opdf.job.processes import is_main, on_main, tell
 from opdf.job.progress import counting, quiet, show
 from opdf.job.publish import check_publish, publish
-from opdf.job.resume import Begun, check_same_configuration, check_same_files, check_same_rows, is_finished, versions
+from opdf.job.resume import (
+    Begun,
+    check_same_configuration,
+    check_same_files,
+    check_same_rows,
+    is_finished,
+    named_models,
+    versions,
+)
 from opdf.job.scoring import evaluator, judged, scores
 from opdf.job.student import build_student, plan_start, started_student
 from opdf.job.teacher import load_teacher, train_teacher
@@ -100,10 +110,29 @@ def check_place(job: Job) -> None:
         UserError, FileNotFoundError, FileExistsError, PermissionError: as `run`.
     """
     check_free(job.folder, overwrite=job.config.overwrite, resume=job.config.resume)
+    if job.config.overwrite and not job.config.resume:
+        check_apart(job)
     if (name := job.config.push_to_hub) is not None:
         on_main(lambda: check_publish(name))
     if job.config.resume:
         check_same_configuration(job)
+
+
+def check_apart(job: Job) -> None:
+    """Refuse to empty a folder that something is read from, the teacher of an earlier run in it, say.
+
+    Raises:
+        UserError: data, a model or a store lies in it.
+    """
+    config = located(job.config)
+    named = {f"data.{part}": getattr(config.data, part) for part in ("name", "validation", "test")}
+    named |= named_models(config) | {"objective.options.store": config.objective.options.get("store")}
+    for option, name in named.items():
+        place = Path(name) if isinstance(name, str) and name else None
+        if place is not None and place.exists() and place.resolve().is_relative_to(job.folder.resolve()):
+            raise UserError(
+                f"{option} {place} is in {job.folder}, which overwrite empties; move it, or name another folder"
+            )
 
 
 def get_ready(job: Job) -> Ready:

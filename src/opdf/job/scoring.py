@@ -21,6 +21,7 @@ from opdf.job.arguments import renewed, training_arguments
 from opdf.job.checks import check_inputs
 from opdf.job.config import DataConfig, TeacherConfig
 from opdf.job.errors import UserError
+from opdf.job.job import located_data
 from opdf.job.models import load_model
 from opdf.job.options import plain, read_config
 from opdf.job.output import CONFIG
@@ -104,8 +105,10 @@ def data_to_score(data: DataConfig, saved: Saved) -> Prepared:
     """
     run, teacher = saved.run, TeacherConfig(model=saved.model)
     prepared = prepare_data(data, teacher)
-    own = data if run is None else begun_config(run).data
-    if run is None or plain(own) == plain(data):
+    if run is None:
+        return prepared
+    own, data = begun_config(run).data, located_data(data)
+    if plain(own) == plain(data):
         return prepared
     files: dict[str, Any] = {
         part: file for part in ("validation", "test") if isinstance(file := getattr(data, part), str)

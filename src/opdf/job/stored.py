@@ -13,9 +13,9 @@ from opdf.job.overview import stored_size
 from opdf.job.prepared import prepare_data
 from opdf.job.processes import tell
 from opdf.job.progress import counting, quiet
-from opdf.job.teacher import load_teacher, train_teacher
+from opdf.job.teacher import MADE, load_teacher, train_teacher
 
-KNOWN = {"teacher", "teacher.log", "teacher-checkpoints", "logits", LOCK}
+KNOWN = {"teacher", MADE, "teacher.log", "teacher-checkpoints", "logits", LOCK}
 
 
 def cache_teacher(config: DistillConfig) -> LogitsStore:

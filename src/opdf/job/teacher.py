@@ -14,23 +14,31 @@ from opdf.job.arguments import renewed
 from opdf.job.errors import UserError
 from opdf.job.job import Job
 from opdf.job.models import check_fields, from_config, load_model
+from opdf.job.options import load_yaml, write_yaml
 from opdf.job.output import save
 from opdf.job.processes import is_main
 from opdf.job.progress import show
+from opdf.job.resume import check_stored_teacher, teacher_made_of
 from opdf.job.training import train
+
+MADE = "teacher.yaml"
+"""What a fine-tuned teacher beside its stored outputs was made of."""
 
 
 def load_teacher(job: Job, task: Task) -> Any:
     """The teacher as it is before any training of this job.
 
     Raises:
-        UserError: it cannot be loaded, or has no head for the task and is not to be fine-tuned.
+        UserError: it cannot be loaded, or has no head for the task and is not to be fine-tuned; or the one beside its
+            stored outputs is another.
     """
     options = job.config.teacher
     if options.models is not None:
         return Ensemble([_trained(name, task) for name in options.models], options.weights)
     kept = kept_teacher(job)
     set_seed(job.config.seed)
+    if kept is not None and kept.parent == job.objective.cache and (made := kept.parent / MADE).is_file():
+        check_stored_teacher(job, load_yaml(made.read_text(encoding="utf-8")))
     if kept is not None:
         return load_model(str(kept), task)[0]
     if options.config is not None:
@@ -83,6 +91,8 @@ def train_teacher(job: Job, prepared: Prepared, teacher: Any) -> None:
         show(trainer, "fine-tuning the teacher", job.teachers / "teacher.log")
         train(trainer, "the teacher", resume=begun)
         if is_main():
+            if job.teachers == job.objective.cache:
+                write_yaml(teacher_made_of(job), job.teachers / MADE)
             save(teacher, prepared.processor, job.teachers / "teacher")
             shutil.rmtree(checkpoints, ignore_errors=True)
     teacher.to(job.training.device)

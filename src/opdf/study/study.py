@@ -112,7 +112,8 @@ class Study:
                 config = self.config(setting, variant)
                 job = Job(config)
                 check_task(job, task)
-                key = digest([setting, plain(config.teacher)])
+                # A method that trains its teacher takes one without a head, which others would learn from.
+                key = digest([setting, plain(config.teacher), job.objective.trains_teacher])
                 if key not in teachers:
                     teachers[key] = load_teacher(job, task)
                 check_start(setting, variant, check_models(job, task, teachers[key]))

@@ -240,6 +240,7 @@ def test_stopped_before_its_first_checkpoint_a_run_starts_again(tmp_path: Path) 
     assert all(torch.equal(value, weights(tmp_path)[name]) for name, value in expected.items())
 
 
+@SLOW
 def test_a_full_disk_is_one_line_and_the_last_checkpoint_is_whole(tmp_path: Path) -> None:
     """The system refuses files above a limit: the student's weights are below it, its optimizer's state is not."""
     run = Run(configuration(tmp_path, training={"max_steps": 4, "save_steps": 4}))

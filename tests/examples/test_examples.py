@@ -60,6 +60,7 @@ def test_lightning(monkeypatch: Any) -> None:
     assert seen["trainer"].callback_metrics["distillation"] > 0
 
 
+@pytest.mark.slow
 def test_accelerate(monkeypatch: Any) -> None:
     seen = run("accelerate_loop", monkeypatch, 6)
     assert len(seen["losses"]) == 12

@@ -152,6 +152,7 @@ def test_a_model_that_torch_cannot_follow_is_told_of(form: str, tmp_path: Path) 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_torch_export_runs_where_opdf_is_not_installed(tmp_path: Path) -> None:
     student = distilled(tmp_path)
     report = export(str(tmp_path / "student"), tmp_path / "out", format="torch")
@@ -190,6 +191,7 @@ def test_an_export_is_whole_or_absent(tmp_path: Path) -> None:
     assert (out / "model.pt2").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_an_export_goes_where_a_link_leads(tmp_path: Path) -> None:
     distilled(tmp_path)
     (tmp_path / "disk").mkdir()

@@ -121,7 +121,7 @@ def test_a_training_takes_the_time_in_which_its_teacher_is_asked(tmp_path: Path)
 def test_the_faster_precision_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     rates = {torch.float32: 6e10, torch.bfloat16: 1.2e9}
-    monkeypatch.setattr(precision, "product_rate", lambda device, dtype=torch.float32: rates[dtype])
+    monkeypatch.setattr(precision, "product_rate", lambda device, dtype: rates[dtype])
     gpu, cpu = torch.device("cuda", 0), torch.device("cpu")
     for device, bf16, said in (
         (gpu, False, "float32, on cuda:0, which computes faster with training.bf16: true"),

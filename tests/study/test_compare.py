@@ -68,6 +68,7 @@ def test_runs_side_by_side(runs: Path) -> None:
     assert remarks(rows[:2]) == [interval]
 
 
+@pytest.mark.slow
 def test_language_models_beside_their_teachers(tmp_path: Path) -> None:
     (tmp_path / "texts.txt").write_text("\n".join(f"a film of {k} words and a {k % 7} behind it" for k in range(40)))
     sizes = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 1, "intermediate_size": 8}

@@ -132,7 +132,7 @@ def of_kind(kind: str, folder: Path) -> dict[str, Any]:
     return {"common": common, "tasks": {"one": {}}, "train_sizes": None, "variants": variants, "seeds": [0]}
 
 
-@pytest.mark.parametrize("kind", OTHERS)
+@pytest.mark.parametrize("kind", [k if k == "causal-lm" else pytest.param(k, marks=pytest.mark.slow) for k in OTHERS])
 def test_a_study_of_tokens_and_pairs(tmp_path: Path, kind: str) -> None:
     """Scores in results.json are those that `opdf distill` writes of the same run."""
     study = of_kind(kind, tmp_path)

@@ -23,7 +23,7 @@ def half_precision(args: TrainingArguments) -> torch.dtype | None:
 
 
 @lru_cache
-def product_rate(device: str, dtype: torch.dtype = torch.float32) -> float:
+def product_rate(device: str, dtype: torch.dtype) -> float:
     """Floating-point operations a second of matrix products, measured once a process in about 0.1 s.
 
     Args:
@@ -50,14 +50,14 @@ def slowdown(device: torch.device, dtype: torch.dtype | None) -> float:
     """How many times as long a product of a dtype takes as one in float32, on a CPU; 1 elsewhere and for None."""
     if dtype is None or device.type != "cpu":
         return 1.0
-    return product_rate("cpu") / product_rate("cpu", dtype)
+    return product_rate("cpu", torch.float32) / product_rate("cpu", dtype)
 
 
 def warn_of_slow_training(
     args: TrainingArguments, overparam: OverParamConfig | None, teacher: nn.Module | None
 ) -> None:
     """Warn of half precision on a CPU without instructions for it: many have none, and take 25 to 50 times as long."""
-    asked = [(half_precision(args), "leave bf16 out of the arguments")]
+    asked = [(half_precision(args), "leave bf16 out")]
     if overparam is not None and overparam.precision == "bf16":
         asked.append((torch.bfloat16, "leave precision out of overparam"))
     for dtype, remedy in asked:

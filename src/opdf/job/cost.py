@@ -67,7 +67,7 @@ def step_cost(job: Job, prepared: Prepared, fit: Fit) -> StepCost | None:
     extra, megabytes = (extra_operations(fit.over), extra_megabytes(fit.over)) if fit.over else (0, 0)
     device = arguments.device.type
     rate = product_rate(device, half_precision(arguments) or torch.float32)
-    return StepCost(plain, extra, asking, rate, max(rate, product_rate(device)), megabytes)
+    return StepCost(plain, extra, asking, rate, max(rate, product_rate(device, torch.float32)), megabytes)
 
 
 def forward_operations(model: Any, batch: dict[str, Any]) -> int | None:
@@ -144,7 +144,7 @@ def summarize(
     matrices, the teacher 2 for each of its `teacher` entries (0 if unknown). A matrix's memory is its cores and two
     moments in float32; the total has one gradient of the largest too.
     """
-    rate = product_rate("cuda" if torch.cuda.is_available() else "cpu")
+    rate = product_rate("cuda" if torch.cuda.is_available() else "cpu", torch.float32)
     matrices = [
         {"name": t.name, "rows": t.shape.rows, "cols": t.shape.cols, "shape": str(t.shape),
          "bonds": list(t.shape.bond_dims or ()), "params": t.shape.num_params, "scale": round(t.shape.scale, 3),

@@ -24,7 +24,7 @@ from opdf.study.study import Study
 LOOK = 2.0
 """Seconds between two looks at the runs."""
 
-IMPORTED = ["opdf.study.runner", "opdf.job.run", "opdf.cli.distill", "transformers.trainer", "sklearn.metrics"]
+IMPORTED = ["opdf.study.runner", "opdf.job.run", "transformers.trainer", "sklearn.metrics"]
 """What every run needs. To import it takes five to twelve seconds."""
 
 

@@ -118,8 +118,7 @@ def chosen_layers(layers: int | Sequence[int], depth: int) -> list[int]:
 
 def _set_depth(config: Any, tower: str, depth: int, kept: Sequence[int]) -> None:
     own = ("num_decoder_layers", "decoder_layers") if "decoder" in tower else ()
-    usual = config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
-    attribute = next((name for name in own if hasattr(config, name)), usual)
+    attribute = next((name for name in own if hasattr(config, name)), _depth_field(config))
     if getattr(config, attribute, None) != depth:
         raise ValueError(
             f"{type(config).__name__}.{attribute} is not the {depth} blocks of {tower}; cannot change depth"
@@ -128,6 +127,10 @@ def _set_depth(config: Any, tower: str, depth: int, kept: Sequence[int]) -> None
     follow_depth(config, depth, kept)
     if hasattr(config, "attention_types"):  # GPT-Neo's shorter way to write attention_layers, from which it is loaded
         config.attention_types = [[[kind], 1] for kind in config.attention_layers]
+
+
+def _depth_field(config: Any) -> str:
+    return str(config.attribute_map.get("num_hidden_layers", "num_hidden_layers"))
 
 
 def follow_depth(config: Any, depth: int, kept: Sequence[int]) -> None:
@@ -151,7 +154,7 @@ def fields_of_fewer(config: Any, sizes: Mapping[str, Any]) -> dict[str, Any]:
         config: the teacher's. Of its fields with an entry for each block those of fewer blocks are left.
         sizes: of the student, by the configuration's names.
     """
-    depth = config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
+    depth = _depth_field(config)
     theirs, ours = getattr(config, depth, None), sizes.get(depth, sizes.get("num_hidden_layers"))
     config = copy.deepcopy(config)
     if isinstance(theirs, int) and isinstance(ours, int) and 1 <= ours < theirs:

@@ -4,7 +4,8 @@ PYTHON ?= python3.11
 VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
-PIP_INSTALL := $(RUN) -m pip install --disable-pip-version-check -c constraints.txt
+# Most modules of torch and transformers are never imported. Those that are get compiled then.
+PIP_INSTALL := $(RUN) -m pip install --no-compile --disable-pip-version-check -c constraints.txt
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -55,7 +56,7 @@ demo-images: data ## The same on images
 
 .PHONY: test
 test: data ## Run the fast tests
-	@OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal
 
 .PHONY: test-slow
 test-slow: data ## Run the tests that take minutes

@@ -103,6 +103,7 @@ def test_tutorial_on_text() -> None:
     assert seen["log"]["distillation_loss"] > 0
 
 
+@pytest.mark.slow
 def test_tutorial_on_images() -> None:
     seen = run("docs/tutorial-images.md")
     assert seen["teacher_accuracy"] > 0.5

@@ -36,6 +36,7 @@ def rows(folder: Path, name: str) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.slow
 def test_steps(results: Path) -> None:
     command.main(["--toy", "gpu-vit"])
 
@@ -67,6 +68,7 @@ def test_a_decoder(results: Path) -> None:
     assert [(r["L"], r["products in"], r["accumulation"]) for r in found] == [(3, "bf16", 1), (3, "bf16", 8)]
 
 
+@pytest.mark.slow
 def test_decomposition_and_shrink(results: Path) -> None:
     command.main(["--toy", "gpu-decomposition", "gpu-shrink"])
 
@@ -76,6 +78,7 @@ def test_decomposition_and_shrink(results: Path) -> None:
     assert teachers == ["MiniLM", "MiniLM, a classifier", "decoder of width 32"]
 
 
+@pytest.mark.slow
 def test_a_profile(results: Path) -> None:
     command.main(["--toy", "gpu-profile"])
 

@@ -50,6 +50,7 @@ def toy(kind: str) -> Task:
 
 
 @pytest.mark.parametrize(("task", "kind"), TOY)
+@pytest.mark.slow
 def test_every_trial_runs(task: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = toy(kind)
     neurons = {"hidden_size": 8, "intermediate_size": given.teacher.config.intermediate_size // 2}
@@ -63,6 +64,7 @@ def test_every_trial_runs(task: str, kind: str, tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(("task", "kind"), TOY)
+@pytest.mark.slow
 def test_pruned_students_are_trained(task: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = toy(kind)
     sizes = {"hidden_size": 8, "intermediate_size": given.teacher.config.intermediate_size // 2}

@@ -150,6 +150,7 @@ GRID = [
 ]
 
 
+@pytest.mark.slow
 def test_a_damaged_file_of_a_run_is_named(world: Path, capsys: Any) -> None:
     """Every command that reads a run, with every file of it, cut, emptied, replaced and deleted."""
     (world / "c.yaml").write_text(yaml.safe_dump(yaml.safe_load((world / "out" / "config.yaml").read_text())))

@@ -218,6 +218,7 @@ def test_cache_teacher_says_what_it_stored(tmp_path: Path, capsys: Any) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_lines_fit_80_columns_and_a_pipe_has_no_colours(
     done: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

@@ -102,6 +102,7 @@ def test_a_student_with_its_card_and_nothing_else_is_published(tmp_path: Path, h
     assert hub.files.keys() == {path.name for path in student.iterdir()}
 
 
+@pytest.mark.slow
 def test_without_a_name_the_hub_hears_nothing(tmp_path: Path, hub: Hub) -> None:
     run(digits(tmp_path / "out"))
     assert hub.asked == []

@@ -156,6 +156,7 @@ SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize("kind", [kind if kind == "constraint" else pytest.param(kind, marks=SLOW) for kind in KINDS])
+@pytest.mark.slow
 def test_a_run_killed_at_any_moment_goes_on_exactly(tmp_path: Path, kind: str) -> None:
     kill_and_resume(tmp_path, kind, kills=1, seed=sum(map(ord, kind)))
 
@@ -228,6 +229,7 @@ def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
     assert run.end() == 143
 
 
+@pytest.mark.slow
 def test_stopped_before_its_first_checkpoint_a_run_starts_again(tmp_path: Path) -> None:
     config = configuration(tmp_path, training={"max_steps": 5, "save_steps": 10**6})
     assert main(["distill", config]) == 0

@@ -21,6 +21,7 @@ def file(folder: Path, **changes: Any) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_it_prints_a_verdict_a_variant_and_the_report_says_the_same(tmp_path: Path, capsys: Any) -> None:
     study = Study(config(tmp_path, seeds=[0], learning_rates=[1e-3]))
     study.store.work(Runner(study).run)  # so that the command finds all runs done

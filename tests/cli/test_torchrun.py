@@ -148,6 +148,7 @@ def flip(path: Path) -> None:
 @pytest.mark.parametrize(
     "damage", ["altered", *(pytest.param(d, marks=pytest.mark.slow) for d in ("no state", "half a file"))]
 )
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path: Path, damage: str, capsys: Any) -> None:
     argv = command(tmp_path, 1)[-2:]
     assert main(argv) == 0

@@ -143,7 +143,10 @@ def test_a_checkpoint_of_broken_weights_is_not_written(tmp_path: Path) -> None:
     assert all(value.isfinite().all() for value in load_file(stop.value.checkpoint / "model.safetensors").values())
 
 
-@pytest.mark.parametrize("way", [{"gradient_checkpointing": True}, {"torch_compile_backend": "aot_eager"}])
+@pytest.mark.parametrize(
+    "way",
+    [{"gradient_checkpointing": True}, pytest.param({"torch_compile_backend": "aot_eager"}, marks=pytest.mark.slow)],
+)
 def test_compiled_and_checkpointed_students_train_as_plain_ones(tmp_path: Path, way: dict[str, Any]) -> None:
     over = OverParamConfig(ones=1)
     _, plain = train(tmp_path, overparam=over, constraint=Constraint(weight=1.0))

@@ -43,6 +43,7 @@ def has_cores(optimizer: Any) -> bool:
     return any("core0" in state for state in optimizer.state.values())
 
 
+@pytest.mark.slow
 def test_plain_pytorch(monkeypatch: Any) -> None:
     assert sum(1 for line in (FOLDER / "plain_pytorch.py").read_text().splitlines() if line) <= 30
     seen = run("plain_pytorch", monkeypatch, 8)

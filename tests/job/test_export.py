@@ -114,6 +114,7 @@ def test_every_family_in_onnxruntime(family: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(session_outputs(tmp_path / "model.onnx", inputs), expected, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_a_batch_may_lack_the_token_types_that_its_tokenizer_does_not_make(tmp_path: Path) -> None:
     model, given = build("bert"), batch("bert", 3)
     assert "token_type_ids" not in given

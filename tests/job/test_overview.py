@@ -165,8 +165,8 @@ def test_optimizers_are_made_before_any_work(tmp_path: Path) -> None:
     ("changes", "steps"),
     [
         ({}, 18),  # 42 rows are 6 batches of 8
-        ({"objective": {"name": "lgtm"}}, 15),  # it holds out 4 of them
-        ({"training": {"dataloader_drop_last": True}}, 15),
+        pytest.param({"objective": {"name": "lgtm"}}, 15, marks=pytest.mark.slow),  # it holds out 4 of them
+        pytest.param({"training": {"dataloader_drop_last": True}}, 15, marks=pytest.mark.slow),
     ],
 )
 def test_the_steps_are_those_that_are_made(changes: dict[str, Any], steps: int, tmp_path: Path) -> None:

@@ -137,6 +137,7 @@ class Terminal(io.StringIO):
         return True
 
 
+@pytest.mark.slow
 def test_a_run_shows_how_far_the_start_of_the_student_and_the_scores_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

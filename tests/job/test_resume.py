@@ -77,6 +77,7 @@ def test_another_configuration_is_refused_with_both_values(
         assert content(folder) == before
 
 
+@pytest.mark.slow
 def test_where_the_best_is_chosen_other_saving_is_another_configuration(tmp_path: Path) -> None:
     """The Trainer refused it, after the metrics of a finished run had been removed."""
     best = {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True, "max_steps": 2}
@@ -114,7 +115,7 @@ def test_a_log_has_every_step_once(stopped: Path) -> None:
     assert entries[0]["kept"]
 
 
-@pytest.mark.parametrize(("before", "expected"), [(1000.0, 1000.0), (None, 0.0)])
+@pytest.mark.parametrize(("before", "expected"), [pytest.param(1000.0, 1000.0, marks=pytest.mark.slow), (None, 0.0)])
 def test_the_time_before_the_stop_counts(
     stopped: Path, before: float | None, expected: float, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -136,6 +137,7 @@ def test_the_time_before_the_stop_counts(
     assert expected < metrics["train_seconds"] < expected + 600
 
 
+@pytest.mark.slow
 def test_more_steps_go_on_from_the_last_checkpoint(finished: Path, tmp_path: Path) -> None:
     constant = {"lr_scheduler_type": "constant"}
     whole, parts = tmp_path / "whole", tmp_path / "parts"

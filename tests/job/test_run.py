@@ -121,6 +121,7 @@ def test_no_model_gets_more_rows_at_a_time_than_training_says(tmp_path: Path) ->
     assert max(seen) == 40  # of scoring, and of asking the teacher ahead: 64 rows
 
 
+@pytest.mark.slow
 def test_dictionaries_and_numbers_in_text_are_taken_as_in_yaml(tmp_path: Path) -> None:
     config = digits(tmp_path / "out")
     config.data = {"name": "digits", "train_limit": "64"}  # type: ignore[assignment]
@@ -134,6 +135,7 @@ def test_dictionaries_and_numbers_in_text_are_taken_as_in_yaml(tmp_path: Path) -
         run(config)
 
 
+@pytest.mark.slow
 def test_checkpoints_are_chosen_by_a_metric_of_the_task(tmp_path: Path) -> None:
     choose = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps",
               "save_steps": 2, "max_steps": 4}  # fmt: skip
@@ -144,6 +146,7 @@ def test_checkpoints_are_chosen_by_a_metric_of_the_task(tmp_path: Path) -> None:
         assert any({"eval_loss", "eval_f1", "eval_matthews"} <= entry.keys() for entry in entries)
 
 
+@pytest.mark.slow
 def test_training_stops_when_a_metric_gets_no_better(tmp_path: Path) -> None:
     """At a rate of nothing no evaluation is better than the first; the teacher does the same with its loss."""
     stop = {"early_stopping_patience": 2, "eval_strategy": "steps", "eval_steps": 1, "max_steps": 20,
@@ -320,7 +323,12 @@ def test_narrower_embeddings(tmp_path: Path, world: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "tolerance"), [("images", 1e-6), ("texts", 1e-6), ("embeddings", 1e-6), ("half precision", 1e-3)]
+    ("kind", "tolerance"),
+    [
+        ("texts", 1e-6),
+        ("embeddings", 1e-6),
+        *(pytest.param(*some, marks=pytest.mark.slow) for some in (("images", 1e-6), ("half precision", 1e-3))),
+    ],
 )
 def test_a_teacher_that_would_answer_again_answers_ahead(
     kind: str, tolerance: float, tmp_path: Path, world: Path, monkeypatch: pytest.MonkeyPatch
@@ -407,6 +415,7 @@ def test_a_stored_teacher_is_the_one_that_is_asked_for(tmp_path: Path, world: Pa
         run(job(name="moved"))
 
 
+@pytest.mark.slow
 def test_decisions_are_counted_once_for_a_run(tmp_path: Path) -> None:
     config = digits(tmp_path, data={"train_limit": 16}, objective={"name": "dbkd"}, constraint=None)
     run(config)

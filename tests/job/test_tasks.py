@@ -160,6 +160,7 @@ def test_texts_of_a_language_model(tmp_path: Path, models: Path) -> None:
     exported(tmp_path, found)
 
 
+@pytest.mark.slow
 def test_stored_words_of_a_language_model_and_of_a_tagger(
     tmp_path: Path, models: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -257,6 +258,7 @@ def test_teachers_that_read_otherwise_than_the_first_are_refused(tmp_path: Path,
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.slow
 def test_teachers_of_images_get_the_pixels_that_they_read(tmp_path: Path) -> None:
     data = {"name": "digits", "train_limit": 32}
     jobs_config = jobs.digits(tmp_path / "out", data=data)
@@ -272,6 +274,7 @@ def test_teachers_of_images_get_the_pixels_that_they_read(tmp_path: Path) -> Non
         run(replace(plain, teacher=fill(TeacherConfig, teachers, "teacher")))
 
 
+@pytest.mark.slow
 def test_texts_without_labels(tmp_path: Path, models: Path) -> None:
     data = {"name": lines(tmp_path, text=TEXTS), "label": None, "task": "classification"}
     for options, message in (
@@ -292,6 +295,7 @@ def test_texts_without_labels(tmp_path: Path, models: Path) -> None:
     assert report["files"]["model.pt2"].keys() == {"bytes", "difference"}
 
 
+@pytest.mark.slow
 def test_a_decoder_without_a_token_for_padding_classifies(tmp_path: Path) -> None:
     """As GPT-2 and LLaMA come: the end of text pads, and the configuration says so, so that batches change nothing."""
     plain = Tokenizer(WordLevel({word: k for k, word in enumerate(WORDS)}, unk_token="[UNK]"))

@@ -813,6 +813,7 @@ def set_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 def test_steps_do_not_depend_on_the_number_of_threads(set_threads: Any) -> None:
     seen = []
     for threads in (1, 2, 3):

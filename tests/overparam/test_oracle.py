@@ -143,7 +143,7 @@ def test_fifty_steps_agree_in_float32(inner: Any, lr: float, options: dict[str, 
     assert train_both(inner, lr, dtype=torch.float32, **options) < 1e-4
 
 
-@pytest.mark.parametrize("ones", [0, 1, 8])
+@pytest.mark.parametrize("ones", [0, 1, pytest.param(8, marks=pytest.mark.slow)])
 def test_other_chain_lengths_agree(ones: int) -> None:
     assert train_both(torch.optim.AdamW, 1e-3, ones=ones) < 1e-9
 
@@ -157,7 +157,7 @@ def test_other_optimizers_agree(name: str) -> None:
     assert train_both(getattr(torch.optim, name), 1e-3) < 1e-9
 
 
-@pytest.mark.parametrize("accumulation", [1, 4])
+@pytest.mark.parametrize("accumulation", [1, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("inner", "lr"), [(torch.optim.AdamW, 1e-3), (torch.optim.SGD, 0.01)])
 @pytest.mark.parametrize("constraint", [
     {"weight": 0.5}, {"weight": 0.5, "gauge": "raw"}, {"weight": 100.0, "normalize": "mse"},

@@ -34,6 +34,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_runs_side_by_side(runs: Path) -> None:
     folders = [runs / name for name in ("one", "two", "elsewhere")]
     rows = compare(folders, batch=16)

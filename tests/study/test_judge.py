@@ -132,7 +132,8 @@ def of_kind(kind: str, folder: Path) -> dict[str, Any]:
     return {"common": common, "tasks": {"one": {}}, "train_sizes": None, "variants": variants, "seeds": [0]}
 
 
-@pytest.mark.parametrize("kind", [k if k == "causal-lm" else pytest.param(k, marks=pytest.mark.slow) for k in OTHERS])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", OTHERS)
 def test_a_study_of_tokens_and_pairs(tmp_path: Path, kind: str) -> None:
     """Scores in results.json are those that `opdf distill` writes of the same run."""
     study = of_kind(kind, tmp_path)
@@ -181,6 +182,7 @@ def test_data_without_labels_are_refused() -> None:
         check_kind("films", Task("classification", ("text",), None), probe=False)
 
 
+@pytest.mark.slow
 def test_a_language_model_that_diverged_guesses_all_tokens_alike(tmp_path: Path) -> None:
     made = Runner(Study(config(tmp_path, **of_kind("causal-lm", tmp_path))))
     outcome = made.run(Cell(0, "one", "KD", 1e20))

@@ -95,6 +95,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(results(), tmp_path_factory.mktemp("study"), "films & <goods>")
 
 
+@pytest.mark.slow
 def test_the_gain_that_was_put_in_is_reported(report: Path) -> None:
     page = report.read_text()
     verdict = re.search(r"OPDF against KD, all settings: gain of (\d+\.\d) ± (\d\.\d)\.", page)

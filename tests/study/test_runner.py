@@ -64,6 +64,7 @@ def test_a_teacher_that_diverges_is_trained_once(tmp_path: Path) -> None:
     assert not log.exists()
 
 
+@pytest.mark.slow
 def test_of_a_regression_that_diverged_nothing_is_correlated(tmp_path: Path) -> None:
     (tmp_path / "scores.csv").write_text("text,label\n" + "".join(f"word {k},{k / 2}\n" for k in range(60)))
     data = {"name": str(tmp_path / "scores.csv")}
@@ -96,6 +97,7 @@ def test_a_run_leaves_no_student_behind(tmp_path: Path, monkeypatch: pytest.Monk
     assert [student() for student in students] == [None]
 
 
+@pytest.mark.slow
 def test_scores_on_the_way_are_those_of_shorter_runs_and_disturb_nothing(tmp_path: Path) -> None:
     teacher = STUDY["common"]["teacher"]
     dropout = {"teacher": teacher | {"config": teacher["config"] | {"hidden_dropout_prob": 0.5}}}
@@ -126,6 +128,7 @@ def test_scores_on_the_way_are_those_of_shorter_runs_and_disturb_nothing(tmp_pat
     assert scores[0] == pytest.approx(right.mean(), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_variant_that_is_given_anothers_time_takes_as_many_steps_as_fit_into_it(tmp_path: Path) -> None:
     slow = {"training": {"gradient_accumulation_steps": 4}}
     variants = {"KD": {}, "slow": slow | {"as_long_as": "KD"}, "OPDF": OPDF | {"as_long_as": "KD"}}

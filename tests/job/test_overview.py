@@ -143,6 +143,16 @@ def test_a_student_that_is_larger_than_its_teacher_is_told_of(tmp_path: Path) ->
     assert told not in dict(preview(config).lines).values()
 
 
+def test_a_teacher_that_is_not_trained_though_options_for_it_are_given_is_told_of(tmp_path: Path) -> None:
+    config = text_job(tmp_path, overparam=None)
+    told = "the teacher is taken as it is; teacher.training is for teacher.finetune: true"
+    assert told not in dict(preview(config).lines).values()
+    config.teacher.training = {"num_train_epochs": 5}
+    assert told in dict(preview(config).lines).values()
+    config.teacher.finetune = True
+    assert told not in dict(preview(config).lines).values()
+
+
 def test_a_step_has_no_more_examples_than_there_are(tmp_path: Path) -> None:
     config = text_job(tmp_path, overparam=None, training={"max_steps": 1, "use_cpu": True})
     for rows, said in ((5, "1 step of 5 examples, "), (None, "1 step of 32 examples, ")):

@@ -14,7 +14,7 @@ from transformers import TrainingArguments
 
 from opdf.data import Prepared, describe
 from opdf.distill import SLOWER, StoreInfo, examples_per_step, half_precision, planned_steps, slowdown
-from opdf.job.arguments import optimizer_name
+from opdf.job.arguments import TRAINING, optimizer_name
 from opdf.job.card import teacher_of
 from opdf.job.checks import Fit
 from opdf.job.cost import StepCost, megabytes, step_cost
@@ -83,6 +83,8 @@ def stored_size(info: StoreInfo | None) -> str:
 def _models(job: Job, prepared: Prepared, fit: Fit, info: StoreInfo | None) -> Iterator[tuple[str, str]]:
     config = job.config
     yield "teacher", f"{teacher_of(config)}; {size_of(fit.teacher)}"
+    if config.teacher.training != TRAINING and not config.teacher.finetune:
+        yield "warning", "the teacher is taken as it is; teacher.training is for teacher.finetune: true"
     yield "student", f"{student_of(job, fit.start)}; {size_of(fit.student)}"
     if parameters_of(fit.student) > parameters_of(fit.teacher):
         yield "note", "the student is larger than its teacher; if that is not meant, give them the other way round"

@@ -334,6 +334,22 @@ def test_held_out_examples_are_not_trained_on(tmp_path: Path) -> None:
     assert not kept & held
 
 
+@pytest.mark.parametrize("frozen", ["bert.encoder", ""])
+def test_what_is_frozen_of_a_teacher_stays(tmp_path: Path, frozen: str) -> None:
+    """All of one that an earlier trainer froze is trained."""
+    teacher = bert(2, layers=2)
+    for name, p in teacher.named_parameters():
+        p.requires_grad_(not name.startswith(frozen))
+    before = weights(teacher)
+    arguments = DistillationArguments(str(tmp_path), max_steps=2, save_strategy="no", use_cpu=True, disable_tqdm=True)
+    DistillationTrainer(
+        bert(1), arguments, teacher=teacher, objective=LGTM(teacher_learning_rate=1e-2), train_dataset=rows()
+    ).train()
+    moved = {name for name, p in teacher.named_parameters() if not torch.equal(p, before[name])}
+    assert moved
+    assert bool(frozen) != any(name.startswith("bert.encoder") for name in moved)
+
+
 def test_heads_can_start_at_zero() -> None:
     student, teacher = bert(1), bert(2)
     LGTM(zero_heads=True).prepare(student, teacher)

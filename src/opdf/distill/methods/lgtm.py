@@ -43,8 +43,8 @@ class LGTM(TaskAndLogits):
     """Student: (1 - alpha) task + alpha D(teacher, student). Teacher: (1 - teacher_alpha) task + teacher_alpha
     D(student, teacher) - influence. D is the distillation loss of `LogitsDistillation`, squared error for a regression.
 
-    The teacher that is passed in is trained in place, in float32 or under the run's autocast. Its rate follows the
-    student's schedule. Held-out examples are cut off the training data; validation and test data are not touched.
+    The teacher that is passed in is trained in place, in float32 or under the run's autocast; what of it is frozen
+    stays. Its rate follows the student's schedule. Held-out examples are cut off the training data; validation and test data are not touched.
 
     Args:
         temperature, alpha: of the student's loss; 1 and 1 in the paper.
@@ -84,6 +84,7 @@ class LGTM(TaskAndLogits):
         self.step = 0
         self._held_out: Dataset | None = None
         self._teacher: nn.Module | None = None
+        self._trained: list[str] = []
 
     @property
     def needs_labels(self) -> bool:
@@ -93,6 +94,9 @@ class LGTM(TaskAndLogits):
         if teacher is None:
             raise ValueError("LGTM trains the teacher beside the student; pass a teacher")
         super().prepare(student, teacher)
+        if teacher is not self._teacher:  # the trainer freezes it, and may prepare it again
+            names = [name for name, p in teacher.named_parameters() if p.requires_grad]
+            self._trained = names or [name for name, _ in teacher.named_parameters()]
         self._teacher, self.step = teacher, 0
         self.__dict__.pop("_optimizer", None)  # of another teacher
         if self.zero_heads:
@@ -103,8 +107,12 @@ class LGTM(TaskAndLogits):
     @cached_property
     def _optimizer(self) -> torch.optim.Optimizer:
         """The teacher's, made once it is on the run's device: on some, moving a model replaces its parameters."""
+        return torch.optim.AdamW(self._parameters(), lr=self.teacher_learning_rate, weight_decay=0.0)
+
+    def _parameters(self) -> list[nn.Parameter]:
+        """The teacher's that were not frozen when it was given (adapters, say), or all if all were."""
         assert self._teacher is not None
-        return torch.optim.AdamW(self._teacher.parameters(), lr=self.teacher_learning_rate, weight_decay=0.0)
+        return [self._teacher.get_parameter(name) for name in self._trained]
 
     def losses(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, num_items: Tensor) -> Losses:
         assert teacher is not None
@@ -145,13 +153,14 @@ class LGTM(TaskAndLogits):
         assert self._teacher is not None
         assert self._held_out is not None
         self._held_out = trainer._remove_unused_columns(self._held_out, "held-out examples")
-        self._teacher.requires_grad_(True)
+        for p in self._parameters():
+            p.requires_grad_(True)
 
     def before_forward(self, trainer: Trainer, batches: Sequence[Batch], num_items: Tensor) -> None:
         """The teacher's step."""
         assert self._teacher is not None
         batches = [trainer._prepare_inputs(dict(batch)) for batch in batches]
-        student, params = trainer.accelerator.unwrap_model(trainer.model), list(self._teacher.parameters())
+        student, params = trainer.accelerator.unwrap_model(trainer.model), self._parameters()
         rate = self.teacher_learning_rate * _schedule(trainer)
         scale = rate if self.influence_scale is None else self.influence_scale
         with _same_buffers(student):
@@ -175,7 +184,7 @@ class LGTM(TaskAndLogits):
     ) -> list[Tensor]:
         """The gradient of L_t, returned, and of L_s, left in the student's `grad`; both models in training mode."""
         assert self._teacher is not None
-        params = list(self._teacher.parameters())
+        params = self._parameters()
         total = [torch.zeros_like(p) for p in params]
         student.train(), self._teacher.train()
         for batch in batches:
@@ -215,15 +224,15 @@ class LGTM(TaskAndLogits):
         self, trainer: Any, student: Any, direction: Weights, batches: Sequence[Batch], num_items: Tensor
     ) -> list[Tensor]:
         assert self._teacher is not None
-        teacher = self._teacher
+        teacher, params = self._teacher, self._parameters()
         student.eval()
 
         def gradient(weights: Weights) -> list[Tensor]:
-            total = [torch.zeros_like(p) for p in teacher.parameters()]
+            total = [torch.zeros_like(p) for p in params]
             for batch in batches:
                 with trainer.accelerator.autocast(), torch.enable_grad():
                     loss = self.coupling_loss(student, weights, teacher, batch, num_items)
-                _accumulate(total, _grads(loss, list(teacher.parameters())))
+                _accumulate(total, _grads(loss, params))
             return total
 
         found = central_difference(gradient, dict(student.named_parameters()), direction, self.radius)

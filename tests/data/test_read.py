@@ -456,6 +456,16 @@ def test_only_what_a_format_names_separates(tmp_path: Path, odd: str) -> None:
     assert rows_of(tmp_path / "one.csv", [1]) == "row 3"
 
 
+def test_a_carriage_return_alone_ends_no_line(tmp_path: Path) -> None:
+    """As in files to predict. Python's text mode takes it for a line feed."""
+    (tmp_path / "lines.txt").write_bytes(b"a\rb\r\nc\n")
+    assert read_file(tmp_path / "lines.txt")["text"][:] == ["a\rb", "c"]
+    (tmp_path / "words.conll").write_bytes(b"a\rb X\r\nc O\r\n\r\nd O\n")
+    assert read_file(tmp_path / "words.conll")["tokens"][:] == [["a\rb", "c"], ["d"]]
+    (tmp_path / "rows.jsonl").write_bytes(b'{"text": "a",\r"label": 1}\r\n{"text": "b", "label": 0}\n')
+    assert read_file(tmp_path / "rows.jsonl")["text"][:] == ["a", "b"]
+
+
 def test_classes_that_look_alike_are_kept_and_noted(tmp_path: Path) -> None:
     names = ["Pos", "pos ", "caf\u00e9", "cafe\u0301", "other"]
     lines = (json.dumps({"text": f"text {k} {name}", "label": name}) for name in names for k in range(12))

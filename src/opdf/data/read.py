@@ -362,7 +362,7 @@ def _json_lines(path: Path) -> pa.Table:
 
 
 def _parsed_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    with path.open(encoding="utf-8-sig") as file:
+    with path.open(encoding="utf-8-sig", newline="\n") as file:
         for number, line in enumerate(file, 1):
             if line.strip(BLANK):
                 try:
@@ -428,7 +428,7 @@ def _parquet(path: Path) -> pa.Table:
 def _conll(path: Path) -> pa.Table:
     sentences: list[list[tuple[str, str]]] = [[]]
     columns = 0  # of the sentence's first line
-    with path.open(encoding="utf-8-sig") as file:
+    with path.open(encoding="utf-8-sig", newline="\n") as file:
         for number, line in enumerate(file, 1):
             cells = CELLS.split(line.strip(BLANK))
             if cells == [""]:
@@ -449,7 +449,8 @@ def _conll(path: Path) -> pa.Table:
 
 
 def _paragraphs(path: Path) -> pa.Table:
-    text = path.read_text(encoding="utf-8-sig")
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        text = file.read().replace("\r\n", "\n")
     parts = re.split(r"\n(?:[ \t]*\n)+", text.strip(BLANK))
     return pa.table(
         {"text": pa.array([part for part in (parts if len(parts) > 1 else text.split("\n")) if part.strip()])}
@@ -494,7 +495,7 @@ def _records(path: Path) -> Iterator[int]:
 
 
 def _lines(path: Path) -> Iterator[int]:
-    with path.open(encoding="utf-8-sig") as file:
+    with path.open(encoding="utf-8-sig", newline="\n") as file:
         yield from (number for number, line in enumerate(file, 1) if line.strip(BLANK))
 
 

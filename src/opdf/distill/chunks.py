@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from opdf.distill.losses import Batch, check_one_each, token_labels
-from opdf.distill.models import IGNORED, config_of, is_causal, unwrapped
+from opdf.distill.losses import Batch, kept_places, token_labels
+from opdf.distill.models import config_of, unwrapped
 
 CHUNK = 2**24
 """Logits of one chunk. A batch with no more of them is not divided."""
@@ -153,25 +153,11 @@ def narrowed(model: nn.Module, batch: Batch, forward: Forward) -> tuple[Any, lis
             hook.remove()
 
 
-def kept_tokens(model: nn.Module, batch: Batch, labels: Tensor, forward: Forward, *, shifted: bool) -> Tokens:
-    """The tokens of a batch whose labels are not -100, shifted as the student does."""
+def kept_tokens(model: nn.Module, batch: Batch, labels: Tensor, forward: Forward, student: nn.Module) -> Tokens:
+    """Of a student or its teacher, the tokens of a batch that the student learns."""
     states, head = narrowed(model, batch, forward)[1][0], plain_head(model)
     assert head is not None
-    check_one_each(states, labels)
-    states, labels = (states[:, :-1], labels[:, 1:]) if shifted else (states, labels)
-    return Tokens(states[(labels != IGNORED).to(states.device)], head.weight, head.bias)
-
-
-def kept_labels(student: nn.Module, labels: Tensor) -> Tensor:
-    """`[tokens]`, the labels of the same tokens."""
-    labels = labels[:, 1:] if is_causal(student) else labels
-    return labels[labels != IGNORED]
-
-
-def kept_places(student: nn.Module, values: Tensor, labels: Tensor) -> Tensor:
-    """`[tokens, ...]` of values `[batch, tokens, ...]` at the places where the same tokens are predicted."""
-    values, labels = (values[:, :-1], labels[:, 1:]) if is_causal(student) else (values, labels)
-    return values[labels != IGNORED]
+    return Tokens(kept_places(student, states, labels), head.weight, head.bias)
 
 
 def over_chunks(

@@ -77,7 +77,7 @@ def task_loss(student: nn.Module, logits: Tensor, labels: Tensor, weights: Tenso
     """The loss against labels, summed over items; `weights` are of classes `[classes]`."""
     kind = kind_of(student, logits, labels)
     if kind == "tokens":  # chosen before they are made float32: a vocabulary of logits is large
-        logits, labels = _kept_tokens(student, logits, labels)
+        logits, labels = kept_places(student, logits, labels), kept_labels(student, labels)
     elif weights is not None and kind != "classes":
         raise ValueError(
             f"class_weights are for one class an example or word, and the outputs are {kind}; leave them out"
@@ -123,7 +123,7 @@ def distillation_loss(
         labels = token_labels(student, batch)
         if labels is None:
             raise ValueError("the batch has no 'labels' that say which tokens count; add them, -100 where none counts")
-        ours, theirs = (_kept_tokens(student, logits, labels)[0] for logits in (ours, theirs))
+        ours, theirs = (kept_places(student, logits, labels) for logits in (ours, theirs))
     ours, theirs = precise(ours), precise(theirs)
     if kind == "regression":
         return squared_loss(ours, theirs)
@@ -158,12 +158,17 @@ def check_one_each(outputs: Tensor, labels: Tensor) -> None:
         )
 
 
-def _kept_tokens(model: nn.Module, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    check_one_each(logits, labels)
-    if is_causal(model):
-        logits, labels = logits[:, :-1], labels[:, 1:]
-    kept = labels != IGNORED
-    return logits[kept], labels[kept]
+def kept_labels(student: nn.Module, labels: Tensor) -> Tensor:
+    """`[tokens]`, those of labels `[batch, tokens]` that are not -100 and that a model predicts."""
+    labels = labels[:, 1:] if is_causal(student) else labels
+    return labels[labels != IGNORED]
+
+
+def kept_places(student: nn.Module, values: Tensor, labels: Tensor) -> Tensor:
+    """`[tokens, ...]` of values `[batch, tokens, ...]` at the places where the same tokens are predicted."""
+    check_one_each(values, labels)
+    values, labels = (values[:, :-1], labels[:, 1:]) if is_causal(student) else (values, labels)
+    return values[(labels != IGNORED).to(values.device)]
 
 
 def precise(logits: Tensor) -> Tensor:

@@ -44,7 +44,8 @@ class LGTM(TaskAndLogits):
     D(student, teacher) - influence. D is the distillation loss of `LogitsDistillation`, squared error for a regression.
 
     The teacher that is passed in is trained in place, in float32 or under the run's autocast; what of it is frozen
-    stays. Its rate follows the student's schedule. Held-out examples are cut off the training data; validation and test data are not touched.
+    stays. Its rate follows the student's schedule. Held-out examples are cut off the training data; validation and test
+    data are not touched.
 
     Args:
         temperature, alpha: of the student's loss; 1 and 1 in the paper.

@@ -11,10 +11,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from opdf.distill.chunks import Heads, Tokens, kept_labels, kept_places, kept_tokens, over_chunks
+from opdf.distill.chunks import Heads, Tokens, kept_tokens, over_chunks
 from opdf.distill.ensemble import Ensemble, members, soften
-from opdf.distill.losses import DIVERGENCES, Batch, count_labelled, distillation_loss, labels_of, precise, task_loss
-from opdf.distill.models import check_same_outputs, config_of, is_causal, is_language_model
+from opdf.distill.losses import (
+    DIVERGENCES,
+    Batch,
+    count_labelled,
+    distillation_loss,
+    kept_labels,
+    kept_places,
+    labels_of,
+    precise,
+    task_loss,
+)
+from opdf.distill.models import check_same_outputs, config_of, is_language_model
 from opdf.distill.objective import Losses, Objective
 from opdf.distill.options import POSITIVE, number, numbers, one_of
 from opdf.distill.outputs import BeforeTraining, teacher_logits, with_answers, worth_asking_ahead
@@ -197,12 +207,11 @@ class LogitsDistillation(TaskAndLogits):
         self, student: nn.Module, teacher: nn.Module | None, batch: Batch, labels: Tensor, num_items: Tensor
     ) -> Losses:
         """The same for a language model, of a head's inputs and chunks of its outputs."""
-        shifted = is_causal(student)
         theirs = [
-            kept_tokens(one, batch, labels, self.teacher_forward, shifted=shifted).cast()
+            kept_tokens(one, batch, labels, self.teacher_forward, student).cast()
             for one in (members(teacher) if teacher is not None else ())
         ]
-        ours = kept_tokens(student, batch, labels, self.forward, shifted=shifted)
+        ours = kept_tokens(student, batch, labels, self.forward, student)
 
         def soft(logits: Tensor, rows: slice) -> Tensor:
             said = [one.logits(rows) for one in theirs]

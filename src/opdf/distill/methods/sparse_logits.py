@@ -13,12 +13,12 @@ from accelerate import PartialState
 from torch import Tensor, nn
 
 from opdf.data import ImageNoise, Prepared, count_tokens
-from opdf.distill.chunks import Heads, kept_places, kept_tokens
+from opdf.distill.chunks import Heads, kept_tokens
 from opdf.distill.digests import fingerprint, weights_digest
 from opdf.distill.ensemble import members, softened
-from opdf.distill.losses import Batch, labels_of, task_loss, token_labels
+from opdf.distill.losses import Batch, kept_places, labels_of, task_loss, token_labels
 from opdf.distill.methods.logits import TaskAndLogits
-from opdf.distill.models import check_same_outputs, config_of, is_causal, kind_of
+from opdf.distill.models import check_same_outputs, config_of, kind_of
 from opdf.distill.objective import Losses, Objective
 from opdf.distill.options import flag, whole
 from opdf.distill.outputs import BATCH, TEXTS, BeforeTraining, teacher_logits, token_logits
@@ -114,7 +114,7 @@ class SparseLogitsDistillation(TaskAndLogits):
 
         if divided is None:
             return self.combine_tokens(student, self.forward(student, batch).logits, soft, labels, batch, num_items)
-        ours = kept_tokens(student, batch, labels, self.forward, shifted=is_causal(student))
+        ours = kept_tokens(student, batch, labels, self.forward, student)
         return self.combine_tokens(student, ours, soft, labels, batch, num_items)
 
     @property

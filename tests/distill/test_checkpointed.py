@@ -61,6 +61,29 @@ def test_resume_is_exact_with_dropout_accumulation_and_bf16(tmp_path: Path, meth
         assert all(torch.equal(weights[0][name], value) for name, value in other.items())
 
 
+@pytest.mark.parametrize("schedule", ["reduce_lr_on_plateau", "greedy"])
+def test_a_rate_that_follows_a_metric_goes_on_where_it_was(tmp_path: Path, schedule: str) -> None:
+    options: dict[str, Any] = {"patience": 0, "factor": 0.5} | ({"min_lr": 0.0} if schedule == "greedy" else {})
+    training = {
+        "lr_scheduler_type": schedule, "lr_scheduler_kwargs": options, "metric_for_best_model": "accuracy",
+        "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "max_steps": 6,
+        "learning_rate": 1e-2,
+    }  # fmt: skip
+    ends = []
+    for folder, resume in (("whole", 0), ("a", 2), ("b", 4)):
+        scores = iter([0.9, 0.8, 0.85, 0.7, 0.95, 0.5][resume:])
+        trainer, student = train(
+            tmp_path / folder, training=training, eval_dataset=sentences(8),
+            compute_metrics=lambda _, scores=scores: {"accuracy": next(scores)},
+            resume=str(tmp_path / "whole" / f"checkpoint-{resume}") if resume else None,
+        )  # fmt: skip
+        ends.append((trainer.optimizer.param_groups[0]["lr"], student.state_dict()))
+    assert ends[0][0] < 1e-2
+    for rate, weights in ends[1:]:
+        assert rate == ends[0][0]
+        assert all(torch.equal(ends[0][1][name], value) for name, value in weights.items())
+
+
 class Seen(LogitsDistillation):
     """Remembers the rows of every micro-batch."""
 

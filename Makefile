@@ -3,6 +3,8 @@
 PYTHON ?= python3.11
 VENV := .venv
 RUN := $(VENV)/bin/python
+# What a run needs is installed, and what else developing does.
+RUNS := $(VENV)/.runs
 READY := $(VENV)/.ready
 # Most modules of torch and transformers are never imported. Those that are get compiled then.
 PIP_INSTALL := $(RUN) -m pip install --no-compile --disable-pip-version-check -c constraints.txt
@@ -21,11 +23,16 @@ help: ## List the targets
 .PHONY: setup
 setup: $(READY) ## Create .venv and install everything (again when pyproject.toml or constraints.txt changed)
 
-$(READY): pyproject.toml constraints.txt
+$(RUNS): pyproject.toml constraints.txt
 	@test -e $@ || $(MAKE) --no-print-directory venv
 	@echo "Installing torch"
 	@$(PIP_INSTALL) torch | $(SHOW_PROGRESS)
 	@echo "Installing opdf and what it needs"
+	@$(PIP_INSTALL) -e '.[distill]' | $(SHOW_PROGRESS)
+	@touch $@
+
+$(READY): $(RUNS)
+	@echo "Installing what tests, pages and examples need"
 	@$(PIP_INSTALL) -e '.[distill,export,examples,docs,dev]' | $(SHOW_PROGRESS)
 	@touch $@
 
@@ -42,7 +49,7 @@ venv:
 	@$(PYTHON) -m venv --clear $(VENV)
 
 .PHONY: data
-data: $(READY) ## Fetch the data and the pretrained model (once, into the cache)
+data: $(RUNS) ## Fetch the data and the pretrained model (once, into the cache)
 	@echo "Data and model (84 MB are fetched on the first run):"
 	@$(RUN) -m opdf.data
 
@@ -55,11 +62,11 @@ demo-images: data ## The same on images
 	@$(VENV)/bin/opdf demo --task images
 
 .PHONY: test
-test: data ## Run the fast tests
+test: $(READY) data ## Run the fast tests
 	@OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal
 
 .PHONY: test-slow
-test-slow: data ## Run the tests that take minutes
+test-slow: $(READY) data ## Run the tests that take minutes
 	@$(RUN) -m pytest -m slow
 
 .PHONY: test-device
@@ -107,7 +114,7 @@ bench: $(READY) ## Run the benchmarks (some of them: make bench BENCH="step memo
 	@$(RUN) -m benchmarks $(BENCH)
 
 .PHONY: bundle
-bundle: data ## Pack all that a GPU node without a network needs, into dist/
+bundle: $(READY) data ## Pack all that a GPU node without a network needs, into dist/
 	@$(RUN) -m benchmarks.bundle
 
 .PHONY: clean

@@ -442,6 +442,11 @@ def test_models_that_find_answers_are_refused_before_training(tmp_path: Path, ob
         DistillationTrainer(reader, arguments(tmp_path), objective={"name": "logits", "alpha": 0})
 
 
+def test_a_teacher_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="teacher is a dict; give a model, its name, or a list of these"):
+        DistillationTrainer(bert(2), arguments(tmp_path), teacher={"best": bert()})  # type: ignore[arg-type]
+
+
 class OwnOptimizer(DistillationTrainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         assert self.model is not None

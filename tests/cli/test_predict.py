@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -371,3 +372,10 @@ def test_python_takes_options_that_fit_alone(models: Path) -> None:
     with pytest.raises(UserError, match="form is 'xml'"):
         predict(models / "classes", ["w1"], form="xml")
     assert list(predict(models / "classes", [])) == []
+
+
+@pytest.mark.parametrize("rows", [pd.DataFrame({"text": ["good"]}), {"text": "good"}, {"text": ["good", "bad"]}])
+def test_a_table_is_no_list_of_rows(models: Path, rows: Any) -> None:
+    """The names of its columns were taken for texts, and answered."""
+    with pytest.raises(TypeError, match=r"rows is a (DataFrame|dict); give a list of rows: .*\.to_dict\('records'\)"):
+        predict(models / "classes", rows)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from datasets import Dataset, DatasetDict
 from PIL import Image
@@ -298,6 +299,16 @@ def test_pairs_and_regression(tmp_path: Path) -> None:
     data, task = load_data(name, label="score", validation=0.2)
     assert (task.kind, task.inputs, task.num_labels) == ("regression", ("a", "b"), 1)
     assert len(data["validation"]) == 4
+
+
+def test_files_may_be_paths_and_tables_are_refused(tmp_path: Path) -> None:
+    """Both ended in a traceback."""
+    frame = pd.DataFrame(GOOD)
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    data, _ = load_data(tmp_path / "a.csv", validation=tmp_path / "a.csv", test=tmp_path / "a.csv")
+    assert len(data["train"]) == len(data["test"]) == 9
+    with pytest.raises(TypeError, match=r"name is a DataFrame; name a file .* frame\.to_parquet"):
+        load_data(frame)  # type: ignore[arg-type]
 
 
 def test_image_folder(tmp_path: Path) -> None:

@@ -83,6 +83,22 @@ def test_names_of_images_are_no_splits(tmp_path: Path) -> None:
     assert len(read_folder(folder)["train"]) == 20
 
 
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (["owl", "cat"], "label names several columns, and images are learned with one class each; name one of owl, "),
+        ("score", "are float64 numbers such as 0.5; set label to a column of classes"),  # not task to regression
+    ],
+)
+def test_images_have_one_class_each(tmp_path: Path, label: Any, message: str) -> None:
+    """Several columns ended in a traceback, and numbers in advice that images cannot follow."""
+    images(tmp_path, "cat", "dog")
+    rows = [f"{path.relative_to(tmp_path)},{k % 2},0,{k}.5" for k, path in enumerate(sorted(tmp_path.rglob("*.png")))]
+    (tmp_path / "metadata.csv").write_text("\n".join(["file_name,owl,cat,score", *rows]))
+    with pytest.raises(ValueError, match=message):
+        load_data(str(tmp_path), label=label)
+
+
 def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     table(tmp_path / "mine.csv")

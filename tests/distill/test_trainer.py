@@ -24,6 +24,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.distill.small import arguments, bert, labelled, scored_in_bf16, sentences, train
 from torch import Tensor, nn
 from transformers import (
+    BertForQuestionAnswering,
     BertForSequenceClassification,
     EarlyStoppingCallback,
     GPT2Config,
@@ -431,6 +432,22 @@ def test_evaluation_reports_the_models_own_loss(tmp_path: Path) -> None:
 def test_misfits_are_refused_before_training(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DistillationTrainer(keep_layers(bert(), 2), arguments(tmp_path), **({"teacher": bert()} | options))
+
+
+@pytest.mark.parametrize("objective", ["logits", "hidden", "theseus", "lgtm", "adkd", "sparse-logits"])
+def test_models_that_find_answers_are_refused_before_training(tmp_path: Path, objective: str) -> None:
+    """Their outputs have start_logits and end_logits; it was said at the first step, and not what to do."""
+    reader = BertForQuestionAnswering(bert(2).config)
+    for student, teacher in ((bert(2), reader), (keep_layers(reader, 1), reader)):
+        with pytest.raises(ValueError, match=r"is a BertForQuestionAnswering, which .*; write an Objective"):
+            DistillationTrainer(student, arguments(tmp_path), teacher=teacher, objective=objective)
+    with pytest.raises(ValueError, match="the student is a BertForQuestionAnswering"):
+        DistillationTrainer(reader, arguments(tmp_path), objective={"name": "logits", "alpha": 0})
+
+
+def test_a_teacher_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="teacher is a dict; give a model, its name, or a list of these"):
+        DistillationTrainer(bert(2), arguments(tmp_path), teacher={"best": bert()})  # type: ignore[arg-type]
 
 
 class OwnOptimizer(DistillationTrainer):

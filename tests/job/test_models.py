@@ -296,9 +296,13 @@ def test_classes_that_the_data_lack_can_be_named(tmp_path: Path) -> None:
 
 
 def test_images_are_read_in_the_size_of_the_teachers_configuration() -> None:
-    """Two sides were taken for one, and the first image was said to be unreadable."""
-    for size, (height, width) in ((8, (8, 8)), ([8, 4], (8, 4))):
-        teacher = TeacherConfig(model=None, config={"model_type": "vit", "image_size": size})
+    """Two sides were taken for one, and where none was named images were made 28 x 28, without a word."""
+    sizes: list[tuple[str, dict[str, Any], tuple[int, int]]] = [
+        ("vit", {"image_size": 8}, (8, 8)), ("vit", {"image_size": [8, 4]}, (8, 4)), ("convnext", {}, (224, 224)),
+        ("resnet", {}, (28, 28)),
+    ]  # fmt: skip
+    for kind, fields, (height, width) in sizes:
+        teacher = TeacherConfig(model=None, config={"model_type": kind, **fields})
         images = load_processor(teacher, Task("image-classification", ("image",), None))
         pixels = images([Image.new("RGB", (5, 5))], return_tensors="np")["pixel_values"]
         assert pixels.shape == (1, 3, height, width)

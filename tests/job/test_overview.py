@@ -57,6 +57,17 @@ def test_the_block_says_what_the_run_does(tmp_path: Path, capsys: Any) -> None:
         preview(config)
 
 
+def test_the_size_of_images_is_said(tmp_path: Path) -> None:
+    """The configuration of a ResNet has none, and its images were made 28 x 28 without a word."""
+    config = digits(tmp_path / "out", constraint=None, overparam=None)
+    assert dict(preview(config).lines)["images"] == "the models see 8 x 8 pixels"
+    fields = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8], "depths": [1], "layer_type": "basic"}
+    teacher = replace(config.teacher, config=fields)
+    shown = preview(replace(config, teacher=teacher, student=StudentConfig(config={"hidden_sizes": [4]})))
+    said = "the models see 28 x 28 pixels; the configuration of a resnet has no image_size: for another size save an"
+    assert dict(shown.lines)["images"].startswith(said)
+
+
 def test_a_plain_run_says_that_nothing_is_over_parameterized(tmp_path: Path) -> None:
     lines = dict(preview(text_job(tmp_path, overparam=None)).lines)
     assert lines["overparam"] == "off; the student trains as it is"

@@ -83,6 +83,11 @@ def infer(data: Dataset, asked: Asked) -> Task:
             f"{both[0]!r} is both an input and the label; name other columns in {asked.option('inputs')} or "
             f"{asked.option('label')}"
         )
+    if isinstance(label, tuple) and kind == "image-classification":
+        raise ValueError(
+            f"{asked.option('label')} names several columns, and images are learned with one class each; name one of "
+            f"{', '.join(label)}"
+        )
     if isinstance(label, tuple):
         return Task(kind, inputs, _free_name(columns))
     task = Task(kind, inputs, label)
@@ -268,10 +273,9 @@ def _check_class(rows: Dataset, task: Task, asked: Asked, name: str, file: Path 
         broken = [value for value in found if value == value and not value.is_integer()]  # a NaN is missing
         if not broken:
             return
-        raise ValueError(
-            f"labels in {task.label!r} are {kind} numbers such as {broken[0]}; set {asked.option('task')} to "
-            f"'regression', or {asked.option('label')} to a column of classes"
-        )
+        classes = f"{asked.option('label')} to a column of classes"
+        remedy = classes if task.is_image else f"{asked.option('task')} to 'regression', or {classes}"
+        raise ValueError(f"labels in {task.label!r} are {kind} numbers such as {broken[0]}; set {remedy}")
     if not _is_class(rows.features[task.label]):
         raise ValueError(
             f"labels in {task.label!r} are {_described(rows.features[task.label])}; classes are texts or integers, "

@@ -20,14 +20,14 @@ from opdf.data.task import Task
 
 
 def load_data(
-    name: str,
+    name: str | Path,
     *,
     task: str | None = None,
     inputs: str | Sequence[str] | None = None,
     label: str | Sequence[str] | None = AUTO,
     labels: Sequence[str] | None = None,
-    validation: float | str = VALIDATION,
-    test: float | str = TEST,
+    validation: float | str | Path = VALIDATION,
+    test: float | str | Path = TEST,
     drop_empty: bool = False,
     train_limit: int | None = None,
     seed: int = 0,
@@ -58,10 +58,18 @@ def load_data(
 
     Raises:
         FileNotFoundError: a path does not exist.
+        TypeError: the name is a table or something else.
         ConnectionError: the hub cannot be reached and its cache does not have the set.
         ValueError: a file or folder cannot be read; a column is missing, of the wrong type or has gaps; there are no
             rows, all labels are the same, most rows have a class of their own, or labels are out of range.
     """
+    if not isinstance(name, str | Path):
+        raise TypeError(
+            f"{where}name is a {type(name).__name__}; name a file or a hub set: a table is written into one first, "
+            "with frame.to_parquet('rows.parquet') say"
+        )
+    name = str(name)
+    validation, test = (str(value) if isinstance(value, Path) else value for value in (validation, test))
     if train_limit is not None and train_limit < 1:
         raise ValueError(f"{where}train_limit is {train_limit}; it must be at least 1")
     columns = (inputs,) if isinstance(inputs, str) else None if inputs is None else tuple(inputs)

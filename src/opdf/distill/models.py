@@ -16,6 +16,7 @@ from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     MODEL_MAPPING_NAMES,
 )
@@ -36,6 +37,9 @@ CLASSIFIERS = {
 
 MASKED = frozenset(MODEL_FOR_MASKED_LM_MAPPING_NAMES.values())
 """Classes of transformers that are masked language models."""
+
+ANSWERERS = frozenset(MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES.values())
+"""Classes of transformers that find an answer in a text, by logits of its start and of its end."""
 
 SEVERAL = "multi_label_classification"
 """What transformers calls several labels an example."""
@@ -209,14 +213,29 @@ def output_layer(model: nn.Module) -> nn.Linear:
     return found[-1]
 
 
+def check_has_logits(who: str, model: nn.Module) -> None:
+    """Refuse a model that finds answers in a text: its outputs have no field `logits`.
+
+    Raises:
+        ValueError: it does.
+    """
+    name = type(_without_adapters(unwrapped(model))).__name__
+    if name in ANSWERERS:
+        raise ValueError(
+            f"the {who} is a {name}, which answers with start_logits and end_logits, and the methods here learn from "
+            "logits; write an Objective that compares both (docs/own-model.md has one)"
+        )
+
+
 def check_same_outputs(student: nn.Module, teacher: nn.Module) -> None:
     """Refuse a student and a teacher whose outputs do not mean the same.
 
     Raises:
         ValueError: different numbers of labels, label names, kinds of labels, vocabularies, or special tokens that
-            models look for in their inputs.
+            models look for in their inputs; or outputs without `logits`.
     """
     for who, model in (("student", student), ("teacher", teacher)):
+        check_has_logits(who, model)
         if type(model).__name__ in HEADLESS:
             raise ValueError(
                 f"the {who} is a {type(model).__name__}, which ends in hidden states; load it with a head for the task "

@@ -152,12 +152,13 @@ class Objective:
         next one attend to it.
 
         Raises:
-            TypeError: they have no field `logits`, nor the `last_hidden_state` of a model without a head.
+            TypeError: they have no field `logits`, nor the `last_hidden_state` of a model without a head, nor the
+                `start_logits` of one that finds answers in a text.
         """
         if "use_cache" in (inputs_of(model) or ()):
             options = {"use_cache": False} | options
         outputs = model(**model_inputs(model, self.batch_for(model, batch)), **options)
-        if not (hasattr(outputs, "logits") or hasattr(outputs, "last_hidden_state")):
+        if not any(hasattr(outputs, name) for name in ("logits", "last_hidden_state", "start_logits")):
             raise TypeError(
                 f"the {type(unwrapped(model)).__name__} returned a {type(outputs).__name__}; return an object with a "
                 "field logits, such as transformers.modeling_outputs.SequenceClassifierOutput"

@@ -215,6 +215,8 @@ class DistillationTrainer(CheckpointedTrainer):
             self._teacher = found(self._teacher)
         elif isinstance(self._teacher, Sequence):
             self._teacher = Ensemble([found(one) for one in self._teacher])
+        elif self._teacher is not None and not isinstance(self._teacher, nn.Module):
+            raise TypeError(f"teacher is a {type(self._teacher).__name__}; give a model, its name, or a list of these")
         for who, given in (("student", student), ("teacher", self.teacher)):
             if given is not None and any(p.is_meta for p in given.parameters()):
                 raise ValueError(f"the {who} is on the meta device and has no weights; load them first")

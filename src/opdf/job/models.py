@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -64,8 +64,8 @@ def load_processor(teacher: TeacherConfig, task: Task) -> Any:
     """The tokenizer or image processor that goes with the teacher, and so with the student."""
     name = teacher.models[0] if teacher.models else teacher.model
     if task.is_image and name in (None, "minilm"):
-        size = (teacher.config or {}).get("image_size", 28)
-        height, width = size if isinstance(size, list) else (size, size)
+        size = image_size(teacher.config or {})
+        height, width = size if isinstance(size, list | tuple) else (size, size)
         mean = std = [0.5] * 3
         return transformers.ViTImageProcessorPil(
             size={"height": height, "width": width}, image_mean=mean, image_std=std
@@ -82,6 +82,13 @@ def load_processor(teacher: TeacherConfig, task: Task) -> Any:
     if task.kind == "causal-lm":
         return tokenizer  # its texts are packed, and to continue them it may have to pad on the left
     return right_padded(padding(tokenizer), marked=task.kind != "token-classification")
+
+
+def image_size(fields: Mapping[str, Any]) -> Any:
+    """The sides of the images that a model of a configuration is made for; `NO_SIZE` where its family has no field."""
+    kind = fields.get("model_type")
+    family = CONFIG_MAPPING[kind]() if kind in CONFIG_MAPPING else None  # others are refused later
+    return fields.get("image_size", getattr(family, "image_size", None) or NO_SIZE)
 
 
 def load_tokenizer(model: str, **options: Any) -> Any:
@@ -252,6 +259,9 @@ def check_causal(who: str, model: Any, task: Task) -> None:
             "LLaMA, Qwen3, ...), or set is_decoder: true in its config"
         )
 
+
+NO_SIZE = 28
+"""Pixels of both sides of the images for a model whose configuration names no size (ResNet)."""
 
 DECIDED = ("transformers_version", "architectures", "id2label", "label2id", "problem_type", "num_labels")
 """Fields of a configuration that follow from the task."""

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from transformers import TrainingArguments
+from transformers import CONFIG_MAPPING, TrainingArguments
 
 from opdf.data import Prepared, describe
 from opdf.distill import SLOWER, StoreInfo, examples_per_step, half_precision, planned_steps, slowdown
@@ -64,11 +65,28 @@ def overview(job: Job, prepared: Prepared, fit: Fit) -> Overview:
 
 def _data(job: Job, prepared: Prepared) -> Iterator[tuple[str, str]]:
     yield from describe(prepared, job.config.data.name, where="data.").lines()
+    if prepared.task.is_image:
+        yield "images", _size_of_images(job, prepared)
     if prepared.noise is not None:
         yield "augment", "training images are cropped, flipped, coloured and erased anew in every epoch"
     if prepared.class_weights is not None:
         named = zip(prepared.task.labels, prepared.class_weights, strict=True)
         yield "weights", ", ".join(f"{name} {weight:.3g}" for name, weight in named)
+
+
+def _size_of_images(job: Job, prepared: Prepared) -> str:
+    """What the models see of an image, and how to change it where the teacher's configuration cannot."""
+    height, width = np.shape(prepared.data["train"][0]["pixel_values"])[-2:]
+    said, teacher = f"the models see {height} x {width} pixels", job.config.teacher
+    if teacher.config is None or teacher.model not in (None, "minilm"):
+        return said
+    kind = teacher.config["model_type"]
+    if any(hasattr(CONFIG_MAPPING[kind](), name) for name in ("image_size", "vision_config")):
+        return said
+    return (
+        f"{said}; the configuration of a {kind} has no image_size: for another size save an image processor, and name "
+        "its folder as teacher.model beside teacher.config"
+    )
 
 
 def stored_size(info: StoreInfo | None) -> str:

@@ -113,6 +113,11 @@ def _rows(rows: Any, form: str | None) -> tuple[Iterator[Row], bool]:
         return read_rows(rows, form), False
     if hasattr(rows, "read"):
         return parse_rows(rows, form or "lines"), True
+    if isinstance(rows, Mapping) or hasattr(rows, "columns"):  # both give the names of their columns one by one
+        raise TypeError(
+            f"rows is a {type(rows).__name__}; give a list of rows: of one row [row], of a DataFrame "
+            "frame.to_dict('records'), of a DatasetDict one of its splits"
+        )
     values = (value if isinstance(value, Mapping) else {None: value} for value in rows)
     return (Row(f"row {k}", value) for k, value in enumerate(values, 1)), False
 

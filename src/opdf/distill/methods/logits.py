@@ -24,7 +24,7 @@ from opdf.distill.losses import (
     precise,
     task_loss,
 )
-from opdf.distill.models import check_same_outputs, config_of, is_language_model
+from opdf.distill.models import check_has_logits, check_same_outputs, config_of, is_language_model
 from opdf.distill.objective import Losses, Objective
 from opdf.distill.options import POSITIVE, number, numbers, one_of
 from opdf.distill.outputs import BeforeTraining, teacher_logits, with_answers, worth_asking_ahead
@@ -56,6 +56,7 @@ class TaskAndLogits(Objective):
     def prepare(self, student: nn.Module, teacher: nn.Module | None) -> None:
         if teacher is None and self.alpha > 0:
             raise ValueError(f"alpha is {self.alpha} but there is no teacher; pass one, or set alpha to 0")
+        check_has_logits("student", student)
         for one in members(teacher) if teacher is not None else ():
             check_same_outputs(student, one)
 

@@ -30,7 +30,9 @@ class SparseLogitsDistillation(TaskAndLogits):
     """(1 - alpha) task + alpha distillation from a `LogitsStore`; no teacher runs.
 
     Stored probabilities are learned by cross-entropy at temperature 1, of a tagger and a language model at every token.
-    The classes that are not stored share the rest evenly. Plain logits are learned as by `LogitsDistillation`.
+    For an example the classes that are not stored share the rest evenly, as in the paper. For a token they are one
+    class together: an even share of a large vocabulary would make a student's text far less likely than its teacher's.
+    Plain logits are learned as by `LogitsDistillation`.
 
     Args:
         store: folder that `opdf cache-teacher` has written. "" keeps the outputs in the run's own folder.
@@ -109,8 +111,7 @@ class SparseLogitsDistillation(TaskAndLogits):
         )
 
         def soft(logits: Tensor, rows: slice) -> Tensor:
-            target = soft_labels(classes[rows], probabilities[rows], logits.shape[-1])
-            return -(target * logits.log_softmax(-1)).sum()
+            return loss_of_stored(logits, classes[rows], probabilities[rows])
 
         if divided is None:
             return self.combine_tokens(student, self.forward(student, batch).logits, soft, labels, batch, num_items)
@@ -246,3 +247,24 @@ def soft_labels(classes: Tensor, probabilities: Tensor, count: int) -> Tensor:
     rest = (1 - kept).clamp(min=0) / max(1, count - classes.shape[-1])
     labels = rest.expand(-1, count).scatter(-1, classes.long(), stored)
     return labels / labels.sum(-1, keepdim=True)
+
+
+def loss_of_stored(logits: Tensor, classes: Tensor, probabilities: Tensor) -> Tensor:
+    """Cross-entropy of the stored classes and of all others as one class, summed over tokens.
+
+    It says nothing of how the others share their probability, so that a student that agrees with its teacher has no
+    gradient.
+
+    Args:
+        logits: of the student `[tokens, count]`.
+        classes, probabilities: stored of the teacher `[tokens, K]`; rounding can take their sum above 1, see
+            `soft_labels`.
+    """
+    stored, classes = probabilities.float(), classes.long()
+    total, kept = logits.logsumexp(-1, keepdim=True), stored.sum(-1, keepdim=True)
+    if classes.shape[-1] == logits.shape[-1]:
+        return -(stored / kept * (logits.gather(-1, classes) - total)).sum()
+    stored = stored / kept.clamp(min=1)
+    others = logits.scatter(-1, classes, -torch.inf).logsumexp(-1, keepdim=True)
+    rest = 1 - stored.sum(-1, keepdim=True)
+    return -(stored * (logits.gather(-1, classes) - total)).sum() - (rest * (others - total)).sum()

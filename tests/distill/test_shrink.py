@@ -20,7 +20,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassif
 
 from families import batch, build
 from opdf import Constraint, DistillationArguments, DistillationTrainer, OverParamConfig, overparameterize
-from opdf.distill import blank_student, shrink, shrink_report
+from opdf.distill import blank_student, keep_layers, shrink, shrink_report
 from opdf.distill.shrink import basis, calibration, merge
 from opdf.distill.shrink.basis import OUTPUTS, leading_axes
 from opdf.distill.shrink.families import Attention, family_of
@@ -392,6 +392,18 @@ def test_half_precision_stays(kind: str) -> None:
 
 ALONE: dict[str, list[dict[str, int]]] = {
     "bert": [{"hidden_size": 8}, {"intermediate_size": 10}, {"num_attention_heads": 1}, {"num_hidden_layers": 1}],
+@pytest.mark.parametrize("kind", ["llama", "modernbert", "t5"])
+def test_what_transformers_keeps_in_float32_stays_in_float32(kind: str, tmp_path: Path) -> None:
+    """Frequencies of rotary positions, and the matrix that sums up T5's neurons, which overflows in fp16."""
+    small(kind).save_pretrained(tmp_path)
+    teacher = type(small(kind)).from_pretrained(tmp_path, dtype=torch.float16)
+    theirs = {name: value.dtype for name, value in (*teacher.named_parameters(), *teacher.named_buffers())}
+    assert set(theirs.values()) == {torch.float16, torch.float32}
+    for student in (shrink(teacher, [inputs(kind)]), keep_layers(teacher, 1)):
+        for name, value in (*student.named_parameters(), *student.named_buffers()):
+            assert value.dtype == theirs[name], name
+
+
     "mpnet": [{"num_attention_heads": 1}, {"num_hidden_layers": 1}],
     "deberta-v2": [{"hidden_size": 8}, {"num_attention_heads": 1}, {"num_hidden_layers": 1}],
     "modernbert": [{"hidden_size": 8, "num_attention_heads": 1}, {"intermediate_size": 10}, {"num_hidden_layers": 1}],

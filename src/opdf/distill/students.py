@@ -52,6 +52,7 @@ def keep_layers(teacher: nn.Module, layers: int | Sequence[int]) -> Any:
     with torch.inference_mode(False):  # weights that are made in that mode could not be trained
         student = empty_model(teacher, config, first.dtype, first.device)
     _check_blocks(teacher, student, kept)
+    take_dtypes(student, teacher)
     student.load_state_dict(_renumbered(teacher.state_dict(), student.state_dict(), kept))
     return student.to(first.device)
 
@@ -93,6 +94,20 @@ def empty_model(teacher: Any, config: Any, dtype: torch.dtype, device: torch.dev
         model.base_model.pooler = None
     generate_alike(model, teacher)
     return model
+
+
+def take_dtypes(student: nn.Module, teacher: nn.Module) -> None:
+    """Give a student's weights and buffers the dtypes that the teacher's of the same names have.
+
+    They are not all of one. Of a model that is loaded in half precision, transformers keeps some in float32: the
+    frequencies of rotary positions, and a matrix of T5's feed-forward whose sums are too large for fp16.
+    """
+    theirs = {name: value.dtype for name, value in (*teacher.named_parameters(), *teacher.named_buffers())}
+    for name, weight in student.named_parameters():
+        weight.data = weight.data.to(theirs.get(name, weight.dtype))
+    for name, buffer in list(student.named_buffers()):
+        owner, _, key = name.rpartition(".")
+        student.get_submodule(owner)._buffers[key] = buffer.to(theirs.get(name, buffer.dtype))
 
 
 def generate_alike(student: Any, teacher: Any) -> None:

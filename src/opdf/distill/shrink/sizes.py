@@ -24,6 +24,9 @@ DROPOUT = re.compile("drop(out)?(_|$)")
 WIDTHS = ("pooler_output_size", "pooler_hidden_size", "embedding_size")
 """Fields of some configurations that are usually the hidden size once more."""
 
+HEAD_SIZE = "attention_head_size"
+"""A field that some configurations of DeBERTa have: the hidden size over the number of heads."""
+
 LEAST = 3
 """Entries of a state after a LayerNorm that hold a number: one is 0 and two are 1 and -1."""
 
@@ -216,6 +219,8 @@ def _follow(config: Any, teacher: Any, family: Family) -> None:
         if getattr(old, name, None) == getattr(old, family.width):
             setattr(config, name, getattr(config, family.width))
     size = head_sizes(old, family).size
+    if getattr(old, HEAD_SIZE, None) == size and not family.head:
+        setattr(config, HEAD_SIZE, head_sizes(config, family).size)
     if family.rotary and family.head and head_sizes(config, family).size != size:
         setattr(config, family.head, size)  # the teacher's configuration left it to the width
 

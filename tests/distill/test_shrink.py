@@ -404,8 +404,11 @@ def test_what_transformers_keeps_in_float32_stays_in_float32(kind: str, tmp_path
             assert value.dtype == theirs[name], name
 
 
+ALONE: dict[str, list[dict[str, int]]] = {
+    "bert": [{"hidden_size": 8}, {"intermediate_size": 10}, {"num_attention_heads": 1}, {"num_hidden_layers": 1}],
     "mpnet": [{"num_attention_heads": 1}, {"num_hidden_layers": 1}],
     "deberta-v2": [{"hidden_size": 8}, {"num_attention_heads": 1}, {"num_hidden_layers": 1}],
+    "deberta-v2-sized": [{"hidden_size": 8}, {"num_attention_heads": 1}],
     "modernbert": [{"hidden_size": 8, "num_attention_heads": 1}, {"intermediate_size": 10}, {"num_hidden_layers": 1}],
     "vit": [{"hidden_size": 8}, {"intermediate_size": 10}, {"num_attention_heads": 1}, {"num_hidden_layers": 1}],
     "dinov2": [{"hidden_size": 8}, {"mlp_ratio": 1}, {"num_attention_heads": 1}, {"num_hidden_layers": 1}],
@@ -462,6 +465,15 @@ def test_a_batch_of_padding_alone_may_come_first() -> None:
     teacher, given = small("bert"), inputs("bert")
     padding = {name: torch.zeros_like(values[:2]) for name, values in given.items()}
     first, last = (shrink(teacher, batches, hidden_size=8) for batches in ([padding, given], [given, padding]))
+    assert error(first, last, given) < 1e-8
+
+
+def test_heads_of_short_batches_that_see_all_tokens_change_nothing() -> None:
+    """Two blocks see alike in texts no longer than the window of one of them."""
+    teacher = small("qwen2", use_sliding_window=True, sliding_window=4, max_window_layers=2, num_hidden_layers=3)
+    given = inputs("qwen2", 96)
+    short = {name: values[given["attention_mask"].sum(1) == 6][:, 4:7] for name, values in given.items()}
+    first, last = (shrink(teacher, batches, num_hidden_layers=2) for batches in ([short, given], [given, short]))
     assert error(first, last, given) < 1e-8
 
 

@@ -175,8 +175,8 @@ class Fit:
         """
         if not isinstance(names, Attention):
             return True
-        calls = self.calibration.streams[tower.blocks].calls[0]
-        alike = calls[block, names.module].same(calls[last, names.module])
+        calls = self.calibration.streams[tower.blocks].calls
+        alike = all(some[block, names.module].same(some[last, names.module]) for some in calls)
         return alike and not names.head_norms and not tower.shares_heads(names)
 
     def _source(

@@ -208,6 +208,19 @@ def _check_blocks(teacher: nn.Module, student: nn.Module, kept: Mapping[str, Seq
                     f"{other[name]!r}; keep blocks of the same kinds in the same order, or build the student "
                     "from a smaller config"
                 )
+            names = [{name for name, _ in made.named_parameters()} for made in (ours[position], *theirs)]
+            if lost := sorted(names[1 + block] - names[0]):
+                alike = [
+                    [*blocks[:position], k, *blocks[position + 1 :]]
+                    for k in range(len(theirs))
+                    if names[1 + k] == names[0]
+                ]
+                rising = next((given for given in alike if given == sorted(set(given))), None)
+                raise ValueError(
+                    f"student block {position} would have no {lost[0]}, which the teacher's block {block} has; keep "
+                    f"blocks of the same kinds in the same places{f' (layers={rising})' if rising else ''}, or build "
+                    "the student from a smaller config"
+                )
 
 
 def _plain_values(block: nn.Module) -> dict[str, Any]:

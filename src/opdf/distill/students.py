@@ -162,6 +162,27 @@ def follow_depth(config: Any, depth: int, kept: Sequence[int]) -> None:
         config.set_output_features_output_indices(None, given or [len(kept)])
 
 
+def follow_width(config: Any, old: Any, width: str, heads: str, names: Sequence[str]) -> None:
+    """Bring the fields of a configuration that are its width once more, or a head's part of that, to its width.
+
+    Args:
+        config: with sizes of its own.
+        old: that it was made of.
+        width, heads: the fields with the width and the number of heads.
+        names: of fields that follow where they are the width in `old`.
+    """
+    theirs, ours = getattr(old, width), getattr(config, width)
+    for name in names:
+        if getattr(old, name, None) == theirs:
+            setattr(config, name, ours)
+    if getattr(old, HEAD_SIZE, None) == theirs // getattr(old, heads):
+        setattr(config, HEAD_SIZE, ours // getattr(config, heads))
+
+
+HEAD_SIZE = "attention_head_size"
+"""A field that some configurations of DeBERTa have: the hidden size over the number of heads."""
+
+
 def fields_of_fewer(config: Any, sizes: Mapping[str, Any]) -> dict[str, Any]:
     """A teacher's fields for an untrained student of some sizes.
 
@@ -169,12 +190,25 @@ def fields_of_fewer(config: Any, sizes: Mapping[str, Any]) -> dict[str, Any]:
         config: the teacher's. Of its fields with an entry for each block those of fewer blocks are left.
         sizes: of the student, by the configuration's names.
     """
+    found = copy.deepcopy(config)
+
+    def sized(name: str) -> str | None:
+        """Set a size; returns its field, None where it is no number."""
+        own = str(config.attribute_map.get(name, name))
+        theirs, ours = getattr(config, own, None), sizes.get(own, sizes.get(name, getattr(config, own, None)))
+        if not (isinstance(theirs, int) and isinstance(ours, int) and ours >= 1):
+            return None
+        setattr(found, own, ours)
+        return own
+
+    width, heads = sized("hidden_size"), sized("num_attention_heads")
+    if width and heads:
+        follow_width(found, config, width, heads, ("pooler_hidden_size",))
     depth = _depth_field(config)
     theirs, ours = getattr(config, depth, None), sizes.get(depth, sizes.get("num_hidden_layers"))
-    config = copy.deepcopy(config)
     if isinstance(theirs, int) and isinstance(ours, int) and 1 <= ours < theirs:
-        follow_depth(config, theirs, chosen_layers(ours, theirs))
-    fields: dict[str, Any] = config.to_dict()
+        follow_depth(found, theirs, chosen_layers(ours, theirs))
+    fields: dict[str, Any] = found.to_dict()
     return fields
 
 

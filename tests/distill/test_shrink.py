@@ -199,6 +199,22 @@ def test_the_same_sizes_give_the_teacher_back(kind: str) -> None:
     assert error(shrink(teacher, [inputs(kind)]), teacher, inputs(kind, 80)) < 1e-4
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_a_head_that_is_tied_otherwise_than_its_configuration_says_comes_back_or_is_refused(kind: str) -> None:
+    teacher = small(kind, tie_word_embeddings=False)
+    teacher.get_output_embeddings().weight = teacher.get_input_embeddings().weight
+    assert error(shrink(teacher, [inputs(kind)]), teacher, inputs(kind, 80)) < 1e-4
+    teacher = small(kind, tie_word_embeddings=True)
+    teacher.get_output_embeddings().weight = nn.Parameter(teacher.get_output_embeddings().weight.detach().clone())
+    for made in (lambda: shrink(teacher, [inputs(kind)]), lambda: keep_layers(teacher, 2)):
+        with pytest.raises(
+            ValueError, match=r"lm_head.weight has values of its own.* set tie_word_embeddings to False"
+        ):
+            made()
+    teacher.config.tie_word_embeddings = False
+    assert error(shrink(teacher, [inputs(kind)]), teacher, inputs(kind, 80)) < 1e-4
+
+
 def split(model: Any) -> Any:
     """A model of the same function with two blocks for each: one of attention alone, one of feed-forward alone.
 

@@ -77,9 +77,14 @@ def check_made(teacher: Any) -> None:
             )
     shapes = {name: list(values.shape) for name, values in made.named_parameters()}
     for name, values in teacher.named_parameters():
-        if list(values.shape) != shapes.get(name):
+        if name not in shapes:
             raise ValueError(
-                f"teacher's {name} is of shape {list(values.shape)}, and {shapes.get(name)} in a model of its "
+                f"teacher's {name} has values of its own, and shares them with another weight in a model of its "
+                "configuration; set tie_word_embeddings to False there, or tie the teacher's too"
+            )
+        if list(values.shape) != shapes[name]:
+            raise ValueError(
+                f"teacher's {name} is of shape {list(values.shape)}, and {shapes[name]} in a model of its "
                 "configuration; correct the configuration (num_labels is of heads)"
             )
 

@@ -305,7 +305,7 @@ class Fit:
         if has_no_head(self.teacher):
             return torch.eye(self.basis.project.shape[1]).to(self.basis.project), self.basis.project.mT
         theirs, ours = (m.get_output_embeddings() for m in (self.teacher, self.student))
-        if not is_tied(self.teacher, theirs):
+        if not is_tied(self.student, ours):
             return None
         readout, target = exact(ours.weight), exact(theirs.weight)
         if getattr(self.teacher.config, "scale_decoder_outputs", False):  # T5: by the root of the width

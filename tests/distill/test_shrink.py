@@ -199,6 +199,17 @@ def test_the_same_sizes_give_the_teacher_back(kind: str) -> None:
     assert error(shrink(teacher, [inputs(kind)]), teacher, inputs(kind, 80)) < 1e-4
 
 
+@pytest.mark.parametrize("kind", ["bert", "llama", "modernbert", "gpt2", "vit"])
+def test_states_of_a_student_of_the_teachers_width_are_the_teachers(kind: str) -> None:
+    """The objective `hidden` compares them, also those after the last norm."""
+    teacher, given = small(kind), inputs(kind, 80)
+    student = shrink(teacher, [inputs(kind)])
+    with torch.no_grad():
+        states = (model(**given, output_hidden_states=True).hidden_states for model in (student, teacher))
+    for ours, theirs in zip(*states, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_a_head_that_is_tied_otherwise_than_its_configuration_says_comes_back_or_is_refused(kind: str) -> None:
     teacher = small(kind, tie_word_embeddings=False)

@@ -287,12 +287,20 @@ class Fit:
         for batch, states in enumerate(stream.student):
             stream.student[batch] = ours(states)
             moments.add(stream.student[batch], stream.teacher[batch])
-        guess = self._guess(moments, theirs) if tower.final else self.basis.expand
+        guess = self._guess(moments, theirs) if tower.final and not self._same_width else self.basis.expand
         self._finals[tower.blocks] = Reader(moments, guess)
+
+    @property
+    def _same_width(self) -> bool:
+        """Whether the student's coordinates are the teacher's."""
+        return self.basis.project.shape[0] == self.basis.project.shape[1]
 
     def _final_norm(self, tower: Tower, theirs: nn.Module, ours: nn.Module, stream: Stream) -> None:
         readout = self._fixed_readout()
         if readout is None or tower.blocks != list(self.calibration.streams)[-1]:
+            if self._same_width:  # so that final states can be compared (`HiddenDistillation`)
+                ours.load_state_dict(theirs.state_dict())
+                return None
             return plain(ours, theirs, self.basis.expand)
         set_norm(ours, torch.ones(()))
         moments = self._moments(*self.basis.project.shape[::-1])

@@ -69,7 +69,7 @@ def pair(family: str) -> tuple[nn.Module, nn.Module]:
     """A student and its teacher, without dropout: devices draw different random numbers."""
     off = dict.fromkeys((name for name in DROPOUT if hasattr(AutoConfig.for_model(family), name)), 0.0)
     teacher = build(family, **off)
-    return (build(family, SHALLOW[family], **off) if family in SHALLOW else keep_layers(teacher, [0])), teacher
+    return (build(family, SHALLOW[family], **off) if family in SHALLOW else keep_layers(teacher, 1)), teacher
 
 
 def trained(run: DistillationTrainer, device: torch.device) -> nn.Module:

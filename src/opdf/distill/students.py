@@ -20,7 +20,8 @@ def keep_layers(teacher: nn.Module, layers: int | Sequence[int]) -> Any:
         teacher: a transformers model with one list of blocks (BERT, DistilBERT, RoBERTa, ViT, DeiT, GPT-2, LLaMA, ...)
             or an encoder and a decoder (T5).
         layers: the blocks to keep, counted from 0; or how many, which keeps the last of each group of teacher blocks
-            (the ones that the constraint loss pairs by default).
+            (the ones that the constraint loss pairs by default). If the first block of this architecture has not all
+            that the others have (ModernBERT's has no norm), it is kept in place of the first one of these.
 
     Returns:
         A new model; its configuration says the new depth, so that `save_pretrained` and `from_pretrained` work.
@@ -51,7 +52,12 @@ def keep_layers(teacher: nn.Module, layers: int | Sequence[int]) -> Any:
     first = next(teacher.parameters())
     with torch.inference_mode(False):  # weights that are made in that mode could not be trained
         student = empty_model(teacher, config, first.dtype, first.device)
-    _check_blocks(teacher, student, kept)
+    try:
+        _check_blocks(teacher, student, kept)
+    except _NoPlaceError as error:
+        if isinstance(layers, Integral) and len(towers) == 1 and error.instead:
+            return keep_layers(teacher, error.instead)
+        raise
     take_dtypes(student, teacher)
     student.load_state_dict(_renumbered(teacher.state_dict(), student.state_dict(), kept))
     return student.to(first.device)
@@ -225,6 +231,18 @@ PLACE = ("training", "layer_idx", "layer_id", "has_relative_attention_bias", "dr
 and the position bias, which T5's first block has for all."""
 
 
+class _NoPlaceError(ValueError):
+    """A teacher's block has parts that the student's in its place would not have.
+
+    Attributes:
+        instead: blocks of which none has such parts, one of them another; None if there are none.
+    """
+
+    def __init__(self, instead: list[int] | None, message: str) -> None:
+        self.instead = instead
+        super().__init__(message)
+
+
 def _check_blocks(teacher: nn.Module, student: nn.Module, kept: Mapping[str, Sequence[int]]) -> None:
     """Refuse a student whose blocks are built otherwise than the teacher's that they copy (another window, say)."""
     for tower, blocks in kept.items():
@@ -255,10 +273,11 @@ def _check_blocks(teacher: nn.Module, student: nn.Module, kept: Mapping[str, Seq
                     if names[1 + k] == names[0]
                 ]
                 rising = next((given for given in alike if given == sorted(set(given))), None)
-                raise ValueError(
+                raise _NoPlaceError(
+                    rising,
                     f"student block {position} would have no {lost[0]}, which the teacher's block {block} has; keep "
                     f"blocks of the same kinds in the same places{f' (layers={rising})' if rising else ''}, or build "
-                    "the student from a smaller config"
+                    "the student from a smaller config",
                 )
 
 

@@ -488,6 +488,20 @@ def test_size_order_and_padding_of_batches_change_nothing(family: str) -> None:
     assert error(again, once, given) < 1e-8
 
 
+@pytest.mark.parametrize("labels", [5, 8])
+def test_several_labels_of_an_example_are_none_of_its_decoders_tokens(labels: int) -> None:
+    """Also where there are as many as tokens: a T5 that classifies reads its input in the decoder, padding and all."""
+    config = copy.deepcopy(small("t5").config)
+    config.num_labels, config.problem_type = labels, "multi_label_classification"
+    teacher, given = noisy(transformers.T5ForSequenceClassification(config)), inputs("t5")
+    mask = given["attention_mask"]
+    ids = given["input_ids"].clamp(min=2).scatter(1, mask.sum(1)[:, None] - 1, config.eos_token_id)
+    given = {"input_ids": ids * mask, "attention_mask": mask}
+    labelled = given | {"labels": torch.ones(len(ids), labels, dtype=torch.float64)}
+    one, other = (shrink(teacher, [some], d_model=8) for some in (given, labelled))
+    assert error(other, one, given) < 1e-8
+
+
 def test_a_batch_of_padding_alone_may_come_first() -> None:
     teacher, given = small("bert"), inputs("bert")
     padding = {name: torch.zeros_like(values[:2]) for name, values in given.items()}

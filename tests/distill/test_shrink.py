@@ -20,7 +20,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassif
 
 from families import batch, build
 from opdf import Constraint, DistillationArguments, DistillationTrainer, OverParamConfig, overparameterize
-from opdf.distill import blank_student, shrink, shrink_report
+from opdf.distill import blank_student, keep_layers, shrink, shrink_report
 from opdf.distill.shrink import basis, calibration, merge
 from opdf.distill.shrink.basis import OUTPUTS, leading_axes
 from opdf.distill.shrink.families import Attention, family_of
@@ -35,6 +35,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         "norm_rel_ebd": "none", "position_biased_input": True, "pos_att_type": ["c2p"], "type_vocab_size": 2,
         "pooler_hidden_act": "tanh", "position_buckets": -1,
     }), "deberta-v2-absolute": ("deberta-v2", {"relative_attention": False}),
+    "deberta-v2-sized": ("deberta-v2", {"attention_head_size": 8}),
     "modernbert": ("modernbert", {}), "modernbert-bias": ("modernbert", {
         "norm_bias": True, "mlp_bias": True, "attention_bias": True, "classifier_bias": True,
         "classifier_activation": "tanh", "classifier_pooling": "mean",
@@ -58,6 +59,7 @@ POST_NORM = {
     "deberta-v2",
     "deberta-v2-old",
     "deberta-v2-absolute",
+    "deberta-v2-sized",
 }
 DOUBLED = (
     "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "dim", "hidden_dim", "n_heads",
@@ -194,6 +196,33 @@ def test_a_widened_and_rotated_teacher_comes_back(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_sizes_give_the_teacher_back(kind: str) -> None:
     teacher = small(kind)
+    assert error(shrink(teacher, [inputs(kind)]), teacher, inputs(kind, 80)) < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama", "modernbert", "gpt2", "vit"])
+def test_states_of_a_student_of_the_teachers_width_are_the_teachers(kind: str) -> None:
+    """The objective `hidden` compares them, also those after the last norm."""
+    teacher, given = small(kind), inputs(kind, 80)
+    student = shrink(teacher, [inputs(kind)])
+    with torch.no_grad():
+        states = (model(**given, output_hidden_states=True).hidden_states for model in (student, teacher))
+    for ours, theirs in zip(*states, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_a_head_that_is_tied_otherwise_than_its_configuration_says_comes_back_or_is_refused(kind: str) -> None:
+    teacher = small(kind, tie_word_embeddings=False)
+    teacher.get_output_embeddings().weight = teacher.get_input_embeddings().weight
+    assert error(shrink(teacher, [inputs(kind)]), teacher, inputs(kind, 80)) < 1e-4
+    teacher = small(kind, tie_word_embeddings=True)
+    teacher.get_output_embeddings().weight = nn.Parameter(teacher.get_output_embeddings().weight.detach().clone())
+    for made in (lambda: shrink(teacher, [inputs(kind)]), lambda: keep_layers(teacher, 2)):
+        with pytest.raises(
+            ValueError, match=r"lm_head.weight has values of its own.* set tie_word_embeddings to False"
+        ):
+            made()
+    teacher.config.tie_word_embeddings = False
     assert error(shrink(teacher, [inputs(kind)]), teacher, inputs(kind, 80)) < 1e-4
 
 
@@ -390,10 +419,23 @@ def test_half_precision_stays(kind: str) -> None:
     assert error(student.double(), model, inputs(kind)) < 3 * error(teacher.double(), model, inputs(kind))
 
 
+@pytest.mark.parametrize("kind", ["llama", "modernbert", "t5"])
+def test_what_transformers_keeps_in_float32_stays_in_float32(kind: str, tmp_path: Path) -> None:
+    """Frequencies of rotary positions, and the matrix that sums up T5's neurons, which overflows in fp16."""
+    small(kind).save_pretrained(tmp_path)
+    teacher = type(small(kind)).from_pretrained(tmp_path, dtype=torch.float16)
+    theirs = {name: value.dtype for name, value in (*teacher.named_parameters(), *teacher.named_buffers())}
+    assert set(theirs.values()) == {torch.float16, torch.float32}
+    for student in (shrink(teacher, [inputs(kind)]), keep_layers(teacher, 1)):
+        for name, value in (*student.named_parameters(), *student.named_buffers()):
+            assert value.dtype == theirs[name], name
+
+
 ALONE: dict[str, list[dict[str, int]]] = {
     "bert": [{"hidden_size": 8}, {"intermediate_size": 10}, {"num_attention_heads": 1}, {"num_hidden_layers": 1}],
     "mpnet": [{"num_attention_heads": 1}, {"num_hidden_layers": 1}],
     "deberta-v2": [{"hidden_size": 8}, {"num_attention_heads": 1}, {"num_hidden_layers": 1}],
+    "deberta-v2-sized": [{"hidden_size": 8}, {"num_attention_heads": 1}],
     "modernbert": [{"hidden_size": 8, "num_attention_heads": 1}, {"intermediate_size": 10}, {"num_hidden_layers": 1}],
     "vit": [{"hidden_size": 8}, {"intermediate_size": 10}, {"num_attention_heads": 1}, {"num_hidden_layers": 1}],
     "dinov2": [{"hidden_size": 8}, {"mlp_ratio": 1}, {"num_attention_heads": 1}, {"num_hidden_layers": 1}],
@@ -446,10 +488,33 @@ def test_size_order_and_padding_of_batches_change_nothing(family: str) -> None:
     assert error(again, once, given) < 1e-8
 
 
+@pytest.mark.parametrize("labels", [5, 8])
+def test_several_labels_of_an_example_are_none_of_its_decoders_tokens(labels: int) -> None:
+    """Also where there are as many as tokens: a T5 that classifies reads its input in the decoder, padding and all."""
+    config = copy.deepcopy(small("t5").config)
+    config.num_labels, config.problem_type = labels, "multi_label_classification"
+    teacher, given = noisy(transformers.T5ForSequenceClassification(config)), inputs("t5")
+    mask = given["attention_mask"]
+    ids = given["input_ids"].clamp(min=2).scatter(1, mask.sum(1)[:, None] - 1, config.eos_token_id)
+    given = {"input_ids": ids * mask, "attention_mask": mask}
+    labelled = given | {"labels": torch.ones(len(ids), labels, dtype=torch.float64)}
+    one, other = (shrink(teacher, [some], d_model=8) for some in (given, labelled))
+    assert error(other, one, given) < 1e-8
+
+
 def test_a_batch_of_padding_alone_may_come_first() -> None:
     teacher, given = small("bert"), inputs("bert")
     padding = {name: torch.zeros_like(values[:2]) for name, values in given.items()}
     first, last = (shrink(teacher, batches, hidden_size=8) for batches in ([padding, given], [given, padding]))
+    assert error(first, last, given) < 1e-8
+
+
+def test_heads_of_short_batches_that_see_all_tokens_change_nothing() -> None:
+    """Two blocks see alike in texts no longer than the window of one of them."""
+    teacher = small("qwen2", use_sliding_window=True, sliding_window=4, max_window_layers=2, num_hidden_layers=3)
+    given = inputs("qwen2", 96)
+    short = {name: values[given["attention_mask"].sum(1) == 6][:, 4:7] for name, values in given.items()}
+    first, last = (shrink(teacher, batches, num_hidden_layers=2) for batches in ([short, given], [given, short]))
     assert error(first, last, given) < 1e-8
 
 

@@ -12,6 +12,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     BartConfig,
     BartForCausalLM,
@@ -104,6 +105,31 @@ def test_blocks_of_kinds_that_a_configuration_cannot_say_are_refused() -> None:
     teacher = AutoModelForCausalLM.from_config(config)
     with pytest.raises(ValueError, match=r"student block . would have is_moe_layer=.* keep blocks of the same kinds"):
         keep_layers(teacher, [1, 2, 3])
+
+
+EXPERTS = {"num_experts_per_tok": 1, "moe_intermediate_size": 8, "head_dim": 8, "num_hidden_layers": 4, **HEADS}
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "part"),
+    [
+        ("modernbert", {"num_hidden_layers": 4, "num_attention_heads": 2}, "attn_norm.weight"),
+        ("qwen3_moe", EXPERTS | {"num_experts": 2, "mlp_only_layers": [0]}, "mlp.experts"),
+    ],
+)
+def test_a_first_block_that_has_less_than_the_others_is_not_copied_into(
+    family: str, options: dict[str, Any], part: str
+) -> None:
+    """ModernBERT's first block has no norm before its attention, and those of some decoders have no experts."""
+    config = AutoConfig.for_model(family, **SMALL | options)
+    teacher = (AutoModel if family == "modernbert" else AutoModelForCausalLM).from_config(config)
+    with pytest.raises(ValueError, match=rf"student block 0 would have no {part}.*block 1 has.*layers=\[0, 3\]"):
+        keep_layers(teacher, [1, 3])
+    student, (tower,) = keep_layers(teacher, 2), block_lists(teacher)
+    for ours, theirs in zip(
+        student.get_submodule(tower), (teacher.get_submodule(tower)[k] for k in (0, 3)), strict=True
+    ):
+        assert all(map(torch.equal, ours.state_dict().values(), theirs.state_dict().values()))
 
 
 def test_what_is_no_list_of_blocks_is_left_alone() -> None:

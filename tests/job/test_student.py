@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageClassification
 
-from families import build
+from families import batch, build
 from jobs import digits
 from opdf.data import Task
 from opdf.distill import find_report, keep_layers
@@ -147,6 +147,22 @@ def test_an_untrained_student_of_fewer_blocks_needs_no_more_than_their_number(
     student = build_student(options, build(family, 4), task)
     assert getattr(student.config, field) == kept
     assert len(list(student.base_model.get_submodule(family_of(student).towers[0].blocks))) == 2
+
+
+@pytest.mark.parametrize(
+    ("family", "fields"),
+    [("deberta-v2", {}), ("deberta-v2", {"attention_head_size": 8}), ("deit", {}), ("vit", {})],
+    ids=str,
+)
+def test_an_untrained_student_is_as_wide_as_is_said(family: str, fields: dict[str, Any]) -> None:
+    """Also where a configuration has its width twice (DeBERTa), or several classes are for one task (DeiT)."""
+    options = StudentConfig(config={"hidden_size": 8, "num_attention_heads": 4}, start="random")
+    given = {name: value for name, value in batch(family).items() if name != "labels"}
+    inputs = ("text",) if "input_ids" in given else ("image",)
+    task = Task("image-classification" if "image" in inputs else "classification", inputs, "label", ("a", "b"))
+    student = build_student(options, build(family, **fields), task)
+    assert student.config.hidden_size == 8
+    assert student(**given).logits.shape == (4, 2)
 
 
 @pytest.mark.parametrize("options", [{"layers": 1}, {"config": {"hidden_size": 8}}])

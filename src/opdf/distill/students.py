@@ -20,7 +20,8 @@ def keep_layers(teacher: nn.Module, layers: int | Sequence[int]) -> Any:
         teacher: a transformers model with one list of blocks (BERT, DistilBERT, RoBERTa, ViT, DeiT, GPT-2, LLaMA, ...)
             or an encoder and a decoder (T5).
         layers: the blocks to keep, counted from 0; or how many, which keeps the last of each group of teacher blocks
-            (the ones that the constraint loss pairs by default).
+            (the ones that the constraint loss pairs by default). If the first block of this architecture has not all
+            that the others have (ModernBERT's has no norm), it is kept in place of the first one of these.
 
     Returns:
         A new model; its configuration says the new depth, so that `save_pretrained` and `from_pretrained` work.
@@ -51,7 +52,13 @@ def keep_layers(teacher: nn.Module, layers: int | Sequence[int]) -> Any:
     first = next(teacher.parameters())
     with torch.inference_mode(False):  # weights that are made in that mode could not be trained
         student = empty_model(teacher, config, first.dtype, first.device)
-    _check_blocks(teacher, student, kept)
+    try:
+        _check_blocks(teacher, student, kept)
+    except _NoPlaceError as error:
+        if isinstance(layers, Integral) and len(towers) == 1 and error.instead:
+            return keep_layers(teacher, error.instead)
+        raise
+    take_dtypes(student, teacher)
     student.load_state_dict(_renumbered(teacher.state_dict(), student.state_dict(), kept))
     return student.to(first.device)
 
@@ -76,9 +83,14 @@ def check_made(teacher: Any) -> None:
             )
     shapes = {name: list(values.shape) for name, values in made.named_parameters()}
     for name, values in teacher.named_parameters():
-        if list(values.shape) != shapes.get(name):
+        if name not in shapes:
             raise ValueError(
-                f"teacher's {name} is of shape {list(values.shape)}, and {shapes.get(name)} in a model of its "
+                f"teacher's {name} has values of its own, and shares them with another weight in a model of its "
+                "configuration; set tie_word_embeddings to False there, or tie the teacher's too"
+            )
+        if list(values.shape) != shapes[name]:
+            raise ValueError(
+                f"teacher's {name} is of shape {list(values.shape)}, and {shapes[name]} in a model of its "
                 "configuration; correct the configuration (num_labels is of heads)"
             )
 
@@ -93,6 +105,20 @@ def empty_model(teacher: Any, config: Any, dtype: torch.dtype, device: torch.dev
         model.base_model.pooler = None
     generate_alike(model, teacher)
     return model
+
+
+def take_dtypes(student: nn.Module, teacher: nn.Module) -> None:
+    """Give a student's weights and buffers the dtypes that the teacher's of the same names have.
+
+    They are not all of one. Of a model that is loaded in half precision, transformers keeps some in float32: the
+    frequencies of rotary positions, and a matrix of T5's feed-forward whose sums are too large for fp16.
+    """
+    theirs = {name: value.dtype for name, value in (*teacher.named_parameters(), *teacher.named_buffers())}
+    for name, weight in student.named_parameters():
+        weight.data = weight.data.to(theirs.get(name, weight.dtype))
+    for name, buffer in list(student.named_buffers()):
+        owner, _, key = name.rpartition(".")
+        student.get_submodule(owner)._buffers[key] = buffer.to(theirs.get(name, buffer.dtype))
 
 
 def generate_alike(student: Any, teacher: Any) -> None:
@@ -147,6 +173,27 @@ def follow_depth(config: Any, depth: int, kept: Sequence[int]) -> None:
         config.set_output_features_output_indices(None, given or [len(kept)])
 
 
+def follow_width(config: Any, old: Any, width: str, heads: str, names: Sequence[str]) -> None:
+    """Bring the fields of a configuration that are its width once more, or a head's part of that, to its width.
+
+    Args:
+        config: with sizes of its own.
+        old: that it was made of.
+        width, heads: the fields with the width and the number of heads.
+        names: of fields that follow where they are the width in `old`.
+    """
+    theirs, ours = getattr(old, width), getattr(config, width)
+    for name in names:
+        if getattr(old, name, None) == theirs:
+            setattr(config, name, ours)
+    if getattr(old, HEAD_SIZE, None) == theirs // getattr(old, heads):
+        setattr(config, HEAD_SIZE, ours // getattr(config, heads))
+
+
+HEAD_SIZE = "attention_head_size"
+"""A field that some configurations of DeBERTa have: the hidden size over the number of heads."""
+
+
 def fields_of_fewer(config: Any, sizes: Mapping[str, Any]) -> dict[str, Any]:
     """A teacher's fields for an untrained student of some sizes.
 
@@ -154,12 +201,25 @@ def fields_of_fewer(config: Any, sizes: Mapping[str, Any]) -> dict[str, Any]:
         config: the teacher's. Of its fields with an entry for each block those of fewer blocks are left.
         sizes: of the student, by the configuration's names.
     """
+    found = copy.deepcopy(config)
+
+    def sized(name: str) -> str | None:
+        """Set a size; returns its field, None where it is no number."""
+        own = str(config.attribute_map.get(name, name))
+        theirs, ours = getattr(config, own, None), sizes.get(own, sizes.get(name, getattr(config, own, None)))
+        if not (isinstance(theirs, int) and isinstance(ours, int) and ours >= 1):
+            return None
+        setattr(found, own, ours)
+        return own
+
+    width, heads = sized("hidden_size"), sized("num_attention_heads")
+    if width and heads:
+        follow_width(found, config, width, heads, ("pooler_hidden_size",))
     depth = _depth_field(config)
     theirs, ours = getattr(config, depth, None), sizes.get(depth, sizes.get("num_hidden_layers"))
-    config = copy.deepcopy(config)
     if isinstance(theirs, int) and isinstance(ours, int) and 1 <= ours < theirs:
-        follow_depth(config, theirs, chosen_layers(ours, theirs))
-    fields: dict[str, Any] = config.to_dict()
+        follow_depth(found, theirs, chosen_layers(ours, theirs))
+    fields: dict[str, Any] = found.to_dict()
     return fields
 
 
@@ -169,6 +229,18 @@ ONE_A_BLOCK = ("layer_types", "mlp_layer_types", "no_rope_layers", "attention_la
 PLACE = ("training", "layer_idx", "layer_id", "has_relative_attention_bias", "drop_prob", "seed")
 """What may differ between blocks that compute the same: the number of their place, rates and seeds that grow with it,
 and the position bias, which T5's first block has for all."""
+
+
+class _NoPlaceError(ValueError):
+    """A teacher's block has parts that the student's in its place would not have.
+
+    Attributes:
+        instead: blocks of which none has such parts, one of them another; None if there are none.
+    """
+
+    def __init__(self, instead: list[int] | None, message: str) -> None:
+        self.instead = instead
+        super().__init__(message)
 
 
 def _check_blocks(teacher: nn.Module, student: nn.Module, kept: Mapping[str, Sequence[int]]) -> None:
@@ -192,6 +264,20 @@ def _check_blocks(teacher: nn.Module, student: nn.Module, kept: Mapping[str, Seq
                     f"student block {position} would have {name}={mine[name]!r} where the teacher's block {block} has "
                     f"{other[name]!r}; keep blocks of the same kinds in the same order, or build the student "
                     "from a smaller config"
+                )
+            names = [{name for name, _ in made.named_parameters()} for made in (ours[position], *theirs)]
+            if lost := sorted(names[1 + block] - names[0]):
+                alike = [
+                    [*blocks[:position], k, *blocks[position + 1 :]]
+                    for k in range(len(theirs))
+                    if names[1 + k] == names[0]
+                ]
+                rising = next((given for given in alike if given == sorted(set(given))), None)
+                raise _NoPlaceError(
+                    rising,
+                    f"student block {position} would have no {lost[0]}, which the teacher's block {block} has; keep "
+                    f"blocks of the same kinds in the same places{f' (layers={rising})' if rising else ''}, or build "
+                    "the student from a smaller config",
                 )
 
 

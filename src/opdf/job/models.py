@@ -272,7 +272,10 @@ def from_config(fields: dict[str, Any], task: Task) -> Any:
     kind = fields.pop("model_type")
     check_kind("the model of the config", CONFIG_MAPPING[kind], task)
     try:
-        model = auto_class(task).from_config(AutoConfig.for_model(kind, **fields, **head_of(task)), dtype=DTYPE)
+        config = AutoConfig.for_model(kind, **fields, **head_of(task))
+        if isinstance(known := auto_class(task)._model_mapping[type(config)], tuple):  # DeiT: it asks which of these
+            config.architectures = [known[0].__name__]
+        model = auto_class(task).from_config(config, dtype=DTYPE)
     except (StrictDataclassError, RuntimeError, ValueError, TypeError, ZeroDivisionError) as error:
         raise UserError(f"no {kind} can be built from the model's config: {' '.join(str(error).split())}") from error
     check_causal(f"the {kind}", model, task)

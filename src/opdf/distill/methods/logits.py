@@ -129,6 +129,12 @@ class TaskAndLogits(Objective):
             raise ValueError(f"the batch has no 'labels' and alpha is {self.alpha}; set alpha to 1 to learn without")
 
 
+def _is_regression(student: nn.Module) -> bool:
+    """Whether a configuration says so; of one output, it may do so only once a loss has been computed."""
+    config = config_of(student)
+    return getattr(config, "problem_type", None) == "regression" or getattr(config, "num_labels", 2) == 1
+
+
 class LogitsDistillation(TaskAndLogits):
     """(1 - alpha) task + alpha distillation.
 
@@ -166,7 +172,7 @@ class LogitsDistillation(TaskAndLogits):
     def prepare(self, student: nn.Module, teacher: nn.Module | None) -> None:
         super().prepare(student, teacher)
         soften(teacher, self.temperature)
-        if self.divergence != "forward" and getattr(config_of(student), "problem_type", None) == "regression":
+        if self.divergence != "forward" and _is_regression(student):
             raise ValueError(f"divergence is {self.divergence!r} and a regression has no distributions; leave it out")
         if self.class_weights is not None:
             self._check_weights(self.class_weights, student)

@@ -432,7 +432,8 @@ def real_tokens(inputs: Mapping[str, Tensor], mask: str, states: Tensor) -> Tens
     known = inputs.get(mask)
     if known is None and mask.startswith("decoder") and "decoder_input_ids" not in inputs:
         labels = inputs.get("labels")
-        known = inputs.get("attention_mask") if labels is None or labels.dim() < 2 else labels.ne(-100)
+        of_tokens = labels is not None and labels.dim() > 1 and not labels.is_floating_point()
+        known = labels.ne(-100) if labels is not None and of_tokens else inputs.get("attention_mask")
     if known is None or known.numel() != shape.numel():
         return torch.ones(shape, dtype=torch.bool, device=states.device)
     return known.bool().view(shape)  # several choices an example are examples to the model

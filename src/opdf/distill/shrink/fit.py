@@ -175,8 +175,8 @@ class Fit:
         """
         if not isinstance(names, Attention):
             return True
-        calls = self.calibration.streams[tower.blocks].calls[0]
-        alike = calls[block, names.module].same(calls[last, names.module])
+        calls = self.calibration.streams[tower.blocks].calls
+        alike = all(some[block, names.module].same(some[last, names.module]) for some in calls)
         return alike and not names.head_norms and not tower.shares_heads(names)
 
     def _source(
@@ -287,12 +287,20 @@ class Fit:
         for batch, states in enumerate(stream.student):
             stream.student[batch] = ours(states)
             moments.add(stream.student[batch], stream.teacher[batch])
-        guess = self._guess(moments, theirs) if tower.final else self.basis.expand
+        guess = self._guess(moments, theirs) if tower.final and not self._same_width else self.basis.expand
         self._finals[tower.blocks] = Reader(moments, guess)
+
+    @property
+    def _same_width(self) -> bool:
+        """Whether the student's coordinates are the teacher's."""
+        return self.basis.project.shape[0] == self.basis.project.shape[1]
 
     def _final_norm(self, tower: Tower, theirs: nn.Module, ours: nn.Module, stream: Stream) -> None:
         readout = self._fixed_readout()
         if readout is None or tower.blocks != list(self.calibration.streams)[-1]:
+            if self._same_width:  # so that final states can be compared (`HiddenDistillation`)
+                ours.load_state_dict(theirs.state_dict())
+                return None
             return plain(ours, theirs, self.basis.expand)
         set_norm(ours, torch.ones(()))
         moments = self._moments(*self.basis.project.shape[::-1])
@@ -305,7 +313,7 @@ class Fit:
         if has_no_head(self.teacher):
             return torch.eye(self.basis.project.shape[1]).to(self.basis.project), self.basis.project.mT
         theirs, ours = (m.get_output_embeddings() for m in (self.teacher, self.student))
-        if not is_tied(self.teacher, theirs):
+        if not is_tied(self.student, ours):
             return None
         readout, target = exact(ours.weight), exact(theirs.weight)
         if getattr(self.teacher.config, "scale_decoder_outputs", False):  # T5: by the root of the width

@@ -16,7 +16,7 @@ from torch import nn
 from opdf.distill.shrink.branches import HeadSizes
 from opdf.distill.shrink.families import Family, Head, Tower, family_of
 from opdf.distill.shrink.norms import subtracts_mean
-from opdf.distill.students import check_made, chosen_layers, follow_depth
+from opdf.distill.students import check_made, chosen_layers, follow_depth, follow_width
 
 DROPOUT = re.compile("drop(out)?(_|$)")
 """In the name of a field that matters in training alone: hidden_dropout_prob, attn_pdrop, dropout_rate."""
@@ -212,9 +212,7 @@ def _follow(config: Any, teacher: Any, family: Family) -> None:
         depth = getattr(old, tower.depth)
         kept = last_blocks(family, getattr(config, tower.depth), depth)
         follow_depth(config, depth, kept)
-    for name in WIDTHS:
-        if getattr(old, name, None) == getattr(old, family.width):
-            setattr(config, name, getattr(config, family.width))
+    follow_width(config, old, family.width, family.heads, WIDTHS)
     size = head_sizes(old, family).size
     if family.rotary and family.head and head_sizes(config, family).size != size:
         setattr(config, family.head, size)  # the teacher's configuration left it to the width

@@ -34,7 +34,7 @@ from opdf.distill.shrink.sizes import (
     student_config,
     towers_of,
 )
-from opdf.distill.students import empty_model
+from opdf.distill.students import empty_model, take_dtypes
 from opdf.mpo import matmul_precision
 
 logger = logging.getLogger(__name__)
@@ -152,7 +152,8 @@ def _started(
             fit.tower(tower, bar.update)
         for head in heads:
             fit.head(head)
-    return student.to(teacher.dtype), report
+    take_dtypes(student, teacher)
+    return student, report
 
 
 def _narrower(teacher: Any, student: Any, family: Family, towers: Sequence[Tower]) -> set[Place]:

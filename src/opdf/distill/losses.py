@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from opdf.distill.models import IGNORED, config_of, is_causal, is_language_model, kind_of, unwrapped
+from opdf.distill.models import IGNORED, config_of, is_causal, is_language_model, is_regression, kind_of, unwrapped
 
 Batch = Mapping[str, Tensor]
 """What the collator made: input_ids and attention_mask `[batch, tokens]` int64, or pixel_values
@@ -221,9 +221,8 @@ def count_labelled(student: nn.Module, batch: Batch) -> Tensor:
 
     What is learned from a teacher is a mean over the first, what is learned from labels a mean over the second.
     """
-    items, labels, config = items_by_example(student, batch).sum(), batch.get("labels"), config_of(student)
-    numbers = getattr(config, "problem_type", None) == "regression" or getattr(config, "num_labels", 2) == 1
-    if labels is None or labels.dim() != 1 or labels.is_floating_point() or numbers:
+    items, labels = items_by_example(student, batch).sum(), batch.get("labels")
+    if labels is None or labels.dim() != 1 or labels.is_floating_point() or is_regression(student):
         return torch.stack([items, items])
     return torch.stack([items, labels.ne(IGNORED).sum()])
 

@@ -187,6 +187,12 @@ def kind_of(model: nn.Module, logits: Tensor, labels: Tensor | None = None) -> s
     return "regression" if problem == "regression" or logits.shape[-1] == 1 else "classes"
 
 
+def is_regression(model: nn.Module) -> bool:
+    """Whether a configuration says so; of one output, it may do so only once a loss has been computed."""
+    config = config_of(model)
+    return getattr(config, "problem_type", None) == "regression" or getattr(config, "num_labels", 2) == 1
+
+
 def settle_kind(student: nn.Module, teacher: nn.Module) -> None:
     """Give a student whose configuration leaves open what its outputs mean the meaning of its teacher's.
 

@@ -24,7 +24,7 @@ from opdf.distill.losses import (
     precise,
     task_loss,
 )
-from opdf.distill.models import check_has_logits, check_same_outputs, config_of, is_language_model
+from opdf.distill.models import check_has_logits, check_same_outputs, config_of, is_language_model, is_regression
 from opdf.distill.objective import Losses, Objective
 from opdf.distill.options import POSITIVE, number, numbers, one_of
 from opdf.distill.outputs import BeforeTraining, teacher_logits, with_answers, worth_asking_ahead
@@ -129,12 +129,6 @@ class TaskAndLogits(Objective):
             raise ValueError(f"the batch has no 'labels' and alpha is {self.alpha}; set alpha to 1 to learn without")
 
 
-def _is_regression(student: nn.Module) -> bool:
-    """Whether a configuration says so; of one output, it may do so only once a loss has been computed."""
-    config = config_of(student)
-    return getattr(config, "problem_type", None) == "regression" or getattr(config, "num_labels", 2) == 1
-
-
 class LogitsDistillation(TaskAndLogits):
     """(1 - alpha) task + alpha distillation.
 
@@ -172,7 +166,7 @@ class LogitsDistillation(TaskAndLogits):
     def prepare(self, student: nn.Module, teacher: nn.Module | None) -> None:
         super().prepare(student, teacher)
         soften(teacher, self.temperature)
-        if self.divergence != "forward" and _is_regression(student):
+        if self.divergence != "forward" and is_regression(student):
             raise ValueError(f"divergence is {self.divergence!r} and a regression has no distributions; leave it out")
         if self.class_weights is not None:
             self._check_weights(self.class_weights, student)

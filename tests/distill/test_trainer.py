@@ -17,7 +17,7 @@ import pytest
 import torch
 from accelerate import PartialState
 from accelerate.data_loader import DataLoaderDispatcher
-from datasets import ClassLabel, Dataset
+from datasets import ClassLabel, Dataset, DatasetDict
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -847,6 +847,13 @@ def test_a_batch_that_nothing_can_be_learned_from(tmp_path: Path, options: dict[
     """Of rows that are no `datasets.Dataset`, or by a collator of the user's."""
     with pytest.raises(ValueError, match=message):
         train(tmp_path, **options)
+
+
+@pytest.mark.parametrize("data", [DatasetDict(train=sentences(8)), sentences(8).to_pandas()])
+def test_training_data_that_are_no_rows_are_refused(tmp_path: Path, data: Any) -> None:
+    """It was a KeyError of 0 from the loader."""
+    with pytest.raises(TypeError, match=f"train_dataset is a {type(data).__name__}; give"):
+        DistillationTrainer(bert(), arguments(tmp_path), teacher=bert(), train_dataset=data)
 
 
 def test_a_batch_without_names_is_refused(tmp_path: Path) -> None:

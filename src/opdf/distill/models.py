@@ -337,6 +337,18 @@ def warn_of_rounding(who: str, trained: Iterable[Tensor]) -> None:
         )
 
 
+def check_rows(data: Any) -> None:
+    """Refuse training data of which the Trainer would ask for rows and get columns or splits.
+
+    Raises:
+        TypeError: they are a DataFrame, or a mapping such as a DatasetDict.
+    """
+    if isinstance(data, Mapping):
+        raise TypeError(f"train_dataset is a {type(data).__name__}; give one of its splits, data['train'] say")
+    if type(data).__name__ == "DataFrame":
+        raise TypeError("train_dataset is a DataFrame; give rows: datasets.Dataset.from_pandas(frame)")
+
+
 def check_labels(student: Any, data: Any) -> None:
     """Refuse classes that the student's head does not have; on a GPU, the first step would not say what was wrong.
 

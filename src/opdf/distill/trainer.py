@@ -44,6 +44,7 @@ from opdf.distill.models import (
     check_batch,
     check_labels,
     check_names,
+    check_rows,
     check_same_marks,
     configured,
     has_no_head,
@@ -126,7 +127,7 @@ class DistillationTrainer(CheckpointedTrainer):
     Raises:
         ValueError: student, teacher, objective and constraint do not fit together, a model is on the meta device,
             there is nothing to train on, or a label is out of the student's range.
-        TypeError: an option is unknown, or the optimizer cannot step cores.
+        TypeError: an option is unknown, the training data are no rows, or the optimizer cannot step cores.
     """
 
     def __init__(
@@ -152,6 +153,7 @@ class DistillationTrainer(CheckpointedTrainer):
         args = args if args is not None else DistillationArguments("opdf-output")
         check_engine(args)
         check_loss(args)
+        check_rows(train_dataset)
         self.overparam = build(OverParamConfig, overparam, "overparam")
         self.constraint = build(Constraint, constraint, "constraint")
         self.method = build_objective(objective)

@@ -474,6 +474,17 @@ def test_other_targets_are_refused(saved: list[str], loaded: list[str], message:
         make(net(), replace(CONFIG, targets=loaded)).load_state_dict(optimizer.state_dict())
 
 
+@pytest.mark.parametrize("saved", ["none", "match-dense"])
+def test_a_state_with_another_scaling_of_rates_is_refused(saved: str) -> None:
+    """Else cores would keep the factor of their rate without a word, or the next step would not find one."""
+    model = net()
+    optimizer = make(model, replace(CONFIG, lr_scaling=saved))
+    train(model, optimizer, 1)
+    (other,) = {"none", "match-dense"} - {saved}
+    with pytest.raises(ValueError, match=f"with lr_scaling '{saved}', this run has '{other}'; use the OverParamConfig"):
+        make(net(), replace(CONFIG, lr_scaling=other)).load_state_dict(optimizer.state_dict())
+
+
 def two_alike(order: tuple[str, ...]) -> tuple[nn.Module, OverParameterizedOptimizer]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(12, 12, bias=False), nn.Linear(12, 12, bias=False))

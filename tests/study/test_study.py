@@ -177,6 +177,20 @@ def test_files_that_change_under_a_sweep_end_it(tmp_path: Path) -> None:
             work()
 
 
+def test_a_teacher_beside_stored_outputs_is_shared_with_no_other_variant(tmp_path: Path) -> None:
+    """Else which of the two teachers all variants learn from would depend on which variant comes first."""
+    stored = {"objective": {"name": "sparse-logits", "options": {"store": str(tmp_path / "store")}}}
+    study = Study(config(tmp_path, variants={"stored": stored, "KD": {}}))
+
+    def teachers() -> int:
+        return len({study.teacher_key(study.config("digits/64", variant)) for variant in ("stored", "KD")})
+
+    assert teachers() == 1
+    (tmp_path / "store" / "teacher").mkdir(parents=True)
+    (tmp_path / "store" / "teacher" / "config.json").write_text("{}")
+    assert teachers() == 2
+
+
 def test_a_probe_is_for_classes(tmp_path: Path) -> None:
     task = of_texts(tmp_path, [k / 2 for k in range(60)], num_labels=1)
     with pytest.raises(UserError, match=r"rows.jsonl is for regression; a linear classifier needs one class"):

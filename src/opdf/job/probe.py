@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from opdf.distill import output_layer
@@ -17,7 +18,7 @@ from opdf.distill import output_layer
 
 def features(model: nn.Module, data: Any, collator: Any, *, batch: int = 128) -> tuple[np.ndarray, np.ndarray]:
     """What the model's output layer is given, `[examples, width]`, and the labels `[examples]`."""
-    seen: list[torch.Tensor] = []
+    seen: list[Tensor] = []
     rows: list[np.ndarray] = []
     labels: list[np.ndarray] = []
     device, was = next(model.parameters()).device, model.training
@@ -26,13 +27,27 @@ def features(model: nn.Module, data: Any, collator: Any, *, batch: int = 128) ->
         model.eval()
         with torch.no_grad():
             for some in DataLoader(data, batch_size=batch, collate_fn=collator):
-                model(**{k: v.to(device) for k, v in some.items() if k != "labels"})
-                rows.append(seen.pop().flatten(1).float().cpu().numpy())
+                inputs = {k: v.to(device) for k, v in some.items() if k != "labels"}
+                model(**inputs)
+                rows.append(_of_examples(model, seen.pop(), inputs).flatten(1).float().cpu().numpy())
                 labels.append(some["labels"].numpy())
     finally:
         handle.remove()
         model.train(was)
     return np.concatenate(rows), np.concatenate(labels)
+
+
+def _of_examples(model: nn.Module, states: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+    """States by example: of a decoder, whose output layer is given all tokens, those of the token that it classifies.
+
+    That is the last one that is no padding.
+    """
+    tokens = inputs.get("input_ids")
+    if tokens is None or states.shape[:-1] != tokens.shape:
+        return states
+    places = torch.arange(tokens.shape[1], device=tokens.device)
+    last = (places * (tokens != model.config.get_text_config().pad_token_id)).argmax(-1)  # type: ignore[operator, union-attr]
+    return states[torch.arange(len(tokens), device=tokens.device), last]
 
 
 def fit_probe(model: nn.Module, data: Any, collator: Any, *, batch: int = 128) -> Pipeline:

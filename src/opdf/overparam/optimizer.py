@@ -495,10 +495,10 @@ class OverParameterizedOptimizer(Optimizer):
         weights become the products of the cores.
 
         Raises:
-            ValueError: it was saved with other factors, parameters in another order or another format version, or by
-                another optimizer.
+            ValueError: it was saved with other factors, another `lr_scaling`, parameters in another order or another
+                format version, or by another optimizer.
         """
-        saved.check(state_dict, self.param_groups, self._recipe.matrices)
+        saved.check(state_dict, self.param_groups, self._recipe.matrices, self._recipe.config.lr_scaling)
         names = [group["param_names"] for group in self.param_groups]
         super().load_state_dict(self._own_part(state_dict))
         for group, own in zip(self.param_groups, names, strict=True):

@@ -19,17 +19,23 @@ FORMAT = 2
 """Version of the state's layout, saved in every group and checked on load."""
 
 
-def check(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], matrices: Mapping[str, Matrix]) -> None:
+def check(
+    state_dict: Mapping[str, Any],
+    groups: Sequence[Mapping[str, Any]],
+    matrices: Mapping[str, Matrix],
+    lr_scaling: str,
+) -> None:
     """Refuse a state dict that was not saved by an optimizer like this one.
 
     Args:
         state_dict: as it is to be loaded.
         groups: the optimizer's own.
         matrices: its weights that are trained through cores, by name.
+        lr_scaling: of its `OverParamConfig`.
 
     Raises:
-        ValueError: it has other factors, parameters in another order or another format version, or is another
-            optimizer's.
+        ValueError: it has other factors, another `lr_scaling`, parameters in another order or another format version,
+            or is another optimizer's.
     """
     if not state_dict["state"] and all("opdf_format" not in group for group in state_dict["param_groups"]):
         return
@@ -55,6 +61,12 @@ def check(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], ma
             if state and _shape_in(state) != mine and not _is_written_over(state):
                 raise ValueError(
                     f"the state dict has {name} as {_shape_in(state) or 'dense'}, this run as {mine or 'dense'}; "
+                    "use the OverParamConfig that it was saved with"
+                )
+            scaled = "match-dense" if state and "lr_scale" in state else "none"
+            if state and "core0" in state and scaled != lr_scaling:
+                raise ValueError(
+                    f"the state dict has {name} with lr_scaling {scaled!r}, this run has {lr_scaling!r}; "
                     "use the OverParamConfig that it was saved with"
                 )
 

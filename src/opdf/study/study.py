@@ -195,6 +195,9 @@ class Study:
     def teacher_key(self, config: DistillConfig) -> str:
         """A name for what determines the data and the teacher of a run."""
         files = files_of(replace(config, student=StudentConfig()))  # students of other files may share it
+        store = Job(config).objective.cache
+        if store is not None and (store / "teacher" / "config.json").is_file():  # then it is the teacher
+            files.append(file_digests(store / "teacher"))
         return digest([plain(config.data), plain(config.teacher), *files])
 
     def _check_tokens(self, setting: str, variant: str, task: Task) -> None:

@@ -6,8 +6,7 @@ RUN := $(VENV)/bin/python
 # What a run needs is installed, and what else developing does.
 RUNS := $(VENV)/.runs
 READY := $(VENV)/.ready
-# Most modules of torch and transformers are never imported. Those that are get compiled then.
-PIP_INSTALL := $(RUN) -m pip install --no-compile --disable-pip-version-check -c constraints.txt
+PIP_INSTALL := $(RUN) -m pip install --disable-pip-version-check -c constraints.txt
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c

@@ -62,7 +62,9 @@ def test_with_json_only_json_is_on_stdout(tmp_path: Path, capsys: Any) -> None:
     assert printed.err.startswith("data          digits\n")
 
 
-@pytest.mark.parametrize("command", [["distill", "CONFIG", "--dry-run"], ["plan", "CONFIG"]])
+@pytest.mark.parametrize(
+    "command", [["distill", "CONFIG", "--dry-run"], pytest.param(["plan", "CONFIG"], marks=pytest.mark.slow)]
+)
 def test_a_dry_run_prints_what_a_run_prints_first_and_nothing_else(
     command: list[str], tmp_path: Path, capsys: Any
 ) -> None:
@@ -92,6 +94,7 @@ def test_eval_scores_a_run_from_any_folder(
         assert (scored["test"] == metrics["student"]["test"]) == (not data)
 
 
+@pytest.mark.slow
 def test_a_file_to_test_on_leaves_the_other_rows_where_the_run_had_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

@@ -170,6 +170,7 @@ def test_a_run_killed_at_many_moments_goes_on_exactly(tmp_path: Path, kind: str)
 
 
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=SLOW), signal.SIGTERM])
+@pytest.mark.slow
 def test_a_signal_saves_and_ends_with_its_status(tmp_path: Path, number: signal.Signals) -> None:
     config = configuration(tmp_path, training={"max_steps": 80, "save_steps": 10**6})
     run = Run(config)

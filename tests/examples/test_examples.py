@@ -69,6 +69,7 @@ def test_accelerate(monkeypatch: Any) -> None:
     assert sum(seen["losses"][-4:]) < 0.8 * sum(seen["losses"][:4])
 
 
+@pytest.mark.slow
 def test_trl(monkeypatch: Any) -> None:
     seen = run("trl_sft", monkeypatch, 6)
     assert sum(seen["losses"][-2:]) < sum(seen["losses"][:2])
@@ -94,7 +95,8 @@ def test_lora_is_merged_into_the_plain_model(monkeypatch: Any) -> None:
         assert merged(**batch).logits.isfinite().all()
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.slow
 def test_compiled_and_checkpointed_students_train_alike(backend: str, monkeypatch: Any) -> None:
     weights = run("compiled", monkeypatch, 4, backend)["weights"]
     assert torch.equal(weights["checkpointed"], weights["plain"])

@@ -177,6 +177,7 @@ def test_a_model_without_a_head_gives_hidden_states(tmp_path: Path) -> None:
     assert export(str(tmp_path / "model"), tmp_path / "out", format="torch")["output"] == "last_hidden_state"
 
 
+@pytest.mark.slow
 def test_an_export_is_whole_or_absent(tmp_path: Path) -> None:
     distilled(tmp_path)
     name, out = str(tmp_path / "student"), tmp_path / "out"

@@ -78,6 +78,7 @@ except ValueError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_hub_that_answers_is_asked_and_its_refusal_says_what_to_do(tmp_path: Path) -> None:
     """A server whose repositories are all for members of a group; its address is read when the client is imported."""
     requests: list[str] = []

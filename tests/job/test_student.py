@@ -67,6 +67,7 @@ def test_a_narrower_student_starts_from_its_teacher_by_default(tmp_path: Path, c
     assert f"| student before training | {started['student before training']['validation']['accuracy']:.4f} |" in card
 
 
+@pytest.mark.slow
 def test_a_student_that_training_made_worse_is_told_of(tmp_path: Path, capsys: Any) -> None:
     training = TAUGHT["training"] | {"learning_rate": 0.5, "warmup_steps": 0}
     metrics = run(job(tmp_path / "out", training=training, constraint=None, overparam=None))

@@ -171,7 +171,7 @@ def check(ranks: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.parametrize("world", [pytest.param(2, marks=pytest.mark.slow), 3])
-@pytest.mark.parametrize("wrapper", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("wrapper", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp2"])
 @pytest.mark.parametrize("placement", [pytest.param("replicate", marks=pytest.mark.slow), "owner"])
 def test_several_processes_equal_one(together: Any, tmp_path: Path, wrapper: str, world: int, placement: str) -> None:
     ranks = together(work, world, wrapper, placement, tmp_path)

@@ -133,7 +133,7 @@ ADAMW = (torch.optim.AdamW, 1e-3, {"weight_decay": 0.1})
 
 
 @pytest.mark.parametrize("accumulation", [1, 4])
-@pytest.mark.parametrize(("inner", "lr", "options"), [ADAMW, SGD])
+@pytest.mark.parametrize(("inner", "lr", "options"), [ADAMW, pytest.param(*SGD, marks=pytest.mark.slow)])
 def test_fifty_steps_agree(inner: Any, lr: float, options: dict[str, Any], accumulation: int) -> None:
     assert train_both(inner, lr, accumulation=accumulation, **options) < 1e-9
 

@@ -21,7 +21,8 @@ from opdf.study import Cell, Outcome, Study, sweep, workers
 from opdf.study.runner import Runner
 
 
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.slow
 def test_a_study_is_run_once_and_goes_on_when_its_file_changes(tmp_path: Path, workers: int) -> None:
     options = config(tmp_path, workers=workers)
     study, out = Study(options), tmp_path / "out"

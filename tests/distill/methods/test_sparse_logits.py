@@ -423,6 +423,7 @@ def everything(store: LogitsStore) -> list[Tensor]:
     spoiling=spoilings,
 )
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.slow
 def test_a_spoiled_store_is_refused_or_reads_as_it_was(name: str, spoiling: Spoiling) -> None:
     with TemporaryDirectory() as folder:
         filled(Path(folder))

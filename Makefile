@@ -3,7 +3,7 @@
 PYTHON ?= python3.11
 VENV := .venv
 RUN := $(VENV)/bin/python
-# What a run needs is installed, and what else developing does.
+# Empty files that say what is installed: what a run needs, and what tests, pages and examples need as well.
 RUNS := $(VENV)/.runs
 READY := $(VENV)/.ready
 PIP_INSTALL := $(RUN) -m pip install --disable-pip-version-check -c constraints.txt

@@ -241,7 +241,9 @@ class DistillationTrainer(CheckpointedTrainer):
             warn_of_rounding("teacher", self.teacher.parameters())
         warn_of_slow_training(args, self.overparam, self.teacher)
         if self.teacher is not None:
-            self.teacher.eval().requires_grad_(False)
+            self.teacher.eval()
+            if trained:
+                self.teacher.requires_grad_(False)
 
     def _check_aligned(self) -> None:
         """Compare special tokens once more: with a `processing_class`, `train` gives its own to the student alone."""

@@ -43,9 +43,9 @@ class LGTM(TaskAndLogits):
     """Student: (1 - alpha) task + alpha D(teacher, student). Teacher: (1 - teacher_alpha) task + teacher_alpha
     D(student, teacher) - influence. D is the distillation loss of `LogitsDistillation`, squared error for a regression.
 
-    The teacher that is passed in is trained in place, in float32 or under the run's autocast; what of it is frozen
-    stays. Its rate follows the student's schedule. Held-out examples are cut off the training data; validation and test
-    data are not touched.
+    The teacher that is passed in is trained in place, in float32 or under the run's autocast. What of it is frozen
+    stays as it is, unless all of it is frozen. Its rate follows the student's schedule. Held-out examples are cut off
+    the training data; validation and test data are not touched.
 
     Args:
         temperature, alpha: of the student's loss; 1 and 1 in the paper.
@@ -85,7 +85,6 @@ class LGTM(TaskAndLogits):
         self.step = 0
         self._held_out: Dataset | None = None
         self._teacher: nn.Module | None = None
-        self._trained: list[str] = []
 
     @property
     def needs_labels(self) -> bool:
@@ -95,9 +94,8 @@ class LGTM(TaskAndLogits):
         if teacher is None:
             raise ValueError("LGTM trains the teacher beside the student; pass a teacher")
         super().prepare(student, teacher)
-        if teacher is not self._teacher:  # the trainer freezes it, and may prepare it again
-            names = [name for name, p in teacher.named_parameters() if p.requires_grad]
-            self._trained = names or [name for name, _ in teacher.named_parameters()]
+        if not any(p.requires_grad for p in teacher.parameters()):
+            teacher.requires_grad_(True)
         self._teacher, self.step = teacher, 0
         self.__dict__.pop("_optimizer", None)  # of another teacher
         if self.zero_heads:
@@ -111,9 +109,9 @@ class LGTM(TaskAndLogits):
         return torch.optim.AdamW(self._parameters(), lr=self.teacher_learning_rate, weight_decay=0.0)
 
     def _parameters(self) -> list[nn.Parameter]:
-        """The teacher's that were not frozen when it was given (adapters, say), or all if all were."""
+        """The teacher's that are not frozen: its adapters, say."""
         assert self._teacher is not None
-        return [self._teacher.get_parameter(name) for name in self._trained]
+        return [p for p in self._teacher.parameters() if p.requires_grad]
 
     def losses(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, num_items: Tensor) -> Losses:
         assert teacher is not None
@@ -154,8 +152,6 @@ class LGTM(TaskAndLogits):
         assert self._teacher is not None
         assert self._held_out is not None
         self._held_out = trainer._remove_unused_columns(self._held_out, "held-out examples")
-        for p in self._parameters():
-            p.requires_grad_(True)
 
     def before_forward(self, trainer: Trainer, batches: Sequence[Batch], num_items: Tensor) -> None:
         """The teacher's step."""
@@ -281,10 +277,6 @@ class LGTM(TaskAndLogits):
 
     def after_optimizer_step(self, trainer: Trainer) -> None:
         self.step += 1
-
-    def on_train_end(self, trainer: Trainer) -> None:
-        assert self._teacher is not None
-        self._teacher.requires_grad_(False)
 
     def state_dict(self) -> dict[str, Any]:
         return {"step": self.step}

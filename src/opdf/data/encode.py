@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -53,20 +54,17 @@ def encode(
     """
     _check_options(data, task, processor, max_length, answers_only, where)
     cut = None if task.kind == "causal-lm" and pack else max_length
-
-    def rows_encoded(rows: Mapping[str, Any]) -> dict[str, Any]:
-        return encode_rows(rows, task, processor, max_length=cut, answers_only=answers_only)
-
+    given = {"task": task, "processor": processor, "max_length": cut, "answers_only": answers_only}
     # datasets would keep the type of a column that is already called "labels".
     names = {column: f"raw {column}" for column in task.columns}
     try:
+        # A function of a module: datasets would take a lambda apart at every call to see whether its code has changed.
         encoded = data.select_columns(list(names)).rename_columns(names).map(
-            lambda rows, by: rows_encoded({column: rows[name] for column, name in names.items()}),
-            fn_kwargs={"by": ENCODED_BY}, batched=True, batch_size=256, remove_columns=list(names.values()),
-            desc="encoding",
+            _renamed, fn_kwargs={"by": ENCODED_BY, "names": names} | given, batched=True, batch_size=256,
+            remove_columns=list(names.values()), desc="encoding",
         )  # fmt: skip
     except Exception as error:
-        problem = _unreadable_row(data, task, rows_encoded)
+        problem = _unreadable_row(data, task, partial(encode_rows, **given))
         if problem is None:
             raise
         raise ValueError(problem) from error
@@ -81,6 +79,11 @@ def encode(
     if task.kind == "token-classification":
         return encoded, TokenCollator(right_padded(processor, marked=False))
     return encoded, TextCollator(right_padded(processor))
+
+
+def _renamed(rows: Mapping[str, Any], *, by: str, names: Mapping[str, str], **given: Any) -> dict[str, Any]:
+    """What `encode_rows` makes of rows whose columns have other names; `by` has to be there for datasets alone."""
+    return encode_rows({column: rows[name] for column, name in names.items()}, **given)
 
 
 def _as_arrays(encoded: DatasetDict) -> DatasetDict:

@@ -13,6 +13,7 @@ What it keeps to, so that schedulers, GradScaler, accelerate, checkpoints and re
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -280,6 +281,9 @@ class OverParameterizedOptimizer(Optimizer):
                 moved = dense_and_cores(
                     recipe.inner, recipe.options, stack.group, chain, gradients, dense[n], recipe.traits.settled
                 )
+                if not math.isfinite(sum(moved)):  # a gradient that is not finite says nothing about the next ones
+                    state["moves"] -= 1
+                    continue
                 state["moved_dense"] += moved[0] ** 2
                 state["moved_cores"] += moved[1] ** 2
                 known = state["moved_cores"] > 0

@@ -638,6 +638,18 @@ def test_a_target_that_is_in_no_group_is_refused() -> None:
         overparameterize(model, CONFIG).optimizer(torch.optim.AdamW, model[0].parameters(), lr=1e-3)
 
 
+def test_cores_of_another_shape_are_refused() -> None:
+    """Before the weight's own are dropped."""
+    model, other = net(), net()
+    optimizer, untouched = make(model), make(other)
+    train(model, optimizer, 2)
+    with pytest.raises(ValueError, match=r"the cores given for 0\.weight have the sizes \[\(1, 24, 12, 1\)\], its own"):
+        optimizer.set_cores("0.weight", [torch.zeros(1, 24, 12, 1)])
+    train(model, optimizer, 1, 2)
+    train(other, untouched, 3)
+    assert_equal(weights(model), weights(other))
+
+
 @pytest.mark.parametrize("change", ["nothing", "set_cores", "load", "weight"])
 def test_kept_products_change_nothing(change: str) -> None:
     """The products of the last contraction serve the next gradient only while the cores are the same."""

@@ -38,6 +38,7 @@ from opdf.overparam.cores import (
     match,
     product_norm,
     products_in,
+    shape_of,
     stacked,
     working,
     working_dtype,
@@ -457,8 +458,13 @@ class OverParameterizedOptimizer(Optimizer):
 
         Raises:
             KeyError: there is no such weight.
+            ValueError: the cores have other shapes than this weight's.
         """
         p, matrix = self._weight(name)
+        if (found := shape_of(cores)) != matrix.shape:
+            raise ValueError(
+                f"the cores given for {name} have the sizes {found.core_shapes}, its own {matrix.shape.core_shapes}"
+            )
         self.state.pop(p, None)
         self._set_cores(p, cores)
         self._write_product(p, matrix)

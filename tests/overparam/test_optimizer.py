@@ -638,6 +638,51 @@ def test_a_target_that_is_in_no_group_is_refused() -> None:
         overparameterize(model, CONFIG).optimizer(torch.optim.AdamW, model[0].parameters(), lr=1e-3)
 
 
+@pytest.mark.parametrize("first", [False, True])
+def test_a_group_may_be_empty(first: bool) -> None:
+    """As that without weight decay is in a model without biases."""
+    model = nn.Sequential(nn.Linear(12, 6, bias=False))
+    groups: list[dict[str, Any]] = [{"params": model.parameters()}, {"params": [], "weight_decay": 0.0}]
+    over = overparameterize(model, replace(CONFIG, targets=["0"]))
+    optimizer = over.optimizer(torch.optim.AdamW, groups[::-1] if first else groups, lr=1e-2)
+    train(model, optimizer, 2)
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    train(model, optimizer, 1)
+
+
+def test_unfrozen_parameters_may_be_added_without_names() -> None:
+    """As to torch's optimizers, and by Lightning's callbacks for fine-tuning."""
+
+    def made(model: nn.Sequential) -> OverParameterizedOptimizer:
+        model[2].bias.requires_grad_(False)
+        optimizer = make(model, inner=torch.optim.SGD, momentum=0.9)
+        model[2].bias.requires_grad_()
+        optimizer.add_param_group({"params": model[2].bias, "lr": 0.1})
+        return optimizer
+
+    model, dense, resumed = net(), net(), net()
+    optimizer, again = made(model), made(resumed)
+    train(model, optimizer, 1)
+    train(dense, torch.optim.SGD(dense.parameters(), lr=0.1), 1)
+    assert torch.equal(model[2].bias, dense[2].bias)
+    resumed.load_state_dict(model.state_dict())
+    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    train(model, optimizer, 2)
+    train(resumed, again, 2)
+    assert_equal(weights(model), weights(resumed))
+
+
+def test_parameters_with_the_names_of_weights_are_refused() -> None:
+    """Else those of another part of the model would be trained through cores without a word."""
+    model, other = net(), net()
+    optimizer = make(model)
+    with pytest.raises(ValueError, match=r"has the name '0\.weight' of an over-parameterized weight"):
+        optimizer.add_param_group({"params": other.named_parameters()})
+    optimizer.add_param_group({"params": other.parameters()})
+    train(other, optimizer, 1)
+    assert [name for p in other.parameters() for name in optimizer.state[p] if "core" in name] == []
+
+
 def test_cores_of_another_shape_are_refused() -> None:
     """Before the weight's own are dropped."""
     model, other = net(), net()

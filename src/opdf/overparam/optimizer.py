@@ -120,9 +120,30 @@ class OverParameterizedOptimizer(Optimizer):
         self._forget()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        super().add_param_group(param_group)
-        if "param_names" not in self.param_groups[-1]:
-            raise TypeError("parameters came without names; pass model.named_parameters() or (name, parameter) pairs")
+        """Add a group, as to any optimizer. Its parameters are trained as they are; those without names get numbers.
+
+        Raises:
+            ValueError: a parameter has the name of an over-parameterized weight that the optimizer has already.
+        """
+        group = {**param_group}
+        if not isinstance(group["params"], set):  # which torch refuses
+            group["params"] = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
+            named = any(isinstance(entry, tuple) for entry in group["params"])
+            if not named and "param_names" not in group:
+                if group["params"] and not hasattr(self, "_inner"):  # while it is made, weights are known by name
+                    raise TypeError(
+                        "parameters came without names; pass model.named_parameters() or (name, parameter) pairs"
+                    )
+                first = sum(len(other["params"]) for other in self.param_groups)
+                group["param_names"] = [f"added.{first + k}" for k in range(len(group["params"]))]
+        known = {name for other in self.param_groups for name in other["param_names"]} & self._recipe.matrices.keys()
+        super().add_param_group(group)
+        if twice := known.intersection(self.param_groups[-1]["param_names"]):
+            self.param_groups.pop()
+            raise ValueError(
+                f"a parameter has the name {min(twice)!r} of an over-parameterized weight that is in another group; "
+                "give the parameters names of their own, or none"
+            )
 
     def _try_out(self) -> Traits:
         """What a trial shows about the inner optimizer, with the options of every group that has cores."""

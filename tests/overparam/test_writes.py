@@ -217,6 +217,34 @@ def test_a_write_just_before_a_checkpoint_is_in_it(placement: str, monkeypatch: 
     assert torch.equal(live.weight, resumed.weight)
 
 
+@pytest.mark.parametrize("placement", ["replicate", "owner"])
+def test_a_checkpoint_while_an_average_is_swapped_in_changes_nothing(placement: str) -> None:
+    """Else a run that saves would train on with other cores and without moments."""
+    torch.manual_seed(0)
+    model = nn.Linear(8, 12)
+    other = copy.deepcopy(model)
+    config = OverParamConfig(ones=1, targets=["weight"], placement=placement)
+    pairs = [(net, overparameterize(net, config).optimizer(torch.optim.AdamW, lr=1e-2)) for net in (model, other)]
+
+    def train() -> None:
+        for net, optimizer in pairs:
+            for k in range(1, 4):
+                optimizer.zero_grad()
+                net(torch.full((1, 8), 0.1 * k)).square().sum().backward()
+                optimizer.step()
+
+    train()
+    own = copy.deepcopy(model.state_dict())
+    model.load_state_dict({name: value * 0.9 for name, value in own.items()})
+    with pytest.warns(UserWarning, match="its cores and moments are not saved"):
+        bring_together(pairs[0][1])
+    model.load_state_dict(own)
+    saved = pairs[0][1].state_dict()
+    assert "core0" in saved["state"][0]
+    train()
+    assert torch.equal(model.weight, other.weight)
+
+
 def test_cores_that_are_set_after_they_were_brought_together_are_not_saved_as_they_were(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

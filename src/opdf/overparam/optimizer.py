@@ -417,24 +417,46 @@ class OverParameterizedOptimizer(Optimizer):
 
     def _drop_overwritten(self, weights: Weights) -> None:
         """Drop the cores of weights that someone else has changed since the last step: the new values win."""
+        for p in self._overwritten(weights):
+            warnings.warn(
+                f"{weights[p].name} was changed outside the optimizer; its cores are decomposed anew and its moments "
+                "start over. Load weights before creating the optimizer, or load the optimizer's state dict with "
+                "them",
+                stacklevel=5,
+            )
+            self.state[p] = _without_cores(self.state[p])
+
+    def _overwritten(self, weights: Weights) -> list[Tensor]:
+        """Those that someone else has changed since the last step."""
         known = {p: matrix for p, matrix in weights.items() if "core0" in self.state[p]}
+        found = []
         for p, same in self._writes.compare(known).items():
             if same is None:
                 same = self._fits(self._whole_weight(p), known[p], cores_in(self.state[p], known[p].shape))
-                self._writes.mark(p)
+                if same:
+                    self._writes.mark(p)
             if not same:
-                warnings.warn(
-                    f"{known[p].name} was changed outside the optimizer; its cores are decomposed anew and its moments "
-                    "start over. Load weights before creating the optimizer, or load the optimizer's state dict with "
-                    "them",
-                    stacklevel=5,
-                )
-                self.state[p] = {key: value for key, value in self.state[p].items() if key in RATE}
+                found.append(p)
+        return found
 
-    def _drop_overwritten_here(self) -> None:
-        """The same for all weights that need not be gathered, before they are saved."""
+    @contextmanager
+    def _as_saved(self) -> Iterator[None]:
+        """Inside, weights that someone else has changed have no cores, as after the next step. Then they are as before:
+        the values that belong to their cores may come back, where an average is swapped in to be saved.
+        """
         here = {p: matrix for p, matrix in self.weights().items() if not isinstance(p, DTensor) and self.state.get(p)}
-        self._drop_overwritten(here)
+        kept = {p: self.state[p] for p in self._overwritten(here)}
+        for p, state in kept.items():
+            warnings.warn(
+                f"{here[p].name} was changed outside the optimizer; its cores and moments are not saved. Save the "
+                "optimizer's state while the model holds the weights that it has trained",
+                stacklevel=5,
+            )
+            self.state[p] = _without_cores(state)
+        try:
+            yield
+        finally:
+            self.state.update(kept)
 
     def _given_cores(self, p: Tensor, matrix: Matrix) -> list[Tensor] | None:
         """Cores to start from, if there are any and the weight is still their product."""
@@ -518,8 +540,8 @@ class OverParameterizedOptimizer(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """The state, without the cores of weights that someone has written since the last step: a step drops them."""
         self._writes.raise_if_lost()
-        self._drop_overwritten_here()
-        return super().state_dict()
+        with self._as_saved():
+            return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict. Cores and moments keep their saved precision, or get that of the weights if it is finer;
@@ -585,6 +607,11 @@ def rolled_back(optimizer: Optimizer) -> Iterator[None]:
                 p.copy_(weight)
         if ours:
             ours.begin_anew()
+
+
+def _without_cores(state: Mapping[str, Any]) -> dict[str, Any]:
+    """What stays of a weight's state when its cores are dropped: its learning rate's factor."""
+    return {key: value for key, value in state.items() if key in RATE}
 
 
 def rate_is_due(moves: int) -> bool:

@@ -632,6 +632,21 @@ def test_bad_arguments(inner: Any, options: dict[str, Any], error: type[Exceptio
         overparameterize(net(), CONFIG).optimizer(inner, **options)
 
 
+def test_the_default_device_may_be_another_one() -> None:
+    """With `torch.set_default_device("cuda")` the CPU's generators cannot draw what has no device. Here it is meta."""
+    sizes = (37, 29)  # of no other test: the places of entries that are compared are kept by size
+    here, there = nn.Linear(*sizes), nn.Linear(*sizes)
+    there.load_state_dict(here.state_dict())
+    for model, device in ((here, "cpu"), (there, "meta")):
+        inputs = torch.ones(2, 37)
+        with torch.device(device):
+            optimizer = make(model, OverParamConfig(targets=["weight"]), inner=torch.optim.SGD)
+            for _ in range(2):
+                model(inputs).square().sum().backward()
+                optimizer.step()
+    assert_equal(weights(here), weights(there))
+
+
 def test_a_target_that_is_in_no_group_is_refused() -> None:
     model = net()
     with pytest.raises(ValueError, match=r"in no parameter group, e\.g\. 2\.weight"):

@@ -328,7 +328,9 @@ def _trial_tensors(like: Tensor, seed: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     device = "cpu" if like.is_meta else like.device
     shapes = ((1, 8, 8, 64), (64, 1, 1, 64), (64, 8, 8, 1))
-    return [torch.randn(shape, generator=generator).to(device, working_dtype(like)) * 0.1 for shape in shapes]
+    return [
+        torch.randn(shape, generator=generator, device="cpu").to(device, working_dtype(like)) * 0.1 for shape in shapes
+    ]
 
 
 def _trial(

@@ -116,8 +116,9 @@ def _places(shape: tuple[int, ...], device: torch.device) -> Tensor:
     if not rows * cols:
         return torch.empty(0, dtype=torch.int64, device=device)
     count = max(rows, cols)
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(count))
-    row, col = (torch.arange(count) % rows, order) if cols > rows else (order, torch.arange(count) % cols)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(count), device="cpu")
+    numbers = torch.arange(count, device="cpu")
+    row, col = (numbers % rows, order) if cols > rows else (order, numbers % cols)
     return (row * cols + col).to(device)
 
 

@@ -698,6 +698,27 @@ def test_parameters_with_the_names_of_weights_are_refused() -> None:
     assert [name for p in other.parameters() for name in optimizer.state[p] if "core" in name] == []
 
 
+@pytest.mark.parametrize("order", [[1, 0], [1], [0], []])
+def test_groups_may_be_put_together_anew(order: list[int]) -> None:
+    """Some of the old ones in `order`, and one of all other parameters, which has to name those with cores."""
+    models, optimizers = [net(), net()], []
+    for model in models:
+        groups: list[dict[str, Any]] = [{"params": model[n].parameters()} for n in (0, 2)]
+        optimizers.append(overparameterize(model, CONFIG).optimizer(torch.optim.AdamW, groups, lr=1e-2))
+        train(model, optimizers[-1], 2)
+    model, optimizer = models[0], optimizers[0]
+    optimizer.param_groups[:] = [optimizer.param_groups[k] for k in order]
+    held = {p for group in optimizer.param_groups for p in group["params"]}
+    rest = [(name, p) for name, p in model.named_parameters() if p not in held]
+    if rest:
+        with pytest.raises(TypeError, match=r"without names; pass model\.named_parameters\(\)"):
+            optimizer.add_param_group({"params": [p for _, p in rest]})
+        optimizer.add_param_group({"params": rest})
+    for one, stepper in zip(models, optimizers, strict=True):
+        train(one, stepper, 2, 2)
+    assert_equal(weights(models[0]), weights(models[1]))
+
+
 def test_cores_of_another_shape_are_refused() -> None:
     """Before the weight's own are dropped."""
     model, other = net(), net()

@@ -123,6 +123,7 @@ class OverParameterizedOptimizer(Optimizer):
         """Add a group, as to any optimizer. Its parameters are trained as they are; those without names get numbers.
 
         Raises:
+            TypeError: those of the first group have no names, or one is trained through cores.
             ValueError: a parameter has the name of an over-parameterized weight that the optimizer has already.
         """
         group = {**param_group}
@@ -130,7 +131,8 @@ class OverParameterizedOptimizer(Optimizer):
             group["params"] = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
             named = any(isinstance(entry, tuple) for entry in group["params"])
             if not named and "param_names" not in group:
-                if group["params"] and not hasattr(self, "_inner"):  # while it is made, weights are known by name
+                cored = any("core0" in self.state.get(p, ()) for p in group["params"])
+                if group["params"] and (cored or not self.param_groups):  # weights with cores are known by name
                     raise TypeError(
                         "parameters came without names; pass model.named_parameters() or (name, parameter) pairs"
                     )

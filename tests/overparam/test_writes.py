@@ -183,6 +183,30 @@ def state_of_several(optimizer: OverParameterizedOptimizer, monkeypatch: pytest.
         return optimizer.state_dict()
 
 
+@pytest.mark.parametrize("size", [1e-2, 1e-4])
+def test_small_float16_weights_are_the_product_of_their_cores(size: float) -> None:
+    """Below 6e-5 float16 rounds to multiples of 6e-8, however small an entry is."""
+    torch.manual_seed(0)
+    model = nn.Linear(48, 32)
+    with torch.no_grad():
+        model.weight.mul_(size)
+    model = model.half()
+    config = OverParamConfig(ones=1, targets=["weight"], lr_scaling="none")
+    optimizer = overparameterize(model, config).optimizer(torch.optim.SGD, lr=1e-2 * size, momentum=0.9)
+    step(model, optimizer)
+    kept = copy.deepcopy(optimizer.state_dict())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        model.load_state_dict(copy.deepcopy(model.state_dict()))
+        step(model, optimizer)
+        step(model, optimizer)
+        optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    with torch.no_grad():
+        model.weight.mul_(0.9)
+    with pytest.warns(UserWarning, match="did not hold the product"):
+        optimizer.load_state_dict(kept)
+
+
 @pytest.mark.parametrize("placement", ["replicate", "owner"])
 def test_a_write_just_before_a_checkpoint_is_in_it(placement: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pruning mask after the last step: the run that goes on from the checkpoint keeps it, as the live run does.

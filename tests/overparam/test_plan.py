@@ -209,6 +209,16 @@ def test_frozen_parameters_that_are_given_are_trained_once_they_are_not_frozen(f
     assert torch.equal(model[0].bias, dense[0].bias)
 
 
+def test_cores_are_loaded_into_weights_that_were_frozen_since() -> None:
+    model = net()
+    over = overparameterize(model, CONFIG)
+    state = {name: core * 0.9 for name, core in over.state_dict().items()}
+    model.requires_grad_(False)
+    over.load_state_dict(state)
+    product = contract([state[f"0.weight.core{k}"] for k in range(4)])
+    torch.testing.assert_close(model[0].weight, product)
+
+
 def test_loading_wrong_cores_is_refused() -> None:
     state = overparameterize(net(), CONFIG).state_dict()
     with pytest.raises(KeyError, match="misses 2 cores"):

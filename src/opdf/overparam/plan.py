@@ -164,7 +164,7 @@ class OverParameterization:
             if (found := shape_of(loaded[matrix.name])) != matrix.shape:
                 raise ValueError(f"{matrix.name} is {found} in state_dict and {matrix.shape} here; use its config")
         self._initial_cores = {} if self._optimizer else loaded
-        optimizer = self._optimizer or self._make_optimizer(torch.optim.SGD, None, {"lr": 0.0})
+        optimizer = self._optimizer or self._make_optimizer(torch.optim.SGD, self.model.parameters(), {"lr": 0.0})
         for name, cores in loaded.items():
             optimizer.set_cores(name, cores)
 

@@ -719,6 +719,14 @@ def test_groups_may_be_put_together_anew(order: list[int]) -> None:
     assert_equal(weights(models[0]), weights(models[1]))
 
 
+def test_a_group_whose_parameters_were_replaced_is_refused() -> None:
+    model = net()
+    optimizer = make(model)
+    optimizer.param_groups[0]["params"] = list(model[0].parameters())
+    with pytest.raises(RuntimeError, match=r"2 parameters and 4 names.*requires_grad_\(False\)"):
+        train(model, optimizer, 1)
+
+
 def test_cores_of_another_shape_are_refused() -> None:
     """Before the weight's own are dropped."""
     model, other = net(), net()

@@ -224,7 +224,12 @@ class OverParameterizedOptimizer(Optimizer):
         return {p: matrix for group in self.param_groups for p, matrix in self._in_group(group).items()}
 
     def _in_group(self, group: Mapping[str, Any]) -> dict[Tensor, Matrix]:
-        known = self._recipe.matrices
+        known, count = self._recipe.matrices, len(group["params"])
+        if count != len(group["param_names"]):
+            raise RuntimeError(
+                f"a parameter group has {count} parameters and {len(group['param_names'])} names: one list was changed "
+                "without the other. To leave parameters out, freeze them: parameter.requires_grad_(False)"
+            )
         named = zip(group["params"], group["param_names"], strict=True)
         return {p: known[name] for p, name in named if name in known}
 

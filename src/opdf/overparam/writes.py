@@ -66,7 +66,8 @@ class Writes:
         for p in weights:
             mark = self._marks.get(p)
             here = p.device.type == "cpu" and not isinstance(p, DTensor)
-            if mark is None or (not here and mark.version != p._version):
+            moved = mark is not None and mark.bits.device != p.device  # to be saved elsewhere, say
+            if mark is None or moved or (not here and mark.version != p._version):
                 found[p] = None
             elif here:
                 same = torch.equal(entries(p), mark.bits)

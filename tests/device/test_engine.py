@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -183,3 +184,19 @@ def test_memory_is_that_of_cores_and_moments(device: torch.device, monkeypatch: 
             "tf32": 1.05,
             "bf16": 1.05,
         }
+
+
+def test_the_state_is_saved_while_the_model_is_elsewhere(
+    device: torch.device, train_on: Callable[[torch.device], None]
+) -> None:
+    """`model.cpu()` before weights are saved, and back."""
+    moved, kept = net().to(device), net().to(device)
+    optimizers = [make(model) for model in (moved, kept)]
+    for model, optimizer in zip((moved, kept), optimizers, strict=True):
+        train(model, optimizer, 2)
+    moved.cpu()
+    assert all("core0" in optimizers[0].state_dict()["state"][k] for k in (0, 2, 4, 6, 8))
+    moved.to(device)
+    for model, optimizer in zip((moved, kept), optimizers, strict=True):
+        train(model, optimizer, 2, 2)
+    assert_same(moved, kept)

@@ -196,6 +196,10 @@ class TestShapeOf:
             ([], "cores is empty"),
             ([(2, 3)], r"cores\[0\] has shape \(2, 3\); expected \[\.\.\., d_left, i, j, d_right\]"),
             ([(1, 2, 2, 4), (3, 2, 2, 1)], r"cores\[0\] ends with bond dimension 4 and cores\[1\] begins with 3"),
+            (
+                [(1, 2, 2, 4), (3, 4, 2, 2, 1)],
+                r"cores\[1\] has shape \(3, 4, 2, 2, 1\) and cores\[0\] \(1, 2, 2, 4\); all",
+            ),
             ([(1, 2, 2, 4), (4, 2, 2, 2)], r"bond_dims\[2\] is 2; these factors carry at most 1"),
         ],
     )

@@ -483,6 +483,10 @@ class TestErrors:
         with pytest.raises(error, match=message):
             decompose(matrix, self.SHAPE)
 
+    def test_shape(self):
+        with pytest.raises(TypeError, match=r"shape is \(8, 6\); give an MPOShape"):
+            decompose(torch.ones(8, 6), (8, 6))
+
 
 def test_contract_gives_the_same_as_the_definition():
     cores = decompose(random_matrix(2, 48, 60), MPOShape((4, 2, 1, 6), (2, 5, 1, 6)))

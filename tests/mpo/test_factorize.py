@@ -14,7 +14,7 @@ from torch import Tensor
 
 from chains import truncated
 from opdf.mpo import MPOShape, contract, decompose, decompose_many, decompose_with_errors, match_gauge, plan_shape
-from opdf.mpo.factorize import eigh, singular_values, svd
+from opdf.mpo.factorize import _turned_svd, eigh, singular_values, svd
 
 PATTERNS: dict[str, Callable[[int], Tensor]] = {
     "identity": torch.eye,
@@ -54,6 +54,13 @@ def test_the_largest_and_the_smallest_numbers(dtype: torch.dtype) -> None:
     for value, nearer in ((0.75 * torch.finfo(dtype).max, 2.0**-9), (torch.finfo(dtype).tiny, 2.0**9)):
         first, *others = decompose(signs * value, plan_shape(24, 18))
         assert error(signs * (value * nearer), [first * nearer, *others]) <= tolerance(dtype)
+
+
+def test_the_slower_way_is_taken_on_the_cpu_whatever_the_default_device_is() -> None:
+    matrix = torch.randn(8, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with torch.device("meta"):
+        u, s, vh = _turned_svd(matrix)
+    torch.testing.assert_close(u * s @ vh, matrix)
 
 
 def test_many_and_batches_and_truncation() -> None:

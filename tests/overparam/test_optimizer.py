@@ -632,10 +632,111 @@ def test_bad_arguments(inner: Any, options: dict[str, Any], error: type[Exceptio
         overparameterize(net(), CONFIG).optimizer(inner, **options)
 
 
+def test_the_default_device_may_be_another_one() -> None:
+    """With `torch.set_default_device("cuda")` the CPU's generators cannot draw what has no device. Here it is meta."""
+    sizes = (37, 29)  # of no other test: the places of entries that are compared are kept by size
+    here, there = nn.Linear(*sizes), nn.Linear(*sizes)
+    there.load_state_dict(here.state_dict())
+    for model, device in ((here, "cpu"), (there, "meta")):
+        inputs = torch.ones(2, 37)
+        with torch.device(device):
+            optimizer = make(model, OverParamConfig(targets=["weight"]), inner=torch.optim.SGD)
+            for _ in range(2):
+                model(inputs).square().sum().backward()
+                optimizer.step()
+    assert_equal(weights(here), weights(there))
+
+
 def test_a_target_that_is_in_no_group_is_refused() -> None:
     model = net()
     with pytest.raises(ValueError, match=r"in no parameter group, e\.g\. 2\.weight"):
         overparameterize(model, CONFIG).optimizer(torch.optim.AdamW, model[0].parameters(), lr=1e-3)
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_a_group_may_be_empty(first: bool) -> None:
+    """As that without weight decay is in a model without biases."""
+    model = nn.Sequential(nn.Linear(12, 6, bias=False))
+    groups: list[dict[str, Any]] = [{"params": model.parameters()}, {"params": [], "weight_decay": 0.0}]
+    over = overparameterize(model, replace(CONFIG, targets=["0"]))
+    optimizer = over.optimizer(torch.optim.AdamW, groups[::-1] if first else groups, lr=1e-2)
+    train(model, optimizer, 2)
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    train(model, optimizer, 1)
+
+
+def test_unfrozen_parameters_may_be_added_without_names() -> None:
+    """As to torch's optimizers, and by Lightning's callbacks for fine-tuning."""
+
+    def made(model: nn.Sequential) -> OverParameterizedOptimizer:
+        model[2].bias.requires_grad_(False)
+        optimizer = make(model, inner=torch.optim.SGD, momentum=0.9)
+        model[2].bias.requires_grad_()
+        optimizer.add_param_group({"params": model[2].bias, "lr": 0.1})
+        return optimizer
+
+    model, dense, resumed = net(), net(), net()
+    optimizer, again = made(model), made(resumed)
+    train(model, optimizer, 1)
+    train(dense, torch.optim.SGD(dense.parameters(), lr=0.1), 1)
+    assert torch.equal(model[2].bias, dense[2].bias)
+    resumed.load_state_dict(model.state_dict())
+    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    train(model, optimizer, 2)
+    train(resumed, again, 2)
+    assert_equal(weights(model), weights(resumed))
+
+
+def test_parameters_with_the_names_of_weights_are_refused() -> None:
+    """Else those of another part of the model would be trained through cores without a word."""
+    model, other = net(), net()
+    optimizer = make(model)
+    with pytest.raises(ValueError, match=r"has the name '0\.weight' of an over-parameterized weight"):
+        optimizer.add_param_group({"params": other.named_parameters()})
+    optimizer.add_param_group({"params": other.parameters()})
+    train(other, optimizer, 1)
+    assert [name for p in other.parameters() for name in optimizer.state[p] if "core" in name] == []
+
+
+@pytest.mark.parametrize("order", [[1, 0], [1], [0], []])
+def test_groups_may_be_put_together_anew(order: list[int]) -> None:
+    """Some of the old ones in `order`, and one of all other parameters, which has to name those with cores."""
+    models, optimizers = [net(), net()], []
+    for model in models:
+        groups: list[dict[str, Any]] = [{"params": model[n].parameters()} for n in (0, 2)]
+        optimizers.append(overparameterize(model, CONFIG).optimizer(torch.optim.AdamW, groups, lr=1e-2))
+        train(model, optimizers[-1], 2)
+    model, optimizer = models[0], optimizers[0]
+    optimizer.param_groups[:] = [optimizer.param_groups[k] for k in order]
+    held = {p for group in optimizer.param_groups for p in group["params"]}
+    rest = [(name, p) for name, p in model.named_parameters() if p not in held]
+    if rest:
+        with pytest.raises(TypeError, match=r"without names; pass model\.named_parameters\(\)"):
+            optimizer.add_param_group({"params": [p for _, p in rest]})
+        optimizer.add_param_group({"params": rest})
+    for one, stepper in zip(models, optimizers, strict=True):
+        train(one, stepper, 2, 2)
+    assert_equal(weights(models[0]), weights(models[1]))
+
+
+def test_a_group_whose_parameters_were_replaced_is_refused() -> None:
+    model = net()
+    optimizer = make(model)
+    optimizer.param_groups[0]["params"] = list(model[0].parameters())
+    with pytest.raises(RuntimeError, match=r"2 parameters and 4 names.*requires_grad_\(False\)"):
+        train(model, optimizer, 1)
+
+
+def test_cores_of_another_shape_are_refused() -> None:
+    """Before the weight's own are dropped."""
+    model, other = net(), net()
+    optimizer, untouched = make(model), make(other)
+    train(model, optimizer, 2)
+    with pytest.raises(ValueError, match=r"the cores given for 0\.weight have the sizes \[\(1, 24, 12, 1\)\], its own"):
+        optimizer.set_cores("0.weight", [torch.zeros(1, 24, 12, 1)])
+    train(model, optimizer, 1, 2)
+    train(other, untouched, 3)
+    assert_equal(weights(model), weights(other))
 
 
 @pytest.mark.parametrize("change", ["nothing", "set_cores", "load", "weight"])

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -180,12 +181,42 @@ def test_a_group_may_hold_one_parameter() -> None:
     assert names == [[name] for name, _ in model.named_parameters()]
 
 
-def test_frozen_parameters_are_left_out_and_those_of_others_are_numbered() -> None:
+def test_parameters_of_others_are_numbered() -> None:
     model = net()
-    model[0].bias.requires_grad_(False)
     extra = [nn.Parameter(torch.ones(3)) for _ in range(2)]
     optimizer = overparameterize(model, CONFIG).optimizer(torch.optim.SGD, [*model.parameters(), *extra], lr=0.1)
-    assert optimizer.param_groups[0]["param_names"] == ["0.weight", "2.weight", "2.bias", "extra.0", "extra.1"]
+    assert optimizer.param_groups[0]["param_names"] == [*dict(model.named_parameters()), "extra.0", "extra.1"]
+
+
+def test_frozen_parameters_are_left_out_by_default() -> None:
+    model = net()
+    model[0].bias.requires_grad_(False)
+    optimizer = overparameterize(model, CONFIG).optimizer(torch.optim.SGD, lr=0.1)
+    assert optimizer.param_groups[0]["param_names"] == ["0.weight", "2.weight", "2.bias"]
+
+
+@pytest.mark.parametrize("form", ["parameters", "named", "group"])
+def test_frozen_parameters_that_are_given_are_trained_once_they_are_not_frozen(form: str) -> None:
+    """As by torch's optimizers, which keep what they are given."""
+    model, dense = net(), net()
+    model[0].bias.requires_grad_(False)
+    params: Any = model.named_parameters() if form == "named" else model.parameters()
+    over = overparameterize(model, CONFIG)
+    optimizer = over.optimizer(torch.optim.SGD, [{"params": params}] if form == "group" else params, lr=0.1)
+    model[0].bias.requires_grad_()
+    step(model, optimizer)
+    step(dense, torch.optim.SGD(dense.parameters(), lr=0.1))
+    assert torch.equal(model[0].bias, dense[0].bias)
+
+
+def test_cores_are_loaded_into_weights_that_were_frozen_since() -> None:
+    model = net()
+    over = overparameterize(model, CONFIG)
+    state = {name: core * 0.9 for name, core in over.state_dict().items()}
+    model.requires_grad_(False)
+    over.load_state_dict(state)
+    product = contract([state[f"0.weight.core{k}"] for k in range(4)])
+    torch.testing.assert_close(model[0].weight, product)
 
 
 def test_loading_wrong_cores_is_refused() -> None:

@@ -156,3 +156,22 @@ def test_the_factor_is_saved_with_what_it_was_measured_from() -> None:
             stepped.step()
     assert torch.equal(model.weight, again.weight)
     assert resumed.state[again.weight]["moves"] == 41
+
+
+@pytest.mark.parametrize("factor", [1e30, float("inf"), float("nan")])
+@pytest.mark.parametrize("spoiled", [0, 1])
+@pytest.mark.filterwarnings("ignore:.*changed outside the optimizer")
+def test_a_gradient_that_is_not_finite_is_not_measured(factor: float, spoiled: int) -> None:
+    """Once the weight is loaded again, steps are as long as dense ones."""
+    torch.manual_seed(0)
+    model = nn.Linear(COLS, ROWS, bias=False)
+    optimizer = overparameterize(model, OverParamConfig(targets=["weight"])).optimizer(torch.optim.SGD, lr=1e-4)
+    for step, gradient in enumerate(gradients(6)):
+        before = model.weight.detach().clone()
+        model.weight.grad = gradient * factor if step == spoiled else gradient
+        optimizer.step()
+        if step == spoiled:
+            model.load_state_dict({"weight": before})
+        else:
+            moved = float((model.weight.detach() - before).norm() / (1e-4 * gradient.norm()))
+            assert moved == pytest.approx(1, rel=0.05)

@@ -137,6 +137,13 @@ def test_a_list_with_other_parts_is_no_list_of_blocks() -> None:
         names("blocks", model=nn.ModuleDict({"parts": nn.Sequential(nn.Linear(4, 4), SelfAttention())}))
 
 
+def test_a_list_of_blocks_alone_is_refused() -> None:
+    """It was said to hold no attention."""
+    message = r"is itself a list of blocks \(Sequential\): give the module that holds it"
+    with pytest.raises(ValueError, match=message):
+        names("blocks", model=nn.Sequential(SelfAttention(), SelfAttention()))
+
+
 def test_weights_that_are_computed_are_no_candidates() -> None:
     model = Small()
     nn.utils.parametrizations.weight_norm(model.mix)

@@ -183,6 +183,30 @@ def state_of_several(optimizer: OverParameterizedOptimizer, monkeypatch: pytest.
         return optimizer.state_dict()
 
 
+@pytest.mark.parametrize("size", [1e-2, 1e-4])
+def test_small_float16_weights_are_the_product_of_their_cores(size: float) -> None:
+    """Below 6e-5 float16 rounds to multiples of 6e-8, however small an entry is."""
+    torch.manual_seed(0)
+    model = nn.Linear(48, 32)
+    with torch.no_grad():
+        model.weight.mul_(size)
+    model = model.half()
+    config = OverParamConfig(ones=1, targets=["weight"], lr_scaling="none")
+    optimizer = overparameterize(model, config).optimizer(torch.optim.SGD, lr=1e-2 * size, momentum=0.9)
+    step(model, optimizer)
+    kept = copy.deepcopy(optimizer.state_dict())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        model.load_state_dict(copy.deepcopy(model.state_dict()))
+        step(model, optimizer)
+        step(model, optimizer)
+        optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    with torch.no_grad():
+        model.weight.mul_(0.9)
+    with pytest.warns(UserWarning, match="did not hold the product"):
+        optimizer.load_state_dict(kept)
+
+
 @pytest.mark.parametrize("placement", ["replicate", "owner"])
 def test_a_write_just_before_a_checkpoint_is_in_it(placement: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pruning mask after the last step: the run that goes on from the checkpoint keeps it, as the live run does.
@@ -215,6 +239,34 @@ def test_a_write_just_before_a_checkpoint_is_in_it(placement: str, monkeypatch: 
     step(live, optimizer)
     step(resumed, other)
     assert torch.equal(live.weight, resumed.weight)
+
+
+@pytest.mark.parametrize("placement", ["replicate", "owner"])
+def test_a_checkpoint_while_an_average_is_swapped_in_changes_nothing(placement: str) -> None:
+    """Else a run that saves would train on with other cores and without moments."""
+    torch.manual_seed(0)
+    model = nn.Linear(8, 12)
+    other = copy.deepcopy(model)
+    config = OverParamConfig(ones=1, targets=["weight"], placement=placement)
+    pairs = [(net, overparameterize(net, config).optimizer(torch.optim.AdamW, lr=1e-2)) for net in (model, other)]
+
+    def train() -> None:
+        for net, optimizer in pairs:
+            for k in range(1, 4):
+                optimizer.zero_grad()
+                net(torch.full((1, 8), 0.1 * k)).square().sum().backward()
+                optimizer.step()
+
+    train()
+    own = copy.deepcopy(model.state_dict())
+    model.load_state_dict({name: value * 0.9 for name, value in own.items()})
+    with pytest.warns(UserWarning, match="its cores and moments are not saved"):
+        bring_together(pairs[0][1])
+    model.load_state_dict(own)
+    saved = pairs[0][1].state_dict()
+    assert "core0" in saved["state"][0]
+    train()
+    assert torch.equal(model.weight, other.weight)
 
 
 def test_cores_that_are_set_after_they_were_brought_together_are_not_saved_as_they_were(

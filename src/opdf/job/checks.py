@@ -155,7 +155,7 @@ def check_optimizer(
     try:
         cls, options = DistillationTrainer.get_optimizer_cls_and_kwargs(arguments, model)
         if over is not None:
-            over.optimizer(cls, model.parameters(), **options)
+            over.optimizer(cls, [p for p in model.parameters() if p.requires_grad], **options)
         elif not options.keys() & {"params", "model", "optimizer_dict"}:  # else the Trainer makes groups of its own
             cls(list(model.parameters()), **options)
     except (TypeError, ValueError, RuntimeError) as error:

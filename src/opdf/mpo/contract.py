@@ -21,14 +21,19 @@ def shape_of(cores: Sequence[Tensor]) -> MPOShape:
     """The shape that a list of cores has.
 
     Raises:
-        ValueError: the list is empty, a core has fewer than four dimensions, neighbours do not fit, or a bond is larger
-            than the factors on one of its sides.
+        ValueError: the list is empty, a core has fewer than four dimensions, leading dimensions differ, neighbours do
+            not fit, or a bond is larger than the factors on one of its sides.
     """
     if not cores:
         raise ValueError("cores is empty; give at least one tensor [..., d_left, i, j, d_right]")
     for k, core in enumerate(cores):
         if core.dim() < 4:
             raise ValueError(f"cores[{k}] has shape {tuple(core.shape)}; expected [..., d_left, i, j, d_right]")
+        if core.shape[:-4] != cores[0].shape[:-4]:
+            raise ValueError(
+                f"cores[{k}] has shape {tuple(core.shape)} and cores[0] {tuple(cores[0].shape)}; all but the last four "
+                "dimensions must be alike"
+            )
         if k and core.shape[-4] != cores[k - 1].shape[-1]:
             raise ValueError(
                 f"cores[{k - 1}] ends with bond dimension {cores[k - 1].shape[-1]} and cores[{k}] begins with "

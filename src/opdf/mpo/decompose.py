@@ -69,7 +69,7 @@ def decompose(matrix: Tensor, shape: MPOShape) -> list[Tensor]:
         fixed: the largest entry of every left singular vector is positive.
 
     Raises:
-        TypeError: `matrix` is not a floating-point tensor.
+        TypeError: `matrix` is not a floating-point tensor, or `shape` no `MPOShape`.
         ValueError: its size is not the shape's, it holds NaN or infinity, or nothing (an empty batch, the meta device).
     """
     return decompose_with_errors(matrix, shape).cores
@@ -235,6 +235,8 @@ def _check(matrix: Tensor, shape: MPOShape) -> None:
     if not isinstance(matrix, Tensor) or not matrix.is_floating_point():
         kind = matrix.dtype if isinstance(matrix, Tensor) else type(matrix).__name__
         raise TypeError(f"matrix is {kind}; give a floating-point torch.Tensor (convert with .float())")
+    if not isinstance(shape, MPOShape):
+        raise TypeError(f"shape is {shape!r}; give an MPOShape, as from plan_shape(rows, cols)")
     if matrix.is_meta:
         raise ValueError("matrix is on the meta device and holds no values; load the weights first")
     if matrix.shape[-2:] != (shape.rows, shape.cols):

@@ -49,7 +49,8 @@ def _turned_svd(matrix: Tensor) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(0)
     size = matrix.shape[-2]
     for _ in range(TURNS):
-        rotation = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64)).Q
+        noise = torch.randn(size, size, generator=generator, dtype=torch.float64, device="cpu")
+        rotation = torch.linalg.qr(noise).Q
         found = _attempt(_svd, rotation @ work)
         if found:
             u, s, vh = found

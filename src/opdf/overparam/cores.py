@@ -226,7 +226,9 @@ def is_product(weight: Tensor, cores: Sequence[Tensor], precision: str) -> bool:
     with torch.no_grad(), products_in():
         product = contract([working(core, weight) for core in cores])
         noise = max(64 * torch.finfo(product.dtype).eps, 2 * ROUNDING[precision]) * product.abs().amax()
-        allowed = product.abs() * torch.finfo(weight.dtype).eps + noise
+        stored = torch.finfo(weight.dtype)
+        # Below the smallest normal number (6e-5 of float16), where entries of small weights are, steps are of one size.
+        allowed = product.abs().clamp(min=stored.smallest_normal) * stored.eps + noise
         return bool(((weight.to(product.dtype) - product).abs() <= allowed).all())
 
 

@@ -129,13 +129,23 @@ class Inner:
         else:
             for param in old["params"] if old else ():
                 self._optimizer.state.pop(param, None)
-            self._optimizer.param_groups[:] = [g for g in self._optimizer.param_groups if g is not old]
+            gone = [old, *self._groups_that_had([t for t in part.tensors if isinstance(t, nn.Parameter)])]
+            self._optimizer.param_groups[:] = [g for g in self._optimizer.param_groups if not any(g is h for h in gone)]
             self._optimizer.add_param_group(new)
             # Some make states where they are made, and none for groups that come later: Adagrad of torch 2.11.
             begun = self._cls([dict(new)], **self._options).state
             self._optimizer.state.update({param: begun[param] for param in params if begun.get(param)})
         self._groups[part.key] = self._optimizer.param_groups[-1]
         self._tensors[part.key] = part.tensors
+
+    def _groups_that_had(self, params: Sequence[Tensor]) -> list[dict[str, Any]]:
+        """Forget the parts that held one of these before the user's groups were put together anew."""
+        taken = set(params)
+        keys = [key for key, group in self._groups.items() if taken and not taken.isdisjoint(group["params"])]
+        for key in keys:
+            self._tensors.pop(key)
+            self._parts.pop(key, None)
+        return [self._groups.pop(key) for key in keys]
 
 
 @dataclass(frozen=True)
@@ -328,7 +338,9 @@ def _trial_tensors(like: Tensor, seed: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     device = "cpu" if like.is_meta else like.device
     shapes = ((1, 8, 8, 64), (64, 1, 1, 64), (64, 8, 8, 1))
-    return [torch.randn(shape, generator=generator).to(device, working_dtype(like)) * 0.1 for shape in shapes]
+    return [
+        torch.randn(shape, generator=generator, device="cpu").to(device, working_dtype(like)) * 0.1 for shape in shapes
+    ]
 
 
 def _trial(

@@ -13,6 +13,7 @@ What it keeps to, so that schedulers, GradScaler, accelerate, checkpoints and re
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -37,6 +38,7 @@ from opdf.overparam.cores import (
     match,
     product_norm,
     products_in,
+    shape_of,
     stacked,
     working,
     working_dtype,
@@ -118,9 +120,32 @@ class OverParameterizedOptimizer(Optimizer):
         self._forget()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        super().add_param_group(param_group)
-        if "param_names" not in self.param_groups[-1]:
-            raise TypeError("parameters came without names; pass model.named_parameters() or (name, parameter) pairs")
+        """Add a group, as to any optimizer. Its parameters are trained as they are; those without names get numbers.
+
+        Raises:
+            TypeError: those of the first group have no names, or one is trained through cores.
+            ValueError: a parameter has the name of an over-parameterized weight that the optimizer has already.
+        """
+        group = {**param_group}
+        if not isinstance(group["params"], set):  # which torch refuses
+            group["params"] = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
+            named = any(isinstance(entry, tuple) for entry in group["params"])
+            if not named and "param_names" not in group:
+                cored = any("core0" in self.state.get(p, ()) for p in group["params"])
+                if group["params"] and (cored or not self.param_groups):  # weights with cores are known by name
+                    raise TypeError(
+                        "parameters came without names; pass model.named_parameters() or (name, parameter) pairs"
+                    )
+                first = sum(len(other["params"]) for other in self.param_groups)
+                group["param_names"] = [f"added.{first + k}" for k in range(len(group["params"]))]
+        known = {name for other in self.param_groups for name in other["param_names"]} & self._recipe.matrices.keys()
+        super().add_param_group(group)
+        if twice := known.intersection(self.param_groups[-1]["param_names"]):
+            self.param_groups.pop()
+            raise ValueError(
+                f"a parameter has the name {min(twice)!r} of an over-parameterized weight that is in another group; "
+                "give the parameters names of their own, or none"
+            )
 
     def _try_out(self) -> Traits:
         """What a trial shows about the inner optimizer, with the options of every group that has cores."""
@@ -199,7 +224,12 @@ class OverParameterizedOptimizer(Optimizer):
         return {p: matrix for group in self.param_groups for p, matrix in self._in_group(group).items()}
 
     def _in_group(self, group: Mapping[str, Any]) -> dict[Tensor, Matrix]:
-        known = self._recipe.matrices
+        known, count = self._recipe.matrices, len(group["params"])
+        if count != len(group["param_names"]):
+            raise RuntimeError(
+                f"a parameter group has {count} parameters and {len(group['param_names'])} names: one list was changed "
+                "without the other. To leave parameters out, freeze them: parameter.requires_grad_(False)"
+            )
         named = zip(group["params"], group["param_names"], strict=True)
         return {p: known[name] for p, name in named if name in known}
 
@@ -280,6 +310,9 @@ class OverParameterizedOptimizer(Optimizer):
                 moved = dense_and_cores(
                     recipe.inner, recipe.options, stack.group, chain, gradients, dense[n], recipe.traits.settled
                 )
+                if not math.isfinite(sum(moved)):  # a gradient that is not finite says nothing about the next ones
+                    state["moves"] -= 1
+                    continue
                 state["moved_dense"] += moved[0] ** 2
                 state["moved_cores"] += moved[1] ** 2
                 known = state["moved_cores"] > 0
@@ -391,24 +424,46 @@ class OverParameterizedOptimizer(Optimizer):
 
     def _drop_overwritten(self, weights: Weights) -> None:
         """Drop the cores of weights that someone else has changed since the last step: the new values win."""
+        for p in self._overwritten(weights):
+            warnings.warn(
+                f"{weights[p].name} was changed outside the optimizer; its cores are decomposed anew and its moments "
+                "start over. Load weights before creating the optimizer, or load the optimizer's state dict with "
+                "them",
+                stacklevel=5,
+            )
+            self.state[p] = _without_cores(self.state[p])
+
+    def _overwritten(self, weights: Weights) -> list[Tensor]:
+        """Those that someone else has changed since the last step."""
         known = {p: matrix for p, matrix in weights.items() if "core0" in self.state[p]}
+        found = []
         for p, same in self._writes.compare(known).items():
             if same is None:
                 same = self._fits(self._whole_weight(p), known[p], cores_in(self.state[p], known[p].shape))
-                self._writes.mark(p)
+                if same:
+                    self._writes.mark(p)
             if not same:
-                warnings.warn(
-                    f"{known[p].name} was changed outside the optimizer; its cores are decomposed anew and its moments "
-                    "start over. Load weights before creating the optimizer, or load the optimizer's state dict with "
-                    "them",
-                    stacklevel=5,
-                )
-                self.state[p] = {key: value for key, value in self.state[p].items() if key in RATE}
+                found.append(p)
+        return found
 
-    def _drop_overwritten_here(self) -> None:
-        """The same for all weights that need not be gathered, before they are saved."""
+    @contextmanager
+    def _as_saved(self) -> Iterator[None]:
+        """Inside, weights that someone else has changed have no cores, as after the next step. Then they are as before:
+        the values that belong to their cores may come back, where an average is swapped in to be saved.
+        """
         here = {p: matrix for p, matrix in self.weights().items() if not isinstance(p, DTensor) and self.state.get(p)}
-        self._drop_overwritten(here)
+        kept = {p: self.state[p] for p in self._overwritten(here)}
+        for p, state in kept.items():
+            warnings.warn(
+                f"{here[p].name} was changed outside the optimizer; its cores and moments are not saved. Save the "
+                "optimizer's state while the model holds the weights that it has trained",
+                stacklevel=5,
+            )
+            self.state[p] = _without_cores(state)
+        try:
+            yield
+        finally:
+            self.state.update(kept)
 
     def _given_cores(self, p: Tensor, matrix: Matrix) -> list[Tensor] | None:
         """Cores to start from, if there are any and the weight is still their product."""
@@ -453,8 +508,13 @@ class OverParameterizedOptimizer(Optimizer):
 
         Raises:
             KeyError: there is no such weight.
+            ValueError: the cores have other shapes than this weight's.
         """
         p, matrix = self._weight(name)
+        if (found := shape_of(cores)) != matrix.shape:
+            raise ValueError(
+                f"the cores given for {name} have the sizes {found.core_shapes}, its own {matrix.shape.core_shapes}"
+            )
         self.state.pop(p, None)
         self._set_cores(p, cores)
         self._write_product(p, matrix)
@@ -487,8 +547,8 @@ class OverParameterizedOptimizer(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """The state, without the cores of weights that someone has written since the last step: a step drops them."""
         self._writes.raise_if_lost()
-        self._drop_overwritten_here()
-        return super().state_dict()
+        with self._as_saved():
+            return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict. Cores and moments keep their saved precision, or get that of the weights if it is finer;
@@ -554,6 +614,11 @@ def rolled_back(optimizer: Optimizer) -> Iterator[None]:
                 p.copy_(weight)
         if ours:
             ours.begin_anew()
+
+
+def _without_cores(state: Mapping[str, Any]) -> dict[str, Any]:
+    """What stays of a weight's state when its cores are dropped: its learning rate's factor."""
+    return {key: value for key, value in state.items() if key in RATE}
 
 
 def rate_is_due(moves: int) -> bool:

@@ -181,9 +181,9 @@ class OwnerOptimizer(OverParameterizedOptimizer):
 
     def consolidate_state_dict(self, to: int = 0) -> None:
         """Copy all cores and moments to the memory of process `to`, whose `state_dict` is then whole. Collective."""
-        self._drop_overwritten_here()
         cpu, weights = torch.device("cpu"), self.weights()
-        owned = {m.name: saved.moved(self.state[p], cpu) for p, m in weights.items() if self.state.get(p)}
+        with self._as_saved():
+            owned = {m.name: saved.moved(self.state[p], cpu) for p, m in weights.items() if self.state.get(p)}
         parts: list[Any] | None = [None] * _processes() if _process() == to else None
         if _processes() > 1:
             dist.gather_object(owned, parts, dst=to)

@@ -88,8 +88,9 @@ class OverParameterization:
 
         Args:
             inner: a class of optimizers; before any work it takes a few steps on small cores, to see that it can.
-            params: parameters, named parameters or groups of either; default all that require a gradient. Parameters
-                that are not the model's (a projection of the loss, say) are stepped densely.
+            params: parameters, named parameters or groups of either; default all that require a gradient now.
+                Parameters that are not the model's (a projection of the loss, say) are stepped densely, and so are
+                those that are frozen when `overparameterize` is called, once they are not.
             **options: options of `inner`: lr, betas, weight_decay, ...
 
         Raises:
@@ -163,7 +164,7 @@ class OverParameterization:
             if (found := shape_of(loaded[matrix.name])) != matrix.shape:
                 raise ValueError(f"{matrix.name} is {found} in state_dict and {matrix.shape} here; use its config")
         self._initial_cores = {} if self._optimizer else loaded
-        optimizer = self._optimizer or self._make_optimizer(torch.optim.SGD, None, {"lr": 0.0})
+        optimizer = self._optimizer or self._make_optimizer(torch.optim.SGD, self.model.parameters(), {"lr": 0.0})
         for name, cores in loaded.items():
             optimizer.set_cores(name, cores)
 
@@ -172,7 +173,7 @@ class OverParameterization:
     ) -> OverParameterizedOptimizer:
         cls = OwnerOptimizer if self.config.placement == "owner" else OverParameterizedOptimizer
         optimizer = cls(
-            self._named(self.model.parameters() if params is None else params),
+            self._named([p for p in self.model.parameters() if p.requires_grad] if params is None else params),
             inner,
             self.matrices,
             self.config,
@@ -199,7 +200,7 @@ class OverParameterization:
         entries: list[Any] = list(params)
         if entries and isinstance(entries[0], dict):
             return [{**group, "params": [named(p) for p in members(group)]} for group in entries]
-        return [named(p) for p in entries if (p[1] if isinstance(p, tuple) else p).requires_grad]
+        return [named(entry) for entry in entries]
 
 
 def overparameterize(model: nn.Module, config: OverParamConfig | None = None) -> OverParameterization:

@@ -97,8 +97,11 @@ def _targeted(
     if targets == "blocks":
         chosen = [m for m in allowed if m.blocks]
         if not chosen:
+            whole = "" in block_lists(model) and not any(m.blocks for m in candidates)
             raise ValueError(
-                f"targets 'blocks' found no attention blocks in {type(model).__name__}; "
+                f"the model is itself a list of blocks ({type(model).__name__}): give the module that holds it, or "
+                if whole
+                else f"targets 'blocks' found no attention blocks in {type(model).__name__}; "
                 "set targets to 'all-linear' or to patterns of names, e.g. ['*.conv1', '*.conv2']"
             )
         return chosen

@@ -66,7 +66,8 @@ class Writes:
         for p in weights:
             mark = self._marks.get(p)
             here = p.device.type == "cpu" and not isinstance(p, DTensor)
-            if mark is None or (not here and mark.version != p._version):
+            moved = mark is not None and mark.bits.device != p.device  # to be saved elsewhere, say
+            if mark is None or moved or (not here and mark.version != p._version):
                 found[p] = None
             elif here:
                 same = torch.equal(entries(p), mark.bits)
@@ -116,8 +117,9 @@ def _places(shape: tuple[int, ...], device: torch.device) -> Tensor:
     if not rows * cols:
         return torch.empty(0, dtype=torch.int64, device=device)
     count = max(rows, cols)
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(count))
-    row, col = (torch.arange(count) % rows, order) if cols > rows else (order, torch.arange(count) % cols)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(count), device="cpu")
+    numbers = torch.arange(count, device="cpu")
+    row, col = (numbers % rows, order) if cols > rows else (order, numbers % cols)
     return (row * cols + col).to(device)
 
 

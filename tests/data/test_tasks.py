@@ -130,6 +130,14 @@ def test_scores_of_several_labels() -> None:
     )
 
 
+def test_scores_of_one_label() -> None:
+    """A single column of 0 and 1 was scored as two classes, and F1 over both of them was the accuracy."""
+    task = Task("multi-label", ("t",), "l", ("rude",))
+    labels, answers = np.array([[0]] * 8 + [[1], [1]]), np.array([[0]] * 9 + [[1]])
+    assert task.metrics(answers, labels) == pytest.approx({"f1_micro": 2 / 3, "f1_macro": 2 / 3})
+    assert task.metrics(np.zeros_like(labels), labels) == {"f1_micro": 0.0, "f1_macro": 0.0}
+
+
 SENTENCES = [["John", "Smith", "lives", "in", "Massachusetts"], ["Nothing", "happens"], ["Ann", "met", "Ann-Sophie"]]
 TAGS = [["B-PER", "I-PER", "O", "O", "B-LOC"], ["O", "O"], ["B-PER", "O", "B-PER"]]
 

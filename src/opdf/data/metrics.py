@@ -34,11 +34,13 @@ def matthews(answers: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> f
 
 def f1_micro(answers: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> float:
     """Of all labels of all examples together, `[examples, classes]` of 0 and 1."""
-    return float(f1_score(labels, answers, average="micro", zero_division=0))
+    return float(f1_score(labels.reshape(-1), answers.reshape(-1), zero_division=0))
 
 
 def f1_macro(answers: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> float:
     """The mean over labels."""
+    if labels.shape[1] == 1:  # scikit-learn would take the single column for two classes, 0 and 1
+        return f1_micro(answers, labels, names)
     return float(f1_score(labels, answers, average="macro", zero_division=0))
 
 

@@ -359,13 +359,21 @@ def _number(text: str) -> bool:
 
 
 def missing(rows: Dataset, column: str) -> list[int]:
-    """Rows in which a column has no value, or a list of values with a gap."""
-    found = values(rows, column)
+    """Rows in which a column has no value, or a list of values with a gap.
+
+    -1 is no value where a column names its classes: datasets writes it for none.
+    """
+    found, feature = values(rows, column), rows.features[column]
     gaps = set(pc.indices_nonzero(pc.is_null(found, nan_is_null=True)).to_pylist())
-    if pa.types.is_list(found.type) or pa.types.is_large_list(found.type):
-        inner = pc.is_null(pc.list_flatten(found), nan_is_null=True)
-        gaps |= set(pc.list_parent_indices(found).filter(inner).to_pylist())
-    return sorted(gaps)
+    if _items(feature) is not None:
+        inner = _is_gap(pc.list_flatten(found), _items(feature))
+        return sorted(gaps | set(pc.list_parent_indices(found).filter(inner).to_pylist()))
+    return sorted(gaps | set(pc.indices_nonzero(_is_gap(found, feature)).to_pylist()))
+
+
+def _is_gap(cells: Any, feature: Any) -> Any:
+    gaps = pc.is_null(cells, nan_is_null=True)
+    return pc.or_(gaps, pc.fill_null(pc.equal(cells, -1), False)) if isinstance(feature, ClassLabel) else gaps
 
 
 def without_gaps(rows: Dataset, task: Task, asked: Asked) -> Dataset:

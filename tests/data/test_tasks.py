@@ -274,6 +274,18 @@ def test_entities_end_where_their_tags_say(names: str) -> None:
     assert task.metrics(joined, right)["f1"] == pytest.approx(2 * 2 / (3 + 4))
 
 
+@pytest.mark.parametrize("names", ["BIO", "BILUO", "BIESO"])
+def test_entities_without_types(names: str) -> None:
+    """B, I and O alone were scored word by word, so that a tagger that finds nothing was nearly right."""
+    task = Task("token-classification", ("w",), "t", tuple(names))
+    typed = Task("token-classification", ("w",), "t", tuple(name if name == "O" else f"{name}-X" for name in names))
+    rng = np.random.default_rng(0)
+    said, right = rng.integers(0, len(names), (2, 30, 6))
+    assert task.metric == "f1"
+    assert task.metrics(said, right) == typed.metrics(said, right)
+    assert task.metrics(np.full_like(right, names.index("O")), right)["f1"] == 0
+
+
 def test_tags_that_mark_no_entities_are_scored_one_by_one() -> None:
     task = Task("token-classification", ("w",), "t", ("NOUN", "VERB"))
     found = task.metrics(np.array([[0, 1, 0], [1, 1, 0]]), np.array([[0, 1, -100], [0, 1, -100]]))

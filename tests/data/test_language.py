@@ -179,6 +179,7 @@ def test_texts_of_one_token_have_none_to_predict(tmp_path: Path) -> None:
     ("rows", "options", "message"),
     [
         ([{"messages": [{"from": "a", "value": "b"}]}] * 9, {}, "holds lists of dict; task causal-lm needs one text"),
+        ([{"messages": [{"role": "a", "content": [{"text": "b"}]}]}] * 9, {}, "messages, each with texts as role and"),
         ([{"text": 3}] * 9, {}, "column 'text' of .* holds int64; task causal-lm needs one"),
         ([{"text": "a", "label": 1}] * 9, {"label": "label"}, "label is 'label'; a causal-lm learns its own text"),
         ([{"text": "a"}] * 9, {"labels": ["a"]}, "labels names classes and the task is causal-lm"),

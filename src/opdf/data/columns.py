@@ -26,6 +26,9 @@ MANY = 20
 
 WORDS, MESSAGES = ("tokens", "words"), ("messages", "conversations")
 
+MESSAGE = {"role": (TEXT,), "content": (TEXT, "null")}
+"""What a message has, and the types of that; one without a text, of calls alone, has null."""
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -158,7 +161,7 @@ def _kind(data: Dataset, label: str | tuple[str, ...] | None, asked: Asked) -> s
 INPUTS = {
     "image-classification": "an image column",
     "token-classification": "a column of words",
-    "causal-lm": "one text column, two of prompts and answers, or one of messages",
+    "causal-lm": "one text column, two of prompts and answers, or one of messages, each with texts as role and content",
     **dict.fromkeys(("classification", "multi-label", "regression", "similarity"), "one or two text columns"),
 }
 
@@ -261,7 +264,7 @@ def _is_input(feature: Any, kind: str) -> bool:
         return dtype(_items(feature)) == TEXT
     if kind == "causal-lm" and _items(feature) is not None:
         message = _items(feature)
-        return isinstance(message, dict) and {"role", "content"} <= message.keys()
+        return isinstance(message, dict) and all(dtype(message.get(name)) in said for name, said in MESSAGE.items())
     return dtype(feature) == TEXT
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,17 @@ def test_labels_with_bars_are_told_of_where_they_are_taken_as_one_class(tmp_path
     note = "'rude|spam' in 'label' is taken as one class; if bars separate labels, set data.task to multi-label"
     assert (task.kind, task.notes) == ("classification", (note,))
     assert load_data(str(tmp_path / "bars.csv"), task="classification")[1].notes == ()
+
+
+def test_lists_that_a_csv_file_has_as_texts_are_no_classes(tmp_path: Path) -> None:
+    """pandas and datasets write lists so. Each combination became a class of its own, also for `multi-label`."""
+    Dataset.from_dict({"text": TEXTS, "label": [str(names) for names in SEVERAL]}).to_csv(tmp_path / "lists.csv")
+    longest = "\"['rude', 'spam', 'threat']\""
+    with pytest.raises(ValueError, match=re.escape(f"are lists that were written as texts, such as {longest}; write")):
+        load_data(str(tmp_path / "lists.csv"), task="multi-label")
+    (note,) = load_data(str(tmp_path / "lists.csv"))[1].notes
+    assert note.startswith(f"{longest} in 'label' is taken as one class; if it is a list of labels")
+    assert load_data(str(tmp_path / "lists.csv"), task="classification")[1].notes == ()
 
 
 @pytest.mark.parametrize("several", [False, True])

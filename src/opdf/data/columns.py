@@ -287,6 +287,7 @@ def _check_class(rows: Dataset, task: Task, asked: Asked, name: str, file: Path 
 
 
 def _check_labels(rows: Dataset, task: Task, asked: Asked, name: str, file: Path | None) -> None:
+    assert task.label is not None
     if not isinstance(asked.label, tuple):
         feature = rows.features[task.label]
         if dtype(feature) != TEXT and not _is_class(_items(feature)):
@@ -294,11 +295,23 @@ def _check_labels(rows: Dataset, task: Task, asked: Asked, name: str, file: Path
                 f"labels in {task.label!r} are {_described(feature)}; give lists of classes, texts separated by |, or "
                 f"several columns of 0 and 1 in {asked.option('label')}"
             )
+        found = pc.unique(values(rows, task.label).drop_null()).to_pylist() if dtype(feature) == TEXT else []
+        if are_lists(found):
+            raise ValueError(
+                f"labels in {task.label!r} of {name} are lists that were written as texts, such as "
+                f"{max(found, key=len)!r}; write labels with | between, or write lists into a jsonl or parquet file"
+            )
         return
     for column in asked.label:
         found = [value for value in pc.unique(values(rows, column)).to_pylist() if value is not None]
         if not all(truth(value) in (0, 1) for value in found):
             raise ValueError(f"column {column!r} of {name} holds {found[:5]}; a label among several is 0 or 1")
+
+
+def are_lists(texts: Sequence[str]) -> bool:
+    """Whether texts are lists as Python prints them, which is how tables of lists get into a csv file."""
+    written = [text.strip() for text in texts if text.strip()]
+    return bool(written) and all(text[0] == "[" and text[-1] == "]" for text in written)
 
 
 def truth(value: Any) -> Any:

@@ -147,6 +147,13 @@ def test_numbers_that_are_none_are_named(tmp_path: Path) -> None:
         load_data(file, task="regression")
 
 
+@pytest.mark.parametrize(("sign", "advice"), [("{},5", "'0,5'; write digits and"), ("{} %", "'0 %'; write digits and")])
+def test_numbers_as_other_countries_write_them_are_shown(tmp_path: Path, sign: str, advice: str) -> None:
+    file = table(tmp_path / "data.csv", [("t", sign.format(k)) for k in range(30)])
+    with pytest.raises(ValueError, match=f"a regression needs numbers, not texts such as {advice}"):
+        load_data(file, task="regression")
+
+
 def test_a_type_is_that_of_the_whole_column(tmp_path: Path) -> None:
     file = tmp_path / "data.csv"
     table(file, [*[(k, 1) for k in range(12_000)], ("word", 2)])

@@ -337,6 +337,10 @@ def _check_numbers(rows: Dataset, task: Task, asked: Asked, name: str, file: Pat
     words = [k for k, text in enumerate(texts) if text is not None and not _number(text)]
     if words and len(words) < len(rows) / 2:
         problem += f", and {len(words)} of {len(rows)} rows hold none ({texts[words[0]]!r}): {rows_of(file, words)}"
+    elif words:
+        problem += f", not texts such as {texts[words[0]]!r}"
+        if any(sign.isdigit() for sign in texts[words[0]]):  # 0,5 or 50 %
+            problem += "; write digits and a decimal point alone"
     if texts and not words:
         problem += ", not texts of digits; write them without quotes and without zeros in front"
     raise ValueError(problem)

@@ -12,8 +12,11 @@ import pytest
 import torch
 from datasets import DatasetDict
 from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE, WordLevel
+from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
+from tokenizers.trainers import BpeTrainer
 from transformers import (
     AutoTokenizer,
     EvalPrediction,
@@ -167,6 +170,27 @@ def test_prompts_and_answers(tmp_path: Path, tokenizer: Any) -> None:
         encode(data, task, tokenizer, pack=False, answers_only=True, max_length=5)
 
 
+@pytest.mark.parametrize("chat", [False, True])
+def test_an_answer_behind_a_blank_is_learned_from_its_first_word_on(chat: bool) -> None:
+    """Byte-level tokenizers join a word with the blank before it. If a prompt ended with that, it was left out."""
+    made = Tokenizer(BPE())
+    made.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    made.decoder = ByteLevelDecoder()
+    trainer = BpeTrainer(special_tokens=["</s>"], initial_alphabet=ByteLevel.alphabet(), show_progress=False)
+    made.train_from_iterator(["mood: fine day"] * 9, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="</s>")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.content }}"
+        "{% if m.role == 'user' %}\nmood: {% else %}{{ eos_token }}{% endif %}{% endfor %}"
+    )
+    talk = [{"role": "user", "content": "day"}, {"role": "assistant", "content": "fine day"}]
+    columns = [[talk]] if chat else [["day\nmood: "], ["fine day"]]
+    found = encode_language(columns, tokenizer, None, answers_only=True)
+    learned = [label for label in found["labels"][0] if label != -100]
+    assert tokenizer.decode(learned) == " fine day</s>"
+    assert found["labels"][0][:2] == [-100, -100]
+
+
 def test_texts_of_one_token_have_none_to_predict(tmp_path: Path) -> None:
     bare = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"[UNK]": 0}, "[UNK]")), unk_token="[UNK]")
     data, task = training(lines(tmp_path / "words.jsonl", [{"text": f"word{k}"} for k in range(40)]))
@@ -179,6 +203,7 @@ def test_texts_of_one_token_have_none_to_predict(tmp_path: Path) -> None:
     ("rows", "options", "message"),
     [
         ([{"messages": [{"from": "a", "value": "b"}]}] * 9, {}, "holds lists of dict; task causal-lm needs one text"),
+        ([{"messages": [{"role": "a", "content": [{"text": "b"}]}]}] * 9, {}, "messages, each with texts as role and"),
         ([{"text": 3}] * 9, {}, "column 'text' of .* holds int64; task causal-lm needs one"),
         ([{"text": "a", "label": 1}] * 9, {"label": "label"}, "label is 'label'; a causal-lm learns its own text"),
         ([{"text": "a"}] * 9, {"labels": ["a"]}, "labels names classes and the task is causal-lm"),

@@ -147,6 +147,13 @@ def test_numbers_that_are_none_are_named(tmp_path: Path) -> None:
         load_data(file, task="regression")
 
 
+@pytest.mark.parametrize(("sign", "advice"), [("{},5", "'0,5'; write digits and"), ("{} %", "'0 %'; write digits and")])
+def test_numbers_as_other_countries_write_them_are_shown(tmp_path: Path, sign: str, advice: str) -> None:
+    file = table(tmp_path / "data.csv", [("t", sign.format(k)) for k in range(30)])
+    with pytest.raises(ValueError, match=f"a regression needs numbers, not texts such as {advice}"):
+        load_data(file, task="regression")
+
+
 def test_a_type_is_that_of_the_whole_column(tmp_path: Path) -> None:
     file = tmp_path / "data.csv"
     table(file, [*[(k, 1) for k in range(12_000)], ("word", 2)])
@@ -195,6 +202,9 @@ def test_a_split_is_named_where_there_are_several(tmp_path: Path) -> None:
         ("a.json", b"[{}, 1]", "row 2 is no object"),
         ("a.json", b"3", "row 1 is no object"),
         ("a.json", b'{"a":', "Expecting value"),
+        ("a.json", b'{"text": {"0": "a"}, "label": {"0": 1}}', "holds the rows; write a list of objects"),
+        ("a.json", b'{"columns": ["text"], "index": [0], "data": [["a"]]}', "orient='records'"),
+        ("a.json", b'{"data": [{"text": "a", "label": 1}]}', "one object that holds the rows"),
         ("a.parquet", b"PAR1", "smaller than the minimum"),
     ],
 )  # fmt: skip
@@ -441,6 +451,15 @@ def test_a_key_that_an_object_has_twice_is_refused(tmp_path: Path, name: str) ->
     if name.endswith("l"):
         with pytest.raises(ValueError, match=r"line 8 of .* cannot be read: an object has the key 'label' twice"):
             list(read_rows(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{"text": "a"}, {"tokens": ["a", "b"]}, {"messages": [{"role": "user", "content": "a"}]}, {"text": "a", "m": {}}],
+)
+def test_one_object_is_a_row(tmp_path: Path, row: dict[str, Any]) -> None:
+    (tmp_path / "row.json").write_text(json.dumps(row))
+    assert read_file(tmp_path / "row.json").num_rows == 1
 
 
 def test_a_number_too_large_is_a_value_error(tmp_path: Path) -> None:

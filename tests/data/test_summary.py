@@ -77,6 +77,20 @@ def test_test_rows_that_were_trained_on_are_counted(tmp_path: Path, tokenizer: A
     assert found.classes["test"] == {"a": 1, "b": 0, "c": 2, "d": 1}
 
 
+def test_test_rows_that_are_validation_rows_are_counted(tmp_path: Path, tokenizer: Any) -> None:
+    """Cut from the training file, or from a file that is named for both, they were passed over in silence."""
+    rows = {"text": [f"word {k}" for k in range(40)], "label": ["a", "b"] * 20}
+    train = write(tmp_path / "train.csv", **rows)
+    test = write(tmp_path / "test.csv", text=[*rows["text"][:20], "other"], label=[*rows["label"][:20], "a"])
+    found = summary(train, tokenizer, test=test)
+    assert found.repeated["test"] + found.shared == 20
+    assert found.shared > 0
+    assert f"{found.shared} of 21 rows of test are validation rows too, but for case and punctuation" in str(found)
+    other = write(tmp_path / "other.csv", text=["new 1", "New 2", "word 3"], label=["a", "b", "b"])
+    assert summary(train, tokenizer, validation=other, test=other).shared == 2
+    assert summary(train, tokenizer).shared == 0
+
+
 def test_images_that_were_trained_on_are_counted(tmp_path: Path) -> None:
     """In folders for each split, where nothing brings copies together."""
     for part, pictures in (("train", range(40)), ("val", range(100, 110)), ("test", range(36, 50))):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
@@ -70,13 +73,31 @@ def test_labels_with_bars_are_told_of_where_they_are_taken_as_one_class(tmp_path
     assert load_data(str(tmp_path / "bars.csv"), task="classification")[1].notes == ()
 
 
-def test_a_class_number_outside_the_names_is_no_other_class(tmp_path: Path) -> None:
-    """-1, which often stands for no label, would be the last name."""
-    features = Features({"text": Value("string"), "labels": List(ClassLabel(names=list(KINDS)))})
-    labels = [[0], [2], [-1]] * 20
-    Dataset.from_dict({"text": TEXTS, "labels": labels}, features=features).to_parquet(tmp_path / "outside.parquet")
-    with pytest.raises(ValueError, match=r"has labels \[-1\]; expected one of rude, spam, threat, or 0 to 2"):
-        load_data(str(tmp_path / "outside.parquet"))
+def test_lists_that_a_csv_file_has_as_texts_are_no_classes(tmp_path: Path) -> None:
+    """pandas and datasets write lists so. Each combination became a class of its own, also for `multi-label`."""
+    Dataset.from_dict({"text": TEXTS, "label": [str(names) for names in SEVERAL]}).to_csv(tmp_path / "lists.csv")
+    longest = "\"['rude', 'spam', 'threat']\""
+    with pytest.raises(ValueError, match=re.escape(f"are lists that were written as texts, such as {longest}; write")):
+        load_data(str(tmp_path / "lists.csv"), task="multi-label")
+    (note,) = load_data(str(tmp_path / "lists.csv"))[1].notes
+    assert note.startswith(f"{longest} in 'label' is taken as one class; if it is a list of labels")
+    assert load_data(str(tmp_path / "lists.csv"), task="classification")[1].notes == ()
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_minus_one_is_no_label_where_classes_have_names(tmp_path: Path, several: bool) -> None:
+    """datasets writes it for none. It was refused as a class out of range, and `drop_empty` left it in."""
+    one = ClassLabel(names=list(KINDS))
+    features = Features({"text": Value("string"), "labels": List(one) if several else one})
+    labels = [[k] if several else k for k in (0, 2, -1)] * 20
+    Dataset.from_dict({"text": TEXTS, "labels": labels}, features=features).to_parquet(tmp_path / "none.parquet")
+    with pytest.raises(ValueError, match=r"column 'labels' of .* is empty in 20 of 60 rows: rows 3, 6, 9, 12, 15 and"):
+        load_data(str(tmp_path / "none.parquet"))
+    data, task = load_data(str(tmp_path / "none.parquet"), drop_empty=True)
+    assert sorted(text for rows in data.values() for text in rows["text"]) == sorted(
+        t for t in TEXTS if int(t[5:]) % 3 < 2
+    )
+    assert task.labels == KINDS
 
 
 def test_several_labels_are_encoded_as_numbers_of_their_own(tmp_path: Path, tokenizer: Any) -> None:
@@ -118,6 +139,14 @@ def test_several_labels_that_are_none(tmp_path: Path, columns: Any, options: Any
         load_data(str(tmp_path / "data.jsonl"), **options)
 
 
+def test_a_gap_in_lists_of_one_length_is_no_class(tmp_path: Path) -> None:
+    """Such lists were not looked into, and their gaps became a class called None."""
+    labels = pa.array([[1, None if k == 7 else 2 + k % 2] for k in range(60)], pa.list_(pa.int64(), 2))
+    pq.write_table(pa.table({"text": TEXTS, "label": labels}), tmp_path / "data.parquet")
+    with pytest.raises(ValueError, match=r"column 'label' of .* is empty in 1 of 60 rows: row 8;"):
+        load_data(str(tmp_path / "data.parquet"))
+
+
 def test_scores_of_several_labels() -> None:
     rng = np.random.default_rng(0)
     labels, logits = rng.integers(0, 2, (50, 3)), rng.normal(size=(50, 3))
@@ -128,6 +157,14 @@ def test_scores_of_several_labels() -> None:
     assert found == pytest.approx(
         {"f1_micro": 2 * hits.sum() / (2 * hits.sum() + false.sum() + missed.sum()), "f1_macro": each.mean()}
     )
+
+
+def test_scores_of_one_label() -> None:
+    """A single column of 0 and 1 was scored as two classes, and F1 over both of them was the accuracy."""
+    task = Task("multi-label", ("t",), "l", ("rude",))
+    labels, answers = np.array([[0]] * 8 + [[1], [1]]), np.array([[0]] * 9 + [[1]])
+    assert task.metrics(answers, labels) == pytest.approx({"f1_micro": 2 / 3, "f1_macro": 2 / 3})
+    assert task.metrics(np.zeros_like(labels), labels) == {"f1_micro": 0.0, "f1_macro": 0.0}
 
 
 SENTENCES = [["John", "Smith", "lives", "in", "Massachusetts"], ["Nothing", "happens"], ["Ann", "met", "Ann-Sophie"]]
@@ -247,6 +284,18 @@ def test_entities_end_where_their_tags_say(names: str) -> None:
     assert task.metrics(one, right)["f1"] == pytest.approx(2 * 2 / (3 + 4))
     joined = np.array([[begin, last, begin, last, begin, last, outside]])  # the last two taken for one
     assert task.metrics(joined, right)["f1"] == pytest.approx(2 * 2 / (3 + 4))
+
+
+@pytest.mark.parametrize("names", ["BIO", "BILUO", "BIESO"])
+def test_entities_without_types(names: str) -> None:
+    """B, I and O alone were scored word by word, so that a tagger that finds nothing was nearly right."""
+    task = Task("token-classification", ("w",), "t", tuple(names))
+    typed = Task("token-classification", ("w",), "t", tuple(name if name == "O" else f"{name}-X" for name in names))
+    rng = np.random.default_rng(0)
+    said, right = rng.integers(0, len(names), (2, 30, 6))
+    assert task.metric == "f1"
+    assert task.metrics(said, right) == typed.metrics(said, right)
+    assert task.metrics(np.full_like(right, names.index("O")), right)["f1"] == 0
 
 
 def test_tags_that_mark_no_entities_are_scored_one_by_one() -> None:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, DatasetDict, List, Value
 
-from opdf.data.columns import TEXT, Asked, dtype, truth, values
+from opdf.data.columns import TEXT, Asked, are_lists, dtype, truth, values
 from opdf.data.metrics import IGNORED
 from opdf.data.read import BLANK
 from opdf.data.task import Task
@@ -92,7 +92,12 @@ def _odd(names: Sequence[str]) -> Iterator[str]:
 
 
 def _joined(names: Sequence[str], task: Task, asked: Asked) -> Iterator[str]:
-    """A note on classes with bars, which may be several labels in one cell."""
+    """A note on classes with bars, or that are lists as texts: they may be several labels in one cell."""
+    if are_lists(names) and task.kind == "classification" and asked.task is None:
+        yield (
+            f"{max(names, key=len)!r} in {task.label!r} is taken as one class; if it is a list of labels, write "
+            f"them with | between and set {asked.option('task')} to multi-label"
+        )
     joined = next((name for name in names if SEPARATOR in name.strip(SEPARATOR)), None)
     if joined is not None and task.kind == "classification" and asked.task is None:
         yield (

@@ -26,6 +26,9 @@ MANY = 20
 
 WORDS, MESSAGES = ("tokens", "words"), ("messages", "conversations")
 
+MESSAGE = {"role": (TEXT,), "content": (TEXT, "null")}
+"""What a message has, and the types of that; one without a text, of calls alone, has null."""
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -158,7 +161,7 @@ def _kind(data: Dataset, label: str | tuple[str, ...] | None, asked: Asked) -> s
 INPUTS = {
     "image-classification": "an image column",
     "token-classification": "a column of words",
-    "causal-lm": "one text column, two of prompts and answers, or one of messages",
+    "causal-lm": "one text column, two of prompts and answers, or one of messages, each with texts as role and content",
     **dict.fromkeys(("classification", "multi-label", "regression", "similarity"), "one or two text columns"),
 }
 
@@ -261,7 +264,7 @@ def _is_input(feature: Any, kind: str) -> bool:
         return dtype(_items(feature)) == TEXT
     if kind == "causal-lm" and _items(feature) is not None:
         message = _items(feature)
-        return isinstance(message, dict) and {"role", "content"} <= message.keys()
+        return isinstance(message, dict) and all(dtype(message.get(name)) in said for name, said in MESSAGE.items())
     return dtype(feature) == TEXT
 
 
@@ -284,6 +287,7 @@ def _check_class(rows: Dataset, task: Task, asked: Asked, name: str, file: Path 
 
 
 def _check_labels(rows: Dataset, task: Task, asked: Asked, name: str, file: Path | None) -> None:
+    assert task.label is not None
     if not isinstance(asked.label, tuple):
         feature = rows.features[task.label]
         if dtype(feature) != TEXT and not _is_class(_items(feature)):
@@ -291,11 +295,23 @@ def _check_labels(rows: Dataset, task: Task, asked: Asked, name: str, file: Path
                 f"labels in {task.label!r} are {_described(feature)}; give lists of classes, texts separated by |, or "
                 f"several columns of 0 and 1 in {asked.option('label')}"
             )
+        found = pc.unique(values(rows, task.label).drop_null()).to_pylist() if dtype(feature) == TEXT else []
+        if are_lists(found):
+            raise ValueError(
+                f"labels in {task.label!r} of {name} are lists that were written as texts, such as "
+                f"{max(found, key=len)!r}; write labels with | between, or write lists into a jsonl or parquet file"
+            )
         return
     for column in asked.label:
         found = [value for value in pc.unique(values(rows, column)).to_pylist() if value is not None]
         if not all(truth(value) in (0, 1) for value in found):
             raise ValueError(f"column {column!r} of {name} holds {found[:5]}; a label among several is 0 or 1")
+
+
+def are_lists(texts: Sequence[str]) -> bool:
+    """Whether texts are lists as Python prints them, which is how tables of lists get into a csv file."""
+    written = [text.strip() for text in texts if text.strip()]
+    return bool(written) and all(text[0] == "[" and text[-1] == "]" for text in written)
 
 
 def truth(value: Any) -> Any:
@@ -321,6 +337,10 @@ def _check_numbers(rows: Dataset, task: Task, asked: Asked, name: str, file: Pat
     words = [k for k, text in enumerate(texts) if text is not None and not _number(text)]
     if words and len(words) < len(rows) / 2:
         problem += f", and {len(words)} of {len(rows)} rows hold none ({texts[words[0]]!r}): {rows_of(file, words)}"
+    elif words:
+        problem += f", not texts such as {texts[words[0]]!r}"
+        if any(sign.isdigit() for sign in texts[words[0]]):  # 0,5 or 50 %
+            problem += "; write digits and a decimal point alone"
     if texts and not words:
         problem += ", not texts of digits; write them without quotes and without zeros in front"
     raise ValueError(problem)
@@ -359,13 +379,21 @@ def _number(text: str) -> bool:
 
 
 def missing(rows: Dataset, column: str) -> list[int]:
-    """Rows in which a column has no value, or a list of values with a gap."""
-    found = values(rows, column)
+    """Rows in which a column has no value, or a list of values with a gap.
+
+    -1 is no value where a column names its classes: datasets writes it for none.
+    """
+    found, feature = values(rows, column), rows.features[column]
     gaps = set(pc.indices_nonzero(pc.is_null(found, nan_is_null=True)).to_pylist())
-    if pa.types.is_list(found.type) or pa.types.is_large_list(found.type):
-        inner = pc.is_null(pc.list_flatten(found), nan_is_null=True)
-        gaps |= set(pc.list_parent_indices(found).filter(inner).to_pylist())
-    return sorted(gaps)
+    if _items(feature) is not None:
+        inner = _is_gap(pc.list_flatten(found), _items(feature))
+        return sorted(gaps | set(pc.list_parent_indices(found).filter(inner).to_pylist()))
+    return sorted(gaps | set(pc.indices_nonzero(_is_gap(found, feature)).to_pylist()))
+
+
+def _is_gap(cells: Any, feature: Any) -> Any:
+    gaps = pc.is_null(cells, nan_is_null=True)
+    return pc.or_(gaps, pc.fill_null(pc.equal(cells, -1), False)) if isinstance(feature, ClassLabel) else gaps
 
 
 def without_gaps(rows: Dataset, task: Task, asked: Asked) -> Dataset:

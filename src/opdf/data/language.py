@@ -43,7 +43,9 @@ def encode_language(
         places = list(tokens["offset_mapping"][k]) if answers_only else []
         if not chat:
             _end(ids, places, len(text), tokenizer)
-        labels = [t if _inside(p, answers) else IGNORED for t, p in zip(ids, places, strict=True)] if places else ids
+        labels = (
+            [t if _inside(p, answers, text) else IGNORED for t, p in zip(ids, places, strict=True)] if places else ids
+        )
         for name, row in (("input_ids", ids), ("attention_mask", [1] * len(ids)), ("labels", labels)):
             found[name].append(row[:max_length])
     return found
@@ -67,8 +69,12 @@ def _end(ids: list[int], places: list[Span], length: int, tokenizer: Any) -> Non
         places[-1] = (length - 1, length)
 
 
-def _inside(place: Span, answers: Sequence[Span]) -> bool:
-    return any(start <= place[0] < end for start, end in answers) and place[1] > 0
+def _inside(place: Span, answers: Sequence[Span], text: str) -> bool:
+    """Whether a token is of an answer: it begins there, or with blanks before it, or else that word would be lost."""
+    first, last = place
+    return last > 0 and any(
+        start <= first < end or (first < start < last and text[first:start].isspace()) for start, end in answers
+    )
 
 
 def _conversation(messages: Sequence[Mapping[str, Any]], tokenizer: Any, answers_only: bool) -> tuple[str, list[Span]]:

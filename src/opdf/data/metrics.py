@@ -34,11 +34,13 @@ def matthews(answers: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> f
 
 def f1_micro(answers: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> float:
     """Of all labels of all examples together, `[examples, classes]` of 0 and 1."""
-    return float(f1_score(labels, answers, average="micro", zero_division=0))
+    return float(f1_score(labels.reshape(-1), answers.reshape(-1), zero_division=0))
 
 
 def f1_macro(answers: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> float:
     """The mean over labels."""
+    if labels.shape[1] == 1:  # scikit-learn would take the single column for two classes, 0 and 1
+        return f1_micro(answers, labels, names)
     return float(f1_score(labels, answers, average="macro", zero_division=0))
 
 
@@ -58,7 +60,7 @@ def correlation(*coefficients: Callable[..., tuple[float, float]]) -> Score:
     return score
 
 
-SEQEVAL = {"L-": "E-", "U-": "S-"}
+SEQEVAL = {"L": "E", "U": "S"}
 """What seqeval calls the last word of an entity and the only one. It would not see where those called L and U end."""
 
 
@@ -67,7 +69,7 @@ def entities(metric: Callable[..., float]) -> Score:
 
     def score(answers: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> float:
         scored = [row != IGNORED for row in labels]
-        tags = np.asarray([SEQEVAL.get(name[:2], name[:2]) + name[2:] for name in names], object)
+        tags = np.asarray([SEQEVAL.get(name[:1], name[:1]) + name[1:] for name in names], object)
         said, right = ([list(tags[row[k]]) for row, k in zip(some, scored, strict=True)] for some in (answers, labels))
         with warnings.catch_warnings(action="ignore"):  # of no entities at all, which scores 0
             return float(metric(right, said, zero_division=0))
@@ -95,6 +97,9 @@ SCORES: dict[str, dict[str, Score]] = {
 }
 """The scores of every kind of task. Token classification is of entities where all tags are, see `are_entities`."""
 
+MARKS = tuple("BIESLU")
+"""How tags begin that mark where entities begin, go on and end."""
+
 LOWER_IS_BETTER = ("perplexity",)
 """Metrics whose smaller values are better; of all others larger ones are."""
 
@@ -107,8 +112,8 @@ JUDGED_BY = {
 
 
 def are_entities(names: Sequence[str]) -> bool:
-    """Whether tags mark entities: O, and others that begin with B-, I-, E-, S-, L- or U-."""
-    return "O" in names and all(name == "O" or name[:2] in ("B-", "I-", "E-", "S-", "L-", "U-") for name in names)
+    """Whether tags mark entities: O, and others that are B, I, E, S, L or U, with or without - and a type behind it."""
+    return "O" in names and all(name == "O" or (name[:1] in MARKS and name[1:2] in ("", "-")) for name in names)
 
 
 def token_agreement(answers: np.ndarray, others: np.ndarray, labels: np.ndarray) -> float:

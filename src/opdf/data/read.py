@@ -354,7 +354,21 @@ def _json(path: Path) -> pa.Table:
         if error.msg != "Extra data":
             raise
         return _json_lines(path)
+    if isinstance(rows, dict) and _holds_rows(rows):
+        raise ValueError(
+            "it is one object that holds the rows; write a list of objects, one a row (of a DataFrame "
+            "frame.to_json(..., orient='records'))"
+        )
     return _table(enumerate(rows if isinstance(rows, list) else [rows], 1), "row")
+
+
+def _holds_rows(found: Mapping[str, Any]) -> bool:
+    """Whether an object is no row but a whole table: by columns, as pandas writes them, or as a list in it."""
+    lists = [value for value in found.values() if isinstance(value, list)]
+    mappings = sum(isinstance(value, dict) for value in found.values())
+    inner = [item for some in lists for item in some if isinstance(item, list | dict)]
+    inside = any(isinstance(item, list) or "role" not in item for item in inner)  # of a conversation they have one
+    return bool(mappings or inside) and len(lists) + mappings == len(found)
 
 
 def _json_lines(path: Path) -> pa.Table:

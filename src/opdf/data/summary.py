@@ -47,6 +47,7 @@ class DataSummary:
         longest: tokens of the longest text.
         repeated: rows of every split that differ from a training row in case and punctuation only; of images those
             whose files have the same bytes.
+        shared: rows of test that are validation rows too, in that sense, and no training rows.
         contradicting: rows that are the same as others in that sense, and have another class.
         blank: rows in which a text is empty.
         unknown: share of the training tokens that the tokenizer does not know.
@@ -64,6 +65,7 @@ class DataSummary:
     truncated: dict[str, int]
     longest: int
     repeated: dict[str, int]
+    shared: int = 0
     contradicting: int = 0
     blank: int = 0
     unknown: float = 0.0
@@ -119,6 +121,11 @@ class DataSummary:
                     f"{count:,} of {self.rows[part]:,} rows of {part} are training rows too{same}, so that scores on "
                     "them say less"
                 )
+        if self.shared:
+            yield (
+                f"{self.shared:,} of {self.rows['test']:,} rows of test are validation rows too{same}, so that what is "
+                "chosen by validation scores scores better on them"
+            )
         rows = sum(self.rows.values())
         if self.contradicting:
             yield (
@@ -152,7 +159,7 @@ def describe(prepared: Prepared, name: str, *, where: str = "") -> DataSummary:
     labels = {part: values(rows, task.label) for part, rows in raw.items()} if task.label is not None else {}
     lengths = {} if task.is_image or _is_packed(prepared) else {part: _lengths(prepared, part) for part in raw}
     said = {part: contents(rows, task.inputs) for part, rows in raw.items()}
-    trained = set(said.get("train", ()))
+    trained, chosen_by = set(said.get("train", ())), set(said.get("validation", ()))
     return DataSummary(
         name=name,
         task=task,
@@ -168,6 +175,7 @@ def describe(prepared: Prepared, name: str, *, where: str = "") -> DataSummary:
         unknown=0.0 if task.is_image else _unknown(prepared),
         odd_images=_odd_images(raw, task.inputs[0]) if task.is_image else {},
         repeated={part: sum(row in trained for row in rows) for part, rows in said.items() if part != "train"},
+        shared=sum(row in chosen_by and row not in trained for row in said.get("test", ())),
         where=where,
     )
 

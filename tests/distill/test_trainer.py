@@ -403,6 +403,11 @@ def test_evaluation_reports_the_models_own_loss(tmp_path: Path) -> None:
         assert metrics["eval_loss"] == pytest.approx(float(student.eval()(**inputs).loss), rel=1e-5)
 
 
+def halving() -> Any:
+    """A scheduler, of an optimizer of its own."""
+    return torch.optim.lr_scheduler.StepLR(torch.optim.SGD(nn.Linear(1, 1).parameters()), 1, 0.5)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -427,6 +432,9 @@ def test_evaluation_reports_the_models_own_loss(tmp_path: Path) -> None:
             {"overparam": OverParamConfig(), "optimizers": (torch.optim.SGD(nn.Linear(1, 1).parameters()), None)},
             "optimizers has an optimizer, which would step the student's weights",
         ),
+        ({"optimizers": (None, halving())}, r"a scheduler of an optimizer that is not trained with.*; give both"),
+        ({"optimizers": (torch.optim.SGD(nn.Linear(1, 1).parameters()), halving())}, "not trained with"),
+        ({"overparam": OverParamConfig(), "optimizers": (None, halving())}, "or name it in the arguments"),
     ],
 )
 def test_misfits_are_refused_before_training(tmp_path: Path, options: dict[str, Any], message: str) -> None:

@@ -189,6 +189,11 @@ class DistillationTrainer(CheckpointedTrainer):
                 "optimizers has an optimizer, which would step the student's weights and not their cores or what the "
                 "objective trains; give optimizer_cls_and_kwargs=(class, options) instead"
             )
+        if optimizers[1] is not None and getattr(optimizers[1], "optimizer", optimizers[0]) is not optimizers[0]:
+            raise ValueError(
+                "optimizers has a scheduler of an optimizer that is not trained with, whose rates it would set; give "
+                "both, (optimizer, scheduler), or name it in the arguments (lr_scheduler_type, lr_scheduler_kwargs)"
+            )
         check_engine(args, self.accelerator)
         if self.overparameterization is not None:
             inner, options = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(args, self.model)

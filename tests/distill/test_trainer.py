@@ -512,6 +512,11 @@ def test_label_smoothing_is_refused(tmp_path: Path) -> None:
         DistillationTrainer(keep_layers(bert(), 2), plain, teacher=bert())
 
 
+def test_a_loss_of_the_trainers_own_is_refused_in_words(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"compute_loss_func is given.*; leave it out, or write an Objective"):
+        DistillationTrainer(bert(2), arguments(tmp_path), teacher=bert(), compute_loss_func=nn.CrossEntropyLoss())
+
+
 def test_of_several_gpus_one_is_used_without_a_launcher(tmp_path: Path) -> None:
     several = arguments(tmp_path)
     several._n_gpu = 2

@@ -144,6 +144,7 @@ class DistillationTrainer(CheckpointedTrainer):
         eval_dataset: Any = None,
         processing_class: Any = None,
         model_init: Callable[..., nn.Module] | None = None,
+        compute_loss_func: Callable[..., Any] | None = None,
         compute_metrics: Callable[[Any], dict[str, Any]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, Any] = (None, None),
@@ -152,7 +153,7 @@ class DistillationTrainer(CheckpointedTrainer):
     ) -> None:
         args = args if args is not None else DistillationArguments("opdf-output")
         check_engine(args)
-        check_loss(args)
+        check_loss(args, compute_loss_func)
         check_rows(train_dataset)
         self.overparam = build(OverParamConfig, overparam, "overparam")
         self.constraint = build(Constraint, constraint, "constraint")

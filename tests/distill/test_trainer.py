@@ -750,6 +750,18 @@ def test_a_search_tries_rates_on_new_students(tmp_path: Path) -> None:
     assert best.hyperparameters["learning_rate"] == rates[losses.index(min(losses))]
 
 
+def test_a_search_for_label_smoothing_is_refused(tmp_path: Path) -> None:
+    """Its trials differed in nothing."""
+    trainer = DistillationTrainer(
+        args=arguments(tmp_path, max_steps=1), model_init=new_student, teacher=bert(), train_dataset=sentences()
+    )
+    with pytest.raises(ValueError, match=r"label_smoothing_factor is 0\.1, and the loss is the objective's"):
+        trainer.hyperparameter_search(
+            lambda trial: {"label_smoothing_factor": trial.suggest_categorical("label_smoothing_factor", [0.1])},
+            n_trials=1, backend="optuna",
+        )  # fmt: skip
+
+
 # Columns of a method, and examples without a label.
 
 

@@ -299,6 +299,11 @@ class DistillationTrainer(CheckpointedTrainer):
             self._settle()
         return student
 
+    def _hp_search_setup(self, trial: Any) -> None:
+        """The Trainer's, called before every training; a search may not vary a loss that is not used."""
+        super()._hp_search_setup(trial)
+        check_loss(self.args)
+
     @property
     def teacher(self) -> nn.Module | None:
         assert self._teacher is None or isinstance(self._teacher, nn.Module)

@@ -954,6 +954,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], dict[str, Any], type[Exception], str
     "groups": (lambda: small("llama", num_attention_heads=4, num_key_value_heads=2, hidden_size=24),
                {"num_attention_heads": 3}, ValueError, "num_attention_heads 3 is not a multiple of num_key"),
     "NaN": (lambda: spoiled("bert", float("nan")), {}, ValueError, "encoder.layer.1.* holds NaN"),
+    "no last norm": (lambda: backbone(apply_layernorm=False), {}, ValueError,
+                     "Dinov2Backbone with apply_layernorm=False.* and the student's to False afterwards"),
     "meta": (lambda: small("bert").to("meta"), {}, ValueError, "word_embeddings.weight is on the meta device"),
     "parametrized": (lambda: parametrized_bert(), {}, ValueError, "query.parametrizations.weight; give a plain"),
     "quantized": (lambda: quantized_bert(), {}, TypeError, "teacher is quantized"),
@@ -1002,6 +1004,11 @@ def shared_block(kind: str, blocks: str) -> Any:
     return model
 
 
+def backbone(**options: Any) -> Any:
+    torch.manual_seed(0)
+    return transformers.Dinov2Backbone(small("dinov2", **options).config).eval()
+
+
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused_before_a_batch_is_drawn(case: str) -> None:
     make, sizes, kind, words = REFUSED[case]
@@ -1012,6 +1019,16 @@ def test_refused_before_a_batch_is_drawn(case: str) -> None:
 
     with pytest.raises(kind, match=words):
         shrink(make(), drawn(), **sizes)
+
+
+def test_a_backbone_comes_back_also_without_its_last_norm() -> None:
+    """As the refusal says."""
+    teacher, inputs = backbone(), [{"pixel_values": batch("dinov2", 32)["pixel_values"]}]
+    student = shrink(teacher, inputs)
+    for model in (teacher, student):
+        model.config.apply_layernorm = False
+    ours, theirs = (model(**inputs[0]).feature_maps[-1] for model in (student, teacher))
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
 
 
 def test_refused_examples() -> None:

@@ -403,6 +403,11 @@ def test_evaluation_reports_the_models_own_loss(tmp_path: Path) -> None:
         assert metrics["eval_loss"] == pytest.approx(float(student.eval()(**inputs).loss), rel=1e-5)
 
 
+def halving() -> Any:
+    """A scheduler, of an optimizer of its own."""
+    return torch.optim.lr_scheduler.StepLR(torch.optim.SGD(nn.Linear(1, 1).parameters()), 1, 0.5)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -427,6 +432,9 @@ def test_evaluation_reports_the_models_own_loss(tmp_path: Path) -> None:
             {"overparam": OverParamConfig(), "optimizers": (torch.optim.SGD(nn.Linear(1, 1).parameters()), None)},
             "optimizers has an optimizer, which would step the student's weights",
         ),
+        ({"optimizers": (None, halving())}, r"a scheduler of an optimizer that is not trained with.*; give both"),
+        ({"optimizers": (torch.optim.SGD(nn.Linear(1, 1).parameters()), halving())}, "not trained with"),
+        ({"overparam": OverParamConfig(), "optimizers": (None, halving())}, "or name it in the arguments"),
     ],
 )
 def test_misfits_are_refused_before_training(tmp_path: Path, options: dict[str, Any], message: str) -> None:
@@ -502,6 +510,11 @@ def test_label_smoothing_is_refused(tmp_path: Path) -> None:
     plain = TrainingArguments(str(tmp_path), use_cpu=True, label_smoothing_factor=0.1)
     with pytest.raises(ValueError, match=message):
         DistillationTrainer(keep_layers(bert(), 2), plain, teacher=bert())
+
+
+def test_a_loss_of_the_trainers_own_is_refused_in_words(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"compute_loss_func is given.*; leave it out, or write an Objective"):
+        DistillationTrainer(bert(2), arguments(tmp_path), teacher=bert(), compute_loss_func=nn.CrossEntropyLoss())
 
 
 def test_of_several_gpus_one_is_used_without_a_launcher(tmp_path: Path) -> None:
@@ -735,6 +748,18 @@ def test_a_search_tries_rates_on_new_students(tmp_path: Path) -> None:
         losses.append(run.evaluate(sentences(8))["eval_loss"])
     assert best.objective == pytest.approx(min(losses), rel=1e-6)
     assert best.hyperparameters["learning_rate"] == rates[losses.index(min(losses))]
+
+
+def test_a_search_for_label_smoothing_is_refused(tmp_path: Path) -> None:
+    """Its trials differed in nothing."""
+    trainer = DistillationTrainer(
+        args=arguments(tmp_path, max_steps=1), model_init=new_student, teacher=bert(), train_dataset=sentences()
+    )
+    with pytest.raises(ValueError, match=r"label_smoothing_factor is 0\.1, and the loss is the objective's"):
+        trainer.hyperparameter_search(
+            lambda trial: {"label_smoothing_factor": trial.suggest_categorical("label_smoothing_factor", [0.1])},
+            n_trials=1, backend="optuna",
+        )  # fmt: skip
 
 
 # Columns of a method, and examples without a label.

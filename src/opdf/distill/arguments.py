@@ -159,12 +159,16 @@ def asks_for_fsdp(args: TrainingArguments) -> bool:
     return bool(args.fsdp) or _launched_with("FSDP")
 
 
-def check_loss(args: TrainingArguments) -> None:
+def check_loss(args: TrainingArguments, own_loss: Callable[..., Any] | None = None) -> None:
     """Refuse options of the Trainer's own loss, which distillation does not use.
 
     Raises:
-        ValueError: `label_smoothing_factor` is set.
+        ValueError: `label_smoothing_factor` is set, or `own_loss`, the Trainer's `compute_loss_func`, is given.
     """
+    if own_loss is not None:
+        raise ValueError(
+            "compute_loss_func is given, and the loss is the objective's; leave it out, or write an Objective"
+        )
     if args.label_smoothing_factor:
         raise ValueError(
             f"label_smoothing_factor is {args.label_smoothing_factor}, and the loss is the objective's; leave it out, "

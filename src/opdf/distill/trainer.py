@@ -144,6 +144,7 @@ class DistillationTrainer(CheckpointedTrainer):
         eval_dataset: Any = None,
         processing_class: Any = None,
         model_init: Callable[..., nn.Module] | None = None,
+        compute_loss_func: Callable[..., Any] | None = None,
         compute_metrics: Callable[[Any], dict[str, Any]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, Any] = (None, None),
@@ -152,7 +153,7 @@ class DistillationTrainer(CheckpointedTrainer):
     ) -> None:
         args = args if args is not None else DistillationArguments("opdf-output")
         check_engine(args)
-        check_loss(args)
+        check_loss(args, compute_loss_func)
         check_rows(train_dataset)
         self.overparam = build(OverParamConfig, overparam, "overparam")
         self.constraint = build(Constraint, constraint, "constraint")
@@ -188,6 +189,11 @@ class DistillationTrainer(CheckpointedTrainer):
             raise ValueError(
                 "optimizers has an optimizer, which would step the student's weights and not their cores or what the "
                 "objective trains; give optimizer_cls_and_kwargs=(class, options) instead"
+            )
+        if optimizers[1] is not None and getattr(optimizers[1], "optimizer", optimizers[0]) is not optimizers[0]:
+            raise ValueError(
+                "optimizers has a scheduler of an optimizer that is not trained with, whose rates it would set; give "
+                "both, (optimizer, scheduler), or name it in the arguments (lr_scheduler_type, lr_scheduler_kwargs)"
             )
         check_engine(args, self.accelerator)
         if self.overparameterization is not None:
@@ -292,6 +298,11 @@ class DistillationTrainer(CheckpointedTrainer):
         if self._is_made:
             self._settle()
         return student
+
+    def _hp_search_setup(self, trial: Any) -> None:
+        """The Trainer's, called before every training; a search may not vary a loss that is not used."""
+        super()._hp_search_setup(trial)
+        check_loss(self.args)
 
     @property
     def teacher(self) -> nn.Module | None:

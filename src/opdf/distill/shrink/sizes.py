@@ -82,7 +82,7 @@ def _check_outputs(teacher: Any, family: Family) -> None:
 
 
 def _check_blocks(teacher: Any, family: Family) -> None:
-    """Refuse blocks that share a module, whose states could not be told apart, and blocks that read in chunks."""
+    """Refuse blocks that share a module, whose states could not be told apart, read in chunks, or end in no norm."""
     first: dict[int, str] = {}
     for tower in towers_of(teacher, family):
         for name, module in teacher.base_model.get_submodule(tower.blocks).named_modules(
@@ -98,6 +98,11 @@ def _check_blocks(teacher: Any, family: Family) -> None:
         raise ValueError(
             f"teacher's chunk_size_feed_forward is {teacher.config.chunk_size_feed_forward}; load it with "
             "chunk_size_feed_forward=0, which computes the same"
+        )
+    if hasattr(teacher, "out_features") and not getattr(teacher.config, "apply_layernorm", True):
+        raise ValueError(
+            f"teacher is a {type(teacher).__name__} with apply_layernorm=False, and a student is fitted up to the last "
+            "norm; set teacher.config.apply_layernorm to True, and the student's to False afterwards"
         )
 
 

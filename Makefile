@@ -16,6 +16,8 @@ unexport PYTHONDONTWRITEBYTECODE
 IMPORT_ALL := import importlib, pkgutil, opdf; \
     [importlib.import_module(m.name) for m in pkgutil.walk_packages(opdf.__path__, "opdf.") if not m.name.endswith("__main__")]
 
+FOR_RUNS := -e '.[distill]'
+FOR_ALL := -e '.[distill,export,examples,docs,dev]'
 install = $(UV_INSTALL) $(1) 2>&1 | $(SHOW_UV) || { echo "    uv could not; pip tries" >&2; $(PIP_INSTALL) $(1) | $(SHOW_PIP); }
 
 SHELL := /bin/bash
@@ -38,14 +40,14 @@ $(RUNS): pyproject.toml constraints.txt
 	@echo "Installing torch"
 	@$(PIP_INSTALL) torch uv | $(SHOW_PIP)
 	@echo "Installing opdf and what it needs"
-	@$(call install,-e '.[distill]')
+	@$(call install,$(FOR_RUNS))
 	@echo "Compiling what opdf imports"
 	@$(RUN) -c '$(IMPORT_ALL)'
 	@touch $@
 
 $(READY): $(RUNS)
 	@echo "Installing what tests, pages and examples need"
-	@$(call install,-e '.[distill,export,examples,docs,dev]')
+	@$(call install,$(FOR_ALL))
 	@touch $@
 
 # Always from scratch: a half-made environment, or one of another interpreter, is not worth saving.

@@ -19,7 +19,7 @@ from opdf.job.config import DistillConfig
 from opdf.job.errors import UserError
 from opdf.job.options import fill, read_yaml, suggest, write_yaml
 
-QUICK = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 READABLE = (UserError, FileNotFoundError, ValueError, TypeError)
 """What the command line turns into one line."""
 

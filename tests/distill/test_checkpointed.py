@@ -40,7 +40,9 @@ from opdf.files import owned
 from opdf.overparam import OverParamConfig
 
 
-@pytest.mark.parametrize("method", ["hidden", "constraint", "lgtm"])
+@pytest.mark.parametrize(
+    "method", ["constraint", *(pytest.param(m, marks=pytest.mark.slow) for m in ("hidden", "lgtm"))]
+)
 def test_resume_is_exact_with_dropout_accumulation_and_bf16(tmp_path: Path, method: str) -> None:
     """Resumed in the middle of an epoch, and in the next one; every random draw has to follow on."""
     save = {"save_strategy": "steps", "save_steps": 1, "max_steps": 6, "bf16": True, "gradient_accumulation_steps": 2,
@@ -155,7 +157,7 @@ class Loads(DistillationTrainer):
         )
 
 
-@pytest.mark.parametrize("step", [3, 4])
+@pytest.mark.parametrize("step", [pytest.param(3, marks=pytest.mark.slow), 4])
 @pytest.mark.parametrize("kind", [Weighted, Drawn, Loads, DistillationTrainer])
 def test_a_resumed_run_goes_on_with_the_order_of_any_sampler(
     tmp_path: Path, kind: type[DistillationTrainer], step: int
@@ -179,7 +181,7 @@ def test_a_resumed_run_goes_on_with_the_order_of_any_sampler(
 
 
 @pytest.mark.parametrize("split", [{}, {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}])
-@pytest.mark.parametrize("stop", [2, 4, 7])
+@pytest.mark.parametrize("stop", [2, 4, pytest.param(7, marks=pytest.mark.slow)])
 def test_a_resumed_run_sees_the_rows_of_a_stream_that_were_left(
     tmp_path: Path, stop: int, split: dict[str, Any]
 ) -> None:
@@ -414,7 +416,10 @@ def rows_for(kind: str) -> Dataset:
     return Dataset.from_dict({"pixel_values": pixels.tolist(), "labels": [0, 1] * 8}).with_format("torch")
 
 
-@pytest.mark.parametrize("kind", ["extended", "tied", "half", "plain", "vit", "adapters"])
+@pytest.mark.parametrize(
+    "kind",
+    ["tied", "half", "adapters", *(pytest.param(k, marks=pytest.mark.slow) for k in ("extended", "plain", "vit"))],
+)
 def test_everything_that_a_student_has_comes_back(tmp_path: Path, kind: str) -> None:
     """Resumed with a student of other values; then as the best checkpoint, which is the first."""
     save = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "learning_rate": 1e-2,

@@ -718,7 +718,14 @@ def test_an_objective_has_no_outputs_to_give(tmp_path: Path) -> None:
         trainer.train()
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("dbkd", "embedding", "sparse-logits")])
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("hidden", "lgtm") else pytest.param(name, marks=pytest.mark.slow)
+        for name in METHODS
+        if name not in ("dbkd", "embedding", "sparse-logits")
+    ],
+)
 def test_an_objective_keeps_nothing_of_another_run(tmp_path: Path, name: str) -> None:
     """Used for another teacher before, it trains as a new one does."""
     weights = []

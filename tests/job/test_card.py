@@ -123,7 +123,10 @@ KINDS: dict[str, tuple[str, dict[str, list[Any]], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+OFTEN = ("classes", "numbers", "similarity", "talk")
+
+
+@pytest.mark.parametrize("kind", [k if k in OFTEN else pytest.param(k, marks=pytest.mark.slow) for k in KINDS])
 def test_the_code_of_a_card_asks_its_student(
     kind: str, tmp_path: Path, teachers: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

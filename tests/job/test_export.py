@@ -64,7 +64,7 @@ def test_a_run_is_exported_and_scored(tmp_path: Path) -> None:
             "model_type": "vit", "image_size": 8, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 2,
             "num_attention_heads": 2, "intermediate_size": 32}},
         "student": {"layers": 1}, "overparam": {"ones": 1}, "output": str(tmp_path / "run"),
-        "training": {"max_steps": 60, "learning_rate": 3e-3},
+        "training": {"max_steps": 10, "learning_rate": 3e-3},
     }  # fmt: skip
     metrics = run(fill(DistillConfig, config, "config"))
     report = export(str(tmp_path / "run" / "student"), tmp_path / "out", int8=True, data=DataConfig("digits"))

@@ -326,8 +326,10 @@ def test_narrower_embeddings(tmp_path: Path, world: Path) -> None:
     ("kind", "tolerance"),
     [
         ("texts", 1e-6),
-        ("embeddings", 1e-6),
-        *(pytest.param(*some, marks=pytest.mark.slow) for some in (("images", 1e-6), ("half precision", 1e-3))),
+        *(
+            pytest.param(*some, marks=pytest.mark.slow)
+            for some in (("embeddings", 1e-6), ("images", 1e-6), ("half precision", 1e-3))
+        ),
     ],
 )
 def test_a_teacher_that_would_answer_again_answers_ahead(

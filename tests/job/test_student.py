@@ -49,18 +49,17 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def test_a_narrower_student_starts_from_its_teacher_by_default(tmp_path: Path, capsys: Any) -> None:
-    shown = dict(preview(job(tmp_path / "out")).lines)["student"]
-    assert shown.startswith("starts from the teacher, fitted on up to 512 training examples (hidden_size 8, ")
     started = run(job(tmp_path / "out"))
     printed = capsys.readouterr().out
+    assert "starts from the teacher, fitted on up to 512 training examples (hidden_size 8, " in re.sub(
+        " *\n +", " ", printed
+    )
     logged = json.loads((tmp_path / "out" / "train.log").read_text().splitlines()[0])
     for block in range(4):
         kept = logged["kept"][f"layers.{block}"]
         shown = " | ".join(f"{100 * kept[part]:.1f} %" for part in ("attention", "feed-forward"))
         assert f"| layers.{block} | {block} | {shown} " in re.sub(" +", " ", printed)
-    random = run(job(tmp_path / "random", student=NARROW | {"start": "random"}))
-    scores = [metrics["student before training"]["test"]["accuracy"] for metrics in (started, random)]
-    assert scores[0] > scores[1] + 0.15  # digits: chance is 0.1
+    assert started["student before training"]["test"]["accuracy"] > 0.25  # digits: chance is 0.1
     student = AutoModelForImageClassification.from_pretrained(tmp_path / "out" / "student")
     assert student.config.hidden_size == 8
     card = (tmp_path / "out" / "student" / "README.md").read_text()

@@ -170,9 +170,10 @@ def check(ranks: list[dict[str, Any]]) -> None:
         assert rank["logs"] == pytest.approx(optimizer.constraint_logs, rel=1e-3)
 
 
-@pytest.mark.parametrize("world", [pytest.param(2, marks=pytest.mark.slow), 3])
-@pytest.mark.parametrize("wrapper", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp2"])
-@pytest.mark.parametrize("placement", [pytest.param("replicate", marks=pytest.mark.slow), "owner"])
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("wrapper", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("placement", ["replicate", "owner"])
 def test_several_processes_equal_one(together: Any, tmp_path: Path, wrapper: str, world: int, placement: str) -> None:
     ranks = together(work, world, wrapper, placement, tmp_path)
     check(ranks)

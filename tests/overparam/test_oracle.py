@@ -158,7 +158,9 @@ def test_other_optimizers_agree(name: str) -> None:
 
 
 @pytest.mark.parametrize("accumulation", [1, pytest.param(4, marks=pytest.mark.slow)])
-@pytest.mark.parametrize(("inner", "lr"), [(torch.optim.AdamW, 1e-3), (torch.optim.SGD, 0.01)])
+@pytest.mark.parametrize(
+    ("inner", "lr"), [(torch.optim.AdamW, 1e-3), pytest.param(torch.optim.SGD, 0.01, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("constraint", [
     {"weight": 0.5}, {"weight": 0.5, "gauge": "raw"}, {"weight": 100.0, "normalize": "mse"},
 ])  # fmt: skip

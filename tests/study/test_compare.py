@@ -13,6 +13,7 @@ import pytest
 import torch
 from tests.study.example import STUDY
 
+from jobs import digits
 from opdf.data import Task
 from opdf.job import DataConfig, DistillConfig, StudentConfig, TeacherConfig, run
 from opdf.job.options import fill
@@ -123,16 +124,17 @@ def test_words_that_stand_at_other_places_are_not_paired() -> None:
     assert found.mean == 0
 
 
-def test_what_cannot_be_compared(runs: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_compared(tmp_path: Path) -> None:
+    run(digits(one := tmp_path / "one"))
     with pytest.raises(ValueError, match="give two or more"):
-        compare([runs / "one"])
+        compare([one])
     with pytest.raises(FileNotFoundError, match="holds no run"):
-        compare([runs / "one", tmp_path])
-    unfinished = shutil.copytree(runs / "one", tmp_path / "unfinished")
+        compare([one, tmp_path])
+    unfinished = shutil.copytree(one, tmp_path / "unfinished")
     (unfinished / "metrics.json").unlink()
     with pytest.raises(ValueError, match=r"is not finished; opdf distill .* --resume true"):
-        compare([runs / "one", unfinished])
-    changed = shutil.copytree(runs / "one", tmp_path / "changed")
+        compare([one, unfinished])
+    changed = shutil.copytree(one, tmp_path / "changed")
     begun: dict[str, Any] = json.loads((changed / "begun.json").read_text())
     begun["rows"]["test"] = "0" * 32
     (changed / "begun.json").write_text(json.dumps(begun))

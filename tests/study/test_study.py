@@ -14,19 +14,12 @@ from tests.study.example import OPDF, STUDY, config
 
 from jobs import bert, texts
 from opdf.job import UserError
-from opdf.job.options import fill, load_yaml, read_yaml
+from opdf.job.options import fill, read_yaml
 from opdf.study import Study, StudyConfig
 from opdf.study.runner import Runner
 
 FILES = sorted((Path(__file__).parents[2] / "studies").rglob("*.yaml"))
 STUDIES = [path for path in FILES if "output" in read_yaml(str(path))]  # the others are what some of these begin with
-
-
-def quick(path: Path) -> Any:
-    """A study for a parameter; one that changes little of another is checked with the slow tests."""
-    base = path.parent / str(load_yaml(path.read_text()).get("base", "none"))
-    return pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if base in STUDIES else [])
-
 
 WIDE = {"layers": None, "config": {"hidden_size": 18}}
 PAIRS = {"digits": {"data": {"name": "digits"}}, "pairs": {"data": {"name": "nyt-pairs"}}}
@@ -250,7 +243,8 @@ def test_bad_studies(tmp_path: Path, changes: dict[str, Any], message: str) -> N
         Study(config(tmp_path, **changes)).check()
 
 
-@pytest.mark.parametrize("path", map(quick, STUDIES))
+@pytest.mark.slow
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_committed_studies_are_as_large_as_their_first_lines_say(path: Path) -> None:
     given = read_yaml(str(path))
     given["common"]["training"].pop("bf16", None)  # which a CPU may not have

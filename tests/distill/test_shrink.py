@@ -502,6 +502,29 @@ def test_several_labels_of_an_example_are_none_of_its_decoders_tokens(labels: in
     assert error(other, one, given) < 1e-8
 
 
+def test_a_decoder_without_a_mask_is_fitted_to_all_that_its_tokens_see() -> None:
+    """Padding before an example's tokens, and labels that do not count between them, are seen; what follows is not."""
+    teacher, given, config = small("t5"), inputs("t5"), copy.deepcopy(small("t5").config)
+    short = (given["attention_mask"] == 0).sum(1).tolist()
+    left = {name: torch.stack([*map(torch.roll, values, short)]) for name, values in given.items()}
+    left["labels"][:, 5] = -100
+    assert error(shrink(teacher, [left]), teacher, left) < 1e-4
+    config.num_labels = 2
+    teacher = noisy(transformers.T5ForSequenceClassification(config))
+    ids = left["input_ids"].clamp(min=2) * left["attention_mask"]
+    ids[:, -1] = config.eos_token_id
+    left = {"input_ids": ids, "attention_mask": left["attention_mask"]}
+    assert error(shrink(teacher, [left]), teacher, left) < 1e-4
+
+
+def test_a_decoders_inputs_may_stand_beside_the_labels_that_they_are_made_of() -> None:
+    """As transformers' collator gives them if it knows the model."""
+    teacher, given = small("t5"), inputs("t5")
+    both = given | {"decoder_input_ids": teacher.prepare_decoder_input_ids_from_labels(given["labels"])}
+    once, again = (shrink(teacher, [some], d_model=8) for some in (given, both))
+    assert error(again, once, given) < 1e-8
+
+
 def test_a_batch_of_padding_alone_may_come_first() -> None:
     teacher, given = small("bert"), inputs("bert")
     padding = {name: torch.zeros_like(values[:2]) for name, values in given.items()}

@@ -525,6 +525,17 @@ def test_a_decoders_inputs_may_stand_beside_the_labels_that_they_are_made_of() -
     assert error(again, once, given) < 1e-8
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_tokens_of_a_decoder_are_counted_and_not_those_of_its_encoder(own: bool) -> None:
+    """Ten answers of two tokens are too few, whatever the length of the texts."""
+    teacher, given = small("t5"), inputs("t5", 10)
+    given["labels"] = given["labels"][:, :2].contiguous()
+    if own:
+        given["decoder_input_ids"] = teacher.prepare_decoder_input_ids_from_labels(given.pop("labels"))
+    with pytest.raises(ValueError, match=r"batches has 20 tokens in 10 different examples, .* 24 directions \(d_ff"):
+        shrink(teacher, [given])
+
+
 def test_a_batch_of_padding_alone_may_come_first() -> None:
     teacher, given = small("bert"), inputs("bert")
     padding = {name: torch.zeros_like(values[:2]) for name, values in given.items()}

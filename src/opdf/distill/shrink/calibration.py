@@ -448,6 +448,13 @@ def _decoded(inputs: Mapping[str, Tensor]) -> Tensor | None:
     return known.long().flip(1).cummax(1).values.flip(1)
 
 
+def decoded_ids(inputs: Mapping[str, Tensor]) -> Tensor | None:
+    """`[examples, tokens]`, as many as an encoder-decoder's decoder reads: its own, labels, or those of the encoder."""
+    if "decoder_input_ids" in inputs:
+        return inputs["decoder_input_ids"]
+    return inputs["labels"] if _labels_are_tokens(inputs) else inputs.get("input_ids")
+
+
 def _labels_are_tokens(inputs: Mapping[str, Tensor]) -> bool:
     """Whether there are labels of which an encoder-decoder makes its decoder's inputs."""
     labels = inputs.get("labels")

@@ -219,6 +219,17 @@ def test_a_teacher_without_a_pooler_has_such_a_student() -> None:
     assert all(name in teacher.state_dict() for name in student.state_dict())
 
 
+@pytest.mark.parametrize("family", ["t5", "bert"])
+def test_a_vocabulary_that_has_grown_stays(family: str, tmp_path: Path) -> None:
+    """A T5 holds its table under three names, and from then on as one module."""
+    teacher = build(family)
+    teacher.resize_token_embeddings(67)
+    student = keep_layers(teacher, 2).eval()
+    torch.testing.assert_close(logits(student, family), logits(teacher, family))
+    student.save_pretrained(tmp_path)
+    assert type(student).from_pretrained(tmp_path).get_input_embeddings().num_embeddings == 67
+
+
 def test_other_models_are_refused() -> None:
     adapted = get_peft_model(build("bert"), LoraConfig(target_modules=["query"]))
     for model in (nn.Linear(2, 2), adapted):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from torch.nn.utils import prune
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -210,6 +211,16 @@ def test_parts_that_the_students_configuration_does_not_make_are_refused(
     teacher.set_submodule(name, part)
     with pytest.raises(ValueError, match=words):
         keep_layers(teacher, 2)
+
+
+def test_pruning_that_is_not_final_is_refused_and_final_pruning_stays() -> None:
+    teacher = build("bert", 4)
+    query = teacher.bert.encoder.layer[3].attention.self.query
+    prune.l1_unstructured(query, "weight", 0.5)
+    with pytest.raises(ValueError, match=r"query.weight_orig is no weight of .* final \(torch.nn.utils.prune.remove"):
+        keep_layers(teacher, 2)
+    prune.remove(query, "weight")
+    assert torch.equal(keep_layers(teacher, 2).bert.encoder.layer[1].attention.self.query.weight, query.weight)
 
 
 def test_a_teacher_without_a_pooler_has_such_a_student() -> None:

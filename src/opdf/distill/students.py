@@ -83,7 +83,13 @@ def check_made(teacher: Any) -> None:
                 "give a teacher that is as its configuration says"
             )
     shapes = {name: list(values.shape) for name, values in made.named_parameters()}
+    known = {name for name, _ in made.named_parameters(remove_duplicate=False)}
     for name, values in teacher.named_parameters():
+        if name not in known:
+            raise ValueError(
+                f"teacher's {name} is no weight of a model of its configuration; give a plain model, in which pruning "
+                "and the like are final (torch.nn.utils.prune.remove)"
+            )
         if name not in shapes:
             raise ValueError(
                 f"teacher's {name} has values of its own, and shares them with another weight in a model of its "

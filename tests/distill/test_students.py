@@ -213,6 +213,13 @@ def test_parts_that_the_students_configuration_does_not_make_are_refused(
         keep_layers(teacher, 2)
 
 
+def test_a_teacher_without_a_weight_of_its_configuration_is_refused() -> None:
+    teacher = build("bert", 4)
+    teacher.bert.encoder.layer[3].attention.self.query.bias = None
+    with pytest.raises(ValueError, match=r"teacher has no bert.encoder.layer.3.attention.self.query.bias, and a mod"):
+        keep_layers(teacher, 2)
+
+
 def test_pruning_that_is_not_final_is_refused_and_final_pruning_stays() -> None:
     teacher = build("bert", 4)
     query = teacher.bert.encoder.layer[3].attention.self.query

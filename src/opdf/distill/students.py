@@ -307,6 +307,13 @@ def _renumbered(theirs: dict[str, Tensor], ours: dict[str, Tensor], kept: dict[s
                 index, _, rest = name[len(tower) + 1 :].partition(".")
                 source = f"{tower}.{blocks[int(index)]}.{rest}"
                 # T5's first block holds the position bias of all.
-                source = source if source in theirs else f"{tower}.0.{rest}"
+                inside = (key.removeprefix(f"{tower}.") for key in theirs if key.startswith(f"{tower}."))
+                if [key for key in inside if key.partition(".")[2] == rest] == [f"0.{rest}"]:
+                    source = f"{tower}.0.{rest}"
+        if source not in theirs:
+            raise ValueError(
+                f"teacher has no {source}, and a model of its configuration has; give a teacher that is as its "
+                "configuration says"
+            )
         state[name] = theirs[source]
     return state

@@ -108,6 +108,14 @@ def test_blocks_of_kinds_that_a_configuration_cannot_say_are_refused() -> None:
         keep_layers(teacher, [1, 2, 3])
 
 
+def test_blocks_that_would_be_scaled_by_another_depth_are_refused() -> None:
+    options = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_nope_head_dim": 4, "qk_rope_head_dim": 4, "v_head_dim": 8}
+    config = AutoConfig.for_model("minicpm3", **SMALL | options | {"num_attention_heads": 2, "num_hidden_layers": 4})
+    teacher = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(ValueError, match=r"student block 0 would have residual_scale=.*build the student from a small"):
+        keep_layers(teacher, 2)
+
+
 EXPERTS = {"num_experts_per_tok": 1, "moe_intermediate_size": 8, "head_dim": 8, "num_hidden_layers": 4, **HEADS}
 
 

@@ -252,8 +252,9 @@ class _NoPlaceError(ValueError):
 
 def _check_blocks(teacher: nn.Module, student: nn.Module, kept: Mapping[str, Sequence[int]]) -> None:
     """Refuse a student whose blocks are built otherwise than the teacher's that they copy (another window, say)."""
+    made = empty_model(teacher, teacher.config, next(teacher.parameters()).dtype, torch.device("meta"))
     for tower, blocks in kept.items():
-        ours, theirs = (list(model.get_submodule(tower).children()) for model in (student, teacher))
+        ours, theirs, fresh = (list(model.get_submodule(tower).children()) for model in (student, teacher, made))
         if len(ours) != len(blocks):
             raise ValueError(
                 f"{type(teacher).__name__} made {len(ours)} blocks of {tower} where {len(blocks)} were wanted; build "
@@ -261,10 +262,13 @@ def _check_blocks(teacher: nn.Module, student: nn.Module, kept: Mapping[str, Seq
             )
         told = [_plain_values(block) for block in theirs]
         for position, block in enumerate(blocks):
-            mine, other = _plain_values(ours[position]), told[block]
+            mine, other, usual = _plain_values(ours[position]), told[block], _plain_values(fresh[block])
             # What all of the teacher's blocks have alike may have been changed in its configuration: dropout, say.
             varying = [name for name in other if any(values.get(name) != other[name] for values in told)]
             differing = [name for name in varying if name in mine and mine[name] != other[name]]
+            # Some blocks scale what they add by the depth. The depth itself may stand there too, and changes nothing.
+            follow = (name for name in mine.keys() & usual if usual[name] == other[name] != len(theirs))
+            differing += [name for name in follow if mine[name] != usual[name]]
             if differing:
                 name = min(differing)
                 raise ValueError(

@@ -807,6 +807,19 @@ def test_a_student_made_in_inference_mode_can_train(family: str) -> None:
         shrink(made, [inputs(family)], hidden_size=8, intermediate_size=12)
 
 
+def test_units_of_a_pooler_are_chosen_by_what_its_own_activation_gives() -> None:
+    """A ReLU stops half of these, and a tanh would make nearly 1 of the others."""
+    config = copy.deepcopy(small("vit").config)
+    config.pooler_act = "relu"
+    teacher, given = noisy(transformers.ViTModel(config)), inputs("vit")
+    with torch.no_grad():
+        teacher.pooler.dense.weight.mul_(0.1)
+        teacher.pooler.dense.bias.copy_(torch.tensor([-1.0, 5.0]).repeat_interleave(8))
+        student = shrink(teacher, [given], hidden_size=8)
+        theirs, ours = (model(**given).pooler_output for model in (teacher, student))
+    torch.testing.assert_close(ours, theirs[:, 8:], rtol=0.1, atol=0.1)
+
+
 NARROW_OR_SHALLOW = {
     "bert": {"hidden_size": 8, "intermediate_size": 12},  # before the last block weights change with every branch
     "distilbert": {"dim": 8, "n_layers": 1},

@@ -502,6 +502,40 @@ def test_several_labels_of_an_example_are_none_of_its_decoders_tokens(labels: in
     assert error(other, one, given) < 1e-8
 
 
+def test_a_decoder_without_a_mask_is_fitted_to_all_that_its_tokens_see() -> None:
+    """Padding before an example's tokens, and labels that do not count between them, are seen; what follows is not."""
+    teacher, given, config = small("t5"), inputs("t5"), copy.deepcopy(small("t5").config)
+    short = (given["attention_mask"] == 0).sum(1).tolist()
+    left = {name: torch.stack([*map(torch.roll, values, short)]) for name, values in given.items()}
+    left["labels"][:, 5] = -100
+    assert error(shrink(teacher, [left]), teacher, left) < 1e-4
+    config.num_labels = 2
+    teacher = noisy(transformers.T5ForSequenceClassification(config))
+    ids = left["input_ids"].clamp(min=2) * left["attention_mask"]
+    ids[:, -1] = config.eos_token_id
+    left = {"input_ids": ids, "attention_mask": left["attention_mask"]}
+    assert error(shrink(teacher, [left]), teacher, left) < 1e-4
+
+
+def test_a_decoders_inputs_may_stand_beside_the_labels_that_they_are_made_of() -> None:
+    """As transformers' collator gives them if it knows the model."""
+    teacher, given = small("t5"), inputs("t5")
+    both = given | {"decoder_input_ids": teacher.prepare_decoder_input_ids_from_labels(given["labels"])}
+    once, again = (shrink(teacher, [some], d_model=8) for some in (given, both))
+    assert error(again, once, given) < 1e-8
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_tokens_of_a_decoder_are_counted_and_not_those_of_its_encoder(own: bool) -> None:
+    """Ten answers of two tokens are too few, whatever the length of the texts."""
+    teacher, given = small("t5"), inputs("t5", 10)
+    given["labels"] = given["labels"][:, :2].contiguous()
+    if own:
+        given["decoder_input_ids"] = teacher.prepare_decoder_input_ids_from_labels(given.pop("labels"))
+    with pytest.raises(ValueError, match=r"batches has 20 tokens in 10 different examples, .* 24 directions \(d_ff"):
+        shrink(teacher, [given])
+
+
 def test_a_batch_of_padding_alone_may_come_first() -> None:
     teacher, given = small("bert"), inputs("bert")
     padding = {name: torch.zeros_like(values[:2]) for name, values in given.items()}
@@ -771,6 +805,19 @@ def test_a_student_made_in_inference_mode_can_train(family: str) -> None:
     assert error(student, shrink(teacher, [inputs(family)], hidden_size=8, intermediate_size=12), inputs(family)) == 0
     with pytest.raises(ValueError, match=r"made under torch.inference_mode\(\).*load the teacher outside"):
         shrink(made, [inputs(family)], hidden_size=8, intermediate_size=12)
+
+
+def test_units_of_a_pooler_are_chosen_by_what_its_own_activation_gives() -> None:
+    """A ReLU stops half of these, and a tanh would make nearly 1 of the others."""
+    config = copy.deepcopy(small("vit").config)
+    config.pooler_act = "relu"
+    teacher, given = noisy(transformers.ViTModel(config)), inputs("vit")
+    with torch.no_grad():
+        teacher.pooler.dense.weight.mul_(0.1)
+        teacher.pooler.dense.bias.copy_(torch.tensor([-1.0, 5.0]).repeat_interleave(8))
+        student = shrink(teacher, [given], hidden_size=8)
+        theirs, ours = (model(**given).pooler_output for model in (teacher, student))
+    torch.testing.assert_close(ours, theirs[:, 8:], rtol=0.1, atol=0.1)
 
 
 NARROW_OR_SHALLOW = {

@@ -10,6 +10,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from torch.nn.utils import prune
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -105,6 +106,14 @@ def test_blocks_of_kinds_that_a_configuration_cannot_say_are_refused() -> None:
     teacher = AutoModelForCausalLM.from_config(config)
     with pytest.raises(ValueError, match=r"student block . would have is_moe_layer=.* keep blocks of the same kinds"):
         keep_layers(teacher, [1, 2, 3])
+
+
+def test_blocks_that_would_be_scaled_by_another_depth_are_refused() -> None:
+    options = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_nope_head_dim": 4, "qk_rope_head_dim": 4, "v_head_dim": 8}
+    config = AutoConfig.for_model("minicpm3", **SMALL | options | {"num_attention_heads": 2, "num_hidden_layers": 4})
+    teacher = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(ValueError, match=r"student block 0 would have residual_scale=.*build the student from a small"):
+        keep_layers(teacher, 2)
 
 
 EXPERTS = {"num_experts_per_tok": 1, "moe_intermediate_size": 8, "head_dim": 8, "num_hidden_layers": 4, **HEADS}
@@ -212,11 +221,39 @@ def test_parts_that_the_students_configuration_does_not_make_are_refused(
         keep_layers(teacher, 2)
 
 
+def test_a_teacher_without_a_weight_of_its_configuration_is_refused() -> None:
+    teacher = build("bert", 4)
+    teacher.bert.encoder.layer[3].attention.self.query.bias = None
+    with pytest.raises(ValueError, match=r"teacher has no bert.encoder.layer.3.attention.self.query.bias, and a mod"):
+        keep_layers(teacher, 2)
+
+
+def test_pruning_that_is_not_final_is_refused_and_final_pruning_stays() -> None:
+    teacher = build("bert", 4)
+    query = teacher.bert.encoder.layer[3].attention.self.query
+    prune.l1_unstructured(query, "weight", 0.5)
+    with pytest.raises(ValueError, match=r"query.weight_orig is no weight of .* final \(torch.nn.utils.prune.remove"):
+        keep_layers(teacher, 2)
+    prune.remove(query, "weight")
+    assert torch.equal(keep_layers(teacher, 2).bert.encoder.layer[1].attention.self.query.weight, query.weight)
+
+
 def test_a_teacher_without_a_pooler_has_such_a_student() -> None:
     teacher = BertModel(build("bert", 4).config, add_pooling_layer=False)
     student = keep_layers(teacher, 2)
     assert student.pooler is None
     assert all(name in teacher.state_dict() for name in student.state_dict())
+
+
+@pytest.mark.parametrize("family", ["t5", "bert"])
+def test_a_vocabulary_that_has_grown_stays(family: str, tmp_path: Path) -> None:
+    """A T5 holds its table under three names, and from then on as one module."""
+    teacher = build(family)
+    teacher.resize_token_embeddings(67)
+    student = keep_layers(teacher, 2).eval()
+    torch.testing.assert_close(logits(student, family), logits(teacher, family))
+    student.save_pretrained(tmp_path)
+    assert type(student).from_pretrained(tmp_path).get_input_embeddings().num_embeddings == 67
 
 
 def test_other_models_are_refused() -> None:

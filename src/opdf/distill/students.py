@@ -72,7 +72,8 @@ def check_made(teacher: Any) -> None:
         ValueError: a module is of another class, missing or more than that, or a weight is of another shape.
     """
     made = empty_model(teacher, teacher.config, next(teacher.parameters()).dtype, torch.device("meta"))
-    theirs, ours = (dict(model.named_modules()) for model in (teacher, made))
+    # A T5 whose vocabulary has grown holds one table under several names where another holds several tied ones.
+    theirs, ours = (dict(model.named_modules(remove_duplicate=False)) for model in (teacher, made))
     for name in theirs | ours:
         kinds = [type(modules[name]) if name in modules else None for modules in (theirs, ours)]
         if kinds[0] is not kinds[1] and nn.Dropout not in kinds:
@@ -82,7 +83,13 @@ def check_made(teacher: Any) -> None:
                 "give a teacher that is as its configuration says"
             )
     shapes = {name: list(values.shape) for name, values in made.named_parameters()}
+    known = {name for name, _ in made.named_parameters(remove_duplicate=False)}
     for name, values in teacher.named_parameters():
+        if name not in known:
+            raise ValueError(
+                f"teacher's {name} is no weight of a model of its configuration; give a plain model, in which pruning "
+                "and the like are final (torch.nn.utils.prune.remove)"
+            )
         if name not in shapes:
             raise ValueError(
                 f"teacher's {name} has values of its own, and shares them with another weight in a model of its "
@@ -245,8 +252,9 @@ class _NoPlaceError(ValueError):
 
 def _check_blocks(teacher: nn.Module, student: nn.Module, kept: Mapping[str, Sequence[int]]) -> None:
     """Refuse a student whose blocks are built otherwise than the teacher's that they copy (another window, say)."""
+    made = empty_model(teacher, teacher.config, next(teacher.parameters()).dtype, torch.device("meta"))
     for tower, blocks in kept.items():
-        ours, theirs = (list(model.get_submodule(tower).children()) for model in (student, teacher))
+        ours, theirs, fresh = (list(model.get_submodule(tower).children()) for model in (student, teacher, made))
         if len(ours) != len(blocks):
             raise ValueError(
                 f"{type(teacher).__name__} made {len(ours)} blocks of {tower} where {len(blocks)} were wanted; build "
@@ -254,10 +262,13 @@ def _check_blocks(teacher: nn.Module, student: nn.Module, kept: Mapping[str, Seq
             )
         told = [_plain_values(block) for block in theirs]
         for position, block in enumerate(blocks):
-            mine, other = _plain_values(ours[position]), told[block]
+            mine, other, usual = _plain_values(ours[position]), told[block], _plain_values(fresh[block])
             # What all of the teacher's blocks have alike may have been changed in its configuration: dropout, say.
             varying = [name for name in other if any(values.get(name) != other[name] for values in told)]
             differing = [name for name in varying if name in mine and mine[name] != other[name]]
+            # Some blocks scale what they add by the depth. The depth itself may stand there too, and changes nothing.
+            follow = (name for name in mine.keys() & usual if usual[name] == other[name] != len(theirs))
+            differing += [name for name in follow if mine[name] != usual[name]]
             if differing:
                 name = min(differing)
                 raise ValueError(
@@ -300,6 +311,13 @@ def _renumbered(theirs: dict[str, Tensor], ours: dict[str, Tensor], kept: dict[s
                 index, _, rest = name[len(tower) + 1 :].partition(".")
                 source = f"{tower}.{blocks[int(index)]}.{rest}"
                 # T5's first block holds the position bias of all.
-                source = source if source in theirs else f"{tower}.0.{rest}"
+                inside = (key.removeprefix(f"{tower}.") for key in theirs if key.startswith(f"{tower}."))
+                if [key for key in inside if key.partition(".")[2] == rest] == [f"0.{rest}"]:
+                    source = f"{tower}.0.{rest}"
+        if source not in theirs:
+            raise ValueError(
+                f"teacher has no {source}, and a model of its configuration has; give a teacher that is as its "
+                "configuration says"
+            )
         state[name] = theirs[source]
     return state

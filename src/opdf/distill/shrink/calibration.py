@@ -430,10 +430,32 @@ def real_tokens(inputs: Mapping[str, Tensor], mask: str, states: Tensor) -> Tens
     """
     shape = states.shape[:2]
     known = inputs.get(mask)
-    if known is None and mask.startswith("decoder") and "decoder_input_ids" not in inputs:
-        labels = inputs.get("labels")
-        of_tokens = labels is not None and labels.dim() > 1 and not labels.is_floating_point()
-        known = labels.ne(-100) if labels is not None and of_tokens else inputs.get("attention_mask")
+    if known is None and mask.startswith("decoder"):
+        known = _decoded(inputs)
     if known is None or known.numel() != shape.numel():
         return torch.ones(shape, dtype=torch.bool, device=states.device)
     return known.bool().view(shape)  # several choices an example are examples to the model
+
+
+def _decoded(inputs: Mapping[str, Tensor]) -> Tensor | None:
+    """`[examples, tokens]`, true up to the last token of an example: without a mask a decoder sees all before it."""
+    if _labels_are_tokens(inputs):
+        known = inputs["labels"].ne(-100)
+    elif "decoder_input_ids" in inputs or (found := inputs.get("attention_mask")) is None:
+        return None
+    else:
+        known = found
+    return known.long().flip(1).cummax(1).values.flip(1)
+
+
+def decoded_ids(inputs: Mapping[str, Tensor]) -> Tensor | None:
+    """`[examples, tokens]`, as many as an encoder-decoder's decoder reads: its own, labels, or those of the encoder."""
+    if "decoder_input_ids" in inputs:
+        return inputs["decoder_input_ids"]
+    return inputs["labels"] if _labels_are_tokens(inputs) else inputs.get("input_ids")
+
+
+def _labels_are_tokens(inputs: Mapping[str, Tensor]) -> bool:
+    """Whether there are labels of which an encoder-decoder makes its decoder's inputs."""
+    labels = inputs.get("labels")
+    return labels is not None and labels.dim() > 1 and not labels.is_floating_point()

@@ -249,32 +249,35 @@ _distilbert = Family(
     heads="n_heads",
 )
 
-_vit = Family(
-    embeddings=("embeddings",),
-    towers=(
-        Tower(
-            "layers",
-            "num_hidden_layers",
-            (
-                Attention(
-                    "layernorm_before",
-                    "attention",
-                    _parts("attention.{}_proj", "q", "k", "v"),
-                    Part("attention.o_proj"),
+
+def _vit(activation: str) -> Family:
+    return Family(
+        embeddings=("embeddings",),
+        towers=(
+            Tower(
+                "layers",
+                "num_hidden_layers",
+                (
+                    Attention(
+                        "layernorm_before",
+                        "attention",
+                        _parts("attention.{}_proj", "q", "k", "v"),
+                        Part("attention.o_proj"),
+                    ),
+                    FeedForward("layernorm_after", Part("mlp.fc1"), "mlp.activation_fn", Part("mlp.fc2")),
                 ),
-                FeedForward("layernorm_after", Part("mlp.fc1"), "mlp.activation_fn", Part("mlp.fc2")),
+                final="layernorm",
             ),
-            final="layernorm",
         ),
-    ),
-    pre_norm=True,
-    outputs=(
-        Head("BASE.pooler.dense", "tanh"),
-        Head("classifier"),
-        Head("cls_classifier"),
-        Head("distillation_classifier"),
-    ),
-)
+        pre_norm=True,
+        outputs=(
+            Head("BASE.pooler.dense", activation),
+            Head("classifier"),
+            Head("cls_classifier"),
+            Head("distillation_classifier"),
+        ),
+    )
+
 
 _dinov2 = Family(
     embeddings=("embeddings",),
@@ -434,7 +437,6 @@ FAMILIES = {
     "electra": _electra,
     "mpnet": _mpnet,
     "distilbert": _distilbert,
-    **dict.fromkeys(("vit", "deit"), _vit),
     **dict.fromkeys(("dinov2", "dinov2_with_registers"), _dinov2),
     "gpt2": _gpt2,
     **dict.fromkeys(("llama", "mistral", "qwen2"), _rotary()),
@@ -443,6 +445,7 @@ FAMILIES = {
 
 MADE: dict[str, Callable[[Any], Family]] = {
     **dict.fromkeys(("t5", "mt5"), lambda config: _t5(config.is_gated_act)),
+    **dict.fromkeys(("vit", "deit"), lambda config: _vit(config.pooler_act)),
     "modernbert": lambda config: _modernbert(config.classifier_activation),
     "deberta-v2": lambda config: _deberta(config.pooler_hidden_act),
 }

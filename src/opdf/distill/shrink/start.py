@@ -19,7 +19,7 @@ from opdf.distill.models import unprepared, unwrapped
 from opdf.distill.objective import model_inputs
 from opdf.distill.precision import warn_of_slow_weights
 from opdf.distill.shrink.basis import leading_axes
-from opdf.distill.shrink.calibration import Place, Recorder, has_room, input_of, real_tokens
+from opdf.distill.shrink.calibration import Place, Recorder, decoded_ids, has_room, input_of, real_tokens
 from opdf.distill.shrink.families import Attention, Family, FeedForward, Tower
 from opdf.distill.shrink.fit import Fit
 from opdf.distill.shrink.norms import subtracts_mean
@@ -299,7 +299,7 @@ def _count(teacher: Any, tower: Tower, inputs: Mapping[str, Tensor]) -> int:
     first = teacher.base_model.get_submodule(tower.blocks)[0]
     if tower.mask in inputs:
         return int(inputs[tower.mask].sum())
-    ids = inputs.get("input_ids")
+    ids = inputs.get("input_ids") if tower.memory is None else decoded_ids(inputs)
     states = ids[..., None] if ids is not None else input_of(first, lambda: teacher(**inputs))
     return int(real_tokens(inputs, tower.mask, states).sum())
 

@@ -46,6 +46,14 @@ def test_what_does_not_change_a_run_does_not_change_its_key(tmp_path: Path) -> N
     assert keys(tmp_path / "elsewhere") == plain
 
 
+def test_names_that_are_numbers_are_texts_as_in_the_results(tmp_path: Path) -> None:
+    numbers = {0: {"overparam": {"ones": 0}}, 1: {"overparam": {"ones": 1}, "as_long_as": 0}}
+    study = Study(config(tmp_path, variants=numbers, tasks={2020: {}}, train_sizes=None))
+    assert (study.plan.settings, study.plan.variants, study.plan.baseline) == (("2020",), ("0", "1"), "0")
+    assert study.as_long_as("1") == "0"
+    assert Study(config(tmp_path, variants=numbers, baseline="1")).plan.baseline == "1"
+
+
 def test_a_larger_study_keeps_the_runs_and_a_smaller_one_has_a_part_of_them(tmp_path: Path) -> None:
     plain = keys(tmp_path)
     more: dict[str, Any] = {

@@ -76,11 +76,15 @@ class Study:
         self.options = config
         self.folder = Path(config.output)
         self._settings = dict(_settings(config))
-        self._variants = {name: dict(_mapping(v or {}, f"variant {name!r}")) for name, v in config.variants.items()}
-        self._timed_by = {name: changes.pop("as_long_as", None) for name, changes in self._variants.items()}
+        # Names are texts, as JSON has them: YAML reads the name 3 as a number.
+        given = {str(name): changes or {} for name, changes in config.variants.items()}
+        self._variants = {name: dict(_mapping(changes, f"variant {name!r}")) for name, changes in given.items()}
+        timed_by = {name: changes.pop("as_long_as", None) for name, changes in self._variants.items()}
+        self._timed_by = {name: None if other is None else str(other) for name, other in timed_by.items()}
+        baseline = "" if config.baseline is None else str(config.baseline)
         self.plan = Plan(
             tuple(self._settings), tuple(self._variants), tuple(config.learning_rates), tuple(config.seeds),
-            config.baseline or next(iter(self._variants)),
+            baseline or next(iter(self._variants)),
         )  # fmt: skip
         self.loaded = lru_cache(self._load)
         self._read = lru_cache(None)(lambda setting, variant: files_of(self.config(setting, variant)))
@@ -327,7 +331,7 @@ def _settings(study: StudyConfig) -> Iterator[tuple[str, dict[str, Any]]]:
         for size in study.train_sizes or ():
             yield f"{name}/{size}", merged(given, {"data": {"train_limit": size}})
         if not study.train_sizes:
-            yield name, given
+            yield str(name), given
 
 
 def _mapping(value: Any, where: str) -> dict[str, Any]:

@@ -158,6 +158,26 @@ def test_a_folder_of_images_is_other_data_when_its_table_is_and_not_when_a_file_
     assert labelled("cat", "dog") == before
 
 
+def test_images_behind_links_are_other_data_when_they_change(tmp_path: Path) -> None:
+    """Of folders of splits and classes, which are read as if they were there."""
+    apart, folder = tmp_path / "apart", tmp_path / "images"
+    for name in ("cat", "dog"):
+        (apart / name).mkdir(parents=True)
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(apart / name / f"{name}.png")
+        (folder / "own").mkdir(parents=True, exist_ok=True)
+        (folder / "own" / name).symlink_to(apart / name)
+    (folder / "train").symlink_to(folder / "own")
+    (folder / "own" / "loop").symlink_to(folder)
+
+    def named() -> set[str]:
+        return keys(tmp_path, tasks={"images": {"data": {"name": str(folder)}}}, train_sizes=None)
+
+    before = named()
+    assert named() == before
+    (apart / "dog" / "dog.png").rename(apart / "cat" / "dog.png")
+    assert not named() & before
+
+
 def of_texts(folder: Path, labels: list[Any] | None = None, **teacher: Any) -> dict[str, Any]:
     """A task of texts whose teacher is a folder."""
     bert(folder / "teacher", **teacher)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property, lru_cache
@@ -305,7 +306,7 @@ def files_of(config: DistillConfig) -> list[dict[str, str]]:
 def _images_in(folder: Path) -> dict[str, str]:
     """Sizes of images and digests of their tables, by name. Other files are not read: file managers leave some."""
     found = {}
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(_below(folder)):
         name = path.relative_to(folder)
         if path.is_file() and not any(part.startswith(".") for part in name.parts):
             if path.name in METADATA:
@@ -313,6 +314,15 @@ def _images_in(folder: Path) -> dict[str, str]:
             elif path.suffix.lower() in PICTURES:
                 found[str(name)] = str(path.stat().st_size)
     return found
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """All paths in a folder of images. Folders of splits and classes may be links, as where the images are read."""
+    for parent, names, files in os.walk(folder, followlinks=True):
+        place = Path(parent)
+        yield from (place / name for name in files)
+        if len(place.relative_to(folder).parts) > 1:  # deeper, links are not followed there either
+            names[:] = [name for name in names if not (place / name).is_symlink()]
 
 
 def _content(file: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from PIL import Image
 from tests.study.example import OPDF, STUDY, config
 
 from jobs import bert, texts
-from opdf.job import UserError
+from opdf.job import UserError, load
 from opdf.job.options import fill, load_yaml, read_yaml
-from opdf.study import Study, StudyConfig
+from opdf.study import Outcome, Study, StudyConfig, study as study_module
 from opdf.study.runner import Runner
+from opdf.study.study import labels_digest
 
 FILES = sorted((Path(__file__).parents[2] / "studies").rglob("*.yaml"))
 STUDIES = [path for path in FILES if "output" in read_yaml(str(path))]  # the others are what some of these begin with
@@ -202,6 +204,23 @@ def test_files_that_change_under_a_sweep_end_it(tmp_path: Path) -> None:
     texts(tmp_path / "rows.jsonl", [(k + 1) % 2 for k in range(60)])
     for work in (lambda: Runner(study).run(cell), study.results):
         with pytest.raises(UserError, match="files that 'KD' of 'task' reads have changed since the sweep began"):
+            work()
+
+
+def test_answers_to_other_test_rows_are_not_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A set on the hub has no file whose change is seen, and another version can cut any set otherwise."""
+
+    def study() -> Study:
+        return Study(config(tmp_path, variants={"KD": {}}, learning_rates=[1e-3], seeds=[0]))
+
+    truth = study()._labels({}, "digits/64", 0)
+    facts = {"test_labels": labels_digest(truth)}
+    study().store.work(lambda cell: Outcome(0.5, truth.tolist(), 1.0, 2, 1, facts))
+    assert study().results()["seeds"] == {"digits/64": [0]}
+    study().check()
+    monkeypatch.setattr(study_module, "load", lambda data: load(replace(data, seed=data.seed + 1)))
+    for work in (study().results, study().check):
+        with pytest.raises(UserError, match="1 of 1 runs on 'digits/64' with seed 0 answered other test rows than dig"):
             work()
 
 

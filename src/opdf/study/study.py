@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from opdf.study.config import StudyConfig
 from opdf.study.judge import OF_TOKENS, Judge, labels_of, raw_labels
 from opdf.study.plan import Cell, Plan
 from opdf.study.results import conclude
-from opdf.study.store import Store
+from opdf.study.store import Outcome, Store
 
 OURS = {
     "output": "", "overwrite": "", "resume": "", "seed": ", and give seeds", "data.seed": ", and give seeds",
@@ -50,6 +50,9 @@ SAME_ROWS = ("name", "task", "inputs", "label", "labels", "validation", "test", 
 
 SAME_TOKENS = ("max_length", "pack", "answers_only")
 """Those that also decide on which tokens students are judged, where tokens have labels."""
+
+TEST_LABELS = "test_labels"
+"""A key in the facts of a run: the name of the labels that its answers are scored by, see `labels_digest`."""
 
 EXAMPLE = "{KD: {}, OPDF: {overparam: {ones: 3}}}"
 
@@ -110,8 +113,9 @@ class Study:
             UserError: one of these.
         """
         teachers: dict[str, Any] = {}
+        done, first = self.store.outcomes(), self.plan.seeds[0]
         for setting in self.plan.settings:
-            data, task = self.loaded(setting, self.plan.seeds[0])
+            data, task = self.loaded(setting, first)
             self._check_size(setting, len(data["train"]))
             for variant in self.plan.variants:
                 config = self.config(setting, variant)
@@ -125,6 +129,8 @@ class Study:
                 check_kind(config.data.name, task, probe=self.options.probe)
                 if task.kind in OF_TOKENS:
                     self._check_tokens(setting, variant, task)
+            if any((cell.setting, cell.seed) == (setting, first) for cell in done):
+                self._labels(done, setting, first)
 
     def check_files(self, setting: str, variant: str) -> None:
         """Refuse to go on where files have changed since the runs that read them got their names.
@@ -152,7 +158,7 @@ class Study:
         for setting in self.plan.settings:
             self.check_files(setting, self.plan.baseline)
 
-        first = self.plan.seeds[0]
+        first, done = self.plan.seeds[0], self.store.outcomes()
         tasks = {setting: self.loaded(setting, first)[1] for setting in self.plan.settings}
         judges = {setting: Judge(task) for setting, task in tasks.items()}
         return {
@@ -160,16 +166,30 @@ class Study:
             "metrics": {setting: task.metric for setting, task in tasks.items()},
             "study": plain(self.options),
             "versions": versions(),
-            **conclude(self.plan, self.store.outcomes(), self._labels, judges),
+            **conclude(self.plan, done, partial(self._labels, done), judges),
         }
 
-    def _labels(self, setting: str, seed: int) -> np.ndarray:
-        """Of a setting's test split."""
+    def _labels(self, done: Mapping[Cell, Outcome], setting: str, seed: int) -> np.ndarray:
+        """Of a setting's test split.
+
+        Raises:
+            UserError: they are not those of runs that are done. A set on the hub can change, and so can what cuts it.
+        """
         raw, task = self.loaded(setting, seed)
         config = self.config(setting, self.plan.baseline)
         if task.kind in OF_TOKENS:
-            return labels_of(prepare_data(replace(config.data, seed=seed), config.teacher), "test")
-        return raw_labels(raw["test"], task)
+            found = labels_of(prepare_data(replace(config.data, seed=seed), config.teacher), "test")
+        else:
+            found = raw_labels(raw["test"], task)
+        name = labels_digest(found)
+        runs = [outcome for cell, outcome in done.items() if (cell.setting, cell.seed) == (setting, seed)]
+        others = sum(outcome.facts.get(TEST_LABELS, name) != name for outcome in runs)
+        if others:
+            raise UserError(
+                f"{others} of {len(runs)} runs on {setting!r} with seed {seed} answered other test rows than "
+                f"{config.data.name} has now; bring back the data and the packages of then, or give another output"
+            )
+        return found
 
     def _load(self, setting: str, seed: int) -> tuple[Any, Task]:
         return load(replace(self.config(setting, self.plan.baseline).data, seed=seed))
@@ -327,6 +347,11 @@ def _below(folder: Path) -> Iterator[Path]:
 
 def _content(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def labels_digest(labels: np.ndarray) -> str:
+    """A short name for the labels of a split."""
+    return digest([str(labels.dtype), labels.shape, hashlib.sha256(labels.tobytes()).hexdigest()])
 
 
 def digest(content: Any) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property, lru_cache, partial
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from opdf.data import METADATA, PICTURES, Task, encode_rows, located
+from opdf.data import METADATA, PICTURES, Task, below, encode_rows, located
 from opdf.job import (
     DistillConfig,
     Fit,
@@ -326,7 +325,7 @@ def files_of(config: DistillConfig) -> list[dict[str, str]]:
 def _images_in(folder: Path) -> dict[str, str]:
     """Sizes of images and digests of their tables, by name. Other files are not read: file managers leave some."""
     found = {}
-    for path in sorted(_below(folder)):
+    for path in sorted(below(folder)):
         name = path.relative_to(folder)
         if path.is_file() and not any(part.startswith(".") for part in name.parts):
             if path.name in METADATA:
@@ -334,15 +333,6 @@ def _images_in(folder: Path) -> dict[str, str]:
             elif path.suffix.lower() in PICTURES:
                 found[str(name)] = str(path.stat().st_size)
     return found
-
-
-def _below(folder: Path) -> Iterator[Path]:
-    """All paths in a folder of images. Folders of splits and classes may be links, as where the images are read."""
-    for parent, names, files in os.walk(folder, followlinks=True):
-        place = Path(parent)
-        yield from (place / name for name in files)
-        if len(place.relative_to(folder).parts) > 1:  # deeper, links are not followed there either
-            names[:] = [name for name in names if not (place / name).is_symlink()]
 
 
 def _content(file: Path) -> str:

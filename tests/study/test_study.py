@@ -56,6 +56,11 @@ def test_names_that_are_numbers_are_texts_as_in_the_results(tmp_path: Path) -> N
     assert Study(config(tmp_path, variants=numbers, baseline="1")).plan.baseline == "1"
 
 
+def test_classes_may_be_called_by_numbers_and_by_words(tmp_path: Path) -> None:
+    weights = {"data": {"class_weights": {1: 2.0, "unknown": 0.5}}}
+    assert len(keys(tmp_path, tasks={"task": weights})) == len(keys(tmp_path))
+
+
 def test_a_larger_study_keeps_the_runs_and_a_smaller_one_has_a_part_of_them(tmp_path: Path) -> None:
     plain = keys(tmp_path)
     more: dict[str, Any] = {

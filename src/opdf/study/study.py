@@ -346,6 +346,7 @@ def labels_digest(labels: np.ndarray) -> str:
 
 def digest(content: Any) -> str:
     """A short name for JSON content."""
+    content = json.loads(json.dumps(content))  # with texts as keys: numbers, of classes say, have no order among texts
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -238,9 +238,12 @@ def test_a_teacher_beside_stored_outputs_is_shared_with_no_other_variant(tmp_pat
         return len({study.teacher_key(study.config("digits/64", variant)) for variant in ("stored", "KD")})
 
     assert teachers() == 1
+    before = set(study.store.keys.values())
     (tmp_path / "store" / "teacher").mkdir(parents=True)
     (tmp_path / "store" / "teacher" / "config.json").write_text("{}")
     assert teachers() == 2
+    again = keys(tmp_path, variants={"stored": stored, "KD": {}})
+    assert len(before & again) == len(before) / 2  # those that learn from another teacher now are others
 
 
 def test_a_probe_is_for_classes(tmp_path: Path) -> None:

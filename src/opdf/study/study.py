@@ -19,6 +19,7 @@ from opdf.job import (
     Job,
     StudentConfig,
     UserError,
+    build_objective,
     check_models,
     check_task,
     file_digests,
@@ -219,9 +220,6 @@ class Study:
     def teacher_key(self, config: DistillConfig) -> str:
         """A name for what determines the data and the teacher of a run."""
         files = files_of(replace(config, student=StudentConfig()))  # students of other files may share it
-        store = Job(config).objective.cache
-        if store is not None and (store / "teacher" / "config.json").is_file():  # then it is the teacher
-            files.append(file_digests(store / "teacher"))
         return digest([plain(config.data), plain(config.teacher), *files])
 
     def _check_tokens(self, setting: str, variant: str, task: Task) -> None:
@@ -319,6 +317,9 @@ def files_of(config: DistillConfig) -> list[dict[str, str]]:
             found.append({path.name: _content(path)})
         elif path.is_dir():
             found.append(_images_in(path))
+    store = build_objective(config).cache
+    if store is not None and (store / "teacher" / "config.json").is_file():  # then it is the teacher
+        found.append(file_digests(store / "teacher"))
     return found
 
 

@@ -323,6 +323,15 @@ def test_splits_are_no_classes_by_any_of_their_names(tmp_path: Path, names: tupl
     assert {part: len(rows) for part, rows in data.items()} == dict.fromkeys(("train", "validation", "test"), 20)
 
 
+def test_images_behind_links_are_read(tmp_path: Path) -> None:
+    """Below a class's folder they were left out without a word."""
+    apart, data = images(tmp_path / "apart", "cat", "dog"), images(tmp_path / "data", "cat", "dog", start=100, count=1)
+    for name in ("cat", "dog"):
+        (data / name / "2024").symlink_to(apart / name)
+        (data / name / "latest").symlink_to("2024")
+    assert len(read_folder(data)["train"]) == 2 + 20
+
+
 def test_folders_beside_splits_are_no_classes(tmp_path: Path) -> None:
     for k, name in enumerate(("train", "test", "unsorted")):
         images(tmp_path / name, "cat", "dog", start=50 * k)

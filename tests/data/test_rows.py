@@ -52,6 +52,9 @@ def test_images_of_a_folder_and_of_its_folders(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / name)
     (tmp_path / "notes.md").write_text("x")
+    (tmp_path / "cats").rename(tmp_path / ".apart")
+    (tmp_path / "cats").symlink_to(tmp_path / ".apart")
+    (tmp_path / "cats" / "back").symlink_to(tmp_path)
     names = [tmp_path / name for name in ("b.png", "cats/a.jpg")]
     assert [row.values[None] for row in read_rows(tmp_path)] == names
     assert [row.values[None] for row in read_rows(names[1])] == names[1:]

@@ -21,6 +21,7 @@ from opdf.study import Cell, Outcome, Study, runner as runner_module
 from opdf.study.pace import Pace
 from opdf.study.runner import Runner
 from opdf.study.store import InUseError, held
+from opdf.study.study import labels_digest
 
 
 def runner(folder: Path, **changes: Any) -> Runner:
@@ -32,13 +33,15 @@ def with_training(**training: Any) -> dict[str, Any]:
 
 
 def test_a_diverged_student_is_taken_to_answer_zero(tmp_path: Path) -> None:
-    outcome = runner(tmp_path, probe=True).run(Cell(0, "digits/64", "OPDF", 1e20))
+    made = runner(tmp_path, probe=True)
+    outcome = made.run(Cell(0, "digits/64", "OPDF", 1e20))
     assert outcome.facts["diverged_in_step"] == 3
     assert set(outcome.predictions) == {0}
     assert outcome.validation == pytest.approx(0.1, abs=0.05)  # one digit in ten is a 0
     assert [entry["step"] for entry in outcome.facts["spectra"]["steps"]] == [1, 2]  # the first moving step is bounded
     assert "decompose_seconds" not in outcome.facts
     assert outcome.facts["train_examples"] == 64
+    assert outcome.facts["test_labels"] == labels_digest(made.study._labels({}, "digits/64", 0))
     assert 0 < outcome.facts["start_seconds"] < 60
 
 

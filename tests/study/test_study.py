@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from PIL import Image
 from tests.study.example import OPDF, STUDY, config
 
 from jobs import bert, texts
-from opdf.job import UserError
+from opdf.job import UserError, load
 from opdf.job.options import fill, read_yaml
-from opdf.study import Study, StudyConfig
+from opdf.study import Outcome, Study, StudyConfig, study as study_module
 from opdf.study.runner import Runner
+from opdf.study.study import labels_digest
 
 FILES = sorted((Path(__file__).parents[2] / "studies").rglob("*.yaml"))
 STUDIES = [path for path in FILES if "output" in read_yaml(str(path))]  # the others are what some of these begin with
@@ -37,6 +39,19 @@ def test_what_does_not_change_a_run_does_not_change_its_key(tmp_path: Path) -> N
     assert keys(tmp_path, tasks={"numerals": {}}) == plain
     assert keys(tmp_path, learning_rates=[1e-2, 1e-3], seeds=[1, 0], workers=2, baseline="OPDF") == plain
     assert keys(tmp_path / "elsewhere") == plain
+
+
+def test_names_that_are_numbers_are_texts_as_in_the_results(tmp_path: Path) -> None:
+    numbers = {0: {"overparam": {"ones": 0}}, 1: {"overparam": {"ones": 1}, "as_long_as": 0}}
+    study = Study(config(tmp_path, variants=numbers, tasks={2020: {}}, train_sizes=None))
+    assert (study.plan.settings, study.plan.variants, study.plan.baseline) == (("2020",), ("0", "1"), "0")
+    assert study.as_long_as("1") == "0"
+    assert Study(config(tmp_path, variants=numbers, baseline="1")).plan.baseline == "1"
+
+
+def test_classes_may_be_called_by_numbers_and_by_words(tmp_path: Path) -> None:
+    weights = {"data": {"class_weights": {1: 2.0, "unknown": 0.5}}}
+    assert len(keys(tmp_path, tasks={"task": weights})) == len(keys(tmp_path))
 
 
 def test_a_larger_study_keeps_the_runs_and_a_smaller_one_has_a_part_of_them(tmp_path: Path) -> None:
@@ -143,6 +158,26 @@ def test_a_folder_of_images_is_other_data_when_its_table_is_and_not_when_a_file_
     assert labelled("cat", "dog") == before
 
 
+def test_images_behind_links_are_other_data_when_they_change(tmp_path: Path) -> None:
+    """Of folders of splits and classes, which are read as if they were there."""
+    apart, folder = tmp_path / "apart", tmp_path / "images"
+    for name in ("cat", "dog"):
+        (apart / name).mkdir(parents=True)
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(apart / name / f"{name}.png")
+        (folder / "own").mkdir(parents=True, exist_ok=True)
+        (folder / "own" / name).symlink_to(apart / name)
+    (folder / "train").symlink_to(folder / "own")
+    (folder / "own" / "loop").symlink_to(folder)
+
+    def named() -> set[str]:
+        return keys(tmp_path, tasks={"images": {"data": {"name": str(folder)}}}, train_sizes=None)
+
+    before = named()
+    assert named() == before
+    (apart / "dog" / "dog.png").rename(apart / "cat" / "dog.png")
+    assert not named() & before
+
+
 def of_texts(folder: Path, labels: list[Any] | None = None, **teacher: Any) -> dict[str, Any]:
     """A task of texts whose teacher is a folder."""
     bert(folder / "teacher", **teacher)
@@ -170,6 +205,23 @@ def test_files_that_change_under_a_sweep_end_it(tmp_path: Path) -> None:
             work()
 
 
+def test_answers_to_other_test_rows_are_not_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A set on the hub has no file whose change is seen, and another version can cut any set otherwise."""
+
+    def study() -> Study:
+        return Study(config(tmp_path, variants={"KD": {}}, learning_rates=[1e-3], seeds=[0]))
+
+    truth = study()._labels({}, "digits/64", 0)
+    facts = {"test_labels": labels_digest(truth)}
+    study().store.work(lambda cell: Outcome(0.5, truth.tolist(), 1.0, 2, 1, facts))
+    assert study().results()["seeds"] == {"digits/64": [0]}
+    study().check()
+    monkeypatch.setattr(study_module, "load", lambda data: load(replace(data, seed=data.seed + 1)))
+    for work in (study().results, study().check):
+        with pytest.raises(UserError, match="1 of 1 runs on 'digits/64' with seed 0 answered other test rows than dig"):
+            work()
+
+
 def test_a_teacher_beside_stored_outputs_is_shared_with_no_other_variant(tmp_path: Path) -> None:
     """Else which of the two teachers all variants learn from would depend on which variant comes first."""
     stored = {"objective": {"name": "sparse-logits", "options": {"store": str(tmp_path / "store")}}}
@@ -179,9 +231,12 @@ def test_a_teacher_beside_stored_outputs_is_shared_with_no_other_variant(tmp_pat
         return len({study.teacher_key(study.config("digits/64", variant)) for variant in ("stored", "KD")})
 
     assert teachers() == 1
+    before = set(study.store.keys.values())
     (tmp_path / "store" / "teacher").mkdir(parents=True)
     (tmp_path / "store" / "teacher" / "config.json").write_text("{}")
     assert teachers() == 2
+    again = keys(tmp_path, variants={"stored": stored, "KD": {}})
+    assert len(before & again) == len(before) / 2  # those that learn from another teacher now are others
 
 
 def test_a_probe_is_for_classes(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import re
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,7 @@ def read_folder(folder: Path) -> DatasetDict:
 
 
 def _has_images(folder: Path) -> bool:
-    shown = (p for p in folder.rglob("*") if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+    shown = (p for p in below(folder) if not any(part.startswith(".") for part in p.relative_to(folder).parts))
     return any(path.suffix.lower() in PICTURES for path in shown)
 
 
@@ -162,7 +163,7 @@ def _images(folder: Path) -> Dataset:
     if table is not None:
         return _described_images(folder, table)
     beside = pictures(folder, folder.iterdir())
-    inside = {child.name: pictures(child, child.rglob("*")) for child in sorted(folder.iterdir()) if child.is_dir()}
+    inside = {child.name: pictures(child, below(child)) for child in sorted(folder.iterdir()) if child.is_dir()}
     classes = {name: paths for name, paths in inside.items() if paths and not name.startswith(".")}
     if beside and classes:
         raise ValueError(
@@ -188,12 +189,30 @@ def _described_images(folder: Path, table: Path) -> Dataset:
         if not path.is_file():
             raise ValueError(f"{table} names {path.name} in {rows_of(table, [k])}, and {path} does not exist")
     named = {os.path.abspath(path) for path in paths}
-    unnamed = [path for path in pictures(folder, folder.rglob("*")) if str(path) not in named]
+    unnamed = [path for path in pictures(folder, below(folder)) if str(path) not in named]
     if unnamed:
         warnings.warn(f"left out, as {table} does not name them: {len(unnamed)} images ({unnamed[0]})", stacklevel=2)
     images = pa.chunked_array([pa.array([str(path) for path in paths])])
     with_images = rows.data.table.drop_columns("file_name").append_column("image", images)
     return _kept_images([table, *paths], lambda: Dataset(with_images).cast_column("image", Image()))
+
+
+def below(folder: Path) -> Iterator[Path]:
+    """All that a folder holds at any depth, behind links too. What may not be looked into is left out.
+
+    A folder that several links lead to is looked into once, so that a link back to a folder above has an end.
+    """
+    waiting, seen = [folder], set[Path]()
+    while waiting:
+        place = waiting.pop()
+        if (real := place.resolve()) in seen:
+            continue
+        seen.add(real)
+        with suppress(PermissionError):
+            for path in sorted(place.iterdir()):
+                yield path
+                if path.is_dir():
+                    waiting.append(path)
 
 
 def pictures(folder: Path, paths: Iterable[Path]) -> list[Path]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from opdf.data.read import BLANK, PICTURES, READERS, dialect, keys_once, path_of, pictures, read_file, records
+from opdf.data.read import BLANK, PICTURES, READERS, below, dialect, keys_once, path_of, pictures, read_file, records
 
 ROW_FORMATS = ("lines", "csv", "tsv", "jsonl")
 """Formats of text: one value a line, a table with a header, or an object a line."""
@@ -47,7 +47,7 @@ def read_rows(name: str | Path, form: str | None = None) -> Iterator[Row]:
     if not path.exists():
         raise FileNotFoundError(f"{name} does not exist; give a file, a folder of images, or - for a pipe")
     if path.is_dir():
-        return _images(path, pictures(path, path.rglob("*")))
+        return _images(path, pictures(path, below(path)))
     form = form or ENDINGS.get(path.suffix.lower())
     if form is None and path.suffix.lower() in PICTURES:
         return _images(path, [path])

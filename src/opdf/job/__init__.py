@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from opdf.job.cost import plan_model as plan_model
     from opdf.job.demo import demo as demo
     from opdf.job.errors import not_installed as not_installed
-    from opdf.job.job import Job as Job
+    from opdf.job.job import Job as Job, build_objective as build_objective
     from opdf.job.latency import latencies as latencies, now as now, split_inputs as split_inputs
     from opdf.job.models import file_digests as file_digests, load_model as load_model, load_processor as load_processor
     from opdf.job.options import (

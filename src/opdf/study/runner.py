@@ -40,7 +40,7 @@ from opdf.study.plan import Cell
 from opdf.study.recorder import Recorder
 from opdf.study.results import DIVERGED
 from opdf.study.store import InUseError, Outcome, held
-from opdf.study.study import Study, check_start
+from opdf.study.study import TEST_LABELS, Study, check_start, labels_digest
 
 JUDGED = ("validation", "test")
 """Splits of which a student's answers are kept."""
@@ -87,6 +87,7 @@ class Runner:
             config = replace(config, training=config.training | {"max_steps": timed["steps"]})
             facts["as_long_as"] = timed
         judge, labels = Judge(prepared.task), {part: labels_of(prepared, part) for part in JUDGED}
+        facts[TEST_LABELS] = labels_digest(labels["test"])
 
         def score(student: Any) -> float:
             return judge.score(self._answers(student, prepared, "validation"), labels["validation"])

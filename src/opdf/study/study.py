@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from opdf.data import METADATA, PICTURES, Task, encode_rows, located
+from opdf.data import METADATA, PICTURES, Task, below, encode_rows, located
 from opdf.job import (
     DistillConfig,
     Fit,
     Job,
     StudentConfig,
     UserError,
+    build_objective,
     check_models,
     check_task,
     file_digests,
@@ -36,7 +37,7 @@ from opdf.study.config import StudyConfig
 from opdf.study.judge import OF_TOKENS, Judge, labels_of, raw_labels
 from opdf.study.plan import Cell, Plan
 from opdf.study.results import conclude
-from opdf.study.store import Store
+from opdf.study.store import Outcome, Store
 
 OURS = {
     "output": "", "overwrite": "", "resume": "", "seed": ", and give seeds", "data.seed": ", and give seeds",
@@ -49,6 +50,9 @@ SAME_ROWS = ("name", "task", "inputs", "label", "labels", "validation", "test", 
 
 SAME_TOKENS = ("max_length", "pack", "answers_only")
 """Those that also decide on which tokens students are judged, where tokens have labels."""
+
+TEST_LABELS = "test_labels"
+"""A key in the facts of a run: the name of the labels that its answers are scored by, see `labels_digest`."""
 
 EXAMPLE = "{KD: {}, OPDF: {overparam: {ones: 3}}}"
 
@@ -76,11 +80,15 @@ class Study:
         self.options = config
         self.folder = Path(config.output)
         self._settings = dict(_settings(config))
-        self._variants = {name: dict(_mapping(v or {}, f"variant {name!r}")) for name, v in config.variants.items()}
-        self._timed_by = {name: changes.pop("as_long_as", None) for name, changes in self._variants.items()}
+        # Names are texts, as JSON has them: YAML reads the name 3 as a number.
+        given = {str(name): changes or {} for name, changes in config.variants.items()}
+        self._variants = {name: dict(_mapping(changes, f"variant {name!r}")) for name, changes in given.items()}
+        timed_by = {name: changes.pop("as_long_as", None) for name, changes in self._variants.items()}
+        self._timed_by = {name: None if other is None else str(other) for name, other in timed_by.items()}
+        baseline = "" if config.baseline is None else str(config.baseline)
         self.plan = Plan(
             tuple(self._settings), tuple(self._variants), tuple(config.learning_rates), tuple(config.seeds),
-            config.baseline or next(iter(self._variants)),
+            baseline or next(iter(self._variants)),
         )  # fmt: skip
         self.loaded = lru_cache(self._load)
         self._read = lru_cache(None)(lambda setting, variant: files_of(self.config(setting, variant)))
@@ -105,8 +113,9 @@ class Study:
             UserError: one of these.
         """
         teachers: dict[str, Any] = {}
+        done, first = self.store.outcomes(), self.plan.seeds[0]
         for setting in self.plan.settings:
-            data, task = self.loaded(setting, self.plan.seeds[0])
+            data, task = self.loaded(setting, first)
             self._check_size(setting, len(data["train"]))
             for variant in self.plan.variants:
                 config = self.config(setting, variant)
@@ -120,6 +129,8 @@ class Study:
                 check_kind(config.data.name, task, probe=self.options.probe)
                 if task.kind in OF_TOKENS:
                     self._check_tokens(setting, variant, task)
+            if any((cell.setting, cell.seed) == (setting, first) for cell in done):
+                self._labels(done, setting, first)
 
     def check_files(self, setting: str, variant: str) -> None:
         """Refuse to go on where files have changed since the runs that read them got their names.
@@ -147,7 +158,7 @@ class Study:
         for setting in self.plan.settings:
             self.check_files(setting, self.plan.baseline)
 
-        first = self.plan.seeds[0]
+        first, done = self.plan.seeds[0], self.store.outcomes()
         tasks = {setting: self.loaded(setting, first)[1] for setting in self.plan.settings}
         judges = {setting: Judge(task) for setting, task in tasks.items()}
         return {
@@ -155,16 +166,30 @@ class Study:
             "metrics": {setting: task.metric for setting, task in tasks.items()},
             "study": plain(self.options),
             "versions": versions(),
-            **conclude(self.plan, self.store.outcomes(), self._labels, judges),
+            **conclude(self.plan, done, partial(self._labels, done), judges),
         }
 
-    def _labels(self, setting: str, seed: int) -> np.ndarray:
-        """Of a setting's test split."""
+    def _labels(self, done: Mapping[Cell, Outcome], setting: str, seed: int) -> np.ndarray:
+        """Of a setting's test split.
+
+        Raises:
+            UserError: they are not those of runs that are done. A set on the hub can change, and so can what cuts it.
+        """
         raw, task = self.loaded(setting, seed)
         config = self.config(setting, self.plan.baseline)
         if task.kind in OF_TOKENS:
-            return labels_of(prepare_data(replace(config.data, seed=seed), config.teacher), "test")
-        return raw_labels(raw["test"], task)
+            found = labels_of(prepare_data(replace(config.data, seed=seed), config.teacher), "test")
+        else:
+            found = raw_labels(raw["test"], task)
+        name = labels_digest(found)
+        runs = [outcome for cell, outcome in done.items() if (cell.setting, cell.seed) == (setting, seed)]
+        others = sum(outcome.facts.get(TEST_LABELS, name) != name for outcome in runs)
+        if others:
+            raise UserError(
+                f"{others} of {len(runs)} runs on {setting!r} with seed {seed} answered other test rows than "
+                f"{config.data.name} has now; bring back the data and the packages of then, or give another output"
+            )
+        return found
 
     def _load(self, setting: str, seed: int) -> tuple[Any, Task]:
         return load(replace(self.config(setting, self.plan.baseline).data, seed=seed))
@@ -195,9 +220,6 @@ class Study:
     def teacher_key(self, config: DistillConfig) -> str:
         """A name for what determines the data and the teacher of a run."""
         files = files_of(replace(config, student=StudentConfig()))  # students of other files may share it
-        store = Job(config).objective.cache
-        if store is not None and (store / "teacher" / "config.json").is_file():  # then it is the teacher
-            files.append(file_digests(store / "teacher"))
         return digest([plain(config.data), plain(config.teacher), *files])
 
     def _check_tokens(self, setting: str, variant: str, task: Task) -> None:
@@ -295,13 +317,16 @@ def files_of(config: DistillConfig) -> list[dict[str, str]]:
             found.append({path.name: _content(path)})
         elif path.is_dir():
             found.append(_images_in(path))
+    store = build_objective(config).cache
+    if store is not None and (store / "teacher" / "config.json").is_file():  # then it is the teacher
+        found.append(file_digests(store / "teacher"))
     return found
 
 
 def _images_in(folder: Path) -> dict[str, str]:
     """Sizes of images and digests of their tables, by name. Other files are not read: file managers leave some."""
     found = {}
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(below(folder)):
         name = path.relative_to(folder)
         if path.is_file() and not any(part.startswith(".") for part in name.parts):
             if path.name in METADATA:
@@ -315,8 +340,14 @@ def _content(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
+def labels_digest(labels: np.ndarray) -> str:
+    """A short name for the labels of a split."""
+    return digest([str(labels.dtype), labels.shape, hashlib.sha256(labels.tobytes()).hexdigest()])
+
+
 def digest(content: Any) -> str:
     """A short name for JSON content."""
+    content = json.loads(json.dumps(content))  # with texts as keys: numbers, of classes say, have no order among texts
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -327,7 +358,7 @@ def _settings(study: StudyConfig) -> Iterator[tuple[str, dict[str, Any]]]:
         for size in study.train_sizes or ():
             yield f"{name}/{size}", merged(given, {"data": {"train_limit": size}})
         if not study.train_sizes:
-            yield name, given
+            yield str(name), given
 
 
 def _mapping(value: Any, where: str) -> dict[str, Any]:

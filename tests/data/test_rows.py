@@ -57,6 +57,15 @@ def test_images_of_a_folder_and_of_its_folders(tmp_path: Path) -> None:
     assert [row.values[None] for row in read_rows(names[1])] == names[1:]
 
 
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
+def test_rows_about_images_have_those_of_their_folder(tmp_path: Path, name: str) -> None:
+    """As in training, wherever the command runs."""
+    rows = [{"file_name": "b.png", "label": "cat"}, {"file_name": "", "label": "dog"}]
+    lines = ["file_name,label", "b.png,cat", ",dog"] if name.endswith("csv") else map(json.dumps, rows)
+    (tmp_path / name).write_text("\n".join(lines))
+    assert [row.values for row in read_rows(tmp_path / name)] == [{"image": tmp_path / "b.png"} | rows[0], rows[1]]
+
+
 @given(st.binary(max_size=60) | st.text(alphabet='ab,"\t\n\r{}:[]é', max_size=40).map(str.encode))
 @pytest.mark.parametrize("form", ROW_FORMATS)
 def test_any_bytes_are_read_or_refused(form: str, content: bytes) -> None:

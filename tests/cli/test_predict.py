@@ -20,6 +20,8 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import WordLevel
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -31,6 +33,7 @@ from transformers import (
     BertTokenizerFast,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedTokenizerFast,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessorPil,
@@ -177,6 +180,22 @@ def test_what_a_language_model_says_next_and_how_it_likes_a_text(models: Path) -
         assert row["perplexity"] == pytest.approx(math.exp(float(losses.detach())), rel=1e-4)
         assert row["prediction"] == gone_on(model, tokenizer, ids[:-1], 5)  # without the mark at the end
     assert [row.keys() for row in predict(models / "decoder", ["w1 w2"], new_tokens=0)] == [{"text", "perplexity"}]
+
+
+def test_a_blank_at_the_end_of_a_prompt_belongs_to_the_next_word(models: Path, tmp_path: Path) -> None:
+    """As in training, where the answer follows. A word's token has the blank before it."""
+    vocabulary = {"\u0120": 0, **{f"\u0120w{k}": k + 1 for k in range(40)}, "w": 41, "1": 42}
+    made = Tokenizer(WordLevel(vocabulary, unk_token="\u0120"))
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=True), decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, pad_token="w", eos_token="1")
+    model = AutoModelForCausalLM.from_pretrained(models / "decoder").eval()
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    wanted = gone_on(model, tokenizer, tokenizer("w1 w2")["input_ids"], 4)
+    assert wanted.startswith(" w")
+    bare, blank, two = (row["prediction"] for row in predict(tmp_path, ["w1 w2", "w1 w2 ", "w1 w2  "], new_tokens=4))
+    assert (bare, blank) == (wanted, wanted[1:])
+    assert two == gone_on(model, tokenizer, [*tokenizer("w1 w2")["input_ids"], 0], 4)[1:]
 
 
 def test_a_text_that_is_continued_from_its_end_alone_is_told_of(models: Path, capsys: Any) -> None:

@@ -420,7 +420,7 @@ class OverParameterizedOptimizer(Optimizer):
             chains = match(chains, ours, losses)
         for (p, matrix), chain in zip(weights.items(), chains, strict=True):
             kept = {f"teacher{k}": chain[k] for k in compared_sites(matrix.shape)}
-            self.state[p].update(kept, aligned=1)
+            self.state[p].update(kept, aligned=alignment.mark(matrix.name) if alignment is not None else 0)
 
     def _drop_overwritten(self, weights: Weights) -> None:
         """Drop the cores of weights that someone else has changed since the last step: the new values win."""
@@ -565,7 +565,22 @@ class OverParameterizedOptimizer(Optimizer):
             group["param_names"] = own
         held = saved.restore_precision(self, state_dict)
         held = {p for p in held if "core0" in self.state[p]}
+        self._tell_of_other_partners()
         self._restore_weights({p: matrix for p, matrix in self.weights().items() if p in held})
+
+    def _tell_of_other_partners(self) -> None:
+        """Warn where a loaded state goes on with other teacher cores than the constraint would make."""
+        alignment = self._recipe.alignment
+        marks = {m.name: self.state.get(p, {}).get("aligned") for p, m in self.weights().items()}
+        partners = alignment.partners if alignment is not None else {}
+        others = [n for n in partners if alignment and marks.get(n) not in (None, alignment.mark(n))]
+        if others:
+            warnings.warn(
+                f"the constraint's layer_map, its gauge or the blocks it is about differ from those that the state was "
+                f"saved with; {len(others)} weights, e.g. {others[0]}, go on being pulled as they were. To pull them "
+                "anew, start from the model's weights alone",
+                stacklevel=4,
+            )
 
     def _own_part(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """The part of a state dict that this process holds."""

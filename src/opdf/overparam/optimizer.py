@@ -530,11 +530,17 @@ class OverParameterizedOptimizer(Optimizer):
                 return p, matrix
         raise KeyError(f"{name!r} is not an over-parameterized weight of this optimizer")
 
-    def begin_anew(self) -> None:
-        """Take state, groups and weights as they are now, because all of them have been restored."""
+    def begin_anew(self, others: Mapping[Tensor, dict[str, Any]] | None = None) -> None:
+        """Take state, groups and weights as they are now, because all of them have been restored.
+
+        Args:
+            others: states of weights that they may not belong to; the next step looks.
+        """
         self._forget()
+        self.state.update(others or {})
         for p in self.weights():
-            self._writes.mark(p)
+            if p not in (others or {}):
+                self._writes.mark(p)
 
     @torch.no_grad()
     def make_cores(self) -> None:
@@ -609,8 +615,11 @@ def rolled_back(optimizer: Optimizer) -> Iterator[None]:
     It works with any torch optimizer. The cores of an over-parameterized one are restored too; gradients are not.
     """
     ours = optimizer if isinstance(optimizer, OverParameterizedOptimizer) else None
+    before = dict(optimizer.state)
     if ours:
         ours.make_cores()
+    # Of weights that hold other values for now, an average say. Their cores are for those that come back.
+    dropped = {p: state for p, state in before.items() if "core0" in state and optimizer.state[p] is not state}
     params = [p for group in optimizer.param_groups for p in group["params"]]
     weights = [p.detach().clone() for p in params]
     state = {p: saved.moved(values, p.device) for p, values in optimizer.state.items()}
@@ -628,7 +637,7 @@ def rolled_back(optimizer: Optimizer) -> Iterator[None]:
             for p, weight in zip(params, weights, strict=True):
                 p.copy_(weight)
         if ours:
-            ours.begin_anew()
+            ours.begin_anew(dropped)
 
 
 def _without_cores(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -428,7 +428,7 @@ class OverParameterizedOptimizer(Optimizer):
             warnings.warn(
                 f"{weights[p].name} was changed outside the optimizer; its cores are decomposed anew and its moments "
                 "start over. Load weights before creating the optimizer, or load the optimizer's state dict with "
-                "them",
+                "them; after a step to the side (SAM) put back a copy, since to subtract it leaves rounding",
                 stacklevel=5,
             )
             self.state[p] = _without_cores(self.state[p])

@@ -150,6 +150,19 @@ def test_a_word_has_the_tag_of_its_first_token(models: Path) -> None:
     assert len(found[2]["prediction"]) == 2
 
 
+@pytest.mark.parametrize("write", [str, json.dumps])
+def test_lists_that_were_written_as_texts_are_refused(models: Path, write: Any) -> None:
+    """As pandas writes them into a csv file: brackets and quotes were taken for words."""
+    for name, column, value in (
+        ("tags", "tokens", ["w1", "w2"]), ("decoder", "messages", [{"role": "user", "content": "w1"}]),
+    ):  # fmt: skip
+        with pytest.raises(
+            ValueError, match=r"row 2 has .* a list that was written as a text; write lists into a json"
+        ):
+            list(predict(models / name, [{column: "w1"}, {column: write(value)}]))
+    assert len(list(predict(models / "tags", ["[w1] w2 [w3]"]))) == 1
+
+
 def test_embeddings_and_similarities(models: Path) -> None:
     model = BertModel.from_pretrained(models / "body").eval()
     tokenizer = AutoTokenizer.from_pretrained(models / "body")

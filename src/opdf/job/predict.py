@@ -12,7 +12,7 @@ import torch
 from accelerate import PartialState
 from PIL import Image
 
-from opdf.data import ROW_FORMATS, Row, Task, padding, parse_rows, read_rows
+from opdf.data import ROW_FORMATS, Row, Task, is_list_as_text, padding, parse_rows, read_rows
 from opdf.distill import has_no_head
 from opdf.job.answer import ANSWERS, Asked, name_of
 from opdf.job.config import TeacherConfig
@@ -243,6 +243,11 @@ def _read(row: Row, task: Task) -> Row:
         if not _fits(values[column], task.kind):
             raise ValueError(
                 f"{row.where} has {str(values[column])[:40]!r} in {column!r}; the model reads {READ[task.kind]}"
+            )
+        if isinstance(values[column], str) and is_list_as_text(values[column], column, task.kind):
+            raise ValueError(
+                f"{row.where} has {values[column][:40]!r} in {column!r}, a list that was written as a text; write "
+                "lists into a jsonl or parquet file"
             )
     return replace(row, values=values)
 

@@ -340,6 +340,21 @@ def test_a_batch_of_empty_texts_is_read_as_one_empty_text_beside_others(tmp_path
     assert collate([encoded["train"][1]])["labels"].tolist() == [[-100]]
 
 
+def test_other_data_are_read_by_the_columns_that_the_run_was_trained_on(
+    models: Path, tmp_path: Path, capsys: Any
+) -> None:
+    """A title in front of them was read as the first text of a pair."""
+    labels = [k % 2 for k in range(80)]
+    distilled(tmp_path, models / "bert", {"name": lines(tmp_path, text=TEXTS, label=labels)})
+    (tmp_path / "more").mkdir()
+    other = DataConfig(name=lines(tmp_path / "more", title=TEXTS, text=TEXTS[::-1], label=labels), max_length=16)
+    capsys.readouterr()
+    found = evaluate(tmp_path / "out", other)
+    assert "the model reads" not in capsys.readouterr().err
+    assert found == evaluate(tmp_path / "out", replace(other, inputs="text"))
+    evaluate(tmp_path / "out", replace(other, inputs=["title", "text"]))
+
+
 def test_scoring_tells_what_was_taken_for_granted(tmp_path: Path, capsys: Any) -> None:
     """A score of the wrong columns looks like any other."""
     jobs.bert(tmp_path / "bert")

@@ -129,6 +129,12 @@ def test_several_labels_and_numbers(models: Path, tmp_path: Path, capsys: Any) -
     assert values == pytest.approx([one["score"] for one in ask(TEXTS)], abs=1e-5)
 
 
+def test_a_row_with_a_number_that_is_none_is_json(models: Path, tmp_path: Path, capsys: Any) -> None:
+    pd.DataFrame({"text": ["w1"], "price": [math.nan], "list": [[math.inf, 1.5]]}).to_parquet(tmp_path / "rows.parquet")
+    (row,) = asked(capsys, str(models / "classes"), str(tmp_path / "rows.parquet"))
+    assert (row["price"], row["list"]) == (None, [None, 1.5])
+
+
 def test_a_column_may_have_the_name_that_another_tasks_answers_have(models: Path) -> None:
     """Rows that were trained on are predicted for too: `score` is what labels of regressions and pairs are called."""
     row = {"text": "w1 w2", "a": "w1", "b": "w2", "score": 3.0}

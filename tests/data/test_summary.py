@@ -150,6 +150,13 @@ def test_a_class_that_often_stands_for_none_is_noted(tmp_path: Path, tokenizer: 
     assert "-100, which often stands for no label, is taken as a class" in str(summary(file, tokenizer))
 
 
+def test_a_class_without_a_name_is_noted(tmp_path: Path, tokenizer: Any) -> None:
+    rows = [{"text": f"word {k}", "label": ("", "a", "b")[k % 3]} for k in range(40)]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    said = "the class '' has no name that can be seen; leave its rows out if it stands for no label"
+    assert said in str(summary(str(tmp_path / "data.jsonl"), tokenizer))
+
+
 def test_what_is_passed_over_in_images_is_noted(tmp_path: Path) -> None:
     for k in range(60):
         (folder := tmp_path / "images" / "ab"[k % 2]).mkdir(parents=True, exist_ok=True)

@@ -47,6 +47,14 @@ def test_rows_say_where_they_are(tmp_path: Path) -> None:
     assert [row.values[None] for row in read_rows(tmp_path / "a.txt")] == ["a", "", "b"]  # an answer for every line
 
 
+def test_a_carriage_return_in_a_cell_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"text\na\rb\n")
+    with pytest.raises(
+        ValueError, match="a carriage return stands alone in it; end lines with line feeds, and put texts"
+    ):
+        list(read_rows(tmp_path / "a.csv"))
+
+
 def test_images_of_a_folder_and_of_its_folders(tmp_path: Path) -> None:
     for name in ("b.png", "cats/a.jpg", ".hidden/c.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

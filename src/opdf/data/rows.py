@@ -135,6 +135,11 @@ def _table(lines: Iterable[str], name: str, form: Mapping[str, Any]) -> Iterator
             if cells:
                 yield Row(f"row {number} of {name}", dict(zip(names, cells, strict=True)))
     except csv.Error as error:
+        if "new-line character" in str(error):  # csv speaks of how to open the file
+            error = csv.Error(
+                "a carriage return stands alone in it; end lines with line feeds, and put texts of several "
+                "lines into quotes"
+            )
         raise ValueError(f"{name} cannot be read as a table: {error}") from error
 
 

@@ -169,6 +169,18 @@ def test_lists_that_were_written_as_texts_are_refused(models: Path, write: Any) 
     assert len(list(predict(models / "tags", ["[w1] w2 [w3]"]))) == 1
 
 
+@pytest.mark.parametrize("sign", [";", "\t"])
+def test_cells_that_other_signs_separate_are_no_text(models: Path, tmp_path: Path, sign: str) -> None:
+    """Whole rows were read, with all of their columns."""
+    (tmp_path / "rows.csv").write_text(f"id{sign}text\n1{sign}w1\n")
+    with pytest.raises(
+        UserError, match=r"has the one column 'id.*; separate columns by commas in a csv file and by tabs"
+    ):
+        list(predict(models / "classes", tmp_path / "rows.csv"))
+    (row,) = predict(models / "classes", tmp_path / "rows.csv", inputs=f"id{sign}text")  # as it is asked
+    assert row[f"id{sign}text"] == f"1{sign}w1"
+
+
 def test_embeddings_and_similarities(models: Path) -> None:
     model = BertModel.from_pretrained(models / "body").eval()
     tokenizer = AutoTokenizer.from_pretrained(models / "body")

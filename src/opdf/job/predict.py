@@ -204,6 +204,11 @@ def _usual(first: Row, kind: str) -> tuple[str, ...]:
     columns = [column for column in first.values if column is not None]
     if not columns:
         return ("image" if kind == "image-classification" else "text",)
+    if len(columns) == 1 and set(str(columns[0])) & set(";\t"):  # a csv file as spreadsheets write it in many countries
+        raise UserError(
+            f"{first.where} has the one column {columns[0]!r}; separate columns by commas in a csv file and by tabs in "
+            "a tsv file (a csv file with tabs is read by form tsv)"
+        )
     named = [column for column in USUAL.get(kind, ("text",)) if column in columns]
     texts = named or [column for column, value in first.values.items() if isinstance(value, str)]
     if not named and len(texts) != 1:

@@ -360,8 +360,10 @@ def test_scoring_tells_what_was_taken_for_granted(tmp_path: Path, capsys: Any) -
     jobs.bert(tmp_path / "bert")
     data = DataConfig(name=lines(tmp_path, key=TEXTS, text=TEXTS, title=TEXTS, label=[k % 2 for k in range(80)]))
     note = "opdf: note: of the text columns key, text, title the model reads key and text; set data.inputs to choose"
-    evaluate(tmp_path / "bert", data)
-    assert note in capsys.readouterr().err
+    evaluate(tmp_path / "bert", replace(data, max_length=8))
+    said = capsys.readouterr().err
+    assert note in said
+    assert "opdf: note: 80 of 80 rows are longer than data.max_length, 8 tokens; the longest has 9" in said
     evaluate(tmp_path / "bert", replace(data, inputs="text", test=data.name))
     assert "72 of 80 rows of test are training rows too, but for case and punctuation" in capsys.readouterr().err
     export(tmp_path / "bert", tmp_path / "out", format="torch", data=data)

@@ -139,9 +139,9 @@ def _read_as_trained(prepared: Prepared, data: DataConfig, saved: Saved) -> Prep
 
 
 def tell_of(prepared: Prepared, name: str) -> None:
-    """Say what a user should know before a score: which columns were chosen, which rows were trained on."""
+    """Say what a user should know before a score: which columns were chosen, texts that are cut, rows trained on."""
     for what, text in describe(prepared, name, where="data.").lines():
-        if what == "note":
+        if what in ("note", "truncated"):
             tell(f"note: {text}")
 
 

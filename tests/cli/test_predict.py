@@ -20,6 +20,8 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import WordLevel
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -31,6 +33,7 @@ from transformers import (
     BertTokenizerFast,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedTokenizerFast,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessorPil,
@@ -126,6 +129,12 @@ def test_several_labels_and_numbers(models: Path, tmp_path: Path, capsys: Any) -
     assert values == pytest.approx([one["score"] for one in ask(TEXTS)], abs=1e-5)
 
 
+def test_a_row_with_a_number_that_is_none_is_json(models: Path, tmp_path: Path, capsys: Any) -> None:
+    pd.DataFrame({"text": ["w1"], "price": [math.nan], "list": [[math.inf, 1.5]]}).to_parquet(tmp_path / "rows.parquet")
+    (row,) = asked(capsys, str(models / "classes"), str(tmp_path / "rows.parquet"))
+    assert (row["price"], row["list"]) == (None, [None, 1.5])
+
+
 def test_a_column_may_have_the_name_that_another_tasks_answers_have(models: Path) -> None:
     """Rows that were trained on are predicted for too: `score` is what labels of regressions and pairs are called."""
     row = {"text": "w1 w2", "a": "w1", "b": "w2", "score": 3.0}
@@ -145,6 +154,31 @@ def test_a_word_has_the_tag_of_its_first_token(models: Path) -> None:
     assert found[0]["score"] == pytest.approx([float(best.values[k]) for k in (1, 2, 5)], abs=1e-6)
     assert [tag is None for tag in found[1]["prediction"]] == [False] * 30 + [True] * 10  # there are 32 places
     assert len(found[2]["prediction"]) == 2
+
+
+@pytest.mark.parametrize("write", [str, json.dumps])
+def test_lists_that_were_written_as_texts_are_refused(models: Path, write: Any) -> None:
+    """As pandas writes them into a csv file: brackets and quotes were taken for words."""
+    for name, column, value in (
+        ("tags", "tokens", ["w1", "w2"]), ("decoder", "messages", [{"role": "user", "content": "w1"}]),
+    ):  # fmt: skip
+        with pytest.raises(
+            ValueError, match=r"row 2 has .* a list that was written as a text; write lists into a json"
+        ):
+            list(predict(models / name, [{column: "w1"}, {column: write(value)}]))
+    assert len(list(predict(models / "tags", ["[w1] w2 [w3]"]))) == 1
+
+
+@pytest.mark.parametrize("sign", [";", "\t"])
+def test_cells_that_other_signs_separate_are_no_text(models: Path, tmp_path: Path, sign: str) -> None:
+    """Whole rows were read, with all of their columns."""
+    (tmp_path / "rows.csv").write_text(f"id{sign}text\n1{sign}w1\n")
+    with pytest.raises(
+        UserError, match=r"has the one column 'id.*; separate columns by commas in a csv file and by tabs"
+    ):
+        list(predict(models / "classes", tmp_path / "rows.csv"))
+    (row,) = predict(models / "classes", tmp_path / "rows.csv", inputs=f"id{sign}text")  # as it is asked
+    assert row[f"id{sign}text"] == f"1{sign}w1"
 
 
 def test_embeddings_and_similarities(models: Path) -> None:
@@ -177,6 +211,22 @@ def test_what_a_language_model_says_next_and_how_it_likes_a_text(models: Path) -
         assert row["perplexity"] == pytest.approx(math.exp(float(losses.detach())), rel=1e-4)
         assert row["prediction"] == gone_on(model, tokenizer, ids[:-1], 5)  # without the mark at the end
     assert [row.keys() for row in predict(models / "decoder", ["w1 w2"], new_tokens=0)] == [{"text", "perplexity"}]
+
+
+def test_a_blank_at_the_end_of_a_prompt_belongs_to_the_next_word(models: Path, tmp_path: Path) -> None:
+    """As in training, where the answer follows. A word's token has the blank before it."""
+    vocabulary = {"\u0120": 0, **{f"\u0120w{k}": k + 1 for k in range(40)}, "w": 41, "1": 42}
+    made = Tokenizer(WordLevel(vocabulary, unk_token="\u0120"))
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=True), decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, pad_token="w", eos_token="1")
+    model = AutoModelForCausalLM.from_pretrained(models / "decoder").eval()
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    wanted = gone_on(model, tokenizer, tokenizer("w1 w2")["input_ids"], 4)
+    assert wanted.startswith(" w")
+    bare, blank, two = (row["prediction"] for row in predict(tmp_path, ["w1 w2", "w1 w2 ", "w1 w2  "], new_tokens=4))
+    assert (bare, blank) == (wanted, wanted[1:])
+    assert two == gone_on(model, tokenizer, [*tokenizer("w1 w2")["input_ids"], 0], 4)[1:]
 
 
 def test_a_text_that_is_continued_from_its_end_alone_is_told_of(models: Path, capsys: Any) -> None:

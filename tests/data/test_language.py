@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE, WordLevel
@@ -147,6 +147,16 @@ def test_conversations(tmp_path: Path, tokenizer: Any) -> None:
     assert all(label in (token, -100) for token, label in zip(row["input_ids"], row["labels"], strict=True))
     together, _ = encode(data, task, tokenizer, answers_only=True, max_length=64)
     assert sum(map(len, together["train"]["labels"])) == sum(map(len, answers["train"]["labels"]))
+
+
+def test_conversations_that_were_written_as_texts_are_refused(tmp_path: Path) -> None:
+    """As pandas writes them into a csv file: they were learned with their brackets."""
+    rows = [str([{"role": "user", "content": f"one {k}"}]) for k in range(30)]
+    Dataset.from_dict({"messages": rows}).to_csv(str(tmp_path / "data.csv"))
+    with pytest.raises(
+        ValueError, match=r"'messages' of .* holds lists that were written as texts, such as .*; write lis"
+    ):
+        load_data(str(tmp_path / "data.csv"), task="causal-lm")
 
 
 def test_a_template_that_rewrites_earlier_messages(tmp_path: Path, tokenizer: Any) -> None:

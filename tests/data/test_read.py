@@ -462,6 +462,20 @@ def test_a_key_that_an_object_has_twice_is_refused(tmp_path: Path, name: str) ->
             list(read_rows(tmp_path / name))
 
 
+@pytest.mark.parametrize("name", ["cut.jsonl", "cut.json"])
+def test_a_text_with_half_of_a_sign_is_named(tmp_path: Path, name: str) -> None:
+    """json reads it, and no tokenizer does, whose error names no row."""
+    lines = [json.dumps({"text": f"text {k} \U0001f600", "label": k % 2}) for k in range(40)]
+    lines[7] = lines[7].replace("\\ude00", "")
+    (tmp_path / name).write_text("\n".join(lines) if name.endswith("l") else f"[{', '.join(lines)}]")
+    said = r"'text' has half of a sign, such as \\ud83d"
+    with pytest.raises(ValueError, match=f"as json.*: {'line 8: ' * name.endswith('l')}{said}"):
+        load_data(str(tmp_path / name))
+    if name.endswith("l"):
+        with pytest.raises(ValueError, match=rf"line 8 of .* cannot be read: {said}"):
+            list(read_rows(tmp_path / name))
+
+
 @pytest.mark.parametrize(
     "row",
     [{"text": "a"}, {"tokens": ["a", "b"]}, {"messages": [{"role": "user", "content": "a"}]}, {"text": "a", "m": {}}],

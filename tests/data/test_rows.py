@@ -47,6 +47,14 @@ def test_rows_say_where_they_are(tmp_path: Path) -> None:
     assert [row.values[None] for row in read_rows(tmp_path / "a.txt")] == ["a", "", "b"]  # an answer for every line
 
 
+def test_a_carriage_return_in_a_cell_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"text\na\rb\n")
+    with pytest.raises(
+        ValueError, match="a carriage return stands alone in it; end lines with line feeds, and put texts"
+    ):
+        list(read_rows(tmp_path / "a.csv"))
+
+
 def test_images_of_a_folder_and_of_its_folders(tmp_path: Path) -> None:
     for name in ("b.png", "cats/a.jpg", ".hidden/c.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -58,6 +66,15 @@ def test_images_of_a_folder_and_of_its_folders(tmp_path: Path) -> None:
     names = [tmp_path / name for name in ("b.png", "cats/a.jpg")]
     assert [row.values[None] for row in read_rows(tmp_path)] == names
     assert [row.values[None] for row in read_rows(names[1])] == names[1:]
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
+def test_rows_about_images_have_those_of_their_folder(tmp_path: Path, name: str) -> None:
+    """As in training, wherever the command runs."""
+    rows = [{"file_name": "b.png", "label": "cat"}, {"file_name": "", "label": "dog"}]
+    lines = ["file_name,label", "b.png,cat", ",dog"] if name.endswith("csv") else map(json.dumps, rows)
+    (tmp_path / name).write_text("\n".join(lines))
+    assert [row.values for row in read_rows(tmp_path / name)] == [{"image": tmp_path / "b.png"} | rows[0], rows[1]]
 
 
 @given(st.binary(max_size=60) | st.text(alphabet='ab,"\t\n\r{}:[]é', max_size=40).map(str.encode))

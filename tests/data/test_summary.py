@@ -133,9 +133,28 @@ def test_texts_that_the_tokenizer_cannot_read_are_noted(tmp_path: Path, tokenize
     assert f"{share:.0%} of the tokens are unknown to the tokenizer" in str(found)
 
 
+def test_words_that_are_nothing_to_the_tokenizer_are_noted(tmp_path: Path, tokenizer: Any) -> None:
+    rows = [
+        {"tokens": ["one", "\u200b", "two", ""][: 2 + k % 3], "tags": ["O", "B", "O", "B"][: 2 + k % 3]}
+        for k in range(30)
+    ]
+    rows += [{"tokens": ["one", "\u200b"] * 9, "tags": ["O", "B"] * 9}]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = summary(str(tmp_path / "data.jsonl"), tokenizer, max_length=8)
+    assert found.unread == 30 + 10  # of the last row, which is cut, it cannot be told
+    assert "40 words are nothing to the tokenizer" in str(found)
+
+
 def test_a_class_that_often_stands_for_none_is_noted(tmp_path: Path, tokenizer: Any) -> None:
     file = write(tmp_path / "a.csv", text=[f"words {k}" for k in range(60)], label=[-100, 0, 1] * 20)
     assert "-100, which often stands for no label, is taken as a class" in str(summary(file, tokenizer))
+
+
+def test_a_class_without_a_name_is_noted(tmp_path: Path, tokenizer: Any) -> None:
+    rows = [{"text": f"word {k}", "label": ("", "a", "b")[k % 3]} for k in range(40)]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    said = "the class '' has no name that can be seen; leave its rows out if it stands for no label"
+    assert said in str(summary(str(tmp_path / "data.jsonl"), tokenizer))
 
 
 def test_what_is_passed_over_in_images_is_noted(tmp_path: Path) -> None:

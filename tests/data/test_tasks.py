@@ -167,6 +167,16 @@ def test_scores_of_one_label() -> None:
     assert task.metrics(np.zeros_like(labels), labels) == {"f1_micro": 0.0, "f1_macro": 0.0}
 
 
+def test_a_label_that_no_example_has_is_not_scored() -> None:
+    """As of single classes. Answers that are all right had less than 1."""
+    task = Task("multi-label", ("t",), "l", KINDS)
+    labels = np.array([[1, 0, 0], [1, 1, 0]])
+    assert task.metrics(labels, labels) == {"f1_micro": 1.0, "f1_macro": 1.0}
+    named = labels + np.array([[0, 0, 1], [0, 0, 0]])
+    assert task.metrics(named, labels) == pytest.approx({"f1_micro": 6 / 7, "f1_macro": 2 / 3})
+    assert task.metrics(0 * labels, 0 * labels) == {"f1_micro": 0.0, "f1_macro": 0.0}
+
+
 SENTENCES = [["John", "Smith", "lives", "in", "Massachusetts"], ["Nothing", "happens"], ["Ann", "met", "Ann-Sophie"]]
 TAGS = [["B-PER", "I-PER", "O", "O", "B-LOC"], ["O", "O"], ["B-PER", "O", "B-PER"]]
 

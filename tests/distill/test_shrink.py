@@ -21,7 +21,8 @@ from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassif
 from families import batch, build
 from opdf import Constraint, DistillationArguments, DistillationTrainer, OverParamConfig, overparameterize
 from opdf.distill import blank_student, keep_layers, shrink, shrink_report
-from opdf.distill.shrink import basis, calibration, merge
+from opdf.distill.planning import _partner
+from opdf.distill.shrink import basis, calibration, has_moved, merge
 from opdf.distill.shrink.basis import OUTPUTS, leading_axes
 from opdf.distill.shrink.families import Attention, family_of
 from opdf.distill.shrink.moments import Moments
@@ -919,6 +920,16 @@ def test_the_trainer_pulls_a_started_student_to_its_start(tmp_path: Path) -> Non
     assert loss(loaded) > 0.01  # like any other model: it follows the teacher
     with pytest.raises(ValueError, match=r"constraint.layer_map is \{0: 1\}, .* leave it out"):
         DistillationTrainer(student, arguments, constraint={"layer_map": {0: 1}}, **options)
+
+
+def test_a_second_training_does_not_pull_to_the_start_and_says_so() -> None:
+    student = shrink(small("bert"), [inputs("bert")], hidden_size=8)
+    assert not has_moved(copy.deepcopy(student))
+    assert not has_moved(copy.deepcopy(student).half())
+    with torch.no_grad():
+        student.bert.embeddings.word_embeddings.weight[3, 2] += 1e-3  # as a training does
+    with pytest.warns(UserWarning, match="the student was changed since shrink made it, and constraint pulls it to wh"):
+        _partner(student, small("bert"), Constraint())
 
 
 def test_few_examples_are_warned_of_once() -> None:

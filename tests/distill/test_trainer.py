@@ -757,6 +757,28 @@ def test_a_search_tries_rates_on_new_students(tmp_path: Path) -> None:
     assert best.hyperparameters["learning_rate"] == rates[losses.index(min(losses))]
 
 
+def test_a_trial_makes_its_student_with_its_own_arguments(tmp_path: Path) -> None:
+    """It was made with the seed of the trial before, and its objective had been asked about that one's arguments."""
+    given, made = arguments(tmp_path, max_steps=1), {}
+
+    def init() -> Any:
+        made[given.seed] = int(torch.randint(2**30, ()))
+        return new_student()
+
+    trainer = DistillationTrainer(
+        args=given, model_init=init, teacher=bert(), train_dataset=sentences(), eval_dataset=sentences(8),
+        objective="theseus",
+    )  # fmt: skip
+    for name, values in (("seed", [5, 6]), ("fp16", [True])):
+        with pytest.raises(ValueError, match="use bf16 instead of fp16") if name == "fp16" else nullcontext():
+            trainer.hyperparameter_search(
+                lambda trial, name=name, values=values: {name: trial.suggest_categorical(name, values)},
+                n_trials=2, backend="optuna", sampler=optuna.samplers.GridSampler({name: values}),
+            )  # fmt: skip
+    for seed in (5, 6):
+        assert made[seed] == int(torch.randint(2**30, (), generator=torch.Generator().manual_seed(seed)))
+
+
 def test_a_search_for_label_smoothing_is_refused(tmp_path: Path) -> None:
     """Its trials differed in nothing."""
     trainer = DistillationTrainer(

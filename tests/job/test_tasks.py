@@ -340,13 +340,30 @@ def test_a_batch_of_empty_texts_is_read_as_one_empty_text_beside_others(tmp_path
     assert collate([encoded["train"][1]])["labels"].tolist() == [[-100]]
 
 
+def test_other_data_are_read_by_the_columns_that_the_run_was_trained_on(
+    models: Path, tmp_path: Path, capsys: Any
+) -> None:
+    """A title in front of them was read as the first text of a pair."""
+    labels = [k % 2 for k in range(80)]
+    distilled(tmp_path, models / "bert", {"name": lines(tmp_path, text=TEXTS, label=labels)})
+    (tmp_path / "more").mkdir()
+    other = DataConfig(name=lines(tmp_path / "more", title=TEXTS, text=TEXTS[::-1], label=labels), max_length=16)
+    capsys.readouterr()
+    found = evaluate(tmp_path / "out", other)
+    assert "the model reads" not in capsys.readouterr().err
+    assert found == evaluate(tmp_path / "out", replace(other, inputs="text"))
+    evaluate(tmp_path / "out", replace(other, inputs=["title", "text"]))
+
+
 def test_scoring_tells_what_was_taken_for_granted(tmp_path: Path, capsys: Any) -> None:
     """A score of the wrong columns looks like any other."""
     jobs.bert(tmp_path / "bert")
     data = DataConfig(name=lines(tmp_path, key=TEXTS, text=TEXTS, title=TEXTS, label=[k % 2 for k in range(80)]))
     note = "opdf: note: of the text columns key, text, title the model reads key and text; set data.inputs to choose"
-    evaluate(tmp_path / "bert", data)
-    assert note in capsys.readouterr().err
+    evaluate(tmp_path / "bert", replace(data, max_length=8))
+    said = capsys.readouterr().err
+    assert note in said
+    assert "opdf: note: 80 of 80 rows are longer than data.max_length, 8 tokens; the longest has 9" in said
     evaluate(tmp_path / "bert", replace(data, inputs="text", test=data.name))
     assert "72 of 80 rows of test are training rows too, but for case and punctuation" in capsys.readouterr().err
     export(tmp_path / "bert", tmp_path / "out", format="torch", data=data)

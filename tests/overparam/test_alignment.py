@@ -6,6 +6,7 @@ import ast
 import copy
 import io
 import re
+import warnings
 from typing import Any
 
 import pytest
@@ -253,6 +254,23 @@ def test_resuming_keeps_the_targets_bit_for_bit() -> None:
             step(model, stepper)
     for a, b in zip(student.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("other", [{"layer_map": "first"}, {"gauge": "raw"}, {"weight": 0.3}], ids=str)
+def test_a_state_that_goes_on_with_other_targets_says_so(other: dict[str, Any]) -> None:
+    student, teacher = bert(2), bert(4, seed=1)
+    states = []
+    for options in ({}, other):
+        overparam = overparameterize(student, OverParamConfig(ones=2))
+        overparam.align(teacher, Constraint(**options))
+        optimizer = overparam.optimizer(torch.optim.AdamW, lr=1e-2)
+        said = "the constraint's layer_map, its gauge or the blocks" if states and "weight" not in options else ""
+        with warnings.catch_warnings(record=True) as told:
+            if states:
+                optimizer.load_state_dict(states[0])
+        assert [said in str(one.message) for one in told] == [True] * bool(said)
+        step(student, optimizer)
+        states.append(optimizer.state_dict())
 
 
 def test_a_wider_teacher_shares_the_outer_factors() -> None:

@@ -260,6 +260,25 @@ def test_steps_that_are_tried_before_the_first_one_leave_no_trace(inner: Any) ->
     assert_same(*models)
 
 
+@pytest.mark.filterwarnings("ignore:.*changed outside the optimizer")
+def test_steps_that_are_tried_from_other_weights_leave_no_trace() -> None:
+    """Where an average is swapped in meanwhile, the moments of the weights that come back were lost."""
+    models = [net(), net()]
+    for model in models:
+        optimizer = plan(model).optimizer(torch.optim.AdamW)
+        train(model, optimizer, range(3))
+        if model is models[0]:
+            kept = copy.deepcopy(model.state_dict())
+            average = {name: 0.9 * values for name, values in kept.items()}
+            model.load_state_dict(average)
+            with rolled_back(optimizer):
+                train(model, optimizer, range(7, 9))
+            assert all(torch.equal(values, average[name]) for name, values in model.state_dict().items())
+            model.load_state_dict(kept)
+        train(model, optimizer, range(3, 5))
+    assert_same(*models)
+
+
 def test_a_state_that_was_cleared_begins_anew() -> None:
     """As users of torch's optimizers clear moments."""
     models = [net()]

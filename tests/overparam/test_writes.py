@@ -118,6 +118,21 @@ def test_a_write_before_a_copy_is_kept(dtype: torch.dtype, copied: Callable[[Any
     torch.testing.assert_close(model.weight.detach(), written, rtol=0.02, atol=1e-6)
 
 
+def test_a_step_to_the_side_is_taken_back_by_a_copy() -> None:
+    """As SAM takes one. To subtract it leaves rounding, and the remedy has to be another one than to load weights."""
+    model, optimizer = stepped(torch.float32)
+    kept, aside = model.weight.detach().clone(), torch.full_like(model.weight, 0.1)
+    with torch.no_grad():
+        model.weight.add_(aside)
+        model.weight.copy_(kept)
+    with warnings.catch_warnings(action="error"):
+        step(model, optimizer)
+    with torch.no_grad():
+        model.weight.add_(aside).sub_(aside)
+    with pytest.warns(UserWarning, match=r"after a step to the side \(SAM\) put back a copy"):
+        step(model, optimizer)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("how", ["steps", "the same values", "swapped out and back", "a copy", "another layout"])
 def test_what_is_no_change_is_not_taken_for_one(dtype: torch.dtype, how: str) -> None:

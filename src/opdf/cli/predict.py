@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -114,8 +115,17 @@ def _opened(output: str | None) -> Iterator[IO[str]]:
 
 def _as_lines(rows: Iterator[dict[str, Any]], stream: IO[str]) -> None:
     for row in rows:
-        stream.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+        stream.write(json.dumps(_finite(row), ensure_ascii=False, default=str) + "\n")
         stream.flush()
+
+
+def _finite(value: Any) -> Any:
+    """A value with null for numbers that JSON does not have: NaN, as parquet files have for none, and infinity."""
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _as_table(rows: Iterator[dict[str, Any]], stream: IO[str]) -> None:

@@ -83,6 +83,8 @@ def _odd(names: Sequence[str]) -> Iterator[str]:
         groups.setdefault(plain_name(name), []).append(name)
     if str(IGNORED) in names:
         yield f"{IGNORED}, which often stands for no label, is taken as a class; leave its rows out if it is none"
+    if "" in groups:
+        yield f"the class {groups[''][0]!r} has no name that can be seen; leave its rows out if it stands for no label"
     for alike in groups.values():
         if len(alike) > 1:
             yield (

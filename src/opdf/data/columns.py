@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +26,13 @@ MANY = 20
 """Up to this many whole numbers are taken for classes, more for scores."""
 
 WORDS, MESSAGES = ("tokens", "words"), ("messages", "conversations")
+
+AS_WORDS = re.compile(r"\[\s*['\"].*['\"]\s*\]", re.DOTALL)
+AS_MESSAGES = re.compile(r"\[\s*\{.*\}\s*\]", re.DOTALL)
+"""Lists of words and of messages that were written as texts, by Python or as JSON."""
+
+FIRST = 100
+"""How many texts of a column are looked at for whether they are lists."""
 
 MESSAGE = {"role": (TEXT,), "content": (TEXT, "null")}
 """What a message has, and the types of that; one without a text, of calls alone, has null."""
@@ -231,6 +239,12 @@ def check_columns(part: str, rows: Dataset, task: Task, asked: Asked, file: Path
                 f"column {column!r} of {name} holds {_described(rows.features[column])}; task {task.kind} needs "
                 f"{INPUTS[task.kind]}"
             )
+        texts = values(rows, column).drop_null()[:FIRST].to_pylist() if dtype(rows.features[column]) == TEXT else []
+        if texts and all(is_list_as_text(text, column, task.kind) for text in texts):
+            raise ValueError(
+                f"column {column!r} of {name} holds lists that were written as texts, such as {texts[0][:60]!r}; write "
+                "lists into a jsonl or parquet file"
+            )
     if task.label is not None and dtype(rows.features.get(task.label)) != "null":  # else all are missing, see below
         CHECKS[task.kind](rows, task, asked, name, file)
     for column in sources(task, asked):
@@ -312,6 +326,16 @@ def are_lists(texts: Sequence[str]) -> bool:
     """Whether texts are lists as Python prints them, which is how tables of lists get into a csv file."""
     written = [text.strip() for text in texts if text.strip()]
     return bool(written) and all(text[0] == "[" and text[-1] == "]" for text in written)
+
+
+def is_list_as_text(text: str, column: str, kind: str) -> bool:
+    """Whether a text is the list of words or of messages that a task reads, as a table of lists gets into a csv file.
+
+    A model would read its brackets and quotes, too.
+    """
+    if kind == "token-classification":
+        return AS_WORDS.fullmatch(text.strip()) is not None
+    return kind == "causal-lm" and column in MESSAGES and AS_MESSAGES.fullmatch(text.strip()) is not None
 
 
 def truth(value: Any) -> Any:

@@ -38,10 +38,11 @@ def f1_micro(answers: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> f
 
 
 def f1_macro(answers: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> float:
-    """The mean over labels."""
+    """The mean over labels, without those that no example has and no answer names."""
     if labels.shape[1] == 1:  # scikit-learn would take the single column for two classes, 0 and 1
         return f1_micro(answers, labels, names)
-    return float(f1_score(labels, answers, average="macro", zero_division=0))
+    score = float(f1_score(labels, answers, average="macro", zero_division=np.nan))
+    return 0.0 if np.isnan(score) else score
 
 
 def token_f1(answers: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> float:

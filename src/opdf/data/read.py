@@ -53,6 +53,9 @@ CODE = "[+-]?0[0-9]"
 
 INDEX = re.compile("__index_level_[0-9]+__")
 
+HALF = re.compile("[\ud800-\udfff]")
+"""Of a sign that UTF-16 writes as two."""
+
 CELLS = re.compile(r"[ \t]+")
 
 csv.field_size_limit(2**31 - 1)  # a cell may be a whole document, as pandas has it; csv ends at 131,072 characters
@@ -407,10 +410,17 @@ def _parsed_lines(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON; of a key that it has twice, json would keep the last value without a word."""
+    """An object of JSON; of a key that it has twice, json would keep the last value without a word.
+
+    Raises:
+        ValueError: it has a key twice, or a text that is none: with one of two surrogates.
+    """
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError(f"an object has the key {_twice([key for key, _ in pairs])!r} twice; rename one")
+    half = next((key for key, text in pairs if isinstance(text, str) and HALF.search(text)), None)
+    if half is not None:
+        raise ValueError(f"{half!r} has half of a sign, such as \\ud83d, as texts have that were cut; remove it")
     return found
 
 

@@ -5,11 +5,23 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
-from opdf.data.read import BLANK, PICTURES, READERS, below, dialect, keys_once, path_of, pictures, read_file, records
+from opdf.data.read import (
+    BLANK,
+    METADATA,
+    PICTURES,
+    READERS,
+    below,
+    dialect,
+    keys_once,
+    path_of,
+    pictures,
+    read_file,
+    records,
+)
 
 ROW_FORMATS = ("lines", "csv", "tsv", "jsonl")
 """Formats of text: one value a line, a table with a header, or an object a line."""
@@ -36,7 +48,8 @@ def read_rows(name: str | Path, form: str | None = None) -> Iterator[Row]:
 
     Args:
         name: a csv, tsv, json, jsonl, parquet or conll file; a txt file, of one text a line; an image; or a folder of
-            images, which may lie in subfolders.
+            images, which may lie in subfolders. Names of images in a folder's `metadata.csv` or `metadata.jsonl` are
+            relative to the folder, and the images are in the column `image`.
         form: one of `ROW_FORMATS`, for a file whose name does not say it.
 
     Raises:
@@ -49,6 +62,8 @@ def read_rows(name: str | Path, form: str | None = None) -> Iterator[Row]:
     if path.is_dir():
         return _images(path, pictures(path, below(path)))
     form = form or ENDINGS.get(path.suffix.lower())
+    if path.name in METADATA and form in ("csv", "jsonl"):
+        return _described_images(path, form)
     if form is None and path.suffix.lower() in PICTURES:
         return _images(path, [path])
     if form is None and path.suffix.lower() in READERS:
@@ -132,7 +147,20 @@ def _table(lines: Iterable[str], name: str, form: Mapping[str, Any]) -> Iterator
             if cells:
                 yield Row(f"row {number} of {name}", dict(zip(names, cells, strict=True)))
     except csv.Error as error:
+        if "new-line character" in str(error):  # csv speaks of how to open the file
+            error = csv.Error(
+                "a carriage return stands alone in it; end lines with line feeds, and put texts of several "
+                "lines into quotes"
+            )
         raise ValueError(f"{name} cannot be read as a table: {error}") from error
+
+
+def _described_images(table: Path, form: str) -> Iterator[Row]:
+    """The rows about a folder's images, with these in a column `image`, as in training."""
+    for row in _of_file(table, form):
+        name = row.values.get("file_name")
+        image = {"image": table.parent / name} if isinstance(name, str) and name else {}
+        yield replace(row, values={**image, **row.values})
 
 
 def _images(folder: Path, paths: Iterable[Path]) -> Iterator[Row]:

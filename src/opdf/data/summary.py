@@ -51,6 +51,7 @@ class DataSummary:
         contradicting: rows that are the same as others in that sense, and have another class.
         blank: rows in which a text is empty.
         unknown: share of the training tokens that the tokenizer does not know.
+        unread: words to be tagged of which the tokenizer makes no token, in rows that are not cut.
         odd_images: of up to `LOOKED_AT` images, how many have each oddity that is passed over.
         where: what stands before the names of options.
     """
@@ -69,6 +70,7 @@ class DataSummary:
     contradicting: int = 0
     blank: int = 0
     unknown: float = 0.0
+    unread: int = 0
     odd_images: dict[str, int] = field(default_factory=dict)
     where: str = ""
 
@@ -139,6 +141,11 @@ class DataSummary:
                 f"{self.unknown:.0%} of the tokens are unknown to the tokenizer, which reads them all alike; it may be "
                 "for another language or another script"
             )
+        if self.unread:
+            yield (
+                f"{self.unread:,} words are nothing to the tokenizer (signs that nobody sees, say), and are neither "
+                "learned nor scored; remove them with their tags"
+            )
         for oddity, count in self.odd_images.items():
             yield f"{count:,} of the {min(rows, LOOKED_AT):,} images that were looked at {oddity}"
         absent = [name for name in self.task.labels if self.classes and not self.classes["train"].get(name)]
@@ -173,6 +180,9 @@ def describe(prepared: Prepared, name: str, *, where: str = "") -> DataSummary:
         contradicting=_contradicting(said, labels) if task.has_classes else 0,
         blank=0 if task.is_image else sum(_blank(rows, task) for rows in raw.values()),
         unknown=0.0 if task.is_image else _unknown(prepared),
+        unread=sum(_unread(prepared, part, some) for part, some in lengths.items())
+        if task.kind == "token-classification"
+        else 0,
         odd_images=_odd_images(raw, task.inputs[0]) if task.is_image else {},
         repeated={part: sum(row in trained for row in rows) for part, rows in said.items() if part != "train"},
         shared=sum(row in chosen_by and row not in trained for row in said.get("test", ())),
@@ -204,6 +214,15 @@ def _unknown(prepared: Prepared) -> float:
         return 0.0
     tokens = pc.list_flatten(values(prepared.data["train"], "input_ids"))
     return float(pc.mean(pc.equal(tokens, number)).as_py() or 0.0)
+
+
+def _unread(prepared: Prepared, part: str, lengths: np.ndarray) -> int:
+    """Words of a split without a token, in rows of some lengths in tokens that are not cut."""
+    words = pc.list_value_length(values(prepared.raw[part], prepared.task.inputs[0])).to_numpy()
+    labels = values(prepared.data[part], "labels")
+    scored = pc.list_parent_indices(labels).filter(pc.not_equal(pc.list_flatten(labels), IGNORED)).to_numpy()
+    whole = lengths <= prepared.max_length
+    return int((words - np.bincount(scored, minlength=len(words)))[whole].sum())
 
 
 def _odd_images(raw: Mapping[str, Dataset], column: str) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 from torch import nn
 from transformers import TrainingArguments
@@ -13,7 +14,7 @@ from opdf.distill.methods import METHODS, name_of
 from opdf.distill.models import names_of_labels, settle_kind
 from opdf.distill.muon import check_muon
 from opdf.distill.objective import Objective
-from opdf.distill.shrink import find_report
+from opdf.distill.shrink import find_report, has_moved
 from opdf.distill.teachers import check_apart
 from opdf.overparam import Constraint, OverParamConfig, OverParameterization, overparameterize
 
@@ -85,5 +86,11 @@ def _partner(student: nn.Module, teacher: nn.Module, constraint: Constraint) -> 
             f"constraint.layer_map is {dict(constraint.layer_map)}, and a student that is fitted to its teacher "
             "follows its own start block by block; leave it out, or copy the teacher's blocks (keep_layers; in a run, "
             "student.start: copy)"
+        )
+    if has_moved(student):
+        warnings.warn(
+            "the student was changed since shrink made it, and constraint pulls it to where it is now, not to its "
+            "teacher; make it anew with shrink, or leave constraint out",
+            stacklevel=5,
         )
     return copy.deepcopy(student).requires_grad_(False)

@@ -290,7 +290,13 @@ class DistillationTrainer(CheckpointedTrainer):
             )
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
-        """A new student, and with it the objective and the teacher as they were given."""
+        """A new student, and with it the objective and the teacher as they were given.
+
+        The Trainer sets a trial's arguments later; its seed, and what the objective asks of them, are for this too.
+        """
+        if self._is_made and trial is not None:
+            self._hp_search_setup(trial)
+            set_seed(self.args.seed)
         student: nn.Module = super().call_model_init(trial)
         assert self._given_method is not None
         self.method = copy.deepcopy(self._given_method)

@@ -150,7 +150,8 @@ def _language(rows: Sequence[Row], asked: Asked) -> list[dict[str, Any]]:
     found = [{"perplexity": _rounded(_perplexity(row, asked))} for row in rows]
     if not asked.new_tokens:
         return found
-    said = _continued([_prompt(row, asked) for row in rows], asked)
+    prompts, blanks = zip(*(_prompt(row, asked) for row in rows), strict=True)
+    said = [text.removeprefix(blank) for text, blank in zip(_continued(prompts, asked), blanks, strict=True)]
     return [{"prediction": text, **other} for text, other in zip(said, found, strict=True)]
 
 
@@ -165,15 +166,15 @@ def _perplexity(row: Row, asked: Asked) -> float | None:
     return float(losses.double().mean().exp())
 
 
-def _prompt(row: Row, asked: Asked) -> list[int]:
-    """The tokens to continue."""
+def _prompt(row: Row, asked: Asked) -> tuple[list[int], str]:
+    """The tokens to continue, and blanks behind them that belong to the next one."""
     tokenizer, value = asked.processor, row.values[asked.task.inputs[0]]
     if isinstance(value, list):
         turns = value[:-1] if value[-1]["role"] == "assistant" else value
         text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        ids, blank = _before_more(text, tokenizer, add_special_tokens=False)
     else:
-        ids = tokenizer(value, verbose=False)["input_ids"]
+        ids, blank = _before_more(value, tokenizer)
         ends = {tokenizer.eos_token_id, tokenizer.sep_token_id}
         while len(ids) > 1 and ids[-1] in ends:  # some tokenizers put an end behind every text
             ids = ids[:-1]
@@ -182,10 +183,23 @@ def _prompt(row: Row, asked: Asked) -> list[int]:
         raise ValueError(f"{row.where} is empty, and the tokenizer has no token to begin with; give a text")
     ids, most = list(ids or [start]), places(asked.model)
     if most is None:
-        return ids
+        return ids, blank
     if len(ids) > most - asked.new_tokens:
         note_cut(most, asked.new_tokens)
-    return ids[asked.new_tokens - most :]
+    return ids[asked.new_tokens - most :], blank
+
+
+def _before_more(text: str, tokenizer: Any, **options: Any) -> tuple[list[int], str]:
+    """A text's tokens as they are before a word, and the blanks at its end that are in one token with that word.
+
+    Training puts prompt and answer together first. By itself, a blank at the end is a token that it has hardly seen.
+    """
+    if text[-1:].isspace() and tokenizer.is_fast:
+        more = tokenizer(f"{text}a", return_offsets_mapping=True, verbose=False, **options)
+        for place, (first, last) in enumerate(more["offset_mapping"]):
+            if first < len(text) < last and text[first:].isspace():
+                return list(more["input_ids"][:place]), text[first:]
+    return list(tokenizer(text, verbose=False, **options)["input_ids"]), ""
 
 
 @cache

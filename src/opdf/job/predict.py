@@ -12,7 +12,7 @@ import torch
 from accelerate import PartialState
 from PIL import Image
 
-from opdf.data import ROW_FORMATS, Row, Task, padding, parse_rows, read_rows
+from opdf.data import ROW_FORMATS, Row, Task, is_list_as_text, padding, parse_rows, read_rows
 from opdf.distill import has_no_head
 from opdf.job.answer import ANSWERS, Asked, name_of
 from opdf.job.config import TeacherConfig
@@ -204,6 +204,11 @@ def _usual(first: Row, kind: str) -> tuple[str, ...]:
     columns = [column for column in first.values if column is not None]
     if not columns:
         return ("image" if kind == "image-classification" else "text",)
+    if len(columns) == 1 and set(str(columns[0])) & set(";\t"):  # a csv file as spreadsheets write it in many countries
+        raise UserError(
+            f"{first.where} has the one column {columns[0]!r}; separate columns by commas in a csv file and by tabs in "
+            "a tsv file (a csv file with tabs is read by form tsv)"
+        )
     named = [column for column in USUAL.get(kind, ("text",)) if column in columns]
     texts = named or [column for column, value in first.values.items() if isinstance(value, str)]
     if not named and len(texts) != 1:
@@ -243,6 +248,11 @@ def _read(row: Row, task: Task) -> Row:
         if not _fits(values[column], task.kind):
             raise ValueError(
                 f"{row.where} has {str(values[column])[:40]!r} in {column!r}; the model reads {READ[task.kind]}"
+            )
+        if isinstance(values[column], str) and is_list_as_text(values[column], column, task.kind):
+            raise ValueError(
+                f"{row.where} has {values[column][:40]!r} in {column!r}, a list that was written as a text; write "
+                "lists into a jsonl or parquet file"
             )
     return replace(row, values=values)
 

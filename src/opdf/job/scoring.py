@@ -116,7 +116,7 @@ def data_to_score(data: DataConfig, saved: Saved) -> Prepared:
     if plain(replace(own, **files)) != plain(data):
         if data.name == own.name and any(getattr(data, k) != getattr(own, k) for k in ("validation", "test", "seed")):
             tell(f"warning: {data.name} is cut otherwise than for {run}; its student may be scored on rows it has seen")
-        return prepared
+        return _read_as_trained(prepared, data, saved)
     mine = prepare_data(own, teacher)
     try:
         check_rows_of_run(run, own, mine.raw)
@@ -129,10 +129,19 @@ def data_to_score(data: DataConfig, saved: Saved) -> Prepared:
     return replace(prepared, raw=raw, data=encoded)
 
 
+def _read_as_trained(prepared: Prepared, data: DataConfig, saved: Saved) -> Prepared:
+    """Other data with the columns that the run was trained on, if they have these and nobody names others."""
+    trained = tuple(saved.metrics.get("inputs", ()))
+    columns = prepared.raw["train"].column_names
+    if data.inputs is not None or trained in ((), prepared.task.inputs) or not {*trained} <= {*columns}:
+        return prepared
+    return prepare_data(replace(data, inputs=list(trained)), TeacherConfig(model=saved.model))
+
+
 def tell_of(prepared: Prepared, name: str) -> None:
-    """Say what a user should know before a score: which columns were chosen, which rows were trained on."""
+    """Say what a user should know before a score: which columns were chosen, texts that are cut, rows trained on."""
     for what, text in describe(prepared, name, where="data.").lines():
-        if what == "note":
+        if what in ("note", "truncated"):
             tell(f"note: {text}")
 
 

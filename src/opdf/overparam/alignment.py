@@ -7,6 +7,7 @@ autograd graph.
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -43,6 +44,11 @@ class Alignment:
     def teacher_matrix(self, name: str) -> Tensor:
         """`[rows, cols]`, the teacher's matrix as it is now, by the student matrix's name."""
         return self.partners[name].of(self.weights[name].detach())
+
+    def mark(self, name: str) -> int:
+        """A number by which it is known again what a student's matrix is pulled to."""
+        partner = self.partners[name].name.replace("_orig_mod.", "")  # of a compiled teacher
+        return zlib.crc32(f"{self.constraint.gauge} {partner}".encode())
 
     def add_gradients(
         self,

@@ -420,7 +420,7 @@ class OverParameterizedOptimizer(Optimizer):
             chains = match(chains, ours, losses)
         for (p, matrix), chain in zip(weights.items(), chains, strict=True):
             kept = {f"teacher{k}": chain[k] for k in compared_sites(matrix.shape)}
-            self.state[p].update(kept, aligned=1)
+            self.state[p].update(kept, aligned=alignment.mark(matrix.name) if alignment is not None else 0)
 
     def _drop_overwritten(self, weights: Weights) -> None:
         """Drop the cores of weights that someone else has changed since the last step: the new values win."""
@@ -428,7 +428,7 @@ class OverParameterizedOptimizer(Optimizer):
             warnings.warn(
                 f"{weights[p].name} was changed outside the optimizer; its cores are decomposed anew and its moments "
                 "start over. Load weights before creating the optimizer, or load the optimizer's state dict with "
-                "them",
+                "them; after a step to the side (SAM) put back a copy, since to subtract it leaves rounding",
                 stacklevel=5,
             )
             self.state[p] = _without_cores(self.state[p])
@@ -530,11 +530,17 @@ class OverParameterizedOptimizer(Optimizer):
                 return p, matrix
         raise KeyError(f"{name!r} is not an over-parameterized weight of this optimizer")
 
-    def begin_anew(self) -> None:
-        """Take state, groups and weights as they are now, because all of them have been restored."""
+    def begin_anew(self, others: Mapping[Tensor, dict[str, Any]] | None = None) -> None:
+        """Take state, groups and weights as they are now, because all of them have been restored.
+
+        Args:
+            others: states of weights that they may not belong to; the next step looks.
+        """
         self._forget()
+        self.state.update(others or {})
         for p in self.weights():
-            self._writes.mark(p)
+            if p not in (others or {}):
+                self._writes.mark(p)
 
     @torch.no_grad()
     def make_cores(self) -> None:
@@ -565,7 +571,22 @@ class OverParameterizedOptimizer(Optimizer):
             group["param_names"] = own
         held = saved.restore_precision(self, state_dict)
         held = {p for p in held if "core0" in self.state[p]}
+        self._tell_of_other_partners()
         self._restore_weights({p: matrix for p, matrix in self.weights().items() if p in held})
+
+    def _tell_of_other_partners(self) -> None:
+        """Warn where a loaded state goes on with other teacher cores than the constraint would make."""
+        alignment = self._recipe.alignment
+        marks = {m.name: self.state.get(p, {}).get("aligned") for p, m in self.weights().items()}
+        partners = alignment.partners if alignment is not None else {}
+        others = [n for n in partners if alignment and marks.get(n) not in (None, alignment.mark(n))]
+        if others:
+            warnings.warn(
+                f"the constraint's layer_map, its gauge or the blocks it is about differ from those that the state was "
+                f"saved with; {len(others)} weights, e.g. {others[0]}, go on being pulled as they were. To pull them "
+                "anew, start from the model's weights alone",
+                stacklevel=4,
+            )
 
     def _own_part(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """The part of a state dict that this process holds."""
@@ -594,8 +615,11 @@ def rolled_back(optimizer: Optimizer) -> Iterator[None]:
     It works with any torch optimizer. The cores of an over-parameterized one are restored too; gradients are not.
     """
     ours = optimizer if isinstance(optimizer, OverParameterizedOptimizer) else None
+    before = dict(optimizer.state)
     if ours:
         ours.make_cores()
+    # Of weights that hold other values for now, an average say. Their cores are for those that come back.
+    dropped = {p: state for p, state in before.items() if "core0" in state and optimizer.state[p] is not state}
     params = [p for group in optimizer.param_groups for p in group["params"]]
     weights = [p.detach().clone() for p in params]
     state = {p: saved.moved(values, p.device) for p, values in optimizer.state.items()}
@@ -613,7 +637,7 @@ def rolled_back(optimizer: Optimizer) -> Iterator[None]:
             for p, weight in zip(params, weights, strict=True):
                 p.copy_(weight)
         if ours:
-            ours.begin_anew()
+            ours.begin_anew(dropped)
 
 
 def _without_cores(state: Mapping[str, Any]) -> dict[str, Any]:

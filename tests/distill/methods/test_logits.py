@@ -47,7 +47,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from opdf.distill import DistillationTrainer, EmbeddingDistillation, LogitsDistillation, Objective, chunks
 from opdf.distill.losses import DIVERGENCES, soft_binary_loss, soft_loss, squared_loss
-from opdf.distill.models import check_same_outputs
+from opdf.distill.models import SEVERAL, check_same_outputs
 
 
 def logits(seed: int, items: int = 6, classes: int = 5) -> torch.Tensor:
@@ -404,6 +404,13 @@ def test_outputs_that_mean_different_things_are_refused() -> None:
     small, large = (GPT2LMHeadModel(GPT2Config(vocab_size=v, n_embd=8, n_layer=1, n_head=1)) for v in (20, 21))
     with pytest.raises(ValueError, match="20 tokens and the teacher's 21"):
         check_same_outputs(small, large)
+
+
+def test_a_number_may_have_any_name() -> None:
+    score, grade = {"id2label": {0: "score"}}, {"id2label": {0: "grade"}}
+    check_same_outputs(bert(**score), bert(problem_type="regression", **grade))
+    with pytest.raises(ValueError, match="give both in the same order"):
+        check_same_outputs(*(bert(problem_type=SEVERAL, **name) for name in (score, grade)))
 
 
 @pytest.mark.parametrize("chunk", [2**24, 40])

@@ -149,6 +149,14 @@ def run(
     return objective, student, teacher
 
 
+@pytest.mark.parametrize("seed", [-1, 2 * 10**13, 10**30])
+def test_a_seed_may_be_any_whole_number(seed: int) -> None:
+    """One above 1.8e13 ended the first step in an overflow."""
+    objective = Theseus(seed=seed)
+    objective._predecessors = [[]] * 64
+    assert objective._draw() != objective._draw()
+
+
 def test_by_default_the_student_runs_alone_from_half_of_the_steps_on(tmp_path: Path) -> None:
     objective, _, _ = run(tmp_path, slope=None)
     rates = []

@@ -147,7 +147,7 @@ class Theseus(Objective):
 
     def _draw(self) -> list[bool]:
         """Which positions run the student's block; a function of seed and count, so that a resumed run goes on."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.draws)
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.draws) % 2**63)
         self.draws += 1
         return (torch.rand(len(self._predecessors), generator=generator) < self.replacement_rate()).tolist()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
@@ -58,8 +59,9 @@ def _percent(share: float | None) -> str:
 class _Mark:
     """What a student carries of its report: it goes along into copies of the student, and not into files."""
 
-    def __init__(self, report: ShrinkReport) -> None:
+    def __init__(self, report: ShrinkReport, sums: dict[str, tuple[torch.dtype, int]]) -> None:
         self.report = report
+        self.sums = sums
 
     def __deepcopy__(self, _: Any) -> _Mark:
         return self
@@ -69,7 +71,20 @@ class _Mark:
 
 
 def keep_report(student: nn.Module, report: ShrinkReport) -> None:
-    vars(student)["_shrink_mark"] = _Mark(report)
+    vars(student)["_shrink_mark"] = _Mark(report, _sums(student))
+
+
+def has_moved(student: nn.Module) -> bool:
+    """Whether a student that `shrink` made has other weights by now; a cast to another dtype is no such change."""
+    mark, now = vars(unwrapped(student))["_shrink_mark"], _sums(unwrapped(student))
+    return any(now[name][0] == then[0] and now[name] != then for name, then in mark.sums.items() if name in now)
+
+
+def _sums(model: nn.Module) -> dict[str, tuple[torch.dtype, int]]:
+    """Of every weight its dtype and the sum of its bits, which no device rounds; nothing without values."""
+    weights = [(name, p.detach()) for name, p in model.named_parameters() if not p.is_meta]
+    bits = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return {name: (p.dtype, int(p.view(bits[p.dtype.itemsize]).sum())) for name, p in weights}
 
 
 def find_report(student: nn.Module) -> ShrinkReport | None:

@@ -108,6 +108,19 @@ def test_blocks_of_kinds_that_a_configuration_cannot_say_are_refused() -> None:
         keep_layers(teacher, [1, 2, 3])
 
 
+def test_blocks_that_no_configuration_allows_are_refused_and_lists_of_heads_follow() -> None:
+    """`from_pretrained` refused the saved student."""
+    options = SMALL | HEADS | {"num_hidden_layers": 4, "pad_token_id": 0, "eos_token_id": 1}
+    teacher = AutoModelForCausalLM.from_config(AutoConfig.for_model("olmo_hybrid", **options))
+    with pytest.raises(
+        ValueError, match=r"allows no model of blocks \[1, 2\] of model.layers alone .*attention layer.*choose"
+    ):
+        keep_layers(teacher, [1, 2])
+    config = AutoConfig.for_model("laguna", num_attention_heads_per_layer=[2, 2, 4, 4], **options)
+    student = keep_layers(AutoModelForCausalLM.from_config(config), [1, 2])
+    assert student.config.num_attention_heads_per_layer == [2, 4]
+
+
 def test_blocks_that_would_be_scaled_by_another_depth_are_refused() -> None:
     options = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_nope_head_dim": 4, "qk_rope_head_dim": 4, "v_head_dim": 8}
     config = AutoConfig.for_model("minicpm3", **SMALL | options | {"num_attention_heads": 2, "num_hidden_layers": 4})

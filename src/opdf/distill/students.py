@@ -8,6 +8,7 @@ from numbers import Integral
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 from opdf.overparam import block_lists
@@ -24,7 +25,8 @@ def keep_layers(teacher: nn.Module, layers: int | Sequence[int]) -> Any:
             that the others have (ModernBERT's has no norm), it is kept in place of the first one of these.
 
     Returns:
-        A new model; its configuration says the new depth, so that `save_pretrained` and `from_pretrained` work.
+        A new model in eval mode; its configuration says the new depth, so that `save_pretrained` and
+        `from_pretrained` work.
 
     Raises:
         TypeError: not a transformers model, or layers are no whole numbers.
@@ -60,7 +62,7 @@ def keep_layers(teacher: nn.Module, layers: int | Sequence[int]) -> Any:
         raise
     take_dtypes(student, teacher)
     student.load_state_dict(_renumbered(teacher.state_dict(), student.state_dict(), kept))
-    return student.to(first.device)
+    return student.to(first.device).eval()
 
 
 def check_made(teacher: Any) -> None:
@@ -160,6 +162,13 @@ def _set_depth(config: Any, tower: str, depth: int, kept: Sequence[int]) -> None
     follow_depth(config, depth, kept)
     if hasattr(config, "attention_types"):  # GPT-Neo's shorter way to write attention_layers, from which it is loaded
         config.attention_types = [[[kind], 1] for kind in config.attention_layers]
+    try:
+        config.validate()
+    except StrictDataclassError as error:
+        raise ValueError(
+            f"{type(config).__name__} allows no model of blocks {list(kept)} of {tower} alone "
+            f"({error.__cause__ or error}); choose others"
+        ) from error
 
 
 def _depth_field(config: Any) -> str:
@@ -230,7 +239,10 @@ def fields_of_fewer(config: Any, sizes: Mapping[str, Any]) -> dict[str, Any]:
     return fields
 
 
-ONE_A_BLOCK = ("layer_types", "mlp_layer_types", "no_rope_layers", "attention_layers", "attention_window")
+ONE_A_BLOCK = (
+    "layer_types", "mlp_layer_types", "no_rope_layers", "attention_layers", "attention_window",
+    "num_attention_heads_per_layer",
+)  # fmt: skip
 """Fields of configurations that are lists with an entry for each block."""
 
 PLACE = ("training", "layer_idx", "layer_id", "has_relative_attention_bias", "drop_prob", "seed")

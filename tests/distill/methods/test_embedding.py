@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,16 @@ def test_a_narrower_student_learns_the_projected_embeddings() -> None:
         (student, torch.eye(4)), (teacher, projection.float())
     )))  # fmt: skip
     assert started.mean() < 0.2  # an untrained student's is about 1
+
+
+def test_the_projection_of_another_teacher_is_told_of(recwarn: pytest.WarningsRecorder) -> None:
+    student, other = narrow(bert()), bert()
+    EmbeddingDistillation().prepare(copy.deepcopy(student), bert().double())
+    assert not recwarn
+    with torch.no_grad():
+        other.embeddings.word_embeddings.weight.mul_(1.1)
+    with pytest.warns(UserWarning, match="for another model make the student anew with shrink"):
+        EmbeddingDistillation().prepare(student, other)
 
 
 def test_a_resumed_run_has_the_projection_of_its_checkpoint(tmp_path: Path) -> None:

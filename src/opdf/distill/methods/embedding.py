@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from opdf.distill.models import config_of, has_no_head
 from opdf.distill.objective import Losses, Objective
 from opdf.distill.options import number
 from opdf.distill.outputs import BeforeTraining, said, with_answers, worth_asking_ahead
-from opdf.distill.shrink import find_report
+from opdf.distill.shrink import find_report, has_another_teacher
 
 
 class EmbeddingDistillation(Objective):
@@ -54,6 +55,12 @@ class EmbeddingDistillation(Objective):
                     "and of one width: load it by AutoModel"
                 )
         self._projection = _projection(student, config_of(teacher).hidden_size, config_of(student).hidden_size)
+        if self._projection is not None and has_another_teacher(student, teacher):
+            warnings.warn(
+                "shrink made the student of a teacher with other weights than this one has, and this one's embeddings "
+                "are projected as that one's were; for another model make the student anew with shrink",
+                stacklevel=2,
+            )
 
     def tensors(self) -> dict[str, Tensor]:
         return {} if self._projection is None else {"projection": self._projection}

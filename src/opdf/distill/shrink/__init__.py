@@ -1,6 +1,14 @@
 """A student of any size that starts from its teacher, in closed form."""
 
-from opdf.distill.shrink.report import BlockReport, ShrinkReport, find_report, has_moved, paired_blocks, shrink_report
+from opdf.distill.shrink.report import (
+    BlockReport,
+    ShrinkReport,
+    find_report,
+    has_another_teacher,
+    has_moved,
+    paired_blocks,
+    shrink_report,
+)
 from opdf.distill.shrink.sizes import depth_fields
 from opdf.distill.shrink.start import blank_student, shrink
 
@@ -10,6 +18,7 @@ __all__ = [
     "blank_student",
     "depth_fields",
     "find_report",
+    "has_another_teacher",
     "has_moved",
     "paired_blocks",
     "shrink",

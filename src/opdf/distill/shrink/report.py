@@ -56,12 +56,15 @@ def _percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.1f} %"
 
 
+_Sums = dict[str, tuple[torch.dtype, int]]
+
+
 class _Mark:
     """What a student carries of its report: it goes along into copies of the student, and not into files."""
 
-    def __init__(self, report: ShrinkReport, sums: dict[str, tuple[torch.dtype, int]]) -> None:
+    def __init__(self, report: ShrinkReport, student: nn.Module, teacher: nn.Module) -> None:
         self.report = report
-        self.sums = sums
+        self.student, self.teacher = _sums(student), _sums(teacher)
 
     def __deepcopy__(self, _: Any) -> _Mark:
         return self
@@ -70,17 +73,26 @@ class _Mark:
         return type(None), ()  # a student that is pickled whole is loaded without opdf
 
 
-def keep_report(student: nn.Module, report: ShrinkReport) -> None:
-    vars(student)["_shrink_mark"] = _Mark(report, _sums(student))
+def keep_report(student: nn.Module, report: ShrinkReport, teacher: nn.Module) -> None:
+    vars(student)["_shrink_mark"] = _Mark(report, student, teacher)
 
 
 def has_moved(student: nn.Module) -> bool:
     """Whether a student that `shrink` made has other weights by now; a cast to another dtype is no such change."""
-    mark, now = vars(unwrapped(student))["_shrink_mark"], _sums(unwrapped(student))
-    return any(now[name][0] == then[0] and now[name] != then for name, then in mark.sums.items() if name in now)
+    return _differs(student, vars(unwrapped(student))["_shrink_mark"].student)
 
 
-def _sums(model: nn.Module) -> dict[str, tuple[torch.dtype, int]]:
+def has_another_teacher(student: nn.Module, teacher: nn.Module) -> bool:
+    """Whether `shrink` made a student of other weights than this teacher has; in another dtype they are the same."""
+    return _differs(teacher, vars(unwrapped(student))["_shrink_mark"].teacher)
+
+
+def _differs(model: nn.Module, sums: _Sums) -> bool:
+    now = _sums(unwrapped(model))
+    return any(now[name][0] == then[0] and now[name] != then for name, then in sums.items() if name in now)
+
+
+def _sums(model: nn.Module) -> _Sums:
     """Of every weight its dtype and the sum of its bits, which no device rounds; nothing without values."""
     weights = [(name, p.detach()) for name, p in model.named_parameters() if not p.is_meta]
     bits = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

@@ -91,7 +91,7 @@ def shrink(teacher: nn.Module, batches: Iterable[Mapping[str, Tensor]], **sizes:
     with torch.inference_mode(False), _evaluating(teacher), torch.no_grad(), matmul_precision():
         _warn_of_few(*_check_count(teacher, family, config, inputs))
         student, report = _started(teacher, family, config, inputs)
-    keep_report(student, report)
+    keep_report(student, report, teacher)
     logger.info("the student explains these shares of the variance of its teacher's residual stream:\n%s", report)
     return student
 
@@ -122,7 +122,7 @@ def blank_student(teacher: Any, batches: Iterable[Mapping[str, Tensor]] = (), **
         for tower in towers_of(teacher, family)
         for index, group in enumerate(block_groups(family, *_depths(tower, student, teacher)))
     ]
-    keep_report(student, ShrinkReport(torch.empty(shape, device="meta"), blocks))
+    keep_report(student, ShrinkReport(torch.empty(shape, device="meta"), blocks), teacher)
     return student
 
 

@@ -121,6 +121,8 @@ def test_which_tokens_of_a_decoder_are_real() -> None:
     assert torch.equal(real_tokens(given | {"labels": labels}, "decoder_attention_mask", states), labels != -100)
     assert torch.equal(real_tokens(given | {"labels": labels[:, 0]}, "decoder_attention_mask", states), mask.bool())
     assert torch.equal(real_tokens(given, "decoder_attention_mask", states), mask.bool())
-    assert real_tokens(given | {"decoder_input_ids": mask, "labels": labels}, "decoder_attention_mask", states).all()
+    both = given | {"decoder_input_ids": mask, "labels": labels}  # as collators that know the model make them
+    assert torch.equal(real_tokens(both, "decoder_attention_mask", states), labels != -100)
+    assert real_tokens(given | {"decoder_input_ids": mask}, "decoder_attention_mask", states).all()
     assert torch.equal(real_tokens({"attention_mask": mask[None]}, "attention_mask", states), mask.bool())
     assert real_tokens({"attention_mask": mask[:, :2]}, "attention_mask", states).all()  # it is of other tokens

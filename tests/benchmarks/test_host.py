@@ -13,6 +13,7 @@ from benchmarks import contenders, host, measure
 from opdf.overparam import cores
 
 
+@pytest.mark.slow
 def test_stacks_are_those_of_the_full_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     real = cores.Stack.pull_back

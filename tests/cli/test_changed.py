@@ -109,6 +109,7 @@ def test_a_fine_tuned_teacher_is_compared_too(tmp_path: Path) -> None:
         run(digits(tmp_path / "out", resume=True))
 
 
+@pytest.mark.slow
 def test_a_picture_that_was_painted_over_is_noticed(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for k in range(40):

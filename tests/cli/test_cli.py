@@ -55,6 +55,7 @@ def test_distill_prints_what_it_is_about_to_do_and_what_came_out(tmp_path: Path,
     assert f"opdf distill {tmp_path / 'config.yaml'}" in card
 
 
+@pytest.mark.slow
 def test_with_json_only_json_is_on_stdout(tmp_path: Path, capsys: Any) -> None:
     assert main(["distill", configuration(tmp_path), "--json"]) == 0
     printed = capsys.readouterr()
@@ -203,7 +204,7 @@ def test_what_is_wrong_in_a_file_is_said_of_the_file(tmp_path: Path, capsys: Any
 
 
 def test_export_writes_a_run(done: Path, tmp_path: Path, capsys: Any) -> None:
-    argv = ["export", str(done / "out"), "--output", str(tmp_path / "exported"), "--format", "torch"]
+    argv = ["export", str(done / "out"), "--output", str(tmp_path / "exported")]
     assert main(argv) == 0
     metrics = json.loads((done / "out" / "metrics.json").read_text())
     said = capsys.readouterr().out

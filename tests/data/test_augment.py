@@ -30,6 +30,7 @@ def image() -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (28, 20, 3), dtype=np.uint8))
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_image_in_another_process() -> None:
     other = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True).stdout.strip()
     copies = [ImageNoise()(image(), np.random.Generator(np.random.PCG64(seed))).tobytes() for seed in range(40)]

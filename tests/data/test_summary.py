@@ -48,7 +48,7 @@ def test_stars_are_said_to_be_classes(tmp_path: Path, tokenizer: Any) -> None:
     assert "labels     from 1 to 5, mean 3" in str(summary(file, tokenizer, label="stars", task="regression"))
 
 
-@pytest.mark.parametrize("name", ["nyt-pairs", "movie-scores"])
+@pytest.mark.parametrize("name", ["nyt-pairs", pytest.param("movie-scores", marks=pytest.mark.slow)])
 def test_texts_that_are_cut_are_counted(tokenizer: Any, name: str) -> None:
     found = summary(name, tokenizer, max_length=24, train_limit=300)
     data, task = load_data(name, train_limit=300)

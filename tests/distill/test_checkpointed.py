@@ -63,7 +63,7 @@ def test_resume_is_exact_with_dropout_accumulation_and_bf16(tmp_path: Path, meth
         assert all(torch.equal(weights[0][name], value) for name, value in other.items())
 
 
-@pytest.mark.parametrize("schedule", ["reduce_lr_on_plateau", "greedy"])
+@pytest.mark.parametrize("schedule", ["reduce_lr_on_plateau", pytest.param("greedy", marks=pytest.mark.slow)])
 def test_a_rate_that_follows_a_metric_goes_on_where_it_was(tmp_path: Path, schedule: str) -> None:
     options: dict[str, Any] = {"patience": 0, "factor": 0.5} | ({"min_lr": 0.0} if schedule == "greedy" else {})
     training = {
@@ -217,6 +217,7 @@ class Large(HiddenDistillation):
         return super().losses(student, teacher, batch, num_items)
 
 
+@pytest.mark.slow
 def test_a_batch_size_that_was_found_is_that_of_the_run(tmp_path: Path) -> None:
     """The step that was given up leaves nothing behind, and a resumed run goes on with as many examples a step."""
     save = {"save_strategy": "steps", "save_steps": 1, "gradient_accumulation_steps": 2}
@@ -667,6 +668,7 @@ def test_a_run_that_stopped_early_has_nothing_left(tmp_path: Path) -> None:
         check_same_weights(whole, scored(tmp_path, [], True, **training | {"max_steps": 20}))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_an_epochs_last_step_knows_its_evaluation(tmp_path: Path) -> None:
     """It was written before that: early stopping missed an evaluation, and the resumed run ended an epoch later."""
     training = {"early_stopping_patience": 2, "eval_strategy": "epoch", "save_steps": 2, "max_steps": 40}

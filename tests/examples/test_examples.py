@@ -77,6 +77,7 @@ def test_trl(monkeypatch: Any) -> None:
     assert has_cores(seen["optimizer"])
 
 
+@pytest.mark.slow
 def test_lora_is_merged_into_the_plain_model(monkeypatch: Any) -> None:
     seen = run("peft_lora", monkeypatch, 8)
     merged, batch = seen["merged"], seen["batch"]

@@ -57,6 +57,7 @@ def session_outputs(path: Path, inputs: dict[str, torch.Tensor]) -> np.ndarray:
     return session.run(None, {k.name: inputs[k.name].numpy() for k in session.get_inputs()})[0]
 
 
+@pytest.mark.slow
 def test_a_run_is_exported_and_scored(tmp_path: Path) -> None:
     config = {
         "data": {"name": "digits"},

@@ -115,7 +115,8 @@ def test_a_log_has_every_step_once(stopped: Path) -> None:
     assert entries[0]["kept"]
 
 
-@pytest.mark.parametrize(("before", "expected"), [pytest.param(1000.0, 1000.0, marks=pytest.mark.slow), (None, 0.0)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "expected"), [(1000.0, 1000.0), (None, 0.0)])
 def test_the_time_before_the_stop_counts(
     stopped: Path, before: float | None, expected: float, capsys: pytest.CaptureFixture[str]
 ) -> None:

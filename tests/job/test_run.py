@@ -192,7 +192,7 @@ def test_images_are_others_in_every_epoch_and_a_resumed_run_sees_the_same(tmp_pa
     assert teachers[0] != teachers[1]
 
 
-@pytest.mark.parametrize("form", ["balanced", "mapping"])
+@pytest.mark.parametrize("form", ["balanced", pytest.param("mapping", marks=pytest.mark.slow)])
 def test_rare_classes_count_more_where_that_is_asked(form: str, tmp_path: Path) -> None:
     """The loss of a first step over all training rows, by scikit-learn's weights and its logarithmic loss."""
     rows = [{"text": text, "label": "no" if k % 6 else "yes"} for k, text in enumerate(TEXTS)]
@@ -221,6 +221,7 @@ def test_rare_classes_count_more_where_that_is_asked(form: str, tmp_path: Path) 
     assert expected > 1.2 * log_loss(seen, chances)
 
 
+@pytest.mark.slow
 def test_a_student_by_configuration(tmp_path: Path) -> None:
     student = {"layers": None, "config": {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 1}}
     metrics = run(digits(tmp_path, student=student, objective={"name": "hidden"}, constraint=None))
@@ -390,6 +391,7 @@ def test_students_learn_from_a_stored_teacher(tmp_path: Path) -> None:
         run(digits(tmp_path / "out", data={"train_limit": 48, "seed": 3}, objective=objective, overwrite=True))
 
 
+@pytest.mark.slow
 def test_a_stored_teacher_is_the_one_that_is_asked_for(tmp_path: Path, world: Path) -> None:
     """The one beside its outputs was taken, whatever the configuration said of the teacher."""
     shutil.copytree(world / "teacher", tmp_path / "teacher")

@@ -20,7 +20,11 @@ def loss_of(model: nn.Module, family: str) -> torch.Tensor:
     return model(**batch(family)).loss
 
 
-@pytest.mark.parametrize("family", WITH_BLOCKS)
+ALIKE = ("roberta", "mpnet", "distilbert", "deit", "dinov2", "llama")
+"""Families whose blocks are much like another's."""
+
+
+@pytest.mark.parametrize("family", [pytest.param(f, marks=pytest.mark.slow) if f in ALIKE else f for f in WITH_BLOCKS])
 def test_blocks_are_found_and_trained(family: str) -> None:
     model = build(family)
     before = {k: v.clone() for k, v in model.state_dict().items()}

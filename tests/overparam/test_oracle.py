@@ -152,7 +152,10 @@ def test_matched_learning_rate_agrees_given_the_scales() -> None:
     assert train_both(torch.optim.AdamW, 1e-3, lr_scaling="match-dense") < 1e-9
 
 
-@pytest.mark.parametrize("name", ["Adam", "NAdam", "RAdam", "RMSprop", "Adagrad", "Adamax"])
+@pytest.mark.parametrize(
+    "name",
+    ["Adam", "RMSprop", *(pytest.param(n, marks=pytest.mark.slow) for n in ("NAdam", "RAdam", "Adagrad", "Adamax"))],
+)
 def test_other_optimizers_agree(name: str) -> None:
     assert train_both(getattr(torch.optim, name), 1e-3) < 1e-9
 

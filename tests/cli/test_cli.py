@@ -263,6 +263,10 @@ def test_plan_shows_every_matrix(capsys: Any) -> None:
         r"^teacher     22,713,216 parameters, 90.9 MB; [\d.,]+ ms for 1 example, [\d.,]+ for 32$", table, re.M
     )
     assert re.search(r"^student     17,389,824 parameters, 69.6 MB; ", table, re.M)
+
+
+@pytest.mark.slow
+def test_plan_of_a_model_alone_as_json(capsys: Any) -> None:
     assert main(["plan", "minilm", "--json", "true", "--batch", "4", "--tokens", "16"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert len(report["matrices"]) == 36

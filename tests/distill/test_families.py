@@ -91,7 +91,8 @@ def test_timm(tmp_path: Path) -> None:
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize("data", [pytest.param("amazon-sentiment", marks=pytest.mark.slow), "amazon-scores"])
+@pytest.mark.slow
+@pytest.mark.parametrize("data", ["amazon-sentiment", "amazon-scores"])
 def test_minilm(data: str, tmp_path: Path) -> None:
     raw, task = load_data(data, train_limit=16)
     regression = task.kind == "regression"

@@ -50,6 +50,17 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("qwen3", {}), "qwen3-tied": ("qwen3", {"tie_word_embeddings": True}), "t5": ("t5", {}),
     "t5-gated": ("t5", {"feed_forward_proj": "gated-gelu"}), "mt5": ("t5", {"model_type": "mt5"}),
 }  # fmt: skip
+ALIKE = (
+    "xlm-roberta",
+    "camembert",
+    "deberta-v2-absolute",
+    "modernbert-shifts",
+    "dinov2-registers",
+    "qwen3-tied",
+    "mt5",
+)
+EACH = [pytest.param(kind, marks=pytest.mark.slow) if kind in ALIKE else kind for kind in KINDS]
+"""Of those that are much like another, the tests are slow ones."""
 POST_NORM = {
     "bert",
     "roberta",
@@ -176,7 +187,7 @@ def rotated(model: Any) -> Any:
     return model
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EACH)
 def test_a_widened_teacher_comes_back_as_the_small_model(kind: str) -> None:
     model, given = small(kind), inputs(kind)
     teacher = widened(model)
@@ -194,7 +205,7 @@ def test_a_widened_and_rotated_teacher_comes_back(kind: str) -> None:
     assert error(shrink(teacher, [inputs(kind)], **sizes_of(model)), model, inputs(kind, 80)) < 1e-3
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EACH)
 def test_the_same_sizes_give_the_teacher_back(kind: str) -> None:
     teacher = small(kind)
     assert error(shrink(teacher, [inputs(kind)]), teacher, inputs(kind, 80)) < 1e-4

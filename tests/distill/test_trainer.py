@@ -941,6 +941,7 @@ def test_a_rate_is_lowered_where_its_metric_gets_worse(
     assert rate_after(worse) < 1e-3
 
 
+@pytest.mark.slow
 def test_the_rows_that_are_named_are_scored_where_workers_live_on(tmp_path: Path) -> None:
     """A student's test score was that of the validation rows, which were scored before."""
     trainer, _ = train(

@@ -269,6 +269,7 @@ print(digest.hexdigest())
         again = decompose(matrix.clone(), shape)
         assert all(torch.equal(a, b) for a, b in zip(decompose(matrix, shape), again, strict=True))
 
+    @pytest.mark.slow
     def test_in_another_process(self):
         result = subprocess.run([sys.executable, "-c", self.PROGRAM], capture_output=True, text=True, check=True)
         digest = hashlib.sha256()

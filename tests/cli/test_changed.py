@@ -89,6 +89,7 @@ def test_a_run_does_not_go_on_with_other_files_of_its_models(
         run(config(world, world / "out", resume=True))
 
 
+@pytest.mark.slow
 def test_each_of_several_teachers_is_compared(world: Path) -> None:
     names = [str(world / "teacher"), str(world / "pretrained")]
     several: dict[str, Any] = {"teacher": {"models": names}, "student": {"layers": 1}}

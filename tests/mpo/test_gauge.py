@@ -128,7 +128,7 @@ def orthogonal_factor(square: Tensor) -> Tensor:
     return u @ vh
 
 
-@pytest.mark.parametrize("weigh", [relative, mean_squares])
+@pytest.mark.parametrize("weigh", [relative, pytest.param(mean_squares, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("shape", [MPOShape((2, 2), (2, 1)), MPOShape((2, 1, 2, 2), (1, 2, 1, 2))], ids=str)
 def test_brute_force_finds_nothing_better(shape, weigh):
     """L-BFGS over all rotations, from random starts in every component of the orthogonal groups."""

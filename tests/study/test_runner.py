@@ -83,6 +83,7 @@ def test_of_a_regression_that_diverged_nothing_is_correlated(tmp_path: Path) -> 
     assert (outcome.validation, set(outcome.predictions)) == (0.0, {0})
 
 
+@pytest.mark.slow
 def test_a_run_leaves_no_student_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     students, made = [], runner_module.student_trainer
 

@@ -163,7 +163,7 @@ def test_one_split_has_the_variance_of_two_crossed_samples() -> None:
     assert found.example_error**2 == pytest.approx(of_examples / seeds / examples)
 
 
-@pytest.mark.parametrize("metric", ["f1", "pearson"])
+@pytest.mark.parametrize("metric", [pytest.param("f1", marks=pytest.mark.slow), "pearson"])
 def test_metrics_that_are_no_means(metric: str) -> None:
     """The error of one seed's test examples, beside a bootstrap of them."""
     rng = np.random.default_rng(0)

@@ -50,7 +50,7 @@ def test_rows_say_where_they_are(tmp_path: Path) -> None:
 def test_a_carriage_return_in_a_cell_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(b"text\na\rb\n")
     with pytest.raises(
-        ValueError, match="a carriage return stands alone in it; end lines with line feeds, and put texts"
+        ValueError, match="line 2 has a carriage return that stands alone; end lines with line feeds, and put texts"
     ):
         list(read_rows(tmp_path / "a.csv"))
 

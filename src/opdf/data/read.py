@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import datasets
 import pandas as pd
@@ -57,6 +58,8 @@ HALF = re.compile("[\ud800-\udfff]")
 """Of a sign that UTF-16 writes as two."""
 
 CELLS = re.compile(r"[ \t]+")
+
+SEPARATED = "; commas separate the cells of a csv file and tabs those of a tsv file, and quotes hold cells together"
 
 csv.field_size_limit(2**31 - 1)  # a cell may be a whole document, as pandas has it; csv ends at 131,072 characters
 
@@ -277,12 +280,9 @@ def _plain_type(kind: pa.DataType) -> pa.DataType:
 
 def _csv(path: Path) -> pa.Table:
     options = {**PANDAS, **dialect(path)}
-    _check_names(path, options)
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        deque(records(file, options), maxlen=0)  # pandas joins lines without a word
-    # Rows longer than the header are refused; pandas only warns that it cuts them.
-    with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):
-        frame = pd.read_csv(path, keep_default_na=False, na_values=[""], **options)
+    with path.open("rb") as file:
+        deque(records(lines_of(file), options), maxlen=0)  # pandas joins, fills and renames without a word
+    frame = pd.read_csv(path, keep_default_na=False, na_values=[""], **options)
     words = [name for name in frame if pd.api.types.is_string_dtype(frame[name])]
     if words:
         # NA among numbers makes a column of words of a column of numbers. There it is a gap.
@@ -309,14 +309,6 @@ def _is_whole(column: Any) -> bool:
     return bool(pd.api.types.is_integer_dtype(column))
 
 
-def _check_names(path: Path, options: Mapping[str, Any]) -> None:
-    """Refuse two columns of one name: pandas would rename the second, and a label could become an input."""
-    first = pd.read_csv(path, header=None, nrows=1, dtype=str, **options)
-    twice = _twice([name for name in first.iloc[0].tolist() if pd.notna(name)])
-    if twice is not None:
-        raise ValueError(f"two columns are called {twice!r}; rename one")
-
-
 def dialect(path: Path) -> dict[str, Any]:
     """How cells are separated and quoted.
 
@@ -333,16 +325,32 @@ def dialect(path: Path) -> dict[str, Any]:
     return {"sep": "\t", "quoting": csv.QUOTE_NONE if joined else csv.QUOTE_MINIMAL}
 
 
-def records(lines: Iterable[str], form: Mapping[str, Any]) -> Iterator[list[str]]:
-    """The cells of each record of a csv or tsv file, the header's first.
+def lines_of(stream: IO[bytes]) -> Iterator[str]:
+    """The lines of a stream of bytes in UTF-8, with their ends. Only a line feed ends a line.
+
+    Raises:
+        ValueError: a line is no UTF-8.
+    """
+    for number, line in enumerate(stream, 1):
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"line {number} is no UTF-8: byte {line[error.start]:#x}; save it as UTF-8") from error
+
+
+def records(lines: Iterable[str], form: Mapping[str, Any]) -> Iterator[tuple[int, list[str]]]:
+    """The records of a csv or tsv file that are not blank, the header first, with their numbers from 1.
+
+    A column without a name is called `Unnamed: 0`, by its place, as pandas has it.
 
     Args:
-        lines: of the file, with their ends.
+        lines: of the file, with their ends, which are line feeds, with or without carriage returns.
         form: how cells are separated and quoted, see `dialect`.
 
     Raises:
-        ValueError: a cell that begins with a quote joins lines and does not end with one. Two texts that begin with a
-            quote would be one, and the rows between them lost.
+        ValueError: two columns have one name; a record has more or fewer cells than the header; a carriage return
+            stands alone; or a cell that begins with a quote joins lines and does not end with one, so that two texts
+            would be one and the rows between them lost.
     """
     taken: list[str] = []  # the lines of a record
 
@@ -352,26 +360,47 @@ def records(lines: Iterable[str], form: Mapping[str, Any]) -> Iterator[list[str]
             yield line
 
     how: Any = {"delimiter": form["sep"], "quoting": form["quoting"]}
-    reader = csv.reader(shown(), **how)
-    for cells in reader:
+    reader, names = csv.reader(shown(), **how), list[str]()
+    for number in itertools.count(1):
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:  # it speaks of how to open the file
+            raise ValueError(
+                f"line {reader.line_num} has a carriage return that stands alone; end lines with line feeds, and "
+                "put texts of several lines into quotes"
+            ) from error
+        if cells is None:
+            return
         if len(taken) > 1:
-            try:
-                list(csv.reader(taken, **how, strict=True))
-            except csv.Error as error:
-                raise ValueError(
-                    f"lines {reader.line_num - len(taken) + 1} to {reader.line_num} are joined by a cell that begins "
-                    "with a quote and does not end with one; remove the quote, or put the text into quotes and double "
-                    "those in it"
-                ) from error
+            _check_quotes(taken, reader.line_num, how)
         taken.clear()
-        yield cells
+        if len(cells) < 2 and not "".join(cells).strip(BLANK):
+            continue
+        if not names:
+            cells = names = [name or f"Unnamed: {k}" for k, name in enumerate(cells)]
+            if (twice := _twice(names)) is not None:
+                raise ValueError(f"two columns are called {twice!r}; rename one")
+        elif len(cells) != len(names):
+            raise ValueError(f"row {number} has {len(cells)} cells and the header {len(names)}{SEPARATED}")
+        yield number, cells
+
+
+def _check_quotes(lines: Sequence[str], last: int, how: Any) -> None:
+    """Refuse a record of several lines that a quote joins by mistake. `last` is the number of its last line."""
+    try:
+        list(csv.reader(lines, **how, strict=True))
+    except csv.Error as error:
+        raise ValueError(
+            f"lines {last - len(lines) + 1} to {last} are joined by a cell that begins with a quote and does not end "
+            "with one; remove the quote, or put the text into quotes and double those in it"
+        ) from error
 
 
 def _json(path: Path) -> pa.Table:
     """A list of objects, or lines as in a jsonl file."""
     text = path.read_text(encoding="utf-8-sig")
     try:
-        rows = json.loads(text, object_pairs_hook=keys_once)
+        rows = json.loads(text, object_pairs_hook=_keys_once)
     except json.JSONDecodeError as error:
         if error.msg != "Extra data":
             raise
@@ -381,7 +410,8 @@ def _json(path: Path) -> pa.Table:
             "it is one object that holds the rows; write a list of objects, one a row (of a DataFrame "
             "frame.to_json(..., orient='records'))"
         )
-    return _table(enumerate(rows if isinstance(rows, list) else [rows], 1), "row")
+    found = enumerate(rows if isinstance(rows, list) else [rows], 1)
+    return _table(((number, _object(row, f"row {number}")) for number, row in found), "row")
 
 
 def _holds_rows(found: Mapping[str, Any]) -> bool:
@@ -394,22 +424,34 @@ def _holds_rows(found: Mapping[str, Any]) -> bool:
 
 
 def _json_lines(path: Path) -> pa.Table:
-    return _table(_parsed_lines(path), "line")
+    with path.open("rb") as file:
+        return _table(objects(lines_of(file)), "line")
 
 
-def _parsed_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    with path.open(encoding="utf-8-sig", newline="\n") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip(BLANK):
-                try:
-                    yield number, json.loads(line, object_pairs_hook=keys_once)
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"line {number}, column {error.colno}: {error.msg}") from error
-                except ValueError as error:
-                    raise ValueError(f"line {number}: {error}") from error
+def objects(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a jsonl file with the numbers of their lines, from 1; blank lines are left out.
+
+    Raises:
+        ValueError: a line is no object, or one that has a key twice or a text that is none.
+    """
+    for number, line in enumerate(lines, 1):
+        if line.strip(BLANK):
+            try:
+                found = json.loads(line, object_pairs_hook=_keys_once)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"line {number}, column {error.colno}: {error.msg}") from error
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"line {number}: {_reason(error)}") from error
+            yield number, _object(found, f"line {number}")
 
 
-def keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(found: Any, where: str) -> dict[str, Any]:
+    if not isinstance(found, dict):
+        raise ValueError(f'{where} is no object like {{"text": "..."}}')
+    return found
+
+
+def _keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object of JSON; of a key that it has twice, json would keep the last value without a word.
 
     Raises:
@@ -428,26 +470,21 @@ def _twice(names: Sequence[str]) -> str | None:
     return next((name for name in names if names.count(name) > 1), None)
 
 
-def _table(rows: Iterable[tuple[int, Any]], what: str) -> pa.Table:
+def _table(numbered: Iterable[tuple[int, Mapping[str, Any]]], what: str) -> pa.Table:
     """Objects with their numbers as a table; a key that an object does not have is missing there."""
-    objects = []
-    for number, row in rows:
-        if not isinstance(row, dict):
-            raise ValueError(f'{what} {number} is no object like {{"text": "..."}}')
-        objects.append((number, row))
-    columns = {}
-    for name in dict.fromkeys(key for _, row in objects for key in row):
+    rows, columns = list(numbered), {}
+    for name in dict.fromkeys(key for _, row in rows for key in row):
         try:
-            columns[name] = pa.array([row.get(name) for _, row in objects])
+            columns[name] = pa.array([row.get(name) for _, row in rows])
         except (pa.ArrowException, OverflowError) as error:
-            raise ValueError(f"column {name!r} holds values of different kinds{_kinds(objects, name, what)}") from error
+            raise ValueError(f"column {name!r} holds values of different kinds{_kinds(rows, name, what)}") from error
     return pa.table(columns)
 
 
-def _kinds(objects: Sequence[tuple[int, Mapping[str, Any]]], name: str, what: str) -> str:
+def _kinds(rows: Sequence[tuple[int, Mapping[str, Any]]], name: str, what: str) -> str:
     """Two places of a column with values of different kinds, for a message; nothing where lists or objects differ."""
     first: dict[str, int] = {}
-    for number, row in objects:
+    for number, row in rows:
         if row.get(name) is not None:
             first.setdefault(KINDS.get(type(row[name]), "an object"), number)
     if len(first) < 2:
@@ -471,8 +508,8 @@ def _parquet(path: Path) -> pa.Table:
 def _conll(path: Path) -> pa.Table:
     sentences: list[list[tuple[str, str]]] = [[]]
     columns = 0  # of the sentence's first line
-    with path.open(encoding="utf-8-sig", newline="\n") as file:
-        for number, line in enumerate(file, 1):
+    with path.open("rb") as file:
+        for number, line in enumerate(lines_of(file), 1):
             cells = CELLS.split(line.strip(BLANK))
             if cells == [""]:
                 sentences.append([])
@@ -511,11 +548,6 @@ def _reason(error: Exception | Warning) -> str:
     """The first line of what is wrong."""
     if isinstance(error, UnicodeDecodeError):
         return f"byte {error.start} is no UTF-8; save the file as UTF-8"
-    separated = "; commas separate the cells of a csv file and tabs those of a tsv file, and quotes hold cells together"
-    if isinstance(error, pd.errors.ParserWarning):
-        return f"its rows have more cells than its header{separated}"
-    if "fields in line" in str(error):
-        return _first_line(error) + separated
     if isinstance(error, pd.errors.EmptyDataError):
         return "it is empty"
     if isinstance(error, RecursionError):
@@ -530,16 +562,13 @@ def _first_line(error: Exception | Warning) -> str:
 def _records(path: Path) -> Iterator[int]:
     """Numbers of the records of a csv file that hold data."""
     found = dialect(path)
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        numbered = enumerate(records(file, found), 1)
-        filled = (number for number, cells in numbered if len(cells) > 1 or any(cell.strip(BLANK) for cell in cells))
-        next(filled)  # the header
-        yield from filled
+    with path.open("rb") as file:
+        yield from (number for number, _ in itertools.islice(records(lines_of(file), found), 1, None))
 
 
 def _lines(path: Path) -> Iterator[int]:
-    with path.open(encoding="utf-8-sig", newline="\n") as file:
-        yield from (number for number, line in enumerate(file, 1) if line.strip(BLANK))
+    with path.open("rb") as file:
+        yield from (number for number, line in enumerate(lines_of(file), 1) if line.strip(BLANK))
 
 
 def _pick(numbers: Iterator[int], rows: Sequence[int]) -> list[int]:

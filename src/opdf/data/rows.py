@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
 from opdf.data.read import (
-    BLANK,
     METADATA,
     PICTURES,
     READERS,
     below,
     dialect,
-    keys_once,
+    lines_of,
+    objects,
     path_of,
     pictures,
     read_file,
@@ -99,60 +98,25 @@ def _cells(form: str) -> dict[str, Any]:
 
 
 def _parsed(stream: IO[bytes], form: str, name: str, cells: Mapping[str, Any]) -> Iterator[Row]:
-    lines = _lines(stream, name)
-    if form in ("csv", "tsv"):
-        yield from _table(lines, name, cells)
-        return
-    for number, line in enumerate(lines, 1):
-        text, where = line.rstrip("\r\n"), f"line {number} of {name}"
-        if form == "lines":
-            yield Row(where, {None: text})
-        elif text.strip(BLANK):
-            yield Row(where, _object(text, where))
-
-
-def _lines(stream: IO[bytes], name: str) -> Iterator[str]:
-    for number, line in enumerate(stream, 1):
-        try:
-            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"line {number} of {name} is no UTF-8: byte {line[error.start]:#x}; save it as UTF-8"
-            ) from error
-
-
-def _object(text: str, where: str) -> dict[str, Any]:
+    lines = lines_of(stream)
+    read = _table(lines, cells) if form in ("csv", "tsv") else _texts(lines) if form == "lines" else objects(lines)
+    what = "row" if form in ("csv", "tsv") else "line"
     try:
-        found = json.loads(text, object_pairs_hook=keys_once)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{where} is no JSON: {error}") from error
+        for number, values in read:
+            yield Row(f"{what} {number} of {name}", values)
     except ValueError as error:
-        raise ValueError(f"{where} cannot be read: {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f'{where} is no object like {{"text": "..."}}')
-    return found
+        raise ValueError(f"{name} cannot be read as {form}: {error}") from error
 
 
-def _table(lines: Iterable[str], name: str, form: Mapping[str, Any]) -> Iterator[Row]:
-    """Rows under a header, without blank ones."""
-    try:
-        read = records(lines, form)
-        names = next(read, [])
-        twice = next((column for column in names if names.count(column) > 1), None)
-        if twice is not None:
-            raise ValueError(f"two columns of {name} are called {twice!r}; rename one")
-        for number, cells in enumerate(read, 2):
-            if cells and len(cells) != len(names):
-                raise ValueError(f"row {number} of {name} has {len(cells)} cells and the header {len(names)}")
-            if cells:
-                yield Row(f"row {number} of {name}", dict(zip(names, cells, strict=True)))
-    except csv.Error as error:
-        if "new-line character" in str(error):  # csv speaks of how to open the file
-            error = csv.Error(
-                "a carriage return stands alone in it; end lines with line feeds, and put texts of several "
-                "lines into quotes"
-            )
-        raise ValueError(f"{name} cannot be read as a table: {error}") from error
+def _table(lines: Iterable[str], cells: Mapping[str, Any]) -> Iterator[tuple[int, dict[Any, Any]]]:
+    """The rows under a header, with their numbers."""
+    read = records(lines, cells)
+    _, names = next(read, (0, []))
+    yield from ((number, dict(zip(names, values, strict=True))) for number, values in read)
+
+
+def _texts(lines: Iterable[str]) -> Iterator[tuple[int, dict[Any, Any]]]:
+    yield from ((number, {None: line.rstrip("\r\n")}) for number, line in enumerate(lines, 1))
 
 
 def _described_images(table: Path, form: str) -> Iterator[Row]:

@@ -43,7 +43,7 @@ from transformers import (
 from jobs import SIZES, TEXTS, WORDS, bert, texts
 from opdf.cli import main
 from opdf.job import predict
-from opdf.job.answer import note_cut
+from opdf.job.answer import note_cut, note_shortened
 from opdf.job.errors import UserError
 
 NAMES = {0: "bad", 1: "fair", 2: "good"}
@@ -111,6 +111,9 @@ def test_classes_and_their_scores_are_those_of_a_pipeline(models: Path, tmp_path
         assert row["score"] == pytest.approx(said[0]["score"], abs=1e-6)
         assert row["scores"] == pytest.approx({one["label"]: one["score"] for one in said}, abs=1e-6)
     assert len({row["prediction"] for row in found}) > 1
+    assert main(["predict", str(models / "classes"), str(tmp_path / "rows.csv"), "--scores", "--to", "csv"]) == 0
+    for cells, row in zip(csv.DictReader(io.StringIO(capsys.readouterr().out)), found, strict=True):
+        assert {name: float(cells[f"score of {name}"]) for name in NAMES.values()} == row["scores"]
 
 
 def test_several_labels_and_numbers(models: Path, tmp_path: Path, capsys: Any) -> None:
@@ -237,6 +240,18 @@ def test_a_text_that_is_continued_from_its_end_alone_is_told_of(models: Path, ca
     assert len(whole) == len(cut) == 1
 
 
+def test_a_text_of_which_the_end_is_not_read_is_told_of(models: Path, capsys: Any) -> None:
+    note_shortened.cache_clear()
+    texts = ["w1 w2", "w1 w2 w3 w4 w5 w6 w7 w8"]  # of 4 and 10 tokens with the tokenizer's own
+    for name, row in (("classes", texts[1]), ("body", texts[1])):
+        list(predict(models / name, [texts[0], row], max_length=10))
+    assert "note" not in capsys.readouterr().err
+    list(predict(models / "classes", texts, max_length=9, batch=1))
+    list(predict(models / "body", texts, max_length=8, batch=1))
+    said = capsys.readouterr().err
+    assert [said.count(f"some texts have more than {most} tokens") for most in (8, 9, 10)] == [1, 1, 0]
+
+
 def test_a_conversation_is_answered_anew(models: Path, tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(models / "decoder")
     tokenizer.chat_template = (
@@ -354,7 +369,7 @@ REFUSED = [
     ("{models}/classes {here}/titled.csv", "has the columns title, review; say in inputs which the model reads"),
     ("{models}/classes {here}/answered.csv", "has a column 'score', which answers are called; rename it"),
     ("{models}/classes {here}/latin.csv", "latin.csv cannot be read as csv: line 2 is no UTF-8: byte 0xe9; save it"),
-    ("{models}/classes {here}/broken.jsonl", "{here}/broken.jsonl cannot be read as jsonl: line 2, column 1: Expecting"),
+    ("{models}/classes {here}/broken.jsonl", "broken.jsonl cannot be read as jsonl: line 2, column 1: Expecting"),
     ("{models}/classes {here}/rows.dat", "rows.dat is no file that can be read; say what it holds, one of lines, csv"),
     ("{models}/classes {here}/rows.csv --form xml", "form is 'xml'; expected one of lines, csv, tsv, jsonl"),
     ("{models}/classes {here}/rows.csv --to xml", "to is 'xml'; expected one of jsonl, csv"),
@@ -364,6 +379,7 @@ REFUSED = [
     ("{models}/classes {here}/rows.csv --max_length 99", "max_length is 99; {models}/classes reads 1 to 32 tokens"),
     ("{models}/classes {here}/rows.csv --batch 0", "batch is 0"),
     ("{models}/classes", "opdf predict needs MODEL FILE as its first arguments"),
+    ("{models}/classes {here}/scored.csv --scores --to csv", "a row has a column 'score of bad', as a score is called"),
     ("{models}/number {here}/rows.csv --scores", "scores is true and {models}/number is for regression"),
     ("{models}/decoder {here}/rows.csv --new_tokens 64", "has places for 64 tokens"),
     (
@@ -381,6 +397,7 @@ def test_refusals(command: str, message: str, models: Path, tmp_path: Path, caps
     for name, text in {
         "rows.csv": "id,text\n1,w1\n", "ragged.csv": "id,text\n1,w1\n2,w2,w3\n", "titled.csv": "title,review\na,b\n",
         "answered.csv": "text,score\nw1,1\n", "broken.jsonl": '{"text": "w1"}\n{"text"\n', "rows.dat": "w1\n",
+        "scored.csv": "text,score of bad\nw1,1\n",
     }.items():  # fmt: skip
         (tmp_path / name).write_text(text)
     (tmp_path / "latin.csv").write_bytes("text\ncaf\xe9\n".encode("latin-1"))

@@ -72,6 +72,8 @@ def main(argv: list[str]) -> None:
             inputs=config.inputs, scores=config.scores, new_tokens=config.new_tokens, max_length=config.max_length,
             batch=config.batch, progress=progress,
         )  # fmt: skip
+        if config.scores and form == "csv":
+            answers = map(_spread, answers)
         with _opened(config.output) as stream:
             WRITERS[form](answers, stream)
 
@@ -143,16 +145,23 @@ def _as_table(rows: Iterator[dict[str, Any]], stream: IO[str]) -> None:
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of single values: scores in a column each, texts of a list with bars between, other lists as JSON."""
+    """A row of single values: texts of a list with bars between, other lists as JSON."""
     flat: dict[str, Any] = {}
     for name, value in row.items():
-        if name == "scores":
-            flat |= {f"score of {label}": score for label, score in value.items()}
-        elif isinstance(value, list) and all(isinstance(one, str | None) for one in value):
+        if isinstance(value, list) and all(isinstance(one, str | None) for one in value):
             flat[name] = SEPARATOR.join(one or "" for one in value)
         else:
             flat[name] = json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
     return flat
+
+
+def _spread(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with a column for the score of every class."""
+    scores = {f"score of {label}": score for label, score in row["scores"].items()}
+    taken = next((column for column in scores if column in row), None)
+    if taken is not None:
+        raise UserError(f"a row has a column {taken!r}, as a score is called; rename it, or write --to jsonl")
+    return {name: value for name, value in row.items() if name != "scores"} | scores
 
 
 WRITERS = {"jsonl": _as_lines, "csv": _as_table}

@@ -48,8 +48,26 @@ def _outputs(rows: Sequence[Row], asked: Asked) -> tuple[Any, Mapping[str, Tenso
         with reading_images("the model", pixels.shape[1:]):
             return asked.model(**batch), batch
     encoded = encode_rows(columns, task, asked.processor, max_length=asked.max_length)
+    if _cuts(columns, encoded, asked):
+        note_shortened(asked.max_length)
     batch = _batch(encoded, asked)
     return asked.model(**batch), batch
+
+
+def _cuts(columns: Mapping[str, Sequence[Any]], encoded: Mapping[str, Any], asked: Asked) -> bool:
+    """Whether some of these texts have more tokens than the model reads. Only those that fill its places are asked."""
+    full = [k for k, ids in enumerate(encoded["input_ids"]) if len(ids) >= asked.max_length]
+    if not full:
+        return False
+    filling = {name: [values[k] for k in full] for name, values in columns.items()}
+    whole = encode_rows(filling, asked.task, asked.processor, max_length=None)
+    return any(len(ids) > asked.max_length for ids in whole["input_ids"])
+
+
+@cache
+def note_shortened(max_length: int) -> None:
+    """Say once that texts are read in part."""
+    tell(f"note: some texts have more than {max_length} tokens, of which the model reads the first (see max_length)")
 
 
 def _batch(encoded: Mapping[str, Any], asked: Asked) -> dict[str, Tensor]:

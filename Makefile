@@ -80,8 +80,8 @@ test: $(READY) data ## Run the fast tests
 	@OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal
 
 .PHONY: test-slow
-test-slow: $(READY) data ## Run the tests that take minutes
-	@$(RUN) -m pytest -m slow
+test-slow: $(READY) data ## Run the tests that take minutes (an hour in all)
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest -m slow -n 2 --dist worksteal --timeout 1800
 
 .PHONY: test-device
 test-device: $(READY) ## Run the tests on a GPU, or a stand-in for one (needs g++)

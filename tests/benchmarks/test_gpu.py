@@ -179,7 +179,6 @@ def test_a_node_knows_every_measurement() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)  # it makes a bundle and an environment
 def test_a_bundle_runs_in_an_empty_environment_without_a_network(tmp_path: Path) -> None:
     """The node is a new environment with PyTorch and its usual company; `unshare -n` takes the network away."""
     if not shutil.which("unshare") or subprocess.run(["unshare", "-rn", "true"], check=False).returncode:

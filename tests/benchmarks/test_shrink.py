@@ -24,7 +24,6 @@ FLOORS = {
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("task", TASKS)
 def test_students_are_near_their_teachers_without_training(task: str) -> None:
     """Ten minutes where the teachers are still to be trained; they are kept under runs/."""

@@ -162,7 +162,6 @@ def test_a_run_killed_at_any_moment_goes_on_exactly(tmp_path: Path, kind: str) -
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_killed_at_many_moments_goes_on_exactly(tmp_path: Path, kind: str) -> None:
     """27 kills over the three kinds."""

@@ -224,7 +224,6 @@ def test_a_stream_whose_batches_cannot_be_shared_is_refused_with_the_remedy(
         run.get_batch_samples(iter(loader), 1, torch.device("cpu"))
 
 
-@pytest.mark.timeout(1800)
 @pytest.mark.slow
 @pytest.mark.parametrize("steps", [200, 3000])
 def test_memory_and_open_files_do_not_grow(tmp_path: Path, steps: int) -> None:

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from opdf.distill.models import IGNORED, config_of, is_causal, is_language_model, is_regression, kind_of, unwrapped
+from opdf.data import IGNORED
+from opdf.distill.models import config_of, is_causal, is_language_model, is_regression, kind_of, unwrapped
 
 Batch = Mapping[str, Tensor]
 """What the collator made: input_ids and attention_mask `[batch, tokens]` int64, or pixel_values

@@ -21,10 +21,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_MAPPING_NAMES,
 )
 
-from opdf.data import plain_name
-
-IGNORED = -100
-"""The label that torch's cross-entropy passes over: an example or a token without one."""
+from opdf.data import IGNORED, plain_name
 
 HEADLESS = {name for names in MODEL_MAPPING_NAMES.values() for name in ((names,) if isinstance(names, str) else names)}
 """Classes of transformers that end in hidden states."""

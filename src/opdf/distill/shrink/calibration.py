@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
+from opdf.data import IGNORED
 from opdf.distill.models import has_no_head
 from opdf.distill.shrink.families import Family, Head, Tower, attentions
 from opdf.distill.shrink.moments import Moments, precise
@@ -440,7 +441,7 @@ def real_tokens(inputs: Mapping[str, Tensor], mask: str, states: Tensor) -> Tens
 def _decoded(inputs: Mapping[str, Tensor]) -> Tensor | None:
     """`[examples, tokens]`, true up to the last token of an example: without a mask a decoder sees all before it."""
     if _labels_are_tokens(inputs):
-        known = inputs["labels"].ne(-100)
+        known = inputs["labels"].ne(IGNORED)
     elif "decoder_input_ids" in inputs or (found := inputs.get("attention_mask")) is None:
         return None
     else:

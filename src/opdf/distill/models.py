@@ -128,9 +128,14 @@ def configured(model: nn.Module) -> dict[str, Any] | None:
     return {k: v for k, v in config.to_dict().items() if k not in UNSETTLED and not k.startswith("_")}
 
 
+def output_head(model: nn.Module) -> Any:
+    """What makes a language model's logits; None for other models."""
+    return getattr(unwrapped(model), "get_output_embeddings", lambda: None)()
+
+
 def is_language_model(model: nn.Module) -> bool:
     """Whether outputs are scores of the vocabulary."""
-    return getattr(unwrapped(model), "get_output_embeddings", lambda: None)() is not None
+    return output_head(model) is not None
 
 
 def has_no_head(model: nn.Module) -> bool:

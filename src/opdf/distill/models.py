@@ -23,7 +23,13 @@ from transformers.models.auto.modeling_auto import (
 
 from opdf.data import IGNORED, plain_name
 
-HEADLESS = {name for names in MODEL_MAPPING_NAMES.values() for name in ((names,) if isinstance(names, str) else names)}
+
+def classes_in(mapping: Mapping[str, Any]) -> set[str]:
+    """The names of the classes in a mapping of transformers', which has one or several for a kind of model."""
+    return {name for names in mapping.values() for name in ((names,) if isinstance(names, str) else names)}
+
+
+HEADLESS = classes_in(MODEL_MAPPING_NAMES)
 """Classes of transformers that end in hidden states."""
 
 CLASSIFIERS = {

@@ -172,9 +172,9 @@ def kept_places(student: nn.Module, values: Tensor, labels: Tensor) -> Tensor:
     return values[(labels != IGNORED).to(values.device)]
 
 
-def precise(logits: Tensor) -> Tensor:
-    """Logits in float32, or in float64 if they are."""
-    return logits if logits.dtype == torch.float64 else logits.float()
+def precise(values: Tensor) -> Tensor:
+    """Values in float32, or in float64 if they are."""
+    return values if values.dtype == torch.float64 else values.float()
 
 
 def token_labels(model: nn.Module, batch: Batch) -> Tensor | None:

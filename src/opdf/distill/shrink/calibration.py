@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
 from opdf.data import IGNORED
+from opdf.distill.losses import precise
 from opdf.distill.models import has_no_head
 from opdf.distill.shrink.families import Family, Head, Tower, attentions
-from opdf.distill.shrink.moments import Moments, precise
+from opdf.distill.shrink.moments import Moments
 from opdf.distill.shrink.norms import is_norm, subtracts_mean
 
 KEPT = 2**27

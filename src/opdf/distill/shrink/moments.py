@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from opdf.distill.losses import precise
 from opdf.mpo import factorized_on
 
 ROWS = 16_384
@@ -19,11 +20,6 @@ WIDE = 512
 def exact(values: Tensor) -> Tensor:
     """Values without a gradient in float64, on the CPU if their device has none."""
     return values.detach().to(factorized_on(values.device), torch.float64)
-
-
-def precise(values: Tensor) -> Tensor:
-    """Values in float32 at least."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 ROUNDING = 8 * torch.finfo(torch.float32).eps

@@ -54,7 +54,7 @@ from opdf.distill import (
     keep_layers,
 )
 from opdf.distill.checkpoint import damage
-from opdf.distill.models import check_labels
+from opdf.distill.labels import check_labels
 from opdf.distill.named import build_objective
 from opdf.overparam import OverParamConfig, OverParameterizedOptimizer
 

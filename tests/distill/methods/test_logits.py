@@ -47,7 +47,8 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from opdf.distill import DistillationTrainer, EmbeddingDistillation, LogitsDistillation, Objective, chunks
 from opdf.distill.losses import DIVERGENCES, soft_binary_loss, soft_loss, squared_loss
-from opdf.distill.models import SEVERAL, check_same_outputs
+from opdf.distill.matching import check_same_outputs
+from opdf.distill.models import SEVERAL
 
 
 def logits(seed: int, items: int = 6, classes: int = 5) -> torch.Tensor:

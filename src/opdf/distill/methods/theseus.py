@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from opdf.distill.losses import Batch, count_labelled, labels_of, task_loss
-from opdf.distill.models import check_same_outputs, config_of, unwrapped
+from opdf.distill.matching import check_same_outputs
+from opdf.distill.models import config_of, unwrapped
 from opdf.distill.objective import Losses, Objective
 from opdf.distill.options import POSITIVE, number, one_of, whole
 from opdf.distill.shrink import paired_blocks

@@ -22,6 +22,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tests.distill.small import arguments, bert, labelled, scored_in_bf16, sentences, train
+from tests.families import build
 from torch import Tensor, nn
 from transformers import (
     BertForQuestionAnswering,
@@ -571,6 +572,11 @@ def test_columns_of_the_objective_do_not_reach_a_plain_model_in_evaluation(tmp_p
 )
 def test_labels_that_fit_are_not_refused(student: Any, data: Dataset) -> None:
     check_labels(student, data)
+
+
+def test_classes_of_a_kind_of_model_with_several_classes_for_a_task_are_checked_too() -> None:
+    with pytest.raises(ValueError, match=r"outside 0 to 1, e\.g\. 2 in row 1"):
+        check_labels(build("deit"), labelled("labels", [0, 2]))
 
 
 def test_classes_that_the_data_have_in_another_order_are_refused(tmp_path: Path) -> None:

@@ -13,11 +13,19 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from opdf.data import IGNORED, plain_name
-from opdf.distill.models import SEVERAL, config_of, has_no_head, names_of_labels, unwrapped, without_adapters
+from opdf.distill.models import (
+    SEVERAL,
+    classes_in,
+    config_of,
+    has_no_head,
+    names_of_labels,
+    unwrapped,
+    without_adapters,
+)
 
 CLASSIFIERS = {
-    *MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values(),
-    *MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.values(),
+    *classes_in(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES),
+    *classes_in(MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES),
 }
 """Classes of transformers with one output for an example."""
 

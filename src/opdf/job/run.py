@@ -18,6 +18,7 @@ from opdf.job.arguments import renewed
 from opdf.job.card import write_card
 from opdf.job.checks import check_fit, check_task
 from opdf.job.config import DistillConfig
+from opdf.job.cost import parameters_of
 from opdf.job.errors import UserError
 from opdf.job.job import Job, located
 from opdf.job.options import write_yaml
@@ -302,7 +303,7 @@ def training_rows(job: Job, prepared: Prepared, teacher: Any) -> Any:
 def parameters(trainer: DistillationTrainer) -> dict[str, int]:
     """Parameters of the student, while it trains and at inference."""
     over = trainer.overparameterization
-    inference = sum(p.numel() for p in trainer.model.parameters())
+    inference = parameters_of(trainer.model)
     return {"train_params": over.train_params if over else inference, "inference_params": inference}
 
 

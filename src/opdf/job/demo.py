@@ -19,7 +19,7 @@ from opdf.job.config import DataConfig, DistillConfig, StudentConfig, TeacherCon
 from opdf.job.cost import parameters_of
 from opdf.job.errors import UserError
 from opdf.job.job import Job
-from opdf.job.latency import latencies, split_inputs
+from opdf.job.latency import BATCH, latencies, split_inputs
 from opdf.job.models import load_model
 from opdf.job.options import plain, read_config, write_yaml
 from opdf.job.output import METRICS, STUDENT, check_free, claimed, write_json
@@ -69,10 +69,6 @@ def variants(depth: int) -> dict[str, dict[str, Any]]:
         OPDF: {"overparam": OverParamConfig(ones=3), "constraint": Constraint()},
         BLOCKS: {"student": StudentConfig(layers=depth // 2)},
     }
-
-
-BATCH = 32
-"""Examples of the larger batch that latencies are measured with."""
 
 
 def demo(

@@ -20,12 +20,9 @@ from opdf.job.card import teacher_of
 from opdf.job.checks import Fit
 from opdf.job.cost import StepCost, megabytes, parameters_of, step_cost
 from opdf.job.job import Job
-from opdf.job.latency import planned_latencies, split_inputs
+from opdf.job.latency import BATCH, planned_latencies, split_inputs
 from opdf.job.progress import duration
 from opdf.job.student import Start
-
-BATCH = 32
-"""Examples of the larger batch that latencies are measured with."""
 
 INDENT = 14
 """Columns that the words before the sentences take."""

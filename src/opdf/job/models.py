@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +22,7 @@ from transformers.utils import cached_file
 
 from opdf.data import Task, loading, padding, right_padded
 from opdf.distill import has_no_head
+from opdf.files import digest_of
 from opdf.job.config import TeacherConfig
 from opdf.job.errors import UserError
 from opdf.job.heads import auto_class, check_head, has_other_head, head_of, note_head
@@ -53,11 +53,8 @@ def files_of(name: str) -> dict[str, str]:
 
 def file_digests(folder: Path) -> dict[str, str]:
     """Digests of the files that a model in a folder is read from, by their names."""
-    found = {}
-    for path in sorted(p for p in folder.iterdir() if p.suffix in READ and p.is_file()):
-        with path.open("rb") as file:
-            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+    read = sorted(path for path in folder.iterdir() if path.suffix in READ and path.is_file())
+    return {path.name: digest_of(path) for path in read}
 
 
 def load_processor(teacher: TeacherConfig, task: Task) -> Any:

@@ -17,18 +17,14 @@ from opdf.distill import has_no_head
 from opdf.job.answer import ANSWERS, Asked, name_of
 from opdf.job.config import TeacherConfig
 from opdf.job.errors import UserError
+from opdf.job.heads import HEADS, SEQUENCES
 from opdf.job.models import load_processor, load_saved, places, settle_padding
 from opdf.job.options import read_config
 from opdf.job.output import CONFIG
 from opdf.job.saved import Saved, find_saved
 from opdf.mpo import Progress
 
-KINDS = {
-    "ForImageClassification": "image-classification",
-    "ForTokenClassification": "token-classification",
-    "ForCausalLM": "causal-lm",
-    "LMHeadModel": "causal-lm",
-}
+KINDS = {**{end: task for task, end in HEADS.items()}, "ForCausalLM": "causal-lm", "LMHeadModel": "causal-lm"}
 """Endings of the names of transformers' classes, and the tasks that they are for."""
 
 USUAL = {
@@ -172,7 +168,7 @@ def _kind(name: str, model: Any) -> str:
         UserError: there are no predictions for its task.
     """
     kind = type(model).__name__
-    if kind.endswith("ForSequenceClassification"):
+    if kind.endswith(SEQUENCES):
         problem = model.config.problem_type
         if problem == "multi_label_classification":
             return "multi-label"

@@ -185,8 +185,13 @@ def output_layer(model: nn.Module) -> nn.Linear:
     return found[-1]
 
 
+def label_names(config: Any) -> list[str]:
+    """The names of labels in a configuration, by their numbers; none if it has none."""
+    known = getattr(config, "id2label", None) or {}
+    return [str(known[number]) for number in sorted(known)]
+
+
 def names_of_labels(model: nn.Module) -> list[str] | None:
     """The names of a model's labels by their numbers; None if it has none but those of its configuration's making."""
-    known = getattr(config_of(model), "id2label", None) or {}
-    names = [str(known[number]) for number in sorted(known)]
+    names = label_names(config_of(model))
     return None if all(name.startswith("LABEL_") for name in names) else names

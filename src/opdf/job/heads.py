@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from opdf.data import Task, plain_name
+from opdf.distill import label_names
 from opdf.job.errors import UserError
 from opdf.job.processes import tell
 
@@ -82,7 +83,7 @@ def check_head(name: str, config: Any, task: Task, *, trained: bool = False) -> 
     """
     if not has_head(config, task):
         return
-    theirs = [str(config.id2label[k]) for k in sorted(config.id2label)]
+    theirs = label_names(config)
     if not trained:
         _check_class(name, config, task)
     _check_kind(name, config, task, len(theirs))

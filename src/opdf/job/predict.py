@@ -13,7 +13,7 @@ from accelerate import PartialState
 from PIL import Image
 
 from opdf.data import ROW_FORMATS, Row, Task, is_list_as_text, padding, parse_rows, read_rows
-from opdf.distill import has_no_head
+from opdf.distill import has_no_head, label_names
 from opdf.job.answer import ANSWERS, Asked, name_of
 from opdf.job.config import TeacherConfig
 from opdf.job.errors import UserError
@@ -126,8 +126,8 @@ def _asked(
     _check_options(saved.model, kind, scores, max_length)
     names = (inputs,) if isinstance(inputs, str) else tuple(inputs or saved.metrics.get("inputs", ()))
     _check_number(saved, kind, names)
-    labels = tuple(str(model.config.id2label[k]) for k in sorted(model.config.id2label))
-    task = Task(kind, names or _usual(first, kind), None, () if kind in ("regression", "causal-lm") else labels)
+    labels = () if kind in ("regression", "causal-lm") else tuple(label_names(model.config))
+    task = Task(kind, names or _usual(first, kind), None, labels)
     processor = load_processor(TeacherConfig(model=saved.model), task)
     length = 0
     if kind == "causal-lm":

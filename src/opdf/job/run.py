@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,12 +76,17 @@ def run(config: DistillConfig, *, command: str | None = None) -> dict[str, Any]:
             _publish(job)
             return metrics
         ready = get_ready(job)
-        if is_main():
-            print(ready.overview, file=sys.stderr if config.json else None, flush=True)
+        _say(job, str(ready.overview))
         with claimed(job.folder, overwrite=config.overwrite, resume=config.resume):
             metrics = _run(job, ready.prepared, ready.teacher, command)
         _publish(job)
         return metrics
+
+
+def _say(job: Job, text: str) -> None:
+    """Print from one process, beside the JSON where that is asked for."""
+    if is_main():
+        print(text, file=sys.stderr if job.config.json else None, flush=True)
 
 
 def _publish(job: Job) -> None:
@@ -180,12 +186,8 @@ def _run(job: Job, prepared: Prepared, teacher: Any, command: str | None) -> dic
         begun.write(job.folder)
     prepared = judged(prepared, teacher)
     teacher_scores = scores(evaluator(teacher, prepared, job.training.per_device_eval_batch_size), prepared)
-
-    def say(text: str) -> None:
-        if is_main():
-            print(text, file=sys.stderr if job.config.json else None, flush=True)
-
-    metrics = train_student(job, prepared, teacher, "distilling", say=say, last=True) | {"teacher": teacher_scores}
+    said = partial(_say, job)
+    metrics = train_student(job, prepared, teacher, "distilling", say=said, last=True) | {"teacher": teacher_scores}
     if is_main():
         write_card(job.config, metrics, prepared, command, job.folder / STUDENT)
         begun.with_student(job.folder).write(job.folder)

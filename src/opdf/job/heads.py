@@ -76,7 +76,7 @@ def note_head(model: str, theirs: int, ours: int) -> None:
     tell(f"note: the head of {model} has {theirs} outputs and the data need {ours}; a new one is trained in its place")
 
 
-def check_head(name: str, config: Any, task: Task, *, trained: bool = False) -> None:
+def check_head(name: str, config: Any, task: Task, *, trained: bool) -> None:
     """Refuse a model whose head is for another kind of task, for other classes, or for the same in another order.
 
     A head that will be trained may have classes of which some are the data's, under other numbers.

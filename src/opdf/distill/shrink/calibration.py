@@ -263,9 +263,9 @@ class Recorder:
             weights = self._weights(list(self._leads(outputs, real)))
         for point, weight in zip(self._points, weights, strict=True):
             point.stream.weights[-1].append(weight)
-            self.result.states.add(point.found, point.found[:, :0], weight)
+            self.result.states.add(point.found, weights=weight)
         for number, moments, values in self._inner:
-            moments.add(values, values[:, :0], weights[number])
+            moments.add(values, weights=weights[number])
         self._points, self._inner = [], []
 
     def _leads(self, outputs: Any, real: Tensor) -> Iterator[Tensor]:
@@ -285,7 +285,7 @@ class Recorder:
         weights: list[Tensor | None] = []
         for slope, point in zip(slopes, self._points, strict=True):
             rows = point.stream.rows(-1, precise(slope) * point.scale)
-            self.result.gradients.add(rows, rows[:, :0])
+            self.result.gradients.add(rows)
             weights.append(_shares(rows, point.stream.real[-1]))
         return weights
 

@@ -204,7 +204,7 @@ class Fit:
             output = partial(_output, branch, batch, normed)
             if own is not None:
                 values = branch.teacher_inner(batch, normed)
-                own.add(values, values[:, :0], stream.weights[batch][1])
+                own.add(values, weights=stream.weights[batch][1])
                 output = partial(branch.teacher, values)
             if states is None:
                 stream.advance(batch, output)
@@ -375,7 +375,7 @@ class Fit:
         hidden = [activation(values) for values in told]
         moments = self._moments(hidden[0].shape[1], 0)
         for values in hidden:
-            moments.add(exact(values), values[:, :0])  # units that are alike differ by less than float32's sums are off
+            moments.add(exact(values))  # units that are alike differ by less than float32's sums are off
         inner, _ = moments.covariances(True)
         ours = Matrix(self.student, head.first)
         outgoing = Matrix(self.teacher, head.second).weight if head.second else torch.eye(len(inner)).to(inner)

@@ -68,7 +68,7 @@ def start_from(
             _write(source.branch, matrices)
             inner.append(source.branch.student_inner(batch, some))
         values = torch.cat(inner, 1)
-        moments.add(values, values[:, :0], counts)
+        moments.add(values, weights=counts)
     return _keep(sources[-1].branch, [matrices for _, matrices in made], moments.covariances(constant)[0], guess)
 
 

@@ -58,8 +58,12 @@ class Moments:
         self._recent: _Sums | None = None  # of the last rows, `ROWS` at most
         self._rows = 0
 
-    def add(self, x: Tensor, y: Tensor, weights: Tensor | None = None) -> None:
-        """Count rows `x` `[rows, inputs]` and `y` `[rows, outputs]` in, with `weights` `[rows]` or 1 each."""
+    def add(self, x: Tensor, y: Tensor | None = None, weights: Tensor | None = None) -> None:
+        """Count rows `x` `[rows, inputs]` and `y` `[rows, outputs]` in, with `weights` `[rows]` or 1 each.
+
+        None is `y` without outputs.
+        """
+        y = x[:, :0] if y is None else y
         if len(x) > ROWS:
             for k in range(0, len(x), ROWS):
                 part = slice(k, k + ROWS)

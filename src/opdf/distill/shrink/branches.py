@@ -9,12 +9,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from opdf.distill.shrink.calibration import Call, Stream, input_of
 from opdf.distill.shrink.choose import choose_groups, choose_units, retold, units_of
 from opdf.distill.shrink.families import Attention, FeedForward
 from opdf.distill.shrink.matrices import Matrix, Reader
 from opdf.distill.shrink.moments import Moments, exact
 from opdf.distill.shrink.ridge import Affine
+from opdf.distill.shrink.stream import Call, Stream, input_of
 from opdf.distill.shrink.truncate import truncate
 
 

@@ -13,7 +13,7 @@ from transformers.activations import ACT2FN
 from opdf.distill.models import has_no_head
 from opdf.distill.shrink.basis import Basis
 from opdf.distill.shrink.branches import AttentionBranch, Branch, FeedForwardBranch, HeadSizes
-from opdf.distill.shrink.calibration import Calibration, Chosen, Stream, has_room, input_of
+from opdf.distill.shrink.calibration import Calibration, Chosen, has_room
 from opdf.distill.shrink.choose import choose_groups, choose_units, retold
 from opdf.distill.shrink.families import Attention, Family, Head, Tower, attentions
 from opdf.distill.shrink.matrices import Matrix, Reader
@@ -23,6 +23,7 @@ from opdf.distill.shrink.norms import fit_norm, has_shift, is_norm, plain, set_n
 from opdf.distill.shrink.report import BlockReport, ShrinkReport
 from opdf.distill.shrink.ridge import STRENGTH_OF_HEADS, Affine, explained, ridge
 from opdf.distill.shrink.sizes import block_groups, has_part, head_sizes
+from opdf.distill.shrink.stream import Stream, input_of
 
 Passed = dict[Any, list[tuple[int, list[Tensor]]]]
 """What branches of the teacher's blocks have read, by the branch's names: the block, and its states for each batch."""

@@ -17,10 +17,10 @@ from datasets import Array3D, Dataset, DatasetDict, Image
 from transformers import DataCollatorForTokenClassification, DataCollatorWithPadding, default_data_collator
 
 from opdf.data.augment import as_rgb
-from opdf.data.columns import values
 from opdf.data.language import encode_language, is_conversation, packed, padding, right_padded
 from opdf.data.metrics import IGNORED
 from opdf.data.task import Task
+from opdf.data.values import values
 
 Collator = Callable[[list[Any]], dict[str, Any]]
 

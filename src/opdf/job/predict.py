@@ -18,9 +18,10 @@ from opdf.job.answer import ANSWERS, Asked, name_of
 from opdf.job.config import TeacherConfig
 from opdf.job.errors import UserError
 from opdf.job.heads import HEADS, SEQUENCES
-from opdf.job.models import load_processor, load_saved, places, settle_padding
+from opdf.job.models import load_saved, places
 from opdf.job.options import read_config
 from opdf.job.output import CONFIG
+from opdf.job.processors import load_processor, settle_padding
 from opdf.job.saved import Saved, find_saved
 from opdf.mpo import Progress
 

@@ -366,10 +366,7 @@ REFUSED = [
     ("{models}/classes", "opdf predict needs MODEL FILE as its first arguments"),
     ("{models}/number {here}/rows.csv --scores", "scores is true and {models}/number is for regression"),
     ("{models}/decoder {here}/rows.csv --new_tokens 64", "has places for 64 tokens"),
-    (
-        "{models}/headless {here}/rows.csv",
-        "headless has no weights for classifier.bias of its BertFor",
-    ),
+    ("{models}/headless {here}/rows.csv", "headless has no weights for classifier.bias of its BertFor"),
     ("{models}/masked {here}/rows.csv", "is a BertForMaskedLM; predict is for classes"),
     ("{models}/images-several {here}/rows.csv --inputs text", "is a ViTForImageClassification for several labels or"),
     ("{models}/images-number {here}/rows.csv --inputs text", "is a ViTForImageClassification for several labels or"),

@@ -16,25 +16,11 @@ from safetensors.torch import load_file
 from tests.distill.small import arguments, bert, noisy_student, sentences, train
 from torch import nn
 from torch.utils.data import DataLoader, WeightedRandomSampler
-from transformers import (
-    EarlyStoppingCallback,
-    Trainer,
-    TrainerCallback,
-    ViTConfig,
-    ViTForImageClassification,
-    set_seed,
-)
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, ViTConfig, ViTForImageClassification, set_seed
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.trainer_pt_utils import safe_globals
 
-from opdf.distill import (
-    LGTM,
-    DistillationTrainer,
-    HiddenDistillation,
-    LogitsDistillation,
-    Objective,
-    keep_layers,
-)
+from opdf.distill import LGTM, DistillationTrainer, HiddenDistillation, LogitsDistillation, Objective, keep_layers
 from opdf.distill.checkpoint import MANIFEST, SCRATCH, damage, publish
 from opdf.files import owned
 from opdf.overparam import OverParamConfig
@@ -184,10 +170,7 @@ def test_a_resumed_run_goes_on_with_the_order_of_any_sampler(
 
 @pytest.mark.parametrize(
     "split",
-    [
-        pytest.param({}, marks=pytest.mark.slow),
-        {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
-    ],
+    [pytest.param({}, marks=pytest.mark.slow), {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}],
 )
 @pytest.mark.parametrize("stop", [2, 4, pytest.param(7, marks=pytest.mark.slow)])
 def test_a_resumed_run_sees_the_rows_of_a_stream_that_were_left(

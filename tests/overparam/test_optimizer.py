@@ -16,11 +16,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
-)
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR, ReduceLROnPlateau
 
 from opdf.mpo import contract, decompose
@@ -841,12 +837,7 @@ def test_bf16_resumes_bit_for_bit_and_float64_is_left_alone() -> None:
 @pytest.mark.parametrize("keep", [None, False])
 @pytest.mark.parametrize(
     "constraint",
-    [
-        {},
-        {"gauge": "matched"},
-        {"gauge": "raw", "normalize": "mse"},
-        {"layer_map": ["2.weight"]},
-    ],
+    [{}, {"gauge": "matched"}, {"gauge": "raw", "normalize": "mse"}, {"layer_map": ["2.weight"]}],
     ids=["none", "matched", "raw-mse", "some"],
 )
 @pytest.mark.parametrize(("inner", "lr"), [(torch.optim.AdamW, 1e-2), (torch.optim.SGD, 0.1)])

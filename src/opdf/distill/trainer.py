@@ -50,14 +50,7 @@ from opdf.distill.planning import plan_student
 from opdf.distill.precision import warn_of_rounding, warn_of_slow_training
 from opdf.distill.teachers import load_teacher
 from opdf.distill.unused import all_reached, may_vary
-from opdf.overparam import (
-    Constraint,
-    OverParamConfig,
-    OverParameterization,
-    OverParameterizedOptimizer,
-    local,
-    whole,
-)
+from opdf.overparam import Constraint, OverParamConfig, OverParameterization, OverParameterizedOptimizer, local, whole
 
 HOPELESS_SCALE = 2.0**-20
 """A gradient scaler starts at 2^16 and halves at each overflow. Below this it has seen no finite gradient for long."""

@@ -359,8 +359,7 @@ def test_heads_can_start_at_zero() -> None:
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{"teacher_alpha": 2}, {"teacher_learning_rate": 0}, {"radius": 0}, {"held_out": 0}],
+    "options", [{"teacher_alpha": 2}, {"teacher_learning_rate": 0}, {"radius": 0}, {"held_out": 0}]
 )
 def test_bad_options(options: dict[str, Any]) -> None:
     name, value = next(iter(options.items()))

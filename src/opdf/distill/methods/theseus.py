@@ -47,12 +47,7 @@ class Theseus(Objective):
     varies = True
 
     def __init__(
-        self,
-        rate: float = 0.3,
-        schedule: str = "linear",
-        slope: float | None = None,
-        steps: int = 2500,
-        seed: int = 0,
+        self, rate: float = 0.3, schedule: str = "linear", slope: float | None = None, steps: int = 2500, seed: int = 0
     ) -> None:
         self.rate = number("rate", rate, POSITIVE, 1)
         self.schedule = one_of("schedule", schedule, SCHEDULES)

@@ -41,13 +41,7 @@ class Fit:
     """
 
     def __init__(
-        self,
-        teacher: Any,
-        student: Any,
-        family: Family,
-        basis: Basis,
-        calibration: Calibration,
-        report: ShrinkReport,
+        self, teacher: Any, student: Any, family: Family, basis: Basis, calibration: Calibration, report: ShrinkReport
     ) -> None:
         self.teacher, self.student, self.family = teacher, student, family
         self.basis, self.calibration, self.report = basis, calibration, report

@@ -284,9 +284,7 @@ def trainer_of(student: Any, job: Job, prepared: Prepared, teacher: Any, title: 
         constraint=job.config.constraint,
         train_dataset=training_rows(job, prepared, teacher),
         eval_dataset=prepared.data["validation"],
-        data_collator=prepared.collator,
-        compute_metrics=prepared.task.compute_metrics(),
-        preprocess_logits_for_metrics=prepared.task.kept_outputs,
+        **prepared.for_trainer(),
     )
     report = find_report(student)
     kept = {"kept": {f"{b.tower}.{b.block}": b.kept for b in report.blocks}} if report else None

@@ -677,7 +677,7 @@ def test_an_objective_serves_one_trainer_at_a_time(tmp_path: Path) -> None:
 def test_every_training_begins_anew_with_model_init(tmp_path: Path, objective: Objective) -> None:
     """Also the schedule of Theseus, the rows that LGTM holds out and the teacher that it trains."""
     trainer = DistillationTrainer(
-        args=arguments(tmp_path), model_init=new_student, teacher=bert(), objective=objective,
+        args=arguments(tmp_path, max_steps=2), model_init=new_student, teacher=bert(), objective=objective,
         overparam={"ones": 1}, train_dataset=sentences(),
     )  # fmt: skip
     found = []
@@ -687,7 +687,7 @@ def test_every_training_begins_anew_with_model_init(tmp_path: Path, objective: O
         assert teacher is not None
         found.append((copy.deepcopy(trainer.model.state_dict()), copy.deepcopy(teacher.state_dict())))
         assert len(trainer.train_dataset) in (22, 24)
-    given, _ = train(tmp_path, objective=copy.deepcopy(objective), overparam={"ones": 1})
+    given, _ = train(tmp_path, objective=copy.deepcopy(objective), overparam={"ones": 1}, training={"max_steps": 2})
     found.append((given.model.state_dict(), given.teacher.state_dict()))  # type: ignore[union-attr]
     for states in zip(*found, strict=True):
         assert all(torch.equal(value, other[name]) for other in states[1:] for name, value in states[0].items())

@@ -1,7 +1,8 @@
-"""Files and folders that are complete or absent, and folders that one process owns."""
+"""Files and folders that are complete or absent, what tells files apart, and folders that one process owns."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import socket
@@ -34,6 +35,12 @@ def check_writable(folder: Path, what: str = "output") -> None:
         raise FileExistsError(f"{what} {folder} cannot be made: {blocking} is a file; choose another")
     if not os.access(blocking, os.W_OK | os.X_OK):
         raise PermissionError(f"{what} {folder} cannot be written: {blocking} is read-only for you; choose another")
+
+
+def digest_of(file: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal digits."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @contextmanager

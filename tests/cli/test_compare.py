@@ -24,8 +24,7 @@ def test_all_words_before_the_options_are_runs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("argv", "message"),
-    [(["nothing", "here"], "nothing holds no run"), (["a", "b", "--batch", "0"], "batch is 0")],
+    ("argv", "message"), [(["nothing", "here"], "nothing holds no run"), (["a", "b", "--batch", "0"], "batch is 0")]
 )
 def test_refusals(capsys: Any, argv: list[str], message: str) -> None:
     assert main(["compare", *argv]) == 2

@@ -114,8 +114,7 @@ def test_a_filled_class_is_the_class_itself() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "end"),
-    [("alhpa", "; did you mean 'alpha'?"), ("zzz", "; known are temperature, alpha")],
+    ("key", "end"), [("alhpa", "; did you mean 'alpha'?"), ("zzz", "; known are temperature, alpha")]
 )
 def test_suggestions(key: str, end: str) -> None:
     assert suggest(key, ["temperature", "alpha"]) == end

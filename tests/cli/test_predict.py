@@ -382,10 +382,7 @@ REFUSED = [
     ("{models}/classes {here}/scored.csv --scores --to csv", "a row has a column 'score of bad', as a score is called"),
     ("{models}/number {here}/rows.csv --scores", "scores is true and {models}/number is for regression"),
     ("{models}/decoder {here}/rows.csv --new_tokens 64", "has places for 64 tokens"),
-    (
-        "{models}/headless {here}/rows.csv",
-        "headless has no weights for classifier.bias of its BertFor",
-    ),
+    ("{models}/headless {here}/rows.csv", "headless has no weights for classifier.bias of its BertFor"),
     ("{models}/masked {here}/rows.csv", "is a BertForMaskedLM; predict is for classes"),
     ("{models}/images-several {here}/rows.csv --inputs text", "is a ViTForImageClassification for several labels or"),
     ("{models}/images-number {here}/rows.csv --inputs text", "is a ViTForImageClassification for several labels or"),

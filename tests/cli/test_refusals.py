@@ -507,10 +507,7 @@ COMMANDS = [
     ("eval {world}/teacher --data.max_length 64", "say what to score it on with --data.name"),
     ('eval {world}/teacher --data {"max_length":64}', "say what to score it on with --data.name"),
     ("export {world}/teacher --data.max_length 64 --format torch", "name what to score it on in data.name"),
-    (
-        "eval {world}/none",
-        "{world}/none does not exist; give an output folder of opdf distill, or a model with",
-    ),
+    ("eval {world}/none", "{world}/none does not exist; give an output folder of opdf distill, or a model with"),
     (
         "eval {world}/techer --data.name {world}/good.jsonl",
         "{world}/techer does not exist; did you mean {world}/teacher?",

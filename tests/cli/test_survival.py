@@ -21,20 +21,15 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+import jobs
 from opdf.cli import main
 from opdf.distill.checkpoint import damage
 from opdf.study.workers import forks
 
-VIT = {
-    "model_type": "vit", "image_size": 8, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 4,
-    "num_attention_heads": 2, "intermediate_size": 32, "hidden_dropout_prob": 0.1,
-}  # fmt: skip
-CONFIG: dict[str, Any] = {
+VIT = jobs.VIT | {"hidden_dropout_prob": 0.1}
+CONFIG: dict[str, Any] = jobs.DIGITS | {
     "data": {"name": "digits", "train_limit": 200},
-    "teacher": {"model": None, "finetune": True, "config": VIT, "training": {"max_steps": 3, "use_cpu": True}},
-    "student": {"layers": 2},
-    "overparam": {"ones": 1},
-    "constraint": {"weight": 1.0},
+    "teacher": jobs.DIGITS["teacher"] | {"config": VIT},
 }
 TRAINING = {
     "max_steps": 24, "learning_rate": 1e-3, "save_strategy": "steps", "save_steps": 3, "use_cpu": True, "bf16": True,

@@ -19,17 +19,12 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+import jobs
 from opdf.cli import main
 
-CONFIG = {
+CONFIG = jobs.DIGITS | {
     "data": {"name": "digits", "train_limit": 256},
-    "teacher": {"model": None, "finetune": True, "config": {
-        "model_type": "vit", "image_size": 8, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 4,
-        "num_attention_heads": 2, "intermediate_size": 32,
-    }, "training": {"max_steps": 3}},
-    "student": {"layers": 2},
-    "overparam": {"ones": 1},
-    "constraint": {"weight": 1.0},
+    "teacher": jobs.DIGITS["teacher"] | {"training": {"max_steps": 3}},
     "training": {
         "max_steps": 40, "learning_rate": 1e-3, "save_strategy": "steps", "save_steps": 20,
         "per_device_train_batch_size": 8,
@@ -80,7 +75,7 @@ def test_two_processes_distill_and_one_goes_on(tmp_path: Path, placement: str) -
     assert (
         "a step had 16 examples and has 8 now (processes: 1). Set training.per_device_train_batch_size" in done.stderr
     )
-    training = CONFIG["training"] | {"gradient_accumulation_steps": 2}  # type: ignore[operator]
+    training = CONFIG["training"] | {"gradient_accumulation_steps": 2}
     done = run(command(tmp_path, 1, "--resume", "true", overparam=over, training=training))
     assert done.returncode == 0, done.stderr
     after = student(tmp_path)
@@ -92,7 +87,7 @@ def test_accelerate_launches_what_one_process_gives(tmp_path: Path) -> None:
     def sized(batch: int) -> dict[str, Any]:
         # Adam would divide the rounding of gradients near 0 by itself.
         shared = {"per_device_train_batch_size": batch, "optim": "sgd"}
-        teacher = CONFIG["teacher"] | {"training": {"max_steps": 3} | shared}  # type: ignore[operator]
+        teacher = CONFIG["teacher"] | {"training": {"max_steps": 3} | shared}
         # Copied, because a fit to this hardly trained teacher makes much of the rounding by which the two differ.
         start = {"student": {"layers": 2, "start": "copy"}}
         return start | {"teacher": teacher, "training": {"max_steps": 10, "learning_rate": 0.1} | shared}
@@ -107,7 +102,7 @@ def test_accelerate_launches_what_one_process_gives(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_killed_process_ends_the_run_and_resuming_completes_it(tmp_path: Path) -> None:
-    training = CONFIG["training"] | {"max_steps": 100, "save_steps": 20}  # type: ignore[operator]
+    training = CONFIG["training"] | {"max_steps": 100, "save_steps": 20}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert run(command(whole, 2, training=training)).returncode == 0
     argv = command(killed, 2, training=training)

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from opdf.distill.shrink import moments as module
-from opdf.distill.shrink.calibration import _shares, leads, real_tokens
+from opdf.distill.shrink.calibration import _shares, leads
 from opdf.distill.shrink.choose import choose_groups, choose_units
 from opdf.distill.shrink.moments import Moments
 from opdf.distill.shrink.ridge import explained, ridge
+from opdf.distill.shrink.tokens import real_tokens
 
 
 def random(*shape: int, seed: int) -> Tensor:

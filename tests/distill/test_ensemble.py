@@ -12,14 +12,7 @@ from scipy.special import expit, logit, softmax
 from tests.distill.small import arguments, bert, sentences
 from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
 
-from opdf.distill import (
-    DistillationTrainer,
-    Ensemble,
-    HiddenDistillation,
-    LogitsDistillation,
-    chunks,
-    keep_layers,
-)
+from opdf.distill import DistillationTrainer, Ensemble, HiddenDistillation, LogitsDistillation, chunks, keep_layers
 from opdf.distill.ensemble import softened
 
 WEIGHTS = [3.0, 1.0]

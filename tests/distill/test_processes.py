@@ -62,13 +62,7 @@ def examples() -> Dataset:
 
 
 def trainer(
-    folder: Path,
-    placement: str,
-    batch: int,
-    *,
-    forced: bool = False,
-    objective: Any = None,
-    **more: Any,
+    folder: Path, placement: str, batch: int, *, forced: bool = False, objective: Any = None, **more: Any
 ) -> DistillationTrainer:
     torch.manual_seed(0)
     teacher = BertForSequenceClassification(BertConfig(

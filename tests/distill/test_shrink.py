@@ -577,8 +577,9 @@ def test_tokens_count_half_alike_and_half_as_the_outputs_depend_on_them() -> Non
         assert float(found.sum()) == pytest.approx(float(real.sum()))
 
     slopes = torch.zeros(*real.shape, teacher.config.hidden_size, dtype=torch.float64)
-    for place in np.ndindex(*slopes.shape):
-        slopes[place] = (margin(teacher, given, place, 1e-5) - margin(teacher, given, place, -1e-5)) / 2e-5
+    for place in np.ndindex(*slopes.shape[1:]):
+        ahead, behind = (margins(teacher, given, place, step) for step in (1e-5, -1e-5))
+        slopes[:, *place] = (ahead - behind) / 2e-5
     sizes = slopes.norm(dim=2) * real
     wanted = 0.5 + 0.5 * sizes / sizes.sum(1, keepdim=True) * real.sum(1, keepdim=True)
     torch.testing.assert_close(weights[2], wanted[real], rtol=1e-4, atol=1e-4)
@@ -644,18 +645,18 @@ def recorded(teacher: Any, given: dict[str, Tensor]) -> calibration.Recorder:
     return recorder
 
 
-def margin(teacher: Any, given: dict[str, Tensor], place: tuple[int, ...], step: float) -> float:
-    """How far the first class is ahead of the second in all examples, with one entry after the first block moved."""
+def margins(teacher: Any, given: dict[str, Tensor], place: tuple[int, ...], step: float) -> Tensor:
+    """`[examples]`, how far the first class is ahead of the second, with one entry after the first block moved."""
 
     def move(_: nn.Module, __: Any, states: Tensor) -> Tensor:
         moved = states.clone()
-        moved[place] += step
+        moved[:, *place] += step
         return moved
 
     handle = teacher.base_model.encoder.layer[0].output.LayerNorm.register_forward_hook(move)
     top = outputs(teacher, given).topk(2).values
     handle.remove()
-    return float((top[:, 0] - top[:, 1]).sum())
+    return top[:, 0] - top[:, 1]
 
 
 @pytest.mark.parametrize("centred", [True, False])

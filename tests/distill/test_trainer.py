@@ -22,6 +22,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tests.distill.small import arguments, bert, labelled, scored_in_bf16, sentences, train
+from tests.families import build
 from torch import Tensor, nn
 from transformers import (
     BertForQuestionAnswering,
@@ -54,7 +55,7 @@ from opdf.distill import (
     keep_layers,
 )
 from opdf.distill.checkpoint import damage
-from opdf.distill.models import check_labels
+from opdf.distill.labels import check_labels
 from opdf.distill.named import build_objective
 from opdf.overparam import OverParamConfig, OverParameterizedOptimizer
 
@@ -572,6 +573,11 @@ def test_labels_that_fit_are_not_refused(student: Any, data: Dataset) -> None:
     check_labels(student, data)
 
 
+def test_classes_of_a_kind_of_model_with_several_classes_for_a_task_are_checked_too() -> None:
+    with pytest.raises(ValueError, match=r"outside 0 to 1, e\.g\. 2 in row 1"):
+        check_labels(build("deit"), labelled("labels", [0, 2]))
+
+
 def test_classes_that_the_data_have_in_another_order_are_refused(tmp_path: Path) -> None:
     """The teacher's and the labels' numbers are other classes; the student's names may be the configuration's own."""
     data = labelled("label", [0, 1]).cast_column("label", ClassLabel(names=["negative", "positive"]))
@@ -670,7 +676,7 @@ def test_an_objective_serves_one_trainer_at_a_time(tmp_path: Path) -> None:
 def test_every_training_begins_anew_with_model_init(tmp_path: Path, objective: Objective) -> None:
     """Also the schedule of Theseus, the rows that LGTM holds out and the teacher that it trains."""
     trainer = DistillationTrainer(
-        args=arguments(tmp_path), model_init=new_student, teacher=bert(), objective=objective,
+        args=arguments(tmp_path, max_steps=2), model_init=new_student, teacher=bert(), objective=objective,
         overparam={"ones": 1}, train_dataset=sentences(),
     )  # fmt: skip
     found = []
@@ -680,7 +686,7 @@ def test_every_training_begins_anew_with_model_init(tmp_path: Path, objective: O
         assert teacher is not None
         found.append((copy.deepcopy(trainer.model.state_dict()), copy.deepcopy(teacher.state_dict())))
         assert len(trainer.train_dataset) in (22, 24)
-    given, _ = train(tmp_path, objective=copy.deepcopy(objective), overparam={"ones": 1})
+    given, _ = train(tmp_path, objective=copy.deepcopy(objective), overparam={"ones": 1}, training={"max_steps": 2})
     found.append((given.model.state_dict(), given.teacher.state_dict()))  # type: ignore[union-attr]
     for states in zip(*found, strict=True):
         assert all(torch.equal(value, other[name]) for other in states[1:] for name, value in states[0].items())

@@ -34,8 +34,9 @@ from opdf.data import Task
 from opdf.job import DistillConfig, run
 from opdf.job.config import TeacherConfig
 from opdf.job.errors import UserError
-from opdf.job.models import check_fields, files_of, load_model, load_processor, places
+from opdf.job.models import check_fields, files_of, load_model, places
 from opdf.job.options import fill
+from opdf.job.processors import load_processor
 
 TASK = Task("classification", ("text",), "label", ("a", "b"))
 

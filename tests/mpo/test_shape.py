@@ -32,11 +32,7 @@ class TestMPOShape:
         shape = MPOShape((64, 1, 1, 1, 48), (32, 1, 1, 1, 24))
         assert (shape.rows, shape.cols, shape.sites) == (3072, 768, 5)
         assert shape.bond_dims == (1, 1152, 1152, 1152, 1152, 1)
-        assert shape.core_shapes == [
-            (1, 64, 32, 1152),
-            *[(1152, 1, 1, 1152)] * 3,
-            (1152, 48, 24, 1),
-        ]
+        assert shape.core_shapes == [(1, 64, 32, 1152), *[(1152, 1, 1, 1152)] * 3, (1152, 48, 24, 1)]
         assert shape.num_params == 2_359_296 + 1_327_104 + 3 * 1_327_104
         assert shape.added_params == shape.num_params - 3072 * 768
         assert shape.scale == pytest.approx(3.25)

@@ -45,10 +45,7 @@ def step(model: nn.Module, optimizer: OverParameterizedOptimizer) -> None:
     optimizer.step()
 
 
-@pytest.mark.parametrize(
-    ("layer_map", "expected"),
-    [("last", [1, 3]), ("first", [0, 2]), ({0: 3, 1: 0}, [3, 0])],
-)
+@pytest.mark.parametrize(("layer_map", "expected"), [("last", [1, 3]), ("first", [0, 2]), ({0: 3, 1: 0}, [3, 0])])
 def test_pairs_by_block_and_role(layer_map: Any, expected: list[int]) -> None:
     found = pairs(bert(2), bert(4), layer_map=layer_map)
     assert len(found) == 12

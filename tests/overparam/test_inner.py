@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -20,6 +21,12 @@ from opdf.overparam import OverParamConfig, OverParameterizedOptimizer, overpara
 STEPS = 12
 
 
+def moving(optimizer: Optimizer) -> Iterator[tuple[dict[str, Any], Any]]:
+    """Parameters that have a gradient, with their groups."""
+    for group in optimizer.param_groups:
+        yield from ((group, p) for p in group["params"] if p.grad is not None)
+
+
 class Counts(Optimizer):
     """Its step counter lives in its groups."""
 
@@ -30,9 +37,8 @@ class Counts(Optimizer):
     def step(self, closure: Any = None) -> None:
         for group in self.param_groups:
             group["step"] = group.get("step", 0) + 1
-            for p in group["params"]:
-                if p.grad is not None:
-                    p.sub_(p.grad, alpha=group["lr"] / group["step"])
+        for group, p in moving(self):
+            p.sub_(p.grad, alpha=group["lr"] / group["step"])
 
 
 class CountsOnTheDevice(Counts):
@@ -46,9 +52,8 @@ class CountsOnTheDevice(Counts):
     def step(self, closure: Any = None) -> None:
         for group in self.param_groups:
             group["count"] += 1
-            for p in group["params"]:
-                if p.grad is not None:
-                    p.sub_(p.grad * group["lr"] / group["count"])
+        for group, p in moving(self):
+            p.sub_(p.grad * group["lr"] / group["count"])
 
 
 class CountsItself(Counts):
@@ -59,10 +64,8 @@ class CountsItself(Counts):
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
         self.count += 1
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    p.sub_(p.grad, alpha=group["lr"] / self.count)
+        for group, p in moving(self):
+            p.sub_(p.grad, alpha=group["lr"] / self.count)
 
 
 class Estimates(Counts):
@@ -99,9 +102,9 @@ class TakesTurns(Counts):
     def step(self, closure: Any = None) -> None:
         for group in self.param_groups:
             group["on"] = not group["on"]
-            for p in group["params"]:
-                if p.grad is not None and group["on"]:
-                    p.sub_(p.grad, alpha=group["lr"])
+        for group, p in moving(self):
+            if group["on"]:
+                p.sub_(p.grad, alpha=group["lr"])
 
 
 class KeepsBits(Counts):
@@ -109,13 +112,11 @@ class KeepsBits(Counts):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    state, sign = self.state[p], (p.grad > 0).to(torch.uint8)
-                    state["changed"] = sign ^ state.get("sign", sign)  # of floats there is none
-                    state["sign"] = sign
-                    p.sub_(p.grad.sign() * (1 - 0.5 * state["changed"]), alpha=group["lr"])
+        for group, p in moving(self):
+            state, sign = self.state[p], (p.grad > 0).to(torch.uint8)
+            state["changed"] = sign ^ state.get("sign", sign)  # of floats there is none
+            state["sign"] = sign
+            p.sub_(p.grad.sign() * (1 - 0.5 * state["changed"]), alpha=group["lr"])
 
 
 class SkipsFrozen(Counts):
@@ -123,10 +124,9 @@ class SkipsFrozen(Counts):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None and p.requires_grad:
-                    p.sub_(p.grad, alpha=group["lr"])
+        for group, p in moving(self):
+            if p.requires_grad:
+                p.sub_(p.grad, alpha=group["lr"])
 
 
 class BeginsAtOnce(Counts):
@@ -140,11 +140,9 @@ class BeginsAtOnce(Counts):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self.state[p]["sum"].add_(p.grad.square())
-                    p.sub_(p.grad / self.state[p]["sum"].sqrt(), alpha=group["lr"])
+        for group, p in moving(self):
+            self.state[p]["sum"].add_(p.grad.square())
+            p.sub_(p.grad / self.state[p]["sum"].sqrt(), alpha=group["lr"])
 
 
 TOYS = [Counts, CountsOnTheDevice, CountsItself, Estimates, SkipsFrozen, BeginsAtOnce, TakesTurns]
@@ -375,10 +373,8 @@ class CountsBesideItsTensors(Counts):
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
         self.state["k"] = self.state["k"] + 1 if "k" in self.state else torch.ones(())
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    p.sub_(p.grad * group["lr"] / self.state["k"])
+        for group, p in moving(self):
+            p.sub_(p.grad * group["lr"] / self.state["k"])
 
 
 class Averages(Counts):
@@ -399,9 +395,8 @@ class EqualRates(Counts):
 class IgnoresTheRate(Counts):
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
-        for p in self.param_groups[0]["params"]:
-            if p.grad is not None:
-                p.sub_(p.grad)
+        for _, p in moving(self):
+            p.sub_(p.grad)
 
 
 @pytest.mark.parametrize(

@@ -11,16 +11,7 @@ from scipy.special import ndtri
 from sklearn.metrics import f1_score
 
 from opdf.study.plan import Cell, Plan
-from opdf.study.statistics import (
-    Differences,
-    Effect,
-    Pair,
-    chosen_rate,
-    complete_seeds,
-    differences,
-    effect,
-    interval,
-)
+from opdf.study.statistics import Differences, Effect, Pair, chosen_rate, complete_seeds, differences, effect, interval
 
 PLAN = Plan(("a",), ("KD", "OPDF"), (1e-4, 1e-3), (0, 1, 2), "KD")
 GAIN = 0.03

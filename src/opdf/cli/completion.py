@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import typing
 from collections.abc import Iterator
 from importlib import import_module
 
 from opdf.cli import COMMANDS
-from opdf.job import UserError
+from opdf.job import UserError, dataclass_of, hints_of
 
 SHELLS = ("bash", "zsh")
 
@@ -58,10 +56,7 @@ def options(cls: type) -> Iterator[str]:
     """Dotted names of a dataclass's fields; of `training`, those of the training arguments."""
     from opdf.distill import DistillationArguments
 
-    hints = typing.get_type_hints(cls)
-    for field in dataclasses.fields(cls):
-        kind = hints[field.name]
-        nested = next((c for c in (kind, *typing.get_args(kind)) if dataclasses.is_dataclass(c)), None)
-        nested = DistillationArguments if field.name == "training" else nested
-        yield field.name
-        yield from (f"{field.name}.{name}" for name in options(nested)) if nested else ()  # type: ignore[arg-type]
+    for field, hint in hints_of(cls).items():
+        nested = DistillationArguments if field == "training" else dataclass_of(hint)
+        yield field
+        yield from (f"{field}.{name}" for name in options(nested)) if nested else ()

@@ -79,7 +79,7 @@ def _as_option(message: str, prog: str) -> str:
 
 
 def _is_list(cls: type, field: str) -> bool:
-    return typing.get_origin(hints_of(cls)[field]) in (list,)
+    return typing.get_origin(hints_of(cls)[field]) is list
 
 
 def _override(given: dict[str, Any], argv: list[str]) -> None:

@@ -88,16 +88,10 @@ def _print(report: dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    for title, justify in (
-        ("matrix", "left"),
-        ("row / column factors", "left"),
-        ("bond", "right"),
-        ("params", "right"),
-        ("x", "right"),
-        ("ms", "right"),
-        ("MB", "right"),
-    ):
-        table.add_column(title, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for title in ("matrix", "row / column factors"):
+        table.add_column(title, overflow="fold")
+    for title in ("bond", "params", "x", "ms", "MB"):
+        table.add_column(title, justify="right", overflow="fold")
     prefix = os.path.commonpath([m["name"].replace(".", "/") for m in report["matrices"]]).replace("/", ".")
     print(f"{len(report['matrices'])} matrices of {prefix or 'the model'}\n")
     for m in report["matrices"]:
@@ -107,8 +101,7 @@ def _print(report: dict[str, Any]) -> None:
             name, factors, str(max(m["bonds"])), f"{m['params']:,}", f"{m['scale']:.2f}",
             f"{1000 * m['extra_seconds_per_step']:.1f}", f"{m['extra_megabytes']:.0f}",
         )  # fmt: skip
-    console = Console()
-    console.print(table, highlight=False)
+    Console().print(table, highlight=False)
     print()
     for model in report["models"]:
         print(f"{model['name']:<12}{_size(model, report['batch'])}")

@@ -6,8 +6,8 @@ from opdf.lazy import import_when_used
 
 if TYPE_CHECKING:
     from opdf.data.augment import AugmentedImages, EpochDataset, ImageNoise, TextNoise, as_rgb as as_rgb
+    from opdf.data.checks import is_list_as_text as is_list_as_text
     from opdf.data.classes import class_weights, plain_name as plain_name
-    from opdf.data.columns import is_list_as_text as is_list_as_text
     from opdf.data.embedded import names as embedded_names
     from opdf.data.encode import TextCollator as TextCollator, count_tokens, encode, encode_rows, longest_text
     from opdf.data.language import encode_language, padding, right_padded

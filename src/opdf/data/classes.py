@@ -15,10 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, DatasetDict, List, Value
 
-from opdf.data.columns import TEXT, Asked, are_lists, dtype, truth, values
+from opdf.data.checks import are_lists, truth
+from opdf.data.columns import Asked
 from opdf.data.metrics import IGNORED
 from opdf.data.read import BLANK
 from opdf.data.task import Task
+from opdf.data.values import TEXT, dtype, values
 
 SEPARATOR = "|"
 BALANCED = "balanced"

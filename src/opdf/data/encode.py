@@ -20,6 +20,7 @@ from opdf.data.augment import as_rgb
 from opdf.data.language import encode_language, is_conversation, packed, padding, right_padded
 from opdf.data.metrics import IGNORED
 from opdf.data.task import Task
+from opdf.data.values import values
 
 Collator = Callable[[list[Any]], dict[str, Any]]
 
@@ -137,7 +138,7 @@ def _check_options(
 def _check_predicted(encoded: DatasetDict, max_length: int, where: str) -> None:
     """Refuse a split in which no token is left to learn or to score. The first of a row has nothing before it."""
     for part, rows in encoded.items():
-        labels = pc.list_slice(rows.select_columns("labels").with_format("arrow")[:]["labels"], 1)
+        labels = pc.list_slice(values(rows, "labels"), 1)
         if not pc.any(pc.not_equal(pc.list_flatten(labels), IGNORED)).as_py():
             raise ValueError(
                 f"no token is left to predict in the {part} split, where texts are cut at {max_length} tokens and the "
@@ -147,8 +148,7 @@ def _check_predicted(encoded: DatasetDict, max_length: int, where: str) -> None:
 
 def count_tokens(rows: Dataset) -> int:
     """Tokens of some encoded texts together."""
-    tokens = rows.select_columns("input_ids").with_format("arrow")[:]["input_ids"]
-    return int(pc.sum(pc.list_value_length(tokens)).as_py())
+    return int(pc.sum(pc.list_value_length(values(rows, "input_ids"))).as_py())
 
 
 def _length(rows: list[Any]) -> dict[str, Any]:
@@ -196,8 +196,7 @@ class TokenCollator:
 
 def longest_text(rows: Dataset) -> int:
     """Tokens of the longest of some encoded texts."""
-    tokens = rows.select_columns("input_ids").with_format("arrow")[:]["input_ids"]
-    return int(pc.max(pc.list_value_length(tokens)).as_py())
+    return int(pc.max(pc.list_value_length(values(rows, "input_ids"))).as_py())
 
 
 def encode_rows(

@@ -11,12 +11,14 @@ import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, load_dataset
 
 from opdf.data import embedded
+from opdf.data.checks import check_columns, without_gaps
 from opdf.data.classes import with_classes
-from opdf.data.columns import AUTO, Asked, check_columns, infer, sources, values, without_gaps
+from opdf.data.columns import AUTO, Asked, infer, sources
 from opdf.data.hub import hub
 from opdf.data.read import READERS, path_of, read_file, read_folder
 from opdf.data.splits import TEST, VALIDATION, split
 from opdf.data.task import Task
+from opdf.data.values import values
 
 
 def load_data(

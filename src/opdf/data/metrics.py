@@ -11,7 +11,8 @@ from seqeval.metrics import f1_score as entity_f1, precision_score as entity_pre
 from sklearn.metrics import f1_score, matthews_corrcoef
 
 IGNORED = -100
-"""The label of a token that is not scored: a mark of the tokenizer's, or a further piece of a word."""
+"""The label that torch's cross-entropy passes over: of an example without one, a mark of the tokenizer's, or a further
+piece of a word."""
 
 Score = Callable[[np.ndarray, np.ndarray, Sequence[str]], float]
 """A score from answers, labels and the names of the classes."""

@@ -48,6 +48,13 @@ class Prepared:
             return self.data["train"]
         return AugmentedImages(self.raw["train"], self.task.inputs[0], self.noise, self.encode, self.seed)
 
+    def for_trainer(self) -> dict[str, Any]:
+        """Arguments of a Trainer that make batches of the data and score answers to them."""
+        return {
+            "data_collator": self.collator, "compute_metrics": self.task.compute_metrics(),
+            "preprocess_logits_for_metrics": self.task.kept_outputs,
+        }  # fmt: skip
+
     def encode(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Raw rows as model inputs; a row without a label gets label 0."""
         columns = {name: [row.get(name, 0) for row in rows] for name in self.task.columns}

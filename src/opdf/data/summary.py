@@ -14,12 +14,12 @@ import pyarrow.compute as pc
 from datasets import Dataset, Image, concatenate_datasets
 
 from opdf.data.classes import class_counts
-from opdf.data.columns import TEXT, dtype, values
 from opdf.data.encode import encode_rows
 from opdf.data.metrics import IGNORED
 from opdf.data.prepared import Prepared
 from opdf.data.splits import contents
 from opdf.data.task import Task
+from opdf.data.values import TEXT, dtype, values
 
 LOOKED_AT = 500
 """Images of all splits together, at most, whose files are looked at for oddities."""

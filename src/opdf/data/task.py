@@ -90,7 +90,7 @@ class Task:
     def compute_metrics(self) -> Callable[[Any], dict[str, float]] | None:
         """A function of transformers' EvalPrediction for the Trainer; None for similarities, which have no logits.
 
-        The Trainer is to be given `kept_outputs` as `preprocess_logits_for_metrics`.
+        The Trainer is to be given `kept_outputs` as `preprocess_logits_for_metrics`, see `Prepared.for_trainer`.
         """
         if self.kind == "similarity":
             return None

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
         may_change as may_change,
         planned_steps as planned_steps,
     )
-    from opdf.distill.models import as_made as as_made
+    from opdf.distill.models import as_made as as_made, label_names as label_names
     from opdf.distill.precision import (
         SLOWER as SLOWER,
         half_precision as half_precision,

@@ -13,7 +13,6 @@ A process writes only what it owns. Any number of processes can read it, because
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -29,6 +28,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from opdf.files import digest_of
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -113,7 +114,7 @@ def publish(scratch: Path, final: Path) -> None:
     files = {}
     for name in names:
         _flush(scratch / name)
-        files[name.as_posix()] = {"bytes": (scratch / name).stat().st_size, "sha256": _digest(scratch / name)}
+        files[name.as_posix()] = {"bytes": (scratch / name).stat().st_size, "sha256": digest_of(scratch / name)}
     (scratch / MANIFEST).write_text(json.dumps({"format": FORMAT, "files": files}, indent=1))
     _flush(scratch / MANIFEST)
     for folder in {scratch, *((scratch / name).parent for name in names)}:
@@ -137,7 +138,7 @@ def damage(checkpoint: Path) -> str | None:
                 return f"it is incomplete: {name} is missing"
             if path.stat().st_size != expected["bytes"]:
                 return f"{name} is damaged: it has {path.stat().st_size} bytes instead of {expected['bytes']}"
-            if _digest(path) != expected["sha256"]:
+            if digest_of(path) != expected["sha256"]:
                 return f"{name} is damaged: it is not what was written"
     except FileNotFoundError:
         if not checkpoint.exists():
@@ -206,11 +207,6 @@ def storage_problem(error: BaseException) -> str | None:
     if "PytorchStreamWriter failed writing" in text or "inline_container" in text:
         return "the system refused to write more, as it does when a disk is full"
     return None
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _flush(path: Path) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from opdf.distill.losses import Batch, kept_places, token_labels
-from opdf.distill.models import config_of, unwrapped
+from opdf.distill.models import config_of, output_head, unwrapped
 
 CHUNK = 2**24
 """Logits of one chunk. A batch with no more of them is not divided."""
@@ -95,11 +95,6 @@ class Heads:
                     stacklevel=2,
                 )
         return plain
-
-
-def output_head(model: nn.Module) -> Any:
-    """What makes a language model's logits; None for other models."""
-    return getattr(unwrapped(model), "get_output_embeddings", lambda: None)()
 
 
 def plain_head(model: nn.Module) -> nn.Linear | None:

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from opdf.distill.models import IGNORED, config_of, is_causal, is_language_model, is_regression, kind_of, unwrapped
+from opdf.data import IGNORED
+from opdf.distill.models import config_of, is_causal, is_language_model, is_regression, kind_of, unwrapped
 
 Batch = Mapping[str, Tensor]
 """What the collator made: input_ids and attention_mask `[batch, tokens]` int64, or pixel_values
@@ -171,9 +172,9 @@ def kept_places(student: nn.Module, values: Tensor, labels: Tensor) -> Tensor:
     return values[(labels != IGNORED).to(values.device)]
 
 
-def precise(logits: Tensor) -> Tensor:
-    """Logits in float32, or in float64 if they are."""
-    return logits if logits.dtype == torch.float64 else logits.float()
+def precise(values: Tensor) -> Tensor:
+    """Values in float32, or in float64 if they are."""
+    return values if values.dtype == torch.float64 else values.float()
 
 
 def token_labels(model: nn.Module, batch: Batch) -> Tensor | None:

@@ -10,8 +10,9 @@ from transformers import TrainingArguments
 
 from opdf.distill.arguments import MUON
 from opdf.distill.ensemble import Ensemble, members
+from opdf.distill.matching import settle_kind
 from opdf.distill.methods import METHODS, name_of
-from opdf.distill.models import names_of_labels, settle_kind
+from opdf.distill.models import names_of_labels
 from opdf.distill.muon import check_muon
 from opdf.distill.objective import Objective
 from opdf.distill.shrink import find_report, has_moved

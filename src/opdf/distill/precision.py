@@ -1,20 +1,22 @@
-"""The precision of a training's matrix products, and how fast a machine multiplies in it."""
+"""The precision of a training's weights and matrix products, and how fast a machine multiplies in it."""
 
 from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Iterable
 from functools import lru_cache
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import TrainingArguments
 
-from opdf.distill.models import HALF
 from opdf.overparam import OverParamConfig
 
 SLOWER = 1.5
 """From so many times the time of float32 on, a user is told. Less may be noise."""
+
+HALF = (torch.bfloat16, torch.float16)
 
 
 def half_precision(args: TrainingArguments) -> torch.dtype | None:
@@ -78,4 +80,16 @@ def warn_of_slow_products(device: torch.device, dtype: torch.dtype | None, remed
         warnings.warn(
             f"matrix products in {dtype} take {times:.3g} times as long on this CPU as in float32; {remedy}",
             stacklevel=stacklevel,
+        )
+
+
+def warn_of_rounding(who: str, trained: Iterable[Tensor]) -> None:
+    """Warn that weights are trained in half precision, which they have from their file."""
+    half = sorted({str(p.dtype) for p in trained if p.dtype in HALF})
+    if half:
+        warnings.warn(
+            f"the {who}'s weights are {' and '.join(half)}: steps smaller than their rounding are lost, but not those "
+            f"of cores, which are float32. Train {who}.float(), with bf16=True in the arguments to compute in half "
+            "precision",
+            stacklevel=4,
         )

@@ -19,6 +19,7 @@ from transformers import (
 from transformers.models.auto import modeling_auto as auto
 
 from opdf.data import loading
+from opdf.distill.models import classes_in
 
 LOADERS: tuple[tuple[Any, Any], ...] = (
     (auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, AutoModelForSequenceClassification),
@@ -48,7 +49,7 @@ def load_teacher(name: str | Path, student: nn.Module, *, trained: bool = True) 
         ValueError: there is no such model, or it has no head for the task or one for another.
     """
     kind = type(student).__name__
-    loader = next((loader for names, loader in LOADERS if kind in _flat(names.values())), None)
+    loader = next((loader for names, loader in LOADERS if kind in classes_in(names)), None)
     if loader is None:
         raise TypeError(
             f"teacher is {str(name)!r} and the student a {kind}, which transformers cannot load; pass a model"
@@ -58,7 +59,7 @@ def load_teacher(name: str | Path, student: nn.Module, *, trained: bool = True) 
             folder, use_safetensors=True, trust_remote_code=False, output_loading_info=True, dtype=torch.float32
         )
     saved = next(iter(teacher.config.architectures or ()), type(teacher).__name__)
-    if trained and saved != type(teacher).__name__ and any(saved in _flat(names.values()) for names in CLASSIFIERS):
+    if trained and saved != type(teacher).__name__ and any(saved in classes_in(names) for names in CLASSIFIERS):
         # Its head can have the names of the student's all the same: of words and of whole texts, as ModernBERT's.
         raise ValueError(
             f"teacher {str(name)!r} was saved as a {saved} and is not trained for a {kind}'s task; give one that is"
@@ -104,10 +105,6 @@ def check_frozen(teacher: nn.Module) -> None:
             f"the teacher{name and f' module {name}'} is in training mode; something called train() on it. "
             "Keep it in eval mode"
         )
-
-
-def _flat(names: Any) -> set[str]:
-    return {name for entry in names for name in ((entry,) if isinstance(entry, str) else entry)}
 
 
 def _memory(tensor: Tensor) -> tuple[torch.device, int]:

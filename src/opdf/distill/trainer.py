@@ -38,36 +38,19 @@ from opdf.distill.attention import attention_kernel
 from opdf.distill.checkpointed import CheckpointedTrainer
 from opdf.distill.digests import rows_glance, weights_digest
 from opdf.distill.ensemble import Ensemble, members, softened
+from opdf.distill.labels import check_batch, check_labels, check_names, check_rows
+from opdf.distill.matching import check_same_marks
 from opdf.distill.methods import name_of
-from opdf.distill.models import (
-    as_made,
-    check_batch,
-    check_labels,
-    check_names,
-    check_rows,
-    check_same_marks,
-    configured,
-    has_no_head,
-    is_language_model,
-    unshared_inputs,
-    warn_of_rounding,
-)
+from opdf.distill.models import as_made, configured, has_no_head, is_language_model, unshared_inputs
 from opdf.distill.muon import MuonWithAdamW, muon_groups, muon_options
 from opdf.distill.named import build, build_objective
 from opdf.distill.objective import Objective
 from opdf.distill.order import RowOrder, alike
 from opdf.distill.planning import plan_student
-from opdf.distill.precision import warn_of_slow_training
+from opdf.distill.precision import warn_of_rounding, warn_of_slow_training
 from opdf.distill.teachers import load_teacher
 from opdf.distill.unused import all_reached, may_vary
-from opdf.overparam import (
-    Constraint,
-    OverParamConfig,
-    OverParameterization,
-    OverParameterizedOptimizer,
-    local,
-    whole,
-)
+from opdf.overparam import Constraint, OverParamConfig, OverParameterization, OverParameterizedOptimizer, local, whole
 
 HOPELESS_SCALE = 2.0**-20
 """A gradient scaler starts at 2^16 and halves at each overflow. Below this it has seen no finite gradient for long."""

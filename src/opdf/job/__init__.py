@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from opdf.job.errors import not_installed as not_installed
     from opdf.job.job import Job as Job, build_objective as build_objective
     from opdf.job.latency import latencies as latencies, now as now, split_inputs as split_inputs
-    from opdf.job.models import file_digests as file_digests, load_model as load_model, load_processor as load_processor
+    from opdf.job.models import file_digests as file_digests, load_model as load_model
     from opdf.job.options import (
         dataclass_of as dataclass_of,
         fill as fill,
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from opdf.job.prepared import load as load, prepare_data as prepare_data
     from opdf.job.probe import features as features, fit_probe as fit_probe, linear_probe as linear_probe
     from opdf.job.processes import is_main as is_main, leave as leave, tell as tell
+    from opdf.job.processors import load_processor as load_processor
     from opdf.job.progress import counting as counting, quiet as quiet
     from opdf.job.resume import (
         begun_config as begun_config,

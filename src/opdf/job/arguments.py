@@ -99,7 +99,7 @@ def optimizer_name(arguments: DistillationArguments) -> str:
     return str(getattr(arguments.optim, "value", arguments.optim))
 
 
-def check_packages(arguments: DistillationArguments, where: str = "training") -> None:
+def check_packages(arguments: DistillationArguments, where: str) -> None:
     """Check that the packages for a Trainer's reports and optimizer are installed, by making them.
 
     Args:

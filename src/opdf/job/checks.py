@@ -24,8 +24,9 @@ from opdf.job.arguments import optimizer_name
 from opdf.job.config import TeacherConfig
 from opdf.job.errors import UserError
 from opdf.job.job import Job
-from opdf.job.models import load_processor, load_tokenizer, places, reading_images
+from opdf.job.models import places, reading_images
 from opdf.job.options import suggest
+from opdf.job.processors import load_processor, load_tokenizer
 from opdf.job.student import Start, build_student, plan_start
 from opdf.overparam import OverParameterization
 

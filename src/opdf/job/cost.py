@@ -130,6 +130,10 @@ def _described(models: Mapping[str, Any], batch: int, tokens: int) -> list[dict[
     ]  # fmt: skip
 
 
+def parameters_of(model: Any) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
 def megabytes(model: Any) -> float:
     """Of a model's parameters."""
     return float(sum(p.numel() * p.element_size() for p in model.parameters())) / 1e6

@@ -16,9 +16,10 @@ from tabulate import tabulate
 from opdf.data import Prepared
 from opdf.files import replacing
 from opdf.job.config import DataConfig, DistillConfig, StudentConfig, TeacherConfig
+from opdf.job.cost import parameters_of
 from opdf.job.errors import UserError
 from opdf.job.job import Job
-from opdf.job.latency import latencies, split_inputs
+from opdf.job.latency import BATCH, latencies, split_inputs
 from opdf.job.models import load_model
 from opdf.job.options import plain, read_config, write_yaml
 from opdf.job.output import METRICS, STUDENT, check_free, claimed, write_json
@@ -68,10 +69,6 @@ def variants(depth: int) -> dict[str, dict[str, Any]]:
         OPDF: {"overparam": OverParamConfig(ones=3), "constraint": Constraint()},
         BLOCKS: {"student": StudentConfig(layers=depth // 2)},
     }
-
-
-BATCH = 32
-"""Examples of the larger batch that latencies are measured with."""
 
 
 def demo(
@@ -157,7 +154,7 @@ def _compared(config: DistillConfig, prepared: Prepared, say: Callable[[str], No
         say(_said(name, results[name], prepared.task.metric))
     times = latencies([(model, split_inputs(prepared)) for model in models.values()], BATCH)
     for (name, model), (one, batch) in zip(models.items(), times, strict=True):
-        results[name] |= {"inference_params": _count(model), "seconds_for_1": one, f"seconds_for_{BATCH}": batch}
+        results[name] |= {"inference_params": parameters_of(model), "seconds_for_1": one, f"seconds_for_{BATCH}": batch}
     labels = prepared.data["test"].with_format("numpy")[:]["labels"]
     right = [answers(models[name], prepared, "test") == labels for name in (OPDF, PLAIN)]
     return results, judge(*right)
@@ -207,7 +204,3 @@ def markdown(results: dict[str, Any], metric: str) -> str:
         rows.append((name, *shown, f"{result['inference_params']:,}", *times, taken))
     align = ("left", *["right"] * (len(columns) - 1))
     return tabulate(rows, columns, tablefmt="github", disable_numparse=True, colalign=align)
-
-
-def _count(model: Any) -> int:
-    return sum(p.numel() for p in model.parameters())

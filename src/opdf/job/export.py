@@ -28,6 +28,7 @@ from opdf.files import check_writable, replacing_folder
 from opdf.job.arguments import VOCABULARIES
 from opdf.job.config import DataConfig
 from opdf.job.errors import UserError, not_installed
+from opdf.job.heads import SEQUENCES
 from opdf.job.models import load_saved
 from opdf.job.progress import counting
 from opdf.job.resume import check_rows_of_run, versions
@@ -209,7 +210,7 @@ def examples(model: Any) -> Iterator[dict[str, Any]]:
 
 def reads_ends(model: Any) -> bool:
     """Whether a model classifies at the end of its texts, of which there has to be one each: T5 and BART do."""
-    return model.config.is_encoder_decoder and type(model).__name__.endswith("ForSequenceClassification")
+    return model.config.is_encoder_decoder and type(model).__name__.endswith(SEQUENCES)
 
 
 def output_name(model: Any) -> str:

@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from opdf.data import Task, plain_name
+from opdf.distill import label_names
 from opdf.job.errors import UserError
 from opdf.job.processes import tell
 
@@ -75,14 +76,14 @@ def note_head(model: str, theirs: int, ours: int) -> None:
     tell(f"note: the head of {model} has {theirs} outputs and the data need {ours}; a new one is trained in its place")
 
 
-def check_head(name: str, config: Any, task: Task, *, trained: bool = False) -> None:
+def check_head(name: str, config: Any, task: Task, *, trained: bool) -> None:
     """Refuse a model whose head is for another kind of task, for other classes, or for the same in another order.
 
     A head that will be trained may have classes of which some are the data's, under other numbers.
     """
     if not has_head(config, task):
         return
-    theirs = [str(config.id2label[k]) for k in sorted(config.id2label)]
+    theirs = label_names(config)
     if not trained:
         _check_class(name, config, task)
     _check_kind(name, config, task, len(theirs))

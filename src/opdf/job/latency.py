@@ -17,6 +17,9 @@ from opdf.job.models import places
 Inputs = Callable[[int], dict[str, Tensor]]
 """Makes a model's inputs for a number of examples."""
 
+BATCH = 32
+"""Examples of the larger batch that a run's and a demo's latencies are measured with."""
+
 REPEATS, PLANNED_REPEATS = 25, 5
 """How often a latency is measured."""
 

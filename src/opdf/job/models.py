@@ -1,10 +1,9 @@
-"""Models and tokenizers by name, folder or configuration, and their checks."""
+"""Models by name, folder or configuration, and their checks."""
 
 from __future__ import annotations
 
 import copy
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,24 +12,19 @@ import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import (
-    CONFIG_MAPPING,
-    AutoConfig,
-    AutoImageProcessor,
-    AutoTokenizer,
-)
+from transformers import CONFIG_MAPPING, AutoConfig
 from transformers.utils import cached_file
 
-from opdf.data import Task, loading, padding, right_padded
+from opdf.data import Task, loading
 from opdf.distill import has_no_head
-from opdf.job.config import TeacherConfig
+from opdf.files import digest_of
 from opdf.job.errors import UserError
 from opdf.job.heads import auto_class, check_head, has_other_head, head_of, note_head
 from opdf.job.options import suggest
+from opdf.job.processors import settle_padding
 
 DTYPE = torch.float32
 """The dtype of all weights, whatever a file holds. training.bf16 and fp16 compute in half precision from them."""
-
 
 READ = (".json", ".safetensors", ".txt", ".model", ".jinja", ".tiktoken")
 """Endings of the files that a model or its tokenizer is read from."""
@@ -53,59 +47,8 @@ def files_of(name: str) -> dict[str, str]:
 
 def file_digests(folder: Path) -> dict[str, str]:
     """Digests of the files that a model in a folder is read from, by their names."""
-    found = {}
-    for path in sorted(p for p in folder.iterdir() if p.suffix in READ and p.is_file()):
-        with path.open("rb") as file:
-            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
-
-
-def load_processor(teacher: TeacherConfig, task: Task) -> Any:
-    """The tokenizer or image processor that goes with the teacher, and so with the student."""
-    name = teacher.models[0] if teacher.models else teacher.model
-    if task.is_image and name in (None, "minilm"):
-        size = image_size(teacher.config or {})
-        height, width = size if isinstance(size, list | tuple) else (size, size)
-        mean = std = [0.5] * 3
-        return transformers.ViTImageProcessorPil(
-            size={"height": height, "width": width}, image_mean=mean, image_std=std
-        )
-    if name is None:
-        raise UserError("teacher.config needs a tokenizer as well; give teacher.model for text")
-    if task.is_image:
-        with loading(name, processor=True) as folder:
-            return AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
-    tokenizer = load_tokenizer(name)
-    if task.kind == "token-classification" and getattr(tokenizer, "add_prefix_space", None) is False:
-        # These tokenizers were trained on words with a space before them, and words come without it.
-        tokenizer = load_tokenizer(name, add_prefix_space=True)
-    if task.kind == "causal-lm":
-        return tokenizer  # its texts are packed, and to continue them it may have to pad on the left
-    return right_padded(padding(tokenizer), marked=task.kind != "token-classification")
-
-
-def image_size(fields: Mapping[str, Any]) -> Any:
-    """The sides of the images that a model of a configuration is made for; `NO_SIZE` where its family has no field."""
-    kind = fields.get("model_type")
-    family = CONFIG_MAPPING[kind]() if kind in CONFIG_MAPPING else None  # others are refused later
-    return fields.get("image_size", getattr(family, "image_size", None) or NO_SIZE)
-
-
-def load_tokenizer(model: str, **options: Any) -> Any:
-    with loading(model, processor=True) as folder:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
-    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # transformers makes up one where there is none
-        raise UserError(f"{model} has no tokenizer; save the model's beside it")
-    return tokenizer
-
-
-def settle_padding(name: str, model: Any) -> None:
-    """Let a decoder know what pads its texts: it classifies at the last token that is no padding.
-
-    Many have no token for that; their tokenizers then pad with the end of text.
-    """
-    if model.main_input_name == "input_ids" and getattr(model.config, "pad_token_id", None) is None:
-        model.config.pad_token_id = padding(load_tokenizer(name)).pad_token_id
+    read = sorted(path for path in folder.iterdir() if path.suffix in READ and path.is_file())
+    return {path.name: digest_of(path) for path in read}
 
 
 def load_config(name: str) -> Any:
@@ -259,9 +202,6 @@ def check_causal(who: str, model: Any, task: Task) -> None:
             "LLaMA, Qwen3, ...), or set is_decoder: true in its config"
         )
 
-
-NO_SIZE = 28
-"""Pixels of both sides of the images for a model whose configuration names no size (ResNet)."""
 
 DECIDED = ("transformers_version", "architectures", "id2label", "label2id", "problem_type", "num_labels")
 """Fields of a configuration that follow from the task."""

@@ -64,7 +64,7 @@ def claimed(folder: Path, *, overwrite: bool, resume: bool, marker: str = CONFIG
     Raises:
         FileExistsError, FileNotFoundError, PermissionError: as `check_free`.
     """
-    on_main(lambda: _check_free(folder, overwrite=overwrite, resume=resume, marker=marker))
+    check_free(folder, overwrite=overwrite, resume=resume, marker=marker)
     with owned_together(folder):
         if not resume:
             on_main(lambda: empty(folder, last=marker))

@@ -18,14 +18,11 @@ from opdf.distill import SLOWER, StoreInfo, examples_per_step, half_precision, p
 from opdf.job.arguments import TRAINING, optimizer_name
 from opdf.job.card import teacher_of
 from opdf.job.checks import Fit
-from opdf.job.cost import StepCost, megabytes, step_cost
+from opdf.job.cost import StepCost, megabytes, parameters_of, step_cost
 from opdf.job.job import Job
-from opdf.job.latency import planned_latencies, split_inputs
+from opdf.job.latency import BATCH, planned_latencies, split_inputs
 from opdf.job.progress import duration
 from opdf.job.student import Start
-
-BATCH = 32
-"""Examples of the larger batch that latencies are measured with."""
 
 INDENT = 14
 """Columns that the words before the sentences take."""
@@ -183,7 +180,3 @@ def student_of(job: Job, start: Start) -> str:
 def size_of(model: Any) -> str:
     """A model's class, parameters and megabytes."""
     return f"{type(model).__name__} of {parameters_of(model):,} parameters, {megabytes(model):,.1f} MB"
-
-
-def parameters_of(model: Any) -> int:
-    return sum(p.numel() for p in model.parameters())

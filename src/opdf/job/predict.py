@@ -13,22 +13,19 @@ from accelerate import PartialState
 from PIL import Image
 
 from opdf.data import ROW_FORMATS, Row, Task, is_list_as_text, padding, parse_rows, read_rows
-from opdf.distill import has_no_head
+from opdf.distill import has_no_head, label_names
 from opdf.job.answer import ANSWERS, Asked, name_of
 from opdf.job.config import TeacherConfig
 from opdf.job.errors import UserError
-from opdf.job.models import load_processor, load_saved, places, settle_padding
+from opdf.job.heads import HEADS, SEQUENCES
+from opdf.job.models import load_saved, places
 from opdf.job.options import read_config
 from opdf.job.output import CONFIG
+from opdf.job.processors import load_processor, settle_padding
 from opdf.job.saved import Saved, find_saved
 from opdf.mpo import Progress
 
-KINDS = {
-    "ForImageClassification": "image-classification",
-    "ForTokenClassification": "token-classification",
-    "ForCausalLM": "causal-lm",
-    "LMHeadModel": "causal-lm",
-}
+KINDS = {**{end: task for task, end in HEADS.items()}, "ForCausalLM": "causal-lm", "LMHeadModel": "causal-lm"}
 """Endings of the names of transformers' classes, and the tasks that they are for."""
 
 USUAL = {
@@ -130,8 +127,8 @@ def _asked(
     _check_options(saved.model, kind, scores, max_length)
     names = (inputs,) if isinstance(inputs, str) else tuple(inputs or saved.metrics.get("inputs", ()))
     _check_number(saved, kind, names)
-    labels = tuple(str(model.config.id2label[k]) for k in sorted(model.config.id2label))
-    task = Task(kind, names or _usual(first, kind), None, () if kind in ("regression", "causal-lm") else labels)
+    labels = () if kind in ("regression", "causal-lm") else tuple(label_names(model.config))
+    task = Task(kind, names or _usual(first, kind), None, labels)
     processor = load_processor(TeacherConfig(model=saved.model), task)
     length = 0
     if kind == "causal-lm":
@@ -172,7 +169,7 @@ def _kind(name: str, model: Any) -> str:
         UserError: there are no predictions for its task.
     """
     kind = type(model).__name__
-    if kind.endswith("ForSequenceClassification"):
+    if kind.endswith(SEQUENCES):
         problem = model.config.problem_type
         if problem == "multi_label_classification":
             return "multi-label"

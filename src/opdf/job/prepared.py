@@ -8,7 +8,7 @@ from datasets import DatasetDict
 from opdf.data import ImageNoise, Prepared, Task, class_weights, encode, load_data
 from opdf.job.config import DataConfig, TeacherConfig
 from opdf.job.errors import UserError
-from opdf.job.models import load_processor
+from opdf.job.processors import load_processor
 
 ENCODING = ("max_length", "pack", "answers_only")
 """Options of the data that only change what models are given."""

@@ -221,7 +221,7 @@ class LogFile(TrainerCallback):
     A training that goes on from a checkpoint takes the steps after it again, so their lines are dropped.
     """
 
-    def __init__(self, path: Path, start: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, path: Path, start: Mapping[str, Any] | None) -> None:
         self.path, self.start = path, start
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:

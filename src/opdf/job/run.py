@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from opdf.job.arguments import renewed
 from opdf.job.card import write_card
 from opdf.job.checks import check_fit, check_task
 from opdf.job.config import DistillConfig
+from opdf.job.cost import parameters_of
 from opdf.job.errors import UserError
 from opdf.job.job import Job, located
 from opdf.job.options import write_yaml
@@ -74,12 +76,17 @@ def run(config: DistillConfig, *, command: str | None = None) -> dict[str, Any]:
             _publish(job)
             return metrics
         ready = get_ready(job)
-        if is_main():
-            print(ready.overview, file=sys.stderr if config.json else None, flush=True)
+        _say(job, str(ready.overview))
         with claimed(job.folder, overwrite=config.overwrite, resume=config.resume):
             metrics = _run(job, ready.prepared, ready.teacher, command)
         _publish(job)
         return metrics
+
+
+def _say(job: Job, text: str) -> None:
+    """Print from one process, beside the JSON where that is asked for."""
+    if is_main():
+        print(text, file=sys.stderr if job.config.json else None, flush=True)
 
 
 def _publish(job: Job) -> None:
@@ -179,12 +186,8 @@ def _run(job: Job, prepared: Prepared, teacher: Any, command: str | None) -> dic
         begun.write(job.folder)
     prepared = judged(prepared, teacher)
     teacher_scores = scores(evaluator(teacher, prepared, job.training.per_device_eval_batch_size), prepared)
-
-    def say(text: str) -> None:
-        if is_main():
-            print(text, file=sys.stderr if job.config.json else None, flush=True)
-
-    metrics = train_student(job, prepared, teacher, "distilling", say=say, last=True) | {"teacher": teacher_scores}
+    said = partial(_say, job)
+    metrics = train_student(job, prepared, teacher, "distilling", say=said, last=True) | {"teacher": teacher_scores}
     if is_main():
         write_card(job.config, metrics, prepared, command, job.folder / STUDENT)
         begun.with_student(job.folder).write(job.folder)
@@ -281,9 +284,7 @@ def trainer_of(student: Any, job: Job, prepared: Prepared, teacher: Any, title: 
         constraint=job.config.constraint,
         train_dataset=training_rows(job, prepared, teacher),
         eval_dataset=prepared.data["validation"],
-        data_collator=prepared.collator,
-        compute_metrics=prepared.task.compute_metrics(),
-        preprocess_logits_for_metrics=prepared.task.kept_outputs,
+        **prepared.for_trainer(),
     )
     report = find_report(student)
     kept = {"kept": {f"{b.tower}.{b.block}": b.kept for b in report.blocks}} if report else None
@@ -302,7 +303,7 @@ def training_rows(job: Job, prepared: Prepared, teacher: Any) -> Any:
 def parameters(trainer: DistillationTrainer) -> dict[str, int]:
     """Parameters of the student, while it trains and at inference."""
     over = trainer.overparameterization
-    inference = sum(p.numel() for p in trainer.model.parameters())
+    inference = parameters_of(trainer.model)
     return {"train_params": over.train_params if over else inference, "inference_params": inference}
 
 

@@ -40,10 +40,7 @@ def evaluator(model: Any, prepared: Prepared, batch: int = 128) -> Trainer:
     """A Trainer that only scores and predicts."""
     with tempfile.TemporaryDirectory() as unused:  # the Trainer makes its output folder
         arguments = renewed(training_arguments({"per_device_eval_batch_size": batch}, Path(unused), 0), prepared.task)
-        trainer = Trainer(
-            model, arguments, data_collator=prepared.collator, compute_metrics=prepared.task.compute_metrics(),
-            preprocess_logits_for_metrics=prepared.task.kept_outputs,
-        )  # fmt: skip
+        trainer = Trainer(model, arguments, **prepared.for_trainer())
     for callback in list(trainer.callback_handler.callbacks):
         trainer.remove_callback(callback)
     return trainer

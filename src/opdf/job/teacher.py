@@ -84,9 +84,7 @@ def train_teacher(job: Job, prepared: Prepared, teacher: Any) -> None:
         begun = checkpoints.is_dir()
         trainer = DistillationTrainer(
             teacher, renewed(job.teacher_training, prepared.task), objective=labels_alone(prepared),
-            train_dataset=prepared.training_rows(), eval_dataset=prepared.data["validation"],
-            data_collator=prepared.collator, compute_metrics=prepared.task.compute_metrics(),
-            preprocess_logits_for_metrics=prepared.task.kept_outputs,
+            train_dataset=prepared.training_rows(), eval_dataset=prepared.data["validation"], **prepared.for_trainer(),
         )  # fmt: skip
         show(trainer, "fine-tuning the teacher", job.teachers / "teacher.log")
         train(trainer, "the teacher", resume=begun)

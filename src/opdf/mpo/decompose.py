@@ -95,10 +95,7 @@ def decompose_with_errors(matrix: Tensor, shape: MPOShape) -> Decomposition:
 
 
 def decompose_many(
-    matrices: Sequence[Tensor],
-    shapes: Sequence[MPOShape],
-    *,
-    progress: Progress | None = None,
+    matrices: Sequence[Tensor], shapes: Sequence[MPOShape], *, progress: Progress | None = None
 ) -> list[list[Tensor]]:
     """`decompose` for many matrices `[rows, cols]`, each with its shape: on a CPU one matrix a thread.
 

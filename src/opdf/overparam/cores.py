@@ -196,9 +196,7 @@ def decompose(
 
 
 def match(
-    chains: Sequence[Sequence[Tensor]],
-    references: Sequence[Sequence[Tensor]],
-    weights: Sequence[Mapping[int, float]],
+    chains: Sequence[Sequence[Tensor]], references: Sequence[Sequence[Tensor]], weights: Sequence[Mapping[int, float]]
 ) -> list[list[Tensor]]:
     """Rotate the bonds of chains to those of their references; on a CPU one chain a thread.
 

@@ -162,11 +162,7 @@ class Traits:
 
 
 def try_out(
-    cls: type[Optimizer],
-    options: Mapping[str, Any],
-    config: OverParamConfig,
-    group: Mapping[str, Any],
-    like: Tensor,
+    cls: type[Optimizer], options: Mapping[str, Any], config: OverParamConfig, group: Mapping[str, Any], like: Tensor
 ) -> Traits:
     """Take a few steps on small cores, as training would.
 

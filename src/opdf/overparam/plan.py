@@ -78,11 +78,7 @@ class OverParameterization:
         self._alignment = Alignment.to(teacher, partners, constraint)
 
     def optimizer(
-        self,
-        inner: type[Optimizer] = torch.optim.AdamW,
-        params: Iterable[Any] | None = None,
-        /,
-        **options: Any,
+        self, inner: type[Optimizer] = torch.optim.AdamW, params: Iterable[Any] | None = None, /, **options: Any
     ) -> OverParameterizedOptimizer:
         """The optimizer that trains the cores of `matrices` and all other parameters as they are.
 

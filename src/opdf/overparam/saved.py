@@ -20,10 +20,7 @@ FORMAT = 2
 
 
 def check(
-    state_dict: Mapping[str, Any],
-    groups: Sequence[Mapping[str, Any]],
-    matrices: Mapping[str, Matrix],
-    lr_scaling: str,
+    state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], matrices: Mapping[str, Matrix], lr_scaling: str
 ) -> None:
     """Refuse a state dict that was not saved by an optimizer like this one.
 

@@ -265,9 +265,7 @@ def way(seen: Results) -> Picture:
                           color=seen.colour(variant), linewidth=1.2)  # fmt: skip
         axis.set_xscale("symlog", linthresh=min(times, default=1.0))
         axis.xaxis.set_major_formatter("{x:g}")
-        _teacher(axis.axhline, scale, seen.teacher(setting, "validation"))
-        _at_least(axis, scale)
-        axis.set(xlabel="seconds of training", ylabel=f"validation {scale.label}")
+        _scores_against(axis, "seconds of training", seen, setting, "validation")
 
     caption = (
         "Validation score against time of training at each variant's chosen rate, mean over seeds; 0 is before it."
@@ -286,9 +284,7 @@ def rates(seen: Results) -> Picture:
             colour = seen.colour(variant)
             axis.plot(mean.index, mean, marker=seen.marker(variant), color=colour, markersize=4)
             axis.fill_between(mean.index, low, high, color=colour, alpha=0.08, linewidth=0)
-        _teacher(axis.axhline, scale, seen.teacher(setting, "validation"))
-        _at_least(axis, scale)
-        axis.set(xlabel="learning rate", ylabel=f"validation {scale.label}")
+        _scores_against(axis, "learning rate", seen, setting, "validation")
         axis.set_xscale("log")
         axis.set_xticks(tried := seen.plan["rates"], [f"{rate:g}" for rate in tried], rotation=30)
         axis.minorticks_off()
@@ -308,9 +304,7 @@ def scale(seen: Results) -> Picture:
             error = test.std(ddof=1) if len(test) > 1 else 0.0
             axis.errorbar(some["scale"].mean(), test.mean(), yerr=error, capsize=3,
                           fmt=seen.marker(variant), color=seen.colour(variant))  # fmt: skip
-        _teacher(axis.axhline, scale, seen.teacher(setting))
-        _at_least(axis, scale)
-        axis.set(xlabel="parameters in training / at inference", ylabel=f"test {scale.label}")
+        _scores_against(axis, "parameters in training / at inference", seen, setting, "test")
 
     caption = "Test score against parameters in training over parameters at inference, with one standard deviation."
     return Picture("scale", caption, seen.settings, 3.2, draw, seen.legend(teacher=True))
@@ -363,6 +357,14 @@ def _with_spectra(seen: Results) -> list[dict[str, Any]]:
         if run["setting"] == setting and "spectra" in run["facts"]
         and run["rate"] == seen.rates[setting][run["variant"]]
     ]  # fmt: skip
+
+
+def _scores_against(axis: Axes, what: str, seen: Results, setting: str, part: str) -> None:
+    """The teacher's line, and names of the axes, of scores on a split against something."""
+    scale = seen.scale(setting)
+    _teacher(axis.axhline, scale, seen.teacher(setting, part))
+    _at_least(axis, scale)
+    axis.set(xlabel=what, ylabel=f"{part} {scale.label}")
 
 
 def _teacher(draw: Callable[..., Any], scale: Scale, score: float | None) -> None:

@@ -10,16 +10,7 @@ import numpy as np
 
 from opdf.study.judge import Judge
 from opdf.study.plan import Cell, Plan
-from opdf.study.statistics import (
-    Differences,
-    Effect,
-    Pair,
-    chosen_rate,
-    complete_seeds,
-    differences,
-    effect,
-    interval,
-)
+from opdf.study.statistics import Differences, Effect, Pair, chosen_rate, complete_seeds, differences, effect, interval
 from opdf.study.store import Outcome
 
 Labels = Callable[[str, int], np.ndarray]

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from opdf.data import METADATA, PICTURES, Task, below, encode_rows, located
+from opdf.files import digest_of
 from opdf.job import (
     DistillConfig,
     Fit,
@@ -314,7 +315,7 @@ def files_of(config: DistillConfig) -> list[dict[str, str]]:
     found = [file_digests(path) for path in models if path.is_dir()]
     for path in data:
         if path.is_file():
-            found.append({path.name: _content(path)})
+            found.append({path.name: digest_of(path)})
         elif path.is_dir():
             found.append(_images_in(path))
     store = build_objective(config).cache
@@ -330,14 +331,10 @@ def _images_in(folder: Path) -> dict[str, str]:
         name = path.relative_to(folder)
         if path.is_file() and not any(part.startswith(".") for part in name.parts):
             if path.name in METADATA:
-                found[str(name)] = _content(path)
+                found[str(name)] = digest_of(path)
             elif path.suffix.lower() in PICTURES:
                 found[str(name)] = str(path.stat().st_size)
     return found
-
-
-def _content(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def labels_digest(labels: np.ndarray) -> str:

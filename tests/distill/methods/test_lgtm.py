@@ -301,10 +301,9 @@ def test_an_objective_that_is_used_again_trains_the_next_teacher(tmp_path: Path)
 
 
 def test_a_resumed_run_goes_on_with_its_teacher(tmp_path: Path) -> None:
-    options = {"save_strategy": "steps", "save_steps": 2}
-    whole = trainer(tmp_path / "whole", LGTM(influence_scale=0.1), True, **options)
+    whole = trainer(tmp_path / "whole", LGTM(influence_scale=0.1), True, save_strategy="steps", save_steps=2)
     whole.train()
-    again = trainer(tmp_path / "again", LGTM(influence_scale=0.1), True, **options)
+    again = trainer(tmp_path / "again", LGTM(influence_scale=0.1), True)
     again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
     for one, other in ((whole.model, again.model), (whole.teacher, again.teacher)):
         for (name, p), q in zip(one.named_parameters(), other.parameters(), strict=True):  # type: ignore[union-attr]
@@ -359,8 +358,7 @@ def test_heads_can_start_at_zero() -> None:
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{"teacher_alpha": 2}, {"teacher_learning_rate": 0}, {"radius": 0}, {"held_out": 0}],
+    "options", [{"teacher_alpha": 2}, {"teacher_learning_rate": 0}, {"radius": 0}, {"held_out": 0}]
 )
 def test_bad_options(options: dict[str, Any]) -> None:
     name, value = next(iter(options.items()))

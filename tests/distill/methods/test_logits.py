@@ -47,7 +47,8 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from opdf.distill import DistillationTrainer, EmbeddingDistillation, LogitsDistillation, Objective, chunks
 from opdf.distill.losses import DIVERGENCES, soft_binary_loss, soft_loss, squared_loss
-from opdf.distill.models import SEVERAL, check_same_outputs
+from opdf.distill.matching import check_same_outputs
+from opdf.distill.models import SEVERAL
 
 
 def logits(seed: int, items: int = 6, classes: int = 5) -> torch.Tensor:
@@ -480,16 +481,21 @@ def test_a_tokenizer_that_gives_its_padding_to_the_student_alone_is_noticed(tmp_
             trainer.train()
 
 
+def llamas() -> list[Any]:
+    """Two of one size."""
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+                         initializer_range=0.5)  # fmt: skip
+    return [LlamaForCausalLM(config).eval() for _ in range(2)]
+
+
 @pytest.mark.parametrize("chunk", [2**24, 40])
 @pytest.mark.parametrize("labelled", [True, False])
 def test_a_text_is_learned_alike_wherever_its_padding_stands(
     labelled: bool, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chunks, "CHUNK", chunk)
-    torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
-                         initializer_range=0.5)  # fmt: skip
-    student, teacher = (LlamaForCausalLM(config).eval() for _ in range(2))
+    student, teacher = llamas()
     objective = LogitsDistillation(alpha=0.5 if labelled else 1.0)
     losses = []
     for left in (0, 2, 3):
@@ -510,10 +516,7 @@ def test_a_text_is_learned_alike_wherever_its_padding_stands(
 
 def test_a_mask_of_pairs_of_tokens_says_nothing_of_padding() -> None:
     """A decoder may be given one `[batch, 1, tokens, tokens]`."""
-    torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
-                         initializer_range=0.5)  # fmt: skip
-    student, ids = LlamaForCausalLM(config).eval(), torch.arange(12).reshape(2, 6)
+    (student, _), ids = llamas(), torch.arange(12).reshape(2, 6)
     pairs = torch.ones(6, 6, dtype=torch.bool).tril().expand(2, 1, 6, 6)
     batch, objective = {"input_ids": ids, "attention_mask": pairs, "labels": ids}, LogitsDistillation(alpha=0.0)
     found = objective.losses(student, None, batch, objective.count_items(student, batch)).total
@@ -524,10 +527,7 @@ def test_a_mask_of_pairs_of_tokens_says_nothing_of_padding() -> None:
 def test_packed_texts_are_learned_as_single_ones(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A teacher with a cache attended to the texts before; what tells kernels where texts end is no tensor by row."""
     monkeypatch.setattr(chunks, "CHUNK", chunk)
-    torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
-                         initializer_range=0.5)  # fmt: skip
-    student, teacher = (LlamaForCausalLM(config).eval() for _ in range(2))
+    student, teacher = llamas()
     texts = [[3, 4, 9, 5], [7, 2], [8, 8, 1, 6, 2]]
     packed = DataCollatorWithFlattening(return_flash_attn_kwargs=True)([{"input_ids": text} for text in texts])
     single = [{name: torch.tensor([text]) for name in ("input_ids", "labels")} for text in texts]

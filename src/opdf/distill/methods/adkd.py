@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from opdf.distill.arguments import asks_for_fsdp
-from opdf.distill.losses import Batch, labels_of, precise, task_loss
+from opdf.distill.losses import Batch, labels_of, precise, squared_loss, task_loss
 from opdf.distill.methods.logits import TaskAndLogits
 from opdf.distill.models import config_of, is_language_model, kind_of, unwrapped
 from opdf.distill.objective import Losses, model_inputs
@@ -115,7 +115,7 @@ class AttributionDistillation(TaskAndLogits):
     def _soft(self, student: nn.Module, ours: Tensor, theirs: Tensor) -> Tensor:
         ours, theirs = ours / self.current_temperature, theirs / self.current_temperature
         if kind_of(student, ours) == "regression":
-            return (ours - theirs).square().flatten(1).mean(-1).sum()
+            return squared_loss(ours, theirs)
         return -(theirs.softmax(-1) * ours.log_softmax(-1)).sum()
 
     def _teacher(self, teacher: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:

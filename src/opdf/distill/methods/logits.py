@@ -24,7 +24,8 @@ from opdf.distill.losses import (
     precise,
     task_loss,
 )
-from opdf.distill.models import check_has_logits, check_same_outputs, config_of, is_language_model, is_regression
+from opdf.distill.matching import check_has_logits, check_same_outputs
+from opdf.distill.models import config_of, is_language_model, is_regression
 from opdf.distill.objective import Losses, Objective
 from opdf.distill.options import POSITIVE, number, numbers, one_of
 from opdf.distill.outputs import BeforeTraining, teacher_logits, with_answers, worth_asking_ahead

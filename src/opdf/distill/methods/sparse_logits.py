@@ -17,8 +17,9 @@ from opdf.distill.chunks import Heads, kept_tokens
 from opdf.distill.digests import fingerprint, weights_digest
 from opdf.distill.ensemble import members, softened
 from opdf.distill.losses import Batch, kept_places, labels_of, task_loss, token_labels
+from opdf.distill.matching import check_same_outputs
 from opdf.distill.methods.logits import TaskAndLogits
-from opdf.distill.models import check_same_outputs, config_of, kind_of
+from opdf.distill.models import config_of, kind_of
 from opdf.distill.objective import Losses, Objective
 from opdf.distill.options import flag, whole
 from opdf.distill.outputs import BATCH, TEXTS, BeforeTraining, teacher_logits, token_logits

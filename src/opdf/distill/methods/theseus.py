@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from opdf.distill.losses import Batch, count_labelled, labels_of, task_loss
-from opdf.distill.models import check_same_outputs, config_of, unwrapped
+from opdf.distill.matching import check_same_outputs
+from opdf.distill.models import config_of, unwrapped
 from opdf.distill.objective import Losses, Objective
 from opdf.distill.options import POSITIVE, number, one_of, whole
 from opdf.distill.shrink import paired_blocks
@@ -46,12 +47,7 @@ class Theseus(Objective):
     varies = True
 
     def __init__(
-        self,
-        rate: float = 0.3,
-        schedule: str = "linear",
-        slope: float | None = None,
-        steps: int = 2500,
-        seed: int = 0,
+        self, rate: float = 0.3, schedule: str = "linear", slope: float | None = None, steps: int = 2500, seed: int = 0
     ) -> None:
         self.rate = number("rate", rate, POSITIVE, 1)
         self.schedule = one_of("schedule", schedule, SCHEDULES)

@@ -9,12 +9,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from opdf.distill.shrink.calibration import Call, Stream, input_of
-from opdf.distill.shrink.choose import choose_groups, choose_units, retold
+from opdf.distill.shrink.choose import choose_groups, choose_units, retold, units_of
 from opdf.distill.shrink.families import Attention, FeedForward
 from opdf.distill.shrink.matrices import Matrix, Reader
 from opdf.distill.shrink.moments import Moments, exact
 from opdf.distill.shrink.ridge import Affine
+from opdf.distill.shrink.stream import Call, Stream, input_of
 from opdf.distill.shrink.truncate import truncate
 
 
@@ -194,7 +194,7 @@ class AttentionBranch:
         query, key, value = read
         queries, groups = choose_heads(inner, outgoing, theirs, ours, self._kept)
         own = torch.isin(queries // (theirs.heads // theirs.groups), groups)  # the others only fill groups up
-        units = _units(queries[own], theirs.size)
+        units = units_of(queries[own], theirs.size)
         told = outgoing.new_zeros(len(outgoing), ours.heads, theirs.size)
         told[:, own] = (outgoing @ retold(inner, units)).view(len(outgoing), -1, theirs.size)
         if ours.size == theirs.size:
@@ -259,10 +259,6 @@ def _by_head(read: Affine, size: int) -> Tensor:
     """`[heads, size, width + 1]`, the bias as the last column."""
     whole = torch.cat([read.weight, read.bias[:, None]], 1)
     return whole.view(-1, size, whole.shape[1])
-
-
-def _units(heads: Tensor, size: int) -> Tensor:
-    return (heads[:, None] * size + torch.arange(size, device=heads.device)).flatten()
 
 
 def _second_moments(heads: Tensor, moments: Moments, *, constant: bool) -> Tensor:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map
 
+from opdf.distill.losses import precise
 from opdf.distill.models import has_no_head
 from opdf.distill.shrink.families import Family, Head, Tower, attentions
-from opdf.distill.shrink.moments import Moments, precise
+from opdf.distill.shrink.moments import Moments
 from opdf.distill.shrink.norms import is_norm, subtracts_mean
+from opdf.distill.shrink.stream import Hook, Stream, hooked, states_of
+from opdf.distill.shrink.tokens import real_tokens
 
 KEPT = 2**27
 """Values of one kind that are kept, and not made twice: half a GB in float32. Second moments take three times that."""
@@ -28,139 +30,6 @@ Place = tuple[str, int, str]
 def has_room(values: int) -> bool:
     """Whether so many values may be kept."""
     return values <= KEPT
-
-
-def _alike(one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return torch.equal(one, other)
-    return one is other or bool(one == other)
-
-
-@dataclass(frozen=True)
-class Call:
-    """What an attention was called with beside the states: masks, positions."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-    def without(self, *names: str | None) -> Call:
-        return replace(self, kwargs={k: v for k, v in self.kwargs.items() if k not in names})
-
-    def replaced(self, **others: Tensor) -> Call:
-        """With other arguments under some names."""
-        return replace(self, kwargs=self.kwargs | others)
-
-    def to(self, dtype: torch.dtype) -> Call:
-        """With floating-point tensors of another dtype."""
-
-        def cast(value: Any) -> Any:
-            return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
-
-        return Call(*tree_map(cast, (self.args, self.kwargs)))
-
-    def same(self, other: Call) -> bool:
-        """Whether an attention sees alike with both."""
-        mine, theirs = (tree_flatten((call.args, call.kwargs)) for call in (self, other))
-        return mine[1] == theirs[1] and all(map(_alike, mine[0], theirs[0]))
-
-    def detached(self) -> Call:
-        """Without the graph."""
-        return Call(*tree_map(lambda v: v.detach() if isinstance(v, Tensor) else v, (self.args, self.kwargs)))
-
-
-@dataclass
-class Stream:
-    """The residual streams of one tower; padding is left out.
-
-    `later` and `weights` begin with the teacher's present state and lose their first with every branch.
-
-    Attributes:
-        real: for each batch `[examples, tokens]`, true where a token is not padding.
-        places: for each batch, the numbers of these tokens among all of its tokens; None if all are real.
-        teacher, student: for each batch `[real tokens, width]`.
-        later: for each batch the teacher's states after each of the branches to come, where there was room for them.
-        weights: for each batch `[real tokens]`, how much tokens count, now and after each of the branches to come; None
-            if all count alike.
-        calls: for each batch, those of the teacher's attentions, by block and name.
-    """
-
-    real: list[Tensor] = field(default_factory=list)
-    places: list[Tensor | None] = field(default_factory=list)
-    teacher: list[Tensor] = field(default_factory=list)
-    student: list[Tensor] = field(default_factory=list)
-    later: list[list[Tensor]] = field(default_factory=list)
-    weights: list[list[Tensor | None]] = field(default_factory=list)
-    calls: list[dict[tuple[int, str], Call]] = field(default_factory=list)
-
-    def rows(self, batch: int, states: Tensor) -> Tensor:
-        """`[real tokens, width]` of `[examples, tokens, width]`."""
-        rows, places = states.flatten(0, 1), self.places[batch]
-        return rows if places is None else rows.index_select(0, places)
-
-    def read(self, batch: int, states: Tensor) -> Tensor:
-        """`[rows, width]` of what a head reads: states of examples, of tokens, or of some of these."""
-        whole = states.shape[:-1] == self.real[batch].shape
-        return self.rows(batch, states) if whole else states.flatten(0, -2)
-
-    def padded(self, batch: int, rows: Tensor) -> Tensor:
-        """`[examples, tokens, width]`, zeros at padding."""
-        real, places = self.real[batch], self.places[batch]
-        states = rows
-        if places is not None:
-            states = rows.new_zeros(real.numel(), rows.shape[-1]).index_copy_(0, places, rows)
-        return states.view(*real.shape, -1)
-
-    def advance(self, batch: int, output: Callable[[], Tensor]) -> None:
-        """Add the next branch's output to the teacher's states of a batch; made only where the sum was not kept."""
-        self.weights[batch].pop(0)
-        self.teacher[batch] = self.later[batch].pop(0) if self.later else self.teacher[batch] + output()
-
-    def student_at(self, batch: int, tokens: Tensor) -> Tensor:
-        """`[examples, width]`, the student's states of one token of each example."""
-        padded = self.padded(batch, self.student[batch])
-        return padded[torch.arange(len(tokens), device=tokens.device), tokens]
-
-
-class _ReachedError(Exception):
-    """Ends a forward pass early."""
-
-
-def input_of(module: nn.Module, run: Callable[[], Any]) -> Tensor:
-    """The first input of a module while something runs, which ends there."""
-    found: list[Tensor] = []
-
-    def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        found.append(_states(args, kwargs)[0])
-        raise _ReachedError
-
-    with hooked((module, keep)):
-        try:
-            run()
-        except _ReachedError:
-            return found[0]
-    raise RuntimeError(f"{type(module).__name__} was not called")
-
-
-def _states(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Call]:
-    """The hidden states that a module was called with, and the rest."""
-    if args:
-        return args[0], Call(args[1:], kwargs)
-    return kwargs["hidden_states"], Call((), kwargs).without("hidden_states")
-
-
-Hook = tuple[nn.Module, Callable[..., None]]
-
-
-@contextmanager
-def hooked(*before: Hook, after: Iterable[Hook] = ()) -> Iterator[None]:
-    """Inside, functions are told what modules are called with, and `after` also what came of it."""
-    handles = [module.register_forward_pre_hook(hook, with_kwargs=True) for module, hook in before]
-    handles += [module.register_forward_hook(hook, with_kwargs=True) for module, hook in after]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class Chosen(NamedTuple):
@@ -261,9 +130,9 @@ class Recorder:
             weights = self._weights(list(self._leads(outputs, real)))
         for point, weight in zip(self._points, weights, strict=True):
             point.stream.weights[-1].append(weight)
-            self.result.states.add(point.found, point.found[:, :0], weight)
+            self.result.states.add(point.found, weights=weight)
         for number, moments, values in self._inner:
-            moments.add(values, values[:, :0], weights[number])
+            moments.add(values, weights=weights[number])
         self._points, self._inner = [], []
 
     def _leads(self, outputs: Any, real: Tensor) -> Iterator[Tensor]:
@@ -283,7 +152,7 @@ class Recorder:
         weights: list[Tensor | None] = []
         for slope, point in zip(slopes, self._points, strict=True):
             rows = point.stream.rows(-1, precise(slope) * point.scale)
-            self.result.gradients.add(rows, rows[:, :0])
+            self.result.gradients.add(rows)
             weights.append(_shares(rows, point.stream.real[-1]))
         return weights
 
@@ -296,7 +165,7 @@ class Recorder:
             stream.later.append([])
 
         def enter(_: nn.Module, args: Any, kwargs: Any) -> None:
-            states = _states(args, kwargs)[0]
+            states = states_of(args, kwargs)[0]
             states.requires_grad_()  # nothing before it has a gradient
             real = real_tokens(inputs, tower.mask, states)
             stream.real.append(real)
@@ -304,7 +173,7 @@ class Recorder:
 
         def call(place: tuple[int, str], _: nn.Module, args: Any, kwargs: Any) -> None:
             memory = next(a.memory for a in attentions(tower) if a.module == place[1])
-            stream.calls[-1][place] = _states(args, kwargs)[1].without(memory).detached()
+            stream.calls[-1][place] = states_of(args, kwargs)[1].without(memory).detached()
 
         def read(place: Place, _: nn.Module, args: Any, kwargs: Any) -> None:
             values, inner = stream.rows(-1, args[0].detach()), self.result.inner
@@ -324,7 +193,7 @@ class Recorder:
         base, stream = self._teacher.base_model, self.result.streams[tower.blocks]
 
         def passed(norm: nn.Module, args: Any, kwargs: Any, normed: Tensor) -> None:
-            states = _states(args, kwargs)[0]
+            states = states_of(args, kwargs)[0]
             rows = stream.rows(-1, states.detach())
             self._keep(stream, rows)
             self._normed = normed.detach()
@@ -419,43 +288,3 @@ def unscaled(norm: Any, states: Tensor) -> Tensor:
         return nn.functional.layer_norm(states, states.shape[-1:], eps=norm.eps)
     epsilon = norm.variance_epsilon if is_norm(norm) else torch.finfo(torch.float32).tiny
     return states * torch.rsqrt(states.float().square().mean(-1, keepdim=True) + epsilon).to(states.dtype)
-
-
-def real_tokens(inputs: Mapping[str, Tensor], mask: str, states: Tensor) -> Tensor:
-    """`[examples, tokens]`, true where a token is no padding.
-
-    Args:
-        mask: the input that says so. A decoder without one has as many tokens as there are labels, or inputs.
-        states: `[examples, tokens, width]`.
-    """
-    shape = states.shape[:2]
-    known = inputs.get(mask)
-    if known is None and mask.startswith("decoder"):
-        known = _decoded(inputs)
-    if known is None or known.numel() != shape.numel():
-        return torch.ones(shape, dtype=torch.bool, device=states.device)
-    return known.bool().view(shape)  # several choices an example are examples to the model
-
-
-def _decoded(inputs: Mapping[str, Tensor]) -> Tensor | None:
-    """`[examples, tokens]`, true up to the last token of an example: without a mask a decoder sees all before it."""
-    if _labels_are_tokens(inputs):
-        known = inputs["labels"].ne(-100)
-    elif "decoder_input_ids" in inputs or (found := inputs.get("attention_mask")) is None:
-        return None
-    else:
-        known = found
-    return known.long().flip(1).cummax(1).values.flip(1)
-
-
-def decoded_ids(inputs: Mapping[str, Tensor]) -> Tensor | None:
-    """`[examples, tokens]`, as many as an encoder-decoder's decoder reads: its own, labels, or those of the encoder."""
-    if "decoder_input_ids" in inputs:
-        return inputs["decoder_input_ids"]
-    return inputs["labels"] if _labels_are_tokens(inputs) else inputs.get("input_ids")
-
-
-def _labels_are_tokens(inputs: Mapping[str, Tensor]) -> bool:
-    """Whether there are labels of which an encoder-decoder makes its decoder's inputs."""
-    labels = inputs.get("labels")
-    return labels is not None and labels.dim() > 1 and not labels.is_floating_point()

@@ -67,6 +67,11 @@ def _without(covariance: Tensor, units: slice) -> Tensor:
     return covariance - columns @ torch.linalg.pinv(covariance[units, units], rtol=1e-10, hermitian=True) @ columns.mT
 
 
+def units_of(groups: Tensor, size: int) -> Tensor:
+    """The units of some groups (heads) that have `size` of them each, side by side."""
+    return (groups[:, None] * size + torch.arange(size, device=groups.device)).flatten()
+
+
 def retold(covariance: Tensor, kept: Tensor) -> Tensor:
     """`[units, kept]`, the matrix that predicts all units from the kept ones with least squared error.
 

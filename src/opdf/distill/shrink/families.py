@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -171,6 +171,23 @@ def _shares(name: str, of: int) -> tuple[Part, ...]:
     return tuple(Part(name, share, of) for share in range(of))
 
 
+def _one_tower(
+    blocks: str,
+    *branches: Attention | FeedForward,
+    pre_norm: bool,
+    outputs: tuple[Head, ...],
+    depth: str = "num_hidden_layers",
+    entry: str | None = None,
+    final: str | None = None,
+    embeddings: tuple[str, ...] = ("embeddings",),
+    tables: Mapping[str, str] | None = None,
+    **fields: Any,
+) -> Family:
+    """A family with an encoder or a decoder alone; `tables` and `fields` are more of `Tower` and of `Family`."""
+    tower = Tower(blocks, depth, branches, entry, final, **(tables or {}))
+    return Family(embeddings, (tower,), pre_norm, outputs, **fields)
+
+
 def _bert_like(attention: Attention, *pooled: Head, **tables: str) -> Family:
     """Blocks as BERT has them.
 
@@ -179,21 +196,12 @@ def _bert_like(attention: Attention, *pooled: Head, **tables: str) -> Family:
         pooled: heads of its own kind.
         tables: of positions, as `Tower` has them.
     """
-    return Family(
-        embeddings=("embeddings",),
-        towers=(
-            Tower(
-                "encoder.layer",
-                "num_hidden_layers",
-                (
-                    attention,
-                    FeedForward("output.LayerNorm", Part("intermediate.dense"), "intermediate.intermediate_act_fn",
-                                Part("output.dense")),
-                ),
-                entry="embeddings.LayerNorm",
-                **tables,
-            ),
-        ),
+    return _one_tower(
+        "encoder.layer",
+        attention,
+        FeedForward("output.LayerNorm", Part("intermediate.dense"), "intermediate.intermediate_act_fn",
+                    Part("output.dense")),
+        entry="embeddings.LayerNorm",
         pre_norm=False,
         outputs=(
             *pooled,
@@ -203,6 +211,7 @@ def _bert_like(attention: Attention, *pooled: Head, **tables: str) -> Family:
             Head("classifier"),
             Head("qa_outputs"),
         ),
+        tables=tables,
     )  # fmt: skip
 
 
@@ -227,21 +236,12 @@ def _deberta(activation: str) -> Family:
     )  # fmt: skip
 
 
-_distilbert = Family(
-    embeddings=("embeddings",),
-    towers=(
-        Tower(
-            "transformer.layer",
-            "n_layers",
-            (
-                Attention(
-                    "sa_layer_norm", "attention", _parts("attention.{}_lin", "q", "k", "v"), Part("attention.out_lin")
-                ),
-                FeedForward("output_layer_norm", Part("ffn.lin1"), "ffn.activation", Part("ffn.lin2")),
-            ),
-            entry="embeddings.LayerNorm",
-        ),
-    ),
+_distilbert = _one_tower(
+    "transformer.layer",
+    Attention("sa_layer_norm", "attention", _parts("attention.{}_lin", "q", "k", "v"), Part("attention.out_lin")),
+    FeedForward("output_layer_norm", Part("ffn.lin1"), "ffn.activation", Part("ffn.lin2")),
+    depth="n_layers",
+    entry="embeddings.LayerNorm",
     pre_norm=False,
     outputs=(Head("pre_classifier", "relu", "classifier"), Head("classifier"), Head("qa_outputs")),
     width="dim",
@@ -251,24 +251,12 @@ _distilbert = Family(
 
 
 def _vit(activation: str) -> Family:
-    return Family(
-        embeddings=("embeddings",),
-        towers=(
-            Tower(
-                "layers",
-                "num_hidden_layers",
-                (
-                    Attention(
-                        "layernorm_before",
-                        "attention",
-                        _parts("attention.{}_proj", "q", "k", "v"),
-                        Part("attention.o_proj"),
-                    ),
-                    FeedForward("layernorm_after", Part("mlp.fc1"), "mlp.activation_fn", Part("mlp.fc2")),
-                ),
-                final="layernorm",
-            ),
-        ),
+    return _one_tower(
+        "layers",
+        Attention("layernorm_before", "attention", _parts("attention.{}_proj", "q", "k", "v"),
+                  Part("attention.o_proj")),
+        FeedForward("layernorm_after", Part("mlp.fc1"), "mlp.activation_fn", Part("mlp.fc2")),
+        final="layernorm",
         pre_norm=True,
         outputs=(
             Head("BASE.pooler.dense", activation),
@@ -276,46 +264,28 @@ def _vit(activation: str) -> Family:
             Head("cls_classifier"),
             Head("distillation_classifier"),
         ),
-    )
+    )  # fmt: skip
 
 
-_dinov2 = Family(
-    embeddings=("embeddings",),
-    towers=(
-        Tower(
-            "encoder.layer",
-            "num_hidden_layers",
-            (
-                Attention(
-                    "norm1",
-                    "attention",
-                    _parts("attention.{}_proj", "q", "k", "v"),
-                    Part("attention.o_proj", scale="layer_scale1"),
-                ),
-                FeedForward("norm2", Part("mlp.fc1"), "mlp.activation_fn", Part("mlp.fc2", scale="layer_scale2")),
-            ),
-            final="layernorm",
-        ),
-    ),
+_dinov2 = _one_tower(
+    "encoder.layer",
+    Attention("norm1", "attention", _parts("attention.{}_proj", "q", "k", "v"),
+              Part("attention.o_proj", scale="layer_scale1")),
+    FeedForward("norm2", Part("mlp.fc1"), "mlp.activation_fn", Part("mlp.fc2", scale="layer_scale2")),
+    final="layernorm",
     pre_norm=True,
     outputs=(Head("classifier", states=2),),
     inner="mlp_ratio",
     inner_times_width=True,
-)
+)  # fmt: skip
 
-_gpt2 = Family(
+_gpt2 = _one_tower(
+    "h",
+    Attention("ln_1", "attn", _shares("attn.c_attn", 3), Part("attn.c_proj")),
+    FeedForward("ln_2", Part("mlp.c_fc"), "mlp.act", Part("mlp.c_proj")),
     embeddings=("wte", "wpe"),
-    towers=(
-        Tower(
-            "h",
-            "n_layer",
-            (
-                Attention("ln_1", "attn", _shares("attn.c_attn", 3), Part("attn.c_proj")),
-                FeedForward("ln_2", Part("mlp.c_fc"), "mlp.act", Part("mlp.c_proj")),
-            ),
-            final="ln_f",
-        ),
-    ),
+    depth="n_layer",
+    final="ln_f",
     pre_norm=True,
     outputs=(Head("lm_head"), Head("score"), Head("classifier"), Head("qa_outputs")),
     width="n_embd",
@@ -325,20 +295,12 @@ _gpt2 = Family(
 
 
 def _modernbert(activation: str) -> Family:
-    return Family(
-        embeddings=("embeddings",),
-        towers=(
-            Tower(
-                "layers",
-                "num_hidden_layers",
-                (
-                    Attention("attn_norm", "attn", _shares("attn.Wqkv", 3), Part("attn.Wo")),
-                    FeedForward("mlp_norm", Part("mlp.Wi", 1, 2), "mlp.act", Part("mlp.Wo"), Part("mlp.Wi", 0, 2)),
-                ),
-                entry="embeddings.norm",
-                final="final_norm",
-            ),
-        ),
+    return _one_tower(
+        "layers",
+        Attention("attn_norm", "attn", _shares("attn.Wqkv", 3), Part("attn.Wo")),
+        FeedForward("mlp_norm", Part("mlp.Wi", 1, 2), "mlp.act", Part("mlp.Wo"), Part("mlp.Wi", 0, 2)),
+        entry="embeddings.norm",
+        final="final_norm",
         pre_norm=True,
         outputs=(Head("head.dense", activation, "classifier", "head.norm"),),
         rotary=True,
@@ -346,22 +308,14 @@ def _modernbert(activation: str) -> Family:
 
 
 def _rotary(*head_norms: str) -> Family:
-    return Family(
+    return _one_tower(
+        "layers",
+        Attention("input_layernorm", "self_attn", _parts("self_attn.{}_proj", "q", "k", "v"), Part("self_attn.o_proj"),
+                  head_norms=head_norms),
+        FeedForward("post_attention_layernorm", Part("mlp.up_proj"), "mlp.act_fn", Part("mlp.down_proj"),
+                    Part("mlp.gate_proj")),
         embeddings=("embed_tokens",),
-        towers=(
-            Tower(
-                "layers",
-                "num_hidden_layers",
-                (
-                    Attention("input_layernorm", "self_attn", _parts("self_attn.{}_proj", "q", "k", "v"),
-                              Part("self_attn.o_proj"),
-                              head_norms=head_norms),
-                    FeedForward("post_attention_layernorm", Part("mlp.up_proj"), "mlp.act_fn", Part("mlp.down_proj"),
-                                Part("mlp.gate_proj")),
-                ),
-                final="norm",
-            ),
-        ),
+        final="norm",
         pre_norm=True,
         outputs=(Head("lm_head"), Head("score"), Head("qa_outputs")),
         groups="num_key_value_heads",

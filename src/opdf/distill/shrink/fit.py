@@ -13,7 +13,7 @@ from transformers.activations import ACT2FN
 from opdf.distill.models import has_no_head
 from opdf.distill.shrink.basis import Basis
 from opdf.distill.shrink.branches import AttentionBranch, Branch, FeedForwardBranch, HeadSizes
-from opdf.distill.shrink.calibration import Calibration, Chosen, Stream, has_room, input_of
+from opdf.distill.shrink.calibration import Calibration, Chosen, has_room
 from opdf.distill.shrink.choose import choose_groups, choose_units, retold
 from opdf.distill.shrink.families import Attention, Family, Head, Tower, attentions
 from opdf.distill.shrink.matrices import Matrix, Reader
@@ -23,6 +23,7 @@ from opdf.distill.shrink.norms import fit_norm, has_shift, is_norm, plain, set_n
 from opdf.distill.shrink.report import BlockReport, ShrinkReport
 from opdf.distill.shrink.ridge import STRENGTH_OF_HEADS, Affine, explained, ridge
 from opdf.distill.shrink.sizes import block_groups, has_part, head_sizes
+from opdf.distill.shrink.stream import Stream, input_of
 
 Passed = dict[Any, list[tuple[int, list[Tensor]]]]
 """What branches of the teacher's blocks have read, by the branch's names: the block, and its states for each batch."""
@@ -40,13 +41,7 @@ class Fit:
     """
 
     def __init__(
-        self,
-        teacher: Any,
-        student: Any,
-        family: Family,
-        basis: Basis,
-        calibration: Calibration,
-        report: ShrinkReport,
+        self, teacher: Any, student: Any, family: Family, basis: Basis, calibration: Calibration, report: ShrinkReport
     ) -> None:
         self.teacher, self.student, self.family = teacher, student, family
         self.basis, self.calibration, self.report = basis, calibration, report
@@ -204,7 +199,7 @@ class Fit:
             output = partial(_output, branch, batch, normed)
             if own is not None:
                 values = branch.teacher_inner(batch, normed)
-                own.add(values, values[:, :0], stream.weights[batch][1])
+                own.add(values, weights=stream.weights[batch][1])
                 output = partial(branch.teacher, values)
             if states is None:
                 stream.advance(batch, output)
@@ -375,7 +370,7 @@ class Fit:
         hidden = [activation(values) for values in told]
         moments = self._moments(hidden[0].shape[1], 0)
         for values in hidden:
-            moments.add(exact(values), values[:, :0])  # units that are alike differ by less than float32's sums are off
+            moments.add(exact(values))  # units that are alike differ by less than float32's sums are off
         inner, _ = moments.covariances(True)
         ours = Matrix(self.student, head.first)
         outgoing = Matrix(self.teacher, head.second).weight if head.second else torch.eye(len(inner)).to(inner)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from opdf.distill.shrink.branches import Branch
-from opdf.distill.shrink.choose import choose_groups, choose_units, retold
+from opdf.distill.shrink.choose import choose_groups, choose_units, retold, units_of
 from opdf.distill.shrink.matrices import Reader
 from opdf.distill.shrink.moments import Moments
 from opdf.distill.shrink.ridge import Affine
@@ -68,7 +68,7 @@ def start_from(
             _write(source.branch, matrices)
             inner.append(source.branch.student_inner(batch, some))
         values = torch.cat(inner, 1)
-        moments.add(values, values[:, :0], counts)
+        moments.add(values, weights=counts)
     return _keep(sources[-1].branch, [matrices for _, matrices in made], moments.covariances(constant)[0], guess)
 
 
@@ -99,5 +99,4 @@ def _keep(branch: Branch, made: Sequence[Sequence[Affine]], covariance: Tensor, 
 
     matrices = zip(*made, strict=True)  # of one kind, from every source
     _write(branch, [Affine(kept([a.weight for a in some]), kept([a.bias for a in some])) for some in matrices])
-    inner = (chosen[:, None] * size + torch.arange(size, device=chosen.device)).flatten()
-    return guess @ retold(covariance, inner)
+    return guess @ retold(covariance, units_of(chosen, size))

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from opdf.distill.losses import precise
 from opdf.mpo import factorized_on
 
 ROWS = 16_384
@@ -19,11 +20,6 @@ WIDE = 512
 def exact(values: Tensor) -> Tensor:
     """Values without a gradient in float64, on the CPU if their device has none."""
     return values.detach().to(factorized_on(values.device), torch.float64)
-
-
-def precise(values: Tensor) -> Tensor:
-    """Values in float32 at least."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 ROUNDING = 8 * torch.finfo(torch.float32).eps
@@ -62,8 +58,12 @@ class Moments:
         self._recent: _Sums | None = None  # of the last rows, `ROWS` at most
         self._rows = 0
 
-    def add(self, x: Tensor, y: Tensor, weights: Tensor | None = None) -> None:
-        """Count rows `x` `[rows, inputs]` and `y` `[rows, outputs]` in, with `weights` `[rows]` or 1 each."""
+    def add(self, x: Tensor, y: Tensor | None = None, weights: Tensor | None = None) -> None:
+        """Count rows `x` `[rows, inputs]` and `y` `[rows, outputs]` in, with `weights` `[rows]` or 1 each.
+
+        None is `y` without outputs.
+        """
+        y = x[:, :0] if y is None else y
         if len(x) > ROWS:
             for k in range(0, len(x), ROWS):
                 part = slice(k, k + ROWS)

@@ -19,7 +19,7 @@ from opdf.distill.models import unprepared, unwrapped
 from opdf.distill.objective import model_inputs
 from opdf.distill.precision import warn_of_slow_weights
 from opdf.distill.shrink.basis import leading_axes
-from opdf.distill.shrink.calibration import Place, Recorder, decoded_ids, has_room, input_of, real_tokens
+from opdf.distill.shrink.calibration import Place, Recorder, has_room
 from opdf.distill.shrink.families import Attention, Family, FeedForward, Tower
 from opdf.distill.shrink.fit import Fit
 from opdf.distill.shrink.norms import subtracts_mean
@@ -34,6 +34,8 @@ from opdf.distill.shrink.sizes import (
     student_config,
     towers_of,
 )
+from opdf.distill.shrink.stream import input_of
+from opdf.distill.shrink.tokens import decoded_ids, real_tokens
 from opdf.distill.students import empty_model, take_dtypes
 from opdf.mpo import matmul_precision
 

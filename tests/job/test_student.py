@@ -165,6 +165,12 @@ def test_an_untrained_student_is_as_wide_as_is_said(family: str, fields: dict[st
     assert student(**given).logits.shape == (4, 2)
 
 
+def test_a_width_that_is_no_number_is_refused() -> None:
+    options = StudentConfig(config={"hidden_size": True}, start="random")
+    with pytest.raises(UserError, match="'hidden_size' expected int, got bool"):
+        build_student(options, build("bert"), Task("classification", ("text",), "label", ("a", "b")))
+
+
 @pytest.mark.parametrize("options", [{"layers": 1}, {"config": {"hidden_size": 8}}])
 def test_a_student_of_another_dropout_starts_from_its_teacher(options: dict[str, Any]) -> None:
     config = {"hidden_dropout_prob": 0.2} | options.get("config", {})

@@ -208,6 +208,7 @@ def test_it_is_fitted_on_training_examples_only(taught: Any) -> None:
     ({"start": "copy"}, "student.start is 'copy' and blocks of other sizes cannot be copied"),
     ({"config": None, "model": "minilm", "start": "teacher"}, "leave it out beside student.model"),
     ({"calibration": 0}, "student.calibration is 0"),
+    ({"config": {"num_attention_heads": 0}}, "num_attention_heads is 0; the teacher's is 2, and a student's is 1 to"),
 ])  # fmt: skip
 def test_bad_starts_are_refused_before_any_work(student: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):

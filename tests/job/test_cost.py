@@ -11,6 +11,7 @@ from families import build
 from opdf.distill import keep_layers
 from opdf.job import OverParamConfig
 from opdf.job.cost import plan_model
+from opdf.overparam import overparameterize
 
 
 def planned(family: str, layers: int, folder: Path) -> dict[str, Any]:
@@ -24,9 +25,21 @@ def test_a_student_has_the_blocks_that_a_run_keeps(tmp_path: Path) -> None:
     assert student["params"] == sum(p.numel() for p in kept.parameters())
 
 
+@pytest.mark.parametrize(("family", "excluded"), [("roberta", "roberta.*.0.*"), ("llama", "lm_head")])
+def test_a_saved_model_is_planned_as_a_run_trains_it(family: str, excluded: str, tmp_path: Path) -> None:
+    """With its head, which patterns can name, and without a pooler where its class has none; its size has no head."""
+    model, asked = build(family), OverParamConfig(ones=1, targets="all-linear", exclude=[excluded])
+    model.save_pretrained(tmp_path)
+    report = plan_model(str(tmp_path), asked, layers=None, batch=2, tokens=8, accumulation=1)
+    trained = overparameterize(model, asked)
+    assert report["train_params"] == trained.train_params
+    assert [(m["name"], m["shape"]) for m in report["matrices"]] == [(m.name, str(m.shape)) for m in trained.matrices]
+    assert report["models"][0]["params"] == sum(p.numel() for p in model.base_model.parameters())
+
+
 @pytest.mark.parametrize(
     ("family", "layers", "message"),
-    [("bert", 3, "layers is 3; the teacher has 2 blocks"), ("swin", 1, "SwinModel has 2 lists of blocks")],
+    [("bert", 3, "layers is 3; the teacher has 2 blocks"), ("swin", 1, "SwinForImageClassification has 2 lists")],
 )
 def test_a_student_that_no_run_can_make_is_not_planned(family: str, layers: int, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):

@@ -180,6 +180,11 @@ def test_a_model_without_a_head_gives_hidden_states(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_decoder_is_traced_with_tokens_as_a_tokenizer_gives_them() -> None:
+    """A program of torch.export that was traced with a part of a tensor took nothing else."""
+    assert all(value.is_contiguous() for inputs in examples(build("t5")) for value in inputs.values())
+
+
 def test_an_export_is_whole_or_absent(tmp_path: Path) -> None:
     distilled(tmp_path)
     name, out = str(tmp_path / "student"), tmp_path / "out"

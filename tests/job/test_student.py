@@ -165,6 +165,12 @@ def test_an_untrained_student_is_as_wide_as_is_said(family: str, fields: dict[st
     assert student(**given).logits.shape == (4, 2)
 
 
+def test_a_width_that_is_no_number_is_refused() -> None:
+    options = StudentConfig(config={"hidden_size": True}, start="random")
+    with pytest.raises(UserError, match="'hidden_size' expected int, got bool"):
+        build_student(options, build("bert"), Task("classification", ("text",), "label", ("a", "b")))
+
+
 @pytest.mark.parametrize("options", [{"layers": 1}, {"config": {"hidden_size": 8}}])
 def test_a_student_of_another_dropout_starts_from_its_teacher(options: dict[str, Any]) -> None:
     config = {"hidden_dropout_prob": 0.2} | options.get("config", {})
@@ -202,6 +208,7 @@ def test_it_is_fitted_on_training_examples_only(taught: Any) -> None:
     ({"start": "copy"}, "student.start is 'copy' and blocks of other sizes cannot be copied"),
     ({"config": None, "model": "minilm", "start": "teacher"}, "leave it out beside student.model"),
     ({"calibration": 0}, "student.calibration is 0"),
+    ({"config": {"num_attention_heads": 0}}, "num_attention_heads is 0; the teacher's is 2, and a student's is 1 to"),
 ])  # fmt: skip
 def test_bad_starts_are_refused_before_any_work(student: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):

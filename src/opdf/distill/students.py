@@ -223,7 +223,7 @@ def fields_of_fewer(config: Any, sizes: Mapping[str, Any]) -> dict[str, Any]:
         """Set a size; returns its field, None where it is no number."""
         own = str(config.attribute_map.get(name, name))
         theirs, ours = getattr(config, own, None), sizes.get(own, sizes.get(name, getattr(config, own, None)))
-        if not (isinstance(theirs, int) and isinstance(ours, int) and ours >= 1):
+        if not (isinstance(theirs, int) and isinstance(ours, int) and ours >= 1) or isinstance(ours, bool):
             return None
         setattr(found, own, ours)
         return own

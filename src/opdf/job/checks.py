@@ -132,7 +132,7 @@ def check_models(job: Job, task: Task, teacher: Any, prepared: Prepared | None =
     config, start = job.config, plan_start(job.config.student, first, prepared)
     with torch.device("meta"):
         stand_in = like(teacher)
-        student = start.blank or build_student(config.student, members(stand_in)[0], task).to("meta")
+        student = start.blank or _built(job, start, members(stand_in)[0], task)
     objective = copy.deepcopy(job.objective)  # it remembers sizes of the models that it is prepared for
     over = plan_student(student, stand_in, objective, config.overparam, config.constraint, job.training)
     check_optimizer(job.training, student, over, "training")
@@ -140,6 +140,16 @@ def check_models(job: Job, task: Task, teacher: Any, prepared: Prepared | None =
         plan_student(stand_in, None, LogitsDistillation(alpha=0), None, None, job.teacher_training)
         check_optimizer(job.teacher_training, stand_in, None, "teacher.training")
     return Fit(stand_in, student, start, over)
+
+
+def _built(job: Job, start: Start, teacher: Any, task: Task) -> Any:
+    """A student that is not fitted; where none can be built, why it is not fitted tells more than transformers does."""
+    try:
+        return build_student(job.config.student, teacher, task).to("meta")
+    except UserError as error:
+        if not start.why_not:
+            raise
+        raise UserError(f"{error}; nor can the student start from its teacher: {start.why_not}") from error
 
 
 def check_optimizer(

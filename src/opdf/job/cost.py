@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig
 
 from opdf.data import Prepared, loading
 from opdf.distill import half_precision, keep_layers, product_rate
 from opdf.job.checks import Fit
+from opdf.job.heads import saved_class
 from opdf.job.job import Job
 from opdf.job.latency import blank_inputs, planned_latencies
 from opdf.overparam import OverParamConfig, OverParameterization, overparameterize
@@ -96,8 +97,9 @@ def plan_model(
 ) -> dict[str, Any]:
     """What over-parameterization would do to a model of which only the configuration is read, see `summarize`.
 
-    Beside that `models`: class, parameters, megabytes of the model, or of teacher and student, and seconds for one
-    example and for a batch, measured here on models of their sizes; None for a model too large to be made for it.
+    Beside that `models`: class, parameters, megabytes of the model, or of teacher and student, without their heads, and
+    seconds for one example and for a batch, measured here on models of their sizes; None for a model too large to be
+    made for it.
 
     Args:
         name: hub name, local folder, or minilm.
@@ -114,7 +116,7 @@ def plan_model(
     planned = overparameterize(list(models.values())[-1], overparam)
     teacher = 0 if layers is None else _entries(overparameterize(models["teacher"], OverParamConfig(ones=0)))
     report = summarize(planned, teacher=teacher, batch=batch, tokens=tokens, accumulation=accumulation)
-    return report | {"models": _described(models, batch, tokens)}
+    return report | {"models": _described({name: one.base_model for name, one in models.items()}, batch, tokens)}
 
 
 def _described(models: Mapping[str, Any], batch: int, tokens: int) -> list[dict[str, Any]]:
@@ -177,7 +179,8 @@ def _entries(planned: OverParameterization) -> int:
 
 
 def _meta_model(name: str) -> Any:
+    """A model with the head that a run would train, as patterns of names are about its full names."""
     with loading(name) as folder:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     with torch.device("meta"):
-        return AutoModel.from_config(config)
+        return saved_class(config).from_config(config)

@@ -204,7 +204,7 @@ def examples(model: Any) -> Iterator[dict[str, Any]]:
             ids.masked_fill_(ids == config.eos_token_id, (config.eos_token_id + 1) % config.vocab_size)
             ids[range(batch), mask.sum(1) - 1] = config.eos_token_id
         elif config.is_encoder_decoder:
-            inputs["decoder_input_ids"] = ids[:, : tokens // 2]
+            inputs["decoder_input_ids"] = ids[:, : tokens // 2].contiguous()  # torch.export would ask for its strides
         yield inputs
 
 

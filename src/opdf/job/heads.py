@@ -39,6 +39,16 @@ def auto_class(task: Task) -> Any:
     return CLASSES.get(task.kind, AutoModelForSequenceClassification)
 
 
+def saved_class(config: Any) -> Any:
+    """The loader of a saved model with its head, if it has one that a run trains; else of one without a head."""
+    saved = {str(architecture) for architecture in config.architectures or ()}
+    for auto in (AutoModelForSequenceClassification, *CLASSES.values()):
+        known = auto._model_mapping.get(type(config), ())
+        if saved & {cls.__name__ for cls in (known if isinstance(known, tuple) else (known,))}:
+            return auto
+    return AutoModel
+
+
 def head_of(task: Task) -> dict[str, Any]:
     """Configuration of the head that a task needs; nothing where the model has it, or knows the classes."""
     if task.kind == "regression":

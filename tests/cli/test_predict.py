@@ -24,6 +24,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
@@ -34,6 +35,8 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
+    T5Config,
+    T5ForSequenceClassification,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessorPil,
@@ -416,6 +419,37 @@ def test_a_run_of_pairs_is_given_pairs(
         return
     with pytest.raises(UserError, match=re.escape(message.replace("RUN", str(tmp_path)))):
         predict(tmp_path, [row], inputs=given)
+
+
+@pytest.mark.parametrize(("family", "trained", "tokens"), [("bert", 16, 4), ("t5", 600, None)])
+def test_a_run_cuts_texts_as_it_was_trained(family: str, trained: int, tokens: int | None, tmp_path: Path) -> None:
+    """Training reads data.max_length tokens, and asks neither the tokenizer nor what models without it read."""
+    bert(tmp_path / "student", id2label=NAMES, initializer_range=1.0)
+    torch.manual_seed(0)
+    if family == "t5":
+        sizes = {
+            "d_model": 8,
+            "d_kv": 8,
+            "d_ff": 8,
+            "num_layers": 1,
+            "num_heads": 1,
+            "eos_token_id": 3,
+            "initializer_factor": 3.0,
+        }
+        t5 = T5Config(vocab_size=len(WORDS), pad_token_id=0, decoder_start_token_id=0, id2label=NAMES, **sizes)
+        T5ForSequenceClassification(t5).save_pretrained(tmp_path / "student")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "student")
+    if tokens is not None:
+        tokenizer.model_max_length = tokens
+        tokenizer.save_pretrained(tmp_path / "student")
+    (tmp_path / "config.yaml").write_text(f"data: {{name: rows.csv, max_length: {trained}}}\n")
+    text = " ".join(f"w{k % 40}" for k in range(2 * trained))
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "student").eval()
+    with torch.no_grad():
+        inputs = tokenizer(text, truncation=True, max_length=trained, return_tensors="pt")
+        expected = model(inputs["input_ids"]).logits.softmax(-1)[0].tolist()
+    (said,) = predict(tmp_path, [text], scores=True)
+    assert list(said["scores"].values()) == pytest.approx(expected, rel=1e-5)
 
 
 def test_python_takes_options_that_fit_alone(models: Path) -> None:

@@ -358,6 +358,23 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | 
         encode(data, task, ViTImageProcessorPil(size={"height": 8, "width": 8}))
 
 
+@pytest.mark.parametrize("other", [(2, 4), (3, 3)])
+@pytest.mark.parametrize("where", ["train", "test"])
+def test_images_of_several_sizes_are_refused(tmp_path: Path, other: tuple[int, int], where: str) -> None:
+    """With as many pixels they were read line after line into the shape of the first, and scrambled."""
+    for part in ("train", "validation", "test"):
+        for label in ("cat", "dog"):
+            (tmp_path / part / label).mkdir(parents=True)
+            shape = other if part == where and label == "dog" else (4, 2)
+            Image.fromarray(np.full(shape, 9, np.uint8)).save(tmp_path / part / label / "0.png")
+    if where == "test":
+        (tmp_path / "test" / "cat" / "0.png").unlink()  # so that those of a split are alike
+    data, task = load_data(str(tmp_path))
+    message = r"makes arrays of several sizes, such as \[3, 4, 2\] and \[3, \d, \d\], and a model is given one; set do"
+    with pytest.raises(ValueError, match=message):
+        encode(data, task, ViTImageProcessorPil(do_resize=False))
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [("moive-sentiment", "did you mean 'movie-sentiment'"), ("none.csv", "none.csv does not exist")],

@@ -68,7 +68,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         BertTokenizerFast(str(folder / name / "vocab.txt")).save_pretrained(folder / name)
 
     def config(**options: Any) -> BertConfig:
-        return BertConfig(vocab_size=len(WORDS), max_position_embeddings=32, **SIZES, **options)
+        return BertConfig(**{"vocab_size": len(WORDS), "max_position_embeddings": 32, **SIZES, **options})
 
     several = {"problem_type": "multi_label_classification"}
     save("classes", BertForSequenceClassification(config(id2label=NAMES)))
@@ -77,6 +77,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save("tags", BertForTokenClassification(config(id2label={0: "O", 1: "B-X"})))
     save("body", BertModel(config()))
     save("masked", BertForMaskedLM(config()))
+    save("few-tokens", BertForSequenceClassification(config(vocab_size=len(WORDS) - 1)))
     save("headless", BertModel(config()))
     shutil.copy(folder / "classes" / "config.json", folder / "headless" / "config.json")
     llama = LlamaConfig(vocab_size=len(WORDS), max_position_embeddings=64, **SIZES)
@@ -373,6 +374,7 @@ REFUSED = [
         "{models}/headless {here}/rows.csv",
         "headless has no weights for classifier.bias of its BertFor",
     ),
+    ("{models}/few-tokens {here}/rows.csv", "few-tokens knows 44 tokens and its tokenizer has 45; make its embeddings"),
     ("{models}/masked {here}/rows.csv", "is a BertForMaskedLM; predict is for classes"),
     ("{models}/images-several {here}/rows.csv --inputs text", "is a ViTForImageClassification for several labels or"),
     ("{models}/images-number {here}/rows.csv --inputs text", "is a ViTForImageClassification for several labels or"),

@@ -17,7 +17,7 @@ from opdf.distill import has_no_head
 from opdf.job.answer import ANSWERS, Asked, name_of
 from opdf.job.config import TeacherConfig
 from opdf.job.errors import UserError
-from opdf.job.models import load_processor, load_saved, places, settle_padding
+from opdf.job.models import check_tokens, load_processor, load_saved, places, settle_padding
 from opdf.job.options import read_config
 from opdf.job.output import CONFIG
 from opdf.job.saved import Saved, find_saved
@@ -133,6 +133,8 @@ def _asked(
     labels = tuple(str(model.config.id2label[k]) for k in sorted(model.config.id2label))
     task = Task(kind, names or _usual(first, kind), None, () if kind in ("regression", "causal-lm") else labels)
     processor = load_processor(TeacherConfig(model=saved.model), task)
+    if not task.is_image:
+        check_tokens(saved.model, model, processor)
     length = 0
     if kind == "causal-lm":
         processor = padding(processor)

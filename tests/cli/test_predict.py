@@ -255,6 +255,9 @@ def test_a_conversation_is_answered_anew(models: Path, tmp_path: Path) -> None:
     first, second = predict(tmp_path, rows, new_tokens=4)
     prompt = tokenizer("u w1 w2 w9", add_special_tokens=False)["input_ids"]
     assert first["prediction"] == second["prediction"] == gone_on(model, tokenizer, prompt, 4)
+    calls = [{"role": "assistant", "content": said, "tool_calls": []} for said in (None, "")]
+    of_nothing, of_blank = predict(tmp_path, [{"messages": [question, call, question]} for call in calls], new_tokens=4)
+    assert of_nothing["prediction"] == of_blank["prediction"]  # None is no text, here as in training
     with pytest.raises(ValueError, match="row 1 is a conversation and the tokenizer has no chat template; give texts"):
         list(predict(models / "decoder", rows))
 

@@ -258,6 +258,8 @@ def test_a_conversation_is_answered_anew(models: Path, tmp_path: Path) -> None:
     calls = [{"role": "assistant", "content": said, "tool_calls": []} for said in (None, "")]
     of_nothing, of_blank = predict(tmp_path, [{"messages": [question, call, question]} for call in calls], new_tokens=4)
     assert of_nothing["prediction"] == of_blank["prediction"]  # None is no text, here as in training
+    with pytest.raises(ValueError, match="row 1 is an answer alone, and what it answers is continued; put that before"):
+        list(predict(tmp_path, [{"messages": [{"role": "assistant", "content": "w3"}]}]))
     with pytest.raises(ValueError, match="row 1 is a conversation and the tokenizer has no chat template; give texts"):
         list(predict(models / "decoder", rows))
 

@@ -169,6 +169,14 @@ def test_a_tool_call_has_its_own_arguments_alone(tmp_path: Path, tokenizer: Any)
         assert ids == tokenizer(said, add_special_tokens=False)["input_ids"]
 
 
+def test_a_conversation_that_begins_with_an_answer(tmp_path: Path, tokenizer: Any) -> None:
+    data, task = training(lines(tmp_path / "talks.jsonl", [{"messages": talk[1:]} for talk in TALKS]))
+    tokenizer.chat_template = TEMPLATE
+    with pytest.raises(ValueError, match="of the train split cannot be read: it begins with an answer, and what"):
+        encode(data, task, tokenizer, answers_only=True)
+    assert len(encode(data, task, tokenizer)[0]["train"])
+
+
 def test_conversations_that_were_written_as_texts_are_refused(tmp_path: Path) -> None:
     """As pandas writes them into a csv file: they were learned with their brackets."""
     rows = [str([{"role": "user", "content": f"one {k}"}]) for k in range(30)]

@@ -92,6 +92,11 @@ def _conversation(messages: Sequence[Mapping[str, Any]], tokenizer: Any, answers
     for k, turn in enumerate(turns if answers_only else []):
         if turn["role"] != "assistant":
             continue
+        if not k:
+            raise ValueError(
+                "it begins with an answer, and what stands before an answer shows where it begins; put a prompt before "
+                "it, or learn whole conversations"
+            )
         before = tokenizer.apply_chat_template(turns[:k], tokenize=False, add_generation_prompt=True)
         after = tokenizer.apply_chat_template(turns[: k + 1], tokenize=False)
         if not (text.startswith(before) and text.startswith(after)):

@@ -171,6 +171,11 @@ def _prompt(row: Row, asked: Asked) -> tuple[list[int], str]:
     tokenizer, value = asked.processor, row.values[asked.task.inputs[0]]
     if isinstance(value, list):
         turns = [without_nulls(turn) for turn in (value[:-1] if value[-1]["role"] == "assistant" else value)]
+        if not turns:
+            raise ValueError(
+                f"{row.where} is an answer alone, and what it answers is continued; put that before it, or ask for no "
+                "new_tokens"
+            )
         text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         ids, blank = _before_more(text, tokenizer, add_special_tokens=False)
     else:

@@ -179,6 +179,8 @@ INPUTS = {
 def _inputs(data: Dataset, kind: str, label: str | tuple[str, ...] | None) -> tuple[str, ...]:
     """The columns that look like the inputs of a task, if there are any."""
     texts = [c for c, feature in data.features.items() if c not in _each(label) and dtype(feature) == TEXT]
+    if label is None:  # the teacher is learned from alone; what the data themselves say is no text to be read
+        texts = [column for column in texts if column not in LABELS] or texts
     if kind == "image-classification":
         return tuple(column for column, feature in data.features.items() if isinstance(feature, Image))[:1]
     if kind == "token-classification":

@@ -345,6 +345,15 @@ def test_bad_data(tmp_path: Path, columns: Any, options: Any, error: type[Except
         load_data(write(tmp_path, "csv", **columns), **options)
 
 
+def test_a_class_that_is_not_named_is_looked_for_in_its_split(tmp_path: Path) -> None:
+    """The file of the training rows alone was named, which did not have it."""
+    (tmp_path / "test").mkdir()
+    rows = {"text": [f"text {k}" for k in range(30)], "label": ["no", "yes"] * 15}
+    name, test = write(tmp_path, "csv", **rows), write(tmp_path / "test", "csv", text=["a", "b"], label=["yes", "oui"])
+    with pytest.raises(ValueError, match=r"also holds oui \(1 times, in test\); name all classes"):
+        load_data(name, test=test, labels=["no", "yes"])
+
+
 @pytest.mark.parametrize("content", [b"no image", None])
 def test_an_image_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | None) -> None:
     for label in ("cat", "dog"):

@@ -24,6 +24,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
@@ -34,6 +35,8 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
+    T5Config,
+    T5ForSequenceClassification,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessorPil,
@@ -65,7 +68,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         BertTokenizerFast(str(folder / name / "vocab.txt")).save_pretrained(folder / name)
 
     def config(**options: Any) -> BertConfig:
-        return BertConfig(vocab_size=len(WORDS), max_position_embeddings=32, **SIZES, **options)
+        return BertConfig(**{"vocab_size": len(WORDS), "max_position_embeddings": 32, **SIZES, **options})
 
     several = {"problem_type": "multi_label_classification"}
     save("classes", BertForSequenceClassification(config(id2label=NAMES)))
@@ -74,6 +77,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save("tags", BertForTokenClassification(config(id2label={0: "O", 1: "B-X"})))
     save("body", BertModel(config()))
     save("masked", BertForMaskedLM(config()))
+    save("few-tokens", BertForSequenceClassification(config(vocab_size=len(WORDS) - 1)))
     save("headless", BertModel(config()))
     shutil.copy(folder / "classes" / "config.json", folder / "headless" / "config.json")
     llama = LlamaConfig(vocab_size=len(WORDS), max_position_embeddings=64, **SIZES)
@@ -266,6 +270,11 @@ def test_a_conversation_is_answered_anew(models: Path, tmp_path: Path) -> None:
     first, second = predict(tmp_path, rows, new_tokens=4)
     prompt = tokenizer("u w1 w2 w9", add_special_tokens=False)["input_ids"]
     assert first["prediction"] == second["prediction"] == gone_on(model, tokenizer, prompt, 4)
+    calls = [{"role": "assistant", "content": said, "tool_calls": []} for said in (None, "")]
+    of_nothing, of_blank = predict(tmp_path, [{"messages": [question, call, question]} for call in calls], new_tokens=4)
+    assert of_nothing["prediction"] == of_blank["prediction"]  # None is no text, here as in training
+    with pytest.raises(ValueError, match="row 1 is an answer alone, and what it answers is continued; put that before"):
+        list(predict(tmp_path, [{"messages": [{"role": "assistant", "content": "w3"}]}]))
     with pytest.raises(ValueError, match="row 1 is a conversation and the tokenizer has no chat template; give texts"):
         list(predict(models / "decoder", rows))
 
@@ -383,6 +392,7 @@ REFUSED = [
     ("{models}/number {here}/rows.csv --scores", "scores is true and {models}/number is for regression"),
     ("{models}/decoder {here}/rows.csv --new_tokens 64", "has places for 64 tokens"),
     ("{models}/headless {here}/rows.csv", "headless has no weights for classifier.bias of its BertFor"),
+    ("{models}/few-tokens {here}/rows.csv", "few-tokens knows 44 tokens and its tokenizer has 45; make its embeddings"),
     ("{models}/masked {here}/rows.csv", "is a BertForMaskedLM; predict is for classes"),
     ("{models}/images-several {here}/rows.csv --inputs text", "is a ViTForImageClassification for several labels or"),
     ("{models}/images-number {here}/rows.csv --inputs text", "is a ViTForImageClassification for several labels or"),
@@ -430,6 +440,37 @@ def test_a_run_of_pairs_is_given_pairs(
         return
     with pytest.raises(UserError, match=re.escape(message.replace("RUN", str(tmp_path)))):
         predict(tmp_path, [row], inputs=given)
+
+
+@pytest.mark.parametrize(("family", "trained", "tokens"), [("bert", 16, 4), ("t5", 600, None)])
+def test_a_run_cuts_texts_as_it_was_trained(family: str, trained: int, tokens: int | None, tmp_path: Path) -> None:
+    """Training reads data.max_length tokens, and asks neither the tokenizer nor what models without it read."""
+    bert(tmp_path / "student", id2label=NAMES, initializer_range=1.0)
+    torch.manual_seed(0)
+    if family == "t5":
+        sizes = {
+            "d_model": 8,
+            "d_kv": 8,
+            "d_ff": 8,
+            "num_layers": 1,
+            "num_heads": 1,
+            "eos_token_id": 3,
+            "initializer_factor": 3.0,
+        }
+        t5 = T5Config(vocab_size=len(WORDS), pad_token_id=0, decoder_start_token_id=0, id2label=NAMES, **sizes)
+        T5ForSequenceClassification(t5).save_pretrained(tmp_path / "student")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "student")
+    if tokens is not None:
+        tokenizer.model_max_length = tokens
+        tokenizer.save_pretrained(tmp_path / "student")
+    (tmp_path / "config.yaml").write_text(f"data: {{name: rows.csv, max_length: {trained}}}\n")
+    text = " ".join(f"w{k % 40}" for k in range(2 * trained))
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "student").eval()
+    with torch.no_grad():
+        inputs = tokenizer(text, truncation=True, max_length=trained, return_tensors="pt")
+        expected = model(inputs["input_ids"]).logits.softmax(-1)[0].tolist()
+    (said,) = predict(tmp_path, [text], scores=True)
+    assert list(said["scores"].values()) == pytest.approx(expected, rel=1e-5)
 
 
 def test_python_takes_options_that_fit_alone(models: Path) -> None:

@@ -345,6 +345,15 @@ def test_bad_data(tmp_path: Path, columns: Any, options: Any, error: type[Except
         load_data(write(tmp_path, "csv", **columns), **options)
 
 
+def test_a_class_that_is_not_named_is_looked_for_in_its_split(tmp_path: Path) -> None:
+    """The file of the training rows alone was named, which did not have it."""
+    (tmp_path / "test").mkdir()
+    rows = {"text": [f"text {k}" for k in range(30)], "label": ["no", "yes"] * 15}
+    name, test = write(tmp_path, "csv", **rows), write(tmp_path / "test", "csv", text=["a", "b"], label=["yes", "oui"])
+    with pytest.raises(ValueError, match=r"also holds oui \(1 times, in test\); name all classes"):
+        load_data(name, test=test, labels=["no", "yes"])
+
+
 @pytest.mark.parametrize("content", [b"no image", None])
 def test_an_image_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | None) -> None:
     for label in ("cat", "dog"):
@@ -356,6 +365,23 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | 
     data, task = load_data(str(tmp_path))
     with pytest.raises(ValueError, match=rf"{bad} of the \w+ split cannot be read: "):
         encode(data, task, ViTImageProcessorPil(size={"height": 8, "width": 8}))
+
+
+@pytest.mark.parametrize("other", [(2, 4), (3, 3)])
+@pytest.mark.parametrize("where", ["train", "test"])
+def test_images_of_several_sizes_are_refused(tmp_path: Path, other: tuple[int, int], where: str) -> None:
+    """With as many pixels they were read line after line into the shape of the first, and scrambled."""
+    for part in ("train", "validation", "test"):
+        for label in ("cat", "dog"):
+            (tmp_path / part / label).mkdir(parents=True)
+            shape = other if part == where and label == "dog" else (4, 2)
+            Image.fromarray(np.full(shape, 9, np.uint8)).save(tmp_path / part / label / "0.png")
+    if where == "test":
+        (tmp_path / "test" / "cat" / "0.png").unlink()  # so that those of a split are alike
+    data, task = load_data(str(tmp_path))
+    message = r"makes arrays of several sizes, such as \[3, 4, 2\] and \[3, \d, \d\], and a model is given one; set do"
+    with pytest.raises(ValueError, match=message):
+        encode(data, task, ViTImageProcessorPil(do_resize=False))
 
 
 @pytest.mark.parametrize(

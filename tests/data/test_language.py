@@ -149,6 +149,34 @@ def test_conversations(tmp_path: Path, tokenizer: Any) -> None:
     assert sum(map(len, together["train"]["labels"])) == sum(map(len, answers["train"]["labels"]))
 
 
+def test_a_tool_call_has_its_own_arguments_alone(tmp_path: Path, tokenizer: Any) -> None:
+    """A table gives all calls the arguments of all others: their names were learned, with null."""
+    given: list[dict[str, Any]] = [{"city": "paris"}, {"sum": 5, "unit": "euro"}, {}]
+    talks = [
+        [
+            {"role": "user", "content": f"number {k}"},
+            {"role": "assistant", "content": None, "tool_calls": [{"name": "f", "arguments": given[k % 3]}]},
+        ]
+        for k in range(30)
+    ]
+    data, task = training(lines(tmp_path / "talks.jsonl", [{"messages": talk} for talk in talks]))
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content or m.tool_calls | tojson }} {% endfor %}"
+    encoded, _ = encode(data, task, tokenizer, pack=False)
+    asked = [talk[0]["content"] for talk in data["train"]["messages"]]
+    for ids, question in zip(encoded["train"]["input_ids"], asked, strict=True):
+        talk = next(talk for talk in talks if talk[0]["content"] == question)
+        said = tokenizer.apply_chat_template(talk, tokenize=False)
+        assert ids == tokenizer(said, add_special_tokens=False)["input_ids"]
+
+
+def test_a_conversation_that_begins_with_an_answer(tmp_path: Path, tokenizer: Any) -> None:
+    data, task = training(lines(tmp_path / "talks.jsonl", [{"messages": talk[1:]} for talk in TALKS]))
+    tokenizer.chat_template = TEMPLATE
+    with pytest.raises(ValueError, match="of the train split cannot be read: it begins with an answer, and what"):
+        encode(data, task, tokenizer, answers_only=True)
+    assert len(encode(data, task, tokenizer)[0]["train"])
+
+
 def test_conversations_that_were_written_as_texts_are_refused(tmp_path: Path) -> None:
     """As pandas writes them into a csv file: they were learned with their brackets."""
     rows = [str([{"role": "user", "content": f"one {k}"}]) for k in range(30)]

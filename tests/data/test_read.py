@@ -376,6 +376,17 @@ def test_images_that_a_table_describes(tmp_path: Path) -> None:
         load_data(str(folder))
 
 
+def test_names_of_images_are_no_texts(tmp_path: Path) -> None:
+    """A model of texts learned the letters of the names."""
+    names = {"image": [f"photos/{k}.PNG" for k in range(30)], "label": [k % 2 for k in range(30)]}
+    Dataset.from_dict(names).to_csv(str(tmp_path / "data.csv"))
+    with pytest.raises(
+        ValueError, match=r"'image' of .* holds names of images, such as 'photos/0.PNG'; name the folde"
+    ):
+        load_data(str(tmp_path / "data.csv"))
+    assert load_data(str(tmp_path / "data.csv"), task="classification")[1].inputs == ("image",)
+
+
 def test_files_that_are_no_images_are_left_out_with_a_warning(tmp_path: Path) -> None:
     folder = images(tmp_path / "images", "a", "b", count=2)
     for name in ("5.heic", "6.HEIC", "list", ".hidden"):

@@ -335,6 +335,22 @@ def test_a_similarity_is_not_offered_to_go_without_labels(tmp_path: Path) -> Non
         load_data(name, task="similarity", label=None)
 
 
+def test_a_similarity_is_of_two_texts(tmp_path: Path) -> None:
+    """Of one it was trained, and could not be scored."""
+    name = str(tmp_path / "texts.csv")
+    Dataset.from_dict({"left": TEXTS, "score": list(range(60))}).to_csv(name)
+    with pytest.raises(ValueError, match=r"inputs is \['left'\]; name two text columns of .*, which has left, score"):
+        load_data(name, task="similarity", label="score")
+
+
+def test_labels_that_are_left_out_are_no_second_text(tmp_path: Path) -> None:
+    name = str(tmp_path / "texts.csv")
+    Dataset.from_dict({"text": TEXTS, "label": ["yes", "no"] * 30}).to_csv(name)
+    assert load_data(name, task="classification", label=None)[1].inputs == ("text",)
+    with_them = load_data(name, task="classification", label=None, inputs=["text", "label"])
+    assert with_them[1].inputs == ("text", "label")
+
+
 def test_texts_without_labels(tmp_path: Path, tokenizer: Any) -> None:
     (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
     with pytest.raises(ValueError, match=r"the one column 'text' and so no labels; set task to causal-lm"):

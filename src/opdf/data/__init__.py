@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from opdf.data.classes import class_weights, plain_name as plain_name
     from opdf.data.embedded import names as embedded_names
     from opdf.data.encode import TextCollator as TextCollator, count_tokens, encode, encode_rows, longest_text
-    from opdf.data.language import encode_language, padding, right_padded
+    from opdf.data.language import encode_language, padding, right_padded, without_nulls as without_nulls
     from opdf.data.load import load_data, located
     from opdf.data.metrics import IGNORED as IGNORED, LOWER_IS_BETTER, token_agreement
     from opdf.data.packages import minilm

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, Image
 
 from opdf.data.columns import INPUTS, MESSAGES, NUMBERS, Asked, sources
-from opdf.data.read import rows_of
+from opdf.data.read import PICTURES, rows_of
 from opdf.data.task import Task
 from opdf.data.values import TEXT, described, dtype, items_of, values
 
@@ -50,6 +50,12 @@ def check_columns(part: str, rows: Dataset, task: Task, asked: Asked, file: Path
             raise ValueError(
                 f"column {column!r} of {name} holds lists that were written as texts, such as {texts[0][:60]!r}; write "
                 "lists into a jsonl or parquet file"
+            )
+        if texts and asked.task is None and all(Path(text).suffix.lower() in PICTURES for text in texts):
+            raise ValueError(
+                f"column {column!r} of {name} holds names of images, such as {texts[0][:60]!r}; name the folder of the "
+                "images, with the table in it as metadata.csv and the names in its column file_name, or set "
+                f"{asked.option('task')} to {task.kind} to learn the names as texts"
             )
     if task.label is not None and dtype(rows.features.get(task.label)) != "null":  # else all are missing, see below
         CHECKS[task.kind](rows, task, asked, name, file)

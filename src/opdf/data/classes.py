@@ -49,7 +49,9 @@ def with_classes(data: DatasetDict, task: Task, asked: Asked) -> tuple[DatasetDi
     found = {part: _found(rows, task, asked) for part, rows in data.items()}
     counts = Counter(value for rows in found.values() for row in rows for value in row)
     known = _known(data["train"], task, asked)
-    numbers, names = ({name: k for k, name in enumerate(known)}, known) if known else _numbered(counts, task, asked)
+    numbers, names = (
+        ({name: k for k, name in enumerate(known)}, known) if known else _numbered(counts, found, task, asked)
+    )
     _check(counts, numbers, names, task, asked, given=bool(known or asked.labels))
     task = replace(
         task, notes=(*task.notes, *_odd(names), *_joined(names, task, asked), *_by_number(numbers, names, task, asked))
@@ -151,7 +153,9 @@ def _known(rows: Dataset, task: Task, asked: Asked) -> tuple[str, ...]:
     return tuple(_class_names(rows.features[task.label]) or ())
 
 
-def _numbered(counts: Counter[Any], task: Task, asked: Asked) -> tuple[dict[Any, int], tuple[str, ...]]:
+def _numbered(
+    counts: Counter[Any], found: Mapping[str, list[list[Any]]], task: Task, asked: Asked
+) -> tuple[dict[Any, int], tuple[str, ...]]:
     """The class number of every value, and the names of the classes."""
     order = _rising(counts)
     labels = asked.labels
@@ -167,11 +171,17 @@ def _numbered(counts: Counter[Any], task: Task, asked: Asked) -> tuple[dict[Any,
             return {value: number for number, value in enumerate(order)}, labels
         if order[0] >= 0 and order[-1] < len(labels):
             return {value: value for value in order}, labels
-    others = [f"{value} ({counts[value]} times)" for value in order if str(value) not in labels]
+    others = [f"{value} ({counts[value]} times{_where(value, found)})" for value in order if str(value) not in labels]
     raise ValueError(
         f"{asked.option('labels')} is {', '.join(labels)}, and {task.label!r} of {asked.name} also holds "
         f"{', '.join(others[:5])}{' and others' if len(others) > 5 else ''}; name all classes, or remove those rows"
     )
+
+
+def _where(value: Any, found: Mapping[str, list[list[Any]]]) -> str:
+    """The splits that have a class, where there are several: each may be a file of its own."""
+    parts = [part for part, rows in found.items() if any(value in row for row in rows)]
+    return f", in {' and '.join(parts)}" if len(found) > 1 else ""
 
 
 def _rising(values: Iterable[Any]) -> list[Any]:

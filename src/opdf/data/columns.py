@@ -65,8 +65,9 @@ def infer(data: Dataset, asked: Asked) -> Task:
             f"{asked.name} has no images in its columns {', '.join(columns)}; name a folder of images, one subfolder a "
             "class, or with a table metadata.csv whose column file_name has their paths"
         )
+    least = 2 if kind == "similarity" else 1
     most = 1 if kind in ("image-classification", "token-classification") else 2
-    if not 1 <= len(inputs) <= most:
+    if not least <= len(inputs) <= most:
         raise ValueError(
             f"{asked.option('inputs')} is {list(inputs)}; name {INPUTS[kind]} of {asked.name}, which has "
             f"{', '.join(columns)}"
@@ -153,13 +154,16 @@ INPUTS = {
     "image-classification": "an image column",
     "token-classification": "a column of words",
     "causal-lm": "one text column, two of prompts and answers, or one of messages, each with texts as role and content",
-    **dict.fromkeys(("classification", "multi-label", "regression", "similarity"), "one or two text columns"),
+    "similarity": "two text columns",
+    **dict.fromkeys(("classification", "multi-label", "regression"), "one or two text columns"),
 }
 
 
 def _inputs(data: Dataset, kind: str, label: str | tuple[str, ...] | None) -> tuple[str, ...]:
     """The columns that look like the inputs of a task, if there are any."""
     texts = [c for c, feature in data.features.items() if c not in _each(label) and dtype(feature) == TEXT]
+    if label is None:  # the teacher is learned from alone; what the data themselves say is no text to be read
+        texts = [column for column in texts if column not in LABELS] or texts
     if kind == "image-classification":
         return tuple(column for column, feature in data.features.items() if isinstance(feature, Image))[:1]
     if kind == "token-classification":

@@ -24,6 +24,9 @@ from opdf.data.values import values
 
 Collator = Callable[[list[Any]], dict[str, Any]]
 
+BATCH = 256
+"""Rows that are encoded together."""
+
 CODE = b"".join(Path(__file__).with_name(f"{name}.py").read_bytes() for name in ("encode", "language", "augment"))
 ENCODED_BY = f"{hashlib.sha256(CODE).hexdigest()[:8]} {transformers.__version__}"
 """The version of what encodes rows. datasets keeps encoded rows, and would not see that another one makes others."""
@@ -61,7 +64,7 @@ def encode(
     try:
         # A function of a module: datasets would take a lambda apart at every call to see whether its code has changed.
         encoded = data.select_columns(list(names)).rename_columns(names).map(
-            _renamed, fn_kwargs={"by": ENCODED_BY, "names": names} | given, batched=True, batch_size=256,
+            _renamed, fn_kwargs={"by": ENCODED_BY, "names": names} | given, batched=True, batch_size=BATCH,
             remove_columns=list(names.values()), desc="encoding",
         )  # fmt: skip
     except Exception as error:
@@ -90,7 +93,21 @@ def _renamed(rows: Mapping[str, Any], *, by: str, names: Mapping[str, str], **gi
 def _as_arrays(encoded: DatasetDict) -> DatasetDict:
     """The pixels as arrays of one shape. A batch of nested lists takes seven times as long to read."""
     shape = np.shape(encoded["train"][0]["pixel_values"])
+    for rows in encoded.values():
+        _check_sizes(rows, shape)
     return encoded.cast_column("pixel_values", Array3D(shape, "float32"))
+
+
+def _check_sizes(rows: Dataset, shape: tuple[int, ...]) -> None:
+    """Refuse pixels of another shape: as many of them would be put into this one, line after line."""
+    stored = rows.select_columns("pixel_values").with_format("arrow")
+    for start in range(0, len(rows), BATCH):
+        inner = stored[start : start + BATCH]["pixel_values"]
+        for size in shape:
+            if pc.any(pc.not_equal(pc.list_value_length(inner), size)).as_py():
+                shapes = (np.shape(rows[k]["pixel_values"]) for k in range(start, len(rows)))
+                raise ValueError(_several_sizes(shape, next(other for other in shapes if other != shape)))
+            inner = pc.list_flatten(inner)
 
 
 def _check_options(
@@ -216,13 +233,30 @@ def encode_rows(
         return dict(processor(texts, **cut))
     if task.is_image:
         images = [as_rgb(image) for image in rows[task.inputs[0]]]
-        encoded = {"pixel_values": processor(images, return_tensors="np")["pixel_values"]}
+        encoded = {"pixel_values": _pixels(images, processor)}
     else:
         encoded = dict(processor(*(rows[c] for c in task.inputs), **cut))
     if task.label is None:
         return encoded
     target = torch.long if task.has_classes else torch.float
     return encoded | {"labels": torch.tensor(rows[task.label], dtype=target).tolist()}
+
+
+def _pixels(images: list[Any], processor: Any) -> Any:
+    try:
+        return processor(images, return_tensors="np")["pixel_values"]
+    except ValueError as error:
+        shapes = list(dict.fromkeys(np.shape(one) for one in processor(images)["pixel_values"]))
+        if len(shapes) < 2:
+            raise
+        raise ValueError(_several_sizes(*shapes[:2])) from error
+
+
+def _several_sizes(one: tuple[int, ...], other: tuple[int, ...]) -> str:
+    return (
+        f"the image processor makes arrays of several sizes, such as {list(one)} and {list(other)}, and a model is "
+        "given one; set do_resize to true, and size to a height and a width, in its preprocessor_config.json"
+    )
 
 
 def _encode_tags(rows: Mapping[str, Any], task: Task, processor: Any, max_length: int | None) -> dict[str, Any]:

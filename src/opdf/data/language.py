@@ -56,6 +56,13 @@ def is_conversation(value: Any) -> bool:
     return not isinstance(value, str)
 
 
+def without_nulls(value: Any) -> Any:
+    """A message without what is null in it: a table gives each message, and each tool call, the keys of all others."""
+    if isinstance(value, Mapping):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    return [without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
 def _end(ids: list[int], places: list[Span], length: int, tokenizer: Any) -> None:
     """Add the end of text to tokens that do not end with one; its place is the end of the text."""
     ends = (tokenizer.eos_token_id, tokenizer.sep_token_id, tokenizer.cls_token_id)  # an unknown word is special too
@@ -79,12 +86,17 @@ def _inside(place: Span, answers: Sequence[Span], text: str) -> bool:
 
 def _conversation(messages: Sequence[Mapping[str, Any]], tokenizer: Any, answers_only: bool) -> tuple[str, list[Span]]:
     """A conversation by the tokenizer's template, and where the answers are in it: what follows each prompt for one."""
-    turns = [{key: value for key, value in message.items() if value is not None} for message in messages]
+    turns = [without_nulls(message) for message in messages]
     text: str = tokenizer.apply_chat_template(turns, tokenize=False)
     answers = []
     for k, turn in enumerate(turns if answers_only else []):
         if turn["role"] != "assistant":
             continue
+        if not k:
+            raise ValueError(
+                "it begins with an answer, and what stands before an answer shows where it begins; put a prompt before "
+                "it, or learn whole conversations"
+            )
         before = tokenizer.apply_chat_template(turns[:k], tokenize=False, add_generation_prompt=True)
         after = tokenizer.apply_chat_template(turns[: k + 1], tokenize=False)
         if not (text.startswith(before) and text.startswith(after)):

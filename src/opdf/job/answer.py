@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from opdf.data import Row, Task, TextCollator, as_rgb, encode_language, encode_rows
+from opdf.data import Row, Task, TextCollator, as_rgb, encode_language, encode_rows, without_nulls
 from opdf.distill import mean_pooled
 from opdf.job.models import places, reading_images
 from opdf.job.processes import tell
@@ -188,7 +188,12 @@ def _prompt(row: Row, asked: Asked) -> tuple[list[int], str]:
     """The tokens to continue, and blanks behind them that belong to the next one."""
     tokenizer, value = asked.processor, row.values[asked.task.inputs[0]]
     if isinstance(value, list):
-        turns = value[:-1] if value[-1]["role"] == "assistant" else value
+        turns = [without_nulls(turn) for turn in (value[:-1] if value[-1]["role"] == "assistant" else value)]
+        if not turns:
+            raise ValueError(
+                f"{row.where} is an answer alone, and what it answers is continued; put that before it, or ask for no "
+                "new_tokens"
+            )
         text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         ids, blank = _before_more(text, tokenizer, add_special_tokens=False)
     else:

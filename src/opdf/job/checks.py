@@ -24,7 +24,7 @@ from opdf.job.arguments import optimizer_name
 from opdf.job.config import TeacherConfig
 from opdf.job.errors import UserError
 from opdf.job.job import Job
-from opdf.job.models import places, reading_images
+from opdf.job.models import check_tokens, places, reading_images
 from opdf.job.options import suggest
 from opdf.job.processors import load_processor, load_tokenizer
 from opdf.job.student import Start, build_student, plan_start
@@ -227,12 +227,8 @@ def check_inputs(who: str, model: Any, prepared: Prepared) -> None:
         with reading_images(who, shape), suppress(RuntimeError), torch.no_grad(), torch.device("meta"):
             like(model)(pixel_values=torch.empty(1, *shape))
         return
-    tokens, positions = getattr(model.config, "vocab_size", None), places(model)
-    if tokens is not None and len(prepared.processor) > tokens:
-        raise UserError(
-            f"{who} knows {tokens} tokens and the teacher's tokenizer has {len(prepared.processor)}; both read the "
-            "same tokens, so give a student of the teacher's vocabulary"
-        )
+    check_tokens(who, model, prepared.processor)
+    positions = places(model)
     longest = max(longest_text(rows) for rows in prepared.data.values())
     if positions is not None and longest > positions:
         raise UserError(f"{who} reads {positions} tokens and the longest text has {longest}; lower data.max_length")

@@ -132,6 +132,26 @@ def places(model: Any) -> int | None:
     return None if most == -1 else most  # XLNet's word for no end
 
 
+def check_tokens(who: str, model: Any, tokenizer: Any) -> None:
+    """Refuse a model that knows fewer tokens than its tokenizer makes, such as one that was given more.
+
+    Raises:
+        UserError: it does; a student reads those of its teacher.
+    """
+    tokens = getattr(model.config, "vocab_size", None)
+    if tokens is None or len(tokenizer) <= tokens:
+        return
+    if who == "the student":
+        raise UserError(
+            f"{who} knows {tokens} tokens and the teacher's tokenizer has {len(tokenizer)}; both read the same tokens, "
+            "so give a student of the teacher's vocabulary"
+        )
+    raise UserError(
+        f"{who} knows {tokens} tokens and its tokenizer has {len(tokenizer)}; make its embeddings as many "
+        "(resize_token_embeddings) and save it again"
+    )
+
+
 def check_reads(name: str, cls: Any, config: Any) -> None:
     """Refuse a model of other inputs than texts alone or images alone.
 

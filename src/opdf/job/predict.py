@@ -18,7 +18,7 @@ from opdf.job.answer import ANSWERS, Asked, name_of
 from opdf.job.config import TeacherConfig
 from opdf.job.errors import UserError
 from opdf.job.heads import HEADS, SEQUENCES
-from opdf.job.models import load_saved, places
+from opdf.job.models import check_tokens, load_saved, places
 from opdf.job.options import read_config
 from opdf.job.output import CONFIG
 from opdf.job.processors import load_processor, settle_padding
@@ -130,6 +130,8 @@ def _asked(
     labels = () if kind in ("regression", "causal-lm") else tuple(label_names(model.config))
     task = Task(kind, names or _usual(first, kind), None, labels)
     processor = load_processor(TeacherConfig(model=saved.model), task)
+    if not task.is_image:
+        check_tokens(saved.model, model, processor)
     length = 0
     if kind == "causal-lm":
         processor = padding(processor)
@@ -214,12 +216,17 @@ def _usual(first: Row, kind: str) -> tuple[str, ...]:
 
 
 def _length(saved: Saved, model: Any, processor: Any, given: int | None) -> int:
-    """Tokens of a text at most."""
-    most = min(processor.model_max_length, places(model) or MOST_TOKENS)
+    """Tokens of a text at most; of a run as many as in its training, whatever its tokenizer says of lengths."""
+    room = places(model)
+    most = min(processor.model_max_length, room or MOST_TOKENS)
+    usual = most
+    if saved.run is not None:
+        trained = read_config(str(saved.run / CONFIG)).data.max_length
+        usual = min(trained, room or trained)
+    most = max(most, usual)
     if given is not None and not 0 < given <= most:
         raise UserError(f"max_length is {given}; {saved.model} reads 1 to {most} tokens")
-    usual = read_config(str(saved.run / CONFIG)).data.max_length if saved.run is not None else MOST_TOKENS
-    return int(given or min(most, usual))
+    return int(given or usual)
 
 
 def _read(row: Row, task: Task) -> Row:

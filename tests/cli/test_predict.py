@@ -152,7 +152,7 @@ def test_a_column_may_have_the_name_that_another_tasks_answers_have(models: Path
 
 
 def test_a_word_has_the_tag_of_its_first_token(models: Path) -> None:
-    rows = [{"tokens": ["w1", "w2,w3", "w4"]}, {"tokens": ["w5"] * 40}, {"tokens": "w1 w2"}]
+    rows = [{"tokens": ["w1", "w2,w3", "w4"]}, {"tokens": ["w5"] * 40}, {"tokens": "w1\u00a0w2\r\nw3 "}]
     found = list(predict(models / "tags", rows))
     model = BertForTokenClassification.from_pretrained(models / "tags").eval()
     ids = torch.tensor([[WORDS.index(w) for w in ("[CLS]", "w1", "w2", "[UNK]", "w3", "w4", "[SEP]")]])

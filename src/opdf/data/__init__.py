@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from opdf.data.packages import minilm
     from opdf.data.prepared import Prepared
     from opdf.data.pretrained import damaged_file, loading
-    from opdf.data.read import METADATA as METADATA, PICTURES as PICTURES, below as below
+    from opdf.data.read import METADATA as METADATA, PICTURES as PICTURES, below as below, words_of as words_of
     from opdf.data.rows import ROW_FORMATS, Row, parse_rows, read_rows
     from opdf.data.summary import DataSummary, describe
     from opdf.data.task import Task

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, Image
 
-from opdf.files import replacing
+from opdf.files import digest_of, replacing
 
 PICTURES = {end for end, kind in PIL.Image.registered_extensions().items() if kind in PIL.Image.OPEN}
 SPLITS = {
@@ -57,7 +57,7 @@ INDEX = re.compile("__index_level_[0-9]+__")
 HALF = re.compile("[\ud800-\udfff]")
 """Of a sign that UTF-16 writes as two."""
 
-CELLS = re.compile(r"[ \t]+")
+CELLS = re.compile(r"(?:[ \t\n]|\r\n)+")
 
 SEPARATED = "; commas separate the cells of a csv file and tabs those of a tsv file, and quotes hold cells together"
 
@@ -88,10 +88,8 @@ def read_file(path: Path) -> Dataset:
     """
     reader = READERS[path.suffix.lower()]
     try:
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        rows = _kept(f"{content}{path.suffix.lower()}", lambda: Dataset(_plain(reader(path))))
-    except (ValueError, TypeError, OverflowError, RecursionError, pa.ArrowException, pd.errors.ParserWarning) as error:
+        rows = _kept(f"{digest_of(path)}{path.suffix.lower()}", lambda: Dataset(_plain(reader(path))))
+    except (ValueError, TypeError, OverflowError, RecursionError, pa.ArrowException) as error:
         raise ValueError(f"{path} cannot be read as {path.suffix[1:]}: {_reason(error)}") from error
     if not len(rows):
         raise ValueError(f"{path} has no rows")
@@ -505,13 +503,19 @@ def _parquet(path: Path) -> pa.Table:
     return table.drop_columns([name for name in table.column_names if INDEX.fullmatch(name)])
 
 
+def words_of(text: str) -> list[str]:
+    """The words of a text, with blanks between them."""
+    inner = text.strip(BLANK)
+    return CELLS.split(inner) if inner else []
+
+
 def _conll(path: Path) -> pa.Table:
     sentences: list[list[tuple[str, str]]] = [[]]
     columns = 0  # of the sentence's first line
     with path.open("rb") as file:
         for number, line in enumerate(lines_of(file), 1):
-            cells = CELLS.split(line.strip(BLANK))
-            if cells == [""]:
+            cells = words_of(line)
+            if not cells:
                 sentences.append([])
                 columns = 0
             elif len(cells) == 1:
@@ -544,7 +548,7 @@ READERS: dict[str, Callable[[Path], pa.Table]] = {
 }  # fmt: skip
 
 
-def _reason(error: Exception | Warning) -> str:
+def _reason(error: Exception) -> str:
     """The first line of what is wrong."""
     if isinstance(error, UnicodeDecodeError):
         return f"byte {error.start} is no UTF-8; save the file as UTF-8"
@@ -555,7 +559,7 @@ def _reason(error: Exception | Warning) -> str:
     return _first_line(error)
 
 
-def _first_line(error: Exception | Warning) -> str:
+def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].removeprefix("Error tokenizing data. C error: ")
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from opdf.data import Row, Task, TextCollator, as_rgb, encode_language, encode_rows, without_nulls
+from opdf.data import Row, Task, TextCollator, as_rgb, encode_language, encode_rows, without_nulls, words_of
 from opdf.distill import mean_pooled
 from opdf.job.models import places, reading_images
 from opdf.job.processes import tell
@@ -133,7 +133,7 @@ def _numbers(rows: Sequence[Row], asked: Asked) -> list[dict[str, Any]]:
 def _tags(rows: Sequence[Row], asked: Asked) -> list[dict[str, Any]]:
     """The prediction for a word is that for its first token."""
     column = asked.task.inputs[0]
-    words = [value if isinstance(value := row.values[column], list) else value.split() for row in rows]
+    words = [value if isinstance(value := row.values[column], list) else words_of(value) for row in rows]
     encoded = asked.processor(
         [some or [""] for some in words], is_split_into_words=True, truncation=True, max_length=asked.max_length
     )

@@ -14,6 +14,7 @@ from hypothesis import given, strategies as st
 from PIL import Image
 
 from opdf.data import ROW_FORMATS, parse_rows, read_rows
+from opdf.data.read import read_file
 
 ROWS = [{"id": "007", "text": "two\nlines"}, {"id": "8", "text": 'a "quote", and é'}, {"id": "9", "text": ""}]
 
@@ -45,6 +46,22 @@ def test_rows_say_where_they_are(tmp_path: Path) -> None:
     assert [row.where for row in read_rows(tmp_path / "a.csv")] == [f"row {k} of {tmp_path / 'a.csv'}" for k in (2, 4)]
     assert [row.where for row in read_rows(tmp_path / "a.jsonl")][1] == f"line 3 of {tmp_path / 'a.jsonl'}"
     assert [row.values[None] for row in read_rows(tmp_path / "a.txt")] == ["a", "", "b"]  # an answer for every line
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", 'text\n""\na\n  \n" "\n\n'),
+        ("a.csv", 'text,label\r\n"two\r\nlines",x\r\n\r\n  \r\nb,"y, ""z"""\r\n'),
+        ("a.csv", ",text\n0,NA\n1,a\u2028b\x0c\n"),
+        ("a.tsv", 'text\tlabel\n\t\n"a\tx\n"b\ty\n'),
+    ],
+)
+def test_training_and_predict_read_the_same_rows(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content, newline="")
+    trained = read_file(tmp_path / name).to_list()
+    asked = [row.values for row in read_rows(tmp_path / name)]
+    assert [{key: "" if value is None else str(value) for key, value in row.items()} for row in trained] == asked
 
 
 def test_a_carriage_return_in_a_cell_is_named(tmp_path: Path) -> None:

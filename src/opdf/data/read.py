@@ -371,8 +371,9 @@ def records(lines: Iterable[str], form: Mapping[str, Any]) -> Iterator[tuple[int
             return
         if len(taken) > 1:
             _check_quotes(taken, reader.line_num, how)
+        blank = len(cells) < 2 and not "".join(taken).strip(BLANK)  # "" in a column by itself is an empty text
         taken.clear()
-        if len(cells) < 2 and not "".join(cells).strip(BLANK):
+        if blank:
             continue
         if not names:
             cells = names = [name or f"Unnamed: {k}" for k, name in enumerate(cells)]

@@ -111,6 +111,7 @@ def blank_student(teacher: Any, batches: Iterable[Mapping[str, Tensor]] = (), **
     Raises:
         TypeError, ValueError: as `shrink`.
     """
+    teacher = unwrapped(teacher)
     family = check_teacher(teacher)
     config = student_config(teacher, family, sizes)
     if batches := list(batches):

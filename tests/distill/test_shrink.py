@@ -872,6 +872,13 @@ def test_blocks_keep_their_kinds() -> None:
         assert student.config.layer_types == [kinds[k] for k in kept]
 
 
+def test_a_compiled_teacher_is_checked_as_it_is_fitted() -> None:
+    compiled: Any = torch.compile(small("bert"))
+    given: dict[str, Any] = {"batches": [inputs("bert")], "hidden_size": 8}
+    student, blank = shrink(compiled, **given), blank_student(compiled, **given)
+    assert {k: v.shape for k, v in blank.named_parameters()} == {k: v.shape for k, v in student.named_parameters()}
+
+
 def test_a_size_of_numpy_is_a_number() -> None:
     assert shrink(small("bert"), [inputs("bert")], hidden_size=np.int64(8)).config.hidden_size == 8
 

@@ -32,6 +32,7 @@ def plan_student(
 
     Raises:
         ValueError: student, teacher, objective, constraint and the trainer's arguments do not fit together.
+        TypeError: a weight to over-parameterize is quantized.
     """
     if teacher is not None:
         check_apart(student, teacher)

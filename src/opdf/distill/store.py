@@ -1,7 +1,8 @@
 """A folder of teacher outputs, from which any number of students learn (TinyViT: arXiv 2207.10666).
 
 A store holds, per epoch and example, the seed of the example's noise and the teacher's K largest probabilities; a
-student makes the same noisy example from the same seed. Without noise there is one epoch, and plain logits are stored.
+student makes the same noisy example from the same seed. Without noise there is one epoch. With K = 0 plain logits are
+stored in place of classes and probabilities.
 
     store/meta.json                          what was stored of which data; a mismatch on reading is refused
     store/epoch-000/shard-00000.safetensors  seeds [n] int32, classes [n, K] int16 (int32), probabilities [n, K] float16
@@ -106,7 +107,7 @@ class LogitsStore:
 
     Raises:
         FileNotFoundError: there is no store in the folder.
-        ValueError: it holds something else; the message names what differs.
+        ValueError: it holds something else, which the message names, or its meta.json is damaged.
     """
 
     def __init__(self, folder: str | Path, info: StoreInfo | None = None) -> None:

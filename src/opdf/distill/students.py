@@ -30,8 +30,9 @@ def keep_layers(teacher: nn.Module, layers: int | Sequence[int]) -> Any:
 
     Raises:
         TypeError: not a transformers model, or layers are no whole numbers.
-        ValueError: an index is out of range, the depth of this architecture is not one number, its blocks differ in
-            ways that the student's configuration cannot express, or the teacher is not as its configuration says.
+        ValueError: an index is out of range, indices do not rise, the depth of this architecture is not one number, its
+            blocks differ in ways that the student's configuration cannot express, or the teacher is not as its
+            configuration says.
     """
     config = getattr(teacher, "config", None)
     if config is None or not hasattr(type(teacher), "_from_config"):

@@ -47,6 +47,7 @@ def load_teacher(name: str | Path, student: nn.Module, *, trained: bool = True) 
     Raises:
         TypeError: the student is no model of transformers, whose kind is known.
         ValueError: there is no such model, or it has no head for the task or one for another.
+        FileNotFoundError, ConnectionError: its folder does not exist, or the embedded model cannot be fetched.
     """
     kind = type(student).__name__
     loader = next((loader for names, loader in LOADERS if kind in classes_in(names)), None)

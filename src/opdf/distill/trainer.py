@@ -84,7 +84,7 @@ class DistillationTrainer(CheckpointedTrainer):
         trainer.train()
 
     The teacher is frozen, in eval mode, and part of neither the student nor its checkpoints. The loss is a mean over
-    the examples of all micro-batches of a step, however they are split. Everything else is the Trainer's.
+    the examples, or tokens, of all micro-batches of a step, however they are split. Everything else is the Trainer's.
 
     Args:
         model: the student. It stays a plain model; save it with `save_pretrained` at any time.
@@ -108,9 +108,12 @@ class DistillationTrainer(CheckpointedTrainer):
         overparameterization: of the student, or None.
 
     Raises:
-        ValueError: student, teacher, objective and constraint do not fit together, a model is on the meta device,
-            there is nothing to train on, or a label is out of the student's range.
-        TypeError: an option is unknown, the training data are no rows, or the optimizer cannot step cores.
+        ValueError: student, teacher, objective, constraint, arguments and optimizers do not fit together, there is no
+            such teacher or objective, a model is on the meta device, there is nothing to train on, or a label is out of
+            the student's range.
+        FileNotFoundError, ConnectionError: the teacher's folder is not there, or the embedded model cannot be fetched.
+        TypeError: an option is unknown, the teacher is no model or name of one, a weight to over-parameterize is
+            quantized, the training data are no rows, or the optimizer cannot step cores.
     """
 
     def __init__(

@@ -38,7 +38,7 @@ class OverParamConfig:
             the matrix products at L = 1 and a fifth at L = 3, and takes about the cores' size in memory. None keeps
             them on CPUs only.
         precision: of the products between cores: "float32"; "tf32", on GPUs that have it; or "bf16". Each product is
-            rounded, in tf32 to 2^-11 and in bf16 to 2^-9 of the weight. Cores, moments and weights stay in float32.
+            rounded, in tf32 to 2^-11 and in bf16 to 2^-8 of the weight. Cores, moments and weights stay in float32.
             Float64 weights are not affected.
         placement: with several processes, "replicate" steps all cores on every one; "owner" gives each matrix's cores
             and moments to one, which steps them and sends the weight to the others.

@@ -63,7 +63,7 @@ class OverParameterization:
             constraint: default `Constraint()`.
 
         Raises:
-            ValueError: matrices cannot be paired.
+            ValueError: matrices cannot be paired, or one of the teacher's is empty or holds NaN or infinity.
             TypeError: `teacher` is no module, one of its matrices is quantized, or `constraint` is no `Constraint`.
             RuntimeError: the optimizer exists already.
         """
@@ -206,7 +206,8 @@ def overparameterize(model: nn.Module, config: OverParamConfig | None = None) ->
         optimizer = overparam.optimizer(torch.optim.AdamW, lr=2e-5)
 
     Args:
-        model: any module; tied weights are handled once, or refused when named explicitly.
+        model: any module. A tied weight is handled once. One that is no matrix elsewhere (an embedding) is left out, or
+            refused if it is named.
         config: default `OverParamConfig()`.
 
     Raises:

@@ -57,7 +57,7 @@ class DecisionDistillation(Objective):
         scale: factor of the recovered logits, for noise of another size than 1; None takes 1, and more where there are
             so many classes that the targets would become uniform, see `scale_for`.
         copies: how often `prepare_data` asks about each example, itself and noisy copies of it.
-        noise: share of a copy's words that are changed.
+        noise: share of a text's words that are deleted, replaced and swapped each. Images have noise of their own.
         solver: how `prepare_data` makes logits of the counts, see `decision_logits`.
         seed: of the noise.
     """

@@ -8,7 +8,7 @@ batches, V as many held-out examples:
     h      = d/dphi < grad_theta L_s(B), v >    by central difference: ( g(theta + e v) - g(theta - e v) ) / (2 e)
     phi   <- AdamW step on grad_phi L_t(B) - scale * h
 
-A teacher that follows -h lowers the held-out loss of the student that follows the teacher.
+-h is along the gradient by phi of the held-out loss of theta': a step against it lowers that loss.
 """
 
 from __future__ import annotations

@@ -136,7 +136,7 @@ class LogitsDistillation(TaskAndLogits):
     The task decides the two terms: cross-entropy and T^2 KL for classes and (shifted, unmasked) tokens, squared errors
     for a regression, binary cross-entropies for several labels at once. A vision model is a classifier. The teacher
     runs on every batch, unless the data brings its logits in a column "teacher_logits", as a run of several epochs sees
-    to. The logits of all tokens of a language model are never held together, see `Heads`.
+    to. A language model's logits are computed for some tokens at a time, where its head allows that.
 
     Args:
         temperature: T, above 0; useful from 1 to 8. Not used in a regression.

@@ -166,7 +166,7 @@ class Fit:
     def _can_give(self, tower: Tower, names: Any, block: int, last: int) -> bool:
         """Whether heads or neurons of a block can stand in a branch that is made like the last one's.
 
-        Heads cannot that come with a norm or a table of their block's, or that see other tokens.
+        Heads cannot that come with a norm of their block's, share a table with all blocks, or see other tokens.
         """
         if not isinstance(names, Attention):
             return True

@@ -195,9 +195,10 @@ def _changed(teacher: Any, family: Family, changes: Mapping[str, float]) -> dict
 def last_blocks(family: Family, count: int, depth: int) -> list[int]:
     """For each of a student's blocks the last of the teacher's that it stands for.
 
-    Groups are as alike as can be. Where norms stand before the branches, the first block has one to itself. With half
-    of the blocks seven small ViTs then had half to a quarter of the squared error, and two LLaMAs 7 and 12 % more
-    perplexity than their teachers instead of 102 and 40 %. A MiniLM, whose norms stand behind, was nearer without it.
+    Groups have the same number of blocks, as nearly as can be. Where norms stand before the branches, the first block
+    has one to itself. With half of the blocks seven small ViTs then had half to a quarter of the squared error, and two
+    LLaMAs 7 and 12 % more perplexity than their teachers instead of 102 and 40 %. A MiniLM, whose norms stand behind,
+    was nearer without it.
     """
     if family.pre_norm and count > 1:
         return [0, *(1 + k for k in chosen_layers(count - 1, depth - 1))]

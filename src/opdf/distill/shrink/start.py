@@ -55,8 +55,9 @@ def shrink(teacher: nn.Module, batches: Iterable[Mapping[str, Tensor]], **sizes:
 
     Nothing is trained. Every part of the student is fitted in closed form to the teacher's states on some examples. The
     parts are fitted in order, each on what the fitted parts before it give. A block that stands for several of the
-    teacher's has heads and neurons of all of them. Tokens and directions count more if the teacher's outputs depend on
-    them, as their gradients say. Without a head, and for a language model, all count alike.
+    teacher's has heads and neurons of all of them, or of the last ones where there is no room for all. Tokens and
+    directions count more if the teacher's outputs depend on them, as their gradients say. Without a head, and for a
+    language model, all count alike.
 
     The teacher goes once over the examples, or twice if its states after every branch take more than half a GB; the
     student goes once or twice. Memory holds the residual streams of both models, and what going back over one batch
@@ -79,11 +80,13 @@ def shrink(teacher: nn.Module, batches: Iterable[Mapping[str, Tensor]], **sizes:
 
     Raises:
         TypeError: the teacher is no transformers model or is quantized, a size is no whole number, a rate no number, or
-            batches are no mappings of tensors.
-        ValueError: the teacher's family or a part of it is not supported, its blocks share a module, its weights or
-            activations are NaN or on the meta device; a size is not the family's, larger than the teacher's or does not
-            fit the others; batches hold nothing, embeddings, tokens that the teacher does not know, or masks that are
-            not one number a token; different examples have fewer tokens than the fits have unknowns.
+            batches are no mappings of tensors or hold tokens that are no whole numbers.
+        ValueError: the teacher's family or a part of it is not supported or not as its configuration says, its blocks
+            share a module, its weights or activations are NaN, on the meta device or made in inference mode; a size is
+            not the family's, larger than the teacher's or does not fit the others, or a rate is not from 0 to below 1;
+            batches hold nothing, a single row, embeddings, tokens that the teacher does not know, masks that are not
+            one number a token, or nothing for a decoder; different examples have fewer tokens than the fits have
+            unknowns.
     """
     teacher = unwrapped(teacher)
     family = check_teacher(teacher)
@@ -111,6 +114,7 @@ def blank_student(teacher: Any, batches: Iterable[Mapping[str, Tensor]] = (), **
     Raises:
         TypeError, ValueError: as `shrink`.
     """
+    teacher = unwrapped(teacher)
     family = check_teacher(teacher)
     config = student_config(teacher, family, sizes)
     if batches := list(batches):

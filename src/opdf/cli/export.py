@@ -13,7 +13,8 @@ DESCRIPTION = """Write a saved model as ONNX, or as a torch.export program, and 
 
 opdf export RUN takes the student of an output folder of opdf distill and scores what it wrote on the run's test split;
 opdf export MODEL takes any saved transformers model, and --data.name DATA scores it too. Batch and sequence are
-dynamic axes. A language model is exported without its cache, an encoder-decoder with decoder_input_ids."""
+dynamic axes. A language model is exported without its cache, an encoder-decoder with decoder_input_ids
+unless it classifies."""
 
 
 @dataclass

@@ -61,8 +61,8 @@ def run(config: DistillConfig, *, command: str | None = None) -> dict[str, Any]:
         What metrics.json holds: scores of teacher and student, numbers of parameters, seconds, steps, versions.
 
     Raises:
-        UserError, ValueError, TypeError, FileNotFoundError, FileExistsError: the user has to put something right first;
-            nothing has been written.
+        UserError, ValueError, TypeError, FileNotFoundError, FileExistsError, PermissionError: the user has to put
+            something right first; nothing has been written.
         TrainingDiverged: the loss or its gradient is no longer a finite number.
         StorageError: the disk is full.
         Stopped: SIGINT or SIGTERM came; a checkpoint is saved, and the same configuration with `resume` goes on.

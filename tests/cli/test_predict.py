@@ -434,12 +434,14 @@ def test_a_run_of_pairs_is_given_pairs(
     metrics |= dict.fromkeys(("train_params", "inference_params", "steps", "train_seconds"), 1)
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
     shutil.copytree(models / name, tmp_path / "student")
+    shutil.copytree(models / name, tmp_path / "teacher")
     row = {"a": "w1", "b": "w2"}
-    if message is None:
-        assert len(list(predict(tmp_path, [row], inputs=given))) == 1
-        return
-    with pytest.raises(UserError, match=re.escape(message.replace("RUN", str(tmp_path)))):
-        predict(tmp_path, [row], inputs=given)
+    for asked_for in (tmp_path, tmp_path / "student", tmp_path / "teacher"):
+        if message is None:
+            assert len(list(predict(asked_for, [row], inputs=given))) == 1
+            continue
+        with pytest.raises(UserError, match=re.escape(message.replace("RUN", str(tmp_path)))):
+            predict(asked_for, [row], inputs=given)
 
 
 @pytest.mark.parametrize(("family", "trained", "tokens"), [("bert", 16, 4), ("t5", 600, None)])

@@ -1,4 +1,4 @@
-"""Saved models by what a user calls them: the output folder of a run, the student in it, or any other."""
+"""Saved models by what a user calls them: the output folder of a run, a model in it, or any other."""
 
 from __future__ import annotations
 
@@ -9,6 +9,12 @@ from typing import Any
 from opdf.job.errors import UserError
 from opdf.job.output import CONFIG, METRICS, STUDENT, going_on, read_metrics
 
+OF_A_RUN = {STUDENT: CONFIG, "teacher": METRICS, "trained-teacher": METRICS}
+"""Folders of models that a run has trained, on its columns and lengths, and the file that a run of them has.
+
+A folder called teacher beside some config.yaml may be no run's.
+"""
+
 
 @dataclass(frozen=True)
 class Saved:
@@ -16,7 +22,7 @@ class Saved:
 
     Attributes:
         model: its folder, or a hub name.
-        run: the output folder of the run that made it; None for other models.
+        run: the output folder of the run that trained it; None for other models.
     """
 
     model: str
@@ -49,5 +55,6 @@ def find_saved(name: str) -> Saved:
             f"{name} holds no run and no model (neither {CONFIG} nor config.json); give an output folder of opdf "
             "distill, or a model's"
         )
-    run = folder.parent if folder.name == STUDENT and (folder.parent / CONFIG).is_file() else None
-    return Saved(name, run)
+    mark = OF_A_RUN.get(folder.name)
+    is_of_run = mark is not None and all((folder.parent / file).is_file() for file in (CONFIG, mark))
+    return Saved(name, folder.parent if is_of_run else None)

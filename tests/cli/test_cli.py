@@ -203,6 +203,7 @@ def test_what_is_wrong_in_a_file_is_said_of_the_file(tmp_path: Path, capsys: Any
     assert f"error: {path}: overparam: ones is 'x'; expected an integer" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_export_writes_a_run(done: Path, tmp_path: Path, capsys: Any) -> None:
     argv = ["export", str(done / "out"), "--output", str(tmp_path / "exported")]
     assert main(argv) == 0
@@ -252,6 +253,7 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     assert (done.returncode, done.stderr) == (141, b"")
 
 
+@pytest.mark.slow
 def test_plan_shows_every_matrix(capsys: Any) -> None:
     assert main(["plan", "minilm", "--layers", "3", "--overparam.ones", "3"]) == 0
     table = capsys.readouterr().out

@@ -33,7 +33,8 @@ CONFIG: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("over", [pytest.param(True, marks=pytest.mark.slow), False])
+@pytest.mark.slow
+@pytest.mark.parametrize("over", [True, False])
 def test_a_card_says_what_the_run_did(tmp_path: Path, over: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     changes = {"overparam": {"ones": 1}, "constraint": {"weight": 0.5}} if over else {}
     command = "opdf distill config.yaml --output 'small vit'"

@@ -48,6 +48,7 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return prepared, ready_teacher(made, prepared)
 
 
+@pytest.mark.slow
 def test_a_narrower_student_starts_from_its_teacher_by_default(tmp_path: Path, capsys: Any) -> None:
     started = run(job(tmp_path / "out"))
     printed = capsys.readouterr().out

@@ -451,14 +451,9 @@ def test_a_run_cuts_texts_as_it_was_trained(family: str, trained: int, tokens: i
     torch.manual_seed(0)
     if family == "t5":
         sizes = {
-            "d_model": 8,
-            "d_kv": 8,
-            "d_ff": 8,
-            "num_layers": 1,
-            "num_heads": 1,
-            "eos_token_id": 3,
+            "d_model": 8, "d_kv": 8, "d_ff": 8, "num_layers": 1, "num_heads": 1, "eos_token_id": 3,
             "initializer_factor": 3.0,
-        }
+        }  # fmt: skip
         t5 = T5Config(vocab_size=len(WORDS), pad_token_id=0, decoder_start_token_id=0, id2label=NAMES, **sizes)
         T5ForSequenceClassification(t5).save_pretrained(tmp_path / "student")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "student")

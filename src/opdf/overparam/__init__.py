@@ -7,9 +7,10 @@ from opdf.lazy import import_when_used
 if TYPE_CHECKING:
     from opdf.overparam.alignment import Alignment
     from opdf.overparam.config import Constraint, OverParamConfig
-    from opdf.overparam.optimizer import OverParameterizedOptimizer, rolled_back
+    from opdf.overparam.optimizer import OverParameterizedOptimizer
     from opdf.overparam.owner import OwnerOptimizer
     from opdf.overparam.plan import OverParameterization, overparameterize
+    from opdf.overparam.rollback import rolled_back
     from opdf.overparam.select import Matrix, block_lists, find_matrices
     from opdf.overparam.sharding import gathered, local, scattered, whole
 

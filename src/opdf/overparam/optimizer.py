@@ -13,7 +13,6 @@ What it keeps to, so that schedulers, GradScaler, accelerate, checkpoints and re
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,23 +35,18 @@ from opdf.overparam.cores import (
     each,
     is_product,
     match,
-    product_norm,
     products_in,
     shape_of,
     stacked,
     working,
     working_dtype,
 )
-from opdf.overparam.inner import Inner, Part, Traits, defaults, dense_and_cores, try_out, unit_updates
+from opdf.overparam.inner import Inner, Part
+from opdf.overparam.rates import RATE, match_dense
 from opdf.overparam.select import Matrix
 from opdf.overparam.sharding import assign, whole
+from opdf.overparam.trial import Traits, defaults, try_out
 from opdf.overparam.writes import Writes
-
-RATE = {"lr_scale": 0.0, "moves": 0, "moved_dense": 0.0, "moved_cores": 0.0}
-"""What a weight's state says about its learning rate before the first move. Every state has the same keys."""
-
-FURTHEST = 2.0
-"""Times as far as the dense optimizer, what cores may move a weight in their first step."""
 
 Weights = Mapping[Tensor, Matrix]
 """Parameters that are trained through cores, and what they are."""
@@ -288,46 +282,11 @@ class OverParameterizedOptimizer(Optimizer):
         return matrix.of(self._whole_grad(p)).to(working_dtype(p))
 
     def _set_rates(self, stack: Stack, dense: Sequence[Tensor]) -> None:
-        """In some steps, measure the learning-rate factor with which cores move a weight as far as `dense` would.
-
-        Weights without a gradient are left out. All gradients measured so far count, by how far they move the weight,
-        so that an odd one changes little.
-        """
         still = self._without_motion(stack, dense)
         stack.watch(still)
         recipe = self._recipe
-        if recipe.config.lr_scaling == "none":
-            return
-        for n, (state, chain, gradients) in enumerate(
-            zip(stack.states, stack.chains, stack.gradients_apart(), strict=True)
-        ):
-            if still[n]:
-                continue
-            state["moves"] += 1
-            if state["moves"] == 1:
-                stack.limit(n, self._longest(stack.group, chain, dense[n]))
-            if rate_is_due(state["moves"]):
-                moved = dense_and_cores(
-                    recipe.inner, recipe.options, stack.group, chain, gradients, dense[n], recipe.traits.settled
-                )
-                if not math.isfinite(sum(moved)):  # a gradient that is not finite says nothing about the next ones
-                    state["moves"] -= 1
-                    continue
-                state["moved_dense"] += moved[0] ** 2
-                state["moved_cores"] += moved[1] ** 2
-                known = state["moved_cores"] > 0
-                state["lr_scale"] = (state["moved_dense"] / state["moved_cores"]) ** 0.5 if known else 1.0
-
-    def _longest(self, group: Mapping[str, Any], chain: Sequence[Tensor], dense: Tensor) -> float:
-        """How far cores may move a weight in their first step: `FURTHEST` times as far as the dense step.
-
-        The factor of the rate is one for small steps. Where the rate is many times the size of the weights, the first
-        step of the cores would be too long by the square of that and more. After it the weights are as large as a step.
-        """
-        rate, decay = (float(group.get(name) or 0.0) for name in ("lr", "weight_decay"))
-        (update,) = unit_updates(self._recipe.inner, self._recipe.options, group, [dense])
-        shrinking = decay * len(chain) * product_norm(chain) if decay else 0.0
-        return FURTHEST * rate * (float(update.norm()) + shrinking)
+        if recipe.config.lr_scaling == "match-dense":
+            match_dense(recipe.inner, recipe.options, recipe.traits.settled, stack, dense, still)
 
     def _without_motion(self, stack: Stack, dense: Sequence[Tensor]) -> list[bool]:
         """Which weights must stay bit for bit if their cores do: those without a gradient or a learning rate.
@@ -608,46 +567,9 @@ class OverParameterizedOptimizer(Optimizer):
             self._writes.forget(p)  # weights that are loaded after this may be rounded otherwise
 
 
-@contextmanager
-def rolled_back(optimizer: Optimizer) -> Iterator[None]:
-    """Try steps inside; afterwards weights and the optimizer's state are restored, bit for bit.
-
-    It works with any torch optimizer. The cores of an over-parameterized one are restored too; gradients are not.
-    """
-    ours = optimizer if isinstance(optimizer, OverParameterizedOptimizer) else None
-    before = dict(optimizer.state)
-    if ours:
-        ours.make_cores()
-    # Of weights that hold other values for now, an average say. Their cores are for those that come back.
-    dropped = {p: state for p, state in before.items() if "core0" in state and optimizer.state[p] is not state}
-    params = [p for group in optimizer.param_groups for p in group["params"]]
-    weights = [p.detach().clone() for p in params]
-    state = {p: saved.moved(values, p.device) for p, values in optimizer.state.items()}
-    groups = [{k: saved.copied(v) for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-    try:
-        yield
-    finally:
-        optimizer.state.clear()
-        optimizer.state.update(state)
-        for group, options in zip(optimizer.param_groups, groups, strict=True):
-            held = group["params"]
-            group.clear()
-            group.update(options, params=held)
-        with torch.no_grad():
-            for p, weight in zip(params, weights, strict=True):
-                p.copy_(weight)
-        if ours:
-            ours.begin_anew(dropped)
-
-
 def _without_cores(state: Mapping[str, Any]) -> dict[str, Any]:
     """What stays of a weight's state when its cores are dropped: its learning rate's factor."""
     return {key: value for key, value in state.items() if key in RATE}
-
-
-def rate_is_due(moves: int) -> bool:
-    """Whether to measure the learning rate's factor in a weight's n-th move: 1, 2, 8, 32, 128, ..."""
-    return moves == 1 or (moves % 2 == 0 and (moves // 2).bit_count() == 1 and (moves // 2).bit_length() % 2 == 1)
 
 
 def check_is_matrix(p: Tensor, matrix: Matrix) -> None:

@@ -15,12 +15,12 @@ from torch.optim import Optimizer
 from opdf.overparam.alignment import Alignment
 from opdf.overparam.config import Constraint, OverParamConfig
 from opdf.overparam.cores import Progress, decompose, is_product, shape_of
-from opdf.overparam.inner import check_sparse, defaults, try_out
 from opdf.overparam.optimizer import OverParameterizedOptimizer
 from opdf.overparam.owner import OwnerOptimizer
 from opdf.overparam.pairing import pair
 from opdf.overparam.select import Matrix, find_matrices, matches
 from opdf.overparam.shapes import MPOShape
+from opdf.overparam.trial import check_sparse, defaults, try_out
 
 
 class OverParameterization:

@@ -7,6 +7,7 @@ from opdf.lazy import import_when_used
 if TYPE_CHECKING:
     from opdf.distill.arguments import DistillationArguments
     from opdf.distill.checkpoint import StorageError, newest_whole, storage_problem, writing
+    from opdf.distill.divergence import TrainingDiverged
     from opdf.distill.ensemble import Ensemble, check_weights, like, members
     from opdf.distill.losses import Batch
     from opdf.distill.methods import (
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from opdf.distill.shrink import ShrinkReport, blank_student, shrink, shrink_report
     from opdf.distill.store import LogitsStore, StoredDataset, StoreInfo
     from opdf.distill.students import keep_layers
-    from opdf.distill.trainer import DistillationTrainer, TrainingDiverged
+    from opdf.distill.trainer import DistillationTrainer
     from opdf.overparam import Constraint
 
 # What opdf.job needs beyond the reference.

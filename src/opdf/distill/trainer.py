@@ -37,6 +37,7 @@ from opdf.distill.arguments import (
 from opdf.distill.attention import attention_kernel
 from opdf.distill.checkpointed import CheckpointedTrainer
 from opdf.distill.digests import rows_glance, weights_digest
+from opdf.distill.divergence import Divergence, TrainingDiverged
 from opdf.distill.ensemble import Ensemble, members, softened
 from opdf.distill.labels import check_batch, check_labels, check_names, check_rows
 from opdf.distill.matching import check_same_marks
@@ -50,28 +51,7 @@ from opdf.distill.planning import plan_student
 from opdf.distill.precision import warn_of_rounding, warn_of_slow_training
 from opdf.distill.teachers import load_teacher
 from opdf.distill.unused import all_reached, may_vary
-from opdf.overparam import Constraint, OverParamConfig, OverParameterization, OverParameterizedOptimizer, local, whole
-
-HOPELESS_SCALE = 2.0**-20
-"""A gradient scaler starts at 2^16 and halves at each overflow. Below this it has seen no finite gradient for long."""
-
-
-class TrainingDiverged(ArithmeticError):  # noqa: N818
-    """The loss or its gradient is no longer a finite number.
-
-    Attributes:
-        step: the first optimizer step in which it was not.
-        checkpoint: the newest whole checkpoint, written before; None if there is none.
-    """
-
-    def __init__(self, what: str, step: int, checkpoint: Path | None) -> None:
-        self.step, self.checkpoint = step, checkpoint
-        saved = f"the last checkpoint before it is {checkpoint}" if checkpoint else "no checkpoint was written before"
-        super().__init__(
-            f"training diverged: {what} in step {step}; {saved}. Resuming would repeat it: start anew with a lower "
-            "learning_rate, more warmup_steps, a max_grad_norm of 1, or bf16 instead of fp16; and look at the data "
-            "and for classes that a model rules out by logits of -inf"
-        )
+from opdf.overparam import Constraint, OverParamConfig, OverParameterization, OverParameterizedOptimizer, local
 
 
 class DistillationTrainer(CheckpointedTrainer):
@@ -159,7 +139,7 @@ class DistillationTrainer(CheckpointedTrainer):
         self._parts: dict[str, Tensor] = {}
         self._parts_since = 0
         self._window: tuple[list[Any], Any] = [], None
-        self._diverged: Tensor | None = None
+        self._divergence = Divergence()
         self._mark = object()
         self._options: dict[str, Any] = {}
         if model is not None:
@@ -597,14 +577,7 @@ class DistillationTrainer(CheckpointedTrainer):
         return norm
 
     def _watch(self, value: Tensor) -> None:
-        """Remember the first step with a value that is not finite, without waiting for the device.
-
-        A gradient scaler meets such values as a matter of course and skips their steps.
-        """
-        if self.accelerator.scaler is not None:
-            return
-        step = torch.where(whole(value).isfinite(), torch.inf, float(self.state.global_step + 1))
-        self._diverged = step if self._diverged is None else torch.minimum(self._diverged, step)
+        self._divergence.watch(value, self.state.global_step + 1, self.accelerator)
 
     def _check_finite(self) -> None:
         """Called where the device is waited for anyway: before a log entry and before a checkpoint.
@@ -612,15 +585,8 @@ class DistillationTrainer(CheckpointedTrainer):
         Raises:
             TrainingDiverged: since the last call, some step was not finite.
         """
-        scaler = self.accelerator.scaler
-        if scaler is not None and scaler.get_scale() < HOPELESS_SCALE:
-            self._give_up("the gradient scaler finds no scale without overflow", self.state.global_step)
-        if self._diverged is None:
-            return
-        step = -float(self.accelerator.gather(-self._diverged.reshape(1)).max())
-        self._diverged = None
-        if step != torch.inf:
-            self._give_up("the loss or its gradient is infinite or not a number", int(step))
+        if found := self._divergence.found(self.state.global_step, self.accelerator):
+            self._give_up(*found)
 
     def _give_up(self, what: str, step: int) -> None:
         raise TrainingDiverged(what, step, checkpoint.newest_whole(Path(self.args.output_dir)))
@@ -693,7 +659,7 @@ class _ObjectiveHooks(TrainerCallback):
         if state.is_world_process_zero:
             self.trainer._tell_repeated_rows()
         self.trainer._parts, self.trainer._parts_since = {}, state.global_step
-        self.trainer._diverged = None
+        self.trainer._divergence.forget()
         for p in self.trainer._own_parameters():
             p.grad = None  # of a step that auto_find_batch_size has given up
         self.trainer.method.on_train_begin(self.trainer)

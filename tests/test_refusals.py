@@ -187,7 +187,7 @@ CASES: list[tuple[Any, type[Exception], str]] = [
     (rows(text=["a", "b"], label=LABELS[:2]), ValueError, "2 rows, 2 different ones, are too few"),
     (rows(text=[*TEXTS[1:], None], label=LABELS), ValueError, "is empty in 1 of 40 rows: line 40; fill or"),
     (rows(text=TEXTS, label=[{"a": v} for v in LABELS]), ValueError, "are dict; classes are texts or integers"),
-    (rows(text=TEXTS, label=["no"] * 40, task="regression"), ValueError, "a regression needs numbers"),
+    (rows(text=TEXTS, label=["no"] * 40, task="regression"), ValueError, "a regression needs one number a row"),
     (rows(text=TEXTS, label=[*range(40)]), ValueError, "40 classes in 40 rows, 40 of them with one row each"),
     (rows(text=TEXTS, label=LABELS), ValueError, "40 rows, 1 different ones, are too few"),
     (rows(text=TEXTS, label=LABELS, labels=("no",)), ValueError, "labels is no, and 'label' of"),

@@ -325,7 +325,7 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
     ({"data": {"name": "{world}/minus-one.jsonl"}}, "one class"),
     ({"data": {"name": "{world}/three.jsonl"}}, "head of 2 outputs (LABEL_0, LABEL_1); the data has 3 classes"),
     ({"data": {"name": "{world}/two-rows.jsonl"}}, "2 rows, 2 different ones, are too few"),
-    ({"data": {"name": "{world}/named.jsonl", "task": "regression"}}, "a regression needs numbers"),
+    ({"data": {"name": "{world}/named.jsonl", "task": "regression"}}, "a regression needs one number a row"),
     ({"data": {"name": "{world}/named.jsonl"}, "teacher": {"model": "{world}/reversed"}}, "give both the same order"),
     ({"data": {"name": "{world}/named.jsonl", "label": "text", "inputs": ["label"]}}, "60 of them with one row each"),
     ({"data": {"task": "causal"}}, "data.task is 'causal'; expected one of"),

@@ -150,7 +150,7 @@ def test_numbers_that_are_none_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("sign", "advice"), [("{},5", "'0,5'; write digits and"), ("{} %", "'0 %'; write digits and")])
 def test_numbers_as_other_countries_write_them_are_shown(tmp_path: Path, sign: str, advice: str) -> None:
     file = table(tmp_path / "data.csv", [("t", sign.format(k)) for k in range(30)])
-    with pytest.raises(ValueError, match=f"a regression needs numbers, not texts such as {advice}"):
+    with pytest.raises(ValueError, match=f"a regression needs one number a row, not texts such as {advice}"):
         load_data(file, task="regression")
 
 

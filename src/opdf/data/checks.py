@@ -159,7 +159,7 @@ def _check_numbers(rows: Dataset, task: Task, asked: Asked, name: str, file: Pat
                 f"hold, in {rows_of(file, large)}; remove those rows, or scale the labels"
             )
         return
-    problem = f"labels in {task.label!r} of {name} are {kind}; a {task.kind} needs numbers"
+    problem = f"labels in {task.label!r} of {name} are {kind}; a {task.kind} needs one number a row"
     texts = values(rows, task.label).to_pylist() if kind == TEXT else []
     words = [k for k, text in enumerate(texts) if text is not None and not _number(text)]
     if words and len(words) < len(rows) / 2:

@@ -42,7 +42,7 @@ from opdf.overparam.cores import (
     working_dtype,
 )
 from opdf.overparam.inner import Inner, Part
-from opdf.overparam.rates import RATE, match_dense
+from opdf.overparam.rates import RATE, Fresh, match_dense
 from opdf.overparam.select import Matrix
 from opdf.overparam.sharding import assign, whole
 from opdf.overparam.trial import Traits, defaults, try_out
@@ -286,7 +286,8 @@ class OverParameterizedOptimizer(Optimizer):
         stack.watch(still)
         recipe = self._recipe
         if recipe.config.lr_scaling == "match-dense":
-            match_dense(recipe.inner, recipe.options, recipe.traits.settled, stack, dense, still)
+            fresh = Fresh(recipe.inner, recipe.options, stack.group)
+            match_dense(fresh, recipe.traits.settled, stack, dense, still)
 
     def _without_motion(self, stack: Stack, dense: Sequence[Tensor]) -> list[bool]:
         """Which weights must stay bit for bit if their cores do: those without a gradient or a learning rate.

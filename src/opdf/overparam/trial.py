@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from opdf.overparam.config import OverParamConfig
 from opdf.overparam.cores import working_dtype
 from opdf.overparam.inner import Inner, Part
-from opdf.overparam.rates import updates
+from opdf.overparam.rates import Fresh
 
 REMEDY = "use one that steps every tensor by itself, such as torch.optim.AdamW"
 
@@ -141,8 +141,10 @@ def _check_rates(cls: type[Optimizer], options: Mapping[str, Any], group: Mappin
     grads, values = _trial_tensors(like, 1), _trial_tensors(like, 2)
     zeros = [torch.zeros_like(g) for g in grads]
 
+    fresh = Fresh(cls, options, group)
+
     def update(start: Sequence[Tensor], rate: float, steps: int) -> Tensor:
-        found = updates(cls, options, {**group, "lr": rate}, start, grads, steps)
+        found = fresh.updates(start, grads, rate, steps)
         return torch.cat([u.flatten() for u in found]) / rate
 
     settled = update(zeros, 1e-3, TRIAL_STEPS)

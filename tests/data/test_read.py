@@ -18,7 +18,8 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 
 from opdf.data import load_data, located
-from opdf.data.read import READERS, read_file, read_folder, rows_of
+from opdf.data.folders import read_folder
+from opdf.data.read import READERS, read_file, rows_of
 from opdf.data.rows import read_rows
 
 ROWS = [(f"words {k}", "ab"[k % 2]) for k in range(40)]

@@ -10,13 +10,14 @@ if TYPE_CHECKING:
     from opdf.data.classes import class_weights, plain_name as plain_name
     from opdf.data.embedded import names as embedded_names
     from opdf.data.encode import TextCollator as TextCollator, count_tokens, encode, encode_rows, longest_text
+    from opdf.data.folders import METADATA as METADATA, PICTURES as PICTURES, below as below
     from opdf.data.language import encode_language, padding, right_padded, without_nulls as without_nulls
+    from opdf.data.lines import words_of as words_of
     from opdf.data.load import load_data, located
     from opdf.data.metrics import IGNORED as IGNORED, LOWER_IS_BETTER, token_agreement
     from opdf.data.packages import minilm
     from opdf.data.prepared import Prepared
     from opdf.data.pretrained import damaged_file, loading
-    from opdf.data.read import METADATA as METADATA, PICTURES as PICTURES, below as below, words_of as words_of
     from opdf.data.rows import ROW_FORMATS, Row, parse_rows, read_rows
     from opdf.data.summary import DataSummary, describe
     from opdf.data.task import Task

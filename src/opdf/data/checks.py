@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, Image
 
 from opdf.data.columns import INPUTS, MESSAGES, NUMBERS, Asked, sources
-from opdf.data.read import PICTURES, rows_of
+from opdf.data.folders import PICTURES
+from opdf.data.read import rows_of
 from opdf.data.task import Task
 from opdf.data.values import TEXT, described, dtype, items_of, values
 

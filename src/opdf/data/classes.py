@@ -17,8 +17,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, List, Value
 
 from opdf.data.checks import are_lists, truth
 from opdf.data.columns import Asked
+from opdf.data.lines import BLANK
 from opdf.data.metrics import IGNORED
-from opdf.data.read import BLANK
 from opdf.data.task import Task
 from opdf.data.values import TEXT, dtype, values
 

@@ -14,8 +14,9 @@ from opdf.data import embedded
 from opdf.data.checks import check_columns, without_gaps
 from opdf.data.classes import with_classes
 from opdf.data.columns import AUTO, Asked, infer, sources
+from opdf.data.folders import read_folder
 from opdf.data.hub import hub
-from opdf.data.read import READERS, path_of, read_file, read_folder
+from opdf.data.read import READERS, path_of, read_file
 from opdf.data.splits import TEST, VALIDATION, split
 from opdf.data.task import Task
 from opdf.data.values import values

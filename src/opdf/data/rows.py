@@ -8,19 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
-from opdf.data.read import (
-    METADATA,
-    PICTURES,
-    READERS,
-    below,
-    dialect,
-    lines_of,
-    objects,
-    path_of,
-    pictures,
-    read_file,
-    records,
-)
+from opdf.data.delimited import dialect, records
+from opdf.data.folders import METADATA, PICTURES, below, pictures
+from opdf.data.jsonl import objects
+from opdf.data.lines import lines_of
+from opdf.data.read import READERS, path_of, read_file
 
 ROW_FORMATS = ("lines", "csv", "tsv", "jsonl")
 """Formats of text: one value a line, a table with a header, or an object a line."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from transformers import (
 from transformers.models.auto import modeling_auto as auto
 
 from opdf.data import loading
+from opdf.distill.ensemble import Ensemble
 from opdf.distill.models import classes_in
 
 LOADERS: tuple[tuple[Any, Any], ...] = (
@@ -71,6 +73,27 @@ def load_teacher(name: str | Path, student: nn.Module, *, trained: bool = True) 
             "fine-tune it first, or give one that is"
         )
     return teacher
+
+
+def find_teacher(given: Any, student: nn.Module, *, trained: bool = True) -> nn.Module | None:
+    """The teacher that a user gave: a model, the name of one (`load_teacher`), a list of these, or None.
+
+    Raises:
+        TypeError: it is none of these.
+        ValueError, FileNotFoundError, ConnectionError: a name's, see `load_teacher`; or the list is empty.
+    """
+    if isinstance(given, Sequence) and not isinstance(given, str):
+        return Ensemble([_found(one, student, trained) for one in given])
+    return None if given is None else _found(given, student, trained)
+
+
+def _found(given: Any, student: nn.Module, trained: bool) -> nn.Module:
+    if isinstance(given, str | Path):
+        loaded: nn.Module = load_teacher(given, student, trained=trained)
+        return loaded
+    if not isinstance(given, nn.Module):
+        raise TypeError(f"teacher is a {type(given).__name__}; give a model, its name, or a list of these")
+    return given
 
 
 def check_apart(student: nn.Module, teacher: nn.Module) -> None:

@@ -38,7 +38,7 @@ from opdf.distill.attention import attention_kernel
 from opdf.distill.checkpointed import CheckpointedTrainer
 from opdf.distill.digests import rows_glance, weights_digest
 from opdf.distill.divergence import Divergence, TrainingDiverged
-from opdf.distill.ensemble import Ensemble, members, softened
+from opdf.distill.ensemble import members, softened
 from opdf.distill.labels import check_batch, check_labels, check_names, check_rows
 from opdf.distill.matching import check_same_marks
 from opdf.distill.methods import name_of
@@ -49,7 +49,7 @@ from opdf.distill.objective import Objective
 from opdf.distill.order import RowOrder, alike
 from opdf.distill.planning import plan_student
 from opdf.distill.precision import warn_of_rounding, warn_of_slow_training
-from opdf.distill.teachers import load_teacher
+from opdf.distill.teachers import find_teacher
 from opdf.distill.unused import all_reached, may_vary
 from opdf.overparam import Constraint, OverParamConfig, OverParameterization, OverParameterizedOptimizer, local
 
@@ -151,6 +151,18 @@ class DistillationTrainer(CheckpointedTrainer):
             callbacks=callbacks, optimizers=optimizers, optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )  # fmt: skip
+        self._check_given(optimizers)
+        # This class normalises its loss over the whole accumulation window by itself, see compute_loss.
+        self.model_accepts_loss_kwargs = False
+        self.loss_is_scaled_for_ga = True
+        self._settle()
+        self._is_made = True
+        self.add_callback(_ObjectiveHooks(self))
+        if (patience := getattr(args, "early_stopping_patience", None)) is not None:
+            self.add_callback(EarlyStoppingCallback(patience, args.early_stopping_threshold))
+
+    def _check_given(self, optimizers: tuple[torch.optim.Optimizer | None, Any]) -> None:
+        """Refuse an optimizer, a scheduler or an engine that would not train all of what is planned."""
         if optimizers[0] is not None and (self.overparameterization is not None or self.method.modules()):
             raise ValueError(
                 "optimizers has an optimizer, which would step the student's weights and not their cores or what the "
@@ -161,61 +173,44 @@ class DistillationTrainer(CheckpointedTrainer):
                 "optimizers has a scheduler of an optimizer that is not trained with, whose rates it would set; give "
                 "both, (optimizer, scheduler), or name it in the arguments (lr_scheduler_type, lr_scheduler_kwargs)"
             )
-        check_engine(args, self.accelerator)
+        check_engine(self.args, self.accelerator)
         if self.overparameterization is not None:
-            inner, options = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(args, self.model)
+            inner, options = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, self.model)
             self.overparameterization.check_optimizer(inner, options)
-        # This class normalises its loss over the whole accumulation window by itself, see compute_loss.
-        self.model_accepts_loss_kwargs = False
-        self.loss_is_scaled_for_ga = True
-        self._settle()
-        self._is_made = True
-        self.add_callback(_ObjectiveHooks(self))
-        if (patience := getattr(args, "early_stopping_patience", None)) is not None:
-            self.add_callback(EarlyStoppingCallback(patience, args.early_stopping_threshold))
 
     def _plan(self, student: nn.Module, args: TrainingArguments) -> None:
         """Everything that depends on which model the student is."""
         self._configured = configured(student)
-        trained = not self.method.trains_teacher
-
-        def found(given: nn.Module | str | Path) -> nn.Module:
-            loaded: nn.Module = (
-                load_teacher(given, student, trained=trained) if isinstance(given, str | Path) else given
-            )
-            return loaded
-
-        if isinstance(self._teacher, str | Path):
-            self._teacher = found(self._teacher)
-        elif isinstance(self._teacher, Sequence):
-            self._teacher = Ensemble([found(one) for one in self._teacher])
-        elif self._teacher is not None and not isinstance(self._teacher, nn.Module):
-            raise TypeError(f"teacher is a {type(self._teacher).__name__}; give a model, its name, or a list of these")
-        for who, given in (("student", student), ("teacher", self.teacher)):
-            if given is not None and any(p.is_meta for p in given.parameters()):
+        frozen = not self.method.trains_teacher
+        teacher = self._teacher = find_teacher(self._teacher, student, trained=frozen)
+        teachers = members(teacher) if teacher is not None else []
+        for who, model in (("student", student), *(("teacher", one) for one in teachers)):
+            if any(p.is_meta for p in model.parameters()):
                 raise ValueError(f"the {who} is on the meta device and has no weights; load them first")
-        for model in (student, *(members(self.teacher) if self.teacher is not None else ())):
             as_made(model)  # another Trainer may have scored or trained it, in half precision
-        if self._given_method is not None and isinstance(self._teacher, nn.Module) and self.method.trains_teacher:
-            if self._given_teacher is None:
-                self._given_teacher = copy.deepcopy(self._teacher.state_dict())
-            self._teacher.load_state_dict(self._given_teacher)
-        self.overparameterization = plan_student(
-            student, self.teacher, self.method, self.overparam, self.constraint, args
-        )
+        if teacher is not None and not frozen:
+            self._bring_back(teacher)
+        self.overparameterization = plan_student(student, teacher, self.method, self.overparam, self.constraint, args)
         self._options = self.method.options  # a callback may change them on the way (an annealed temperature)
-        teachers = members(self.teacher) if self.teacher is not None else []
         self.method.unshared, self.method.prepared_for = unshared_inputs([student, *teachers]), self._mark
         check_labels(student, self._given_rows)
         check_names([student, *teachers], self._given_rows)
         warn_of_rounding("student", (p for p in student.parameters() if p.requires_grad))
-        if self.teacher is not None and self.method.trains_teacher:
-            warn_of_rounding("teacher", self.teacher.parameters())
-        warn_of_slow_training(args, self.overparam, self.teacher)
-        if self.teacher is not None:
-            self.teacher.eval()
-            if trained:
-                self.teacher.requires_grad_(False)
+        if teacher is not None and not frozen:
+            warn_of_rounding("teacher", teacher.parameters())
+        warn_of_slow_training(args, self.overparam, teacher)
+        if teacher is not None:
+            teacher.eval()
+            if frozen:
+                teacher.requires_grad_(False)
+
+    def _bring_back(self, teacher: nn.Module) -> None:
+        """With `model_init`, give a teacher that is trained the weights with which it came: all trainings begin so."""
+        if self._given_method is None:
+            return
+        if self._given_teacher is None:
+            self._given_teacher = copy.deepcopy(teacher.state_dict())
+        teacher.load_state_dict(self._given_teacher)
 
     def _check_aligned(self) -> None:
         """Compare special tokens once more: with a `processing_class`, `train` gives its own to the student alone."""

@@ -60,6 +60,23 @@ class DistillationArguments(TrainingArguments):
     fsdp: bool | None = field(default=None, metadata={"help": "true for FSDP2"})  # transformers declares text
 
     def __post_init__(self) -> None:
+        self._check_values()
+        self._check_early_stopping()
+        _refuse("DeepSpeed", bool(self.deepspeed) or _launched_with("DEEPSPEED"))  # before its package is looked for
+        if str(self.metric_for_best_model).removeprefix("eval_") in LOWER_IS_BETTER and self.greater_is_better is None:
+            self.greater_is_better: bool | None = False  # the Trainer assumes it for losses only
+        wanted, self.optim = self.optim, OptimizerNames.ADAMW_TORCH if self.optim == MUON else self.optim
+        super().__post_init__()
+        self.optim = MUON if wanted == MUON else self.optim
+        if self.lr_scheduler_type in BY_METRIC and self.greater_is_better:
+            # They take a metric for a loss, and would lower the rate while it gets better.
+            self.lr_scheduler_kwargs: Any = {"mode": "max"} | dict(self.lr_scheduler_kwargs or {})
+        check_engine(self)
+        check_loss(self)
+        get_reporting_integration_callbacks(self.report_to)  # refuses names that it does not know
+
+    def _check_values(self) -> None:
+        """Refuse numbers out of their range and words that are no choice, which the Trainer lets through."""
         for names, checked, least in _RANGES:
             for name in names:
                 if (value := getattr(self, name)) is not None or self.__dataclass_fields__[name].default is not None:
@@ -78,19 +95,6 @@ class DistillationArguments(TrainingArguments):
         for name in ("adam_beta1", "adam_beta2"):
             if getattr(self, name) >= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more, and below 1")
-        self._check_early_stopping()
-        _refuse("DeepSpeed", bool(self.deepspeed) or _launched_with("DEEPSPEED"))  # before its package is looked for
-        if str(self.metric_for_best_model).removeprefix("eval_") in LOWER_IS_BETTER and self.greater_is_better is None:
-            self.greater_is_better: bool | None = False  # the Trainer assumes it for losses only
-        wanted, self.optim = self.optim, OptimizerNames.ADAMW_TORCH if self.optim == MUON else self.optim
-        super().__post_init__()
-        self.optim = MUON if wanted == MUON else self.optim
-        if self.lr_scheduler_type in BY_METRIC and self.greater_is_better:
-            # They take a metric for a loss, and would lower the rate while it gets better.
-            self.lr_scheduler_kwargs: Any = {"mode": "max"} | dict(self.lr_scheduler_kwargs or {})
-        check_engine(self)
-        check_loss(self)
-        get_reporting_integration_callbacks(self.report_to)  # refuses names that it does not know
 
     def _check_early_stopping(self) -> None:
         if self.early_stopping_patience is None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
+from datasets import Dataset, Image
+
 from opdf.data.read import (
     METADATA,
     PICTURES,
@@ -35,7 +37,7 @@ class Row:
     Attributes:
         where: it is, for messages: "line 3 of reviews.jsonl".
         values: by column; of a line without columns, a text or the name of an image, under the name None. What was
-            found as an image is a Path.
+            found as an image is a Path, or of a parquet file a mapping of its `bytes` and its `path`.
     """
 
     where: str
@@ -66,10 +68,18 @@ def read_rows(name: str | Path, form: str | None = None) -> Iterator[Row]:
     if form is None and path.suffix.lower() in PICTURES:
         return _images(path, [path])
     if form is None and path.suffix.lower() in READERS:
-        return (Row(f"row {k} of {path}", row) for k, row in enumerate(read_file(path), 1))
+        return (Row(f"row {k} of {path}", row) for k, row in enumerate(_as_stored(read_file(path)), 1))
     if form is None:
         raise ValueError(f"{name} is no file that can be read; say what it holds, one of {', '.join(ROW_FORMATS)}")
     return _of_file(path, form)
+
+
+def _as_stored(rows: Dataset) -> Dataset:
+    """Rows whose images are not decoded yet, as one that is broken would end the reading of all."""
+    images = [column for column, feature in rows.features.items() if isinstance(feature, Image)]
+    for column in images:
+        rows = rows.cast_column(column, Image(decode=False))
+    return rows
 
 
 def parse_rows(stream: IO[bytes], form: str, name: str = "the input") -> Iterator[Row]:

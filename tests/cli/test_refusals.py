@@ -314,7 +314,7 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
     ({"teacher": {"config": {"model_type": "vit"}}}, "is a vit, and transformers has none for classification of texts"),
     ({"teacher": {"config": {"model_type": "bert"}}}, "teacher config is not trained for this task"),
     ({"data": {"name": "{world}/text-gap.jsonl"}}, "column 'text' of"),
-    ({"data": {"name": "{world}/no-text.jsonl"}}, "inputs is []; name one or two text columns"),
+    ({"data": {"name": "{world}/no-text.jsonl"}}, "are text (null), label (int64); a task of classification reads"),
     ({"data": {"name": "{world}/number-text.jsonl", "inputs": ["text"]}}, "holds int64; task classification needs one"),
     ({"data": {"name": "{world}/label-gap.jsonl"}}, "is empty in 1 of 60 rows: line 51; fill or remove th"),
     ({"data": {"name": "{world}/nan-label.csv"}}, "column 'label' of"),

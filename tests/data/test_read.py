@@ -259,6 +259,24 @@ def test_a_parquet_file_of_datasets_keeps_its_classes(tmp_path: Path) -> None:
     assert load_data(str(tmp_path / "data.parquet"))[1].labels == ("z", "a")
 
 
+def test_images_in_a_parquet_file_without_the_notes_of_datasets(tmp_path: Path) -> None:
+    """pandas and Polars drop them, and the images were no images then."""
+    folder = images(tmp_path / "photos", "a", "b")
+    files, labels = sorted(folder.glob("*/*.png")), ["a"] * 10 + ["b"] * 10
+    stored = pa.array([{"bytes": file.read_bytes(), "path": None} for file in files])
+    pq.write_table(pa.table({"image": stored, "label": labels}), tmp_path / "data.parquet")
+    data, task = load_data(str(tmp_path / "data.parquet"))
+    assert (task.kind, task.inputs) == ("image-classification", ("image",))
+    for row in data["test"]:
+        grey = row["image"].getpixel((0, 0))
+        assert task.labels[row["label"]] == ("a" if grey < 10 else "b")
+    binary = pa.array([file.read_bytes() for file in files])
+    pq.write_table(pa.table({"image": binary, "label": labels}), tmp_path / "bytes.parquet")
+    for named in (None, "image-classification"):
+        with pytest.raises(ValueError, match="If 'image' holds images, write the file by datasets, with cast_column"):
+            load_data(str(tmp_path / "bytes.parquet"), task=named)
+
+
 def test_files_that_name_their_classes_in_different_orders(tmp_path: Path) -> None:
     """A test file's numbers are by its own names; they were taken for the training file's, and scores were turned."""
     rows = [(f"{'za'[k % 2]} {k}", "za"[k % 2]) for k in range(40)]

@@ -290,7 +290,7 @@ def test_files_that_name_their_classes_in_different_orders(tmp_path: Path) -> No
         data, task = load_data(str(tmp_path / "za.parquet"), test=str(tmp_path / test))
         for part in data.values():
             assert [task.labels[number] for number in part["label"]] == [text[0] for text in part["text"]]
-    with pytest.raises(ValueError, match=r"has labels \[0, 1\]; expected one of z, a, or 0 to 1 in a file that names"):
+    with pytest.raises(ValueError, match=r"has labels \[0, 1\], in test; expected one of z, a, or 0 to 1 in"):
         load_data(str(tmp_path / "za.parquet"), test=str(tmp_path / "numbers.csv"))
 
 

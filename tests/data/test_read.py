@@ -418,8 +418,13 @@ def test_files_that_are_no_images_are_left_out_with_a_warning(tmp_path: Path) ->
 def test_a_folder_of_other_data_says_what_to_name(tmp_path: Path) -> None:
     for name in ("train.csv", "test.csv"):
         table(tmp_path / "tables" / name)
-    with pytest.raises(ValueError, match=r"of its files name one as the data, such as .*/tables/test.csv, and others"):
+    with pytest.raises(ValueError, match=r"of its files name one as the data, such as .*/tables/train.csv, and other"):
         load_data(str(tmp_path / "tables"))
+    with pytest.raises(ValueError, match=r"tables has no images; name a file of it, such as .*/tables/train.csv"):
+        read_rows(tmp_path / "tables")
+    table(tmp_path / "from-the-hub" / "data" / "train-00000.csv")
+    with pytest.raises(ValueError, match=r"or the name of a file, such as .*/from-the-hub/data/train-00000.csv"):
+        load_data(str(tmp_path / "from-the-hub"))
     rows = Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]})
     rows.save_to_disk(tmp_path / "one")
     DatasetDict(train=rows, test=rows).save_to_disk(tmp_path / "several")
@@ -428,6 +433,8 @@ def test_a_folder_of_other_data_says_what_to_name(tmp_path: Path) -> None:
             ValueError, match=f"folder .*/{name} was written by save_to_disk; write each split into a file"
         ):
             load_data(str(tmp_path / name))
+        with pytest.raises(ValueError, match="was written by save_to_disk; write each split into a file"):
+            read_rows(tmp_path / name)
 
 
 def test_images_beside_their_classes_are_named(tmp_path: Path) -> None:

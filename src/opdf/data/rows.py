@@ -22,6 +22,8 @@ from opdf.data.read import (
     pictures,
     read_file,
     records,
+    refuse_saved,
+    tables_of,
 )
 
 ROW_FORMATS = ("lines", "csv", "tsv", "jsonl")
@@ -61,6 +63,7 @@ def read_rows(name: str | Path, form: str | None = None) -> Iterator[Row]:
     if not path.exists():
         raise FileNotFoundError(f"{name} does not exist; give a file, a folder of images, or - for a pipe")
     if path.is_dir():
+        refuse_saved(path)
         return _images(path, pictures(path, below(path)))
     form = form or ENDINGS.get(path.suffix.lower())
     if path.name in METADATA and form in ("csv", "jsonl"):
@@ -140,5 +143,8 @@ def _described_images(table: Path, form: str) -> Iterator[Row]:
 def _images(folder: Path, paths: Iterable[Path]) -> Iterator[Row]:
     found = [Row(str(path), {None: path}) for path in paths]  # a Path is no text for a model of texts
     if not found:
-        raise ValueError(f"folder {folder} has no images")
+        tables = tables_of(below(folder))
+        raise ValueError(
+            f"folder {folder} has no images{f'; name a file of it, such as {tables[0]}' if tables else ''}"
+        )
     return iter(found)

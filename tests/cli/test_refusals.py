@@ -245,6 +245,11 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
         "the student cannot read images of shape [3, 8, 8], as the image processor makes them: Input image size (8*8) "
         "doesn't match model (16*16). Give a model of that size (image_size in its configuration), or",
     ),
+    (
+        {"data": {"name": "digits"}, "student": {"layers": 1},
+         "teacher": {"model": None, "config": VIT | {"num_channels": 1}, "finetune": True}},
+        "Expected 1 but got 3. Images are read in three colours, grey ones too; give a model of num_channels 3",
+    ),
     ({"objective": {"name": "lgtm", "options": {"held_out": 1000}}}, "held_out is 1000.0, which is 1000 of 42"),
     ({"objective": {"name": "sparse-logits", "options": {"store": "{here}/none"}}}, "holds no teacher's outputs"),
     ({"teacher": {"models": []}}, "teacher.models is empty; give one teacher or more"),

@@ -267,6 +267,18 @@ def test_plan_shows_every_matrix(capsys: Any) -> None:
     assert re.search(r"^student     17,389,824 parameters, 69.6 MB; ", table, re.M)
 
 
+def test_plan_says_where_it_counts_a_head(tmp_path: Path, capsys: Any) -> None:
+    """One table had two numbers of parameters for one model, and did not say why."""
+    bert(tmp_path)
+    for argv in (["plan", str(tmp_path)], ["plan", str(tmp_path), "--json", "true"]):
+        assert main(argv) == 0
+    table, _, report = capsys.readouterr().out.partition("{")
+    assert "without a head, which the totals below count" in table
+    found = json.loads("{" + report)
+    assert found["models"][0]["without_head"]
+    assert found["inference_params"] - found["models"][0]["params"] == 2 * 8 + 2  # two classes of width 8
+
+
 @pytest.mark.slow
 def test_plan_of_a_model_alone_as_json(capsys: Any) -> None:
     assert main(["plan", "minilm", "--json", "true", "--batch", "4", "--tokens", "16"]) == 0

@@ -340,7 +340,7 @@ def test_a_parquet_file_of_images_is_read_row_by_row(models: Path, tmp_path: Pat
     files = [tmp_path / f"{k}.png" for k in range(3)]
     for k, file in enumerate(files):
         Image.fromarray(np.random.default_rng(k).integers(0, 255, (9, 9, 3), np.uint8)).save(file)
-    stored = [
+    stored: list[dict[str, Any]] = [
         {"bytes": files[0].read_bytes(), "path": None},
         {"bytes": files[1].read_bytes(), "path": "1.png"},
         {"bytes": None, "path": str(files[2])},

@@ -114,6 +114,10 @@ def test_a_file_to_test_on_leaves_the_other_rows_where_the_run_had_them(
     assert main(["eval", run, "--data.seed", "3"]) == 0
     said = f"{rows} is cut otherwise than for {run}"
     assert said in capsys.readouterr().err
+    for length, is_told in ((64, False), (3, True)):  # all texts have four tokens
+        assert main(["eval", f"{run}/student", "--data.name", rows, "--data.max_length", str(length)]) == 0
+        told = f"data.max_length is {length} and {run} was trained with 128; texts that are cut elsewhere score"
+        assert (told in capsys.readouterr().err) == is_told
     exported = ["--format", "torch", "--output", str(tmp_path / "export")]
     assert main(["export", run, *exported, "--data.name", rows, "--data.test", "0.4"]) == 0
     assert said in capsys.readouterr().err

@@ -114,6 +114,10 @@ def test_a_file_to_test_on_leaves_the_other_rows_where_the_run_had_them(
     assert main(["eval", run, "--data.seed", "3"]) == 0
     said = f"{rows} is cut otherwise than for {run}"
     assert said in capsys.readouterr().err
+    for length, is_told in ((64, False), (3, True)):  # all texts have four tokens
+        assert main(["eval", f"{run}/student", "--data.name", rows, "--data.max_length", str(length)]) == 0
+        told = f"data.max_length is {length} and {run} was trained with 128; texts that are cut elsewhere score"
+        assert (told in capsys.readouterr().err) == is_told
     exported = ["--format", "torch", "--output", str(tmp_path / "export")]
     assert main(["export", run, *exported, "--data.name", rows, "--data.test", "0.4"]) == 0
     assert said in capsys.readouterr().err
@@ -265,6 +269,18 @@ def test_plan_shows_every_matrix(capsys: Any) -> None:
         r"^teacher     22,713,216 parameters, 90.9 MB; [\d.,]+ ms for 1 example, [\d.,]+ for 32$", table, re.M
     )
     assert re.search(r"^student     17,389,824 parameters, 69.6 MB; ", table, re.M)
+
+
+def test_plan_says_where_it_counts_a_head(tmp_path: Path, capsys: Any) -> None:
+    """One table had two numbers of parameters for one model, and did not say why."""
+    bert(tmp_path)
+    for argv in (["plan", str(tmp_path)], ["plan", str(tmp_path), "--json", "true"]):
+        assert main(argv) == 0
+    table, _, report = capsys.readouterr().out.partition("{")
+    assert "without a head, which the totals below count" in table
+    found = json.loads("{" + report)
+    assert found["models"][0]["without_head"]
+    assert found["inference_params"] - found["models"][0]["params"] == 2 * 8 + 2  # two classes of width 8
 
 
 @pytest.mark.slow

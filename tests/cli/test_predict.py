@@ -14,11 +14,13 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import yaml
+from datasets import Dataset
 from PIL import Image
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import WordLevel
@@ -331,6 +333,31 @@ def test_an_image_in_memory_is_read_as_its_file(models: Path, tmp_path: Path) ->
     assert upright["image"] == ""
     with pytest.raises(ValueError, match=r"row 2: the image .*its values, from 70000 to 70000 .mode I., do not fit"):
         list(predict(models / "images", [file, Image.new("I", (4, 4), 70000)]))
+
+
+def test_a_parquet_file_of_images_is_read_row_by_row(models: Path, tmp_path: Path, capsys: Any) -> None:
+    """A broken image in it gave a traceback, without the row that it was in."""
+    files = [tmp_path / f"{k}.png" for k in range(3)]
+    for k, file in enumerate(files):
+        Image.fromarray(np.random.default_rng(k).integers(0, 255, (9, 9, 3), np.uint8)).save(file)
+    stored: list[dict[str, Any]] = [
+        {"bytes": files[0].read_bytes(), "path": None},
+        {"bytes": files[1].read_bytes(), "path": "1.png"},
+        {"bytes": None, "path": str(files[2])},
+    ]
+    rows = Dataset.from_dict({"image": stored, "text": ["w1"] * 3}).cast_column("image", datasets.Image())
+    rows.to_parquet(tmp_path / "rows.parquet")
+    found = asked(capsys, str(models / "images"), str(tmp_path / "rows.parquet"))
+    assert [row["image"] for row in found] == ["", "1.png", str(files[2])]
+    assert [row["score"] for row in found] == [row["score"] for row in predict(models / "images", files)]
+    inputs = ["--inputs", "text"]  # a model of texts repeats no bytes
+    assert asked(capsys, str(models / "classes"), str(tmp_path / "rows.parquet"), *inputs)[1]["image"] == "1.png"
+    stored[1]["bytes"] = stored[1]["bytes"][:60]
+    rows = Dataset.from_dict({"image": stored}).cast_column("image", datasets.Image())
+    rows.to_parquet(tmp_path / "broken.parquet")
+    assert main(["predict", str(models / "images"), str(tmp_path / "broken.parquet")]) == 2
+    error = capsys.readouterr().err
+    assert re.search("row 2 of .*broken.parquet: the image 1.png cannot be read: ", error), error
 
 
 @pytest.mark.slow

@@ -245,6 +245,11 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
         "the student cannot read images of shape [3, 8, 8], as the image processor makes them: Input image size (8*8) "
         "doesn't match model (16*16). Give a model of that size (image_size in its configuration), or",
     ),
+    (
+        {"data": {"name": "digits"}, "student": {"layers": 1},
+         "teacher": {"model": None, "config": VIT | {"num_channels": 1}, "finetune": True}},
+        "Expected 1 but got 3. Images are read in three colours, grey ones too; give a model of num_channels 3",
+    ),
     ({"objective": {"name": "lgtm", "options": {"held_out": 1000}}}, "held_out is 1000.0, which is 1000 of 42"),
     ({"objective": {"name": "sparse-logits", "options": {"store": "{here}/none"}}}, "holds no teacher's outputs"),
     ({"teacher": {"models": []}}, "teacher.models is empty; give one teacher or more"),
@@ -314,7 +319,7 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
     ({"teacher": {"config": {"model_type": "vit"}}}, "is a vit, and transformers has none for classification of texts"),
     ({"teacher": {"config": {"model_type": "bert"}}}, "teacher config is not trained for this task"),
     ({"data": {"name": "{world}/text-gap.jsonl"}}, "column 'text' of"),
-    ({"data": {"name": "{world}/no-text.jsonl"}}, "inputs is []; name one or two text columns"),
+    ({"data": {"name": "{world}/no-text.jsonl"}}, "are text (null), label (int64); a task of classification reads"),
     ({"data": {"name": "{world}/number-text.jsonl", "inputs": ["text"]}}, "holds int64; task classification needs one"),
     ({"data": {"name": "{world}/label-gap.jsonl"}}, "is empty in 1 of 60 rows: line 51; fill or remove th"),
     ({"data": {"name": "{world}/nan-label.csv"}}, "column 'label' of"),

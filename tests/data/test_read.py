@@ -260,6 +260,24 @@ def test_a_parquet_file_of_datasets_keeps_its_classes(tmp_path: Path) -> None:
     assert load_data(str(tmp_path / "data.parquet"))[1].labels == ("z", "a")
 
 
+def test_images_in_a_parquet_file_without_the_notes_of_datasets(tmp_path: Path) -> None:
+    """pandas and Polars drop them, and the images were no images then."""
+    folder = images(tmp_path / "photos", "a", "b")
+    files, labels = sorted(folder.glob("*/*.png")), ["a"] * 10 + ["b"] * 10
+    stored = pa.array([{"bytes": file.read_bytes(), "path": None} for file in files])
+    pq.write_table(pa.table({"image": stored, "label": labels}), tmp_path / "data.parquet")
+    data, task = load_data(str(tmp_path / "data.parquet"))
+    assert (task.kind, task.inputs) == ("image-classification", ("image",))
+    for row in data["test"]:
+        grey = row["image"].getpixel((0, 0))
+        assert task.labels[row["label"]] == ("a" if grey < 10 else "b")
+    binary = pa.array([file.read_bytes() for file in files])
+    pq.write_table(pa.table({"image": binary, "label": labels}), tmp_path / "bytes.parquet")
+    for named in (None, "image-classification"):
+        with pytest.raises(ValueError, match="If 'image' holds images, write the file by datasets, with cast_column"):
+            load_data(str(tmp_path / "bytes.parquet"), task=named)
+
+
 def test_files_that_name_their_classes_in_different_orders(tmp_path: Path) -> None:
     """A test file's numbers are by its own names; they were taken for the training file's, and scores were turned."""
     rows = [(f"{'za'[k % 2]} {k}", "za"[k % 2]) for k in range(40)]
@@ -273,7 +291,7 @@ def test_files_that_name_their_classes_in_different_orders(tmp_path: Path) -> No
         data, task = load_data(str(tmp_path / "za.parquet"), test=str(tmp_path / test))
         for part in data.values():
             assert [task.labels[number] for number in part["label"]] == [text[0] for text in part["text"]]
-    with pytest.raises(ValueError, match=r"has labels \[0, 1\]; expected one of z, a, or 0 to 1 in a file that names"):
+    with pytest.raises(ValueError, match=r"has labels \[0, 1\], in test; expected one of z, a, or 0 to 1 in"):
         load_data(str(tmp_path / "za.parquet"), test=str(tmp_path / "numbers.csv"))
 
 
@@ -401,8 +419,13 @@ def test_files_that_are_no_images_are_left_out_with_a_warning(tmp_path: Path) ->
 def test_a_folder_of_other_data_says_what_to_name(tmp_path: Path) -> None:
     for name in ("train.csv", "test.csv"):
         table(tmp_path / "tables" / name)
-    with pytest.raises(ValueError, match=r"of its files name one as the data, such as .*/tables/test.csv, and others"):
+    with pytest.raises(ValueError, match=r"of its files name one as the data, such as .*/tables/train.csv, and other"):
         load_data(str(tmp_path / "tables"))
+    with pytest.raises(ValueError, match=r"tables has no images; name a file of it, such as .*/tables/train.csv"):
+        read_rows(tmp_path / "tables")
+    table(tmp_path / "from-the-hub" / "data" / "train-00000.csv")
+    with pytest.raises(ValueError, match=r"or the name of a file, such as .*/from-the-hub/data/train-00000.csv"):
+        load_data(str(tmp_path / "from-the-hub"))
     rows = Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]})
     rows.save_to_disk(tmp_path / "one")
     DatasetDict(train=rows, test=rows).save_to_disk(tmp_path / "several")
@@ -411,6 +434,8 @@ def test_a_folder_of_other_data_says_what_to_name(tmp_path: Path) -> None:
             ValueError, match=f"folder .*/{name} was written by save_to_disk; write each split into a file"
         ):
             load_data(str(tmp_path / name))
+        with pytest.raises(ValueError, match="was written by save_to_disk; write each split into a file"):
+            read_rows(tmp_path / name)
 
 
 def test_images_beside_their_classes_are_named(tmp_path: Path) -> None:

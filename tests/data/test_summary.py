@@ -185,6 +185,18 @@ def test_images_that_8_bits_cannot_hold_are_refused(values: np.ndarray, kind: An
         assert np.array_equal(np.asarray(as_rgb(Image.fromarray(few.astype(kind))))[..., 1], few)
 
 
+def test_images_of_16_bits_with_their_larger_byte_first() -> None:
+    """Many TIFF files are. Pillow said `image has wrong mode` of them."""
+    few = np.arange(64).reshape(8, 8)
+
+    def image(values: np.ndarray) -> Image.Image:
+        return Image.frombytes("I;16B", (8, 8), values.astype(">u2").tobytes())
+
+    assert np.array_equal(np.asarray(as_rgb(image(few)))[..., 1], few)
+    with pytest.raises(ValueError, match=r"from 0 to 63000 .*do not fit into 8 bits"):
+        as_rgb(image(few * 1000))
+
+
 def test_a_link_to_no_image_is_named(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "1.png").symlink_to(tmp_path / "nowhere.png")

@@ -105,6 +105,8 @@ def _print(report: dict[str, Any]) -> None:
     print()
     for model in report["models"]:
         print(f"{model['name']:<12}{_size(model, report['batch'])}")
+    if any(model["without_head"] for model in report["models"]):
+        print("            without a head, which the totals below count")
     teacher = "with" if report["with_teacher"] else "without"
     print(
         "\nms and MB: more an optimizer step, and held, for that matrix"

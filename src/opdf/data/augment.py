@@ -22,6 +22,8 @@ def as_rgb(image: Any) -> Any:
     Raises:
         ValueError: it has values that 8 bits cannot hold, which Pillow would cut off.
     """
+    if image.mode == "I;16B":  # as many TIFF files; Pillow has no extrema of these
+        image = image.convert("I")
     if image.mode.startswith(("I", "F")):
         low, high = image.getextrema()
         if image.mode == "F" or low < 0 or high > 255:

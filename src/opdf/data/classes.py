@@ -52,7 +52,7 @@ def with_classes(data: DatasetDict, task: Task, asked: Asked) -> tuple[DatasetDi
     numbers, names = (
         ({name: k for k, name in enumerate(known)}, known) if known else _numbered(counts, found, task, asked)
     )
-    _check(counts, numbers, names, task, asked, given=bool(known or asked.labels))
+    _check(counts, found, numbers, names, task, asked, given=bool(known or asked.labels))
     task = replace(
         task, notes=(*task.notes, *_odd(names), *_joined(names, task, asked), *_by_number(numbers, names, task, asked))
     )
@@ -171,16 +171,17 @@ def _numbered(
             return {value: number for number, value in enumerate(order)}, labels
         if order[0] >= 0 and order[-1] < len(labels):
             return {value: value for value in order}, labels
-    others = [f"{value} ({counts[value]} times{_where(value, found)})" for value in order if str(value) not in labels]
+    others = [f"{value} ({counts[value]} times{_where([value], found)})" for value in order if str(value) not in labels]
     raise ValueError(
         f"{asked.option('labels')} is {', '.join(labels)}, and {task.label!r} of {asked.name} also holds "
         f"{', '.join(others[:5])}{' and others' if len(others) > 5 else ''}; name all classes, or remove those rows"
     )
 
 
-def _where(value: Any, found: Mapping[str, list[list[Any]]]) -> str:
-    """The splits that have a class, where there are several: each may be a file of its own."""
-    parts = [part for part, rows in found.items() if any(value in row for row in rows)]
+def _where(some: Iterable[Any], found: Mapping[str, list[list[Any]]]) -> str:
+    """The splits that have one of some classes, where there are several: each may be a file of its own."""
+    wanted = {*some}
+    parts = [part for part, rows in found.items() if any(value in wanted for row in rows for value in row)]
     return f", in {' and '.join(parts)}" if len(found) > 1 else ""
 
 
@@ -202,14 +203,21 @@ def _by_number(numbers: Mapping[Any, int], names: Sequence[str], task: Task, ask
 
 
 def _check(
-    counts: Counter[Any], numbers: dict[Any, int], names: tuple[str, ...], task: Task, asked: Asked, *, given: bool
+    counts: Counter[Any],
+    found: Mapping[str, list[list[Any]]],
+    numbers: dict[Any, int],
+    names: tuple[str, ...],
+    task: Task,
+    asked: Asked,
+    *,
+    given: bool,
 ) -> None:
     """Refuse values that are no classes: numbers out of range, one class only, or nearly one class a row."""
     outside = [value for value in counts if value not in numbers]
     if outside:
         raise ValueError(
-            f"{task.label!r} of {asked.name} has labels {sorted(outside, key=str)[:5]}; expected one of "
-            f"{', '.join(names[:FEW])}, or 0 to {len(names) - 1} in a file that names its classes"
+            f"{task.label!r} of {asked.name} has labels {sorted(outside, key=str)[:5]}{_where(outside, found)}; "
+            f"expected one of {', '.join(names[:FEW])}, or 0 to {len(names) - 1} in a file that names its classes"
         )
     if len(names) < (1 if task.kind == "multi-label" else 2):
         raise ValueError(

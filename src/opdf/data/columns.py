@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, Image
 
 from opdf.data.task import KINDS, Task
-from opdf.data.values import TEXT, dtype, items_of, values
+from opdf.data.values import TEXT, described, dtype, items_of, values
 
 AUTO = "auto"
 NUMBERS = ("int", "uint", "float")
@@ -63,10 +63,16 @@ def infer(data: Dataset, asked: Asked) -> Task:
     if kind == "image-classification" and not inputs:
         raise ValueError(
             f"{asked.name} has no images in its columns {', '.join(columns)}; name a folder of images, one subfolder a "
-            "class, or with a table metadata.csv whose column file_name has their paths"
+            f"class, or with a table metadata.csv whose column file_name has their paths{_bytes_alone(data)}"
         )
     least = 2 if kind == "similarity" else 1
     most = 1 if kind in ("image-classification", "token-classification") else 2
+    if asked.inputs is None and len(inputs) < least:
+        types = ", ".join(f"{column} ({described(feature)})" for column, feature in data.features.items())
+        raise ValueError(
+            f"the columns of {asked.name} are {types}; a task of {kind} reads {INPUTS[kind]} beside the label: name "
+            f"others in {asked.option('inputs')} and {asked.option('label')}, or another file{_bytes_alone(data)}"
+        )
     if not least <= len(inputs) <= most:
         raise ValueError(
             f"{asked.option('inputs')} is {list(inputs)}; name {INPUTS[kind]} of {asked.name}, which has "
@@ -87,6 +93,14 @@ def infer(data: Dataset, asked: Asked) -> Task:
         return Task(kind, inputs, _free_name(columns))
     task = Task(kind, inputs, label)
     return replace(task, notes=_notes(data, task, asked))
+
+
+def _bytes_alone(data: Dataset) -> str:
+    """What to do with images of which a table has the bytes alone, for messages; nothing where there are no bytes."""
+    found = next((column for column, feature in data.features.items() if dtype(feature) == "binary"), None)
+    if found is None:
+        return ""
+    return f". If {found!r} holds images, write the file by datasets, with cast_column({found!r}, Image())"
 
 
 def _each(label: str | tuple[str, ...] | None) -> tuple[str, ...]:

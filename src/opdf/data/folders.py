@@ -61,18 +61,34 @@ def _has_images(folder: Path) -> bool:
 
 def _check_folder(folder: Path) -> None:
     """Refuse a folder of other data than images, and say what to do with them."""
+    refuse_saved(folder)
+    names = {path.name for path in folder.iterdir()}
+    tables = tables_of(folder.iterdir())
+    if tables and not any((folder / name).is_dir() or Path(name).suffix.lower() in PICTURES for name in names):
+        raise ValueError(
+            f"folder {folder} has no images; of its files name one as the data, such as {tables[0]}, and "
+            "others as its validation and test"
+        )
+
+
+def refuse_saved(folder: Path) -> None:
+    """Refuse a folder that datasets' save_to_disk has written.
+
+    Raises:
+        ValueError: it is one.
+    """
     names = {path.name for path in folder.iterdir()}
     if "dataset_dict.json" in names or {"dataset_info.json", "state.json"} <= names:
         raise ValueError(
             f"folder {folder} was written by save_to_disk; write each split into a file, with "
             "load_from_disk(...).to_parquet(...), and name the files"
         )
-    tables = sorted(name for name in names - {*METADATA} if Path(name).suffix.lower() in READERS)
-    if tables and not any((folder / name).is_dir() or Path(name).suffix.lower() in PICTURES for name in names):
-        raise ValueError(
-            f"folder {folder} has no images; of its files name one as the data, such as {folder / tables[0]}, and "
-            "others as its validation and test"
-        )
+
+
+def tables_of(paths: Iterable[Path]) -> list[Path]:
+    """The data files among some paths, those of training first."""
+    found = [path for path in paths if path.suffix.lower() in READERS and path.name not in METADATA]
+    return sorted(found, key=lambda path: ("train" not in path.name.lower(), path))
 
 
 def _images(folder: Path) -> Dataset:
@@ -89,7 +105,9 @@ def _images(folder: Path) -> Dataset:
         )
     paths = beside or [path for some in classes.values() for path in some]
     if not paths:
-        raise ValueError(f"folder {folder} has no images; expected one subfolder of them for each class")
+        tables = tables_of(below(folder))
+        other = f", or the name of a file, such as {tables[0]}" if tables else ""
+        raise ValueError(f"folder {folder} has no images; expected one subfolder of them for each class{other}")
     columns = {"image": [str(path) for path in paths]}
     if classes:
         columns["label"] = [name for name, some in classes.items() for _ in some]

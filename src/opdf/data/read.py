@@ -15,11 +15,12 @@ import datasets
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset
+from datasets import Dataset, Image
 
 from opdf.data.delimited import dialect, read_csv, records
 from opdf.data.jsonl import TOO_DEEP, read_json, read_json_lines
 from opdf.data.lines import BLANK, lines_of, twice, words_of
+from opdf.data.values import dtype
 from opdf.files import digest_of, replacing
 
 READ_BY = hashlib.sha256(
@@ -57,7 +58,7 @@ def read_file(path: Path) -> Dataset:
     """
     reader = READERS[path.suffix.lower()]
     try:
-        rows = kept(f"{digest_of(path)}{path.suffix.lower()}", lambda: Dataset(_plain(reader(path))))
+        rows = kept(f"{digest_of(path)}{path.suffix.lower()}", lambda: _with_images(Dataset(_plain(reader(path)))))
     except (ValueError, TypeError, OverflowError, RecursionError, pa.ArrowException) as error:
         raise ValueError(f"{path} cannot be read as {path.suffix[1:]}: {_reason(error)}") from error
     if not len(rows):
@@ -110,6 +111,14 @@ def _plain_type(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_large_list(kind):
         return pa.large_list(_plain_type(kind.value_type))
     return pa.string() if pa.types.is_string_view(kind) else kind
+
+
+def _with_images(rows: Dataset) -> Dataset:
+    """Rows whose images are known for such, also where pandas or Polars has rewritten what datasets wrote."""
+    for column, feature in rows.features.items():
+        if isinstance(feature, dict) and feature.keys() == {"bytes", "path"} and dtype(feature["bytes"]) == "binary":
+            rows = rows.cast_column(column, Image())
+    return rows
 
 
 def _parquet(path: Path) -> pa.Table:

@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
+from datasets import Dataset, Image
+
 from opdf.data.delimited import dialect, records
-from opdf.data.folders import METADATA, PICTURES, below, pictures
+from opdf.data.folders import METADATA, PICTURES, below, pictures, refuse_saved, tables_of
 from opdf.data.jsonl import objects
 from opdf.data.lines import lines_of
 from opdf.data.read import READERS, path_of, read_file
@@ -27,7 +29,7 @@ class Row:
     Attributes:
         where: it is, for messages: "line 3 of reviews.jsonl".
         values: by column; of a line without columns, a text or the name of an image, under the name None. What was
-            found as an image is a Path.
+            found as an image is a Path, or of a parquet file a mapping of its `bytes` and its `path`.
     """
 
     where: str
@@ -51,6 +53,7 @@ def read_rows(name: str | Path, form: str | None = None) -> Iterator[Row]:
     if not path.exists():
         raise FileNotFoundError(f"{name} does not exist; give a file, a folder of images, or - for a pipe")
     if path.is_dir():
+        refuse_saved(path)
         return _images(path, pictures(path, below(path)))
     form = form or ENDINGS.get(path.suffix.lower())
     if path.name in METADATA and form in ("csv", "jsonl"):
@@ -58,10 +61,18 @@ def read_rows(name: str | Path, form: str | None = None) -> Iterator[Row]:
     if form is None and path.suffix.lower() in PICTURES:
         return _images(path, [path])
     if form is None and path.suffix.lower() in READERS:
-        return (Row(f"row {k} of {path}", row) for k, row in enumerate(read_file(path), 1))
+        return (Row(f"row {k} of {path}", row) for k, row in enumerate(_as_stored(read_file(path)), 1))
     if form is None:
         raise ValueError(f"{name} is no file that can be read; say what it holds, one of {', '.join(ROW_FORMATS)}")
     return _of_file(path, form)
+
+
+def _as_stored(rows: Dataset) -> Dataset:
+    """Rows whose images are not decoded yet, as one that is broken would end the reading of all."""
+    images = [column for column, feature in rows.features.items() if isinstance(feature, Image)]
+    for column in images:
+        rows = rows.cast_column(column, Image(decode=False))
+    return rows
 
 
 def parse_rows(stream: IO[bytes], form: str, name: str = "the input") -> Iterator[Row]:
@@ -122,5 +133,8 @@ def _described_images(table: Path, form: str) -> Iterator[Row]:
 def _images(folder: Path, paths: Iterable[Path]) -> Iterator[Row]:
     found = [Row(str(path), {None: path}) for path in paths]  # a Path is no text for a model of texts
     if not found:
-        raise ValueError(f"folder {folder} has no images")
+        tables = tables_of(below(folder))
+        raise ValueError(
+            f"folder {folder} has no images{f'; name a file of it, such as {tables[0]}' if tables else ''}"
+        )
     return iter(found)

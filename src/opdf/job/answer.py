@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -32,8 +33,17 @@ class Asked:
     max_length: int
 
 
+def is_stored(value: Any) -> bool:
+    """Whether a value is an image as parquet files of datasets have it: the bytes of its file, or its path."""
+    if not (isinstance(value, Mapping) and value.keys() == {"bytes", "path"} and any(value.values())):
+        return False
+    return isinstance(value["bytes"] or b"", bytes) and isinstance(value["path"] or "", str)
+
+
 def name_of(image: Any) -> str:
     """Of an image or its file; empty for one that was made in memory."""
+    if isinstance(image, Mapping):
+        return str(image["path"] or "")
     return str(getattr(image, "filename", "")) if isinstance(image, Image.Image) else str(image)
 
 
@@ -81,7 +91,7 @@ def _opened(row: Row, column: str) -> Any:
     try:
         if isinstance(value, Image.Image):
             return _upright(value)
-        with Image.open(value) as image:
+        with Image.open(_file_of(value)) as image:
             return _upright(image)
     except FileNotFoundError as error:
         raise ValueError(
@@ -89,6 +99,12 @@ def _opened(row: Row, column: str) -> Any:
         ) from error
     except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise ValueError(f"{row.where}: the image {name_of(value)} cannot be read: {error}") from error
+
+
+def _file_of(value: Any) -> Any:
+    if not is_stored(value):
+        return value
+    return io.BytesIO(value["bytes"]) if value["bytes"] else value["path"]
 
 
 def _upright(image: Any) -> Any:

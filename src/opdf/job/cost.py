@@ -97,9 +97,9 @@ def plan_model(
 ) -> dict[str, Any]:
     """What over-parameterization would do to a model of which only the configuration is read, see `summarize`.
 
-    Beside that `models`: class, parameters, megabytes of the model, or of teacher and student, without their heads, and
-    seconds for one example and for a batch, measured here on models of their sizes; None for a model too large to be
-    made for it.
+    Beside that `models`: class, parameters, megabytes of the model, or of teacher and student, without their heads if
+    they have any (`without_head`), and seconds for one example and for a batch, measured here on models of their sizes;
+    None for a model too large to be made for it.
 
     Args:
         name: hub name, local folder, or minilm.
@@ -116,7 +116,10 @@ def plan_model(
     planned = overparameterize(list(models.values())[-1], overparam)
     teacher = 0 if layers is None else _entries(overparameterize(models["teacher"], OverParamConfig(ones=0)))
     report = summarize(planned, teacher=teacher, batch=batch, tokens=tokens, accumulation=accumulation)
-    return report | {"models": _described({name: one.base_model for name, one in models.items()}, batch, tokens)}
+    described = _described({name: one.base_model for name, one in models.items()}, batch, tokens)
+    for size, one in zip(described, models.values(), strict=True):
+        size["without_head"] = one.base_model is not one
+    return report | {"models": described}
 
 
 def _described(models: Mapping[str, Any], batch: int, tokens: int) -> list[dict[str, Any]]:

@@ -177,10 +177,14 @@ def reading_images(who: str, shape: Sequence[int]) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
+        remedy = (
+            "Give a model of that size (image_size in its configuration), or set size in the preprocessor_config.json "
+            "of the model that the images are prepared for"
+        )
+        if "channel" in str(error):
+            remedy = f"Images are read in three colours, grey ones too; give a model of num_channels {shape[0]}"
         raise UserError(
-            f"{who} cannot read images of shape {list(shape)}, as the image processor makes them: {error} Give a model "
-            "of that size (image_size in its configuration), or set size in the preprocessor_config.json of the model "
-            "that the images are prepared for"
+            f"{who} cannot read images of shape {list(shape)}, as the image processor makes them: {error} {remedy}"
         ) from error
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from opdf.data import ROW_FORMATS, Row, Task, is_list_as_text, padding, parse_rows, read_rows
 from opdf.distill import has_no_head, label_names
-from opdf.job.answer import ANSWERS, Asked, name_of
+from opdf.job.answer import ANSWERS, Asked, is_stored, name_of
 from opdf.job.config import TeacherConfig
 from opdf.job.errors import UserError
 from opdf.job.heads import HEADS, SEQUENCES
@@ -271,7 +271,8 @@ READ = {
 
 def _fits(value: Any, kind: str) -> bool:
     if kind == "image-classification":
-        return isinstance(value, Image.Image) or (isinstance(value, str | Path) and bool(str(value)))
+        named = isinstance(value, str | Path) and bool(str(value))
+        return named or isinstance(value, Image.Image) or is_stored(value)
     if kind == "token-classification" and isinstance(value, list):
         return bool(value) and all(isinstance(word, str) for word in value)
     if kind == "causal-lm" and isinstance(value, list):
@@ -294,4 +295,6 @@ def _answered(rows: Iterable[Row], asked: Asked, batch: int, progress: Progress 
 def _shown(values: Mapping[Any, Any], task: Task) -> dict[str, Any]:
     """A row as it is repeated: an image by its name."""
     images = task.inputs if task.is_image else ()
-    return {column: name_of(value) if column in images else value for column, value in values.items()}
+    return {
+        column: name_of(value) if column in images or is_stored(value) else value for column, value in values.items()
+    }

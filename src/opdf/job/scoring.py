@@ -15,7 +15,7 @@ from datasets import DatasetDict
 from torch import Tensor, nn
 from transformers import Trainer
 
-from opdf.data import Prepared, describe, token_agreement
+from opdf.data import Prepared, describe, longest_text, token_agreement
 from opdf.distill import Batch, mean_pooled
 from opdf.job.arguments import renewed, training_arguments
 from opdf.job.checks import check_inputs
@@ -113,7 +113,13 @@ def data_to_score(data: DataConfig, saved: Saved) -> Prepared:
     if plain(replace(own, **files)) != plain(data):
         if data.name == own.name and any(getattr(data, k) != getattr(own, k) for k in ("validation", "test", "seed")):
             tell(f"warning: {data.name} is cut otherwise than for {run}; its student may be scored on rows it has seen")
-        return _read_as_trained(prepared, data, saved)
+        prepared = _read_as_trained(prepared, data, saved)
+        if own.max_length != data.max_length and _fills(prepared, min(own.max_length, data.max_length)):
+            tell(
+                f"note: data.max_length is {data.max_length} and {run} was trained with {own.max_length}; texts that "
+                "are cut elsewhere score otherwise"
+            )
+        return prepared
     mine = prepare_data(own, teacher)
     try:
         check_rows_of_run(run, own, mine.raw)
@@ -124,6 +130,11 @@ def data_to_score(data: DataConfig, saved: Saved) -> Prepared:
         for ours, theirs in ((mine.raw, prepared.raw), (mine.data, prepared.data))
     )
     return replace(prepared, raw=raw, data=encoded)
+
+
+def _fills(prepared: Prepared, length: int) -> bool:
+    """Whether some text has so many tokens."""
+    return not prepared.task.is_image and max(map(longest_text, prepared.data.values())) >= length
 
 
 def _read_as_trained(prepared: Prepared, data: DataConfig, saved: Saved) -> Prepared:

@@ -20,6 +20,7 @@ from tokenizers.models import WordLevel
 from torch import nn
 from transformers import (
     BartConfig,
+    BartForCausalLM,
     BartForSequenceClassification,
     BertConfig,
     BertForMaskedLM,
@@ -42,6 +43,8 @@ from transformers import (
     T5ForConditionalGeneration,
     XLMConfig,
     XLMWithLMHeadModel,
+    XLNetConfig,
+    XLNetLMHeadModel,
 )
 from transformers.modeling_outputs import CausalLMOutput
 
@@ -283,6 +286,30 @@ def test_labels_of_masked_tokens_are_not_shifted(kind: str, adapted: bool) -> No
     objective = LogitsDistillation(alpha=0.0)
     items = objective.count_items(model, batch)
     assert items.tolist() == [3, 3]
+    torch.testing.assert_close(objective.losses(model, None, batch, items).total, model(**batch).loss)
+
+
+@pytest.mark.parametrize("kind", ["bart", "xlnet"])
+def test_labels_that_transformers_wants_shifted_are_not_shifted_once_more(kind: str) -> None:
+    """Those of BART's decoder are, and an XLNet's are of the places that target_mapping names."""
+    torch.manual_seed(0)
+    ids = torch.arange(12).reshape(2, 6)
+    labels = ids.roll(-1, 1)
+    labels[:, -1] = -100
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+    if kind == "bart":
+        model: Any = BartForCausalLM(BartConfig(vocab_size=20, d_model=8, decoder_layers=1, decoder_attention_heads=2,
+                                                decoder_ffn_dim=8, max_position_embeddings=8))  # fmt: skip
+    else:
+        model = XLNetLMHeadModel(XLNetConfig(vocab_size=20, d_model=8, n_layer=1, n_head=2, d_inner=8))
+        batch["labels"] = ids[:, -1:]  # the one that is to be found
+        batch["perm_mask"] = torch.zeros(2, 6, 6)
+        batch["perm_mask"][:, :, -1] = 1
+        batch["target_mapping"] = F.one_hot(torch.tensor([[5], [5]]), 6).float()
+    model.eval()
+    objective = LogitsDistillation(alpha=0.0)
+    items = objective.count_items(model, batch)
+    assert items[0] == (10 if kind == "bart" else 2)
     torch.testing.assert_close(objective.losses(model, None, batch, items).total, model(**batch).loss)
 
 

@@ -112,6 +112,17 @@ def configured(model: nn.Module) -> dict[str, Any] | None:
     return {k: v for k, v in config.to_dict().items() if k not in UNSETTLED and not k.startswith("_")}
 
 
+def depth_of(model: nn.Module) -> int | None:
+    """How many blocks a model runs, one after another; None if its configuration does not say so in one number.
+
+    The decoder of an encoder-decoder that stands alone has the configuration of both, whose depth is the encoder's.
+    """
+    config = config_of(model)
+    alone = not getattr(config, "is_encoder_decoder", False) and hasattr(config, "decoder_layers")
+    found: int | None = getattr(config, "decoder_layers" if alone else "num_hidden_layers", None)
+    return found
+
+
 def output_head(model: nn.Module) -> Any:
     """What makes a language model's logits; None for other models."""
     return getattr(unwrapped(model), "get_output_embeddings", lambda: None)()

@@ -12,6 +12,8 @@ from tests.distill.small import train
 from tests.families import batch, build
 from torch import nn
 from transformers import (
+    AlbertConfig,
+    AlbertForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
     Gemma2Config,
@@ -203,6 +205,18 @@ def test_misfits() -> None:
     narrow = BertForSequenceClassification(BertConfig(**(bert().config.to_dict() | {"hidden_size": 8})))
     with pytest.raises(ValueError, match=r"has no bert.embeddings.* of shape \(30, 8\); use a student of its width"):
         Theseus().prepare(narrow, bert())
+
+
+def test_blocks_that_run_less_often_than_in_the_teacher_are_refused() -> None:
+    """An ALBERT's do all its passes, and the teacher's ran as few times as the student's: it was another model."""
+
+    def albert(passes: int) -> AlbertForSequenceClassification:
+        sizes = {"embedding_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1}
+        return AlbertForSequenceClassification(AlbertConfig(vocab_size=20, num_hidden_layers=passes, **sizes))
+
+    with pytest.raises(ValueError, match="the student runs 1 blocks as 2 and the teacher 1 as 4"):
+        Theseus().prepare(albert(2), albert(4))
+    Theseus().prepare(albert(4), albert(4))
 
 
 def test_a_student_whose_head_cannot_be_the_teachers_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +30,8 @@ from transformers import (
     CLIPConfig,
     CLIPForImageClassification,
     DataCollatorWithFlattening,
+    ElectraConfig,
+    ElectraForPreTraining,
     EncoderDecoderConfig,
     EncoderDecoderModel,
     GPT2Config,
@@ -420,6 +423,15 @@ def test_classes_in_another_place_than_the_last_are_refused() -> None:
     batch = {"pixel_values": torch.randn(4, 3, 5, 5)}
     with pytest.raises(ValueError, match=r"a Conv2d are of shape \(4, 2, 5, 5\); expected \[batch, cl"):
         LogitsDistillation(alpha=1.0).losses(pixels, pixels.eval(), batch, torch.tensor(4))
+
+
+def test_a_number_a_token_is_not_taken_for_classes() -> None:
+    """A student of ELECTRA's detector learned which tokens of a text were put in rather than others of it."""
+    sizes = {"embedding_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1}
+    detector = ElectraForPreTraining(ElectraConfig(vocab_size=20, num_hidden_layers=1, **sizes))
+    for alpha, teacher in ((0.0, None), (1.0, copy.deepcopy(detector))):
+        with pytest.raises(ValueError, match=r"the student is a ElectraForPreTraining, .* one number a token"):
+            LogitsDistillation(alpha=alpha).prepare(detector, teacher)
 
 
 def test_outputs_that_mean_different_things_are_refused() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import replace
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from accelerate import PartialState
 from torch import Tensor, nn
 
 from opdf.data import ImageNoise, Prepared, count_tokens
+from opdf.distill.arguments import planned_passes
 from opdf.distill.chunks import Heads, kept_tokens
 from opdf.distill.digests import fingerprint, weights_digest
 from opdf.distill.ensemble import members, softened
@@ -133,11 +135,17 @@ class SparseLogitsDistillation(TaskAndLogits):
             self.store_info(data, teacher)
 
     def prepare_data(self, run: BeforeTraining) -> Any:
-        """The training rows beside the stored outputs; without a `store` they are stored in the folder first."""
+        """The training rows beside the stored outputs; without a `store` they are stored in the folder first.
+
+        Raises:
+            FileNotFoundError, ValueError: the store is none, is of something else, or lacks what the training reads.
+        """
         data = run.data
         info = self._info(data, run.teacher)
         if self.store:
             store = LogitsStore(Path(self.store, "logits"), info)
+            passes = planned_passes(run.arguments, info.rows) if run.arguments is not None else info.epochs
+            store.check_there(ceil(passes))
         else:
             digest = hashlib.sha256(repr(info).encode()).hexdigest()[:16]
             with PartialState().main_process_first():

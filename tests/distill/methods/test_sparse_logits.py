@@ -308,6 +308,22 @@ def test_a_store_that_lacks_what_a_training_reads_is_refused_before_it(tmp_path:
         ready(2)
 
 
+def test_a_store_of_images_that_were_prepared_otherwise_is_refused(tmp_path: Path) -> None:
+    """Its digest was of the images as they are, and a student saw others than its teacher had."""
+    raw = DatasetDict(train=Dataset.from_list(images()).cast_column("label", ClassLabel(names=[*"abcdef"])))
+    task = Task("image-classification", ("image",), "label", tuple("abcdef"))
+    objective = SparseLogitsDistillation(str(tmp_path), top_k=6, noise=True)
+
+    def prepared(**options: Any) -> Prepared:
+        processor = ViTImageProcessor(size={"height": 8, "width": 8}, **options)
+        return Prepared(raw, *encode(raw, task, processor)[:1], task, processor, default_data_collator)
+
+    objective.write_cache(prepared(), vit(0))
+    objective.check_data(prepared(), vit(0))
+    with pytest.raises(ValueError, match="has data"):
+        objective.check_data(prepared(image_mean=[0.0] * 3), vit(0))
+
+
 def test_a_stored_run_has_the_loss_of_a_live_teacher(tmp_path: Path) -> None:
     teacher, student = vit(0), vit(1)
     data = StoredDataset(images(), teacher_store(tmp_path, teacher), pixels, noise)

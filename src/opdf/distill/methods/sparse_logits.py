@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from math import ceil
@@ -226,7 +227,12 @@ class SparseLogitsDistillation(TaskAndLogits):
         examples, noise = self._examples(data), self._row_noise(data)
         with softened(teacher, self._stored_temperature):
             digest = weights_digest(teacher)
-        return replace(self.store_info(data, teacher), data=fingerprint(examples, noise), teacher=digest)
+        found = fingerprint(examples, noise)
+        if self.noise:  # the images are as they were before this has prepared them for the teacher
+            made = {k: v for k, v in data.processor.to_dict().items() if k != "image_processor_type"}  # by packages
+            said = json.dumps(made, sort_keys=True, default=str)
+            found = hashlib.sha256(f"{found} {said}".encode()).hexdigest()[:32]
+        return replace(self.store_info(data, teacher), data=found, teacher=digest)
 
     @property
     def _stored_temperature(self) -> float:

@@ -254,6 +254,17 @@ def test_teacher_blocks_of_another_kind_than_the_students_are_refused(kinds: str
         assert torch.equal(student(BATCH["input_ids"], use_cache=False).logits, teacher(BATCH["input_ids"]).logits)
 
 
+def test_a_convolution_behind_the_first_block_stays_there() -> None:
+    """That of a large DeBERTa; the teacher's second block ran before it."""
+    teacher = build("deberta-v2", 4, conv_kernel_size=3, conv_act="gelu").requires_grad_(False)
+    with pytest.raises(ValueError, match="several of the teacher's would run before it"):
+        Theseus().prepare(keep_layers(teacher, 2), teacher)
+    student, objective, data = keep_layers(teacher, 4), Theseus(), batch("deberta-v2")
+    objective.prepare(student, teacher)
+    with hybrid(student.deberta.encoder.layer, objective._predecessors, [False] * 4):
+        assert torch.equal(student(**data).logits, teacher(**data).logits)
+
+
 def test_models_may_ask_blocks_of_which_kind_they_are() -> None:
     """ModernBERT does, in its loop over them."""
     teacher = build("modernbert", 4, layer_types=["full_attention"] * 4).requires_grad_(False)

@@ -195,6 +195,7 @@ def _check_kinds(ours: Any, theirs: Any, groups: Sequence[Iterable[int]]) -> Non
 
     Decoders such as Gemma's attend to all tokens in some blocks and to near ones in others. A model makes the mask and
     the positions of a block by the kind that the block's place has in it, and so would give the teacher's wrong ones.
+    What a model does between two blocks (some DeBERTas behind the first) has its place, too.
 
     Args:
         ours, theirs: configurations.
@@ -203,6 +204,11 @@ def _check_kinds(ours: Any, theirs: Any, groups: Sequence[Iterable[int]]) -> Non
     Raises:
         ValueError: there is such a block.
     """
+    if getattr(ours, "conv_kernel_size", 0) and len(list(groups[0])) > 1:
+        raise ValueError(
+            "a DeBERTa with a convolution (conv_kernel_size) has it behind its first block, and in the place of the "
+            f"student's first several of the teacher's would run before it ({len(list(groups[0]))}); use 'logits'"
+        )
     mine, wanted = (getattr(config, "layer_types", None) for config in (ours, theirs))
     if mine is None or wanted is None:
         return

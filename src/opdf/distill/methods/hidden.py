@@ -101,6 +101,10 @@ class HiddenDistillation(TaskAndLogits):
 
     def losses(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, num_items: Tensor) -> Losses:
         assert teacher is not None
+        if "target_mapping" in batch:
+            raise ValueError(
+                "the batch has a target_mapping, with which an XLNet has two states a block; use the objective 'logits'"
+            )
         ours = self.forward(student, batch, output_hidden_states=True)
         theirs = self.teacher_forward(teacher, batch, output_hidden_states=True)
         base = self.combine(student, ours.logits, theirs.logits, batch, num_items)

@@ -19,6 +19,8 @@ from PIL import Image
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
+    BartConfig,
+    BartForCausalLM,
     BertConfig,
     BertForSequenceClassification,
     BertLMHeadModel,
@@ -124,6 +126,14 @@ def test_a_decoder_is_told_from_a_model_that_looks_both_ways_wherever_tensors_ar
             load_model(str(tmp_path / "llama"), task)
             with pytest.raises(UserError, match="sees the tokens which it has to predict"):
                 load_model(str(tmp_path / "bert"), task)
+
+
+def test_a_decoder_whose_labels_have_to_be_shifted_before_is_refused(tmp_path: Path) -> None:
+    """It would learn to say the token that it reads."""
+    sizes: dict[str, Any] = {"d_model": 8, "decoder_layers": 1, "decoder_attention_heads": 1, "decoder_ffn_dim": 8}
+    BartForCausalLM(BartConfig(vocab_size=50, **sizes)).save_pretrained(tmp_path / "bart")
+    with pytest.raises(UserError, match="BartForCausalLM, whose labels have to be shifted before"):
+        load_model(str(tmp_path / "bart"), Task("causal-lm", ("text",), None))
 
 
 def test_a_model_that_will_be_trained_gets_a_new_head(tmp_path: Path, capsys: Any) -> None:

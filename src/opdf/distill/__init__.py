@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         decision_logits,
         mean_pooled,
     )
-    from opdf.distill.models import has_no_head, output_layer
+    from opdf.distill.models import has_no_head, labels_in_place, output_layer
     from opdf.distill.objective import Losses, Objective, model_inputs
     from opdf.distill.outputs import BeforeTraining
     from opdf.distill.planning import plan_student
@@ -81,6 +81,7 @@ __all__ = [
     "decision_logits",
     "has_no_head",
     "keep_layers",
+    "labels_in_place",
     "like",
     "mean_pooled",
     "members",

@@ -24,6 +24,9 @@ HEADLESS = classes_in(MODEL_MAPPING_NAMES)
 ANSWERERS = frozenset(MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES.values())
 """Classes of transformers that find an answer in a text, by logits of its start and of its end."""
 
+DETECTORS = frozenset({"ElectraForPreTraining", "FunnelForPreTraining"})
+"""Classes of transformers that say of every token, by one number, whether it is the text's own."""
+
 MARKS = ("pad_token_id", "decoder_start_token_id")
 """Tokens that models of transformers look for in their inputs, or put into them."""
 
@@ -41,16 +44,21 @@ def settle_kind(student: nn.Module, teacher: nn.Module) -> None:
 
 
 def check_has_logits(who: str, model: nn.Module) -> None:
-    """Refuse a model that finds answers in a text: its outputs have no field `logits`.
+    """Refuse a model whose outputs have no field `logits`, or one of a number a token: no classes, though they look so.
 
     Raises:
-        ValueError: it does.
+        ValueError: it finds answers in a text, or tells tokens that were put in.
     """
     name = type(without_adapters(unwrapped(model))).__name__
     if name in ANSWERERS:
         raise ValueError(
             f"the {who} is a {name}, which answers with start_logits and end_logits, and the methods here learn from "
             "logits; write an Objective that compares both (docs/own-model.md has one)"
+        )
+    if name in DETECTORS:
+        raise ValueError(
+            f"the {who} is a {name}, whose logits are one number a token, and the methods here learn from classes; "
+            "write an Objective that compares these numbers, or load it with a head for the task (AutoModelFor...)"
         )
 
 

@@ -15,6 +15,14 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 MASKED = frozenset(MODEL_FOR_MASKED_LM_MAPPING_NAMES.values())
 """Classes of transformers that are masked language models."""
 
+IN_PLACE = frozenset({
+    "BartForCausalLM", "BigBirdPegasusForCausalLM", "BlenderbotForCausalLM", "BlenderbotSmallForCausalLM",
+    "MBartForCausalLM", "MarianForCausalLM", "MvpForCausalLM", "PLBartForCausalLM", "PegasusForCausalLM",
+    "ProphetNetForCausalLM", "TrOCRForCausalLM", "WhisperForCausalLM", "XLNetLMHeadModel",
+})  # fmt: skip
+"""Classes of transformers that can generate and whose own loss does not shift labels: those are given shifted, or are
+of the places that a mapping names (XLNet)."""
+
 SEVERAL = "multi_label_classification"
 """What transformers calls several labels an example."""
 
@@ -104,6 +112,17 @@ def configured(model: nn.Module) -> dict[str, Any] | None:
     return {k: v for k, v in config.to_dict().items() if k not in UNSETTLED and not k.startswith("_")}
 
 
+def depth_of(model: nn.Module) -> int | None:
+    """How many blocks a model runs, one after another; None if its configuration does not say so in one number.
+
+    The decoder of an encoder-decoder that stands alone has the configuration of both, whose depth is the encoder's.
+    """
+    config = config_of(model)
+    alone = not getattr(config, "is_encoder_decoder", False) and hasattr(config, "decoder_layers")
+    found: int | None = getattr(config, "decoder_layers" if alone else "num_hidden_layers", None)
+    return found
+
+
 def output_head(model: nn.Module) -> Any:
     """What makes a language model's logits; None for other models."""
     return getattr(unwrapped(model), "get_output_embeddings", lambda: None)()
@@ -128,17 +147,23 @@ def is_causal(model: nn.Module) -> bool:
 
     Decoders of transformers do, and so do classes of the user's own whose name gives them transformers' loss of one
     (MineForCausalLM). Encoder-decoders get their inputs shifted; masked language models and taggers label in place,
-    also those that can generate (XLM, FlauBERT), unless their configuration says that they are causal. So do modules of
-    other libraries: whoever trains one shifts its labels if need be.
+    also those that can generate (XLM, FlauBERT), unless their configuration says that they are causal. So do XLNet and
+    the decoders of BART and its kin, whose labels transformers wants shifted already, and modules of other libraries:
+    whoever trains one shifts its labels if need be.
     """
     inner, config = unwrapped(model), config_of(model)
-    if getattr(config, "is_encoder_decoder", False):
+    if getattr(config, "is_encoder_decoder", False) or labels_in_place(model):
         return False
     if type(without_adapters(inner)).__name__ in MASKED and not getattr(config, "causal", False):
         return False
     if hasattr(inner, "can_generate") and inner.can_generate():
         return True
     return LOSS_MAPPING.get(getattr(inner, "loss_type", None)) is ForCausalLMLoss
+
+
+def labels_in_place(model: nn.Module) -> bool:
+    """Whether a model of transformers can generate, and its own loss takes labels that are shifted already."""
+    return any(kind.__name__ in IN_PLACE for kind in type(without_adapters(unwrapped(model))).__mro__)
 
 
 def kind_of(model: nn.Module, logits: Tensor, labels: Tensor | None = None) -> str:

@@ -188,6 +188,16 @@ class LogitsStore:
         found = {name: tensor[start:end] for name, tensor in tensors.items() if name not in ("seed", "ends")}
         return {"seed": tensors["seed"][inside], **found}
 
+    def check_there(self, epochs: int) -> None:
+        """Refuse to begin with a store that `read` would find incomplete later.
+
+        Raises:
+            FileNotFoundError: a shard of its first `epochs` is missing; the message names it.
+        """
+        for epoch, shard, _ in self.missing():
+            if epoch < epochs:
+                raise FileNotFoundError(_missing(self._path(epoch, shard)))
+
     def verify(self) -> None:
         """Read every shard.
 
@@ -273,9 +283,13 @@ def _verified(path: Path, written: int) -> dict[str, Tensor]:
     return _load_shard(path)
 
 
+def _missing(path: Path) -> str:
+    return f"{path} is missing; run opdf cache-teacher again, which goes on where it stopped"
+
+
 def _load_shard(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; run opdf cache-teacher again, which goes on where it stopped")
+        raise FileNotFoundError(_missing(path))
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

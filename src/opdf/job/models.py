@@ -16,7 +16,7 @@ from transformers import CONFIG_MAPPING, AutoConfig
 from transformers.utils import cached_file
 
 from opdf.data import Task, loading
-from opdf.distill import has_no_head
+from opdf.distill import has_no_head, labels_in_place
 from opdf.files import digest_of
 from opdf.job.errors import UserError
 from opdf.job.heads import auto_class, check_head, has_other_head, head_of, note_head
@@ -210,9 +210,17 @@ def check_causal(who: str, model: Any, task: Task) -> None:
     """Refuse a model that sees the tokens that it has to predict: BERT as transformers loads it, say.
 
     Raises:
-        UserError: the outputs at the first of some tokens change with the last.
+        UserError: the outputs at the first of some tokens change with the last; or the model takes labels that are
+            shifted already, and a run's are the tokens themselves.
     """
-    if task.kind != "causal-lm" or model.device.type == "meta":
+    if task.kind != "causal-lm":
+        return
+    if labels_in_place(model):
+        raise UserError(
+            f"{who} is a {type(model).__name__}, whose labels have to be shifted before, and a run's are the tokens "
+            "themselves; give another decoder (GPT-2, LLaMA, Qwen3, ...), or train it with DistillationTrainer"
+        )
+    if model.device.type == "meta":
         return
     was = model.training
     with torch.no_grad(), model.device:  # whatever surrounds this: tokens without values would give any logits

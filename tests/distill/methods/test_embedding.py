@@ -18,6 +18,9 @@ from transformers import (
     BertForSequenceClassification,
     BertModel,
     DataCollatorWithPadding,
+    T5Config,
+    T5EncoderModel,
+    T5Model,
 )
 
 from opdf import DistillationArguments, DistillationTrainer, OverParamConfig
@@ -102,6 +105,15 @@ def examples(count: int = 64) -> dict[str, Tensor]:
 
 def narrow(teacher: BertModel) -> Any:
     return shrink(teacher, [examples()], hidden_size=4)
+
+
+def test_an_encoder_with_a_decoder_is_refused() -> None:
+    """T5 and Pegasus would ask for a decoder's inputs at the first step; BART's states were its decoder's."""
+    sizes = {"d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2, "decoder_start_token_id": 0}
+    config = T5Config(vocab_size=30, d_model=8, **sizes)
+    with pytest.raises(ValueError, match=r"the student is a T5Model, .* give an encoder alone"):
+        EmbeddingDistillation().prepare(T5Model(config), bert())
+    EmbeddingDistillation().prepare(T5EncoderModel(config), bert())
 
 
 def test_a_narrower_student_learns_the_projected_embeddings() -> None:

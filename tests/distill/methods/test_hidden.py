@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from tests.distill.small import arguments as small_arguments, sentences
 from transformers import (
+    BartConfig,
+    BartForCausalLM,
     BertConfig,
     BertForMultipleChoice,
     BertForSequenceClassification,
@@ -24,6 +26,8 @@ from transformers import (
     TrainerCallback,
     ViTConfig,
     ViTForImageClassification,
+    XLNetConfig,
+    XLNetLMHeadModel,
 )
 
 from opdf import DistillationArguments, DistillationTrainer
@@ -267,6 +271,25 @@ def test_states_of_pooled_tokens_are_refused_with_a_mask_of_all() -> None:
     model = FunnelForSequenceClassification(config).eval()
     with pytest.raises(ValueError, match=r"of 3 tokens, and attention_mask of shape \(3, 6\) does not tell which"):
         losses(model, model, pairs="last")
+
+
+def test_an_xlnet_that_is_told_what_to_find_has_other_states() -> None:
+    """Two a block; states of blocks were compared with those of what is to be found."""
+    model = XLNetLMHeadModel(XLNetConfig(vocab_size=50, d_model=8, n_layer=2, n_head=1, d_inner=8)).eval()
+    ids = batch()["input_ids"]
+    data = {"input_ids": ids, "labels": ids, "target_mapping": torch.eye(6).expand(3, 6, 6)}
+    with pytest.raises(ValueError, match="two states a block; use the objective 'logits'"):
+        losses(keep_layers(model, 1), model, data)
+
+
+def test_a_decoder_alone_has_the_depth_of_its_own_blocks() -> None:
+    """BART's configuration has the encoder's too, and the first step ended in an IndexError."""
+    sizes = {"d_model": 8, "decoder_attention_heads": 1, "decoder_ffn_dim": 8, "max_position_embeddings": 8}
+    teacher = BartForCausalLM(BartConfig(vocab_size=50, encoder_layers=6, decoder_layers=4, **sizes)).eval()
+    ids = batch()["input_ids"]
+    objective, found = losses(keep_layers(teacher, 2), teacher, {"input_ids": ids, "labels": ids}, pairs="uniform")
+    assert objective._states == [(1, 2), (2, 4)]
+    assert float(found.parts["hidden"]) > 0
 
 
 def test_models_without_one_list_of_hidden_states_are_refused() -> None:

@@ -12,7 +12,15 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.func import functional_call
-from transformers import BertConfig, BertForSequenceClassification, ResNetConfig, ResNetForImageClassification
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    DataCollatorWithFlattening,
+    LlamaConfig,
+    LlamaForCausalLM,
+    ResNetConfig,
+    ResNetForImageClassification,
+)
 
 from opdf.distill import LGTM, Constraint, DistillationArguments, DistillationTrainer
 from opdf.distill.losses import distillation_loss, task_loss
@@ -118,6 +126,21 @@ def test_a_teacher_step_against_the_influence_lowers_the_held_out_loss_as_predic
     predicted = -step * sum(g.square().sum() for g in exact)
     assert predicted < 0
     assert float((after() - before).detach()) == pytest.approx(float(predicted), rel=0.02)
+
+
+def test_the_influence_of_packed_texts_is_of_each_alone() -> None:
+    """With a cache the student attended to the texts before."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    student, teacher = (
+        LlamaForCausalLM(LlamaConfig(vocab_size=20, initializer_range=0.5, **sizes)).eval() for _ in range(2)
+    )
+    packed = DataCollatorWithFlattening()([{"input_ids": text} for text in ([3, 4, 9, 5], [8, 8, 1, 6, 2])])
+    objective = LGTM()
+    objective.prepare(student, teacher)
+    found = objective.coupling_loss(student, dict(student.named_parameters()), teacher, packed, torch.tensor(7))
+    alike = objective.losses(student, teacher.requires_grad_(False), packed, torch.tensor(7)).total
+    torch.testing.assert_close(found, alike)
 
 
 def test_a_zero_direction_has_no_influence() -> None:

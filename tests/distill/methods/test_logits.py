@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from tokenizers.models import WordLevel
 from torch import nn
 from transformers import (
     BartConfig,
+    BartForCausalLM,
     BartForSequenceClassification,
     BertConfig,
     BertForMaskedLM,
@@ -28,6 +30,8 @@ from transformers import (
     CLIPConfig,
     CLIPForImageClassification,
     DataCollatorWithFlattening,
+    ElectraConfig,
+    ElectraForPreTraining,
     EncoderDecoderConfig,
     EncoderDecoderModel,
     GPT2Config,
@@ -42,6 +46,8 @@ from transformers import (
     T5ForConditionalGeneration,
     XLMConfig,
     XLMWithLMHeadModel,
+    XLNetConfig,
+    XLNetLMHeadModel,
 )
 from transformers.modeling_outputs import CausalLMOutput
 
@@ -286,6 +292,30 @@ def test_labels_of_masked_tokens_are_not_shifted(kind: str, adapted: bool) -> No
     torch.testing.assert_close(objective.losses(model, None, batch, items).total, model(**batch).loss)
 
 
+@pytest.mark.parametrize("kind", ["bart", "xlnet"])
+def test_labels_that_transformers_wants_shifted_are_not_shifted_once_more(kind: str) -> None:
+    """Those of BART's decoder are, and an XLNet's are of the places that target_mapping names."""
+    torch.manual_seed(0)
+    ids = torch.arange(12).reshape(2, 6)
+    labels = ids.roll(-1, 1)
+    labels[:, -1] = -100
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+    if kind == "bart":
+        model: Any = BartForCausalLM(BartConfig(vocab_size=20, d_model=8, decoder_layers=1, decoder_attention_heads=2,
+                                                decoder_ffn_dim=8, max_position_embeddings=8))  # fmt: skip
+    else:
+        model = XLNetLMHeadModel(XLNetConfig(vocab_size=20, d_model=8, n_layer=1, n_head=2, d_inner=8))
+        batch["labels"] = ids[:, -1:]  # the one that is to be found
+        batch["perm_mask"] = torch.zeros(2, 6, 6)
+        batch["perm_mask"][:, :, -1] = 1
+        batch["target_mapping"] = F.one_hot(torch.tensor([[5], [5]]), 6).float()
+    model.eval()
+    objective = LogitsDistillation(alpha=0.0)
+    items = objective.count_items(model, batch)
+    assert items[0] == (10 if kind == "bart" else 2)
+    torch.testing.assert_close(objective.losses(model, None, batch, items).total, model(**batch).loss)
+
+
 def test_labels_of_other_libraries_modules_are_not_shifted() -> None:
     class Tagger(nn.Module):
         def forward(self, input_ids: torch.Tensor) -> SimpleNamespace:
@@ -393,6 +423,15 @@ def test_classes_in_another_place_than_the_last_are_refused() -> None:
     batch = {"pixel_values": torch.randn(4, 3, 5, 5)}
     with pytest.raises(ValueError, match=r"a Conv2d are of shape \(4, 2, 5, 5\); expected \[batch, cl"):
         LogitsDistillation(alpha=1.0).losses(pixels, pixels.eval(), batch, torch.tensor(4))
+
+
+def test_a_number_a_token_is_not_taken_for_classes() -> None:
+    """A student of ELECTRA's detector learned which tokens of a text were put in rather than others of it."""
+    sizes = {"embedding_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1}
+    detector = ElectraForPreTraining(ElectraConfig(vocab_size=20, num_hidden_layers=1, **sizes))
+    for alpha, teacher in ((0.0, None), (1.0, copy.deepcopy(detector))):
+        with pytest.raises(ValueError, match=r"the student is a ElectraForPreTraining, .* one number a token"):
+            LogitsDistillation(alpha=alpha).prepare(detector, teacher)
 
 
 def test_outputs_that_mean_different_things_are_refused() -> None:

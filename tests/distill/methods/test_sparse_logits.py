@@ -288,6 +288,42 @@ def test_what_the_method_stores_is_of_the_pixels_that_it_reads(tmp_path: Path, m
         torch.testing.assert_close(stored, live, atol=1e-3, rtol=1e-3)
 
 
+def test_a_store_that_lacks_what_a_training_reads_is_refused_before_it(tmp_path: Path) -> None:
+    """Its writer was killed in the second epoch; the training was too, hours later."""
+    raw = DatasetDict(train=Dataset.from_list(images()).cast_column("label", ClassLabel(names=[*"abcdef"])))
+    task = Task("image-classification", ("image",), "label", tuple("abcdef"))
+    processor = ViTImageProcessor(size={"height": 8, "width": 8})
+    prepared = Prepared(raw, *encode(raw, task, processor)[:1], task, processor, default_data_collator)
+    objective = SparseLogitsDistillation(str(tmp_path), top_k=6, epochs=2, noise=True)
+    store = objective.write_cache(prepared, vit(0))
+    path = store.folder / "epoch-001" / "shard-00001.safetensors"
+    path.unlink()
+
+    def ready(epochs: int) -> Any:
+        arguments = small.arguments(tmp_path / "run", max_steps=-1, num_train_epochs=epochs)
+        return objective.prepare_data(BeforeTraining(prepared, vit(0), tmp_path, arguments))
+
+    assert len(ready(1)) == 10
+    with pytest.raises(FileNotFoundError, match=r"shard-00001.safetensors is missing; run opdf cache-teacher again"):
+        ready(2)
+
+
+def test_a_store_of_images_that_were_prepared_otherwise_is_refused(tmp_path: Path) -> None:
+    """Its digest was of the images as they are, and a student saw others than its teacher had."""
+    raw = DatasetDict(train=Dataset.from_list(images()).cast_column("label", ClassLabel(names=[*"abcdef"])))
+    task = Task("image-classification", ("image",), "label", tuple("abcdef"))
+    objective = SparseLogitsDistillation(str(tmp_path), top_k=6, noise=True)
+
+    def prepared(**options: Any) -> Prepared:
+        processor = ViTImageProcessor(size={"height": 8, "width": 8}, **options)
+        return Prepared(raw, *encode(raw, task, processor)[:1], task, processor, default_data_collator)
+
+    objective.write_cache(prepared(), vit(0))
+    objective.check_data(prepared(), vit(0))
+    with pytest.raises(ValueError, match="has data"):
+        objective.check_data(prepared(image_mean=[0.0] * 3), vit(0))
+
+
 def test_a_stored_run_has_the_loss_of_a_live_teacher(tmp_path: Path) -> None:
     teacher, student = vit(0), vit(1)
     data = StoredDataset(images(), teacher_store(tmp_path, teacher), pixels, noise)

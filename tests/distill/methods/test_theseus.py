@@ -12,6 +12,8 @@ from tests.distill.small import train
 from tests.families import batch, build
 from torch import nn
 from transformers import (
+    AlbertConfig,
+    AlbertForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
     Gemma2Config,
@@ -205,6 +207,18 @@ def test_misfits() -> None:
         Theseus().prepare(narrow, bert())
 
 
+def test_blocks_that_run_less_often_than_in_the_teacher_are_refused() -> None:
+    """An ALBERT's do all its passes, and the teacher's ran as few times as the student's: it was another model."""
+
+    def albert(passes: int) -> AlbertForSequenceClassification:
+        sizes = {"embedding_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1}
+        return AlbertForSequenceClassification(AlbertConfig(vocab_size=20, num_hidden_layers=passes, **sizes))
+
+    with pytest.raises(ValueError, match="the student runs 1 blocks as 2 and the teacher 1 as 4"):
+        Theseus().prepare(albert(2), albert(4))
+    Theseus().prepare(albert(4), albert(4))
+
+
 def test_a_student_whose_head_cannot_be_the_teachers_is_refused() -> None:
     """Its head stayed the table of the teacher's embeddings, frozen."""
 
@@ -238,6 +252,17 @@ def test_teacher_blocks_of_another_kind_than_the_students_are_refused(kinds: str
     objective.prepare(student, teacher)
     with hybrid(student.model.layers, objective._predecessors, [False, False]):
         assert torch.equal(student(BATCH["input_ids"], use_cache=False).logits, teacher(BATCH["input_ids"]).logits)
+
+
+def test_a_convolution_behind_the_first_block_stays_there() -> None:
+    """That of a large DeBERTa; the teacher's second block ran before it."""
+    teacher = build("deberta-v2", 4, conv_kernel_size=3, conv_act="gelu").requires_grad_(False)
+    with pytest.raises(ValueError, match="several of the teacher's would run before it"):
+        Theseus().prepare(keep_layers(teacher, 2), teacher)
+    student, objective, data = keep_layers(teacher, 4), Theseus(), batch("deberta-v2")
+    objective.prepare(student, teacher)
+    with hybrid(student.deberta.encoder.layer, objective._predecessors, [False] * 4):
+        assert torch.equal(student(**data).logits, teacher(**data).logits)
 
 
 def test_models_may_ask_blocks_of_which_kind_they_are() -> None:

@@ -54,6 +54,11 @@ class EmbeddingDistillation(Objective):
                     f"the {who} is a {type(model).__name__}; embeddings come from a transformers model without a head "
                     "and of one width: load it by AutoModel"
                 )
+            if getattr(config_of(model), "is_encoder_decoder", False):
+                raise ValueError(
+                    f"the {who} is a {type(model).__name__}, whose last hidden states are its decoder's; give an "
+                    "encoder alone (T5EncoderModel, BERT, ...), whose states are of the text's own tokens"
+                )
         self._projection = _projection(student, config_of(teacher).hidden_size, config_of(student).hidden_size)
         if self._projection is not None and has_another_teacher(student, teacher):
             warnings.warn(

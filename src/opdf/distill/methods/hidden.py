@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from opdf.distill.losses import Batch, items_by_example
 from opdf.distill.methods.logits import TaskAndLogits
-from opdf.distill.models import config_of
+from opdf.distill.models import config_of, depth_of
 from opdf.distill.objective import Losses
 from opdf.distill.options import number
 from opdf.distill.shrink import paired_blocks
@@ -60,15 +60,16 @@ class HiddenDistillation(TaskAndLogits):
             raise ValueError("hidden-state distillation needs a teacher; pass one")
         super().prepare(student, teacher)
         ours, theirs = config_of(student), config_of(teacher)
-        for who, config in (("student", ours), ("teacher", theirs)):
-            known = hasattr(config, "num_hidden_layers") and hasattr(config, "hidden_size")
-            if getattr(config, "is_encoder_decoder", False) or not known:
+        depths = []
+        for who, config, depth in (("student", ours, depth_of(student)), ("teacher", theirs, depth_of(teacher))):
+            if getattr(config, "is_encoder_decoder", False) or depth is None or not hasattr(config, "hidden_size"):
                 raise ValueError(
                     f"the {who} does not have one list of hidden states (it is an encoder-decoder, or has no depth or "
                     "no width); use the objective 'logits'"
                 )
+            depths.append(depth)
         self.projections = nn.ModuleDict()
-        self._states = self._resolve(student, ours.num_hidden_layers, theirs.num_hidden_layers)
+        self._states = self._resolve(student, *depths)
         if ours.hidden_size != theirs.hidden_size:
             for s, t in self._states:
                 for who, config, state in (("student", ours, s), ("teacher", theirs, t)):
@@ -100,6 +101,10 @@ class HiddenDistillation(TaskAndLogits):
 
     def losses(self, student: nn.Module, teacher: nn.Module | None, batch: Batch, num_items: Tensor) -> Losses:
         assert teacher is not None
+        if "target_mapping" in batch:
+            raise ValueError(
+                "the batch has a target_mapping, with which an XLNet has two states a block; use the objective 'logits'"
+            )
         ours = self.forward(student, batch, output_hidden_states=True)
         theirs = self.teacher_forward(teacher, batch, output_hidden_states=True)
         base = self.combine(student, ours.logits, theirs.logits, batch, num_items)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import replace
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from accelerate import PartialState
 from torch import Tensor, nn
 
 from opdf.data import ImageNoise, Prepared, count_tokens
+from opdf.distill.arguments import planned_passes
 from opdf.distill.chunks import Heads, kept_tokens
 from opdf.distill.digests import fingerprint, weights_digest
 from opdf.distill.ensemble import members, softened
@@ -133,11 +136,17 @@ class SparseLogitsDistillation(TaskAndLogits):
             self.store_info(data, teacher)
 
     def prepare_data(self, run: BeforeTraining) -> Any:
-        """The training rows beside the stored outputs; without a `store` they are stored in the folder first."""
+        """The training rows beside the stored outputs; without a `store` they are stored in the folder first.
+
+        Raises:
+            FileNotFoundError, ValueError: the store is none, is of something else, or lacks what the training reads.
+        """
         data = run.data
         info = self._info(data, run.teacher)
         if self.store:
             store = LogitsStore(Path(self.store, "logits"), info)
+            passes = planned_passes(run.arguments, info.rows) if run.arguments is not None else info.epochs
+            store.check_there(ceil(passes))
         else:
             digest = hashlib.sha256(repr(info).encode()).hexdigest()[:16]
             with PartialState().main_process_first():
@@ -218,7 +227,12 @@ class SparseLogitsDistillation(TaskAndLogits):
         examples, noise = self._examples(data), self._row_noise(data)
         with softened(teacher, self._stored_temperature):
             digest = weights_digest(teacher)
-        return replace(self.store_info(data, teacher), data=fingerprint(examples, noise), teacher=digest)
+        found = fingerprint(examples, noise)
+        if self.noise:  # the images are as they were before this has prepared them for the teacher
+            made = {k: v for k, v in data.processor.to_dict().items() if k != "image_processor_type"}  # by packages
+            said = json.dumps(made, sort_keys=True, default=str)
+            found = hashlib.sha256(f"{found} {said}".encode()).hexdigest()[:32]
+        return replace(self.store_info(data, teacher), data=found, teacher=digest)
 
     @property
     def _stored_temperature(self) -> float:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from opdf.distill.losses import Batch, count_labelled, labels_of, task_loss
 from opdf.distill.matching import check_same_outputs
-from opdf.distill.models import config_of, unwrapped
+from opdf.distill.models import config_of, depth_of, unwrapped
 from opdf.distill.objective import Losses, Objective
 from opdf.distill.options import POSITIVE, number, one_of, whole
 from opdf.distill.shrink import paired_blocks
@@ -79,6 +79,7 @@ class Theseus(Objective):
         self._tower = towers[0]
         blocks = list(teacher.get_submodule(self._tower).children())
         size = len(list(student.get_submodule(self._tower).children()))
+        _check_passes(student, size, teacher, len(blocks))
         try:
             groups = paired_blocks(student, size, len(blocks))
         except ValueError as error:
@@ -171,11 +172,30 @@ class Theseus(Objective):
         self.step, self.draws = state["step"], state["draws"]
 
 
+def _check_passes(student: nn.Module, ours: int, teacher: nn.Module, theirs: int) -> None:
+    """Refuse models that run their blocks several times, one more often than the other: ALBERTs of two depths.
+
+    Args:
+        student, teacher: with one list of blocks each.
+        ours, theirs: how many blocks are in these lists.
+
+    Raises:
+        ValueError: a teacher's block would run as often as the student's in whose place it is.
+    """
+    mine, wanted = depth_of(student), depth_of(teacher)
+    if mine is not None and wanted is not None and mine * theirs != wanted * ours:
+        raise ValueError(
+            f"the student runs {ours} blocks as {mine} and the teacher {theirs} as {wanted} (an ALBERT's share their "
+            "weights), so that the teacher's would not run as often as in the teacher; use 'logits'"
+        )
+
+
 def _check_kinds(ours: Any, theirs: Any, groups: Sequence[Iterable[int]]) -> None:
     """Refuse teacher blocks of another kind than the student's in whose place they run.
 
     Decoders such as Gemma's attend to all tokens in some blocks and to near ones in others. A model makes the mask and
     the positions of a block by the kind that the block's place has in it, and so would give the teacher's wrong ones.
+    What a model does between two blocks (some DeBERTas behind the first) has its place, too.
 
     Args:
         ours, theirs: configurations.
@@ -184,6 +204,11 @@ def _check_kinds(ours: Any, theirs: Any, groups: Sequence[Iterable[int]]) -> Non
     Raises:
         ValueError: there is such a block.
     """
+    if getattr(ours, "conv_kernel_size", 0) and len(list(groups[0])) > 1:
+        raise ValueError(
+            "a DeBERTa with a convolution (conv_kernel_size) has it behind its first block, and in the place of the "
+            f"student's first several of the teacher's would run before it ({len(list(groups[0]))}); use 'logits'"
+        )
     mine, wanted = (getattr(config, "layer_types", None) for config in (ours, theirs))
     if mine is None or wanted is None:
         return

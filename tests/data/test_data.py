@@ -325,6 +325,16 @@ def test_image_folder(tmp_path: Path) -> None:
     assert encoded["train"].features["pixel_values"].shape == (3, 8, 8)  # arrays: lists of lists are slow to read
 
 
+def test_identifiers_of_images_are_no_numbers_to_predict(tmp_path: Path) -> None:
+    """Images are not learned by regression, which the message offered."""
+    names = [f"{k}.png" for k in range(40)]
+    for name in names:
+        Image.new("L", (8, 8)).save(tmp_path / name)
+    Path(write(tmp_path, "csv", file_name=names, label=names)).rename(tmp_path / "metadata.csv")
+    with pytest.raises(ValueError, match=r"with one row each, .*; set label to a column of classes$"):
+        load_data(str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("columns", "options", "error", "message"),
     [

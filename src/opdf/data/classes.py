@@ -227,10 +227,11 @@ def _check(
         )
     alone = sum(count == 1 for count in counts.values())
     if not given and alone > FEW and 2 * alone > counts.total():
+        other = f", or {asked.option('task')} to regression if these are numbers to be predicted"
         raise ValueError(
             f"{task.label!r} of {asked.name} has {len(counts):,} classes in {counts.total():,} rows, {alone:,} of them "
             f"with one row each, as identifiers or free texts have; set {asked.option('label')} to a column of "
-            f"classes, or {asked.option('task')} to regression if these are numbers to be predicted"
+            f"classes{'' if task.is_image else other}"
         )
 
 

@@ -96,6 +96,7 @@ def test_a_study(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert {row["variant"] for row in rows(results, "gpu-study")} == {"OPDF", "Muon"}
 
 
+@pytest.mark.slow
 def test_memory_beyond_plain_distillation(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     befores, peaks = iter([100, 200, 300, 400]), iter([7_100, 27_200, 17_300, 9_400])
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: next(befores))

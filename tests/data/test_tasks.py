@@ -339,7 +339,7 @@ def test_a_similarity_is_of_two_texts(tmp_path: Path) -> None:
     """Of one it was trained, and could not be scored."""
     name = str(tmp_path / "texts.csv")
     Dataset.from_dict({"left": TEXTS, "score": list(range(60))}).to_csv(name)
-    with pytest.raises(ValueError, match=r"inputs is \['left'\]; name two text columns of .*, which has left, score"):
+    with pytest.raises(ValueError, match=r"are left \(string\), score \(int64\); .* reads two text columns"):
         load_data(name, task="similarity", label="score")
 
 

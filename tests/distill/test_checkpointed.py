@@ -173,7 +173,7 @@ def test_a_resumed_run_goes_on_with_the_order_of_any_sampler(
     "split",
     [pytest.param({}, marks=pytest.mark.slow), {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}],
 )
-@pytest.mark.parametrize("stop", [2, 4, pytest.param(7, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stop", [2, *(pytest.param(stop, marks=pytest.mark.slow) for stop in (4, 7))])
 def test_a_resumed_run_sees_the_rows_of_a_stream_that_were_left(
     tmp_path: Path, stop: int, split: dict[str, Any]
 ) -> None:

@@ -250,7 +250,7 @@ def test_a_training_in_chunks_ends_where_one_of_whole_logits_does(
     torch.testing.assert_close(ends[0], ends[1], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("way", ["in place", "wrapped"])
+@pytest.mark.parametrize("way", [pytest.param("in place", marks=pytest.mark.slow), "wrapped"])
 def test_a_compiled_student_is_not_divided(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A graph that was compiled with the narrow head would be used for all that comes after."""
     monkeypatch.setattr(chunks, "CHUNK", 120)

@@ -19,7 +19,10 @@ from opdf.distill import Constraint, LogitsDistillation, keep_layers
 # Students of models with several depths are built from a smaller configuration.
 SHALLOW = {"swin": [1, 1], "resnet": [1, 1]}
 TARGETS = {"resnet": ["convolution"]}
-CASES = [*FAMILIES, "bert-regression", "roberta-regression", "distilbert-regression"]
+REGRESSIONS = ("bert-regression", "roberta-regression", "distilbert-regression")
+SLOW = ("mpnet", "deit", "dinov2", *REGRESSIONS[1:])
+"""Much like others: as BERT, as ViT, and as the first regression."""
+CASES = [pytest.param(case, marks=pytest.mark.slow) if case in SLOW else case for case in (*FAMILIES, *REGRESSIONS)]
 
 
 def pair(case: str, depth: int = 2) -> tuple[nn.Module, nn.Module, Any]:

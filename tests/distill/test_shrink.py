@@ -844,7 +844,7 @@ NARROW_OR_SHALLOW = {
 
 
 @pytest.mark.parametrize(
-    "family", [f if f in ("vit", "t5", "qwen3") else pytest.param(f, marks=pytest.mark.slow) for f in NARROW_OR_SHALLOW]
+    "family", [f if f in ("vit", "qwen3") else pytest.param(f, marks=pytest.mark.slow) for f in NARROW_OR_SHALLOW]
 )
 def test_what_is_not_kept_is_made_again(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Large models and many examples leave no room, or room for some batches, for the states after every branch."""

@@ -840,7 +840,9 @@ def test_nor_those_that_see_its_gradients(tmp_path: Path) -> None:
     assert all(p.isfinite().all() for p in student.parameters())
 
 
-@pytest.mark.parametrize("name", ["logits", "hidden", "theseus", "lgtm", "adkd"])
+@pytest.mark.parametrize(
+    "name", ["logits", "lgtm", *(pytest.param(name, marks=pytest.mark.slow) for name in ("hidden", "theseus", "adkd"))]
+)
 def test_an_example_without_a_label_counts_where_the_teacher_teaches_alone(tmp_path: Path, name: str) -> None:
     """6 of 24 examples have a label; split into micro-batches of which some have none."""
     data = sentences().map(lambda row, k: {"labels": row["labels"] if k % 4 == 0 else -100}, with_indices=True)

@@ -129,7 +129,11 @@ def orthogonal_factor(square: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("weigh", [relative, pytest.param(mean_squares, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("shape", [MPOShape((2, 2), (2, 1)), MPOShape((2, 1, 2, 2), (1, 2, 1, 2))], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [MPOShape((2, 2), (2, 1)), pytest.param(MPOShape((2, 1, 2, 2), (1, 2, 1, 2)), marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_brute_force_finds_nothing_better(shape, weigh):
     """L-BFGS over all rotations, from random starts in every component of the orthogonal groups."""
     reference, cores = decompose(random_matrix(shape), shape), decompose(random_matrix(shape, seed=1), shape)

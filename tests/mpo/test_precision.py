@@ -57,6 +57,7 @@ def test_other_words_are_refused() -> None:
         pass
 
 
+@pytest.mark.slow  # a process that imports torch
 def test_it_is_set_inside_and_restored() -> None:
     done = subprocess.run([sys.executable, "-c", CODE, *SETTINGS], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

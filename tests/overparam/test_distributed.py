@@ -183,7 +183,7 @@ def test_several_processes_equal_one(together: Any, tmp_path: Path, wrapper: str
 
 
 @pytest.mark.parametrize("savers", [pytest.param(2, marks=pytest.mark.slow), 1])
-@pytest.mark.parametrize("wrapper", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("wrapper", ["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)])
 def test_a_checkpoint_does_not_depend_on_the_number_of_processes(
     together: Any, tmp_path: Path, wrapper: str, savers: int
 ) -> None:
@@ -198,7 +198,8 @@ def test_a_checkpoint_does_not_depend_on_the_number_of_processes(
         torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("world", [pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 3])
 def test_owners_hold_their_share_of_cores_and_gather_one_matrix_at_a_time(together: Any, world: int) -> None:
     ranks = together(watch_memory, world)
     one = plan_shape(8, 8, ones=1).num_params

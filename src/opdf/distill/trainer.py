@@ -96,6 +96,9 @@ class DistillationTrainer(CheckpointedTrainer):
             quantized, the training data are no rows, or the optimizer cannot step cores.
     """
 
+    loss_is_scaled_for_ga = True
+    """This class normalises its loss over the whole accumulation window by itself, see `compute_loss`."""
+
     def __init__(
         self,
         model: nn.Module | None = None,
@@ -152,9 +155,7 @@ class DistillationTrainer(CheckpointedTrainer):
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )  # fmt: skip
         self._check_given(optimizers)
-        # This class normalises its loss over the whole accumulation window by itself, see compute_loss.
         self.model_accepts_loss_kwargs = False
-        self.loss_is_scaled_for_ga = True
         self._settle()
         self._is_made = True
         self.add_callback(_ObjectiveHooks(self))

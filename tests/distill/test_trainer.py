@@ -109,6 +109,11 @@ def test_loss_and_gradients_do_not_depend_on_accumulation(tmp_path: Path, object
             torch.testing.assert_close(gradient, seen[0][3][name], rtol=1e-4, atol=1e-7)
 
 
+class PassesNothingOn(DistillationTrainer):
+    def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+        return super().compute_loss(model, inputs, return_outputs)
+
+
 class HasALossOfItsOwn(DistillationTrainer):
     loss_is_scaled_for_ga = False  # as transformers asks of a loss that is a mean over a micro-batch
 
@@ -116,7 +121,7 @@ class HasALossOfItsOwn(DistillationTrainer):
         return model(**inputs).loss
 
 
-@pytest.mark.parametrize("kind", [HasALossOfItsOwn])
+@pytest.mark.parametrize("kind", [PassesNothingOn, HasALossOfItsOwn])
 def test_a_subclass_learns_a_mean_over_a_steps_micro_batches(tmp_path: Path, kind: type[DistillationTrainer]) -> None:
     """It was their sum, without a word."""
     seen = []

@@ -520,8 +520,9 @@ class DistillationTrainer(CheckpointedTrainer):
                 "return_outputs is True in training, where the objective runs the models and keeps their outputs; add "
                 "to its loss in an Objective of your own, or ask under torch.no_grad() for the student's own loss"
             )
-        if num_items_in_batch is None:
-            num_items_in_batch = self.method.count_items(model, inputs)
+        if num_items_in_batch is None:  # a subclass did not pass it on
+            _, items = self._window if self.is_in_train else ([], None)
+            num_items_in_batch = self.method.count_items(model, inputs) if items is None else items
         with self.accelerator.autocast():
             losses = self.method.losses(model, self.teacher, inputs, torch.as_tensor(num_items_in_batch))
         for name, value in losses.parts.items():

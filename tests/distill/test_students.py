@@ -21,6 +21,8 @@ from transformers import (
     BeitForImageClassification,
     BertModel,
     GenerationConfig,
+    XLMConfig,
+    XLMWithLMHeadModel,
 )
 
 from families import FAMILIES, IMAGE, TEXT, batch, build
@@ -89,6 +91,16 @@ def test_blocks_that_differ_keep_what_is_theirs(family: str, layers: Any, tmp_pa
     torch.testing.assert_close(student(ids, use_cache=False).logits, expected)
     student.save_pretrained(tmp_path)
     torch.testing.assert_close(type(student).from_pretrained(tmp_path).eval()(ids, use_cache=False).logits, expected)
+
+
+def test_parts_of_blocks_that_stand_in_lists_of_their_own_stay_with_their_blocks() -> None:
+    """XLM's and FlauBERT's: the kept blocks' attention stood beside the first blocks' feed-forwards and norms."""
+    teacher = XLMWithLMHeadModel(XLMConfig(vocab_size=50, emb_dim=16, n_layers=4, n_heads=2)).eval()
+    student = keep_layers(teacher, [1, 3])
+    for name in ("attentions", "layer_norm1", "ffns", "layer_norm2"):
+        ours, theirs = (getattr(model.transformer, name) for model in (student, teacher))
+        for block, kept in zip(ours, (theirs[1], theirs[3]), strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(block.parameters(), kept.parameters(), strict=True))
 
 
 def test_a_student_ends_its_texts_where_its_teacher_does(tmp_path: Path) -> None:

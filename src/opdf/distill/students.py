@@ -11,7 +11,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
-from opdf.overparam import block_lists
+from opdf.overparam import block_lists, lists_beside
 
 
 def keep_layers(teacher: nn.Module, layers: int | Sequence[int]) -> Any:
@@ -55,6 +55,9 @@ def keep_layers(teacher: nn.Module, layers: int | Sequence[int]) -> Any:
     first = next(teacher.parameters())
     with torch.inference_mode(False):  # weights that are made in that mode could not be trained
         student = empty_model(teacher, config, first.dtype, first.device)
+    for tower, blocks in list(kept.items()):  # what of blocks stands in lists of its own, which follow the depth
+        ours = lists_beside(student, tower)
+        kept |= {name: blocks for name in lists_beside(teacher, tower) if name in ours}
     try:
         _check_blocks(teacher, student, kept)
     except _NoPlaceError as error:

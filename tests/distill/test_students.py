@@ -27,6 +27,7 @@ from transformers import (
 
 from families import FAMILIES, IMAGE, TEXT, batch, build
 from opdf.distill import keep_layers
+from opdf.distill.teachers import check_apart
 from opdf.overparam import block_lists
 
 WITH_DEPTH = [name for name, family in FAMILIES.items() if family.depth != "depths"]
@@ -101,6 +102,7 @@ def test_parts_of_blocks_that_stand_in_lists_of_their_own_stay_with_their_blocks
         ours, theirs = (getattr(model.transformer, name) for model in (student, teacher))
         for block, kept in zip(ours, (theirs[1], theirs[3]), strict=True):
             assert all(torch.equal(a, b) for a, b in zip(block.parameters(), kept.parameters(), strict=True))
+    check_apart(student, teacher)  # all XLMs of a process have one activation
 
 
 def test_a_student_ends_its_texts_where_its_teacher_does(tmp_path: Path) -> None:

@@ -66,6 +66,8 @@ def keep_layers(teacher: nn.Module, layers: int | Sequence[int]) -> Any:
         raise
     take_dtypes(student, teacher)
     student.load_state_dict(_renumbered(teacher.state_dict(), student.state_dict(), kept))
+    if set(student.modules()) & set(teacher.modules()):  # XLM's blocks have one activation, of all models
+        student = copy.deepcopy(student)
     return student.to(first.device).eval()
 
 

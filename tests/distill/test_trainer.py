@@ -474,6 +474,12 @@ def test_misfits_are_refused_before_training(tmp_path: Path, options: dict[str, 
         DistillationTrainer(keep_layers(bert(), 2), arguments(tmp_path), **({"teacher": bert()} | options))
 
 
+def test_a_student_that_is_frozen_whole_is_refused_before_training(tmp_path: Path) -> None:
+    """The first step said that a tensor does not require a gradient."""
+    with pytest.raises(ValueError, match=r"weights are all frozen.*give student\.requires_grad_"):
+        DistillationTrainer(keep_layers(bert(), 2).requires_grad_(False), arguments(tmp_path), teacher=bert())
+
+
 @pytest.mark.parametrize("objective", ["logits", "hidden", "theseus", "lgtm", "adkd", "sparse-logits"])
 def test_models_that_find_answers_are_refused_before_training(tmp_path: Path, objective: str) -> None:
     """Their outputs have start_logits and end_logits; it was said at the first step, and not what to do."""

@@ -192,6 +192,11 @@ class DistillationTrainer(CheckpointedTrainer):
         if teacher is not None and not frozen:
             self._bring_back(teacher)
         self.overparameterization = plan_student(student, teacher, self.method, self.overparam, self.constraint, args)
+        if not any(p.requires_grad for p in student.parameters()):
+            raise ValueError(
+                "the student's weights are all frozen, as a teacher's are, or those that peft has merged; give "
+                "student.requires_grad_(True), or leave those that are to be trained unfrozen"
+            )
         self._options = self.method.options  # a callback may change them on the way (an annealed temperature)
         self.method.unshared, self.method.prepared_for = unshared_inputs([student, *teachers]), self._mark
         check_labels(student, self._given_rows)

@@ -59,6 +59,16 @@ def test_the_gradient_is_the_sum_of_those_of_each_teacher(chunk: int, monkeypatc
     torch.testing.assert_close(list(found), expected, rtol=1e-4, atol=1e-6)  # LLaMA's norms are in float32
 
 
+def test_packed_texts_do_not_attend_to_those_before_them() -> None:
+    teachers = [llama(1), llama(2)]
+    first, second = torch.arange(4)[None], torch.arange(10, 14)[None]
+    places = {"input_ids": torch.cat([first, second], 1), "position_ids": torch.arange(4).repeat(2)[None]}
+    several = Ensemble(teachers, WEIGHTS).eval()
+    packed = LogitsDistillation(alpha=1.0).teacher_forward(several, places).logits
+    apart = torch.cat([several(input_ids=ids).logits for ids in (first, second)], 1)
+    torch.testing.assert_close(packed, apart, rtol=1e-4, atol=1e-5)
+
+
 def test_labels_say_what_outputs_mean_where_configurations_leave_it_open() -> None:
     """Several labels an example with `problem_type` None: the same loss as with it set."""
     torch.manual_seed(0)

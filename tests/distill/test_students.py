@@ -20,11 +20,16 @@ from transformers import (
     BeitConfig,
     BeitForImageClassification,
     BertModel,
+    EsmConfig,
+    EsmModel,
     GenerationConfig,
+    XLMConfig,
+    XLMWithLMHeadModel,
 )
 
 from families import FAMILIES, IMAGE, TEXT, batch, build
 from opdf.distill import keep_layers
+from opdf.distill.teachers import check_apart
 from opdf.overparam import block_lists
 
 WITH_DEPTH = [name for name, family in FAMILIES.items() if family.depth != "depths"]
@@ -89,6 +94,32 @@ def test_blocks_that_differ_keep_what_is_theirs(family: str, layers: Any, tmp_pa
     torch.testing.assert_close(student(ids, use_cache=False).logits, expected)
     student.save_pretrained(tmp_path)
     torch.testing.assert_close(type(student).from_pretrained(tmp_path).eval()(ids, use_cache=False).logits, expected)
+
+
+def test_parts_of_blocks_that_stand_in_lists_of_their_own_stay_with_their_blocks() -> None:
+    """XLM's and FlauBERT's: the kept blocks' attention stood beside the first blocks' feed-forwards and norms."""
+    teacher = XLMWithLMHeadModel(XLMConfig(vocab_size=50, emb_dim=16, n_layers=4, n_heads=2)).eval()
+    student = keep_layers(teacher, [1, 3])
+    for name in ("attentions", "layer_norm1", "ffns", "layer_norm2"):
+        ours, theirs = (getattr(model.transformer, name) for model in (student, teacher))
+        for block, kept in zip(ours, (theirs[1], theirs[3]), strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(block.parameters(), kept.parameters(), strict=True))
+    check_apart(student, teacher)  # all XLMs of a process have one activation
+
+
+def test_what_reads_the_attention_of_all_blocks_reads_that_of_the_kept_ones() -> None:
+    """ESM's head for contacts, which all of its models have; torch told of a size mismatch."""
+    torch.manual_seed(0)
+    config = EsmConfig(vocab_size=30, hidden_size=8, num_hidden_layers=4, num_attention_heads=2, intermediate_size=8,
+                       pad_token_id=1, mask_token_id=2, position_embedding_type="rotary")  # fmt: skip
+    teacher = EsmModel._from_config(config, attn_implementation="eager").eval()
+    student, tokens = keep_layers(teacher, [0, 1]), torch.arange(3, 15).reshape(2, 6)
+    mask = torch.ones_like(tokens)
+    with torch.no_grad():
+        teacher.contact_head.regression.weight[:, 2 * 2 :] = 0  # of the blocks that are not kept
+        torch.testing.assert_close(student.predict_contacts(tokens, mask), teacher.predict_contacts(tokens, mask))
+    ours, theirs = (model.contact_head.regression.weight for model in (keep_layers(teacher, [1, 3]), teacher))
+    assert torch.equal(ours, theirs[:, [2, 3, 6, 7]])
 
 
 def test_a_student_ends_its_texts_where_its_teacher_does(tmp_path: Path) -> None:

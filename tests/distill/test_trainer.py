@@ -109,6 +109,38 @@ def test_loss_and_gradients_do_not_depend_on_accumulation(tmp_path: Path, object
             torch.testing.assert_close(gradient, seen[0][3][name], rtol=1e-4, atol=1e-7)
 
 
+class PassesNothingOn(DistillationTrainer):
+    def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+        return super().compute_loss(model, inputs, return_outputs)
+
+
+class HasALossOfItsOwn(DistillationTrainer):
+    loss_is_scaled_for_ga = False  # as transformers asks of a loss that is a mean over a micro-batch
+
+    def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+        return model(**inputs).loss
+
+
+@pytest.mark.parametrize("kind", [PassesNothingOn, HasALossOfItsOwn])
+def test_a_subclass_learns_a_mean_over_a_steps_micro_batches(tmp_path: Path, kind: type[DistillationTrainer]) -> None:
+    """It was their sum, without a word."""
+    seen = []
+    for size, accumulation in ((24, 1), (8, 3)):
+        gradients = Gradients()
+        options = {
+            "max_steps": 1, "per_device_train_batch_size": size, "gradient_accumulation_steps": accumulation,
+            "max_grad_norm": 0.0,
+        }  # fmt: skip
+        trainer = kind(
+            keep_layers(bert(), 2), arguments(tmp_path, **options), teacher=bert(), train_dataset=sentences(),
+            callbacks=[gradients],
+        )  # fmt: skip
+        trainer.train()
+        seen.append(gradients.first)
+    for name, gradient in seen[0].items():
+        torch.testing.assert_close(seen[1][name], gradient, rtol=1e-4, atol=1e-7)
+
+
 class Poison(TrainerCallback):
     """Makes a weight infinite after a step, as an overflow would."""
 
@@ -440,6 +472,12 @@ def halving() -> Any:
 def test_misfits_are_refused_before_training(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DistillationTrainer(keep_layers(bert(), 2), arguments(tmp_path), **({"teacher": bert()} | options))
+
+
+def test_a_student_that_is_frozen_whole_is_refused_before_training(tmp_path: Path) -> None:
+    """The first step said that a tensor does not require a gradient."""
+    with pytest.raises(ValueError, match=r"weights are all frozen.*give student\.requires_grad_"):
+        DistillationTrainer(keep_layers(bert(), 2).requires_grad_(False), arguments(tmp_path), teacher=bert())
 
 
 @pytest.mark.parametrize("objective", ["logits", "hidden", "theseus", "lgtm", "adkd", "sparse-logits"])

@@ -137,6 +137,17 @@ def test_a_list_with_other_parts_is_no_list_of_blocks() -> None:
         names("blocks", model=nn.ModuleDict({"parts": nn.Sequential(nn.Linear(4, 4), SelfAttention())}))
 
 
+def test_lists_beside_those_with_attention_hold_parts_of_the_same_blocks() -> None:
+    """As XLM's and FlauBERT's: of their blocks the attention alone was taken."""
+    parts = {
+        "attentions": nn.ModuleList(SelfAttention() for _ in range(2)),
+        "ffns": nn.ModuleList(nn.Linear(4, 4) for _ in range(2)),
+        "heads": nn.ModuleList(nn.Linear(4, 4) for _ in range(3)),
+    }
+    found = find_matrices(nn.ModuleDict({"model": nn.ModuleDict(parts)}), "blocks", ())
+    assert {(m.blocks, m.block) for m in found} == {(f"model.{n}", k) for n in ("attentions", "ffns") for k in (0, 1)}
+
+
 def test_a_list_of_blocks_alone_is_refused() -> None:
     """It was said to hold no attention."""
     message = r"is itself a list of blocks \(Sequential\): give the module that holds it"

@@ -11,7 +11,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
-from opdf.overparam import block_lists
+from opdf.overparam import block_lists, lists_beside
 
 
 def keep_layers(teacher: nn.Module, layers: int | Sequence[int]) -> Any:
@@ -55,6 +55,9 @@ def keep_layers(teacher: nn.Module, layers: int | Sequence[int]) -> Any:
     first = next(teacher.parameters())
     with torch.inference_mode(False):  # weights that are made in that mode could not be trained
         student = empty_model(teacher, config, first.dtype, first.device)
+    for tower, blocks in list(kept.items()):  # what of blocks stands in lists of its own, which follow the depth
+        ours = lists_beside(student, tower)
+        kept |= {name: blocks for name in lists_beside(teacher, tower) if name in ours}
     try:
         _check_blocks(teacher, student, kept)
     except _NoPlaceError as error:
@@ -62,7 +65,14 @@ def keep_layers(teacher: nn.Module, layers: int | Sequence[int]) -> Any:
             return keep_layers(teacher, error.instead)
         raise
     take_dtypes(student, teacher)
-    student.load_state_dict(_renumbered(teacher.state_dict(), student.state_dict(), kept))
+    state = _renumbered(teacher.state_dict(), student.state_dict(), kept)
+    for name in state:
+        if name.endswith(READS_ALL_BLOCKS):
+            by_block = state[name].reshape(1, depth, -1)
+            state[name] = by_block[:, kept[towers[0]]].flatten(1)
+    student.load_state_dict(state)
+    if set(student.modules()) & set(teacher.modules()):  # XLM's blocks have one activation, of all models
+        student = copy.deepcopy(student)
     return student.to(first.device).eval()
 
 
@@ -245,6 +255,9 @@ ONE_A_BLOCK = (
     "num_attention_heads_per_layer",
 )  # fmt: skip
 """Fields of configurations that are lists with an entry for each block."""
+
+READS_ALL_BLOCKS = "contact_head.regression.weight"
+"""ESM's matrix that reads the attention of all heads, those of the first block first."""
 
 PLACE = ("training", "layer_idx", "layer_id", "has_relative_attention_bias", "drop_prob", "seed")
 """What may differ between blocks that compute the same: the number of their place, rates and seeds that grow with it,

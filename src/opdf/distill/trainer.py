@@ -96,6 +96,9 @@ class DistillationTrainer(CheckpointedTrainer):
             quantized, the training data are no rows, or the optimizer cannot step cores.
     """
 
+    loss_is_scaled_for_ga = True
+    """This class normalises its loss over the whole accumulation window by itself, see `compute_loss`."""
+
     def __init__(
         self,
         model: nn.Module | None = None,
@@ -152,9 +155,7 @@ class DistillationTrainer(CheckpointedTrainer):
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )  # fmt: skip
         self._check_given(optimizers)
-        # This class normalises its loss over the whole accumulation window by itself, see compute_loss.
         self.model_accepts_loss_kwargs = False
-        self.loss_is_scaled_for_ga = True
         self._settle()
         self._is_made = True
         self.add_callback(_ObjectiveHooks(self))
@@ -191,6 +192,11 @@ class DistillationTrainer(CheckpointedTrainer):
         if teacher is not None and not frozen:
             self._bring_back(teacher)
         self.overparameterization = plan_student(student, teacher, self.method, self.overparam, self.constraint, args)
+        if not any(p.requires_grad for p in student.parameters()):
+            raise ValueError(
+                "the student's weights are all frozen, as a teacher's are, or those that peft has merged; give "
+                "student.requires_grad_(True), or leave those that are to be trained unfrozen"
+            )
         self._options = self.method.options  # a callback may change them on the way (an annealed temperature)
         self.method.unshared, self.method.prepared_for = unshared_inputs([student, *teachers]), self._mark
         check_labels(student, self._given_rows)
@@ -519,8 +525,9 @@ class DistillationTrainer(CheckpointedTrainer):
                 "return_outputs is True in training, where the objective runs the models and keeps their outputs; add "
                 "to its loss in an Objective of your own, or ask under torch.no_grad() for the student's own loss"
             )
-        if num_items_in_batch is None:
-            num_items_in_batch = self.method.count_items(model, inputs)
+        if num_items_in_batch is None:  # a subclass did not pass it on
+            _, items = self._window if self.is_in_train else ([], None)
+            num_items_in_batch = self.method.count_items(model, inputs) if items is None else items
         with self.accelerator.autocast():
             losses = self.method.losses(model, self.teacher, inputs, torch.as_tensor(num_items_in_batch))
         for name, value in losses.parts.items():

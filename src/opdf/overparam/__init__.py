@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from opdf.overparam.owner import OwnerOptimizer
     from opdf.overparam.plan import OverParameterization, overparameterize
     from opdf.overparam.rollback import rolled_back
-    from opdf.overparam.select import Matrix, block_lists, find_matrices
+    from opdf.overparam.select import Matrix, block_lists, find_matrices, lists_beside
     from opdf.overparam.sharding import gathered, local, scattered, whole
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "block_lists",
     "find_matrices",
     "gathered",
+    "lists_beside",
     "local",
     "overparameterize",
     "rolled_back",

@@ -155,7 +155,8 @@ def _check_patterns(patterns: Sequence[str], candidates: Sequence[Matrix], argum
 
 
 def _candidates(model: nn.Module) -> Iterator[Matrix]:
-    lists = {name: list(model.get_submodule(name)._modules) for name in block_lists(model)}
+    named = [name for blocks in block_lists(model) for name in (blocks, *lists_beside(model, blocks))]
+    lists = {name: list(model.get_submodule(name)._modules) for name in named}
     for module_name, module in model.named_modules():
         for parameter_name, transposed in _weights_of(module):
             weight = getattr(module, parameter_name)
@@ -191,6 +192,17 @@ def block_lists(model: nn.Module) -> list[str]:
         if isinstance(module, nn.ModuleList | nn.Sequential) and len(module) and all(map(_has_attention, module))
     }
     return [name for name in lists if not any(other.startswith(f"{name}.") for other in lists)]
+
+
+def lists_beside(model: nn.Module, blocks: str) -> list[str]:
+    """Names of lists beside one of blocks that have an entry for each of them, as XLM's of feed-forwards and norms."""
+    if not blocks:  # the model itself is the list
+        return []
+    owner, depth = blocks.rpartition(".")[0], len(list(model.get_submodule(blocks).children()))
+    beside = ((f"{owner}.{name}" if owner else name, m) for name, m in model.get_submodule(owner).named_children())
+    return [
+        name for name, module in beside if name != blocks and isinstance(module, nn.ModuleList) and len(module) == depth
+    ]
 
 
 def _has_attention(module: nn.Module) -> bool:

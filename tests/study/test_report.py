@@ -31,6 +31,7 @@ from opdf.study.report import (
     notes,
     rates_table,
     read_results,
+    score_rows,
     summary,
     units,
     write_report,
@@ -136,6 +137,20 @@ def test_the_table_of_rates_has_the_validation_scores() -> None:
 
 def outcome_score(cell: Cell) -> float:
     return float((np.asarray(outcome(cell).predictions) == labels(cell.setting, cell.seed)).mean())
+
+
+def test_a_mean_of_scores_of_which_one_is_none_is_none() -> None:
+    """As in the differences and verdicts; pandas would take the mean of the others."""
+    found = results()
+    run = next(r for r in found["runs"] if (r["setting"], r["variant"], r["rate"]) == ("goods", "OPDF", 2e-4))
+    run["test"] = run["validation"] = math.nan
+    rows = {line.split("|")[1].strip(): line.split("|") for line in summary(found).splitlines()}
+    assert [cell.strip() for cell in rows["OPDF"][2:4]] == [rows["OPDF"][2].strip(), "nan (0.0002)"]
+    assert "nan" not in rows["OPDF"][2]
+    assert [cell.strip() for cell in rates_table(found).splitlines()[-1].split("|")[3:-1]] == ["80.0", "nan", "80.0"]
+    shown = {row["variant"]: row for row in score_rows(Results(found))[1]["rows"]}
+    assert shown["OPDF"]["test"] == shown["OPDF"]["validation"] == "nan ± nan"
+    assert "nan" not in shown["KD"]["test"]
 
 
 def test_the_page_needs_nothing_else(report: Path) -> None:

@@ -18,6 +18,7 @@ from opdf.study.figures import Picture, Results, pictures, svg
 from opdf.study.judge import POINT
 from opdf.study.markdown import table
 from opdf.study.results import DIVERGED, POOLED
+from opdf.study.scale import mean_of
 
 SIGNS = dict(zip("osD^vPX*<>", "●■◆▲▼✚✖★◀▶", strict=True)) | {"-": "━", "--": "╍", ":": "┈"}
 """Characters for matplotlib's markers and lines in a legend of text."""
@@ -149,7 +150,7 @@ def summary(results: dict[str, Any]) -> str:
     for cost in cost_rows(seen):
         variant = cost["variant"]
         at = [
-            f"{seen.scale(s).text(seen.of(s, variant)['test'].mean())} ({seen.rates[s][variant]:g})" for s in settings
+            f"{seen.scale(s).text(mean_of(seen.of(s, variant)['test']))} ({seen.rates[s][variant]:g})" for s in settings
         ]
         found = [effects.get((where, variant, rate)) for rate in ("best", "equal")]
         against = ["" if e is None else f"{100 * e['mean']:+.1f} [{_interval(e, ', ')}]" for e in found]
@@ -170,7 +171,7 @@ def rates_table(results: dict[str, Any]) -> str:
         scale = seen.scale(setting)
         for variant in seen.variants:
             some = seen.of(setting, variant, chosen=False)
-            means = some[some.seed.isin(seen.seeds[setting])].groupby("rate")["validation"].mean()
+            means = some[some.seed.isin(seen.seeds[setting])].groupby("rate")["validation"].agg(mean_of)
             rows.append((_head(seen, setting), variant, *(scale.text(means[rate]) for rate in seen.plan["rates"])))
     heads = ("setting", "variant", *(f"{rate:g}" for rate in seen.plan["rates"]))
     return table(rows, heads)

@@ -153,6 +153,22 @@ def test_a_mean_of_scores_of_which_one_is_none_is_none() -> None:
     assert "nan" not in shown["KD"]["test"]
 
 
+def test_the_way_is_a_mean_of_all_seeds_where_their_steps_differ() -> None:
+    """As where epochs are counted and a seed's split has other rows."""
+    found = results()
+    for run in found["runs"]:
+        more = run["seed"]  # seed 2 has 2 steps more than seed 0
+        run["facts"]["steps"] = 66 + more
+        run["facts"]["scores"] = [
+            {"step": round((66 + more) / 2**k) if k else 0, "seconds": 0.1 * k, "validation": 0.1 * run["seed"]}
+            for k in (0, 5, 4, 3, 2, 1)
+        ]
+        run["validation"] = 0.1 * run["seed"]
+    way = next(picture for picture in pictures(found) if picture.name == "way")
+    for line in way.panel("films").axes[0].get_lines()[: len(PLAN.variants)]:
+        assert np.asarray(line.get_ydata()) == pytest.approx([10.0] * 7)
+
+
 def test_the_page_needs_nothing_else(report: Path) -> None:
     page = report.read_text()
     assert not re.search(r"<(script|link|img|iframe)|@import|url\(\s*['\"]?http|src=", page)

@@ -259,7 +259,9 @@ def way(seen: Results) -> Picture:
         for variant in seen.variants:
             points = pd.DataFrame([p for run in seen.of(setting, variant).itertuples() for p in seen.way(run)])
             if len(points):
-                mean = points.groupby("step")[["seconds", "validation"]].mean()
+                # Seeds can differ in their number of steps, of which each was scored after its own half.
+                part = np.log2((points["step"] / points["step"].max()).clip(lower=1e-9)).round()
+                mean = points.groupby(part)[["seconds", "validation"]].mean()
                 times += [t for t in mean["seconds"] if t > 0]
                 axis.plot(mean["seconds"], scale.shown(mean["validation"]), marker=seen.marker(variant), markersize=4,
                           color=seen.colour(variant), linewidth=1.2)  # fmt: skip

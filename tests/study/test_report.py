@@ -448,3 +448,14 @@ def test_cautions_name_edges_divergence_and_chance() -> None:
     assert not any("diverged" in line for line in lines)
     next(run for run in found["runs"] if run["variant"] == "SVD")["facts"][DIVERGED] = 3
     assert any(line.endswith("runs of SVD diverged; they count as knowing nothing.") for line in cautions(found))
+
+
+def test_runs_of_several_versions_are_named() -> None:
+    """A study that goes on with another version keeps the runs that it has."""
+    found = results()
+    for run in found["runs"]:
+        run["facts"]["versions"] = {"opdf": "0.1.0", "torch": "2.13.0"}
+    assert not any("versions" in line for line in cautions(found))
+    next(run for run in found["runs"] if run["variant"] == "OPDF")["facts"]["versions"]["opdf"] = "0.2.0"
+    (line,) = [line for line in cautions(found) if "versions" in line]
+    assert line.startswith("Runs were made with several versions: opdf 0.1.0 and 0.2.0. ")

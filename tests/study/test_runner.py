@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tests.study.example import OPDF, STUDY, config
 
-from opdf.job import UserError
+from opdf.job import UserError, versions
 from opdf.job.job import Job
 from opdf.job.prepared import prepare_data
 from opdf.job.scoring import answers
@@ -41,6 +41,7 @@ def test_a_diverged_student_is_taken_to_answer_zero(tmp_path: Path) -> None:
     assert [entry["step"] for entry in outcome.facts["spectra"]["steps"]] == [1, 2]  # the first moving step is bounded
     assert "decompose_seconds" not in outcome.facts
     assert outcome.facts["train_examples"] == 64
+    assert outcome.facts["versions"] == versions()
     assert outcome.facts["test_labels"] == labels_digest(made.study._labels({}, "digits/64", 0))
     assert 0 < outcome.facts["start_seconds"] < 60
 

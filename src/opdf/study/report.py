@@ -106,7 +106,9 @@ def notes(results: dict[str, Any]) -> list[str]:
 
 
 def cautions(results: dict[str, Any]) -> list[str]:
-    """Warnings about the conclusions: rates at the edge of the grid, several teachers, diverged runs, chance."""
+    """Warnings about the conclusions: rates at the edge of the grid, several teachers, diverged runs, runs of several
+    versions, chance.
+    """
     grid = sorted(results["plan"]["rates"])
     chosen = [(f"{v} on {s}", rate) for s, rates in results["rates"].items() for v, rate in rates.items()]
     found = []
@@ -122,6 +124,11 @@ def cautions(results: dict[str, Any]) -> list[str]:
         some = [DIVERGED in run["facts"] for run in results["runs"] if run["variant"] == variant]
         if any(some):
             found.append(f"{sum(some)} of {len(some)} runs of {variant} diverged; they count as knowing nothing.")
+    if others := _several_versions(results):
+        found.append(
+            f"Runs were made with several versions: {'; '.join(others)}. A difference between variants may come from "
+            "that."
+        )
     if "perplexity" in units(results):
         found.append(POINT)
     if len(results["effects"]) > 2:
@@ -130,6 +137,15 @@ def cautions(results: dict[str, Any]) -> list[str]:
             "zero all the same: what is ahead here has to be ahead again on new seeds."
         )
     return found
+
+
+def _several_versions(results: dict[str, Any]) -> list[str]:
+    """Packages of which the runs had several versions, with these; runs of old have none noted."""
+    made: dict[str, dict[str, None]] = {}
+    for run in results["runs"]:
+        for name, version in run["facts"].get("versions", {}).items():
+            made.setdefault(name, {})[version] = None
+    return [f"{name} {' and '.join(some)}" for name, some in made.items() if len(some) > 1]
 
 
 def summary(results: dict[str, Any]) -> str:

@@ -32,6 +32,7 @@ from opdf.job import (
     ready_teacher,
     scores,
     student_trainer,
+    versions,
     write_json,
 )
 from opdf.study.judge import Judge, answers_of, labels_of
@@ -83,6 +84,7 @@ class Runner:
         """A new student's scores after its training, and the facts of that."""
         prepared = taught.prepared
         facts: dict[str, Any] = {"teacher": taught.scores, "train_examples": len(prepared.data["train"])}
+        facts["versions"] = versions()
         if timed := self._timed(cell, taught):
             config = replace(config, training=config.training | {"max_steps": timed["steps"]})
             facts["as_long_as"] = timed

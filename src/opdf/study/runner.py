@@ -21,6 +21,7 @@ from opdf.distill import DistillationTrainer, TrainingDiverged
 from opdf.job import (
     DistillConfig,
     Job,
+    Stopped,
     UserError,
     check_fit,
     evaluator,
@@ -168,6 +169,7 @@ class Runner:
 
         Raises:
             InUseError: another process trains this teacher.
+            Stopped: a signal came while it trained.
             UserError: its training diverged, or it could not be made before.
         """
         key = self.study.teacher_key(config)
@@ -175,7 +177,7 @@ class Runner:
             raise UserError(self._failed[key])
         try:
             return self._made(key, config)
-        except InUseError:
+        except (InUseError, Stopped):
             raise
         except TrainingDiverged as error:
             self._failed[key] = f"the teacher's {error}"

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,10 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from jobs import TEXTS, WORDS, bert
 from opdf.data import Task
 from opdf.job import predict, run
-from opdf.job.card import card_data, hub_name, teacher_of
+from opdf.job.card import card_data, facts, hub_name, teacher_of
 from opdf.job.config import DataConfig, DistillConfig, TeacherConfig
 from opdf.job.options import fill
+from opdf.overparam import Constraint
 
 CONFIG: dict[str, Any] = {
     "data": {"name": "digits"},
@@ -90,6 +92,17 @@ def test_only_names_of_the_hub_are_linked(tmp_path: Path, monkeypatch: Any) -> N
     local = DistillConfig(teacher=TeacherConfig(model=folder), data=DataConfig(name=str(tmp_path / "x.csv")))
     assert teacher_of(local) == "bert"
     assert str(tmp_path) not in card_data(local, metrics, task).to_yaml()
+
+
+def test_how_strong_a_constraint_was_is_known_of_logged_steps_alone() -> None:
+    metrics = dict.fromkeys(("train_params", "inference_params", "steps", "train_seconds", "seed"), 1)
+    said = facts(
+        DistillConfig(constraint=Constraint(weight=0.5)),
+        metrics | {"versions": {}, "constraint_grad_ratio": 0.25},
+        SimpleNamespace(raw={}),  # type: ignore[arg-type]
+    )
+    line = "its gradient at most 0.25 of the distillation loss's, of the steps that were logged"
+    assert dict(said)["constraint loss"].endswith(line)
 
 
 @pytest.fixture(scope="module")

@@ -124,6 +124,16 @@ def test_words_that_stand_at_other_places_are_not_paired() -> None:
     assert found.mean == 0
 
 
+def test_scores_that_cannot_be_compared_are_named() -> None:
+    first = {"run": "one", "metric": "f1", "same_examples": True, "against": None}
+    assert remarks([first, first | {"run": "two"}]) == [
+        "Other tokens than one's, or texts that are cut elsewhere: two. Their scores cannot be compared with its."
+    ]
+    first["metric"] = "agreement"
+    (line,) = remarks([first, first | {"run": "two"}])
+    assert line.startswith("Agreement is with each run's own teacher")
+
+
 def test_what_cannot_be_compared(tmp_path: Path) -> None:
     run(digits(one := tmp_path / "one"))
     with pytest.raises(ValueError, match="give two or more"):

@@ -31,6 +31,7 @@ from opdf.study.report import (
     notes,
     rates_table,
     read_results,
+    score_rows,
     summary,
     units,
     write_report,
@@ -136,6 +137,47 @@ def test_the_table_of_rates_has_the_validation_scores() -> None:
 
 def outcome_score(cell: Cell) -> float:
     return float((np.asarray(outcome(cell).predictions) == labels(cell.setting, cell.seed)).mean())
+
+
+def test_a_mean_of_scores_of_which_one_is_none_is_none() -> None:
+    """As in the differences and verdicts; pandas would take the mean of the others."""
+    found = results()
+    run = next(r for r in found["runs"] if (r["setting"], r["variant"], r["rate"]) == ("goods", "OPDF", 2e-4))
+    run["test"] = run["validation"] = math.nan
+    rows = {line.split("|")[1].strip(): line.split("|") for line in summary(found).splitlines()}
+    assert [cell.strip() for cell in rows["OPDF"][2:4]] == [rows["OPDF"][2].strip(), "nan (0.0002)"]
+    assert "nan" not in rows["OPDF"][2]
+    assert [cell.strip() for cell in rates_table(found).splitlines()[-1].split("|")[3:-1]] == ["80.0", "nan", "80.0"]
+    shown = {row["variant"]: row for row in score_rows(Results(found))[1]["rows"]}
+    assert shown["OPDF"]["test"] == shown["OPDF"]["validation"] == "nan ± nan"
+    assert "nan" not in shown["KD"]["test"]
+
+
+def test_the_way_is_a_mean_of_all_seeds_where_their_steps_differ() -> None:
+    """As where epochs are counted and a seed's split has other rows."""
+    found = results()
+    for run in found["runs"]:
+        more = run["seed"]  # seed 2 has 2 steps more than seed 0
+        run["facts"]["steps"] = 66 + more
+        run["facts"]["scores"] = [
+            {"step": round((66 + more) / 2**k) if k else 0, "seconds": 0.1 * k, "validation": 0.1 * run["seed"]}
+            for k in (0, 5, 4, 3, 2, 1)
+        ]
+        run["validation"] = 0.1 * run["seed"]
+    way = next(picture for picture in pictures(found) if picture.name == "way")
+    for line in way.panel("films").axes[0].get_lines()[: len(PLAN.variants)]:
+        assert np.asarray(line.get_ydata()) == pytest.approx([10.0] * 7)
+
+
+def test_the_loss_is_a_mean_of_all_seeds_where_their_curves_were_thinned_otherwise() -> None:
+    found = results()
+    for run in found["runs"]:
+        every = 1 if run["seed"] == 0 else 2  # as of 40 and of 41 losses
+        run["facts"]["curve"] = [{"step": step, "loss": float(run["seed"])} for step in range(1, 9, every)]
+    curves = next(picture for picture in pictures(found) if picture.name == "curves")
+    for line in curves.panel("films").axes[0].get_lines():
+        assert list(line.get_xdata()) == [1, 3, 5, 7]
+        assert set(line.get_ydata()) == {1.0}
 
 
 def test_the_page_needs_nothing_else(report: Path) -> None:
@@ -417,3 +459,14 @@ def test_cautions_name_edges_divergence_and_chance() -> None:
     assert not any("diverged" in line for line in lines)
     next(run for run in found["runs"] if run["variant"] == "SVD")["facts"][DIVERGED] = 3
     assert any(line.endswith("runs of SVD diverged; they count as knowing nothing.") for line in cautions(found))
+
+
+def test_runs_of_several_versions_are_named() -> None:
+    """A study that goes on with another version keeps the runs that it has."""
+    found = results()
+    for run in found["runs"]:
+        run["facts"]["versions"] = {"opdf": "0.1.0", "torch": "2.13.0"}
+    assert not any("versions" in line for line in cautions(found))
+    next(run for run in found["runs"] if run["variant"] == "OPDF")["facts"]["versions"]["opdf"] = "0.2.0"
+    (line,) = [line for line in cautions(found) if "versions" in line]
+    assert line.startswith("Runs were made with several versions: opdf 0.1.0 and 0.2.0. ")

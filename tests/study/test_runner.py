@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 import weakref
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from tests.study.example import OPDF, STUDY, config
 
-from opdf.job import UserError
+from opdf.job import Stopped, UserError, versions
 from opdf.job.job import Job
 from opdf.job.prepared import prepare_data
 from opdf.job.scoring import answers
@@ -41,6 +42,7 @@ def test_a_diverged_student_is_taken_to_answer_zero(tmp_path: Path) -> None:
     assert [entry["step"] for entry in outcome.facts["spectra"]["steps"]] == [1, 2]  # the first moving step is bounded
     assert "decompose_seconds" not in outcome.facts
     assert outcome.facts["train_examples"] == 64
+    assert outcome.facts["versions"] == versions()
     assert outcome.facts["test_labels"] == labels_digest(made.study._labels({}, "digits/64", 0))
     assert 0 < outcome.facts["start_seconds"] < 60
 
@@ -65,6 +67,19 @@ def test_a_teacher_that_diverges_is_trained_once(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the teacher's training diverged"):
         made.run(Cell(0, "digits/64", "OPDF", 1e-3))
     assert not log.exists()
+
+
+def test_a_teacher_that_a_signal_stopped_is_not_one_that_cannot_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: Any) -> None:
+        raise Stopped(signal.SIGINT, "step 5 of the teacher is saved")
+
+    made = runner(tmp_path)
+    monkeypatch.setattr(made, "_made", stopped)
+    with pytest.raises(Stopped):
+        made._taught(made.study.config("digits/64", "KD"))
+    assert made._failed == {}
 
 
 @pytest.mark.slow

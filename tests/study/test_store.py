@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from opdf.job import Stopped
 from opdf.study.plan import Cell, Plan
 from opdf.study.store import InUseError, Outcome, Store, held
 from opdf.study.workers import forks
@@ -94,6 +95,17 @@ def test_a_failed_run_is_left_and_tried_again_when_that_is_asked(tmp_path: Path)
     assert store.failures() == {}
     store.work(outcome)
     assert store.missing() == []
+
+
+def test_a_signal_ends_the_work_and_is_no_failure_of_a_run(tmp_path: Path) -> None:
+    def stopped(cell: Cell) -> Outcome:
+        raise Stopped(signal.SIGINT, "its teacher is saved")
+
+    store = open_store(tmp_path)
+    with pytest.raises(Stopped):
+        store.work(stopped)
+    assert store.missing() == list(CELLS)
+    assert store.failures() == {}
 
 
 def test_a_run_that_waits_for_another_process_lets_the_others_go_first(tmp_path: Path) -> None:

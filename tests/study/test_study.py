@@ -298,6 +298,21 @@ def test_bad_studies(tmp_path: Path, changes: dict[str, Any], message: str) -> N
         Study(config(tmp_path, **changes)).check()
 
 
+def test_a_size_that_some_seed_does_not_have_is_refused(tmp_path: Path) -> None:
+    """Rows that say the same stay together, so that seeds leave other numbers of them for training."""
+    rows = [f'{{"text": "w{k if k < 20 else k // 10}", "label": {k % 2}}}' for k in range(60)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    task = {"texts": {"data": {"name": str(tmp_path / "rows.jsonl")}}}
+    study = Study(config(tmp_path, tasks=task, train_sizes=[60]))
+    (most, first), *_, (least, last) = sorted(
+        ((len(study.loaded("texts/60", seed)[0]["train"]), seed) for seed in range(4)), reverse=True
+    )
+    assert least < most
+    message = rf"train_sizes holds {most}, and texts has {least} training examples with seed {last}; give"
+    with pytest.raises(UserError, match=message):
+        Study(config(tmp_path, tasks=task, train_sizes=[most], seeds=[first, last])).check()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_committed_studies_are_as_large_as_their_first_lines_say(path: Path) -> None:

@@ -128,16 +128,30 @@ if __name__ == "__main__":
 """
 
 
+def children_of(process: psutil.Process) -> list[psutil.Process]:
+    """None of one that has just ended."""
+    try:
+        return process.children()
+    except psutil.NoSuchProcess:
+        return []
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, -15), (signal.SIGKILL, -9)])
-def test_workers_end_with_the_sweep(tmp_path: Path, sent: signal.Signals, status: int) -> None:
-    endless = STUDY["common"] | {"training": {"max_steps": 100_000, "dataloader_num_workers": 1}}
+@pytest.mark.parametrize(
+    ("sent", "status", "who"),
+    [(signal.SIGINT, 130, "student"), (signal.SIGTERM, -15, "student"), (signal.SIGKILL, -9, "student"),
+     (signal.SIGINT, 130, "teacher")],
+)  # fmt: skip
+def test_workers_end_with_the_sweep(tmp_path: Path, sent: signal.Signals, status: int, who: str) -> None:
+    training = {"training": {"max_steps": 100_000, "dataloader_num_workers": 1}}
+    common: dict[str, Any] = STUDY["common"]
+    endless = common | (training if who == "student" else {"teacher": common["teacher"] | training})
     write_yaml(config(tmp_path, common=endless), tmp_path / "study.yaml")
     script = tmp_path / "script.py"
     script.write_text(FROM_A_TERMINAL)
     started = subprocess.Popen([sys.executable, script, tmp_path / "study.yaml"], stderr=subprocess.DEVNULL)
     begun = psutil.Process(started.pid)
-    while not any(worker.children() for worker in begun.children()):  # which load the student's data
+    while not any(children_of(worker) for worker in begun.children()):  # which load the data of what is trained
         assert started.poll() is None
         time.sleep(0.1)
     processes = begun.children(recursive=True)

@@ -178,7 +178,8 @@ def facts(config: DistillConfig, metrics: dict[str, Any], prepared: Prepared) ->
     rows = [f"{len(rows):,} {part}" for part, rows in prepared.raw.items()]
     pulled = f"weight {constraint.weight}, layers {constraint.layer_map}" if constraint else "none"
     if metrics["constraint_grad_ratio"] is not None:
-        pulled += f"; its gradient at most {metrics['constraint_grad_ratio']:.2g} of the distillation loss's"
+        ratio = metrics["constraint_grad_ratio"]
+        pulled += f"; its gradient at most {ratio:.2g} of the distillation loss's, of the steps that were logged"
     return [
         ("data", f"{data_of(config)}: {', '.join(rows)} rows, seed {config.data.seed}"),
         ("teacher", teacher_of(config)),

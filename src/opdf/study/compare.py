@@ -151,8 +151,10 @@ def remarks(rows: Sequence[dict[str, Any]]) -> list[str]:
     if other := [row["run"] for row in rows[1:] if _of_other_tokens(row)]:
         found.append(
             f"Other tokens than {rows[0]['run']}'s, or texts that are cut elsewhere: {' and '.join(other)}. Their "
-            "perplexities cannot be compared with its."
+            f"{'perplexities' if rows[0]['metric'] == 'perplexity' else 'scores'} cannot be compared with its."
         )
+    if sum(row["metric"] == "agreement" for row in rows) > 1:
+        found.append("Agreement is with each run's own teacher: with another teacher it cannot be compared.")
     if any(row["against"] and row["metric"] == "perplexity" for row in rows):
         found.append(POINT)
     if any(row["against"] for row in rows):
@@ -176,8 +178,11 @@ def _row(run: Finished, first: Finished, one: float, many: float) -> dict[str, A
 
 
 def _of_other_tokens(row: dict[str, Any]) -> bool:
-    """Of a row but the first: its test examples are the first's, and the tokens that are scored are not."""
-    return row["metric"] == "perplexity" and row["same_examples"] and row["against"] is None
+    """Of a row but the first: its test examples are the first's, and the tokens that are scored are not.
+
+    Answers to a teacher alone are not paired either, and have the metric "agreement".
+    """
+    return row["metric"] != "agreement" and row["same_examples"] and row["against"] is None
 
 
 def _percent(score: float | None) -> str:

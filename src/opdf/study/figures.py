@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from opdf.study.results import POOLED
+from opdf.study.results import DIVERGED, POOLED
 from opdf.study.scale import Scale
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
@@ -259,7 +259,9 @@ def way(seen: Results) -> Picture:
         for variant in seen.variants:
             points = pd.DataFrame([p for run in seen.of(setting, variant).itertuples() for p in seen.way(run)])
             if len(points):
-                mean = points.groupby("step")[["seconds", "validation"]].mean()
+                # Seeds can differ in their number of steps, of which each was scored after its own half.
+                part = np.log2((points["step"] / points["step"].max()).clip(lower=1e-9)).round()
+                mean = points.groupby(part)[["seconds", "validation"]].mean()
                 times += [t for t in mean["seconds"] if t > 0]
                 axis.plot(mean["seconds"], scale.shown(mean["validation"]), marker=seen.marker(variant), markersize=4,
                           color=seen.colour(variant), linewidth=1.2)  # fmt: skip
@@ -315,9 +317,11 @@ def losses(seen: Results) -> Picture:
 
     def draw(axis: Axes, setting: str) -> None:
         for variant in seen.variants:
-            points = [p for facts in seen.of(setting, variant)["facts"] for p in facts.get("curve", [])]
-            if points:
-                mean = pd.DataFrame(points).groupby("step")["loss"].mean()
+            runs = [facts for facts in seen.of(setting, variant)["facts"] if facts.get("curve")]
+            if runs:
+                steps = pd.DataFrame([p for facts in runs for p in facts["curve"]]).groupby("step")["loss"]
+                whole = sum(DIVERGED not in facts for facts in runs)
+                mean = steps.mean()[steps.size() >= whole]  # curves of other lengths were thinned out otherwise
                 marker = seen.marker(variant) if len(mean) <= FEW else None
                 axis.plot(mean.index, mean, color=seen.colour(variant), linewidth=1.2, marker=marker, markersize=4)
         axis.set(xlabel="optimizer step", ylabel="training loss")

@@ -18,6 +18,7 @@ from opdf.study.figures import Picture, Results, pictures, svg
 from opdf.study.judge import POINT
 from opdf.study.markdown import table
 from opdf.study.results import DIVERGED, POOLED
+from opdf.study.scale import mean_of
 
 SIGNS = dict(zip("osD^vPX*<>", "●■◆▲▼✚✖★◀▶", strict=True)) | {"-": "━", "--": "╍", ":": "┈"}
 """Characters for matplotlib's markers and lines in a legend of text."""
@@ -105,7 +106,9 @@ def notes(results: dict[str, Any]) -> list[str]:
 
 
 def cautions(results: dict[str, Any]) -> list[str]:
-    """Warnings about the conclusions: rates at the edge of the grid, several teachers, diverged runs, chance."""
+    """Warnings about the conclusions: rates at the edge of the grid, several teachers, diverged runs, runs of several
+    versions, chance.
+    """
     grid = sorted(results["plan"]["rates"])
     chosen = [(f"{v} on {s}", rate) for s, rates in results["rates"].items() for v, rate in rates.items()]
     found = []
@@ -121,6 +124,11 @@ def cautions(results: dict[str, Any]) -> list[str]:
         some = [DIVERGED in run["facts"] for run in results["runs"] if run["variant"] == variant]
         if any(some):
             found.append(f"{sum(some)} of {len(some)} runs of {variant} diverged; they count as knowing nothing.")
+    if others := _several_versions(results):
+        found.append(
+            f"Runs were made with several versions: {'; '.join(others)}. A difference between variants may come from "
+            "that."
+        )
     if "perplexity" in units(results):
         found.append(POINT)
     if len(results["effects"]) > 2:
@@ -129,6 +137,15 @@ def cautions(results: dict[str, Any]) -> list[str]:
             "zero all the same: what is ahead here has to be ahead again on new seeds."
         )
     return found
+
+
+def _several_versions(results: dict[str, Any]) -> list[str]:
+    """Packages of which the runs had several versions, with these; runs of old have none noted."""
+    made: dict[str, dict[str, None]] = {}
+    for run in results["runs"]:
+        for name, version in run["facts"].get("versions", {}).items():
+            made.setdefault(name, {})[version] = None
+    return [f"{name} {' and '.join(some)}" for name, some in made.items() if len(some) > 1]
 
 
 def summary(results: dict[str, Any]) -> str:
@@ -149,7 +166,7 @@ def summary(results: dict[str, Any]) -> str:
     for cost in cost_rows(seen):
         variant = cost["variant"]
         at = [
-            f"{seen.scale(s).text(seen.of(s, variant)['test'].mean())} ({seen.rates[s][variant]:g})" for s in settings
+            f"{seen.scale(s).text(mean_of(seen.of(s, variant)['test']))} ({seen.rates[s][variant]:g})" for s in settings
         ]
         found = [effects.get((where, variant, rate)) for rate in ("best", "equal")]
         against = ["" if e is None else f"{100 * e['mean']:+.1f} [{_interval(e, ', ')}]" for e in found]
@@ -170,7 +187,7 @@ def rates_table(results: dict[str, Any]) -> str:
         scale = seen.scale(setting)
         for variant in seen.variants:
             some = seen.of(setting, variant, chosen=False)
-            means = some[some.seed.isin(seen.seeds[setting])].groupby("rate")["validation"].mean()
+            means = some[some.seed.isin(seen.seeds[setting])].groupby("rate")["validation"].agg(mean_of)
             rows.append((_head(seen, setting), variant, *(scale.text(means[rate]) for rate in seen.plan["rates"])))
     heads = ("setting", "variant", *(f"{rate:g}" for rate in seen.plan["rates"]))
     return table(rows, heads)

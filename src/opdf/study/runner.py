@@ -21,6 +21,7 @@ from opdf.distill import DistillationTrainer, TrainingDiverged
 from opdf.job import (
     DistillConfig,
     Job,
+    Stopped,
     UserError,
     check_fit,
     evaluator,
@@ -32,6 +33,7 @@ from opdf.job import (
     ready_teacher,
     scores,
     student_trainer,
+    versions,
     write_json,
 )
 from opdf.study.judge import Judge, answers_of, labels_of
@@ -83,6 +85,7 @@ class Runner:
         """A new student's scores after its training, and the facts of that."""
         prepared = taught.prepared
         facts: dict[str, Any] = {"teacher": taught.scores, "train_examples": len(prepared.data["train"])}
+        facts["versions"] = versions()
         if timed := self._timed(cell, taught):
             config = replace(config, training=config.training | {"max_steps": timed["steps"]})
             facts["as_long_as"] = timed
@@ -166,6 +169,7 @@ class Runner:
 
         Raises:
             InUseError: another process trains this teacher.
+            Stopped: a signal came while it trained.
             UserError: its training diverged, or it could not be made before.
         """
         key = self.study.teacher_key(config)
@@ -173,7 +177,7 @@ class Runner:
             raise UserError(self._failed[key])
         try:
             return self._made(key, config)
-        except InUseError:
+        except (InUseError, Stopped):
             raise
         except TrainingDiverged as error:
             self._failed[key] = f"the teacher's {error}"

@@ -19,6 +19,11 @@ WORST = 1e6
 """Perplexity at which axes end. No vocabulary is as large, so that all tokens alike would be a better guess."""
 
 
+def mean_of(scores: Any) -> float:
+    """The mean; not a number if one score is none, which pandas would leave out."""
+    return float(np.mean(np.asarray(scores, float)))
+
+
 @dataclass(frozen=True)
 class Scale:
     """Scores of a metric, of which higher is better, and what a reader sees of them.
@@ -57,10 +62,10 @@ class Scale:
 
     def mean_and_spread(self, scores: Any) -> str:
         """With the standard deviation of what is shown."""
-        shown = self.shown(scores.mean())
+        shown = self.shown(mean_of(scores))
         if self.of_perplexity and shown > WORST:
-            return self.text(scores.mean())
-        spread = f" ± {np.std(self.shown(scores), ddof=1):.2f}" if len(scores) > 1 else ""
+            return self.text(mean_of(scores))
+        spread = f" ± {np.std(np.asarray(self.shown(scores)), ddof=1):.2f}" if len(scores) > 1 else ""
         return f"{shown:.2f}{spread}"
 
     def visible(self, low: float, high: float) -> tuple[float, float]:

@@ -14,6 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from opdf.files import replacing
+from opdf.job import Stopped
 from opdf.study.plan import Cell
 
 PAUSE = 2.0
@@ -109,6 +110,9 @@ class Store:
         Args:
             run: makes a run; one that raises `InUseError` is tried again after the others.
             order: all runs, those first that this process begins with; the keys' order if None.
+
+        Raises:
+            Stopped: a signal came.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         cells = list(order or self.keys)
@@ -129,7 +133,7 @@ class Store:
     def _make(self, cell: Cell, run: Callable[[Cell], Outcome]) -> None:
         try:
             self._write(cell, run(cell))
-        except InUseError:
+        except (InUseError, Stopped):
             raise
         except Exception:
             self._path(cell, "failed").write_text(f"{cell}\n{traceback.format_exc()}")

@@ -116,8 +116,8 @@ class Study:
         teachers: dict[str, Any] = {}
         done, first = self.store.outcomes(), self.plan.seeds[0]
         for setting in self.plan.settings:
-            data, task = self.loaded(setting, first)
-            self._check_size(setting, len(data["train"]))
+            self._check_size(setting)
+            _, task = self.loaded(setting, first)
             for variant in self.plan.variants:
                 config = self.config(setting, variant)
                 job = Job(config)
@@ -250,13 +250,19 @@ class Study:
                     "common or in tasks"
                 )
 
-    def _check_size(self, setting: str, rows: int) -> None:
-        """Refuse a size that the data do not have: they would stand there as more than they are."""
-        size = self._settings[setting]["data"]["train_limit"] if self.options.train_sizes else 0
+    def _check_size(self, setting: str) -> None:
+        """Refuse a size that the data do not have: they would stand there as more than they are.
+
+        How many rows are left for training depends on the seed, since rows that say the same stay together.
+        """
+        if not self.options.train_sizes:
+            return
+        size = self._settings[setting]["data"]["train_limit"]
+        rows, seed = min((len(self.loaded(setting, seed)[0]["train"]), seed) for seed in self.plan.seeds)
         if rows < size:
             raise UserError(
-                f"train_sizes holds {size}, and {setting.removesuffix(f'/{size}')} has {rows} training examples; give "
-                "sizes up to that"
+                f"train_sizes holds {size}, and {setting.removesuffix(f'/{size}')} has {rows} training examples with "
+                f"seed {seed}; give sizes up to that"
             )
 
     def _check_time(self, variant: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from opdf.files import check_writable
-from opdf.job import UserError, counting, quiet, write_json, write_yaml
+from opdf.job import Stopped, UserError, counting, quiet, write_json, write_yaml
 from opdf.study.config import StudyConfig
 from opdf.study.runner import Runner
 from opdf.study.study import Study
@@ -127,7 +127,10 @@ def _worker(config: StudyConfig, number: int, environment: dict[str, str]) -> No
         gc.freeze()  # collections after a run need not look through what was imported
         with quiet():
             study = Study(config)
-            study.store.work(Runner(study).run, study.plan.cells(number / config.workers))
+            try:
+                study.store.work(Runner(study).run, study.plan.cells(number / config.workers))
+            except Stopped:  # a teacher takes the signal itself, and saves where it is
+                _end()
 
 
 def _end_with_parent() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from opdf.distill.losses import count_labelled, labels_of, precise, task_loss
-from opdf.distill.models import inputs_of, kind_of
+from opdf.distill.models import kind_of, without_cache
 from opdf.distill.options import numbers
 
 
@@ -73,11 +73,7 @@ class Ensemble(nn.Module):
         inputs = {name: value for name, value in named.items() if value is not None}
         needs_labels = getattr(self.config, "is_encoder_decoder", False)  # which makes its decoder's inputs from them
         given = inputs | {"labels": labels} if needs_labels and labels is not None else inputs
-        found = []
-        for model in self.models:
-            cached = "use_cache" in (inputs_of(model) or ())  # with a cache, packed texts attend to those before them
-            found.append(model(**({"use_cache": False} | given if cached else given)).logits)
-        logits = self.mean(found, labels)
+        logits = self.mean([model(**(without_cache(model) | given)).logits for model in self.models], labels)
         loss = None
         if labels is not None:
             batch = inputs | {"labels": labels}

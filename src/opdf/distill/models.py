@@ -90,6 +90,14 @@ def inputs_of(model: nn.Module) -> frozenset[str] | None:
     return frozenset(found)
 
 
+def without_cache(model: nn.Module) -> dict[str, bool]:
+    """Options that run a decoder without its cache; none for other models.
+
+    With a cache transformers does not see where a packed text ends, and lets the next one attend to it.
+    """
+    return {"use_cache": False} if "use_cache" in (inputs_of(model) or ()) else {}
+
+
 def without_adapters(model: Any) -> Any:
     """The model that peft has put adapters into, of one of its own."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from opdf.data import Prepared
 from opdf.distill.arguments import asks_for_fsdp
 from opdf.distill.losses import Batch, items_by_example
-from opdf.distill.models import config_of, inputs_of, unwrapped
+from opdf.distill.models import config_of, inputs_of, unwrapped, without_cache
 from opdf.distill.outputs import BeforeTraining
 from opdf.distill.store import LogitsStore, StoreInfo
 from opdf.distill.teachers import check_frozen
@@ -146,18 +146,13 @@ class Objective:
         raise NotImplementedError
 
     def forward(self, model: nn.Module, batch: Batch, **options: Any) -> Any:
-        """A model's outputs without its own loss.
-
-        A decoder is run without its cache: with one, transformers does not see where a packed text ends, and lets the
-        next one attend to it.
+        """A model's outputs without its own loss, and of a decoder without its cache (`without_cache`).
 
         Raises:
             TypeError: they have no field `logits`, nor the `last_hidden_state` of a model without a head, nor the
                 `start_logits` of one that finds answers in a text.
         """
-        if "use_cache" in (inputs_of(model) or ()):
-            options = {"use_cache": False} | options
-        outputs = model(**model_inputs(model, self.batch_for(model, batch)), **options)
+        outputs = model(**model_inputs(model, self.batch_for(model, batch)), **(without_cache(model) | options))
         if not any(hasattr(outputs, name) for name in ("logits", "last_hidden_state", "start_logits")):
             raise TypeError(
                 f"the {type(unwrapped(model)).__name__} returned a {type(outputs).__name__}; return an object with a "

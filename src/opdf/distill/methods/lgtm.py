@@ -28,7 +28,7 @@ from opdf.data import Prepared
 from opdf.distill.arguments import asks_for_fsdp
 from opdf.distill.losses import Batch, distillation_loss, labels_of, task_loss
 from opdf.distill.methods.logits import TaskAndLogits
-from opdf.distill.models import inputs_of, output_layer
+from opdf.distill.models import output_layer, without_cache
 from opdf.distill.objective import Losses, model_inputs
 from opdf.distill.options import POSITIVE, flag, number, whole
 from opdf.overparam import rolled_back
@@ -240,9 +240,7 @@ class LGTM(TaskAndLogits):
         self, student: Any, weights: Mapping[str, Tensor], teacher: nn.Module, batch: Batch, num_items: Tensor
     ) -> Tensor:
         """The part of L_s that couples teacher and student, with the student at other `weights`."""
-        inputs: dict[str, Any] = dict(model_inputs(student, self.batch_for(student, batch)))
-        if "use_cache" in (inputs_of(student) or ()):
-            inputs["use_cache"] = False  # as in `forward`
+        inputs = {**model_inputs(student, self.batch_for(student, batch)), **without_cache(student)}  # as in `forward`
         ours = functional_call(student, dict(weights), kwargs=inputs).logits
         theirs = self.forward(teacher, batch).logits
         return self.alpha * distillation_loss(student, ours, theirs, batch, self.temperature) / num_items.expand(2)[0]
